@@ -1,0 +1,68 @@
+"""pytest-trainability: will this network train, and is that still true after this commit?
+
+The names below are loaded when they are first used, so that a pytest session that measures nothing pays for nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checks.bounds import Bound, at_least, at_most, within
+    from .errors import BoundError, CutError, ModelError, TrainabilityError, UsageError
+    from .measurement import Measurement, TrainabilityFailure, measure
+    from .records import Estimate, Names, Profile, Spectrum, Steps
+
+_HOME = {
+    "Bound": "checks.bounds",
+    "BoundError": "errors",
+    "CutError": "errors",
+    "Estimate": "records",
+    "Measurement": "measurement",
+    "ModelError": "errors",
+    "Names": "records",
+    "Profile": "records",
+    "Spectrum": "records",
+    "Steps": "records",
+    "TrainabilityError": "errors",
+    "TrainabilityFailure": "measurement",
+    "UsageError": "errors",
+    "at_least": "checks.bounds",
+    "at_most": "checks.bounds",
+    "measure": "measurement",
+    "within": "checks.bounds",
+}
+
+__all__ = [
+    "Bound",
+    "BoundError",
+    "CutError",
+    "Estimate",
+    "Measurement",
+    "ModelError",
+    "Names",
+    "Profile",
+    "Spectrum",
+    "Steps",
+    "TrainabilityError",
+    "TrainabilityFailure",
+    "UsageError",
+    "at_least",
+    "at_most",
+    "measure",
+    "within",
+]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Judging numbers: intervals, bounds, verdicts and likely causes. No tensors here."""

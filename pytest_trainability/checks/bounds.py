@@ -1,0 +1,155 @@
+"""Bounds: closed intervals that a measure must lie in."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ..errors import BoundError
+from ..records import format_number
+
+__all__ = ["Bound", "BoundLike", "as_bound", "at_least", "at_most", "parse_bound", "parse_bounds", "within"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The closed interval ``[low, high]``; None leaves an end open.
+
+    >>> within(0.05), at_least(1e-6), Bound(-5, 5).holds(-14.4)
+    (within(-0.05, 0.05), at_least(1e-06), False)
+    """
+
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            end = getattr(self, name)
+            if end is not None and (isinstance(end, bool) or not isinstance(end, (int, float)) or math.isnan(end)):
+                msg = f"the ends of a bound must be numbers, or None for an open end. Got {name}={end!r}."
+                raise BoundError(msg)
+        if self.low is None and self.high is None:
+            msg = "a bound must have at least one end. Got (None, None), which everything satisfies."
+            raise BoundError(msg)
+        if self.low is not None and self.high is not None and self.low > self.high:
+            msg = (
+                f"the lower end of a bound must not exceed the upper one. Got [{format_number(self.low)}, "
+                f"{format_number(self.high)}]. Swap them."
+            )
+            raise BoundError(msg)
+
+    def holds(self, value: float) -> bool:
+        """Whether ``low <= value <= high``; NaN never does."""
+        return (self.low is None or self.low <= value) and (self.high is None or value <= self.high) and value == value
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            sign, end = ("≥", self.low) if self.high is None else ("≤", self.high)
+            return f"must be {sign} {format_number(float(end or 0))}"
+        return f"must lie in [{format_number(self.low)}, {format_number(self.high)}]"
+
+    def __repr__(self) -> str:
+        if self.low is None:
+            return f"at_most({self.high!r})"
+        if self.high is None:
+            return f"at_least({self.low!r})"
+        return f"within({self.low!r}, {self.high!r})"
+
+
+BoundLike: TypeAlias = "Bound | tuple[float | None, float | None]"
+"""A bound, or ``(low, high)`` with None for an open end."""
+
+
+def within(low: float, high: float | None = None) -> Bound:
+    """Return the bound ``[low, high]``, or ``[-eps, eps]`` for ``within(eps)``."""
+    if high is None:
+        if isinstance(low, (int, float)) and low < 0:
+            msg = f"within(eps) means [-eps, eps] and eps must not be negative. Got {low!r}. For an interval: within(low, high)."
+            raise BoundError(msg)
+        return Bound(-low, low)
+    return Bound(low, high)
+
+
+def at_least(low: float) -> Bound:
+    """Return the bound ``[low, ∞)``."""
+    return Bound(low=low)
+
+
+def at_most(high: float) -> Bound:
+    """Return the bound ``(-∞, high]``."""
+    return Bound(high=high)
+
+
+def as_bound(value: Any, *, measure: str, where: str = "") -> Bound:
+    """Turn what a user wrote for ``measure`` into a bound.
+
+    Raises:
+        BoundError: It is no bound; the message says ``where`` it stands and what to write.
+    """
+    place = f"{where}: " if where else ""
+    if isinstance(value, Bound):
+        return value
+    try:
+        if isinstance(value, str):
+            return parse_bound(value)
+        if isinstance(value, (tuple, list)) and len(value) == 2:
+            return Bound(*value)
+    except BoundError as error:
+        raise BoundError(f"{place}{measure}: {error}") from None
+    hint = ""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        hint = f" For this number: within({value!r}), at_least({value!r}) or at_most({value!r})."
+    msg = (
+        f"{place}the bound of {measure} must be within(eps), within(low, high), at_least(x), at_most(x) or a tuple (low, "
+        f"high) with None for an open end. Got {value!r}.{hint}"
+    )
+    raise BoundError(msg)
+
+
+_INTERVAL = re.compile(r"\[\s*([^,\]]*?)\s*,\s*([^,\]]*?)\s*\]")
+_ONE_SIDED = re.compile(r"(>=|<=|≥|≤)\s*(\S+)")
+
+
+def parse_bound(text: str) -> Bound:
+    """Read ``"[-0.05, 0.05]"``, ``"[1e-6, ]"``, ``">= 1e-6"`` or ``"<= 0.9"``.
+
+    Raises:
+        BoundError: It is none of these.
+    """
+    text = text.strip()
+    if match := _INTERVAL.fullmatch(text):
+        low, high = (_end(part, text) for part in match.groups())
+        return Bound(low, high)
+    if match := _ONE_SIDED.fullmatch(text):
+        end = _end(match[2], text)
+        return Bound(low=end) if match[1] in {">=", "≥"} else Bound(high=end)
+    msg = f"a bound must be written as [low, high], >= low or <= high. Got {text!r}."
+    raise BoundError(msg)
+
+
+def _end(part: str, text: str) -> float | None:
+    if part in {"", "None", "none"}:
+        return None
+    try:
+        return float(part)
+    except ValueError:
+        msg = f"the ends of a bound must be numbers. Got {part!r} in {text!r}."
+        raise BoundError(msg) from None
+
+
+def parse_bounds(lines: list[str], *, where: str) -> dict[str, Bound]:
+    """Read lines such as ``lyapunov_max = [-0.05, 0.05]`` or ``gradient_norm >= 1e-6`` by measure name.
+
+    Raises:
+        BoundError: A line is none; the message says ``where`` it stands. Names are not checked here.
+    """
+    bounds = {}
+    for line in lines:
+        match = re.fullmatch(r"\s*(\w+)\s*(?:=(?!=)\s*)?([\[><≥≤].*)", line)
+        if match is None:
+            msg = f"{where} must hold lines such as 'lyapunov_max = [-0.05, 0.05]' or 'gradient_norm >= 1e-6'. Got {line!r}."
+            raise BoundError(msg)
+        bounds[match[1]] = as_bound(match[2], measure=match[1], where=where)
+    return bounds

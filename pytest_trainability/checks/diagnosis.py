@@ -1,0 +1,113 @@
+"""The likely cause of a failure, and the usual cure, from what is known about the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, median, pstdev
+
+from ..records import StepFacts, format_number
+
+__all__ = ["diagnose"]
+
+NEGLIGIBLE = 0.02
+"""Nats per step below which a step is called neutral."""
+
+_ACTIVATIONS = {
+    "TanhBackward0": "tanh",
+    "ReluBackward0": "relu",
+    "SigmoidBackward0": "sigmoid",
+    "GeluBackward0": "gelu",
+    "SiluBackward0": "silu",
+    "EluBackward0": "elu",
+    "LeakyReluBackward0": "leaky_relu",
+    "HardtanhBackward0": "hardtanh",
+    "SoftplusBackward0": "softplus",
+}
+_NORMALIZATIONS = ("BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm", "RMSNorm")
+
+
+def diagnose(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
+    """Say in a line or two why the gradient grows or shrinks along the chain.
+
+    Args:
+        growth: Growth rate of each step, nats, in program order.
+        facts: About each of these steps.
+
+    Returns:
+        Lines of text; none where there is nothing to say.
+    """
+    if not growth or len(growth) != len(facts):
+        return []
+    for index in range(len(growth) - 1, -1, -1):
+        if math.isnan(growth[index]):
+            return [f"the gradient is not finite from {facts[index].name} on: look for overflow or NaN there"]
+        if growth[index] == -math.inf:
+            return [_dead(facts[index])]
+    outlier = _outlier(growth)
+    if outlier is not None:
+        share = f"{growth[outlier]:+.2g} of {sum(growth):+.2g} nats"
+        return [f"{facts[outlier].name} alone contributes {share}: look at its initialization"]
+    return _steady(growth, facts)
+
+
+def _dead(facts: StepFacts) -> str:
+    if facts.weight_std == 0:
+        return f"{facts.name} has constant weights and lets no gradient through: is it initialized?"
+    return f"{facts.name} lets no gradient through: dead units, a zeroed branch without a skip, or a detach"
+
+
+def _outlier(growth: Sequence[float]) -> int | None:
+    """Return the step that makes up most of the total and stands far out of the others."""
+    if len(growth) < 4:
+        return None
+    index = max(range(len(growth)), key=lambda i: abs(growth[i]))
+    middle = median(growth)
+    spread = median(abs(g - middle) for g in growth)
+    rest = sum(growth) - growth[index]
+    far = abs(growth[index] - middle) > 10 * max(spread, NEGLIGIBLE)
+    return index if far and abs(growth[index]) > abs(rest) else None
+
+
+def _steady(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
+    rate = fmean(growth)
+    if abs(rate) < NEGLIGIBLE:
+        return []
+    steadily = "steadily" if pstdev(growth) < abs(rate) / 2 else "on average"
+    what = f"every step multiplies the gradient by {format_number(math.exp(rate))}, {steadily}"
+    middle = facts[len(facts) // 2]
+    cure = _residual_cure(rate, len(growth), middle) if _is_residual(middle) else _plain_cure(rate, middle)
+    return [what, *cure]
+
+
+def _is_residual(facts: StepFacts) -> bool:
+    return facts.weights > 1 and "AddBackward0" in facts.operations
+
+
+def _residual_cure(rate: float, count: int, facts: StepFacts) -> list[str]:
+    normalized = any(mark in name for name in facts.operations for mark in _NORMALIZATIONS)
+    if rate < 0:
+        return [
+            "residual steps should not shrink it: is the skip scaled, or is a norm on the stream itself (post-norm)?"
+        ]
+    scale = 1 / math.sqrt(2 * count)
+    cure = f"scale the branch's last projection by 1/sqrt(2 × {count}) = {format_number(scale)}"
+    return [cure if normalized else f"the branches have no normalization: add one before each, or {cure}"]
+
+
+def _plain_cure(rate: float, facts: StepFacts) -> list[str]:
+    if math.isnan(facts.weight_std) or facts.weight_std == 0 or facts.weights != 1:
+        return []
+    activation = next((_ACTIVATIONS[name] for name in facts.operations if name in _ACTIVATIONS), "no activation")
+    have = f"{facts.kind} weights of std {format_number(facts.weight_std)} with {activation}"
+    if activation == "sigmoid":
+        return [f"{have}: its slope is at most 1/4; use tanh or relu, or normalize each layer"]
+    if activation in {"relu", "leaky_relu"}:
+        he = math.sqrt(2 / facts.fan_in)
+        return [
+            f"{have}: He initialization for fan-in {facts.fan_in} has std {format_number(he)} (nn.init.kaiming_normal_)"
+        ]
+    needed = facts.weight_std * math.exp(-rate)
+    if rate > 0 and activation == "tanh":
+        needed = 1 / math.sqrt(facts.fan_in)
+    return [f"{have}: a gain of 1 at fan-in {facts.fan_in} needs about {format_number(needed)}"]

@@ -1,0 +1,134 @@
+"""No harm: whatever a measurement touches is afterwards bit for bit what it was."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["derived_seed", "preserved_model", "preserved_world", "seeded"]
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """Return the seed of one purpose ("inputs", "cotangent 0"), independent of that of every other purpose."""
+    digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def seeded(seed: int, *, cuda: bool = True) -> None:
+    """Seed every global generator a model may draw from: torch, ``random`` and, where it is loaded, numpy."""
+    torch.default_generator.manual_seed(seed)
+    if cuda and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+@contextmanager
+def preserved_world() -> Iterator[None]:
+    """Restore the global state of torch, ``random`` and numpy: generators, grad mode, default dtype, backend flags.
+
+    TF32 is off inside, so that the same float32 model has the same gradients on every device.
+    """
+    with ExitStack() as stack:
+        stack.callback(torch.default_generator.set_state, torch.default_generator.get_state())
+        if torch.cuda.is_initialized():
+            stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+        if torch.backends.mps.is_available():
+            stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+        stack.callback(random.setstate, random.getstate())
+        if "numpy" in sys.modules:
+            generator = sys.modules["numpy"].random
+            stack.callback(generator.set_state, generator.get_state())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        stack.callback(_set_backend_flags, _backend_flags())
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+def _backend_flags() -> dict[str, Any]:
+    return {
+        "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "deterministic_warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _set_backend_flags(flags: dict[str, Any]) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = flags["matmul_tf32"]
+    torch.backends.cudnn.allow_tf32 = flags["cudnn_tf32"]
+    torch.backends.cudnn.benchmark = flags["cudnn_benchmark"]
+    torch.backends.cudnn.deterministic = flags["cudnn_deterministic"]
+    if torch.are_deterministic_algorithms_enabled() != flags["deterministic"]:
+        torch.use_deterministic_algorithms(flags["deterministic"], warn_only=flags["deterministic_warn_only"])
+    if torch.get_num_threads() != flags["threads"]:
+        torch.set_num_threads(flags["threads"])
+
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def preserved_model(model: nn.Module) -> Iterator[None]:
+    """Restore parameters, buffers, ``.grad``, ``requires_grad``, attributes, flags and hooks of a user's module.
+
+    The attributes of every submodule are restored by reference (a counter, a cached mask); a list that the model
+    itself appends to keeps what was appended.
+    """
+    attributes = [(module, dict(vars(module)), _copied_tables(module)) for module in model.modules()]
+    tensors = [(tensor, tensor.detach().clone()) for tensor in _own_tensors(model)]
+    gradients = [(p, p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, saved, tables in attributes:
+            vars(module).clear()
+            vars(module).update(saved)
+            for name, table in tables.items():
+                current = vars(module)[name]
+                current.clear()
+                current.update(table)
+        for tensor, value in tensors:
+            if not torch.equal(tensor.data, value):
+                tensor.data.copy_(value)
+        for parameter, gradient, value, requires_grad in gradients:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+            if gradient is not None and value is not None and not torch.equal(gradient, value):
+                gradient.data.copy_(value)
+
+
+def _copied_tables(module: nn.Module) -> dict[str, Any]:
+    return {
+        name: copy.copy(table)
+        for name, table in vars(module).items()
+        if name in _TABLES or (name.endswith("_hooks") and hasattr(table, "update"))
+    }
+
+
+def _own_tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters, buffers and tensors kept as plain attributes that own their values."""
+    found: dict[int, Tensor] = {}
+    for module in model.modules():
+        kept = (value for value in vars(module).values() if isinstance(value, Tensor) and value.grad_fn is None)
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *kept):
+            if tensor is not None:
+                found[id(tensor)] = tensor
+    return list(found.values())

@@ -1,0 +1,367 @@
+"""Products of segments: pulling cotangents back through the chain, with QR against collapse onto the first."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from ..errors import ModelError, UsageError
+from .capture import Edge, edge_of
+from .chain import Chain
+from .isolation import derived_seed
+from .trees import norm
+
+__all__ = ["Frame", "Sweep", "find_frame", "loss_cotangent", "pull_back", "random_cotangents", "sweep"]
+
+Columns = list["Tensor | None"]
+"""Cotangents of one state: one tensor per edge, ``(k, *shape)`` for k of them; None is zero."""
+
+
+# Segment products ------------------------------------------------------------------------------------------------
+
+
+def pull_back(chain: Chain, index: int, columns: Columns, *, at_once: int | None = None) -> Columns:
+    """Apply ``J_lᵀ`` of segment ``l = index`` (1 … L) to k cotangents of state l.
+
+    Only nodes between the two states run, so that the product over all segments is one backward pass, bit for bit. An
+    edge that lies in both states is handed over as it is, beside what the segment adds to it.
+
+    Args:
+        chain: The chain.
+        index: Which segment.
+        columns: For each edge of state l a tensor ``(k, *shape)``, or None for zero.
+        at_once: How many cotangents at most are carried through autograd together; all of them unless given.
+
+    Returns:
+        For each edge of state l - 1 a tensor ``(k, *shape)``, or None for zero.
+    """
+    segment = chain.cut.segments[index - 1]
+    later, earlier = chain.cut.states[index], chain.cut.states[index - 1]
+    roots = [i for i in segment.roots if columns[i] is not None]
+    result: Columns = [None] * len(earlier)
+    if roots and segment.inputs:
+        sources = [columns[i] for i in roots]
+        found = _products(
+            [later[i] for i in roots],
+            [earlier[i] for i in segment.inputs],
+            [c for c in sources if c is not None],
+            at_once,
+        )
+        for i, product in zip(segment.inputs, found):
+            result[i] = product
+    for i, j in segment.passing:
+        skipped, added = columns[i], result[j]
+        result[j] = skipped if added is None else added if skipped is None else added + skipped
+    return result
+
+
+def _products(
+    outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Sequence[Tensor], at_once: int | None
+) -> list[Tensor | None]:
+    count = len(columns[0])
+    size = count if at_once is None else max(1, min(at_once, count))
+    parts: list[Sequence[Tensor | None]] = []
+    done = 0
+    while done < count:
+        chunk = [column[done : done + size] for column in columns]
+        try:
+            parts.append(_one_call(outputs, inputs, chunk))
+            done += size
+        except torch.OutOfMemoryError:
+            if size == 1:
+                msg = (
+                    "one cotangent must fit on the device beside the graph of one forward pass. It did not. Measure "
+                    "with a smaller batch, or on the CPU (device='cpu', --trainability-device=cpu)."
+                )
+                raise ModelError(msg) from None
+            size = math.ceil(size / 2)
+            torch.cuda.empty_cache()
+        except RuntimeError:
+            if size == 1:
+                raise
+            # An operator without a batching rule (custom autograd functions, mostly): one column after the other.
+            size = 1
+    return [None if part[0] is None else torch.cat([p for p in part if p is not None]) for part in zip(*parts)]
+
+
+def _one_call(outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    batched = len(columns[0]) > 1
+    with _barrier(inputs), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(batching rule|performance drop|vmap).*")
+        found = torch.autograd.grad(
+            [GradientEdge(*edge) for edge in outputs],
+            [GradientEdge(*edge) for edge in inputs],
+            list(columns) if batched else [column[0] for column in columns],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    return found if batched else [None if product is None else product.unsqueeze(0) for product in found]
+
+
+@contextmanager
+def _barrier(inputs: Sequence[Edge]) -> Iterator[None]:
+    """Let no gradient pass beyond the inputs.
+
+    Autograd collects what arrives at an input, but runs on through it where another input lies upstream, and would count
+    the paths between the two twice. Behind the barrier it meets undefined gradients, for which nothing is computed.
+    """
+    if len(inputs) < 2:
+        yield
+        return
+
+    def stop(arriving: tuple[Tensor | None, ...]) -> tuple[None, ...]:
+        return (None,) * len(arriving)
+
+    handles = [node.register_prehook(stop) for node in dict.fromkeys(node for node, _ in inputs)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# Cotangents ------------------------------------------------------------------------------------------------------
+
+
+def random_cotangents(chain: Chain, count: int, seed: int, device: torch.device) -> Columns:
+    """Draw Gaussian cotangents of the last state on the CPU, column j from a generator of its own.
+
+    The first k columns are the same whichever number is drawn, on every device.
+    """
+    shapes = chain.shapes(len(chain))
+    columns: list[list[Tensor]] = [[] for _ in shapes]
+    for number in range(count):
+        generator = torch.Generator().manual_seed(derived_seed(seed, f"cotangent {number}"))
+        for found, (shape, dtype) in zip(columns, shapes):
+            wide = dtype if dtype in {torch.float64, torch.complex64, torch.complex128} else torch.float32
+            found.append(torch.randn(shape, generator=generator, dtype=wide).to(device=device, dtype=dtype))
+    return [torch.stack(found) for found in columns]
+
+
+def loss_cotangent(chain: Chain, loss: Tensor) -> Columns:
+    """Return the gradient of the loss with respect to the last state, as one column."""
+    edges = chain.cut.states[-1]
+    seed = torch.ones((1, *loss.shape), dtype=loss.dtype, device=loss.device)
+    root = edge_of(loss)
+    if root in edges:
+        return [seed if edge == root else None for edge in edges]
+    return list(_products([root], edges, [seed], None))
+
+
+# Frames ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How the entries of a state are grouped into trajectories.
+
+    ``samples`` is the number of trajectories: one per sample where samples do not interact, else a joint one. In each
+    tensor of a state, sample b is row b of dimension ``axis`` (the rows b·m … b·m + m - 1 where the dimension is m
+    times as long).
+    """
+
+    samples: int
+    axis: int = 0
+
+    @property
+    def name(self) -> str:
+        """``"per sample"`` or ``"joint"``."""
+        return "per sample" if self.samples > 1 else "joint"
+
+    def rows(self, column: Tensor) -> Tensor:
+        """Reshape one cotangent tensor ``(*shape)`` to ``(samples, n)``."""
+        if self.samples == 1:
+            return column.reshape(1, -1)
+        return column.movedim(self.axis, 0).reshape(self.samples, -1)
+
+    def restore(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """Undo :meth:`rows`."""
+        if self.samples == 1:
+            return rows.reshape(shape)
+        moved = [shape[self.axis], *(size for i, size in enumerate(shape) if i != self.axis)]
+        return rows.reshape(moved).movedim(0, self.axis)
+
+    def scale(self, column: Tensor, factors: Tensor) -> Tensor:
+        """Multiply each trajectory of one cotangent tensor by its own factor ``(samples,)``."""
+        if self.samples == 1:
+            return column * factors[0].to(column.dtype)
+        length = column.shape[self.axis] // self.samples
+        expanded = factors.to(column.dtype).repeat_interleave(length)
+        return column * expanded.reshape([-1 if i == self.axis else 1 for i in range(column.dim())])
+
+    def norms(self, state: Sequence[Tensor | None], device: torch.device) -> Tensor:
+        """Return the norm of each trajectory's part of one cotangent, ``(samples,)`` in float64."""
+        total = torch.zeros(self.samples, dtype=torch.float64, device=device)
+        for column in state:
+            if column is not None:
+                total += norm(self.rows(column), dim=1).square()
+        return total.sqrt()
+
+
+def find_frame(chain: Chain, batch: int | None, seed: int, device: torch.device) -> Frame:
+    """Decide by measurement whether samples have trajectories of their own.
+
+    A cotangent that lives on one sample alone is pulled back through the whole chain. Where it reaches another sample
+    (BatchNorm in training mode, a softmax over the batch) there is one joint frame; where the tensors of the states
+    cannot be divided into samples at all, too.
+    """
+    for frame in _possible_frames(chain, batch):
+        if not _samples_interact(chain, frame, seed, device):
+            return frame
+    return Frame(samples=1)
+
+
+def _possible_frames(chain: Chain, batch: int | None) -> list[Frame]:
+    shapes = [shape for index in range(len(chain) + 1) for shape, _ in chain.shapes(index)]
+    if any(len(shape) < 2 for shape in shapes):
+        return []
+    frames = []
+    if batch is not None and batch > 1:
+        if all(shape[0] % batch == 0 for shape in shapes):
+            frames.append(Frame(batch, 0))
+        if all(shape[1] == batch for shape in shapes):
+            frames.append(Frame(batch, 1))
+    first = {shape[0] for shape in shapes}
+    if len(first) == 1 and (common := first.pop()) > 1 and Frame(common, 0) not in frames:
+        frames.append(Frame(common, 0))
+    return frames
+
+
+def _samples_interact(chain: Chain, frame: Frame, seed: int, device: torch.device) -> bool:
+    for sample in range(min(frame.samples, 3)):
+        alone = torch.zeros(frame.samples, dtype=torch.float64, device=device)
+        alone[sample] = 1.0
+        drawn = random_cotangents(chain, 1, seed, device)
+        state: Columns = [None if c is None else frame.scale(c[0], alone) for c in drawn]
+        reached_end = True
+        for index in range(len(chain), 0, -1):
+            state = [c if c is None else c[0] for c in pull_back(chain, index, _batch_of_one(state))]
+            norms = frame.norms(state, device)
+            own = norms[sample].item()
+            others = (norms.sum() - norms[sample]).item()
+            if others > 0:
+                return True
+            if not (own > 0 and math.isfinite(own)):
+                reached_end = False
+                break
+            state = [None if c is None else frame.scale(c, alone / own) for c in state]
+        if reached_end:
+            return False
+    return False
+
+
+def _batch_of_one(state: Columns) -> Columns:
+    return [None if column is None else column.unsqueeze(0) for column in state]
+
+
+# The sweep -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Logarithms of what each step does to each column of the frame, in float64.
+
+    ``logs`` is ``(L, samples, k)``: ``ln R_l[i, i]``, for k = 1 ``ln ‖u_{l-1}‖ / ‖u_l‖``, in the order of the steps. It is
+    ``-inf`` where a column vanishes, NaN upstream of that.
+    """
+
+    logs: Tensor
+    frame: Frame
+
+    def sums(self) -> Tensor:
+        """Return the logarithms summed over the steps, ``(samples, k)``; ``-inf`` for a column that vanished."""
+        vanished = (self.logs == -math.inf).any(dim=0)
+        return torch.where(vanished, -math.inf, self.logs.sum(dim=0))
+
+
+def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None = None) -> Sweep:
+    """Pull a frame of k cotangents back through the whole chain, orthonormalised after every step.
+
+    ``J_lᵀ Q_l = Q_{l-1} R_l`` for l = L … 1, from the QR factors ``Q_L`` of the columns given.
+
+    Source: Benettin, Galgani, Giorgilli & Strelcyn, Meccanica 15, 9 (1980), applied to the transposed cocycle, which
+    has the same exponents.
+    """
+    device = next(c.device for c in columns if c is not None)
+    count = next(len(c) for c in columns if c is not None)
+    states: list[Columns] = [columns]
+    logs = torch.full((len(chain), frame.samples, count), math.nan, dtype=torch.float64, device=device)
+    if count == 1:
+        return _sweep_one(chain, frame, columns, logs)
+    smallest = sum(math.prod(shape) for shape, _ in chain.shapes(len(chain))) // frame.samples
+    if count > smallest:
+        msg = (
+            f"exponents must be at most the number of dimensions of the last state, {smallest} per trajectory. "
+            f"Got {count}."
+        )
+        raise UsageError(msg)
+    alive = torch.ones((frame.samples, count), dtype=torch.bool, device=device)
+    columns, _, alive = _orthonormal(frame, columns, chain.shapes(len(chain)), alive)
+    for index in range(len(chain), 0, -1):
+        columns = pull_back(chain, index, columns, at_once=at_once)
+        columns, logs[index - 1], alive = _orthonormal(frame, columns, chain.shapes(index - 1), alive)
+        if not alive.any():
+            break
+    return Sweep(logs, frame)
+
+
+def _sweep_one(chain: Chain, frame: Frame, columns: Columns, logs: Tensor) -> Sweep:
+    device = logs.device
+    state: Columns = [None if c is None else c[0] for c in columns]
+    del columns
+    norms = frame.norms(state, device)
+    for index in range(len(chain), 0, -1):
+        factors = torch.where(norms > 0, norms, 1.0).reciprocal()
+        state = [None if c is None else frame.scale(c, factors) for c in state]
+        state = [None if c is None else c[0] for c in pull_back(chain, index, _batch_of_one(state))]
+        vanished = norms == 0
+        norms = frame.norms(state, device)
+        logs[index - 1, :, 0] = torch.where(vanished, math.nan, norms.log())
+    return Sweep(logs, frame)
+
+
+def _orthonormal(
+    frame: Frame, columns: Columns, shapes: Sequence[tuple[torch.Size, torch.dtype]], alive: Tensor
+) -> tuple[Columns, Tensor, Tensor]:
+    """QR of each trajectory's columns: ``Q`` as columns, ``ln diag R`` as ``(samples, k)``, and which columns live on.
+
+    A column whose part orthogonal to the earlier ones is below the working precision of the largest column has vanished:
+    what is left of it is round-off. The tolerance is that of a product with n terms, ``8 eps √n``.
+    """
+    count = alive.shape[1]
+    sizes = [math.prod(shape) // frame.samples for shape, _ in shapes]
+    example = next((c for c in columns if c is not None), None)
+    if example is None:
+        return columns, torch.where(alive, -math.inf, math.nan).double(), torch.zeros_like(alive)
+    dtype = example.dtype if example.dtype in {torch.float64, torch.complex64, torch.complex128} else torch.float32
+    matrix = torch.zeros((frame.samples, max(sum(sizes), count), count), dtype=dtype, device=alive.device)
+    offset = 0
+    for column, size in zip(columns, sizes):
+        if column is not None:
+            for j in range(count):
+                matrix[:, offset : offset + size, j] = frame.rows(column[j])
+        offset += size
+    matrix *= alive[:, None, :]
+    lengths = torch.linalg.vector_norm(matrix, dim=1)
+    q, r = torch.linalg.qr(matrix)
+    diagonal = r.diagonal(dim1=-2, dim2=-1).abs().double()
+    tolerance = 8 * torch.finfo(dtype).eps * math.sqrt(matrix.shape[1]) * lengths.amax(dim=1, keepdim=True).double()
+    vanished = diagonal <= tolerance
+    logs = torch.where(alive, torch.where(vanished, -math.inf, diagonal.log()), math.nan)
+    alive = alive & ~vanished
+    q = q * alive[:, None, :]
+    result: Columns = []
+    offset = 0
+    for (shape, own_dtype), size in zip(shapes, sizes):
+        part = q[:, offset : offset + size]
+        result.append(torch.stack([frame.restore(part[..., j], shape).to(own_dtype) for j in range(count)]))
+        offset += size
+    return result, logs, alive

@@ -1,0 +1,97 @@
+"""Tensors inside the nested inputs and outputs of models."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["batch_size", "carries_gradient", "is_empty", "map_tensors", "norm", "tensors_in", "to_tensor_like"]
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a tree of tuples, lists, mappings and dataclasses, depth first.
+
+    ``ModelOutput`` and ``BatchFeature`` of transformers are mappings. Other objects, such as key-value caches, are
+    opaque: what a model keeps there for later calls is not its output.
+    """
+    pending = [tree]
+    seen: set[int] = set()
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Tensor):
+            yield node
+            continue
+        children = _children(node)
+        if children and id(node) not in seen:
+            seen.add(id(node))
+            pending.extend(reversed(children))
+
+
+def _children(node: Any) -> list[Any]:
+    if isinstance(node, Mapping):
+        return list(node.values())
+    if isinstance(node, (tuple, list)):
+        return list(node)
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        return [getattr(node, field.name, None) for field in dataclasses.fields(node)]
+    return []
+
+
+def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return the tree with every tensor changed; containers are copied, everything else is handed on."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, tuple):
+        items = [map_tensors(item, change) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if isinstance(tree, list):
+        return [map_tensors(item, change) for item in tree]
+    if isinstance(tree, dict):
+        changed = copy.copy(tree)
+        for key, value in tree.items():
+            changed[key] = map_tensors(value, change)
+        return changed
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(value, change) for key, value in tree.items()}
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        changed = copy.copy(tree)
+        for field in dataclasses.fields(tree):
+            object.__setattr__(changed, field.name, map_tensors(getattr(tree, field.name), change))
+        return changed
+    return tree
+
+
+def carries_gradient(tensor: Tensor) -> bool:
+    """Whether gradients flow into this tensor: floating or complex, and part of the autograd graph."""
+    return tensor.requires_grad and (tensor.is_floating_point() or tensor.is_complex())
+
+
+def batch_size(tree: Any) -> int | None:
+    """Length of the first dimension that all tensors with a dimension share, or that of the first one."""
+    for tensor in tensors_in(tree):
+        if tensor.dim() > 0:
+            return int(tensor.shape[0])
+    return None
+
+
+def is_empty(tree: Any) -> bool:
+    """Whether some tensor of the tree has no element."""
+    return any(tensor.numel() == 0 for tensor in tensors_in(tree))
+
+
+def to_tensor_like(value: Tensor, *, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
+    """Move a tensor to ``device``, and to ``dtype`` where it is a floating one."""
+    if dtype is not None and value.is_floating_point():
+        return value.to(device=device, dtype=dtype)
+    return value.to(device=device)
+
+
+def norm(tensor: Tensor, dim: int | None = None) -> Tensor:
+    """Return the Euclidean norm in float64, where squares of 1e-23 do not vanish."""
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    return torch.linalg.vector_norm(tensor.detach(), dim=dim, dtype=wide).double()

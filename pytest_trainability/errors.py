@@ -1,0 +1,25 @@
+"""The errors of the package: what must hold, what came and where, what to do."""
+
+from __future__ import annotations
+
+__all__ = ["BoundError", "CutError", "ModelError", "TrainabilityError", "UsageError"]
+
+
+class TrainabilityError(Exception):
+    """Base of every error that the package raises on purpose."""
+
+
+class UsageError(TrainabilityError, ValueError):
+    """An argument, option or setting that cannot be used as given."""
+
+
+class BoundError(UsageError):
+    """A bound that names no measure, or is no closed interval of numbers."""
+
+
+class ModelError(TrainabilityError):
+    """The model, its inputs or its loss did not run, or gave nothing that can be measured."""
+
+
+class CutError(TrainabilityError):
+    """The autograd graph cannot be taken apart into steps as asked."""

@@ -1,0 +1,400 @@
+"""Where measures meet verdicts: :func:`measure` and the :class:`Measurement` that it returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .checks.bounds import Bound, BoundLike, as_bound
+from .checks.diagnosis import diagnose
+from .checks.statistics import CONFIDENCE, estimate
+from .checks.verdicts import Value, first_outside, judge
+from .engine.ensemble import Ensemble, ModelSource, Recipe, choose_device, ensemble
+from .engine.steps import StepChoice
+from .errors import BoundError, UsageError
+from .measures import DEFAULT, MEASURES, Measure, find_measure
+from .records import CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
+from .report.explain import explain
+
+__all__ = ["Measurement", "TrainabilityFailure", "measure"]
+
+DEFAULT_SEEDS = 4
+_ALWAYS = ("log_gain", "growth_rate")
+"""Read with every sweep, at no cost: reports show them."""
+
+
+class TrainabilityFailure(AssertionError):
+    """A bound does not hold; the message lists every violation."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """What the plugin knows beyond the call: where the measurement stands and who wants to hear of it."""
+
+    test: str = ""
+    name: str = ""
+    record: Callable[[CheckRecord], None] = lambda record: None
+    progress: Callable[[int, int], None] = lambda done, total: None
+    confidence: float = CONFIDENCE
+
+
+def measure(
+    model: ModelSource | type[nn.Module],
+    inputs: Any,
+    *,
+    target: Any = None,
+    loss: Callable[..., Any] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    steps: StepChoice = "auto",
+    exponents: int = 1,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    train: bool = True,
+    name: str | None = None,
+    measures: Sequence[str] = DEFAULT,
+    confidence: float = CONFIDENCE,
+) -> Measurement:
+    """Measure how trainable a model is at initialization.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> tower = lambda: nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.Tanh())])
+    >>> result = measure(tower, torch.randn(8, 64), seeds=3)
+    >>> result.steps.description, result.frame
+    ('20 × Linear', 'per sample')
+    >>> bool(result.log_gain < -8)  # PyTorch's default weights are too small for tanh
+    True
+
+    Args:
+        model: A class or a factory without arguments, built once per seed; or a finished module, one draw.
+        inputs: Tensor, tuple (positional arguments), mapping (keyword arguments), or a function of a
+            ``torch.Generator`` that makes one.
+        target: Handed to ``loss`` after the output; may be a function of a generator, too.
+        loss: ``loss(output)``, or ``loss(output, target)`` where a target is given. Left out: ``output.loss`` or a Lightning
+            module's ``training_step`` where there is one, else a random functional of the output.
+        seeds: How many, or which. A finished module has one.
+        steps: ``"auto"``, ``"blocks"``, ``"layers"``, ``"time"``, a module class, a glob over module names or a list of
+            names.
+        exponents: How many Lyapunov exponents.
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"mps"``. A finished module stays
+            where it is unless a device is named; it is then copied.
+        dtype: Floating type that parameters and float inputs are cast to.
+        train: Train or eval mode.
+        name: Of the model in reports; its class by default.
+        measures: Which to compute at once. Any other, when first read, repeats the seeded run.
+        confidence: Of the intervals.
+
+    Returns:
+        The measurement, with one attribute per measure.
+
+    Raises:
+        UsageError: An argument cannot be used as given.
+        ModelError: The model cannot be built or run, or gives nothing to measure.
+        CutError: Its graph cannot be cut into steps.
+    """
+    recipe = Recipe(
+        model=model,
+        inputs=inputs,
+        target=target,
+        loss=_as_loss(loss, target),
+        steps=steps,
+        exponents=_as_count(exponents),
+        device=choose_device(device, fixed=isinstance(model, nn.Module)),
+        dtype=as_dtype(dtype),
+        train=train,
+    )
+    return start(recipe, as_seeds(seeds), measures, name=name, context=_Context(confidence=confidence))
+
+
+def start(
+    recipe: Recipe, seeds: tuple[int, ...], measures: Sequence[str], *, name: str | None, context: _Context
+) -> Measurement:
+    """Run a recipe; the plugin's way in, with a context of its own."""
+    if not isinstance(recipe.model, nn.Module) and not callable(recipe.model):
+        msg = (
+            "the model must be a torch.nn.Module, a class or a factory without arguments. "
+            f"Got {type(recipe.model).__name__}."
+        )
+        raise UsageError(msg)
+    measurement = Measurement(recipe, seeds[:1] if recipe.fixed else seeds, name, context)
+    measurement._run([find_measure(wanted, where="measures=") for wanted in (*measures, *_ALWAYS)])
+    return measurement
+
+
+class Measurement:
+    """What was measured: one attribute per measure, and what it was measured on.
+
+    A measure that was not asked for repeats the seeded run when it is first read.
+    """
+
+    if TYPE_CHECKING:
+        lyapunov_max: Estimate
+        lyapunov_spectrum: Spectrum
+        log_gain: Estimate
+        growth_rate: Profile
+        loss_log_gain: Estimate
+        gradient_norm: Profile
+        relative_gradient_norm: Profile
+        activation_rms: Profile
+        forward_log_gain: Estimate
+        nonfinite: Names
+        unused_parameters: Names
+
+    def __init__(self, recipe: Recipe, seeds: tuple[int, ...], name: str | None, context: _Context) -> None:
+        self._recipe = recipe
+        self._context = context
+        self._values: dict[str, Value] = {}
+        self._verdicts: dict[str, VerdictRecord] = {}
+        self._fingerprint = _fingerprint(recipe.model)
+        self._ensemble: Ensemble | None = None
+        self.seeds = seeds
+        self.name = name or _model_name(recipe.model)
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Value:
+        if name.startswith("_") or name not in MEASURES:
+            msg = f"a measurement has no attribute {name!r}; it has the measures {', '.join(sorted(MEASURES))}"
+            raise AttributeError(msg)
+        if name not in self._values:
+            self._run([MEASURES[name]])
+        return self._values[name]
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *MEASURES})
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.steps}, {self.frame}, {self.mode} mode, {self.device}, log gain {self.log_gain!r}>"
+
+    @property
+    def _common(self) -> Ensemble:
+        assert self._ensemble is not None
+        return self._ensemble
+
+    @property
+    def steps(self) -> Steps:
+        """The steps of the chain, in program order; prints as ``12 × GPT2Block``."""
+        return self._common.steps
+
+    @property
+    def frame(self) -> str:
+        """``"per sample"`` (one trajectory per sample) or ``"joint"`` (samples interact)."""
+        return self._common.frame.name
+
+    @property
+    def mode(self) -> str:
+        """``"train"`` or ``"eval"``."""
+        return self._common.mode
+
+    @property
+    def device(self) -> str:
+        """Where it was measured, as in ``"cuda:0"``."""
+        return self._common.device
+
+    @property
+    def dtype(self) -> str:
+        """Type of the parameters, as in ``"float32"``."""
+        return self._common.dtype
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the numbers ought to know."""
+        return self._common.notes
+
+    def _run(self, wanted: Sequence[Measure]) -> None:
+        """Repeat the seeded run for what is wanted and not known yet."""
+        wanted = [m for m in dict.fromkeys(wanted) if m.name not in self._values]
+        if not wanted:
+            return
+        if self._ensemble is not None and _fingerprint(self._recipe.model) != self._fingerprint:
+            msg = (
+                f"{wanted[0].name} was not measured when the module was, and its parameters have changed since. Ask for it "
+                f"beforehand (a bound, or measures=[{wanted[0].name!r}] outside pytest), or measure again."
+            )
+            raise UsageError(msg)
+        needs = frozenset().union(*(m.needs for m in wanted))
+        began = time.perf_counter()
+        result = ensemble(
+            self._recipe,
+            self.seeds,
+            needs,
+            lambda run: {m.name: m.read(run) for m in wanted},
+            progress=self._context.progress,
+        )
+        self.seconds += time.perf_counter() - began
+        self._ensemble = self._ensemble or result
+        for m in wanted:
+            self._values[m.name] = _assemble(
+                m, [reading[m.name] for reading in result.readings], self._context.confidence
+            )
+
+    def check(self, **bounds: BoundLike) -> None:
+        """Judge bounds, all of them, and raise one failure that lists every violation.
+
+        >>> result.check(log_gain=within(3), gradient_norm=at_least(1e-7))  # doctest: +SKIP
+
+        Args:
+            bounds: By measure: ``within(eps)``, ``within(low, high)``, ``at_least(x)``, ``at_most(x)`` or ``(low, high)``. A
+                bound on a profile holds for every element, one on names for their number.
+
+        Raises:
+            TrainabilityFailure: A bound does not hold.
+            BoundError: A name is no measure, or a value no bound.
+        """
+        __tracebackhide__ = True
+        if not bounds:
+            msg = "check() must be given a bound, such as log_gain=within(3)."
+            raise BoundError(msg)
+        where = f"check() in {self._context.test}" if self._context.test else "check()"
+        judged = {
+            find_measure(name, where=where): as_bound(bound, measure=name, where=where)
+            for name, bound in bounds.items()
+        }
+        self._judge(judged)
+
+    def _judge(self, bounds: Mapping[Measure, Bound]) -> None:
+        __tracebackhide__ = True
+        self._run(list(bounds))
+        verdicts = [judge(m.name, self._values[m.name], bound, scale=m.scale) for m, bound in bounds.items()]
+        self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
+        self._context.record(self._to_record(tuple(self._verdicts.values())))
+        if not all(verdict.holds for verdict in verdicts):
+            raise TrainabilityFailure(explain(self._to_record(tuple(verdicts))))
+
+    def _to_record(self, verdicts: tuple[VerdictRecord, ...]) -> CheckRecord:
+        growth = tuple(e.mean for e in self.growth_rate.values())
+        failed = [verdict for verdict in verdicts if not verdict.holds]
+        return CheckRecord(
+            test=self._context.test,
+            name=self._context.name,
+            model=self.name,
+            steps=self.steps.description,
+            left_out=self.steps.left_out,
+            step_names=self.steps.names,
+            frame=self.frame,
+            mode=self.mode,
+            device=self.device,
+            dtype=self.dtype,
+            seeds=self.seeds,
+            fixed=self._recipe.fixed,
+            seconds=self.seconds,
+            log_gain=self.log_gain.mean,
+            log_gain_half_width=self.log_gain.half_width,
+            growth=growth,
+            verdicts=verdicts,
+            leaves_band=self._leaves_band(failed, growth),
+            cause=tuple(diagnose(growth, self._common.facts)) if failed else (),
+            notes=self.notes,
+        )
+
+    def _leaves_band(self, failed: Sequence[VerdictRecord], growth: Sequence[float]) -> str:
+        """Return the step at which the accumulated log gain leaves the band that a failed bound gives it."""
+        factors = {"log_gain": 1, "lyapunov_max": len(growth)}
+        for verdict in failed:
+            if verdict.measure in factors:
+                ends = (None if end is None else factors[verdict.measure] * end for end in (verdict.low, verdict.high))
+                index = first_outside(growth, Bound(*ends))
+                if index is not None:
+                    return self.steps.names[index]
+        return ""
+
+
+def _assemble(m: Measure, readings: Sequence[Any], confidence: float) -> Value:
+    """Average one measure over seeds."""
+
+    def averaged(values: Sequence[float], name: str = "") -> Estimate:
+        return estimate(values, unit=m.unit, name=name, scale=m.scale, confidence=confidence)
+
+    if m.kind == "scalar":
+        return averaged(readings)
+    if m.kind == "spectrum":
+        return Spectrum(tuple(averaged(values) for values in zip(*readings)))
+    if m.kind == "names":
+        return Names(tuple(dict.fromkeys(n for names in readings for n in names)), tuple(len(r) for r in readings))
+    # A step that a seed did not take (stochastic depth) has no value there.
+    names = dict.fromkeys(n for reading in readings for n in reading)
+    return Profile({n: averaged([reading[n] for reading in readings if n in reading], n) for n in names})
+
+
+def _model_name(model: Any) -> str:
+    if isinstance(model, nn.Module):
+        return type(model).__name__
+    name = getattr(model, "__name__", type(model).__name__)
+    return "model" if name == "<lambda>" else str(name)
+
+
+def _fingerprint(model: Any) -> tuple[tuple[int, int], ...]:
+    """Change counters of a finished module's parameters; empty for a factory."""
+    return tuple((id(p), p._version) for p in model.parameters()) if isinstance(model, nn.Module) else ()
+
+
+def _as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:
+    if loss is None and target is not None:
+        msg = "a target must come with the loss that takes it: loss=F.cross_entropy, target=labels. Got a target alone."
+        raise UsageError(msg)
+    if loss is not None and not callable(loss):
+        msg = f"the loss must be a function loss(output) or loss(output, target). Got {type(loss).__name__}."
+        raise UsageError(msg)
+    return loss  # type: ignore[no-any-return]
+
+
+def _as_count(exponents: Any) -> int:
+    if not isinstance(exponents, int) or isinstance(exponents, bool) or exponents < 1:
+        msg = f"exponents must be a whole number of at least 1. Got {exponents!r}."
+        raise UsageError(msg)
+    return exponents
+
+
+def as_seeds(seeds: int | Sequence[int] | str | None) -> tuple[int, ...]:
+    """Read ``8``, ``[0, 3, 5]``, ``range(4)`` or the text ``"8"``, ``"0-7"``, ``"0,3,5-6"``.
+
+    Raises:
+        UsageError: It is none of these, or names no seed.
+    """
+    if seeds is None:
+        return tuple(range(DEFAULT_SEEDS))
+    msg = (
+        "seeds must be a number of at least 1, a list of whole numbers from 0 on, or text such as '8', '0-7' or "
+        f"'0,3,5'. Got {seeds!r}."
+    )
+    if isinstance(seeds, str):
+        seeds = _parse_seeds(seeds, msg)
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        seeds = range(seeds)
+    if not isinstance(seeds, Sequence) or not seeds:
+        raise UsageError(msg)
+    if not all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**63 for s in seeds):
+        raise UsageError(msg)
+    return tuple(dict.fromkeys(seeds))
+
+
+def _parse_seeds(text: str, msg: str) -> int | list[int]:
+    try:
+        if text.strip().isdecimal():
+            return int(text)
+        found: list[int] = []
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            found += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise UsageError(msg) from None
+    return found
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Read a floating type or its name.
+
+    Raises:
+        UsageError: It is none.
+    """
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found is None and dtype in {None, ""}:
+        return None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        msg = f"dtype must be a floating type such as float32, float64, bfloat16 or float16. Got {dtype!r}."
+        raise UsageError(msg)
+    return found

@@ -1,0 +1,58 @@
+"""The measures, one quantity a file, and the registry."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from ..errors import BoundError
+from . import (
+    activation_rms,
+    forward_log_gain,
+    gradient_norm,
+    growth_rate,
+    log_gain,
+    loss_log_gain,
+    lyapunov_max,
+    lyapunov_spectrum,
+    nonfinite,
+    relative_gradient_norm,
+    unused_parameters,
+)
+from .measure import Measure
+
+__all__ = ["DEFAULT", "MEASURES", "Measure", "find_measure"]
+
+MEASURES: dict[str, Measure] = {
+    module.MEASURE.name: module.MEASURE
+    for module in (
+        lyapunov_max,
+        lyapunov_spectrum,
+        log_gain,
+        growth_rate,
+        loss_log_gain,
+        gradient_norm,
+        relative_gradient_norm,
+        activation_rms,
+        forward_log_gain,
+        nonfinite,
+        unused_parameters,
+    )
+}
+
+DEFAULT: tuple[str, ...] = ("lyapunov_max", "gradient_norm", "activation_rms")
+"""What is measured when nothing is asked for."""
+
+
+def find_measure(name: str, *, where: str = "", known: Iterable[str] = MEASURES) -> Measure:
+    """Return the measure of that name.
+
+    Raises:
+        BoundError: There is none; the message names ``where`` it was asked for, and the nearest names.
+    """
+    if name in MEASURES:
+        return MEASURES[name]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    msg = f"{where or 'A bound'} must name a measure. {name!r} is none.{hint} Measures: {', '.join(sorted(known))}."
+    raise BoundError(msg)

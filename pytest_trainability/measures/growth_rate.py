@@ -1,0 +1,21 @@
+"""Where along the chain the gradient grows or shrinks."""
+
+from __future__ import annotations
+
+from ..engine.ensemble import Run
+from .measure import Measure
+
+
+def growth_rate(run: Run) -> dict[str, float]:
+    """Return ``ln ‖u_{l-1}‖ / ‖u_l‖`` for each step, averaged over trajectories.
+
+    Returns:
+        Nats by step, in program order. They sum to the log gain. ``-inf`` at a step that lets no gradient through, NaN
+        for the steps before it, where none arrives.
+    """
+    assert run.sweep is not None
+    rates = run.sweep.logs[:, :, 0].mean(dim=1)
+    return dict(zip(run.chain.names, rates.tolist()))
+
+
+MEASURE = Measure("growth_rate", "profile", "nats", "linear", frozenset({"sweep"}), growth_rate)

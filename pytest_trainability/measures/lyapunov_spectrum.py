@@ -1,0 +1,24 @@
+"""The leading Lyapunov exponents of the backward pass."""
+
+from __future__ import annotations
+
+from ..engine.ensemble import Run
+from .measure import Measure
+
+
+def lyapunov_spectrum(run: Run) -> list[float]:
+    """Return ``λ_1 ≥ … ≥ λ_k``, averaged over trajectories.
+
+    ``λ_i = (1/L) Σ_l ln R_l[i, i]`` from ``J_lᵀ Q_l = Q_{l-1} R_l``, with ``Q_L`` drawn at random; k is ``exponents=``.
+
+    Returns:
+        Nats per step, largest first; ``-inf`` for exponents beyond the numerical rank of the product.
+
+    Source: Benettin et al., Meccanica 15, 9 (1980).
+    """
+    assert run.sweep is not None
+    means = run.sweep.sums().mean(dim=0) / len(run.chain)
+    return sorted(means.tolist(), reverse=True)
+
+
+MEASURE = Measure("lyapunov_spectrum", "spectrum", "nats/step", "linear", frozenset({"sweep"}), lyapunov_spectrum)

@@ -1,0 +1,37 @@
+"""What a measure is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from ..engine.ensemble import Need, Run
+
+__all__ = ["Kind", "Measure", "Reading", "Scale"]
+
+Kind: TypeAlias = Literal["scalar", "spectrum", "profile", "names"]
+Scale: TypeAlias = Literal["linear", "log"]
+Reading: TypeAlias = "float | Sequence[float] | Mapping[str, float] | Sequence[str]"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One quantity, read from one run per seed.
+
+    Args:
+        name: A noun of the quantity: the attribute of a result and the keyword of a bound.
+        kind: ``"scalar"`` reads a float, ``"spectrum"`` floats, largest first, ``"profile"`` floats by name,
+            ``"names"`` what is at fault.
+        unit: As printed; empty for a pure number.
+        scale: ``"log"`` averages logarithms over seeds: for positive quantities whose ratio matters.
+        needs: What the run must provide.
+        read: Takes the number from the run.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    scale: Scale
+    needs: frozenset[Need]
+    read: Callable[[Run], Reading]

@@ -1,0 +1,34 @@
+"""Where NaN or infinity appears."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ..engine.ensemble import Run
+from .measure import Measure
+
+
+def nonfinite(run: Run) -> list[str]:
+    """Return what holds a NaN or an infinity: parameters, states, the loss and gradients, in the order of their making.
+
+    Returns:
+        ``"parameter NAME"``, ``"state after STEP"``, ``"loss"``, ``"gradient of NAME"``.
+    """
+    record = run.record
+    found = [f"parameter {name}" for name, p in record.model.named_parameters() if not bool(torch.isfinite(p).all())]
+    for name, state in zip(("input", *run.chain.names), run.chain.cut.states):
+        rms = record.root_mean_square(state)
+        seen = any(edge in record.square_sums for edge in state)
+        if seen and not math.isfinite(rms):
+            found.append(f"state after {name}" if name != "input" else "input")
+    if record.loss is not None and not math.isfinite(float(record.loss)):
+        found.append("loss")
+    for name, gradient in run.parameter_gradients.items():
+        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            found.append(f"gradient of {name}")
+    return found
+
+
+MEASURE = Measure("nonfinite", "names", "", "linear", frozenset({"activations", "parameter_gradients"}), nonfinite)

@@ -1,0 +1,432 @@
+"""Plain numbers with names: what is measured, judged, stored and shown.
+
+Everything here is frozen, picklable and free of tensors, so that a record means the same in a worker process, in a
+report and in a file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
+
+__all__ = [
+    "CheckRecord",
+    "Estimate",
+    "Names",
+    "Profile",
+    "Spectrum",
+    "StepFacts",
+    "Steps",
+    "VerdictRecord",
+    "format_number",
+    "format_with_error",
+]
+
+
+def format_number(value: float, digits: int = 3) -> str:
+    """Write ``value`` as a person would: ``0.0123``, ``3.1e-09``, ``−inf`` stays ``-inf``.
+
+    >>> format_number(0.012345), format_number(3.14159e-9), format_number(-14.4042)
+    ('0.0123', '3.14e-09', '-14.4')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.{digits}g}"
+
+
+def format_with_error(mean: float, half_width: float, *, signed: bool) -> tuple[str, str]:
+    """Write a mean and its uncertainty to the same decimal place, the uncertainty with two significant digits."""
+    sign = "+" if signed else ""
+    if not (math.isfinite(half_width) and math.isfinite(mean)) or half_width <= 0:
+        return f"{mean:{sign}.4g}", ""
+    decimals = 1 - math.floor(math.log10(half_width))
+    if decimals > 6 or decimals < -3 or abs(mean) < 1e-4:
+        return f"{mean:{sign}.3g}", f"{half_width:.2g}"
+    return f"{mean:{sign}.{max(decimals, 0)}f}", f"{half_width:.{max(decimals, 0)}f}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Estimate:
+    """One number, averaged over seeds, with its interval.
+
+    It compares and computes like the float :attr:`mean`; arithmetic with a number gives an estimate again, so that a
+    failing ``assert abs(result.lyapunov_max) < 0.1`` shows mean, interval and number of seeds.
+
+    >>> x = Estimate(mean=-0.25, low=-0.31, high=-0.19, values=(-0.25, -0.24, -0.26), unit="nats/step")
+    >>> x
+    -0.250 ± 0.060 nats/step (3 seeds)
+    >>> abs(x) < 0.3, x + 1 > 0.5, float(x)
+    (True, True, -0.25)
+    """
+
+    mean: float
+    """Average over seeds; for a scale (``unit`` not in nats) the geometric one."""
+    low: float
+    """Lower end of the Student-t interval; ``nan`` with one seed."""
+    high: float
+    """Upper end of the interval."""
+    values: tuple[float, ...]
+    """One value per seed, in the order of the seeds."""
+    unit: str = ""
+    name: str = ""
+    """The element of a profile that this is, such as a parameter's name; empty for a scalar."""
+
+    def __float__(self) -> float:
+        return self.mean
+
+    def _affine(self, scale: float, shift: float) -> Estimate:
+        ends = sorted((scale * self.low + shift, scale * self.high + shift))
+        return replace(
+            self,
+            mean=scale * self.mean + shift,
+            low=ends[0],
+            high=ends[1],
+            values=tuple(scale * value + shift for value in self.values),
+        )
+
+    def __neg__(self) -> Estimate:
+        return self._affine(-1.0, 0.0)
+
+    def __pos__(self) -> Estimate:
+        return self
+
+    def __abs__(self) -> Estimate:
+        magnitudes = abs(self.low), abs(self.high)
+        low = 0.0 if self.low <= 0.0 <= self.high else min(magnitudes)
+        return replace(
+            self, mean=abs(self.mean), low=low, high=max(magnitudes), values=tuple(abs(v) for v in self.values)
+        )
+
+    @overload
+    def __add__(self, other: Estimate) -> float: ...
+    @overload
+    def __add__(self, other: float) -> Estimate: ...
+    def __add__(self, other: Any) -> Any:
+        return self.mean + other.mean if isinstance(other, Estimate) else _with_number(self, other, 1.0, 1.0)
+
+    def __radd__(self, other: float) -> Estimate:
+        return _with_number(self, other, 1.0, 1.0)
+
+    @overload
+    def __sub__(self, other: Estimate) -> float: ...
+    @overload
+    def __sub__(self, other: float) -> Estimate: ...
+    def __sub__(self, other: Any) -> Any:
+        return self.mean - other.mean if isinstance(other, Estimate) else _with_number(self, other, 1.0, -1.0)
+
+    def __rsub__(self, other: float) -> Estimate:
+        return _with_number(self, other, -1.0, 1.0)
+
+    @overload
+    def __mul__(self, other: Estimate) -> float: ...
+    @overload
+    def __mul__(self, other: float) -> Estimate: ...
+    def __mul__(self, other: Any) -> Any:
+        if isinstance(other, Estimate):
+            return self.mean * other.mean
+        return self._affine(float(other), 0.0) if isinstance(other, (int, float)) else NotImplemented
+
+    def __rmul__(self, other: float) -> Estimate:
+        return self._affine(float(other), 0.0) if isinstance(other, (int, float)) else NotImplemented
+
+    def __truediv__(self, other: Any) -> Any:
+        if isinstance(other, Estimate):
+            return self.mean / other.mean
+        return self._affine(1.0 / other, 0.0) if isinstance(other, (int, float)) else NotImplemented
+
+    def __rtruediv__(self, other: float) -> float:
+        return other / self.mean
+
+    def __pow__(self, exponent: float) -> float:
+        return float(self.mean**exponent)
+
+    def _compare(self, other: Any, judge: Callable[[float, float], bool]) -> Any:
+        try:
+            return judge(self.mean, float(other))
+        except (TypeError, ValueError):
+            return NotImplemented
+
+    def __lt__(self, other: Any) -> Any:
+        return self._compare(other, float.__lt__)
+
+    def __le__(self, other: Any) -> Any:
+        return self._compare(other, float.__le__)
+
+    def __gt__(self, other: Any) -> Any:
+        return self._compare(other, float.__gt__)
+
+    def __ge__(self, other: Any) -> Any:
+        return self._compare(other, float.__ge__)
+
+    def __eq__(self, other: Any) -> Any:
+        return self._compare(other, float.__eq__)
+
+    def __ne__(self, other: Any) -> Any:
+        return self._compare(other, float.__ne__)
+
+    def __hash__(self) -> int:
+        return hash(self.mean)
+
+    @property
+    def half_width(self) -> float:
+        """Half the length of the interval."""
+        return (self.high - self.low) / 2
+
+    def __str__(self) -> str:
+        mean, error = format_with_error(self.mean, self.half_width, signed=self.unit.startswith("nats"))
+        return " ".join(part for part in (mean, f"± {error}" if error else "", self.unit) if part)
+
+    def __repr__(self) -> str:
+        count = f"{len(self.values)} seed{'s' if len(self.values) != 1 else ''}"
+        return f"{self} ({self.name}, {count})" if self.name else f"{self} ({count})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.mean, spec) if spec else str(self)
+
+
+def _with_number(estimate: Estimate, other: Any, scale: float, sign: float) -> Any:
+    return estimate._affine(scale, sign * float(other)) if isinstance(other, (int, float)) else NotImplemented
+
+
+class _Elements:
+    """Comparison of a collection of estimates with a number: it holds when it holds for every element."""
+
+    __slots__ = ()
+
+    def _estimates(self) -> Sequence[Estimate]:
+        raise NotImplementedError
+
+    def __lt__(self, other: float) -> bool:
+        return all(e < other for e in self._estimates())
+
+    def __le__(self, other: float) -> bool:
+        return all(e <= other for e in self._estimates())
+
+    def __gt__(self, other: float) -> bool:
+        return all(e > other for e in self._estimates())
+
+    def __ge__(self, other: float) -> bool:
+        return all(e >= other for e in self._estimates())
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Spectrum(_Elements, Sequence[Estimate]):
+    """Lyapunov exponents, largest first."""
+
+    exponents: tuple[Estimate, ...]
+
+    def _estimates(self) -> Sequence[Estimate]:
+        return self.exponents
+
+    @overload
+    def __getitem__(self, index: int) -> Estimate: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Estimate, ...]: ...
+    def __getitem__(self, index: int | slice) -> Estimate | tuple[Estimate, ...]:
+        return self.exponents[index]
+
+    def __len__(self) -> int:
+        return len(self.exponents)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(str(e.mean if not math.isfinite(e.mean) else round(e.mean, 4)) for e in self.exponents[:8])
+        more = f", … {len(self) - 8} more" if len(self) > 8 else ""
+        unit = f" {self.exponents[0].unit}" if self.exponents else ""
+        return f"Spectrum([{shown}{more}]{unit})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Profile(_Elements, Mapping[str, Estimate]):
+    """Estimates by name: along the chain by step, or by parameter.
+
+    Comparing it with a number asks every element: ``profile > 1e-7`` holds when the smallest does.
+    """
+
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+
+    def _estimates(self) -> Sequence[Estimate]:
+        return tuple(self.estimates.values())
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self.estimates[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.estimates)
+
+    def __len__(self) -> int:
+        return len(self.estimates)
+
+    def _extreme(self, choose: Callable[..., str]) -> str:
+        if not self.estimates:
+            msg = "a profile must have an element for `.min` and `.max`. This one is empty: nothing was measured."
+            raise ValueError(msg)
+        undefined = [name for name, e in self.estimates.items() if math.isnan(e.mean)]
+        return undefined[0] if undefined else choose(self.estimates, key=lambda name: self.estimates[name].mean)
+
+    @property
+    def argmin(self) -> str:
+        """Name of the smallest element; a NaN counts as the worst of both."""
+        return self._extreme(min)
+
+    @property
+    def argmax(self) -> str:
+        """Name of the largest element; a NaN counts as the worst of both."""
+        return self._extreme(max)
+
+    @property
+    def min(self) -> Estimate:
+        """Smallest element; it knows its name."""
+        return self.estimates[self.argmin]
+
+    @property
+    def max(self) -> Estimate:
+        """Largest element; it knows its name."""
+        return self.estimates[self.argmax]
+
+    def __repr__(self) -> str:
+        if not self.estimates:
+            return "Profile(empty)"
+        return f"Profile({len(self)} elements, min {self.min!r}, max {self.max!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Steps(Sequence[str]):
+    """What was taken as the steps of the chain, in program order."""
+
+    names: tuple[str, ...]
+    """Module paths; ``cell[3]`` is the fourth call of ``cell``."""
+    description: str
+    """As in ``12 × GPT2Block``."""
+    left_out: str = ""
+    """Calls of the same kind that do not lie on the chain, such as a second tower."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self.names[index]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __str__(self) -> str:
+        return self.description
+
+
+@dataclass(frozen=True, slots=True)
+class Names(Sequence[str]):
+    """Names of what is at fault, over all seeds; empty is good."""
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+    """How many there were, per seed."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self.names[index]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """What is known about one step beside its numbers, for the likely cause of a failure."""
+
+    name: str
+    kind: str
+    """Class of the step's module."""
+    weight_std: float
+    """Standard deviation of its largest weight; NaN without one."""
+    fan_in: int
+    weights: int
+    """How many parameters of two or more dimensions it holds."""
+    operations: tuple[str, ...]
+    """Autograd nodes on the way through it, such as ``TanhBackward0``."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRecord:
+    """One bound, judged."""
+
+    measure: str
+    value: float
+    """The point estimate, which decides; for a profile that of its worst element."""
+    half_width: float
+    unit: str
+    low: float | None
+    high: float | None
+    holds: bool
+    marginal: bool
+    """The interval straddles a bound."""
+    margin: float
+    """Distance to the nearest end of the bound; negative outside. In nats of ratio for a scale."""
+    where: str = ""
+    """The worst element of a profile."""
+    violations: int = 0
+    elements: int = 1
+    worst: tuple[tuple[str, float], ...] = ()
+    """Elements outside the bound, worst first, at most five."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRecord:
+    """All that a report needs to know about one measurement and its verdicts."""
+
+    test: str
+    name: str
+    model: str
+    steps: str
+    left_out: str
+    step_names: tuple[str, ...]
+    frame: str
+    mode: str
+    device: str
+    dtype: str
+    seeds: tuple[int, ...]
+    fixed: bool
+    """A finished module: one draw of its weights."""
+    seconds: float
+    log_gain: float
+    log_gain_half_width: float
+    growth: tuple[float, ...]
+    verdicts: tuple[VerdictRecord, ...] = ()
+    leaves_band: str = ""
+    cause: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether every bound that was judged holds."""
+        return all(verdict.holds for verdict in self.verdicts)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return dictionaries, lists, strings and numbers only, for another process or a file."""
+        plain = {name: _plain(getattr(self, name)) for name in self.__slots__}
+        plain["verdicts"] = [
+            {name: _plain(getattr(verdict, name)) for name in verdict.__slots__} for verdict in self.verdicts
+        ]
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> CheckRecord:
+        """Rebuild the record that :meth:`to_plain` wrote."""
+        fields = {name: _frozen(value) for name, value in plain.items() if name != "verdicts"}
+        verdicts = tuple(
+            VerdictRecord(**{name: _frozen(value) for name, value in verdict.items()}) for verdict in plain["verdicts"]
+        )
+        return cls(**fields, verdicts=verdicts)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,1 @@
+"""Showing records: pure functions of plain numbers, no judgement of their own."""
