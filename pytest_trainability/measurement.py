@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from .checks.bounds import Bound, BoundLike, as_bound
 from .checks.diagnosis import diagnose
-from .checks.statistics import CONFIDENCE, estimate
+from .checks.statistics import CONFIDENCE, as_confidence, as_seeds, estimate
 from .checks.verdicts import Value, first_outside, judge
 from .engine.ensemble import Ensemble, ModelSource, Recipe, choose_device, ensemble
 from .engine.steps import StepChoice
@@ -21,9 +21,8 @@ from .measures import DEFAULT, MEASURES, Measure, find_measure
 from .records import CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
 from .report.explain import explain
 
-__all__ = ["Measurement", "TrainabilityFailure", "measure"]
+__all__ = ["Context", "Measurement", "TrainabilityFailure", "measure", "measure_in"]
 
-DEFAULT_SEEDS = 4
 _ALWAYS = ("log_gain", "growth_rate")
 """Read with every sweep, at no cost: reports show them."""
 
@@ -31,16 +30,21 @@ _ALWAYS = ("log_gain", "growth_rate")
 class TrainabilityFailure(AssertionError):
     """A bound does not hold; the message lists every violation."""
 
+    __module__ = "pytest_trainability"
+
 
 @dataclass(frozen=True, slots=True)
-class _Context:
-    """What the plugin knows beyond the call: where the measurement stands and who wants to hear of it."""
+class Context:
+    """What the plugin knows beyond the call: where the measurement stands, and who wants to hear of it."""
 
     test: str = ""
     name: str = ""
     record: Callable[[CheckRecord], None] = lambda record: None
-    progress: Callable[[int, int], None] = lambda done, total: None
-    confidence: float = CONFIDENCE
+    worker: int = 0
+    """Number of this process among those that share the machine's GPUs."""
+    threads: int | None = None
+    """How many threads at most; None leaves torch's setting."""
+    confidence: float | None = None
 
 
 def measure(
@@ -56,7 +60,7 @@ def measure(
     dtype: torch.dtype | str | None = None,
     train: bool = True,
     name: str | None = None,
-    measures: Sequence[str] = DEFAULT,
+    measures: Sequence[str] = (),
     confidence: float = CONFIDENCE,
 ) -> Measurement:
     """Measure how trainable a model is at initialization.
@@ -86,7 +90,8 @@ def measure(
         dtype: Floating type that parameters and float inputs are cast to.
         train: Train or eval mode.
         name: Of the model in reports; its class by default.
-        measures: Which to compute at once. Any other, when first read, repeats the seeded run.
+        measures: Which to compute at once beside the default ones (``lyapunov_max``, ``gradient_norm``,
+            ``activation_rms``). Any other, when first read, repeats the seeded run.
         confidence: Of the intervals.
 
     Returns:
@@ -97,6 +102,46 @@ def measure(
         ModelError: The model cannot be built or run, or gives nothing to measure.
         CutError: Its graph cannot be cut into steps.
     """
+    return measure_in(
+        Context(confidence=as_confidence(confidence)),
+        model,
+        inputs,
+        target=target,
+        loss=loss,
+        seeds=seeds,
+        steps=steps,
+        exponents=exponents,
+        device=device,
+        dtype=dtype,
+        train=train,
+        name=name,
+        measures=measures,
+    )
+
+
+def measure_in(
+    context: Context,
+    model: Any,
+    inputs: Any,
+    *,
+    target: Any,
+    loss: Any,
+    seeds: Any,
+    steps: StepChoice,
+    exponents: int,
+    device: str | torch.device | None,
+    dtype: torch.dtype | str | None,
+    train: bool,
+    name: str | None,
+    measures: Sequence[str],
+) -> Measurement:
+    """Measure as :func:`measure` does, on behalf of a test; what ``measures`` names is added to the default ones."""
+    if not isinstance(model, nn.Module) and not callable(model):
+        msg = (
+            f"the model must be a torch.nn.Module, a class or a factory without arguments. Got {type(model).__name__}."
+        )
+        raise UsageError(msg)
+    fixed = isinstance(model, nn.Module)
     recipe = Recipe(
         model=model,
         inputs=inputs,
@@ -104,25 +149,14 @@ def measure(
         loss=_as_loss(loss, target),
         steps=steps,
         exponents=_as_count(exponents),
-        device=choose_device(device, fixed=isinstance(model, nn.Module)),
+        device=choose_device(device, fixed=fixed, worker=context.worker),
         dtype=as_dtype(dtype),
         train=train,
+        threads=context.threads,
     )
-    return start(recipe, as_seeds(seeds), measures, name=name, context=_Context(confidence=confidence))
-
-
-def start(
-    recipe: Recipe, seeds: tuple[int, ...], measures: Sequence[str], *, name: str | None, context: _Context
-) -> Measurement:
-    """Run a recipe; the plugin's way in, with a context of its own."""
-    if not isinstance(recipe.model, nn.Module) and not callable(recipe.model):
-        msg = (
-            "the model must be a torch.nn.Module, a class or a factory without arguments. "
-            f"Got {type(recipe.model).__name__}."
-        )
-        raise UsageError(msg)
-    measurement = Measurement(recipe, seeds[:1] if recipe.fixed else seeds, name, context)
-    measurement._run([find_measure(wanted, where="measures=") for wanted in (*measures, *_ALWAYS)])
+    drawn = as_seeds(seeds)
+    measurement = Measurement(recipe, drawn[:1] if fixed else drawn, name, context)
+    measurement.run([find_measure(wanted, where="measures=") for wanted in (*DEFAULT, *measures, *_ALWAYS)])
     return measurement
 
 
@@ -145,7 +179,7 @@ class Measurement:
         nonfinite: Names
         unused_parameters: Names
 
-    def __init__(self, recipe: Recipe, seeds: tuple[int, ...], name: str | None, context: _Context) -> None:
+    def __init__(self, recipe: Recipe, seeds: tuple[int, ...], name: str | None, context: Context) -> None:
         self._recipe = recipe
         self._context = context
         self._values: dict[str, Value] = {}
@@ -161,7 +195,7 @@ class Measurement:
             msg = f"a measurement has no attribute {name!r}; it has the measures {', '.join(sorted(MEASURES))}"
             raise AttributeError(msg)
         if name not in self._values:
-            self._run([MEASURES[name]])
+            self.run([MEASURES[name]])
         return self._values[name]
 
     def __dir__(self) -> list[str]:
@@ -205,8 +239,8 @@ class Measurement:
         """What a reader of the numbers ought to know."""
         return self._common.notes
 
-    def _run(self, wanted: Sequence[Measure]) -> None:
-        """Repeat the seeded run for what is wanted and not known yet."""
+    def run(self, wanted: Sequence[Measure]) -> None:
+        """Make the seeded run, again if need be, for what is wanted and not known yet."""
         wanted = [m for m in dict.fromkeys(wanted) if m.name not in self._values]
         if not wanted:
             return
@@ -218,19 +252,13 @@ class Measurement:
             raise UsageError(msg)
         needs = frozenset().union(*(m.needs for m in wanted))
         began = time.perf_counter()
-        result = ensemble(
-            self._recipe,
-            self.seeds,
-            needs,
-            lambda run: {m.name: m.read(run) for m in wanted},
-            progress=self._context.progress,
-        )
+        result = ensemble(self._recipe, self.seeds, needs, lambda run: {m.name: m.read(run) for m in wanted})
         self.seconds += time.perf_counter() - began
         self._ensemble = self._ensemble or result
+        confidence = self._context.confidence or CONFIDENCE
         for m in wanted:
-            self._values[m.name] = _assemble(
-                m, [reading[m.name] for reading in result.readings], self._context.confidence
-            )
+            self._values[m.name] = _assemble(m, [reading[m.name] for reading in result.readings], confidence)
+        self._context.record(self._to_record(tuple(self._verdicts.values())))
 
     def check(self, **bounds: BoundLike) -> None:
         """Judge bounds, all of them, and raise one failure that lists every violation.
@@ -250,16 +278,9 @@ class Measurement:
             msg = "check() must be given a bound, such as log_gain=within(3)."
             raise BoundError(msg)
         where = f"check() in {self._context.test}" if self._context.test else "check()"
-        judged = {
-            find_measure(name, where=where): as_bound(bound, measure=name, where=where)
-            for name, bound in bounds.items()
-        }
-        self._judge(judged)
-
-    def _judge(self, bounds: Mapping[Measure, Bound]) -> None:
-        __tracebackhide__ = True
-        self._run(list(bounds))
-        verdicts = [judge(m.name, self._values[m.name], bound, scale=m.scale) for m, bound in bounds.items()]
+        judged = {find_measure(n, where=where): as_bound(b, measure=n, where=where) for n, b in bounds.items()}
+        self.run(list(judged))
+        verdicts = [judge(m.name, self._values[m.name], bound, scale=m.scale) for m, bound in judged.items()]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
         self._context.record(self._to_record(tuple(self._verdicts.values())))
         if not all(verdict.holds for verdict in verdicts):
@@ -283,11 +304,12 @@ class Measurement:
             fixed=self._recipe.fixed,
             seconds=self.seconds,
             log_gain=self.log_gain.mean,
-            log_gain_half_width=self.log_gain.half_width,
+            log_gain_low=self.log_gain.low,
+            log_gain_high=self.log_gain.high,
             growth=growth,
             verdicts=verdicts,
             leaves_band=self._leaves_band(failed, growth),
-            cause=tuple(diagnose(growth, self._common.facts)) if failed else (),
+            cause=tuple(diagnose(growth, self._common.facts)),
             notes=self.notes,
         )
 
@@ -347,42 +369,6 @@ def _as_count(exponents: Any) -> int:
         msg = f"exponents must be a whole number of at least 1. Got {exponents!r}."
         raise UsageError(msg)
     return exponents
-
-
-def as_seeds(seeds: int | Sequence[int] | str | None) -> tuple[int, ...]:
-    """Read ``8``, ``[0, 3, 5]``, ``range(4)`` or the text ``"8"``, ``"0-7"``, ``"0,3,5-6"``.
-
-    Raises:
-        UsageError: It is none of these, or names no seed.
-    """
-    if seeds is None:
-        return tuple(range(DEFAULT_SEEDS))
-    msg = (
-        "seeds must be a number of at least 1, a list of whole numbers from 0 on, or text such as '8', '0-7' or "
-        f"'0,3,5'. Got {seeds!r}."
-    )
-    if isinstance(seeds, str):
-        seeds = _parse_seeds(seeds, msg)
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        seeds = range(seeds)
-    if not isinstance(seeds, Sequence) or not seeds:
-        raise UsageError(msg)
-    if not all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**63 for s in seeds):
-        raise UsageError(msg)
-    return tuple(dict.fromkeys(seeds))
-
-
-def _parse_seeds(text: str, msg: str) -> int | list[int]:
-    try:
-        if text.strip().isdecimal():
-            return int(text)
-        found: list[int] = []
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            found += range(int(first), int(last or first) + 1)
-    except ValueError:
-        raise UsageError(msg) from None
-    return found
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

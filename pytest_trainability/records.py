@@ -21,7 +21,7 @@ __all__ = [
     "Steps",
     "VerdictRecord",
     "format_number",
-    "format_with_error",
+    "format_value",
 ]
 
 
@@ -36,15 +36,29 @@ def format_number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
-def format_with_error(mean: float, half_width: float, *, signed: bool) -> tuple[str, str]:
-    """Write a mean and its uncertainty to the same decimal place, the uncertainty with two significant digits."""
-    sign = "+" if signed else ""
-    if not (math.isfinite(half_width) and math.isfinite(mean)) or half_width <= 0:
-        return f"{mean:{sign}.4g}", ""
-    decimals = 1 - math.floor(math.log10(half_width))
-    if decimals > 6 or decimals < -3 or abs(mean) < 1e-4:
-        return f"{mean:{sign}.3g}", f"{half_width:.2g}"
-    return f"{mean:{sign}.{max(decimals, 0)}f}", f"{half_width:.{max(decimals, 0)}f}"
+def format_value(mean: float, low: float, high: float, *, unit: str = "", scale: str = "linear") -> str:
+    """Write a mean with its interval: ``-14.4 ± 0.3 nats``; a scale with the factor either way.
+
+    >>> format_value(-14.41, -14.7, -14.12, unit="nats"), format_value(3e-9, 2e-9, 4.5e-9, scale="log")
+    ('-14.41 ± 0.29 nats', '3.00e-09 ×/÷ 1.5')
+    """
+    sign = "+" if unit.startswith("nats") else ""
+    half = (high - low) / 2
+    if not (math.isfinite(half) and math.isfinite(mean)) or half <= 0:
+        parts = [f"{mean:{sign}.4g}", unit]
+    elif scale == "log":
+        parts = [
+            f"{mean:.3g}" if mean >= 1e-3 else f"{mean:.2e}",
+            f"×/÷ {math.sqrt(high / low):.2g}" if low > 0 else "",
+            unit,
+        ]
+    else:
+        decimals = 1 - math.floor(math.log10(half))
+        if 0 <= decimals <= 6:
+            parts = [f"{mean:{sign}.{decimals}f} ± {half:.{decimals}f}", unit]
+        else:
+            parts = [f"{mean:{sign}.3g} ± {half:.2g}", unit]
+    return " ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -62,7 +76,7 @@ class Estimate:
     """
 
     mean: float
-    """Average over seeds; for a scale (``unit`` not in nats) the geometric one."""
+    """Average over seeds; the geometric one where ``scale`` is ``"log"``."""
     low: float
     """Lower end of the Student-t interval; ``nan`` with one seed."""
     high: float
@@ -72,6 +86,8 @@ class Estimate:
     unit: str = ""
     name: str = ""
     """The element of a profile that this is, such as a parameter's name; empty for a scalar."""
+    scale: str = "linear"
+    """``"log"`` where logarithms are averaged."""
 
     def __float__(self) -> float:
         return self.mean
@@ -106,7 +122,7 @@ class Estimate:
     def __add__(self, other: Any) -> Any:
         return self.mean + other.mean if isinstance(other, Estimate) else _with_number(self, other, 1.0, 1.0)
 
-    def __radd__(self, other: float) -> Estimate:
+    def __radd__(self, other: float) -> Any:
         return _with_number(self, other, 1.0, 1.0)
 
     @overload
@@ -116,7 +132,7 @@ class Estimate:
     def __sub__(self, other: Any) -> Any:
         return self.mean - other.mean if isinstance(other, Estimate) else _with_number(self, other, 1.0, -1.0)
 
-    def __rsub__(self, other: float) -> Estimate:
+    def __rsub__(self, other: float) -> Any:
         return _with_number(self, other, -1.0, 1.0)
 
     @overload
@@ -175,8 +191,7 @@ class Estimate:
         return (self.high - self.low) / 2
 
     def __str__(self) -> str:
-        mean, error = format_with_error(self.mean, self.half_width, signed=self.unit.startswith("nats"))
-        return " ".join(part for part in (mean, f"± {error}" if error else "", self.unit) if part)
+        return format_value(self.mean, self.low, self.high, unit=self.unit, scale=self.scale)
 
     def __repr__(self) -> str:
         count = f"{len(self.values)} seed{'s' if len(self.values) != 1 else ''}"
@@ -358,8 +373,11 @@ class VerdictRecord:
     measure: str
     value: float
     """The point estimate, which decides; for a profile that of its worst element."""
-    half_width: float
+    value_low: float
+    """Lower end of its interval."""
+    value_high: float
     unit: str
+    scale: str
     low: float | None
     high: float | None
     holds: bool
@@ -373,6 +391,11 @@ class VerdictRecord:
     elements: int = 1
     worst: tuple[tuple[str, float], ...] = ()
     """Elements outside the bound, worst first, at most five."""
+
+    @property
+    def value_text(self) -> str:
+        """The value with its interval and unit."""
+        return format_value(self.value, self.value_low, self.value_high, unit=self.unit, scale=self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,12 +417,18 @@ class CheckRecord:
     """A finished module: one draw of its weights."""
     seconds: float
     log_gain: float
-    log_gain_half_width: float
+    log_gain_low: float
+    log_gain_high: float
     growth: tuple[float, ...]
     verdicts: tuple[VerdictRecord, ...] = ()
     leaves_band: str = ""
     cause: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def log_gain_text(self) -> str:
+        """The log gain with its interval."""
+        return format_value(self.log_gain, self.log_gain_low, self.log_gain_high, unit="nats")
 
     @property
     def holds(self) -> bool:

@@ -97,7 +97,8 @@ def as_bound(value: Any, *, measure: str, where: str = "") -> Bound:
         if isinstance(value, (tuple, list)) and len(value) == 2:
             return Bound(*value)
     except BoundError as error:
-        raise BoundError(f"{place}{measure}: {error}") from None
+        msg = f"{place}{measure}: {error}"
+        raise BoundError(msg) from None
     hint = ""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         hint = f" For this number: within({value!r}), at_least({value!r}) or at_most({value!r})."

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
+from ..errors import UsageError
 from ..records import Estimate
 
-__all__ = ["CONFIDENCE", "estimate"]
+__all__ = ["CONFIDENCE", "DEFAULT_SEEDS", "as_confidence", "as_seeds", "estimate"]
 
 CONFIDENCE = 0.99
+DEFAULT_SEEDS = 4
 
 
 def estimate(
@@ -43,7 +45,7 @@ def estimate(
     else:
         mean, half = _mean_and_half_width(values, confidence)
         low, high = mean - half, mean + half
-    return Estimate(mean=mean, low=low, high=high, values=values, unit=unit, name=name)
+    return Estimate(mean=mean, low=low, high=high, values=values, unit=unit, name=name, scale=scale)
 
 
 def _mean_and_half_width(values: Sequence[float], confidence: float) -> tuple[float, float]:
@@ -75,3 +77,54 @@ def _exp(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
+
+
+def as_seeds(seeds: int | Sequence[int] | str | None) -> tuple[int, ...]:
+    """Read ``8``, ``[0, 3, 5]``, ``range(4)`` or the text ``"8"``, ``"0-7"``, ``"0,3,5-6"``.
+
+    Raises:
+        UsageError: It is none of these, or names no seed.
+    """
+    if seeds is None:
+        return tuple(range(DEFAULT_SEEDS))
+    msg = (
+        "seeds must be a number of at least 1, a list of whole numbers from 0 on, or text such as '8', '0-7' or "
+        f"'0,3,5'. Got {seeds!r}."
+    )
+    given = _parse_seeds(seeds, msg) if isinstance(seeds, str) else seeds
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = range(given)
+    if not isinstance(given, Sequence) or not given:
+        raise UsageError(msg)
+    if not all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**63 for s in given):
+        raise UsageError(msg)
+    return tuple(dict.fromkeys(given))
+
+
+def _parse_seeds(text: str, msg: str) -> int | list[int]:
+    try:
+        if text.strip().isdecimal():
+            return int(text)
+        found: list[int] = []
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            found += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise UsageError(msg) from None
+    return found
+
+
+def as_confidence(value: float | str) -> float:
+    """Read the confidence of intervals, such as ``0.99``.
+
+    Raises:
+        UsageError: It is no number between 0 and 1.
+    """
+    try:
+        confidence = float(value)
+    except (TypeError, ValueError):
+        confidence = math.nan
+    if not 0 < confidence < 1:
+        msg = f"the confidence must lie between 0 and 1, as 0.99 does. Got {value!r}."
+        raise UsageError(msg)
+    return confidence

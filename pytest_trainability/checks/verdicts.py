@@ -31,15 +31,30 @@ def judge(measure: str, value: Value, bound: Bound, *, scale: str = "linear") ->
     """
     elements = _elements(value)
     if not elements:
-        return VerdictRecord(measure, math.nan, math.nan, "", bound.low, bound.high, False, False, math.nan, elements=0)
+        return VerdictRecord(
+            measure=measure,
+            value=math.nan,
+            value_low=math.nan,
+            value_high=math.nan,
+            unit="",
+            scale=scale,
+            low=bound.low,
+            high=bound.high,
+            holds=False,
+            marginal=False,
+            margin=math.nan,
+            elements=0,
+        )
     ranked = sorted(elements, key=lambda e: _sort_key(_margin(e.mean, bound, scale)))
     outside = [e for e in ranked if not bound.holds(e.mean)]
     worst = ranked[0]
     return VerdictRecord(
         measure=measure,
         value=worst.mean,
-        half_width=worst.half_width,
+        value_low=worst.low,
+        value_high=worst.high,
         unit=worst.unit,
+        scale=scale,
         low=bound.low,
         high=bound.high,
         holds=not outside,
@@ -65,10 +80,10 @@ def _margin(value: float, bound: Bound, scale: str) -> float:
     if math.isnan(value):
         return -math.inf
     if scale == "log" and value > 0 and all(end is None or end > 0 for end in (bound.low, bound.high)):
-        value, low, high = (None if x is None else math.log(x) for x in (value, bound.low, bound.high))
+        value = math.log(value)
+        low, high = (None if end is None else math.log(end) for end in (bound.low, bound.high))
     else:
         low, high = bound.low, bound.high
-    assert value is not None
     below = math.inf if low is None else value - low if value != low else 0.0
     above = math.inf if high is None else high - value if value != high else 0.0
     return min(below, above)

@@ -121,12 +121,12 @@ def capture(
         ModelError: The model or the loss raised, or gave nothing that a gradient could start from.
     """
     try:
-        return _run(model, args, kwargs, target, loss, statistics, inputs_carry_gradient=True)
+        return _run(model, args, kwargs, target, loss, statistics=statistics, inputs_carry_gradient=True)
     except RuntimeError as error:
         if "requires_grad" not in str(error) and "requires grad" not in str(error):
             raise
         restart()
-        return _run(model, args, kwargs, target, loss, statistics, inputs_carry_gradient=False)
+        return _run(model, args, kwargs, target, loss, statistics=statistics, inputs_carry_gradient=False)
 
 
 def _run(
@@ -135,8 +135,8 @@ def _run(
     kwargs: Mapping[str, Any],
     target: Any,
     loss: Loss | None,
-    statistics: bool,
     *,
+    statistics: bool,
     inputs_carry_gradient: bool,
 ) -> Capture:
     record = Capture(model, inputs_carry_gradient=inputs_carry_gradient)
@@ -174,7 +174,10 @@ def _loss_of(record: Capture, target: Any, loss: Loss | None) -> Tensor | None:
         value = loss(output) if target is None else loss(output, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
             came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            msg = f"the loss must be one number, a tensor with one element. `{name}` returned {came}. Reduce it, for instance with .mean()."
+            msg = (
+                f"the loss must be one number, a tensor with one element. `{name}` returned {came}. Reduce it, for "
+                "instance with .mean()."
+            )
             raise ModelError(msg)
         return value.reshape(())
     if isinstance(output, Mapping):

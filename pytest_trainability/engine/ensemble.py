@@ -123,8 +123,6 @@ def ensemble(
     seeds: Sequence[int],
     needs: Iterable[Need],
     read: Callable[[Run], Mapping[str, Any]],
-    *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Ensemble:
     """Run the recipe once per seed and let ``read`` take its numbers from every run.
 
@@ -160,7 +158,7 @@ def ensemble(
                 _fulfil(run, recipe, wanted)
                 readings.append(read(run))
                 del run, record, chain
-            progress(len(readings), len(seeds))
+    assert plan is not None, "there is at least one seed"
     return Ensemble(**common, frame=plan.frame, facts=facts, readings=tuple(readings))
 
 
@@ -242,7 +240,7 @@ def _build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
     seeded(seed, cuda=False)
     name = getattr(factory, "__name__", type(factory).__name__)
     try:
-        model = factory()
+        model: object = factory()
     except Exception as error:
         msg = f"the factory must build a model when called without arguments. `{name}` raised {type(error).__name__}: {error}"
         raise ModelError(msg) from error
@@ -260,7 +258,10 @@ def _refuse_unmaterialized(model: nn.Module) -> None:
             what = "lives on the meta device"
         else:
             continue
-        msg = f"the parameters of a finished module must hold numbers. {name!r} {what}. Hand in a factory, or run the model once before."
+        msg = (
+            f"the parameters of a finished module must hold numbers. {name!r} {what}. Hand in a factory, or run the "
+            "model once before."
+        )
         raise ModelError(msg)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["derived_seed", "preserved_model", "preserved_world", "seeded"]
+__all__ = ["derived_seed", "preserved_generators", "preserved_model", "preserved_world", "seeded"]
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -22,10 +22,14 @@ def derived_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+def _cuda_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def seeded(seed: int, *, cuda: bool = True) -> None:
     """Seed every global generator a model may draw from: torch, ``random`` and, where it is loaded, numpy."""
     torch.default_generator.manual_seed(seed)
-    if cuda and torch.cuda.is_initialized():
+    if cuda and _cuda_in_use():
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
@@ -35,14 +39,11 @@ def seeded(seed: int, *, cuda: bool = True) -> None:
 
 
 @contextmanager
-def preserved_world() -> Iterator[None]:
-    """Restore the global state of torch, ``random`` and numpy: generators, grad mode, default dtype, backend flags.
-
-    TF32 is off inside, so that the same float32 model has the same gradients on every device.
-    """
+def preserved_generators() -> Iterator[None]:
+    """Put the global generators of torch, ``random`` and numpy back afterwards."""
     with ExitStack() as stack:
         stack.callback(torch.default_generator.set_state, torch.default_generator.get_state())
-        if torch.cuda.is_initialized():
+        if _cuda_in_use():
             stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
         if torch.backends.mps.is_available():
             stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
@@ -50,6 +51,17 @@ def preserved_world() -> Iterator[None]:
         if "numpy" in sys.modules:
             generator = sys.modules["numpy"].random
             stack.callback(generator.set_state, generator.get_state())
+        yield
+
+
+@contextmanager
+def preserved_world() -> Iterator[None]:
+    """Put the global state of torch, ``random`` and numpy back afterwards: generators, modes, default dtype, flags.
+
+    Inside, gradients are on and TF32 is off, so that a float32 model has the same gradients on every device.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(preserved_generators())
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         stack.callback(_set_backend_flags, _backend_flags())
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -108,11 +120,11 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
         for tensor, value in tensors:
             if not torch.equal(tensor.data, value):
                 tensor.data.copy_(value)
-        for parameter, gradient, value, requires_grad in gradients:
+        for parameter, gradient, kept, requires_grad in gradients:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
-            if gradient is not None and value is not None and not torch.equal(gradient, value):
-                gradient.data.copy_(value)
+            if gradient is not None and kept is not None and not torch.equal(gradient, kept):
+                gradient.data.copy_(kept)
 
 
 def _copied_tables(module: nn.Module) -> dict[str, Any]:

@@ -153,12 +153,8 @@ def _owns_weight(module: nn.Module) -> bool:
     """Whether the module itself, not a child, owns a parameter of two or more dimensions."""
     own = list(module.parameters(recurse=False))
     if is_parametrized(module):
-        own += [p for p in module.parametrizations.parameters() if p is not None]  # type: ignore[union-attr, operator]
-    return any(_dimensions(parameter) >= 2 for parameter in own)
-
-
-def _dimensions(parameter: nn.Parameter) -> int:
-    return parameter.dim()
+        own += [p for p in module.parametrizations.parameters() if p is not None]  # type: ignore[union-attr]
+    return any(parameter.dim() >= 2 for parameter in own)
 
 
 # Repeated blocks -------------------------------------------------------------------------------------------------

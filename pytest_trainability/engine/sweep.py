@@ -292,7 +292,6 @@ def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None =
     """
     device = next(c.device for c in columns if c is not None)
     count = next(len(c) for c in columns if c is not None)
-    states: list[Columns] = [columns]
     logs = torch.full((len(chain), frame.samples, count), math.nan, dtype=torch.float64, device=device)
     if count == 1:
         return _sweep_one(chain, frame, columns, logs)

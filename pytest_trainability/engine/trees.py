@@ -52,7 +52,7 @@ def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, list):
         return [map_tensors(item, change) for item in tree]
     if isinstance(tree, dict):
-        changed = copy.copy(tree)
+        changed: Any = copy.copy(tree)
         for key, value in tree.items():
             changed[key] = map_tensors(value, change)
         return changed
@@ -94,4 +94,5 @@ def to_tensor_like(value: Tensor, *, device: torch.device | None, dtype: torch.d
 def norm(tensor: Tensor, dim: int | None = None) -> Tensor:
     """Return the Euclidean norm in float64, where squares of 1e-23 do not vanish."""
     wide = torch.complex128 if tensor.is_complex() else torch.float64
-    return torch.linalg.vector_norm(tensor.detach(), dim=dim, dtype=wide).double()
+    length: Tensor = torch.linalg.vector_norm(tensor.detach(), dim=dim, dtype=wide)
+    return length.double()

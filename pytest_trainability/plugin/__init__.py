@@ -1,1 +1,95 @@
-"""x."""
+"""pytest's side: hooks that delegate.
+
+Loading this module must stay cheap: pytest does it in every project of a machine where the plugin is installed. What
+measures and judges is imported when a test measures.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from . import options
+from .collection import mark_users, validate_markers
+from .fixture import RECORDS, trainability
+from .randomness import preserved_generators, seed_generators
+from .summary import SUMMARY, Summary
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = ["trainability"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the command line options and their ini twins."""
+    options.declare(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker, and refuse settings that cannot be used before anything runs."""
+    config.addinivalue_line(
+        "markers",
+        "trainability(**bounds): bounds that every model measured in this test must satisfy, such as "
+        "lyapunov_max=within(0.05); also seeds=, device=, dtype=. Tests that use the trainability fixture carry the "
+        "marker by themselves.",
+    )
+    options.read(config)
+    config.stash[SUMMARY] = Summary(config)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let ``-m trainability`` select every test that uses the fixture."""
+    mark_users(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse unknown measures and impossible bounds before the first test runs."""
+    validate_markers(config, items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Put the global random generators back after a test that measures."""
+    with preserved_generators(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """Let the fixtures of a test that measures draw the same numbers in every session."""
+    seed_generators(item)
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Let the body of a test that measures draw the same numbers in every session."""
+    seed_generators(pyfuncitem)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Send what a test measured along with its report, as plain data that crosses processes."""
+    report = yield
+    if call.when == "call" and RECORDS in item.stash:
+        report.trainability = [record.to_plain() for record in item.stash[RECORDS].values()]  # type: ignore[attr-defined]
+    return report
+
+
+def pytest_assertrepr_compare(op: str, left: Any, right: Any) -> list[str] | None:
+    """Explain a failing comparison of a profile or spectrum with a number."""
+    if type(left).__module__ != "pytest_trainability.records":
+        return None
+    from ..report.explain import explain_comparison
+
+    return explain_comparison(op, left, right)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show one line per check, and details of the failures."""
+    config.stash[SUMMARY].write(terminalreporter)

@@ -5,13 +5,26 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
-from ..records import CheckRecord, VerdictRecord, format_number, format_with_error
+from ..records import CheckRecord, Estimate, Profile, Spectrum, VerdictRecord, format_number
 
-__all__ = ["explain", "sparkline", "to_ascii", "violation_lines"]
+__all__ = [
+    "bound_text",
+    "depth_line",
+    "explain",
+    "explain_comparison",
+    "explain_lines",
+    "labelled",
+    "seeds_text",
+    "sparkline",
+    "to_ascii",
+]
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 24
+LABEL = 15
+WORST_SHOWN = 5
 
 
 def explain(record: CheckRecord, *, width: int = 80) -> str:
@@ -21,22 +34,28 @@ def explain(record: CheckRecord, *, width: int = 80) -> str:
         record: With at least one verdict that does not hold.
         width: Columns to stay within, where names allow.
     """
-    failed = [verdict for verdict in record.verdicts if not verdict.holds]
-    claims = f"{len(failed)} of {len(record.verdicts)} bounds" if len(record.verdicts) > 1 else "the bound"
-    holds = "do not hold" if len(failed) > 1 else "does not hold"
-    lines = [f"{record.model} ({measured_on(record)}): {claims} {holds}"]
-    for verdict in failed:
-        lines += violation_lines(verdict, width=width - 2)
-    lines += _labelled("along depth", _depth_line(record))
+    failed = [verdict.measure for verdict in record.verdicts if not verdict.holds]
+    head = f"{record.model}: {' and '.join(failed)} out of bounds"
+    lines = [*labelled("measured", measured_on(record), width - 2), *explain_lines(record, width=width - 2)]
+    return "\n".join([head, *("  " + line for line in lines)])
+
+
+def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
+    """Return one labelled line or more for each violation, for where and why, and for how to repeat the check."""
+    lines: list[str] = []
+    for verdict in record.verdicts:
+        if not verdict.holds:
+            lines += violation_lines(verdict, width=width)
+    lines += labelled("along depth", depth_line(record, width - LABEL))
     if record.leaves_band:
-        lines += _labelled("leaves band", f"at {record.leaves_band}, counted from the output")
+        lines += labelled("leaves band", f"at {record.leaves_band}, counted from the output", width)
     for index, line in enumerate(record.cause):
-        lines += _labelled("likely cause" if index == 0 else "", line, width)
-    for note in record.notes:
-        lines += _labelled("note", note, width)
+        lines += labelled("likely cause" if index == 0 else "", line, width)
+    for note in (*record.notes, *([f"not on the chain: {record.left_out}"] if record.left_out else [])):
+        lines += labelled("note", note, width)
     if record.test:
-        lines += _labelled("reproduce", reproduce_command(record))
-    return "\n".join([lines[0], *("  " + line for line in lines[1:])])
+        lines += labelled("reproduce", reproduce_command(record))
+    return lines
 
 
 def measured_on(record: CheckRecord) -> str:
@@ -71,15 +90,17 @@ def reproduce_command(record: CheckRecord) -> str:
 def violation_lines(verdict: VerdictRecord, *, width: int = 78) -> list[str]:
     """Return value, bound and margin of one verdict that does not hold, and where it fails worst."""
     if verdict.elements == 0:
-        return _labelled(verdict.measure, f"nothing was measured, {bound_text(verdict)}: no element to judge")
-    value, error = format_with_error(verdict.value, verdict.half_width, signed=verdict.unit.startswith("nats"))
-    shown = " ".join(part for part in (value, f"± {error}" if error else "", verdict.unit) if part)
+        return labelled(verdict.measure, f"nothing was measured, {bound_text(verdict)}: no element to judge")
     marginal = ", marginal" if verdict.marginal else ""
-    lines = _labelled(verdict.measure, f"{shown}   {bound_text(verdict)}   {_margin_text(verdict)}{marginal}")
+    lines = labelled(
+        verdict.measure, f"{verdict.value_text}, {bound_text(verdict)}: {_margin_text(verdict)}{marginal}", width
+    )
     if verdict.where:
         count = f"{verdict.violations} of {verdict.elements}" if verdict.elements > 1 else ""
-        worst = ", ".join(f"{name} {format_number(value, 2)}" for name, value in _fitting(verdict.worst, width - 34))
-        lines += _labelled("", f"{count} outside, worst {worst}" if count else verdict.where)
+        worst = ", ".join(
+            f"{name} {format_number(value, 2)}" for name, value in _fitting(verdict.worst, width - LABEL - 24)
+        )
+        lines += labelled("", f"{count} outside, worst {worst}" if count else verdict.where)
     return lines
 
 
@@ -111,16 +132,17 @@ def _margin_text(verdict: VerdictRecord) -> str:
         return "outside"
     if not verdict.unit.startswith("nats") and verdict.value > 0 and end > 0:
         ratio = max(verdict.value, end) / min(verdict.value, end)
-        return f"{format_number(ratio, 2)} times too {'small' if verdict.value < end else 'large'}"
+        return f"{float(f'{ratio:.2g}'):,.6g} times too {'small' if verdict.value < end else 'large'}"
     return f"{format_number(abs(verdict.value - end), 2)} outside"
 
 
-def _depth_line(record: CheckRecord) -> str:
+def depth_line(record: CheckRecord, width: int) -> str:
     """Draw how the gradient's size changes on its way from the last step to the first."""
     if not record.growth:
         return ""
     first, last = record.step_names[0], record.step_names[-1]
-    return f"{last} {sparkline(accumulated(record.growth))} {first}"
+    room = width - len(first) - len(last) - 2
+    return f"{last} {sparkline(accumulated(record.growth), max(min(room, SPARKLINE_WIDTH), 8))} {first}"
 
 
 def accumulated(growth: Sequence[float]) -> list[float]:
@@ -150,16 +172,36 @@ def sparkline(values: Sequence[float], width: int = SPARKLINE_WIDTH) -> str:
     )
 
 
-def _labelled(label: str, text: str, width: int = 0) -> list[str]:
+def labelled(label: str, text: str, width: int = 0) -> list[str]:
     """Put a label before a text, wrapped under itself where a width is given."""
     if not text:
         return []
     lines = [""]
     for word in text.split(" "):
-        if width and lines[-1] and len(lines[-1]) + len(word) + 1 > width - 18:
+        if width and lines[-1] and len(lines[-1]) + len(word) + 1 > width - LABEL:
             lines.append("")
         lines[-1] += (" " if lines[-1] else "") + word
-    return [f"{label if i == 0 else '':<14}{line}" for i, line in enumerate(lines)]
+    return [f"{label if i == 0 else '':<{LABEL - 1}} {line}" for i, line in enumerate(lines)]
+
+
+def explain_comparison(op: str, left: Any, right: Any) -> list[str] | None:
+    """Say which elements of a profile or spectrum do not satisfy a failing comparison with a number.
+
+    Returns:
+        Lines for pytest, or None where its own explanation is as good.
+    """
+    judge = {"<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__}.get(op)
+    if judge is None or not isinstance(left, (Profile, Spectrum)) or not isinstance(right, (int, float, Estimate)):
+        return None
+    elements = list(left.values()) if isinstance(left, Profile) else list(left)
+    outside = [e for e in elements if not judge(e.mean, float(right))]
+    outside.sort(key=lambda e: e.mean if op in {">", ">="} else -e.mean)
+    lines = [
+        f"{left!r} {op} {right!r}",
+        f"{len(outside)} of {len(elements)} elements are not {op} {right!r}; the worst:",
+    ]
+    lines += [f"  {e.name or f'exponent {elements.index(e) + 1}'}: {e}" for e in outside[:WORST_SHOWN]]
+    return lines
 
 
 _ASCII = str.maketrans(

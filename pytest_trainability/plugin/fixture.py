@@ -1,0 +1,112 @@
+"""The ``trainability`` fixture: measure a model in a test."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .collection import bounds_of, marker_settings
+from .options import SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+    from torch import nn
+
+    from ..measurement import Measurement
+    from ..records import CheckRecord
+
+__all__ = ["RECORDS", "Trainability", "trainability"]
+
+RECORDS = pytest.StashKey["dict[str, CheckRecord]"]()
+"""What a test measured, by the name of the measurement."""
+
+
+@pytest.fixture
+def trainability(request: pytest.FixtureRequest) -> Trainability:
+    """Measure how trainable a model is at initialization.
+
+    Call it as ``trainability(model, inputs)``: it returns a measurement, after judging the bounds of the test's marker.
+    """
+    return Trainability(request.node)
+
+
+class Trainability:
+    """Measures models on behalf of one test."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self._item = item
+
+    def __call__(
+        self,
+        model: nn.Module | type[nn.Module] | Callable[[], nn.Module],
+        inputs: Any,
+        *,
+        target: Any = None,
+        loss: Callable[..., Any] | None = None,
+        seeds: int | Sequence[int] | None = None,
+        steps: str | type[nn.Module] | Sequence[str] = "auto",
+        exponents: int = 1,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        train: bool = True,
+        name: str | None = None,
+    ) -> Measurement:
+        """Measure a model; the arguments are those of :func:`pytest_trainability.measure`.
+
+        Raises:
+            TrainabilityFailure: A bound of the test's marker, the command line or the ini file does not hold.
+        """
+        __tracebackhide__ = True
+        from ..measurement import Context, measure_in
+
+        settings = self._item.config.stash[SETTINGS]
+        marked = marker_settings(self._item)
+        bounds = bounds_of(self._item)
+        measurement = measure_in(
+            self._context(Context, name),
+            model,
+            inputs,
+            target=target,
+            loss=loss,
+            seeds=_first(seeds, marked.get("seeds"), settings.seeds),
+            steps=steps,
+            exponents=exponents,
+            device=_first(device, marked.get("device"), settings.device),
+            dtype=_first(dtype, marked.get("dtype"), settings.dtype),
+            train=train,
+            name=name,
+            measures=list(bounds),
+        )
+        if bounds:
+            measurement.check(**bounds)
+        return measurement
+
+    def _context(self, context: Callable[..., Any], name: str | None) -> Any:
+        """Number the measurements of a test, and listen to their records."""
+        records = self._item.stash.setdefault(RECORDS, {})
+        key = name or (f"measurement {len(records) + 1}" if records else "")
+
+        def keep(record: CheckRecord) -> None:
+            records[key] = record
+
+        worker = re.search(r"\d+$", os.environ.get("PYTEST_XDIST_WORKER", ""))
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        settings = self._item.config.stash[SETTINGS]
+        return context(
+            test=self._item.nodeid,
+            name=key,
+            record=keep,
+            worker=int(worker[0]) if worker else 0,
+            threads=max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None,
+            confidence=settings.confidence,
+        )
+
+
+def _first(*values: Any) -> Any:
+    """Return the first value that was given."""
+    return next((value for value in values if value is not None), None)

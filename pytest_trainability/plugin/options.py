@@ -1,0 +1,140 @@
+"""Settings: command line options and ini values, with types and precedence."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..checks.bounds import Bound
+
+__all__ = ["SETTINGS", "Settings", "declare", "read"]
+
+PREFIX = "trainability"
+
+_DECLARED = (
+    ("seeds", "SEEDS", "How many seeds, or which: 8, 0-7 or 0,3,5 (default: 4)."),
+    ("device", "DEVICE", "auto, cpu, cuda, cuda:N or mps (default: auto, which is CUDA where there is one)."),
+    ("dtype", "DTYPE", "Floating type that models and float inputs are cast to (default: as they are)."),
+    ("confidence", "LEVEL", "Confidence of the intervals (default: 0.99)."),
+)
+_BOUNDS_HELP = "A bound for every measured model, such as 'lyapunov_max = [-0.05, 0.05]' or 'gradient_norm >= 1e-6'."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What command line and ini file say; the command line wins. None where neither says anything."""
+
+    seeds: tuple[int, ...] | None
+    device: str | None
+    dtype: str | None
+    confidence: float | None
+    bounds: Mapping[str, tuple[Bound, str]]
+    """By measure: the bound and where it stands."""
+
+
+SETTINGS = pytest.StashKey[Settings]()
+
+
+def declare(parser: pytest.Parser) -> None:
+    """Declare ``--trainability-*`` and ``trainability_*``."""
+    group = parser.getgroup(PREFIX, "trainability of PyTorch models at initialization")
+    for name, metavar, text in _DECLARED:
+        group.addoption(f"--{PREFIX}-{name}", dest=f"{PREFIX}_{name}", metavar=metavar, default=None, help=text)
+        parser.addini(f"{PREFIX}_{name}", text, type="string", default="")
+    group.addoption(
+        f"--{PREFIX}-bounds",
+        dest=f"{PREFIX}_bounds",
+        metavar="BOUND",
+        action="append",
+        default=[],
+        help=f"{_BOUNDS_HELP} May be given several times.",
+    )
+    parser.addini(f"{PREFIX}_bounds", f"{_BOUNDS_HELP} One a line.", type="linelist", default=[])
+
+
+def read(config: pytest.Config) -> None:
+    """Read and check the settings.
+
+    Raises:
+        pytest.UsageError: A value cannot be used; the message names the option or the ini file.
+    """
+    values: dict[str, Any] = {}
+    for name, _, _ in _DECLARED:
+        text, where = _text(config, name)
+        values[name] = _parse(name, text, where) if text else None
+    config.stash[SETTINGS] = Settings(**values, bounds=_bounds(config))
+
+
+def _text(config: pytest.Config, name: str) -> tuple[str, str]:
+    given = config.getoption(f"{PREFIX}_{name}")
+    if given is not None:
+        return str(given), f"--{PREFIX}-{name}"
+    return str(config.getini(f"{PREFIX}_{name}")), f"{PREFIX}_{name} in {config.inipath}"
+
+
+def _parse(name: str, text: str, where: str) -> Any:
+    from ..errors import UsageError
+
+    try:
+        return _PARSERS[name](text)
+    except UsageError as error:
+        msg = f"{where}: {error}"
+        raise pytest.UsageError(msg) from None
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    from ..checks.statistics import as_seeds
+
+    return as_seeds(text)
+
+
+def _confidence(text: str) -> float:
+    from ..checks.statistics import as_confidence
+
+    return as_confidence(text)
+
+
+def _device(text: str) -> str:
+    from ..errors import UsageError
+
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        msg = f"the device must be auto, cpu, cuda, cuda:N or mps. Got {text!r}."
+        raise UsageError(msg)
+    return text
+
+
+def _dtype(text: str) -> str:
+    from ..errors import UsageError
+
+    if text.removeprefix("torch.") not in {"float16", "bfloat16", "float32", "float64", "half", "float", "double"}:
+        msg = f"dtype must be a floating type: float32, float64, bfloat16 or float16. Got {text!r}."
+        raise UsageError(msg)
+    return text
+
+
+_PARSERS = {"seeds": _seeds, "device": _device, "dtype": _dtype, "confidence": _confidence}
+
+
+def _bounds(config: pytest.Config) -> dict[str, tuple[Bound, str]]:
+    """Read the bounds, those of the command line over those of the ini file."""
+    found: dict[str, tuple[Bound, str]] = {}
+    sources = (
+        (config.getini(f"{PREFIX}_bounds"), f"{PREFIX}_bounds in {config.inipath}"),
+        (config.getoption(f"{PREFIX}_bounds"), f"--{PREFIX}-bounds"),
+    )
+    for lines, where in sources:
+        if lines:
+            from ..checks.bounds import parse_bounds
+            from ..errors import BoundError
+
+            try:
+                found.update({name: (bound, where) for name, bound in parse_bounds(lines, where=where).items()})
+            except BoundError as error:
+                raise pytest.UsageError(str(error)) from None
+    return found
