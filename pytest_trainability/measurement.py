@@ -187,7 +187,7 @@ class Measurement:
         self._fingerprint = _fingerprint(recipe.model)
         self._ensemble: Ensemble | None = None
         self.seeds = seeds
-        self.name = name or _model_name(recipe.model)
+        self._name = name or _given_name(recipe.model)
         self.seconds = 0.0
 
     def __getattr__(self, name: str) -> Value:
@@ -208,6 +208,11 @@ class Measurement:
     def _common(self) -> Ensemble:
         assert self._ensemble is not None
         return self._ensemble
+
+    @property
+    def name(self) -> str:
+        """Name of the model in reports: as given, that of the factory, or its class."""
+        return self._name or self._common.model_name
 
     @property
     def steps(self) -> Steps:
@@ -342,11 +347,9 @@ def _assemble(m: Measure, readings: Sequence[Any], confidence: float) -> Value:
     return Profile({n: averaged([reading[n] for reading in readings if n in reading], n) for n in names})
 
 
-def _model_name(model: Any) -> str:
-    if isinstance(model, nn.Module):
-        return type(model).__name__
-    name = getattr(model, "__name__", type(model).__name__)
-    return "model" if name == "<lambda>" else str(name)
+def _given_name(model: Any) -> str:
+    name = "" if isinstance(model, nn.Module) else str(getattr(model, "__name__", ""))
+    return "" if name == "<lambda>" else name
 
 
 def _fingerprint(model: Any) -> tuple[tuple[int, int], ...]:

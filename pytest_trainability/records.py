@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any, overload
 
 __all__ = [
@@ -272,6 +273,21 @@ class Profile(_Elements, Mapping[str, Estimate]):
 
     def __len__(self) -> int:
         return len(self.estimates)
+
+    def matching(self, *patterns: str) -> Profile:
+        """Return the elements whose names match one of the shell patterns, such as ``"*.weight"``."""
+        return Profile({n: e for n, e in self.estimates.items() if any(fnmatchcase(n, p) for p in patterns)})
+
+    def excluding(self, *patterns: str) -> Profile:
+        """Return the elements whose names match none of the shell patterns.
+
+        >>> profile = Profile(
+        ...     {"key.weight": Estimate(1.0, 1.0, 1.0, (1.0,)), "key.bias": Estimate(0.0, 0.0, 0.0, (0.0,))}
+        ... )
+        >>> list(profile.excluding("*key.bias"))
+        ['key.weight']
+        """
+        return Profile({n: e for n, e in self.estimates.items() if not any(fnmatchcase(n, p) for p in patterns)})
 
     def _extreme(self, choose: Callable[..., str]) -> str:
         if not self.estimates:

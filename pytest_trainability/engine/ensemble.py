@@ -72,6 +72,8 @@ class Run:
 class Ensemble:
     """What the runs of a measurement have in common, and what was read from each."""
 
+    model_name: str
+    """Class of the model."""
     steps: Steps
     frame: Frame
     mode: str
@@ -363,6 +365,7 @@ def _common(recipe: Recipe, record: Capture, chain: Chain) -> dict[str, Any]:
     parameters = list(record.model.parameters())
     dtype = parameters[0].dtype if parameters else next(tensors_in(record.inputs)).dtype
     return {
+        "model_name": type(record.model).__name__,
         "steps": Steps(chain.names, describe(chain.steps), describe(left_out) + where if left_out else ""),
         "mode": "train" if record.model.training else "eval",
         "device": str(_device_of(record)),

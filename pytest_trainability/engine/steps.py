@@ -26,7 +26,7 @@ FEWEST_CALLS = 3
 FEW_LIVE, MANY_LIVE = 4, 16
 """Tensors that may be live after a block: first blocks with few are sought (residual streams, a U-Net of four levels),
 then such with many (diffusion U-Nets)."""
-SAME_LIVE = 0.4
+SAME_LIVE = 0.45
 """So much more than another block's average number of live tensors is no difference: those of an encoder-decoder have
 one in the encoder and two in the decoder."""
 MOST = 0.5
@@ -320,7 +320,9 @@ def _is_beaten(family: _Family, candidates: Iterable[_Family]) -> bool:
             if small is family:
                 return True
             continue
-        if abs(family.live - other.live) > SAME_LIVE:
+        if len(family.calls) < FEWEST_CALLS and small is other:
+            worse = True
+        elif abs(family.live - other.live) > SAME_LIVE:
             worse = other.live < family.live
         else:
             worse = (-len(other.calls), not outer) < (-len(family.calls), outer)
