@@ -23,7 +23,7 @@ def nonfinite(run: Run) -> list[str]:
         seen = any(edge in record.square_sums for edge in state)
         if seen and not math.isfinite(rms):
             found.append(f"state after {name}" if name != "input" else "input")
-    if record.loss is not None and not math.isfinite(float(record.loss)):
+    if record.loss is not None and not math.isfinite(float(record.loss.detach())):
         found.append("loss")
     for name, gradient in run.parameter_gradients.items():
         if gradient is not None and not bool(torch.isfinite(gradient).all()):

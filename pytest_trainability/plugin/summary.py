@@ -42,6 +42,7 @@ class Summary:
             verbosity=terminalreporter.verbosity,
             encoding=getattr(writer._file, "encoding", None) or "ascii",
         )
+        terminalreporter.ensure_newline()
         terminalreporter.section("trainability")
         for line in lines:
             _write(terminalreporter, line)

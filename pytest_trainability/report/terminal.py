@@ -38,15 +38,16 @@ def section(
         Lines without newlines.
     """
     width = max(width, NARROWEST)
-    groups: dict[str, list[tuple[CheckRecord, bool]]] = {}
+    groups: dict[tuple[str, str], list[tuple[CheckRecord, bool]]] = {}
     for record, passed in checks:
-        groups.setdefault(_conditions(record), []).append((record, passed))
+        if verbosity >= 0 or not _holds(record, passed):
+            groups.setdefault((record.test.partition("::")[0], _conditions(record)), []).append((record, passed))
     lines: list[Line] = []
-    for conditions, members in groups.items():
-        shown = [m for m in members if verbosity >= 0 or not _holds(*m)]
-        if shown:
-            lines.append(Line(conditions))
-            lines += _rows(shown, width, verbosity)
+    columns = _widths([record for members in groups.values() for record, _ in members], width) if groups else (0, 0, 0)
+    for (file, conditions), members in sorted(groups.items(), key=lambda group: group[0][0]):
+        head = f"{file} · {conditions}"
+        lines += [Line(head)] if len(head) <= width else [Line(_cut_left(file, width)), Line(conditions)]
+        lines += _rows(members, columns, width, verbosity)
     for record, passed in checks:
         if not _holds(record, passed):
             lines += _details(record, width)
@@ -68,28 +69,38 @@ def _holds(record: CheckRecord, passed: bool) -> bool:  # noqa: FBT001
 
 
 def _conditions(record: CheckRecord) -> str:
-    return " · ".join((record.device, record.dtype, f"{record.mode} mode", record.frame, seeds_text(record)))
+    return " · ".join((record.device, record.dtype, record.mode, record.frame, seeds_text(record)))
 
 
-def _rows(members: Sequence[tuple[CheckRecord, bool]], width: int, verbosity: int) -> Iterable[Line]:
-    """Align test, steps and log gain in columns."""
-    gains = [_gain(record) for record, _ in members]
-    gain_width = max(map(len, gains))
-    left = width - 4 - gain_width - 2
-    steps_width = min(max(len(record.steps) for record, _ in members), max(left // 2 - 1, 12))
-    test_width = min(max(len(_title(record)) for record, _ in members), left - steps_width - 2)
-    for (record, passed), gain in zip(members, gains):
+def _widths(records: Sequence[CheckRecord], width: int) -> tuple[int, int, int]:
+    """Return the widths of the columns test, steps and log gain, the same in all groups."""
+    gain = max(len(_gain(record)) for record in records)
+    left = width - gain - 8
+    steps = min(max(len(record.steps) for record in records), max(left // 3, 12))
+    return min(max(len(_title(record)) for record in records), left - steps), steps, gain
+
+
+def _rows(
+    members: Sequence[tuple[CheckRecord, bool]], columns: tuple[int, int, int], width: int, verbosity: int
+) -> Iterable[Line]:
+    """Write test, steps and log gain in columns."""
+    for record, passed in members:
         good = _holds(record, passed)
-        test, steps = _cut_left(_title(record), test_width), _cut_right(record.steps, steps_width)
-        text = f"  {'✔' if good else '✘'} {test:<{test_width}}  {steps:<{steps_width}}  {gain:>{gain_width}}"
+        cells = _cut_left(_title(record), columns[0]), _cut_right(record.steps, columns[1]), _gain(record)
+        test, steps, gain = (f"{cell:{align}{size}}" for cell, align, size in zip(cells, "<<>", columns))
         marginal = any(verdict.marginal for verdict in record.verdicts)
-        yield Line(text, "red" if not good else "yellow" if marginal else "green")
+        yield Line(
+            f"  {'✔' if good else '✘'} {test}  {steps}  {gain}",
+            "red" if not good else "yellow" if marginal else "green",
+        )
         if verbosity > 0:
             yield from (Line("      " + text) for text in _verbose(record, width - 6))
 
 
 def _title(record: CheckRecord) -> str:
-    return f"{record.test} ({record.name})" if record.name else record.test
+    """Return the test's name within its file, and the measurement's within the test."""
+    test = record.test.partition("::")[2] or record.test
+    return f"{test} ({record.name})" if record.name else test
 
 
 def _gain(record: CheckRecord) -> str:
@@ -109,7 +120,7 @@ def _verbose(record: CheckRecord, width: int) -> Iterable[str]:
 def _details(record: CheckRecord, width: int) -> Iterable[Line]:
     """Repeat what the failed check said; a test that failed in a plain assert says it itself."""
     yield Line("")
-    yield Line(_title(record), "red")
+    yield Line(f"{record.test} ({record.name})" if record.name else record.test, "red")
     for text in explain_lines(record, width=width - 2):
         yield Line("  " + text)
 

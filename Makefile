@@ -1,0 +1,45 @@
+# The two commands of the README. Each creates the environment that it needs, and may be run again.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint types docs bench clean
+
+demo: $(VENV)/.demo ## Run the examples: green models, red ones, and the report
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
+
+test: $(VENV)/.test ## Run all tests
+	HF_HUB_OFFLINE=1 $(RUN) pytest --numprocesses=auto
+
+lint: $(VENV)/.dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: $(VENV)/.dev
+	$(RUN) mypy
+
+docs: $(VENV)/.dev
+	$(RUN) sphinx -W --keep-going -q docs build/docs
+
+bench: $(VENV)/.demo ## Print cost ratios, measured side by side in one run
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/cost.py
+	$(VENV)/bin/python benchmarks/startup.py
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable ".[examples]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable ".[test]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable ".[dev]"
+	touch $@

@@ -1,0 +1,181 @@
+"""What a measurement costs, in training steps: ratios measured side by side in one run.
+
+    python benchmarks/cost.py            # CPU, or CUDA where there is one
+    python benchmarks/cost.py --device cpu --repeats 5
+
+A training step is one forward and backward pass with the gradients of all parameters, without an optimizer. The cost of
+a measurement is given per seed, without building the model: four seeds of a factory, less four builds. Steps and
+measurements take turns, and the median of their ratios is printed. Peak memory is that of a process of its own, above
+what it takes before the model is built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pytest_trainability import measure
+
+SEEDS = 4
+
+
+def transformer(name: str, **settings: int) -> Callable[[], nn.Module]:
+    """Return a factory of a model from transformers."""
+
+    def build() -> nn.Module:
+        import transformers
+
+        config = getattr(transformers, f"{name}Config")(**settings)
+        heads = {"GPT2": "GPT2LMHeadModel", "Bert": "BertForMaskedLM", "Mamba": "MambaForCausalLM"}
+        return getattr(transformers, heads.get(name, f"{name}ForImageClassification"))(config)
+
+    return build
+
+
+def text(batch: int, length: int) -> dict[str, Tensor]:
+    ids = torch.randint(10, 1000, (batch, length), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "labels": ids}
+
+
+def images(batch: int, size: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(batch, 3, size, size, generator=generator)
+    return {"pixel_values": pixels, "labels": torch.randint(10, (batch,), generator=generator)}
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Tensor]]]] = {
+    "GPT-2, 12 × 384": (
+        transformer("GPT2", vocab_size=1000, n_embd=384, n_head=6, n_positions=128, bos_token_id=0, eos_token_id=0),
+        lambda: text(8, 128),
+    ),
+    "BERT, 12 × 384": (
+        transformer("Bert", vocab_size=1000, hidden_size=384, intermediate_size=1536, num_attention_heads=6),
+        lambda: text(8, 128),
+    ),
+    "ResNet-50, 96 px": (transformer("ResNet", num_labels=10), lambda: images(8, 96)),
+    "ViT, 12 × 384": (
+        transformer(
+            "ViT", hidden_size=384, intermediate_size=1536, num_attention_heads=6, image_size=96, patch_size=8, num_labels=10
+        ),
+        lambda: images(8, 96),
+    ),
+    "ConvNeXt-T, 96 px": (transformer("ConvNext", num_labels=10), lambda: images(8, 96)),
+}
+
+
+class Timer:
+    """Wall time of a call, waiting for the device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        call()
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+
+def training_step(model: nn.Module, inputs: dict[str, Tensor]) -> None:
+    model.zero_grad(set_to_none=True)
+    model(**inputs).loss.backward()
+
+
+def to(inputs: dict[str, Tensor], device: str) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def time_ratios(name: str, device: str, repeats: int) -> dict[str, float]:
+    """Return the training step in ms, and measurements per seed as multiples of it."""
+    build, make = MODELS[name]
+    timer = Timer(device)
+    inputs = to(make(), device)
+    model = build().to(device)
+    timer(lambda: training_step(model, inputs))
+    timer(lambda: measure(build, inputs, seeds=1, device=device))
+    steps, found = [], {"1 exponent": [], "8 exponents": [], "finished module": []}
+    for _ in range(repeats):
+        steps += [timer(lambda: training_step(model, inputs)) for _ in range(3)]
+        step = statistics.median(steps[-3:])
+        built = statistics.median(timer(lambda: build().to(device)) for _ in range(3))
+        for label, exponents in (("1 exponent", 1), ("8 exponents", 8)):
+            took = timer(lambda k=exponents: measure(build, inputs, seeds=SEEDS, exponents=k, device=device))
+            found[label].append((took / SEEDS - built) / step)
+        model.zero_grad(set_to_none=True)
+        found["finished module"].append(timer(lambda: measure(model, inputs)) / step)
+    ratios = {label: statistics.median(values) for label, values in found.items()}
+    return {"step": 1000 * statistics.median(steps), **ratios}
+
+
+def peak_memory(name: str, what: str, device: str) -> float:
+    """Return the peak memory of one training step or one measurement, in MB, in a process of its own."""
+    command = [sys.executable, __file__, "--peak", name, what, "--device", device]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(found.stdout.splitlines()[-1]))
+
+
+def report_peak(name: str, what: str, device: str) -> None:
+    """Do one thing and print how much memory it took at its peak."""
+    build, make = MODELS[name]
+    # Libraries load and threads start before the base line is drawn.
+    build()
+    small = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    measure(small, torch.randn(4, 8))
+    gc.collect()
+    before = _resident()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    inputs = to(make(), device)
+    if what == "step":
+        training_step(build().to(device), inputs)
+    else:
+        measure(build, inputs, seeds=1, device=device)
+    if device.startswith("cuda"):
+        print(torch.cuda.max_memory_allocated() / 2**20)
+    else:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+
+
+def _resident() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "WHAT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        report_peak(*options.peak, options.device)
+        return
+    import logging
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads; costs in training steps per seed")
+    print(f"{'model':<20}{'step':>9}{'1 exp.':>9}{'8 exp.':>9}{'finished':>10}{'peak memory':>13}")
+    for name in MODELS:
+        ratios = time_ratios(name, options.device, options.repeats)
+        memory = peak_memory(name, "measure", options.device) / peak_memory(name, "step", options.device)
+        print(
+            f"{name:<20}{ratios['step']:>6.0f} ms{ratios['1 exponent']:>9.2f}{ratios['8 exponents']:>9.2f}"
+            f"{ratios['finished module']:>10.2f}{memory:>13.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
