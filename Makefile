@@ -43,3 +43,8 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(INSTALL) --editable ".[dev]"
 	touch $@
+
+.PHONY: cuda
+cuda: $(VENV)/.test $(VENV)/.demo ## All checks and timings that need a GPU
+	HF_HUB_OFFLINE=1 $(RUN) pytest -m cuda -v
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/cost.py --device cuda

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from .checks.bounds import Bound, BoundLike, as_bound
 from .checks.diagnosis import diagnose
@@ -16,6 +17,7 @@ from .checks.statistics import CONFIDENCE, as_confidence, as_seeds, estimate
 from .checks.verdicts import Value, first_outside, judge
 from .engine.ensemble import Ensemble, ModelSource, Recipe, choose_device, ensemble
 from .engine.steps import StepChoice
+from .engine.trees import tensors_in
 from .errors import BoundError, UsageError
 from .measures import DEFAULT, MEASURES, Measure, find_measure
 from .records import CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
@@ -67,6 +69,7 @@ def measure(
 
     >>> import torch
     >>> from torch import nn
+    from torch.nn.parameter import UninitializedParameter
     >>> tower = lambda: nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.Tanh())])
     >>> result = measure(tower, torch.randn(8, 64), seeds=3)
     >>> result.steps.description, result.frame
@@ -184,7 +187,7 @@ class Measurement:
         self._context = context
         self._values: dict[str, Value] = {}
         self._verdicts: dict[str, VerdictRecord] = {}
-        self._fingerprint = _fingerprint(recipe.model)
+        self._fingerprint = _fingerprint(recipe)
         self._ensemble: Ensemble | None = None
         self.seeds = seeds
         self._name = name or _given_name(recipe.model)
@@ -249,10 +252,11 @@ class Measurement:
         wanted = [m for m in dict.fromkeys(wanted) if m.name not in self._values]
         if not wanted:
             return
-        if self._ensemble is not None and _fingerprint(self._recipe.model) != self._fingerprint:
+        if self._ensemble is not None and _fingerprint(self._recipe) != self._fingerprint:
             msg = (
-                f"{wanted[0].name} was not measured when the module was, and its parameters have changed since. Ask for it "
-                f"beforehand (a bound, or measures=[{wanted[0].name!r}] outside pytest), or measure again."
+                f"{wanted[0].name} was not measured at first, and the module's parameters or the inputs have changed "
+                f"since. Ask for it beforehand (a bound, or measures=[{wanted[0].name!r}] outside pytest), or measure "
+                "again."
             )
             raise UsageError(msg)
         needs = frozenset().union(*(m.needs for m in wanted))
@@ -260,6 +264,8 @@ class Measurement:
         result = ensemble(self._recipe, self.seeds, needs, lambda run: {m.name: m.read(run) for m in wanted})
         self.seconds += time.perf_counter() - began
         self._ensemble = self._ensemble or result
+        # A model may write to its own parameters (max_norm of an embedding); they were put back, and the counters moved.
+        self._fingerprint = _fingerprint(self._recipe)
         confidence = self._context.confidence or CONFIDENCE
         for m in wanted:
             self._values[m.name] = _assemble(m, [reading[m.name] for reading in result.readings], confidence)
@@ -352,9 +358,12 @@ def _given_name(model: Any) -> str:
     return "" if name == "<lambda>" else name
 
 
-def _fingerprint(model: Any) -> tuple[tuple[int, int], ...]:
-    """Change counters of a finished module's parameters; empty for a factory."""
-    return tuple((id(p), p._version) for p in model.parameters()) if isinstance(model, nn.Module) else ()
+def _fingerprint(recipe: Recipe) -> tuple[tuple[int, int], ...]:
+    """Change counters of the tensors that a recipe holds: inputs, target and a finished module's parameters."""
+    held = [*tensors_in(recipe.inputs), *tensors_in(recipe.target)]
+    if isinstance(recipe.model, nn.Module):
+        held += [p for p in recipe.model.parameters() if not isinstance(p, UninitializedParameter)]
+    return tuple((id(tensor), tensor._version) for tensor in held if not tensor.is_inference())
 
 
 def _as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:

@@ -61,6 +61,8 @@ class Capture:
     calls: list[Call] = field(default_factory=list)
     sources: tuple[Edge, ...] = ()
     """Edges of the model's float inputs."""
+    indices: frozenset[int] = frozenset()
+    """Addresses of the model's integer inputs, by which the embeddings that look them up are known."""
     inputs: Any = None
     """What the model was given, as handed over by the user and moved to its device."""
     output: Any = None
@@ -141,9 +143,12 @@ def _run(
 ) -> Capture:
     record = Capture(model, inputs_carry_gradient=inputs_carry_gradient)
     sources: list[Edge] = []
+    indices: set[int] = set()
 
     def fresh(tensor: Tensor) -> Tensor:
         tensor = tensor.detach().clone()
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            indices.add(tensor.untyped_storage().data_ptr())
         if inputs_carry_gradient and (tensor.is_floating_point() or tensor.is_complex()):
             # A copy, not a leaf: the model may change its input in place.
             tensor = tensor.requires_grad_().clone()
@@ -151,7 +156,7 @@ def _run(
         return tensor
 
     args, kwargs = map_tensors(args, fresh), map_tensors(dict(kwargs), fresh)
-    record.sources = tuple(sources)
+    record.sources, record.indices = tuple(sources), frozenset(indices)
     with _watched(model, record, statistics=statistics):
         if _uses_training_step(model, loss):
             batch = args[0] if len(args) == 1 else (args or kwargs)
@@ -171,12 +176,26 @@ def _loss_of(record: Capture, target: Any, loss: Loss | None) -> Tensor | None:
     output = record.output
     if loss is not None:
         name = getattr(loss, "__name__", type(loss).__name__)
-        value = loss(output) if target is None else loss(output, target)
+        target = map_tensors(target, lambda t: t.clone())
+        try:
+            value = loss(output) if target is None else loss(output, target)
+        except Exception as error:
+            called = "loss(output)" if target is None else "loss(output, target)"
+            msg = f"the loss must run as {called}. `{name}` raised {type(error).__name__}: {error}"
+            if target is None:
+                msg += " No target was given: hand in target=... if the loss takes one."
+            raise ModelError(msg) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             msg = (
                 f"the loss must be one number, a tensor with one element. `{name}` returned {came}. Reduce it, for "
                 "instance with .mean()."
+            )
+            raise ModelError(msg)
+        if not carries_gradient(value):
+            msg = (
+                f"the loss must carry a gradient. What `{name}` returned does not depend on the output in autograd's eyes. "
+                "Look for .detach(), .item(), argmax or torch.no_grad() in it."
             )
             raise ModelError(msg)
         return value.reshape(())

@@ -6,11 +6,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import Size, dtype
+from torch import Size, Tensor, dtype
+from torch.autograd.graph import Node
 
 from ..errors import CutError, ModelError
 from .capture import Call, Capture, Edge
 from .graph import Cut, Graph
+from .hooks import has_hook
 
 __all__ = ["Chain", "beginning", "call_name", "chain_of", "describe", "graph_of", "results"]
 
@@ -24,6 +26,8 @@ class Chain:
     cut: Cut
     left_out: tuple[Call, ...] = ()
     """Calls that were asked for and do not lie on the chain."""
+    hooked: frozenset[Edge] = frozenset()
+    """Edges of inner states on which the model has set a gradient hook."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -131,7 +135,8 @@ def _from_start(record: Capture, graph: Graph, calls: Sequence[Call], start: int
         raise CutError(msg)
     cut = graph.cut(x0, [moment, *(call.end for call in kept)], results(record, graph, kept[-1]))
     left_out = tuple(call for call in calls if call not in kept and call is not giver)
-    return Chain(tuple(kept), tuple(call_name(call, calls) for call in kept), cut, left_out)
+    hooked = frozenset(edge for edge in {edge for state in cut.states[1:-1] for edge in state} if has_hook(edge))
+    return Chain(tuple(kept), tuple(call_name(call, calls) for call in kept), cut, left_out, hooked)
 
 
 def beginning(
@@ -139,22 +144,34 @@ def beginning(
 ) -> tuple[tuple[Edge, ...], int, Call | None, list[Call]]:
     """Return ``x_0``, the moment right after it, the call that gave it out and the calls that follow.
 
-    ``x_0`` is what enters the first call and carries a gradient. Where tensors that depend on the model's float inputs
-    are among them, the others come from parameters alone and are no signal. Where nothing enters that carries a
-    gradient (token ids), ``x_0`` is the first call's output.
+    ``x_0`` is what enters the first call and depends on the model's inputs, float ones or token ids; what comes from
+    parameters alone (learned queries, position embeddings) is no signal. Where nothing that carries a gradient enters a
+    call (it takes the token ids themselves), ``x_0`` is its output.
     """
-    from_inputs = graph.downstream(record.sources) | {node for node, _ in record.sources}
-    for index in range(start, len(calls)):
-        call = calls[index]
-        entering = tuple(edge for edge in call.inputs if edge[0] in graph.place)
-        if entering:
-            dependent = tuple(edge for edge in entering if edge[0] in from_inputs)
-            return dependent or entering, call.start, None, list(calls[index:])
-        leaving = tuple(edge for edge in call.outputs if edge[0] in graph.place)
-        if leaving:
-            return leaving, call.end, call, list(calls[index + 1 :])
+    dependent = _dependent(record, graph)
+    for admitted in (dependent, graph.place.keys()):
+        for index in range(start, len(calls)):
+            call = calls[index]
+            entering = tuple(edge for edge in call.inputs if edge[0] in admitted and edge[0] in graph.place)
+            if entering:
+                return entering, call.start, None, list(calls[index:])
+            leaving = tuple(edge for edge in call.outputs if edge[0] in admitted and edge[0] in graph.place)
+            if leaving:
+                return leaving, call.end, call, list(calls[index + 1 :])
     msg = "a gradient must arrive at a step. None arrives at any."
     raise CutError(msg)
+
+
+def _dependent(record: Capture, graph: Graph) -> set[Node]:
+    """Return the nodes that depend on the model's inputs: on its float ones, or on the rows that its integer ones pick."""
+    lookups = {node for node in graph.nodes if _address_of_indices(node) in record.indices}
+    sources = {node for node, _ in record.sources} | lookups
+    return sources | graph.downstream((node, number) for node in sources for number in range(len(node._input_metadata)))
+
+
+def _address_of_indices(node: Node) -> int | None:
+    indices = getattr(node, "_saved_indices", None) if type(node).__name__.startswith("Embedding") else None
+    return indices.untyped_storage().data_ptr() if isinstance(indices, Tensor) else None
 
 
 def results(record: Capture, graph: Graph, last: Call) -> tuple[Edge, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -138,25 +139,26 @@ def ensemble(
     wanted = frozenset(needs)
     readings: list[Mapping[str, Any]] = []
     plan: _Plan | None = None
-    previous: list[int] = []
-    with preserved_world():
-        if recipe.threads is not None and recipe.threads < torch.get_num_threads():
-            torch.set_num_threads(recipe.threads)
-        for seed in seeds:
+    previous: list[weakref.ref[nn.Module]] = []
+    for seed in seeds:
+        with preserved_world():
+            if recipe.threads is not None and recipe.threads < torch.get_num_threads():
+                torch.set_num_threads(recipe.threads)
             with _model(recipe, seed, previous) as model:
                 record = _record(recipe, model, seed)
                 graph = graph_of(record)
                 if plan is None:
                     calls = choose_steps(record, graph, recipe.steps)
                     chain = chain_of(record, graph, calls)
-                    frame = find_frame(chain, batch_size(record.inputs), seed, _device_of(record))
+                    frame, known = find_frame(chain, batch_size(record.inputs), seed, _device_of(record))
                     plan = _Plan(frozenset((call.path, call.index) for call in calls), frame)
                     facts, common = _facts(chain, graph), _common(recipe, record, chain)
                 else:
                     planned = plan.calls
                     chain = chain_of(record, graph, [c for c in record.calls if (c.path, c.index) in planned])
+                    known = None
                 del graph
-                run = Run(seed, record, chain, plan.frame)
+                run = Run(seed, record, chain, plan.frame, sweep=known if recipe.exponents == 1 else None)
                 _fulfil(run, recipe, wanted)
                 readings.append(read(run))
                 del run, record, chain
@@ -167,7 +169,7 @@ def ensemble(
 def _fulfil(run: Run, recipe: Recipe, wanted: frozenset[Need]) -> None:
     """Compute what the measures need, the parameter gradients last: that pass frees the graph."""
     device = _device_of(run.record)
-    if "sweep" in wanted:
+    if "sweep" in wanted and run.sweep is None:
         columns = random_cotangents(run.chain, recipe.exponents, run.seed, device)
         run.sweep = sweep(run.chain, run.frame, columns)
     if "loss_sweep" in wanted:
@@ -197,8 +199,8 @@ def _functional(record: Capture, seed: int) -> tuple[list[Tensor], list[Tensor]]
     if record.loss is not None:
         return [record.loss], [torch.ones_like(record.loss)]
     outputs = list({id(t): t for t in tensors_in(record.output) if carries_gradient(t)}.values())
-    generator = torch.Generator().manual_seed(derived_seed(seed, "functional"))
-    drawn = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in outputs]
+    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "functional"))
+    drawn = [torch.randn(t.shape, generator=generator, dtype=torch.float64, device="cpu") for t in outputs]
     norm = math.sqrt(sum(float(u.square().sum()) for u in drawn))
     return outputs, [(u / norm).to(device=t.device, dtype=t.dtype) for t, u in zip(outputs, drawn)]
 
@@ -207,18 +209,19 @@ def _functional(record: Capture, seed: int) -> tuple[list[Tensor], list[Tensor]]
 
 
 @contextmanager
-def _model(recipe: Recipe, seed: int, previous: list[int]) -> Iterator[nn.Module]:
+def _model(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) -> Iterator[nn.Module]:
     """Yield the model of one seed, placed and in the right mode, and leave the user's own as it was."""
     with ExitStack() as stack:
         if isinstance(recipe.model, nn.Module):
             model = recipe.model
-            _refuse_unmaterialized(model)
+            _refuse_unmaterialized(model, fixed=True)
             stack.enter_context(preserved_model(model))
             if recipe.device not in {None, _place(model)} or recipe.dtype is not None:
-                model = deepcopy(model)
+                model = _copied(model)
         else:
             model = _build(recipe.model, seed)
-            if id(model) in previous:
+            _refuse_unmaterialized(model, fixed=False)
+            if any(reference() is model for reference in previous):
                 msg = (
                     "the factory must build a new model each time it is called. It returned the same object twice. Build "
                     "inside it (lambda: Net(width=64)), or hand in the module itself, which is measured as one draw."
@@ -226,7 +229,7 @@ def _model(recipe: Recipe, seed: int, previous: list[int]) -> Iterator[nn.Module
                 raise UsageError(msg)
             # Someone else holds the model too: whatever the run changes must be put back.
             if sys.getrefcount(model) > 2:
-                previous.append(id(model))
+                previous.append(weakref.ref(model))
                 stack.enter_context(preserved_model(model))
         if recipe.device is not None or recipe.dtype is not None:
             try:
@@ -245,6 +248,8 @@ def _build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
         model: object = factory()
     except Exception as error:
         msg = f"the factory must build a model when called without arguments. `{name}` raised {type(error).__name__}: {error}"
+        if isinstance(error, TypeError) and isinstance(factory, type):
+            msg += f" Give it its arguments in a lambda: lambda: {name}(...)."
         raise ModelError(msg) from error
     if not isinstance(model, nn.Module):
         msg = f"the factory must return a torch.nn.Module. `{name}` returned {type(model).__name__}."
@@ -252,17 +257,37 @@ def _build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
     return model
 
 
-def _refuse_unmaterialized(model: nn.Module) -> None:
+def _copied(model: nn.Module) -> nn.Module:
+    # Tensors that the model keeps from its last run cannot be copied with their history.
+    kept = [
+        t
+        for module in model.modules()
+        for t in vars(module).values()
+        if isinstance(t, Tensor) and t.grad_fn is not None
+    ]
+    try:
+        return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
+    except Exception as error:
+        msg = (
+            "a finished module is copied before it is moved or cast, and must be one that can be. Copying "
+            f"{type(model).__name__} raised {type(error).__name__}: {error} Hand in a factory, or leave out device= and dtype=."
+        )
+        raise ModelError(msg) from error
+
+
+def _refuse_unmaterialized(model: nn.Module, *, fixed: bool) -> None:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
+            if not fixed:
+                continue
             what = "has no shape yet (a lazy module)"
         elif parameter.is_meta:
             what = "lives on the meta device"
         else:
             continue
         msg = (
-            f"the parameters of a finished module must hold numbers. {name!r} {what}. Hand in a factory, or run the "
-            "model once before."
+            f"the parameters of a model must hold numbers. {name!r} {what}. Materialize it first: run the model "
+            "once, or load its weights; a lazy module may also come as a factory."
         )
         raise ModelError(msg)
 
@@ -308,13 +333,25 @@ def _record(recipe: Recipe, model: nn.Module, seed: int) -> Capture:
 
 def _inputs(recipe: Recipe, seed: int, device: torch.device) -> tuple[Any, Any]:
     seeded(derived_seed(seed, "inputs"), cuda=False)
-    generator = torch.Generator().manual_seed(derived_seed(seed, "inputs"))
+    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "inputs"))
 
-    def made(given: Any) -> Any:
-        value = given(generator) if callable(given) and not isinstance(given, (Tensor, Mapping)) else given
-        return map_tensors(value, lambda t: to_tensor_like(t, device=device, dtype=recipe.dtype))
+    def made(given: Any, what: str) -> Any:
+        if callable(given) and not isinstance(given, (Tensor, Mapping)):
+            try:
+                given = given(generator)
+            except Exception as error:
+                name = getattr(recipe.inputs if what == "inputs" else recipe.target, "__name__", "It")
+                msg = (
+                    f"{what}, given as a function, must be one that takes a torch.Generator and makes tensors. `{name}` "
+                    f"raised {type(error).__name__}: {error}"
+                )
+                raise UsageError(msg) from error
+        if any(tensor.is_meta for tensor in tensors_in(given)):
+            msg = f"{what} must hold numbers. A tensor of them lives on the meta device."
+            raise UsageError(msg)
+        return map_tensors(given, lambda t: to_tensor_like(t, device=device, dtype=recipe.dtype))
 
-    inputs, target = made(recipe.inputs), made(recipe.target)
+    inputs, target = made(recipe.inputs, "inputs"), made(recipe.target, "target")
     if not any(True for _ in tensors_in(inputs)):
         msg = (
             "inputs must be a tensor, a tuple, a dict, or a function of a torch.Generator that makes one, with at least "

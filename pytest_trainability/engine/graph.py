@@ -106,8 +106,9 @@ class Graph:
                 if earliest <= latest:
                     touched[latest].add(edge)
         for edge in last:
-            if (edge in known or edge[0] in signal) and self.place[edge[0]] < moments[-1]:
-                states[-1][edge] = None
+            if edge in known or edge[0] in signal:
+                for index in range(bisect_right(moments, self.place[edge[0]]), len(moments)):
+                    states[index][edge] = None
         if not states[0] or not states[-1]:
             msg = "the first state must influence what comes after the last step. It does not: the path is cut."
             raise CutError(msg)

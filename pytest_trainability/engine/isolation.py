@@ -64,8 +64,7 @@ def preserved_world() -> Iterator[None]:
         stack.enter_context(preserved_generators())
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         stack.callback(_set_backend_flags, _backend_flags())
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
+        _set_precision(["ieee"] * len(_precision()))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
         yield
@@ -73,8 +72,7 @@ def preserved_world() -> Iterator[None]:
 
 def _backend_flags() -> dict[str, Any]:
     return {
-        "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
-        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "precision": _precision(),
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -83,9 +81,26 @@ def _backend_flags() -> dict[str, Any]:
     }
 
 
+def _precision() -> list[str]:
+    """Return how float32 products are computed by cuBLAS and cuDNN: ``"ieee"``, ``"tf32"`` or ``"none"`` (as above)."""
+    return [backend.fp32_precision for backend in _precise_backends()]
+
+
+def _set_precision(values: list[str]) -> None:
+    for backend, value in zip(_precise_backends(), values):
+        backend.fp32_precision = value
+
+
+def _precise_backends() -> list[Any]:
+    # Before PyTorch 2.9 there were only the older flags, which refuse to be read once the newer ones are in use.
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        return []
+    cudnn: Any = torch.backends.cudnn
+    return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+
+
 def _set_backend_flags(flags: dict[str, Any]) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = flags["matmul_tf32"]
-    torch.backends.cudnn.allow_tf32 = flags["cudnn_tf32"]
+    _set_precision(flags["precision"])
     torch.backends.cudnn.benchmark = flags["cudnn_benchmark"]
     torch.backends.cudnn.deterministic = flags["cudnn_deterministic"]
     if torch.are_deterministic_algorithms_enabled() != flags["deterministic"]:

@@ -103,7 +103,7 @@ def _none_called(record: Capture, what: str) -> list[Call]:
 
 
 def _named(record: Capture, patterns: Sequence[str]) -> list[Call]:
-    paths = [path for path, _ in record.model.named_modules()]
+    paths = [path for path, _ in record.model.named_modules() if path]
     expressions = [_expression(pattern) for pattern in patterns]
     for pattern, expression in zip(patterns, expressions):
         if not any(expression.fullmatch(path) for path in paths):
@@ -114,7 +114,7 @@ def _named(record: Capture, patterns: Sequence[str]) -> list[Call]:
                 f"{hint} `[name for name, _ in model.named_modules()]` lists them all."
             )
             raise UsageError(msg)
-    chosen = [call for call in record.calls if any(e.fullmatch(call.path) for e in expressions)]
+    chosen = [call for call in record.calls if call.path and any(e.fullmatch(call.path) for e in expressions)]
     return chosen or _none_called(record, f"a module that matches {', '.join(map(repr, patterns))}")
 
 
@@ -287,7 +287,7 @@ def _measure_live(record: Capture, graph: Graph, family: _Family, earliest: Sequ
     for origin in filter(None, (earliest, family.calls)):
         try:
             x0, moment, _, _ = beginning(record, graph, origin, 0)
-            moments = [moment, *(call.end for call in family.calls)]
+            moments = [moment, *(call.end for call in family.calls if call.end > moment)]
             counts = [
                 len(state) for state in graph.cut(x0, moments, results(record, graph, family.calls[-1])).states[1:]
             ]

@@ -1,0 +1,307 @@
+"""What is taken as a step: found automatically, or as the user says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import models
+import pytest
+import torch
+from models import ARCHITECTURES, Architecture
+from torch import Tensor, nn
+
+from pytest_trainability.engine.chain import describe
+from pytest_trainability.engine.sweep import pull_back, random_cotangents
+from pytest_trainability.errors import CutError, TrainabilityError, UsageError
+
+BY_ID = {case.id: case for case in ARCHITECTURES}
+
+
+def text(case: Architecture, steps: Any) -> str:
+    return describe(models.cut_case(case, steps).chain.steps)
+
+
+def names(case: Architecture, steps: Any) -> list[str]:
+    return list(models.cut_case(case, steps).chain.names)
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in ARCHITECTURES])
+def test_auto(case: Architecture) -> None:
+    """Repeated blocks where there are some, layers where there are none."""
+    assert text(case, case.steps) == case.auto
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in ARCHITECTURES if c.layers])
+def test_layers(case: Architecture) -> None:
+    """Every call of a module that owns a weight, also of a wrapped one, whether or not it is in a block."""
+    assert text(case, "layers") == case.layers
+
+
+@pytest.mark.parametrize("name", ["residual", "unet", "views", "shared-blocks", "integer-inputs", "early-loss"])
+def test_blocks_is_auto_where_there_are_blocks(name: str) -> None:
+    """``"blocks"`` differs from ``"auto"`` by refusing to fall back only."""
+    assert text(BY_ID[name], "blocks") == BY_ID[name].auto
+
+
+@pytest.mark.parametrize("name", ["lstm-loop", "gru-loop", "tied-rnn", "shared-blocks"])
+def test_time_is_the_module_that_is_called_most(name: str) -> None:
+    """Each call is one step, named by its number."""
+    found = names(BY_ID[name], "time")
+    assert len(found) == 4
+    assert [part.rpartition("[")[2] for part in found] == ["0]", "1]", "2]", "3]"]
+
+
+def test_time_takes_the_outermost_of_modules_called_equally_often() -> None:
+    """A cell made of layers is the step, not its layers."""
+
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.a(x))
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = Cell()
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(5):
+                x = self.cell(x)
+            return x
+
+    assert describe(models.cut(Loop(), torch.randn(2, 4), "time").chain.steps) == "5 × Cell"
+
+
+def test_class() -> None:
+    """A class means its instances, those of subclasses, too."""
+    assert text(BY_ID["residual"], models.Branch) == "4 × Block"
+    assert text(BY_ID["residual"], nn.Linear) == "10 × Linear"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("blocks.*", ["blocks.0", "blocks.1", "blocks.2", "blocks.3"]),
+        ("blocks.[13]", None),
+        ("blocks.?", ["blocks.0", "blocks.1", "blocks.2", "blocks.3"]),
+        ("blocks.*.up", ["blocks.0.up", "blocks.1.up", "blocks.2.up", "blocks.3.up"]),
+        ("**.down", ["blocks.0.down", "blocks.1.down", "blocks.2.down", "blocks.3.down"]),
+        ("blocks.2", ["blocks.2"]),
+        ("*", ["stem", "head"]),
+        (["stem", "blocks.*", "head"], ["stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "head"]),
+        (["head", "stem"], ["stem", "head"]),
+        (("blocks.0", "blocks.3"), ["blocks.0", "blocks.3"]),
+    ],
+    ids=str,
+)
+def test_names(pattern: Any, expected: list[str] | None) -> None:
+    """``*`` and ``?`` stay within one level; a list is taken in program order; brackets are no pattern.
+
+    The model itself has no name, so no pattern names it.
+    """
+    if expected is None:
+        with pytest.raises(UsageError, match="matches none"):
+            names(BY_ID["residual"], pattern)
+    else:
+        assert names(BY_ID["residual"], pattern) == expected
+
+
+@pytest.mark.parametrize(
+    "pattern", ["blocks.**", "**", ["blocks.0", "blocks.0.up", "blocks.1.down", "blocks.1"]], ids=str
+)
+def test_steps_inside_steps_do_not_change_the_product(pattern: Any) -> None:
+    """A step that ends at the very moment at which another one ends must not lose the gradient: the chain of nested
+    steps has the same product as the outer ones."""
+    cutting = models.cut_case(BY_ID["residual"], pattern)
+    columns: Any = random_cotangents(cutting.chain, 1, 0, torch.device("cpu"))
+    for index in range(len(cutting.chain), 0, -1):
+        columns = pull_back(cutting.chain, index, columns)
+        assert any(c is not None and c.any() for c in columns), cutting.chain.names[index - 1]
+
+
+def test_a_block_that_ends_with_its_last_layer_is_a_whole_step() -> None:
+    """Nested steps again, where no operation follows the inner one: Sequential in Sequential, all matched."""
+    model = nn.Sequential(*[nn.Sequential(nn.Tanh(), nn.Linear(4, 4)) for _ in range(3)])
+    chain = models.cut(model, torch.randn(2, 4), "**").chain
+    columns: Any = random_cotangents(chain, 1, 0, torch.device("cpu"))
+    for index in range(len(chain), 0, -1):
+        columns = pull_back(chain, index, columns)
+        assert any(c is not None and c.any() for c in columns), chain.names[index - 1]
+
+
+def test_second_tower_is_left_out_and_named() -> None:
+    """Its blocks are not on the path of the first one's signal."""
+    chain = models.cut_case(BY_ID["two-towers"], "layers").chain
+    assert {name.split(".")[0] for name in chain.names} == {"left"}
+    assert {call.path.split(".")[0] for call in chain.left_out} == {"right"}
+
+
+def test_larger_group_wins_where_groups_do_not_meet() -> None:
+    """Two towers, the second one deeper."""
+
+    class Uneven(models.TwoTowers):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = self.left[:2], nn.ModuleList(models.Block() for _ in range(5))
+
+    inputs = (torch.randn(3, models.WIDTH), torch.randn(3, models.WIDTH))
+    chain = models.cut(Uneven(), inputs, models.Block).chain
+    assert list(chain.names) == [f"right.{i}" for i in range(5)]
+
+
+def test_hybrids_count_together() -> None:
+    """Kinds of block that take turns in one container are one kind."""
+
+    class Other(models.Block):
+        pass
+
+    model = nn.Sequential(*[cls() for _ in range(3) for cls in (models.Block, Other)])
+    assert describe(models.cut(model, torch.randn(2, models.WIDTH)).chain.steps) == "3 × Block + 3 × Other"
+
+
+def test_stages_lose_against_their_blocks() -> None:
+    """The finer cut with as few tensors live."""
+
+    class Stage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(models.Block(), models.Block())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks(x)
+
+    model = nn.Sequential(Stage(), Stage(), Stage(), nn.Linear(models.WIDTH, 2))
+    assert describe(models.cut(model, torch.randn(2, models.WIDTH)).chain.steps) == "6 × Block"
+
+
+# Errors ----------------------------------------------------------------------------------------------------------
+
+
+class Weightless(nn.Module):
+    """Nothing to find."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class FusedRnn(nn.Module):
+    """Time steps inside one operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0]
+
+
+class Detached(models.Tower):
+    """The path is cut in the middle."""
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](x).detach()
+        return self.blocks[1](x)
+
+
+@pytest.mark.parametrize(
+    ("model", "steps", "error", "parts"),
+    [
+        pytest.param(
+            Weightless,
+            "auto",
+            CutError,
+            ["a chain needs steps", "called 3 times or more", "Weightless was run", "steps=SomeModuleClass"],
+            id="nothing-repeats",
+        ),
+        pytest.param(
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)),
+            "blocks",
+            CutError,
+            ["steps='blocks' needs", "Sequential has none", "Try steps='layers'"],
+            id="no-block",
+        ),
+        pytest.param(Weightless, "layers", CutError, ["a chain needs steps", "Weightless was run"], id="no-layer"),
+        pytest.param(
+            FusedRnn,
+            "time",
+            CutError,
+            ["steps='time' needs a module", "None is called twice", "'rnn' is a fused GRU", "call the cell in a loop"],
+            id="fused",
+        ),
+        pytest.param(
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
+            "time",
+            CutError,
+            ["steps='time' needs a module", "None is called twice"],
+            id="no-time",
+        ),
+        pytest.param(
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
+            nn.Conv2d,
+            CutError,
+            ["must be called by the model", "an instance of Conv2d", "called were Linear, Tanh, Sequential"],
+            id="class-not-called",
+        ),
+        pytest.param(
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
+            "layer.*",
+            UsageError,
+            ["steps='layer.*' must name a module of Sequential", "it matches none", "named_modules()"],
+            id="no-match",
+        ),
+        pytest.param(
+            lambda: models.Tower(models.Block),
+            "block.*",
+            UsageError,
+            ["steps='block.*' must name a module of Tower", "Nearest: 'blocks."],
+            id="misspelt",
+        ),
+        pytest.param(
+            lambda: models.Tower(models.Block),
+            ["stem", "tail"],
+            UsageError,
+            ["steps='tail' must name a module of Tower"],
+            id="one-name-of-a-list",
+        ),
+        pytest.param(Weightless, 3, UsageError, ["steps must be 'auto', 'blocks', 'layers'", "Got 3."], id="number"),
+        pytest.param(Weightless, [], UsageError, ["steps must be 'auto'", "Got []."], id="empty-list"),
+        pytest.param(Weightless, ["a", 1], UsageError, ["steps must be", "Got ['a', 1]."], id="mixed-list"),
+        pytest.param(
+            Weightless, int, UsageError, ["steps must be", "a module class", "<class 'int'>"], id="other-class"
+        ),
+        pytest.param(
+            lambda: models.Tower(models.Block),
+            "",
+            UsageError,
+            ["steps='' must name a module of Tower"],
+            id="empty-name",
+        ),
+        pytest.param(
+            lambda: Detached(models.Block),
+            ["stem", "blocks.0"],
+            CutError,
+            [
+                "the signal must flow from step 'stem' through step 'blocks.0' to the output",
+                ".detach()",
+                "repair the path",
+            ],
+            id="cut-path",
+        ),
+    ],
+)
+def test_errors(model: Any, steps: Any, error: type[TrainabilityError], parts: list[str]) -> None:
+    """What must hold, what came, what to do."""
+    width = models.WIDTH if model().__class__.__name__ in {"Tower", "Detached"} else 4
+    shape = (2, 3, 4) if model is FusedRnn else (2, width)
+    with pytest.raises(error) as caught:
+        models.cut(model(), torch.randn(*shape), steps)
+    for part in parts:
+        assert part in str(caught.value)
+    assert "  " not in str(caught.value)
