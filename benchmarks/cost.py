@@ -66,7 +66,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Tensor]]
     "ResNet-50, 96 px": (transformer("ResNet", num_labels=10), lambda: images(8, 96)),
     "ViT, 12 × 384": (
         transformer(
-            "ViT", hidden_size=384, intermediate_size=1536, num_attention_heads=6, image_size=96, patch_size=8, num_labels=10
+            "ViT",
+            hidden_size=384,
+            intermediate_size=1536,
+            num_attention_heads=6,
+            image_size=96,
+            patch_size=8,
+            num_labels=10,
         ),
         lambda: images(8, 96),
     ),
@@ -165,7 +171,9 @@ def main() -> None:
     import logging
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads; costs in training steps per seed")
+    print(
+        f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads; costs in training steps per seed"
+    )
     print(f"{'model':<20}{'step':>9}{'1 exp.':>9}{'8 exp.':>9}{'finished':>10}{'peak memory':>13}")
     for name in MODELS:
         ratios = time_ratios(name, options.device, options.repeats)

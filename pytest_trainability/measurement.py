@@ -69,7 +69,6 @@ def measure(
 
     >>> import torch
     >>> from torch import nn
-    from torch.nn.parameter import UninitializedParameter
     >>> tower = lambda: nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.Tanh())])
     >>> result = measure(tower, torch.randn(8, 64), seeds=3)
     >>> result.steps.description, result.frame
@@ -345,7 +344,8 @@ def _assemble(m: Measure, readings: Sequence[Any], confidence: float) -> Value:
     if m.kind == "scalar":
         return averaged(readings)
     if m.kind == "spectrum":
-        return Spectrum(tuple(averaged(values) for values in zip(*readings)))
+        exponents = [averaged(values) for values in zip(*readings)]
+        return Spectrum(tuple(sorted(exponents, key=lambda exponent: -exponent.mean)))
     if m.kind == "names":
         return Names(tuple(dict.fromkeys(n for names in readings for n in names)), tuple(len(r) for r in readings))
     # A step that a seed did not take (stochastic depth) has no value there.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node
 
 from ..errors import ModelError, UsageError
 from .capture import Edge, edge_of
@@ -55,7 +55,7 @@ def pull_back(chain: Chain, index: int, columns: Columns, *, at_once: int | None
     result: Columns = [None] * len(earlier)
     if roots and segment.inputs:
         outputs, carried = zip(*roots)
-        found = _products(outputs, [earlier[i] for i in segment.inputs], carried, at_once)
+        found = _products(outputs, [earlier[i] for i in segment.inputs], carried, at_once, chain.hooked)
         for i, product in zip(segment.inputs, found):
             result[i] = product
     for i, j in segment.passing:
@@ -67,7 +67,11 @@ def pull_back(chain: Chain, index: int, columns: Columns, *, at_once: int | None
 
 
 def _products(
-    outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Sequence[Tensor], at_once: int | None
+    outputs: Sequence[Edge],
+    inputs: Sequence[Edge],
+    columns: Sequence[Tensor],
+    at_once: int | None,
+    hooked: frozenset[Edge] = frozenset(),
 ) -> list[Tensor | None]:
     count = len(columns[0])
     size = count if at_once is None else max(1, min(at_once, count))
@@ -76,7 +80,7 @@ def _products(
     while done < count:
         chunk = [column[done : done + size] for column in columns]
         try:
-            parts.append(_one_call(outputs, inputs, chunk))
+            parts.append(_one_call(outputs, inputs, chunk, hooked))
             done += size
         except torch.OutOfMemoryError:
             if size == 1:
@@ -95,9 +99,11 @@ def _products(
     return [None if part[0] is None else torch.cat([p for p in part if p is not None]) for part in zip(*parts)]
 
 
-def _one_call(outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def _one_call(
+    outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Sequence[Tensor], hooked: frozenset[Edge]
+) -> list[Tensor | None]:
     batched = len(columns[0]) > 1
-    with _barrier(inputs), warnings.catch_warnings():
+    with _barrier(inputs) as passed, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(batching rule|performance drop|vmap).*")
         found = torch.autograd.grad(
             [GradientEdge(*edge) for edge in outputs],
@@ -107,26 +113,36 @@ def _one_call(outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Sequence
             allow_unused=True,
             is_grads_batched=batched,
         )
-    return found if batched else [None if product is None else product.unsqueeze(0) for product in found]
+    products: list[Tensor | None] = [g if g is None or batched else g.unsqueeze(0) for g in found]
+    for i, (edge, product) in enumerate(zip(inputs, products)):
+        # Where autograd runs on through an input, it collects the gradient in front of the hooks, else behind them.
+        if product is not None and edge in hooked and edge[0] in passed:
+            products[i] = torch.stack([through_hooks(edge, column) for column in product])
+    return products
 
 
 @contextmanager
-def _barrier(inputs: Sequence[Edge]) -> Iterator[None]:
-    """Let no gradient pass beyond the inputs.
+def _barrier(inputs: Sequence[Edge]) -> Iterator[set[Node]]:
+    """Let no gradient pass beyond the inputs; yield the set of nodes at which some was stopped.
 
     Autograd collects what arrives at an input, but runs on through it where another input lies upstream, and would count
     the paths between the two twice. Behind the barrier it meets undefined gradients, for which nothing is computed.
     """
+    stopped: set[Node] = set()
     if len(inputs) < 2:
-        yield
+        yield stopped
         return
 
-    def stop(arriving: tuple[Tensor | None, ...]) -> tuple[None, ...]:
-        return (None,) * len(arriving)
+    def stop_at(node: Node) -> Callable[[tuple[Tensor | None, ...]], tuple[None, ...]]:
+        def stop(arriving: tuple[Tensor | None, ...]) -> tuple[None, ...]:
+            stopped.add(node)
+            return (None,) * len(arriving)
 
-    handles = [node.register_prehook(stop) for node in dict.fromkeys(node for node, _ in inputs)]
+        return stop
+
+    handles = [node.register_prehook(stop_at(node)) for node in dict.fromkeys(node for node, _ in inputs)]
     try:
-        yield
+        yield stopped
     finally:
         for handle in handles:
             handle.remove()
@@ -316,7 +332,10 @@ def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None =
     columns, _, alive = _orthonormal(frame, columns, chain.shapes(len(chain)), alive)
     for index in range(len(chain), 0, -1):
         columns = pull_back(chain, index, columns, at_once=at_once)
-        columns, logs[index - 1], alive = _orthonormal(frame, columns, chain.shapes(index - 1), alive)
+        columns, logs[index - 1], living = _orthonormal(frame, columns, chain.shapes(index - 1), alive)
+        cancelled = _is_round_off(chain, frame, index, logs[index - 1, :, 0].exp())
+        logs[index - 1] = torch.where(cancelled[:, None] & alive, -math.inf, logs[index - 1])
+        alive = living & ~cancelled[:, None]
         if not alive.any():
             break
     return Sweep(logs, frame)
@@ -326,19 +345,50 @@ def _walk(chain: Chain, frame: Frame, columns: Columns, sizes: Tensor) -> Iterat
     """Pull one cotangent back, each trajectory's part renormalized to its size before every step.
 
     Yields:
-        Growth rates ``(samples,)`` of steps L … 1; NaN once the part has vanished.
+        Growth rates ``(samples,)`` of steps L … 1; ``-inf`` where the part vanishes, NaN upstream of that.
     """
-    state: Columns = [None if c is None else c[0] for c in columns]
+    state = _only(columns)
     device = next(c.device for c in state if c is not None)
     sizes = sizes.to(device=device, dtype=torch.float64)
     norms = frame.norms(state, device)
     for index in range(len(chain), 0, -1):
         factors = torch.where(norms > 0, sizes / norms, 1.0)
         state = [None if c is None else frame.scale(c, factors) for c in state]
-        state = [None if c is None else c[0] for c in pull_back(chain, index, _batch_of_one(state))]
+        state = _only(pull_back(chain, index, _batch_of_one(state)))
         vanished = norms == 0
         norms = frame.norms(state, device)
+        norms = torch.where(_is_round_off(chain, frame, index, norms / sizes), 0.0, norms)
         yield torch.where(vanished, math.nan, (norms / sizes).log())
+
+
+def _is_round_off(chain: Chain, frame: Frame, index: int, factors: Tensor) -> Tensor:
+    """Whether what a step leaves of a unit cotangent is what cancellation leaves of it.
+
+    A factor near the working precision is compared with that of a random cotangent of the same state: where the step shrinks
+    everything, both are small; where the first lies in the step's null space (a mean behind a LayerNorm), only it is.
+
+    Args:
+        chain: The chain.
+        frame: Its trajectories.
+        index: Which segment.
+        factors: ``‖J_lᵀ u‖ / ‖u‖`` of each trajectory, ``(samples,)``.
+    """
+    shapes = chain.shapes(index)
+    precision = max(torch.finfo(dtype).eps for _, dtype in (*shapes, *chain.shapes(index - 1)))
+    precision *= 8 * math.sqrt(sum(math.prod(shape) for shape, _ in shapes) / frame.samples)
+    if not ((factors > 0) & (factors < precision)).any():
+        return torch.zeros_like(factors, dtype=torch.bool)
+    generator = torch.Generator("cpu").manual_seed(index)
+    drawn: Columns = [
+        torch.randn((1, *shape), generator=generator, device="cpu").to(device=factors.device, dtype=dtype)
+        for shape, dtype in shapes
+    ]
+    usual = frame.norms(_only(pull_back(chain, index, drawn)), factors.device)
+    return factors < precision * usual / frame.norms(_only(drawn), factors.device)
+
+
+def _only(columns: Columns) -> Columns:
+    return [None if column is None else column[0] for column in columns]
 
 
 def _orthonormal(

@@ -21,8 +21,8 @@ class Measure:
 
     Args:
         name: A noun of the quantity: the attribute of a result and the keyword of a bound.
-        kind: ``"scalar"`` reads a float, ``"spectrum"`` floats, largest first, ``"profile"`` floats by name,
-            ``"names"`` what is at fault.
+        kind: ``"scalar"`` reads a float, ``"spectrum"`` floats that are averaged over seeds one by one and then sorted,
+            ``"profile"`` floats by name, ``"names"`` what is at fault.
         unit: As printed; empty for a pure number.
         scale: ``"log"`` averages logarithms over seeds: for positive quantities whose ratio matters.
         needs: What the run must provide.

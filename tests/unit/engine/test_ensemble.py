@@ -640,12 +640,12 @@ def test_columns_that_do_not_fit_are_carried_in_portions(monkeypatch: pytest.Mon
     expected = measure(models.mlp, FLOATS, seeds=1, exponents=5, dtype="float64")
     whole, sizes = sweep_module._one_call, []
 
-    def small(outputs: Any, inputs: Any, columns: Sequence[Tensor]) -> Any:
+    def small(outputs: Any, inputs: Any, columns: Sequence[Tensor], *hooked: Any) -> Any:
         sizes.append(len(columns[0]))
         if len(columns[0]) > 2:
             msg = "CUDA out of memory"
             raise torch.OutOfMemoryError(msg)
-        return whole(outputs, inputs, columns)
+        return whole(outputs, inputs, columns, *hooked)
 
     monkeypatch.setattr(sweep_module, "_one_call", small)
     found = measure(models.mlp, FLOATS, seeds=1, exponents=5, dtype="float64")

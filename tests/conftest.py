@@ -1,0 +1,44 @@
+"""What all tests share: sessions of pytest inside a test, in a project of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+# A session inside a test forgets the modules that it was the first to import: numpy cannot be imported twice, and what
+# torch.autograd loads at its first batched call takes half a second.
+import numpy as np  # noqa: F401
+import pytest
+import scipy.special  # noqa: F401
+import torch.fx.experimental.symbolic_shapes  # noqa: F401
+
+import pytest_trainability.measurement  # noqa: F401
+
+if TYPE_CHECKING:
+    from _pytest.pytester import Pytester
+
+pytest_plugins = "pytester"
+
+SMALL_NETS = '''
+import torch
+from torch import nn
+
+
+def tower(depth=6, width=8):
+    """A factory of a tanh tower that PyTorch's default weights let vanish."""
+    return lambda: nn.Sequential(*[layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.Tanh())])
+
+
+net = tower()
+images = torch.linspace(-1, 1, 32).reshape(4, 8)
+'''
+
+
+@pytest.fixture
+def project(pytester: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
+    """An empty project with a module of small towers, on a terminal of 80 columns, whatever runs these tests."""
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pytester.makepyfile(small_nets=SMALL_NETS)
+    return pytester

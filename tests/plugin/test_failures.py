@@ -1,0 +1,192 @@
+"""A failure belongs to its test: where it is raised, what it says, and that its command repeats it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from _pytest.pytester import Pytester, RunResult
+
+
+def explanation(result: RunResult) -> list[str]:
+    """Return the lines that pytest marks as the error."""
+    return [line.removeprefix("E").strip() for line in result.stdout.lines if line.startswith("E  ")]
+
+
+HEAD = """
+import pytest, torch
+from pytest_trainability import at_least, at_most, within
+from small_nets import images, net, tower
+"""
+
+
+def test_the_traceback_ends_at_the_users_line(project: Pytester) -> None:
+    project.makepyfile(
+        test_it=HEAD
+        + """
+@pytest.mark.trainability(log_gain=within(0.5))
+def test_marker(trainability):
+    trainability(net, images, seeds=2)  # here by marker
+
+def test_check(trainability):
+    result = trainability(net, images, seeds=2)
+    result.check(log_gain=within(0.5))  # here by check
+"""
+    )
+    result = project.runpytest_inprocess()
+    result.assert_outcomes(failed=2)
+    text = result.stdout.str()
+    assert re.search(r"^> .*# here by marker$", text, re.MULTILINE)
+    assert re.search(r"^> .*# here by check$", text, re.MULTILINE)
+    assert set(re.findall(r"^(\S+\.py):\d+: ", text, re.MULTILINE)) == {"test_it.py"}
+    assert text.count("test_it.py:7: TrainabilityFailure") == 1
+    assert text.count("test_it.py:11: TrainabilityFailure") == 1
+
+
+def test_one_failure_lists_every_violation(project: Pytester) -> None:
+    project.makepyfile(
+        test_it=HEAD
+        + """
+@pytest.mark.trainability(log_gain=within(0.5), gradient_norm=at_least(10), activation_rms=at_most(5))
+def test_marker(trainability):
+    trainability(net, images)
+"""
+    )
+    result = project.runpytest_inprocess()
+    result.assert_outcomes(failed=1)
+    lines = explanation(result)
+    assert "log_gain and gradient_norm out of bounds" in lines[0]
+    text = "\n".join(lines)
+    assert re.search(r"^log_gain +-\S+ ± \S+ nats, must lie in \[-0.5, 0.5\]: \S+ outside$", text, re.MULTILINE)
+    assert re.search(r"^gradient_norm +\S.*, must be ≥ 10: \S+ times too small$", text, re.MULTILINE)
+    assert "12 of 12 outside, worst " in text
+    assert "activation_rms" not in text
+    for label in ("measured", "along depth", "leaves band", "likely cause", "reproduce"):
+        assert re.search(f"^{label} ", text, re.MULTILINE), label
+
+
+def test_plain_asserts_explain_themselves(project: Pytester) -> None:
+    project.makepyfile(
+        test_it=HEAD
+        + """
+def test_estimate(trainability):
+    assert abs(trainability(net, images).log_gain) < 0.1
+
+def test_profile(trainability):
+    assert trainability(net, images).gradient_norm > 10
+
+def test_spectrum(trainability):
+    assert trainability(net, images, exponents=3).lyapunov_spectrum > -0.1
+"""
+    )
+    result = project.runpytest_inprocess()
+    result.assert_outcomes(failed=3)
+    estimate, profile, spectrum = re.split(r"^_+ test_\w+ _+$", result.stdout.str(), flags=re.M)[1:]
+    assert re.search(r"assert \+\S+ ± \S+ nats \(4 seeds\) < 0.1", estimate)
+    assert "12 of 12 elements are not > 10; the worst:" in profile
+    assert re.search(r"^E +\d+\.weight: \S+ ×/÷ \S+", profile, re.MULTILINE)
+    assert "3 of 3 elements are not > -0.1; the worst:" in spectrum
+    assert re.search(r"^E +exponent 3: -\S+ ± \S+ nats/step", spectrum, re.MULTILINE)
+
+
+def test_a_number_before_the_profile_is_explained_too(project: Pytester) -> None:
+    project.makepyfile(
+        test_it=HEAD + "def test_it(trainability):\n    assert 10 < trainability(net, images, seeds=1).gradient_norm\n"
+    )
+    result = project.runpytest_inprocess()
+    result.assert_outcomes(failed=1)
+    assert "12 of 12 elements" in result.stdout.str()
+
+
+REPRODUCED = {
+    "marker": ("log_gain=within(0.5)", "", []),
+    "one seed of the call": ("log_gain=within(0.5)", ", seeds=1", []),
+    "another seed of the command line": ("log_gain=within(0.5)", "", ["--trainability-seeds=5-5"]),
+    "seeds of the command line": ("log_gain=within(0.5)", "", ["--trainability-seeds=1,4-6"]),
+    "bound of the command line": ("", "", ["--trainability-bounds=log_gain >= -0.5"]),
+    "dtype of the command line": ("log_gain=within(0.5)", "", ["--trainability-dtype=float64"]),
+    "confidence of the command line": ("log_gain=within(0.5)", "", ["--trainability-confidence=0.5"]),
+}
+
+
+@pytest.mark.parametrize(("mark", "call", "args"), REPRODUCED.values(), ids=REPRODUCED.keys())
+def test_the_command_reproduces_the_failure(project: Pytester, mark: str, call: str, args: list[str]) -> None:
+    """Number by number, among other tests and with a name that a shell would take apart."""
+    project.makepyfile(
+        test_it=HEAD
+        + f"""
+def test_other(trainability):
+    torch.randn(5)
+
+class TestIt:
+    @pytest.mark.parametrize("what", ["a b; c"])
+    @pytest.mark.trainability({mark})
+    def test_it(self, trainability, what):
+        trainability(net, torch.randn(4, 8){call})
+"""
+    )
+    first = project.runpytest_inprocess(*args)
+    first.assert_outcomes(passed=1, failed=1)
+    (command,) = (line.split(None, 1)[1] for line in explanation(first) if line.startswith("reproduce "))
+    program, *again = shlex.split(command)
+    assert program == "pytest"
+    second = project.runpytest_inprocess(*again)
+    second.assert_outcomes(failed=1)
+    without = [[line for line in explanation(run) if not line.startswith("reproduce ")] for run in (first, second)]
+    assert without[0] == without[1]
+
+
+def test_the_command_works_from_where_pytest_was_started(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.makeini("[pytest]")
+    folder = project.mkdir("sub")
+    (folder / "test_it.py").write_text(
+        HEAD + "def test_it(trainability):\n    trainability(net, images, seeds=2).check(log_gain=within(0.5))\n"
+    )
+    monkeypatch.syspath_prepend(project.path)
+    monkeypatch.chdir(folder)
+    first = project.runpytest_inprocess()
+    first.assert_outcomes(failed=1)
+    (command,) = (line.split(None, 1)[1] for line in explanation(first) if line.startswith("reproduce "))
+    project.runpytest_inprocess(*shlex.split(command)[1:]).assert_outcomes(failed=1)
+
+
+def test_a_bound_of_a_marker_needs_a_measurement(project: Pytester) -> None:
+    """A gate that judges nothing must not be green: whoever bounds a test forgot to measure in it."""
+    project.makepyfile(
+        test_it=HEAD
+        + """
+@pytest.mark.trainability(log_gain=within(0.5))
+def test_forgotten():
+    net()
+"""
+    )
+    result = project.runpytest_inprocess()
+    assert result.ret != pytest.ExitCode.OK or "trainability" in "".join(result.stdout.lines[5:])
+
+
+def test_overflow_is_a_status_not_an_exception(project: Pytester) -> None:
+    """Design, section 6: whoever asserts that nothing overflows must be told that something does."""
+    project.makepyfile(
+        test_it=HEAD
+        + """
+@pytest.mark.parametrize("size, dtype", [(1e30, "float32"), (3e38, "float32"), (1e308, "float64"), (1e3, "float16")])
+def test_it(trainability, size, dtype):
+    def model():
+        layers = [torch.nn.Linear(8, 8) for _ in range(4)]
+        for layer in layers:
+            torch.nn.init.constant_(layer.weight, size)
+        return torch.nn.Sequential(*layers)
+
+    trainability(model, images, dtype=dtype, seeds=2).check(log_gain=within(5))
+"""
+    )
+    result = project.runpytest_inprocess("--tb=line")
+    result.assert_outcomes(failed=4)
+    text = result.stdout.str()
+    assert text.count("TrainabilityFailure: ") >= 4
+    assert "OverflowError" not in text
+    assert "AttributeError" not in text

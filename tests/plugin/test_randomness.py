@@ -1,0 +1,181 @@
+"""A verdict is a function of the code alone: what a test draws does not depend on what ran before it."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from pytest_trainability import measure
+
+if TYPE_CHECKING:
+    from _pytest.pytester import Pytester
+
+DRAWS = """
+import json, random
+from pathlib import Path
+import numpy, pytest, torch
+from small_nets import images, net
+
+def drawn():
+    return [*torch.randn(2).tolist(), random.random(), numpy.random.rand()]
+
+def keep(name, *values):
+    Path(f"{name}.drawn").write_text(json.dumps(values))
+
+@pytest.fixture
+def data():
+    return drawn()
+
+def test_a(trainability):
+    keep("a", drawn())
+
+def test_plain():
+    drawn()
+
+@pytest.mark.trainability
+def test_b(data):
+    keep("b", data, drawn())
+
+def test_c(trainability, data):
+    first = drawn()
+    trainability(net, images, seeds=2)
+    keep("c", data, first, drawn())
+"""
+
+
+def draws(project: Pytester, *args: str) -> dict[str, list[list[float]]]:
+    """Run and return what each test drew."""
+    assert project.runpytest_inprocess("-p", "no:cacheprovider", *args).ret == pytest.ExitCode.OK
+    found = {path.stem: json.loads(path.read_text()) for path in project.path.glob("*.drawn")}
+    for path in project.path.glob("*.drawn"):
+        path.unlink()
+    return found
+
+
+def test_body_and_fixtures_draw_the_same_in_any_company(project: Pytester) -> None:
+    project.makepyfile(test_it=DRAWS)
+    together = draws(project)
+    assert set(together) == {"a", "b", "c"}
+    reordered = draws(project, "test_it.py::test_c", "test_it.py::test_b", "test_it.py::test_a")
+    alone = {name: draws(project, f"test_it.py::test_{name}")[name] for name in "abc"}
+    assert reordered == together
+    assert alone == together
+
+
+def test_a_measurement_does_not_move_the_generators_of_the_test(project: Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        import torch
+        from small_nets import images, net
+        def test_it(trainability):
+            trainability(net, images, seeds=2)
+            after = torch.randn(3)
+            torch.default_generator.manual_seed(0)
+            assert torch.equal(after, torch.randn(3))
+        """
+    )
+    project.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_inputs_of_a_fixture_are_not_the_weights_of_the_body(project: Pytester) -> None:
+    """Two draws that the user meant to be independent must not be the same numbers."""
+    project.makepyfile(test_it=DRAWS)
+    fixture, body = draws(project)["b"]
+    assert not set(fixture) & set(body)
+
+
+@pytest.mark.parametrize("scope", ["class", "module", "session"])
+def test_fixtures_draw_the_same_whether_or_not_a_shared_one_was_there(project: Pytester, scope: str) -> None:
+    project.makepyfile(
+        test_it=DRAWS
+        + f"""
+@pytest.fixture(scope={scope!r})
+def shared():
+    return drawn()
+
+class TestShared:
+    def test_d(self, trainability, shared, data):
+        keep("d", shared, data)
+
+    def test_e(self, trainability, shared, data):
+        keep("e", shared, data)
+"""
+    )
+    together = draws(project, "-k", "TestShared")
+    alone = draws(project, "-k", "test_e")
+    assert alone["e"] == together["e"]
+
+
+def test_tests_that_do_not_measure_keep_their_generators(project: Pytester) -> None:
+    """As if the plugin and the measuring test between them were not there."""
+    project.makepyfile(
+        test_it="""
+        import random
+        import numpy, torch
+        from small_nets import images, net
+
+        torch.manual_seed(11), random.seed(11), numpy.random.seed(11)
+        found = []
+
+        def draw():
+            found.append([torch.rand(1).item(), random.random(), numpy.random.rand()])
+
+        def test_before():
+            draw()
+
+        def test_measures(trainability):
+            torch.rand(7), random.random(), numpy.random.rand(3)
+            trainability(net, torch.randn(4, 8), seeds=2)
+
+        def test_after():
+            draw()
+            torch.manual_seed(11), random.seed(11), numpy.random.seed(11)
+            undisturbed = [[torch.rand(1).item(), random.random(), numpy.random.rand()] for _ in range(2)]
+            assert found == undisturbed
+        """
+    )
+    project.runpytest_inprocess().assert_outcomes(passed=3)
+
+
+def test_a_session_leaves_the_generators_as_they_were(project: Pytester) -> None:
+    project.makepyfile(test_it=DRAWS)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    draws(project, "-m", "trainability")
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+
+
+def test_measure_gives_the_same_numbers_outside_the_fixture(project: Pytester) -> None:
+    """In a plain test of the session, in a test that measures, and in no session at all."""
+    project.makepyfile(
+        test_it="""
+        import json
+        from pathlib import Path
+        from pytest_trainability import measure
+        from small_nets import images, net
+
+        def keep(name, result):
+            found = {"log_gain": result.log_gain.values, "norms": [e.values for e in result.gradient_norm.values()]}
+            Path(f"{name}.drawn").write_text(json.dumps([found]))
+
+        def test_plain():
+            keep("plain", measure(net, images, seeds=3))
+
+        def test_fixture(trainability):
+            keep("fixture", trainability(net, images, seeds=3))
+        """
+    )
+    found = draws(project)
+
+    def net() -> torch.nn.Module:
+        return torch.nn.Sequential(*(layer for _ in range(6) for layer in (torch.nn.Linear(8, 8), torch.nn.Tanh())))
+
+    here = measure(net, torch.linspace(-1, 1, 32).reshape(4, 8), seeds=3)
+    assert found["plain"] == found["fixture"]
+    assert found["plain"][0]["log_gain"] == list(here.log_gain.values)  # type: ignore[call-overload]

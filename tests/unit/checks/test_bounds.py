@@ -1,0 +1,155 @@
+"""Bounds: what they hold, how they are written, and how they are read from text."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pytest_trainability import Bound, BoundError, at_least, at_most, within
+from pytest_trainability.checks.bounds import as_bound, parse_bound, parse_bounds
+
+NAN, INF = math.nan, math.inf
+
+
+def test_bounds_are_closed() -> None:
+    assert within(3).holds(3)
+    assert within(3).holds(-3)
+    assert not within(3).holds(math.nextafter(3, 4))
+    assert at_least(0).holds(0)
+    assert at_most(0).holds(-0.0)
+
+
+def test_open_ends_hold_everything_but_nan() -> None:
+    assert at_least(0).holds(INF)
+    assert at_most(0).holds(-INF)
+    for bound in (at_least(-INF), at_most(INF), within(INF), within(-1, 1), Bound(0, None)):
+        assert not bound.holds(NAN)
+
+
+@pytest.mark.parametrize(
+    ("bound", "low", "high"),
+    [
+        (within(0.05), -0.05, 0.05),
+        (within(-1, 2), -1, 2),
+        (within(0), 0, 0),
+        (at_least(1e-6), 1e-6, None),
+        (at_most(0.9), None, 0.9),
+        (within(2, 2), 2, 2),
+    ],
+)
+def test_ends(bound: Bound, low: float | None, high: float | None) -> None:
+    assert (bound.low, bound.high) == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("bound", "text"),
+    [
+        (within(5), "must lie in [-5, 5]"),
+        (at_least(1e-6), "must be ≥ 1e-06"),
+        (at_most(0.9), "must be ≤ 0.9"),
+        (at_most(0), "must be ≤ 0"),
+        (within(0.0), "must lie in [0, 0]"),
+        (at_most(2.3026), "must be ≤ 2.3026"),
+    ],
+)
+def test_bounds_print_what_must_hold(bound: Bound, text: str) -> None:
+    assert str(bound) == text
+
+
+@pytest.mark.parametrize("bound", [within(0.05), within(-1, 2), at_least(1e-6), at_most(0.9), within(-INF, INF)])
+def test_a_bound_is_printed_as_it_is_written(bound: Bound) -> None:
+    assert eval(repr(bound), {"within": within, "at_least": at_least, "at_most": at_most, "inf": INF}) == bound
+
+
+def test_within_none_is_open_like_a_tuple() -> None:
+    """``(3, None)`` means ``[3, ∞)``; the same words in ``within`` must not mean ``[-3, 3]``."""
+    assert within(3, None) == Bound(3, None)
+
+
+@pytest.mark.parametrize("number", [np.float64(2.0), np.float32(2.0), np.int64(2)])
+def test_every_number_of_numpy_is_an_end_and_becomes_plain(number: Any) -> None:
+    """Records cross processes, and execnet carries plain floats only."""
+    bound = at_most(number)
+    assert bound.high == 2
+    assert type(bound.high) in {int, float}
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        ("[-0.05, 0.05]", Bound(-0.05, 0.05)),
+        (" [ -1 ,2 ] ", Bound(-1, 2)),
+        ("[1e-6, ]", Bound(1e-6, None)),
+        ("[1e-6,]", Bound(1e-6, None)),
+        ("[, 3]", Bound(None, 3)),
+        ("[None, 3]", Bound(None, 3)),
+        ("[-inf, 3]", Bound(-INF, 3)),
+        (">= 1e-6", Bound(1e-6, None)),
+        (">=1e-6", Bound(1e-6, None)),
+        ("<= 0.9", Bound(None, 0.9)),
+        ("≤ .9", Bound(None, 0.9)),
+        ("≥ -1", Bound(-1, None)),
+    ],
+)
+def test_bounds_are_read_from_text(text: str, bound: Bound) -> None:
+    assert parse_bound(text) == bound
+    assert as_bound(text, measure="log_gain") == bound
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "3", "0, 1", "(0, 1)", "[0 1]", "[0, 1, 2]", "> 3", ">= ", "=< 3", "[0, 1", ">= 1 2", "[0; 1]", ">= None"],
+)
+def test_other_text_is_no_bound(text: str) -> None:
+    with pytest.raises(BoundError):
+        parse_bound(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "bound"),
+    [((None, 3), Bound(None, 3)), ([0, 1], Bound(0, 1)), (within(1), Bound(-1, 1)), ((0.5, None), Bound(0.5, None))],
+)
+def test_pairs_are_bounds(value: Any, bound: Bound) -> None:
+    assert as_bound(value, measure="log_gain") == bound
+
+
+@pytest.mark.parametrize("value", [3, 0.5, True, None, {}, (1,), (1, 2, 3), {1, 2}, "log_gain", ("a", 1), (1, [2])])
+def test_nothing_else_is(value: Any) -> None:
+    with pytest.raises(BoundError, match=re.compile(r"^the marker of x: .*log_gain", re.DOTALL)):
+        as_bound(value, measure="log_gain", where="the marker of x")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "log_gain = [-3, 3]",
+        "log_gain=[-3, 3]",
+        "log_gain [-3, 3]",
+        "  log_gain   =   [ -3 , 3 ]",
+    ],
+)
+def test_lines_of_a_file_are_read(line: str) -> None:
+    assert parse_bounds([line], where="tox.ini") == {"log_gain": Bound(-3, 3)}
+
+
+def test_lines_are_read_one_by_one() -> None:
+    lines = ["lyapunov_max = [-0.05, 0.05]", "gradient_norm >= 1e-6", "dead_fraction = <= 0.9"]
+    assert parse_bounds(lines, where="tox.ini") == {
+        "lyapunov_max": within(0.05),
+        "gradient_norm": at_least(1e-6),
+        "dead_fraction": at_most(0.9),
+    }
+
+
+def test_a_second_line_for_a_measure_does_not_silently_replace_the_first() -> None:
+    """Both are meant: together, or an error that says so."""
+    try:
+        found = parse_bounds(["log_gain >= -3", "log_gain <= 3"], where="tox.ini")
+    except BoundError as error:
+        assert "log_gain" in str(error)  # noqa: PT017
+    else:
+        assert found == {"log_gain": Bound(-3, 3)}

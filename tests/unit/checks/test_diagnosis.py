@@ -1,0 +1,105 @@
+"""The likely cause: from growth rates and what is known of the steps to a line that says what to do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from pytest_trainability.checks.diagnosis import diagnose
+from pytest_trainability.records import StepFacts
+
+NAN, INF = math.nan, math.inf
+
+
+def facts(name: str = "0", **changes: Any) -> StepFacts:
+    given: dict[str, Any] = {
+        "name": name,
+        "kind": "Linear",
+        "weight_std": 0.0625,
+        "fan_in": 64,
+        "weights": 1,
+        "operations": ("AddmmBackward0", "TanhBackward0"),
+    }
+    return StepFacts(**{**given, **changes})
+
+
+def tower(count: int, **changes: Any) -> list[StepFacts]:
+    return [facts(str(i), **changes) for i in range(count)]
+
+
+def test_nothing_is_said_about_nothing() -> None:
+    assert diagnose([], []) == []
+    assert diagnose([1.0, 2.0], tower(1)) == []
+
+
+def test_a_healthy_chain_has_no_cause() -> None:
+    assert diagnose([0.01, -0.01, 0.005, 0.0], tower(4)) == []
+
+
+def test_steady_decay_is_told_as_a_factor_with_the_weights_that_would_do() -> None:
+    what, cure = diagnose([math.log(0.5)] * 6, tower(6))
+    assert what == "every step multiplies the gradient by 0.5, steadily"
+    assert "Linear weights of std 0.0625 with tanh" in cure
+    assert cure.endswith("a gain of 1 at fan-in 64 needs about 0.125")
+
+
+def test_uneven_growth_is_told_on_average() -> None:
+    assert diagnose([0.1, 0.9, 0.2, 1.0, 0.3], tower(5))[0].endswith("on average")
+
+
+def test_exploding_tanh_is_cured_by_the_critical_weights() -> None:
+    """Saturation hides how large the weights are, so the cure is not the present std over the gain."""
+    assert diagnose([0.5] * 6, tower(6, weight_std=1.0))[1].endswith("fan-in 64 needs about 0.125")
+
+
+@pytest.mark.parametrize("node", ["ReluBackward0", "LeakyReluBackward0"])
+def test_relu_is_cured_by_he(node: str) -> None:
+    (_, cure) = diagnose([-0.9] * 6, tower(6, operations=("AddmmBackward0", node)))
+    assert "He initialization for fan-in 64 has std 0.177" in cure
+    assert "kaiming_normal_" in cure
+
+
+def test_sigmoid_is_not_cured_by_weights() -> None:
+    assert "slope is at most 1/4" in diagnose([-1.4] * 6, tower(6, operations=("SigmoidBackward0",)))[1]
+
+
+def test_the_deepest_step_without_gradient_is_named() -> None:
+    (line,) = diagnose([-0.1, -INF, -0.1, -INF, -0.1], tower(5))
+    assert line.startswith("3 lets no gradient through")
+    (line,) = diagnose([-0.1, -INF, -0.1], tower(3, weight_std=0.0))
+    assert line == "1 has constant weights and lets no gradient through: is it initialized?"
+
+
+def test_nan_is_told_where_the_backward_pass_first_meets_it() -> None:
+    (line,) = diagnose([NAN, NAN, 0.1, 0.1], tower(4))
+    assert line.startswith("the gradient is not finite from 1 on")
+
+
+def test_infinity_is_not_a_dead_step() -> None:
+    (line,) = diagnose([0.1, INF, 0.1, 0.1], tower(4))
+    assert "not finite from 1 on" in line
+
+
+def test_one_step_that_stands_out_is_blamed_alone() -> None:
+    (line,) = diagnose([0.01, 0.02, -6.0, 0.01, 0.0], tower(5))
+    assert line == "2 alone contributes -6 of -6 nats: look at its initialization"
+
+
+def test_residual_blocks_have_cures_of_their_own() -> None:
+    block = {"weights": 4, "kind": "Block", "operations": ("AddBackward0", "GeluBackward0")}
+    normed = {**block, "operations": ("AddBackward0", "NativeLayerNormBackward0")}
+    assert "the branches have no normalization" in diagnose([0.3] * 8, tower(8, **block))[1]
+    assert diagnose([0.3] * 8, tower(8, **normed))[1] == "scale the branch's last projection by 1/sqrt(2 × 8) = 0.25"
+    assert "post-norm" in diagnose([-0.3] * 8, tower(8, **normed))[1]
+
+
+def test_without_weights_there_is_only_the_factor() -> None:
+    assert len(diagnose([0.3] * 6, tower(6, weight_std=NAN))) == 1
+    assert len(diagnose([0.3] * 6, tower(6, weights=2))) == 1
+
+
+@pytest.mark.parametrize("rate", [800.0, -800.0, 1e4])
+def test_extreme_rates_do_not_overflow(rate: float) -> None:
+    assert diagnose([rate] * 5, tower(5))

@@ -1,0 +1,258 @@
+"""A failure in words: every line says one thing, and fits."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_trainability import Estimate, Profile, Spectrum
+from pytest_trainability.checks.statistics import as_seeds
+from pytest_trainability.records import CheckRecord, VerdictRecord
+from pytest_trainability.report.explain import (
+    BARS,
+    accumulated,
+    bound_text,
+    depth_line,
+    explain,
+    explain_comparison,
+    labelled,
+    reproduce_command,
+    seeds_text,
+    sparkline,
+    to_ascii,
+    violation_lines,
+)
+
+NAN, INF = math.nan, math.inf
+MakeRecord = Callable[..., CheckRecord]
+MakeVerdict = Callable[..., VerdictRecord]
+
+
+def test_a_failure_says_what_where_why_and_how_to_repeat(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    good = make_verdict(measure="lyapunov_max", holds=True)
+    record = make_record(
+        make_verdict(),
+        good,
+        cause=("too small", "make it larger"),
+        notes=("tf32",),
+        left_out="2 × Head",
+        leaves_band="4",
+    )
+    assert explain(record).splitlines() == [
+        "Tower: log_gain out of bounds",
+        "  measured       4 × Linear, per sample, train mode, float32 on cpu, seeds 0-3",
+        "  log_gain       -14.40 ± 0.30 nats, must lie in [-5, 5]: 9.4 outside",
+        "  along depth    6 █▆▅▃▁ 0",
+        "  leaves band    at 4, counted from the output",
+        "  likely cause   too small",
+        "                 make it larger",
+        "  note           tf32",
+        "  note           not on the chain: 2 × Head",
+        "  reproduce      pytest test_init.py::test_tower --trainability-seeds=0-3",
+    ]
+
+
+def test_every_violation_is_in_the_first_line(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    record = make_record(make_verdict(), make_verdict(measure="gradient_norm", unit="", where="0.bias"))
+    assert explain(record).splitlines()[0] == "Tower: log_gain and gradient_norm out of bounds"
+
+
+def test_outside_pytest_there_is_no_command(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    assert "reproduce" not in explain(make_record(make_verdict(), test=""))
+
+
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("measure", ["log_gain", "relative_gradient_norm"])
+def test_lines_stay_within_their_width(
+    make_record: MakeRecord, make_verdict: MakeVerdict, width: int, measure: str
+) -> None:
+    """With names as they are in real models, and measures with long names."""
+    names = tuple(f"model.encoder.layer.{i}.attention.self.query" for i in range(12))
+    worst = tuple((f"{name}.weight", 1e-9) for name in names[:5])
+    record = make_record(
+        make_verdict(measure=measure, elements=12, violations=7, where=worst[0][0], worst=worst),
+        make_verdict(measure=measure, elements=0),
+        step_names=names,
+        growth=(-1.0,) * 12,
+        leaves_band=names[3],
+        seeds=tuple(range(0, 60, 2)),
+        cause=(
+            "residual steps should not shrink it: is the skip scaled, or is a norm on the stream itself (post-norm)?",
+        ),
+        notes=("the samples interact (BatchNorm in training mode), so that one joint frame was used for the batch",),
+    )
+    lines = explain(record, width=width).splitlines()
+    assert [line for line in lines if len(line) > width and "reproduce" not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "seeds 0-3"),
+        ({"seeds": (5,)}, "seed 5"),
+        ({"seeds": (0, 3, 5)}, "seeds 0,3,5"),
+        ({"seeds": (3, 4)}, "seeds 3-4"),
+        ({"seeds": (4, 3)}, "seeds 4,3"),
+        ({"seeds": (0,), "fixed": True}, "finished module"),
+    ],
+)
+def test_seeds_are_written_briefly(make_record: MakeRecord, changes: dict[str, Any], text: str) -> None:
+    assert seeds_text(make_record(**changes)) == text
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (0,), (5,), (0, 3, 5), (4, 3), (7, 8)])
+def test_the_commands_seeds_are_read_back_as_they_were(make_record: MakeRecord, seeds: tuple[int, ...]) -> None:
+    command = reproduce_command(make_record(seeds=seeds, test="test_a.py::test_x[a b'c]"))
+    program, test, option = shlex.split(command)
+    assert (program, test) == ("pytest", "test_a.py::test_x[a b'c]")
+    assert as_seeds(option.removeprefix("--trainability-seeds=")) == seeds
+
+
+def test_the_command_names_what_is_not_the_default(make_record: MakeRecord) -> None:
+    assert reproduce_command(make_record(device="cuda:1")).endswith(
+        " --trainability-seeds=0-3 --trainability-device=cuda:1"
+    )
+    assert reproduce_command(make_record(fixed=True)) == "pytest test_init.py::test_tower"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "-14.40 ± 0.30 nats, must lie in [-5, 5]: 9.4 outside"),
+        ({"marginal": True}, "9.4 outside, marginal"),
+        ({"value": NAN}, "nan nats, must lie in [-5, 5]: not a number"),
+        ({"value": -INF}, "-inf nats, must lie in [-5, 5]: outside"),
+        ({"low": None, "value": 7.0}, "must be ≤ 5: 2 outside"),
+        ({"unit": "", "value": 1e-9, "low": 1e-6, "high": None}, "must be ≥ 1e-06: 1,000 times too small"),
+        ({"unit": "", "value": 50.0, "low": None, "high": 5.0}, "must be ≤ 5: 10 times too large"),
+        ({"unit": "", "value": 3.0, "low": None, "high": 0.0}, "must be ≤ 0: 3 outside"),
+        ({"elements": 0}, "nothing was measured, must lie in [-5, 5]: no element to judge"),
+    ],
+)
+def test_margins_are_words(make_verdict: MakeVerdict, changes: dict[str, Any], said: str) -> None:
+    verdict = make_verdict(**{"value_low": NAN, "value_high": NAN, **changes} if "value" in changes else changes)
+    assert said in violation_lines(verdict, width=200)[0]
+
+
+def test_the_worst_elements_are_listed_as_far_as_they_fit(make_verdict: MakeVerdict) -> None:
+    verdict = make_verdict(elements=9, violations=3, where="a", worst=(("a", 1.0), ("b" * 30, 2.0), ("c" * 30, 3.0)))
+    assert violation_lines(verdict)[-1].split(None, 1)[1].startswith("of 9 outside, worst a 1")
+    assert "c" * 30 not in violation_lines(verdict)[-1]
+
+
+def test_a_name_at_fault_is_shown(make_verdict: MakeVerdict) -> None:
+    lines = violation_lines(make_verdict(measure="nonfinite", where="loss, gradient of 0.bias"))
+    assert lines[1].strip() == "loss, gradient of 0.bias"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (None, 0.9, "must be ≤ 0.9"),
+        (1e-6, None, "must be ≥ 1e-06"),
+        (-5, 5, "must lie in [-5, 5]"),
+        (None, 0, "must be ≤ 0"),
+    ],
+)
+def test_bounds_in_words(make_verdict: MakeVerdict, low: float | None, high: float | None, text: str) -> None:
+    assert bound_text(make_verdict(low=low, high=high)) == text
+
+
+def test_the_gain_accumulates_from_the_last_step() -> None:
+    assert accumulated([1.0, 2.0, 4.0]) == [0.0, 4.0, 6.0, 7.0]
+
+
+def test_a_sparkline_spans_from_lowest_to_highest() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == BARS
+    assert sparkline([7, 0]) == "█▁"
+
+
+def test_noise_does_not_look_like_a_trend() -> None:
+    assert set(sparkline([0.0, 0.05, 0.0, 0.03])) <= {"▄", "▅"}
+
+
+def test_a_sparkline_is_thinned_to_its_width_with_both_ends() -> None:
+    drawn = sparkline(list(range(1000)), 10)
+    assert len(drawn) == 10
+    assert (drawn[0], drawn[-1]) == ("▁", "█")
+
+
+def test_what_is_not_finite_is_crossed_out() -> None:
+    assert sparkline([0.0, NAN, 9.0, -INF]) == "▁×█×"
+    assert sparkline([NAN, INF]) == "××"
+    assert sparkline([NAN] * 50, 10) == "×" * 10
+    assert sparkline([]) == ""
+
+
+def test_a_constant_is_drawn_in_the_middle() -> None:
+    assert sparkline([2.0, 2.0]) in {"▄▄", "▅▅"}
+
+
+def test_no_growth_no_line(make_record: MakeRecord) -> None:
+    assert depth_line(make_record(growth=(), step_names=()), 60) == ""
+
+
+def test_labels_wrap_under_themselves() -> None:
+    lines = labelled("note", "aaaa bbbb cccc dddd", 26)
+    assert lines == ["note           aaaa bbbb", "               cccc dddd"]
+    assert labelled("note", "") == []
+
+
+def one(mean: float, name: str = "") -> Estimate:
+    return Estimate(mean, NAN, NAN, (mean,), name=name)
+
+
+def test_a_failing_comparison_lists_the_worst_first() -> None:
+    profile = Profile({n: one(v, n) for n, v in zip("abcdefgh", [1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0, 5.0])})
+    lines = explain_comparison("<", profile, 2.5)
+    assert lines is not None
+    assert lines[1] == "6 of 8 elements are not < 2.5; the worst:"
+    assert [line.strip().partition(":")[0] for line in lines[2:]] == ["b", "d", "f", "h", "g"]
+    lines = explain_comparison(">=", profile, 2.5)
+    assert lines is not None
+    assert [line.strip() for line in lines[2:]] == ["a: 1", "c: 2"]
+
+
+def test_exponents_are_counted_from_one() -> None:
+    lines = explain_comparison(">", Spectrum((one(0.5), one(-2.0), one(-2.0))), 0)
+    assert lines is not None
+    assert [line.strip() for line in lines[2:]] == ["exponent 2: -2", "exponent 3: -2"]
+
+
+def test_nan_is_listed_among_the_worst() -> None:
+    profile = Profile({n: one(v, n) for n, v in zip("abcdefgh", [1.0, 1.0, 1.0, NAN, 1.0, 1.0, 1.0, 1.0])})
+    lines = explain_comparison(">", profile, 2.0)
+    assert lines is not None
+    assert "8 of 8" in lines[1]
+    assert any(line.strip().startswith("d: nan") for line in lines[2:])
+
+
+@pytest.mark.parametrize(
+    ("op", "left", "right"),
+    [("==", Profile(), 1.0), ("<", one(1.0), 0.5), ("<", Profile(), "a"), ("in", Profile(), 1.0), ("<", 1.0, one(0.5))],
+)
+def test_other_comparisons_are_left_to_pytest(op: str, left: Any, right: Any) -> None:
+    assert explain_comparison(op, left, right) is None
+
+
+def test_every_sign_that_is_written_has_a_plain_spelling(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    scale = make_verdict(value=3e-9, value_low=2e-9, value_high=4.5e-9, unit="", scale="log", low=1e-6, high=None)
+    text = to_ascii(explain(make_record(make_verdict(), scale, make_verdict(low=None), growth=(1.0, NAN, -9.0, 3.0))))
+    assert text.isascii()
+    assert "\\" not in text
+    assert "4 x Linear" in text
+    assert "must be >= 1e-06" in text
+
+
+def test_bars_stay_apart_in_ascii() -> None:
+    assert len(set(to_ascii(BARS))) == len(BARS)
+
+
+def test_the_rest_is_escaped() -> None:
+    assert to_ascii("λ") == "\\u03bb"
+    assert re.fullmatch(r"[ -~]*", to_ascii("test_größe[日本]"))
