@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,6 +46,8 @@ class Context:
     """Number of this process among those that share the machine's GPUs."""
     threads: int | None = None
     """How many threads at most; None leaves torch's setting."""
+    reproduce: str = ""
+    """Command that repeats the test, but for seeds and device."""
     confidence: float | None = None
 
 
@@ -321,6 +323,7 @@ class Measurement:
             leaves_band=self._leaves_band(failed, growth),
             cause=tuple(diagnose(growth, self._common.facts)),
             notes=self.notes,
+            reproduce=self._context.reproduce,
         )
 
     def _leaves_band(self, failed: Sequence[VerdictRecord], growth: Sequence[float]) -> str:
@@ -344,8 +347,8 @@ def _assemble(m: Measure, readings: Sequence[Any], confidence: float) -> Value:
     if m.kind == "scalar":
         return averaged(readings)
     if m.kind == "spectrum":
-        exponents = [averaged(values) for values in zip(*readings)]
-        return Spectrum(tuple(sorted(exponents, key=lambda exponent: -exponent.mean)))
+        exponents = sorted((averaged(values) for values in zip(*readings)), key=lambda exponent: -exponent.mean)
+        return Spectrum(tuple(replace(e, name=f"exponent {number}") for number, e in enumerate(exponents, 1)))
     if m.kind == "names":
         return Names(tuple(dict.fromkeys(n for names in readings for n in names)), tuple(len(r) for r in readings))
     # A step that a seed did not take (stochastic depth) has no value there.

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any, overload
 
 __all__ = [
@@ -143,15 +144,15 @@ class Estimate:
     def __mul__(self, other: Any) -> Any:
         if isinstance(other, Estimate):
             return self.mean * other.mean
-        return self._affine(float(other), 0.0) if isinstance(other, (int, float)) else NotImplemented
+        return self._affine(float(other), 0.0) if isinstance(other, Real) else NotImplemented
 
-    def __rmul__(self, other: float) -> Estimate:
-        return self._affine(float(other), 0.0) if isinstance(other, (int, float)) else NotImplemented
+    def __rmul__(self, other: Any) -> Any:
+        return self._affine(float(other), 0.0) if isinstance(other, Real) else NotImplemented
 
     def __truediv__(self, other: Any) -> Any:
         if isinstance(other, Estimate):
             return self.mean / other.mean
-        return self._affine(1.0 / other, 0.0) if isinstance(other, (int, float)) else NotImplemented
+        return self._affine(1.0 / float(other), 0.0) if isinstance(other, Real) else NotImplemented
 
     def __rtruediv__(self, other: float) -> float:
         return other / self.mean
@@ -159,11 +160,17 @@ class Estimate:
     def __pow__(self, exponent: float) -> float:
         return float(self.mean**exponent)
 
+    def __rpow__(self, base: float) -> float:
+        return float(base**self.mean)
+
+    def __round__(self, digits: int | None = None) -> float:
+        return round(self.mean, digits) if digits is not None else round(self.mean)
+
+    def __bool__(self) -> bool:
+        return self.mean != 0
+
     def _compare(self, other: Any, judge: Callable[[float, float], bool]) -> Any:
-        try:
-            return judge(self.mean, float(other))
-        except (TypeError, ValueError):
-            return NotImplemented
+        return judge(self.mean, float(other)) if isinstance(other, Real) else NotImplemented
 
     def __lt__(self, other: Any) -> Any:
         return self._compare(other, float.__lt__)
@@ -203,11 +210,15 @@ class Estimate:
 
 
 def _with_number(estimate: Estimate, other: Any, scale: float, sign: float) -> Any:
-    return estimate._affine(scale, sign * float(other)) if isinstance(other, (int, float)) else NotImplemented
+    return estimate._affine(scale, sign * float(other)) if isinstance(other, Real) else NotImplemented
+
+
+# For pytest.approx and whoever else asks: an estimate stands for a real number.
+Real.register(Estimate)
 
 
 class _Elements:
-    """Comparison of a collection of estimates with a number: it holds when it holds for every element."""
+    """Comparison of a collection of estimates with a number: it holds when it holds for every element, and for one."""
 
     __slots__ = ()
 
@@ -215,16 +226,16 @@ class _Elements:
         raise NotImplementedError
 
     def __lt__(self, other: float) -> bool:
-        return all(e < other for e in self._estimates())
+        return bool(self._estimates()) and all(e < other for e in self._estimates())
 
     def __le__(self, other: float) -> bool:
-        return all(e <= other for e in self._estimates())
+        return bool(self._estimates()) and all(e <= other for e in self._estimates())
 
     def __gt__(self, other: float) -> bool:
-        return all(e > other for e in self._estimates())
+        return bool(self._estimates()) and all(e > other for e in self._estimates())
 
     def __ge__(self, other: float) -> bool:
-        return all(e >= other for e in self._estimates())
+        return bool(self._estimates()) and all(e >= other for e in self._estimates())
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -440,6 +451,8 @@ class CheckRecord:
     leaves_band: str = ""
     cause: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    reproduce: str = ""
+    """Command that repeats the test, but for seeds and device."""
 
     @property
     def log_gain_text(self) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from numbers import Real
+from typing import Any, TypeAlias, overload
 
 from ..errors import BoundError
-from ..records import format_number
 
 __all__ = ["Bound", "BoundLike", "as_bound", "at_least", "at_most", "parse_bound", "parse_bounds", "within"]
 
@@ -27,28 +27,32 @@ class Bound:
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             end = getattr(self, name)
-            if end is not None and (isinstance(end, bool) or not isinstance(end, (int, float)) or math.isnan(end)):
+            if end is None:
+                continue
+            if isinstance(end, bool) or not isinstance(end, Real) or math.isnan(end):
                 msg = f"the ends of a bound must be numbers, or None for an open end. Got {name}={end!r}."
                 raise BoundError(msg)
+            # Plain floats cross processes and compare alike, whatever numpy type they came as; -0 becomes 0.
+            object.__setattr__(self, name, float(end) + 0.0)
         if self.low is None and self.high is None:
             msg = "a bound must have at least one end. Got (None, None), which everything satisfies."
             raise BoundError(msg)
         if self.low is not None and self.high is not None and self.low > self.high:
             msg = (
-                f"the lower end of a bound must not exceed the upper one. Got [{format_number(self.low)}, "
-                f"{format_number(self.high)}]. Swap them."
+                f"the lower end of a bound must not exceed the upper one. Got [{self.low:.6g}, {self.high:.6g}]. "
+                "Swap them."
             )
             raise BoundError(msg)
+
+    def __and__(self, other: Bound) -> Bound:
+        """Return the bound that holds where both do."""
+        lows = [end for end in (self.low, other.low) if end is not None]
+        highs = [end for end in (self.high, other.high) if end is not None]
+        return Bound(max(lows, default=None), min(highs, default=None))
 
     def holds(self, value: float) -> bool:
         """Whether ``low <= value <= high``; NaN never does."""
         return (self.low is None or self.low <= value) and (self.high is None or value <= self.high) and value == value
-
-    def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            sign, end = ("≥", self.low) if self.high is None else ("≤", self.high)
-            return f"must be {sign} {format_number(float(end or 0))}"
-        return f"must lie in [{format_number(self.low)}, {format_number(self.high)}]"
 
     def __repr__(self) -> str:
         if self.low is None:
@@ -62,14 +66,20 @@ BoundLike: TypeAlias = "Bound | tuple[float | None, float | None]"
 """A bound, or ``(low, high)`` with None for an open end."""
 
 
-def within(low: float, high: float | None = None) -> Bound:
+@overload
+def within(eps: float, /) -> Bound: ...
+@overload
+def within(low: float | None, high: float | None, /) -> Bound: ...
+def within(*ends: float | None) -> Bound:
     """Return the bound ``[low, high]``, or ``[-eps, eps]`` for ``within(eps)``."""
-    if high is None:
-        if isinstance(low, (int, float)) and low < 0:
-            msg = f"within(eps) means [-eps, eps] and eps must not be negative. Got {low!r}. For an interval: within(low, high)."
-            raise BoundError(msg)
-        return Bound(-low, low)
-    return Bound(low, high)
+    if len(ends) == 2:
+        return Bound(*ends)
+    eps: Any = ends[0] if len(ends) == 1 else None
+    if isinstance(eps, bool) or not isinstance(eps, Real) or eps < 0:
+        given = ", ".join(map(repr, ends))
+        msg = f"write within(eps) with eps ≥ 0 for [-eps, eps], or within(low, high). Got within({given})."
+        raise BoundError(msg)
+    return Bound(-float(eps), float(eps))
 
 
 def at_least(low: float) -> Bound:
@@ -146,11 +156,16 @@ def parse_bounds(lines: list[str], *, where: str) -> dict[str, Bound]:
     Raises:
         BoundError: A line is none; the message says ``where`` it stands. Names are not checked here.
     """
-    bounds = {}
+    bounds: dict[str, Bound] = {}
     for line in lines:
         match = re.fullmatch(r"\s*(\w+)\s*(?:=(?!=)\s*)?([\[><≥≤].*)", line)
         if match is None:
             msg = f"{where} must hold lines such as 'lyapunov_max = [-0.05, 0.05]' or 'gradient_norm >= 1e-6'. Got {line!r}."
             raise BoundError(msg)
-        bounds[match[1]] = as_bound(match[2], measure=match[1], where=where)
+        bound = as_bound(match[2], measure=match[1], where=where)
+        try:
+            bounds[match[1]] = bounds[match[1]] & bound if match[1] in bounds else bound
+        except BoundError as error:
+            msg = f"{where}: {match[1]} is bounded more than once, and nothing satisfies all: {error}"
+            raise BoundError(msg) from None
     return bounds

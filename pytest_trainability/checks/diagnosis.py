@@ -40,7 +40,7 @@ def diagnose(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
     if not growth or len(growth) != len(facts):
         return []
     for index in range(len(growth) - 1, -1, -1):
-        if math.isnan(growth[index]):
+        if math.isnan(growth[index]) or growth[index] == math.inf:
             return [f"the gradient is not finite from {facts[index].name} on: look for overflow or NaN there"]
         if growth[index] == -math.inf:
             return [_dead(facts[index])]
@@ -74,6 +74,8 @@ def _steady(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
     if abs(rate) < NEGLIGIBLE:
         return []
     steadily = "steadily" if pstdev(growth) < abs(rate) / 2 else "on average"
+    if abs(rate) > 100:
+        return [f"every step changes the gradient by {rate:+.0f} nats, {steadily}"]
     what = f"every step multiplies the gradient by {format_number(math.exp(rate))}, {steadily}"
     middle = facts[len(facts) // 2]
     cure = _residual_cure(rate, len(growth), middle) if _is_residual(middle) else _plain_cure(rate, middle)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 from ..errors import UsageError
 from ..records import Estimate
@@ -91,14 +93,23 @@ def as_seeds(seeds: int | Sequence[int] | str | None) -> tuple[int, ...]:
         "seeds must be a number of at least 1, a list of whole numbers from 0 on, or text such as '8', '0-7' or "
         f"'0,3,5'. Got {seeds!r}."
     )
-    given = _parse_seeds(seeds, msg) if isinstance(seeds, str) else seeds
-    if isinstance(given, int) and not isinstance(given, bool):
-        given = range(given)
-    if not isinstance(given, Sequence) or not given:
+    given: Any = _parse_seeds(seeds, msg) if isinstance(seeds, str) else seeds
+    try:
+        if isinstance(given, Integral):
+            given = range(_whole(given))
+        found = tuple(dict.fromkeys(_whole(seed) for seed in given))
+    except TypeError:
+        raise UsageError(msg) from None
+    if not found or min(found) < 0 or max(found) >= 2**63:
         raise UsageError(msg)
-    if not all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**63 for s in given):
-        raise UsageError(msg)
-    return tuple(dict.fromkeys(given))
+    return found
+
+
+def _whole(value: Any) -> int:
+    """Return a whole number of any library as an int."""
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
 
 
 def _parse_seeds(text: str, msg: str) -> int | list[int]:
@@ -107,8 +118,8 @@ def _parse_seeds(text: str, msg: str) -> int | list[int]:
             return int(text)
         found: list[int] = []
         for part in text.split(","):
-            first, _, last = part.partition("-")
-            found += range(int(first), int(last or first) + 1)
+            first, dash, last = part.partition("-")
+            found += range(int(first), int(last if dash else first) + 1)
     except ValueError:
         raise UsageError(msg) from None
     return found

@@ -230,19 +230,24 @@ class Frame:
 def find_frame(chain: Chain, batch: int | None, seed: int, device: torch.device) -> tuple[Frame, Sweep | None]:
     """Decide by measurement whether samples have trajectories of their own.
 
-    A random cotangent is pulled back twice, the second time with every sample's part kept at a size of its own. Where
-    samples do not interact, that changes no growth rate. Where they do, however few and whichever (BatchNorm in training
-    mode, a softmax over the batch, attention over a first dimension that is time), large parts leak into small ones, and
-    there is one joint frame. There is one, too, where the tensors of the states cannot be divided into samples at all.
+    The first random cotangent is pulled back with every sample's part kept at a size of its own, a power of two. Where
+    samples do not interact, that changes nothing. Where they do, however few and whichever (BatchNorm in training mode, a
+    softmax over the batch, attention over a first dimension that is time), large parts leak into small ones, whose growth
+    rates jump. Where rates differ much between samples, a second sweep at equal sizes tells whether that is why. If so, there
+    is one joint frame; there is one, too, where the tensors of the states cannot be divided into samples at all.
 
     Returns:
         The frame and, where it is per sample, the sweep of the first random cotangent, which this has cost already.
     """
     drawn = random_cotangents(chain, 1, seed, device)
+    half = any(dtype == torch.float16 for index in range(len(chain) + 1) for _, dtype in chain.shapes(index))
     for frame in _possible_frames(chain, batch):
-        logs = _undisturbed(chain, frame, drawn, seed)
-        if logs is not None:
-            return frame, Sweep(logs, frame)
+        sizes = _sizes(frame, seed, HALF_RANGE if half else RANGE)
+        rates = _calm_rates(chain, frame, drawn, sizes)
+        if rates is None:
+            rates = _undisturbed_rates(chain, frame, drawn, sizes)
+        if rates is not None:
+            return frame, Sweep(torch.stack(rates[::-1]).unsqueeze(-1), frame)
     return Frame(samples=1), None
 
 
@@ -262,25 +267,41 @@ def _possible_frames(chain: Chain, batch: int | None) -> list[Frame]:
     return frames
 
 
-LARGEST_TO_SMALLEST = 2.0**20
-"""Ratio of the sizes at which samples are kept apart; in float16, whose range is short, a thousand."""
+RANGE, HALF_RANGE = 30, 10
+"""The largest part is 2^30 times the smallest; in float16, whose range is short, 2^10."""
+CALM = 3.0
+"""Nats by which growth rates of samples may differ without a question. An influence of 2e-8 of one sample on another makes
+them differ by more."""
 SAME_RATE = 1e-3
-"""A growth rate that changes by less has changed by round-off. One sample's influence on another of 5e-8 is seen."""
+"""A growth rate that changes by less has changed by round-off."""
 
 
-def _undisturbed(chain: Chain, frame: Frame, columns: Columns, seed: int) -> Tensor | None:
-    """Return the growth rates of one cotangent, or None where they depend on the samples' relative sizes."""
-    half = any(dtype == torch.float16 for index in range(len(chain) + 1) for _, dtype in chain.shapes(index))
+def _sizes(frame: Frame, seed: int, spread: int) -> Tensor:
+    """Return a power of two for each trajectory, spread evenly over ``2^0 … 2^spread`` in random order."""
     generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "sizes"))
     order = torch.randperm(frame.samples, generator=generator, device="cpu").double() / max(frame.samples - 1, 1)
-    sizes = (1e3 if half else LARGEST_TO_SMALLEST) ** order
+    return torch.exp2((spread * order).round())
+
+
+def _calm_rates(chain: Chain, frame: Frame, columns: Columns, sizes: Tensor) -> list[Tensor] | None:
+    """Return the growth rates of steps L … 1 at the given sizes, or None where they differ much between samples."""
     rates = []
-    walks = _walk(chain, frame, columns, torch.ones(frame.samples, device="cpu")), _walk(chain, frame, columns, sizes)
-    for plain, sized in zip(*walks):
+    for rate in _walk(chain, frame, columns, sizes):
+        if not rate.isfinite().all() or rate.max() - rate.min() > CALM:
+            return None
+        rates.append(rate)
+    return rates
+
+
+def _undisturbed_rates(chain: Chain, frame: Frame, columns: Columns, sizes: Tensor) -> list[Tensor] | None:
+    """Return the growth rates of steps L … 1 at equal sizes, or None where they are others at the given sizes."""
+    rates = []
+    equal = torch.ones(frame.samples, device="cpu")
+    for plain, sized in zip(_walk(chain, frame, columns, equal), _walk(chain, frame, columns, sizes)):
         if not torch.allclose(plain, sized, rtol=0, atol=SAME_RATE, equal_nan=True):
             return None
         rates.append(plain)
-    return torch.stack(rates[::-1]).unsqueeze(-1)
+    return rates
 
 
 def _batch_of_one(state: Columns) -> Columns:
@@ -316,6 +337,7 @@ def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None =
     has the same exponents.
     """
     device = next(c.device for c in columns if c is not None)
+    at_once = at_once or _usual_number(chain, device)
     count = next(len(c) for c in columns if c is not None)
     if count == 1:
         rates = list(_walk(chain, frame, columns, torch.ones(frame.samples, device="cpu")))
@@ -339,6 +361,12 @@ def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None =
         if not alive.any():
             break
     return Sweep(logs, frame)
+
+
+def _usual_number(chain: Chain, device: torch.device) -> int | None:
+    """Return how many cotangents are best carried at once: on the CPU as many as its caches hold, elsewhere all."""
+    largest = max(sum(math.prod(shape) for shape, _ in chain.shapes(index)) for index in range(len(chain) + 1))
+    return max(1, 2**20 // max(largest, 1)) if device.type == "cpu" else None
 
 
 def _walk(chain: Chain, frame: Frame, columns: Columns, sizes: Tensor) -> Iterator[Tensor]:

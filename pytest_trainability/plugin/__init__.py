@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import options
-from .collection import mark_users, validate_markers
+from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
 from .fixture import RECORDS, trainability
 from .randomness import preserved_generators, seed_generators
 from .summary import SUMMARY, Summary
@@ -44,10 +44,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     mark_users(item)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse unknown measures and impossible bounds before the first test runs."""
+    """Refuse unknown measures and impossible bounds before the first test runs, of the tests that are left to run."""
     validate_markers(config, items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Say here what a worker of xdist refused."""
+    usage_error_of_worker(node)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -57,17 +63,19 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
-    """Let the fixtures of a test that measures draw the same numbers in every session."""
-    seed_generators(item)
-    return (yield)
-
-
 @pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Let the body of a test that measures draw the same numbers in every session."""
-    seed_generators(pyfuncitem)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+    """Let the fixtures of a test that measures draw the same numbers in every session."""
+    seed_generators(request._pyfuncitem, f"fixture {fixturedef.argname}")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Let the body of a test that measures draw the same numbers in every session, and see that it does measure."""
+    seed_generators(pyfuncitem, "body")
+    result = yield
+    refuse_unmeasured(pyfuncitem, measured=RECORDS in pyfuncitem.stash)
+    return result
 
 
 @pytest.hookimpl(wrapper=True)
@@ -76,7 +84,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Send what a test measured along with its report, as plain data that crosses processes."""
     report = yield
-    if call.when == "call" and RECORDS in item.stash:
+    if RECORDS in item.stash and (call.when == "call" or (call.when == "setup" and report.failed)):
         report.trainability = [record.to_plain() for record in item.stash[RECORDS].values()]  # type: ignore[attr-defined]
     return report
 

@@ -6,14 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .options import SETTINGS
+from .options import PARSERS, SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ..checks.bounds import Bound
 
-__all__ = ["MARKER", "bounds_of", "mark_users", "marker_settings", "validate_markers"]
+__all__ = [
+    "MARKER",
+    "bounds_of",
+    "mark_users",
+    "marker_settings",
+    "refuse_unmeasured",
+    "usage_error_of_worker",
+    "validate_markers",
+]
 
 MARKER = "trainability"
 _MARKER_SETTINGS = ("seeds", "device", "dtype")
@@ -26,20 +34,52 @@ def mark_users(item: pytest.Item) -> None:
 
 
 def validate_markers(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
-    """Check every bound that a test is subject to.
+    """Check every bound and setting that a test is subject to.
 
     Raises:
-        pytest.UsageError: A marker or setting names no measure or is no bound.
+        pytest.UsageError: A marker or setting names no measure, is no bound or cannot be used.
     """
-    from ..errors import BoundError
+    from ..errors import UsageError
 
-    marked = [item for item in items if item.get_closest_marker(MARKER) is not None]
     try:
-        for item in marked:
-            if config.stash[SETTINGS].bounds or any(m.args or m.kwargs for m in item.iter_markers(MARKER)):
+        for item in items:
+            if any(marker.args or marker.kwargs for marker in item.iter_markers(MARKER)):
                 bounds_of(item)
-    except BoundError as error:
+                marker_settings(item)
+            elif config.stash[SETTINGS].bounds and item.get_closest_marker(MARKER) is not None:
+                bounds_of(item)
+    except UsageError as error:
+        if hasattr(config, "workeroutput"):
+            config.workeroutput[_WORKER_ERROR] = str(error)
         raise pytest.UsageError(str(error)) from None
+
+
+_WORKER_ERROR = "trainability_usage_error"
+
+
+def usage_error_of_worker(node: Any) -> None:
+    """Raise what a worker of xdist refused; by itself it would be reported as an internal error.
+
+    Raises:
+        pytest.UsageError: The worker's.
+    """
+    message = getattr(node, "workeroutput", {}).get(_WORKER_ERROR)
+    if message:
+        raise pytest.UsageError(message)
+
+
+def refuse_unmeasured(item: pytest.Item, *, measured: bool) -> None:
+    """Fail a test whose own marker has bounds that were judged on nothing.
+
+    Markers of classes and modules may stand above tests that do not measure.
+    """
+    own = [marker for marker in item.own_markers if marker.name == MARKER]
+    if not measured and any(name not in _MARKER_SETTINGS for marker in own for name in marker.kwargs):
+        pytest.fail(
+            "the bounds of the trainability marker must be judged on a model. This test measured none: take the fixture "
+            "as an argument and call trainability(model, inputs).",
+            pytrace=False,
+        )
 
 
 def bounds_of(item: pytest.Item) -> dict[str, Bound]:
@@ -67,8 +107,20 @@ def bounds_of(item: pytest.Item) -> dict[str, Bound]:
 
 
 def marker_settings(item: pytest.Item) -> dict[str, Any]:
-    """Return ``seeds``, ``device`` and ``dtype`` that markers set, the nearest winning."""
+    """Return ``seeds``, ``device`` and ``dtype`` that markers set, the nearest winning.
+
+    Raises:
+        UsageError: One cannot be used; the message names the test.
+    """
+    from ..errors import UsageError
+
     found: dict[str, Any] = {}
     for marker in reversed(list(item.iter_markers(MARKER))):
-        found.update({name: value for name, value in marker.kwargs.items() if name in _MARKER_SETTINGS})
+        for name, value in marker.kwargs.items():
+            if name in _MARKER_SETTINGS:
+                try:
+                    found[name] = PARSERS[name](value)
+                except UsageError as error:
+                    msg = f"the marker of {item.nodeid}: {error}"
+                    raise UsageError(msg) from None
     return found

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .collection import bounds_of, marker_settings
-from .options import SETTINGS
+from .options import SETTINGS, options_given
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,26 +63,31 @@ class Trainability:
             TrainabilityFailure: A bound of the test's marker, the command line or the ini file does not hold.
         """
         __tracebackhide__ = True
+        from ..errors import TrainabilityError
         from ..measurement import Context, measure_in
 
         settings = self._item.config.stash[SETTINGS]
         marked = marker_settings(self._item)
         bounds = bounds_of(self._item)
-        measurement = measure_in(
-            self._context(Context, name),
-            model,
-            inputs,
-            target=target,
-            loss=loss,
-            seeds=_first(seeds, marked.get("seeds"), settings.seeds),
-            steps=steps,
-            exponents=exponents,
-            device=_first(device, marked.get("device"), settings.device),
-            dtype=_first(dtype, marked.get("dtype"), settings.dtype),
-            train=train,
-            name=name,
-            measures=list(bounds),
-        )
+        try:
+            measurement = measure_in(
+                self._context(Context, name),
+                model,
+                inputs,
+                target=target,
+                loss=loss,
+                seeds=_first(seeds, marked.get("seeds"), settings.seeds),
+                steps=steps,
+                exponents=exponents,
+                device=_first(device, marked.get("device"), settings.device),
+                dtype=_first(dtype, marked.get("dtype"), settings.dtype),
+                train=train,
+                name=name,
+                measures=list(bounds),
+            )
+        except TrainabilityError as error:
+            # What went wrong stands in the message and, where the model raised, in the cause; the way there does not help.
+            raise error.with_traceback(None) from error.__cause__
         if bounds:
             measurement.check(**bounds)
         return measurement
@@ -90,6 +96,8 @@ class Trainability:
         """Number the measurements of a test, and listen to their records."""
         records = self._item.stash.setdefault(RECORDS, {})
         key = name or (f"measurement {len(records) + 1}" if records else "")
+        while key in records:
+            key += "'"
 
         def keep(record: CheckRecord) -> None:
             records[key] = record
@@ -104,7 +112,15 @@ class Trainability:
             worker=int(worker[0]) if worker else 0,
             threads=max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None,
             confidence=settings.confidence,
+            reproduce=self._command(),
         )
+
+    def _command(self) -> str:
+        """Return the command that runs this test alone, from where this session was started."""
+        config = self._item.config
+        _, separator, name = self._item.nodeid.partition("::")
+        file = os.path.relpath(self._item.path, config.invocation_params.dir)
+        return shlex.join(["pytest", f"{file}{separator}{name}", *options_given(config)])
 
 
 def _first(*values: Any) -> Any:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..checks.bounds import Bound
 
-__all__ = ["SETTINGS", "Settings", "declare", "read"]
+__all__ = ["PARSERS", "SETTINGS", "Settings", "declare", "options_given", "read"]
 
 PREFIX = "trainability"
 
@@ -82,43 +82,52 @@ def _parse(name: str, text: str, where: str) -> Any:
     from ..errors import UsageError
 
     try:
-        return _PARSERS[name](text)
+        return PARSERS[name](text)
     except UsageError as error:
         msg = f"{where}: {error}"
         raise pytest.UsageError(msg) from None
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _seeds(given: Any) -> tuple[int, ...]:
     from ..checks.statistics import as_seeds
 
-    return as_seeds(text)
+    return as_seeds(given)
 
 
-def _confidence(text: str) -> float:
+def _confidence(given: Any) -> float:
     from ..checks.statistics import as_confidence
 
-    return as_confidence(text)
+    return as_confidence(given)
 
 
-def _device(text: str) -> str:
+def _device(given: Any) -> str:
+    """Check the spelling only: which devices are there is known once a model is measured."""
     from ..errors import UsageError
 
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
-        msg = f"the device must be auto, cpu, cuda, cuda:N or mps. Got {text!r}."
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(given)):
+        msg = f"the device must be auto, cpu, cuda, cuda:N or mps. Got {given!r}."
         raise UsageError(msg)
-    return text
+    return str(given)
 
 
-def _dtype(text: str) -> str:
+def _dtype(given: Any) -> str:
     from ..errors import UsageError
 
-    if text.removeprefix("torch.") not in {"float16", "bfloat16", "float32", "float64", "half", "float", "double"}:
-        msg = f"dtype must be a floating type: float32, float64, bfloat16 or float16. Got {text!r}."
+    if str(given).removeprefix("torch.") not in {
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "half",
+        "float",
+        "double",
+    }:
+        msg = f"dtype must be a floating type: float32, float64, bfloat16 or float16. Got {given!r}."
         raise UsageError(msg)
-    return text
+    return str(given)
 
 
-_PARSERS = {"seeds": _seeds, "device": _device, "dtype": _dtype, "confidence": _confidence}
+PARSERS = {"seeds": _seeds, "device": _device, "dtype": _dtype, "confidence": _confidence}
 
 
 def _bounds(config: pytest.Config) -> dict[str, tuple[Bound, str]]:
@@ -138,3 +147,12 @@ def _bounds(config: pytest.Config) -> dict[str, tuple[Bound, str]]:
             except BoundError as error:
                 raise pytest.UsageError(str(error)) from None
     return found
+
+
+def options_given(config: pytest.Config) -> list[str]:
+    """Return the options of this session that change a verdict, but for seeds and device."""
+    options = [f"--{PREFIX}-bounds={line}" for line in config.getoption(f"{PREFIX}_bounds")]
+    for name in ("dtype", "confidence"):
+        value = config.getoption(f"{PREFIX}_{name}")
+        options += [f"--{PREFIX}-{name}={value}"] if value is not None else []
+    return options

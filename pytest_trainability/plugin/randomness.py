@@ -30,9 +30,12 @@ def preserved_generators(item: pytest.Item) -> AbstractContextManager[None]:
     return isolation.preserved_generators()
 
 
-def seed_generators(item: pytest.Item) -> None:
-    """Seed the global generators, where the test measures."""
+def seed_generators(item: pytest.Item, purpose: str) -> None:
+    """Seed the global generators for one purpose, such as one fixture, where the test measures.
+
+    Fixtures and body have seeds of their own, so that it does not matter which fixtures another test has set up already.
+    """
     if item.get_closest_marker(MARKER) is not None:
         from ..engine import isolation
 
-        isolation.seeded(SEED)
+        isolation.seeded(isolation.derived_seed(SEED, purpose))

@@ -23,7 +23,7 @@ class Summary:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the records from a test's report."""
         for plain in getattr(report, "trainability", ()):
-            self._found[report.nodeid, plain["name"]] = plain, report.passed
+            self._found[report.nodeid, plain["name"]] = plain, not report.failed
 
     def write(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write the section, where there is something to tell."""

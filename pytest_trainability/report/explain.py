@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
-from ..records import CheckRecord, Estimate, Profile, Spectrum, VerdictRecord, format_number
+from ..records import CheckRecord, Profile, Spectrum, VerdictRecord, format_number
 
 __all__ = [
     "bound_text",
+    "cut_left",
     "depth_line",
     "explain",
     "explain_comparison",
@@ -24,7 +25,7 @@ __all__ = [
 BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 24
 LABEL = 15
-WORST_SHOWN = 5
+WORST_SHOWN, WORST_NAMED = 5, 2
 
 
 def explain(record: CheckRecord, *, width: int = 80) -> str:
@@ -53,7 +54,7 @@ def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
         lines += labelled("likely cause" if index == 0 else "", line, width)
     for note in (*record.notes, *([f"not on the chain: {record.left_out}"] if record.left_out else [])):
         lines += labelled("note", note, width)
-    if record.test:
+    if record.reproduce:
         lines += labelled("reproduce", reproduce_command(record))
     return lines
 
@@ -81,10 +82,16 @@ def _ranges(seeds: Sequence[int]) -> str:
 
 def reproduce_command(record: CheckRecord) -> str:
     """Return the command that repeats this check alone."""
-    options = [] if record.fixed else [f"--trainability-seeds={_ranges(record.seeds)}"]
+    seeds = _ranges(record.seeds)
+    # One number would be how many seeds.
+    options = (
+        []
+        if record.fixed
+        else [f"--trainability-seeds={seeds}-{seeds}" if seeds.isdecimal() else f"--trainability-seeds={seeds}"]
+    )
     if record.device != "cpu":
         options.append(f"--trainability-device={record.device}")
-    return " ".join(["pytest", shlex.quote(record.test), *options])
+    return " ".join([record.reproduce, *options])
 
 
 def violation_lines(verdict: VerdictRecord, *, width: int = 78) -> list[str]:
@@ -96,32 +103,21 @@ def violation_lines(verdict: VerdictRecord, *, width: int = 78) -> list[str]:
         verdict.measure, f"{verdict.value_text}, {bound_text(verdict)}: {_margin_text(verdict)}{marginal}", width
     )
     if verdict.where:
-        count = f"{verdict.violations} of {verdict.elements}" if verdict.elements > 1 else ""
-        worst = ", ".join(
-            f"{name} {format_number(value, 2)}" for name, value in _fitting(verdict.worst, width - LABEL - 24)
-        )
-        lines += labelled("", f"{count} outside, worst {worst}" if count else verdict.where)
+        if verdict.elements > 1:
+            worst = ", ".join(f"{name} {format_number(value, 2)}" for name, value in verdict.worst[:WORST_NAMED])
+            lines += labelled("", f"{verdict.violations} of {verdict.elements} outside, worst {worst}", width)
+        else:
+            lines += labelled("", verdict.where, width)
     return lines
-
-
-def _fitting(worst: Sequence[tuple[str, float]], width: int) -> Sequence[tuple[str, float]]:
-    """Return as many of the worst elements as fit, one at least."""
-    count, used = 0, 0
-    for name, _ in worst:
-        used += len(name) + 12
-        if count and used > width:
-            break
-        count += 1
-    return worst[:count]
 
 
 def bound_text(verdict: VerdictRecord) -> str:
     """Return ``must lie in [-5, 5]``, ``must be ≥ 1e-06`` or ``must be ≤ 0.9``."""
     if verdict.low is None:
-        return f"must be ≤ {format_number(verdict.high or 0.0)}"
+        return f"must be ≤ {verdict.high:.6g}"
     if verdict.high is None:
-        return f"must be ≥ {format_number(verdict.low)}"
-    return f"must lie in [{format_number(verdict.low)}, {format_number(verdict.high)}]"
+        return f"must be ≥ {verdict.low:.6g}"
+    return f"must lie in [{verdict.low:.6g}, {verdict.high:.6g}]"
 
 
 def _margin_text(verdict: VerdictRecord) -> str:
@@ -140,9 +136,15 @@ def depth_line(record: CheckRecord, width: int) -> str:
     """Draw how the gradient's size changes on its way from the last step to the first."""
     if not record.growth:
         return ""
-    first, last = record.step_names[0], record.step_names[-1]
-    room = width - len(first) - len(last) - 2
-    return f"{last} {sparkline(accumulated(record.growth), max(min(room, SPARKLINE_WIDTH), 8))} {first}"
+    room = max((width - 2 - SPARKLINE_WIDTH) // 2, 8)
+    first, last = (cut_left(name, room) for name in (record.step_names[0], record.step_names[-1]))
+    bars = max(min(width - 2 - len(first) - len(last), SPARKLINE_WIDTH), 8)
+    return f"{last} {sparkline(accumulated(record.growth), bars)} {first}"
+
+
+def cut_left(text: str, width: int) -> str:
+    """Shorten a text to its end, which tells names apart."""
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
 def accumulated(growth: Sequence[float]) -> list[float]:
@@ -173,7 +175,7 @@ def sparkline(values: Sequence[float], width: int = SPARKLINE_WIDTH) -> str:
 
 
 def labelled(label: str, text: str, width: int = 0) -> list[str]:
-    """Put a label before a text, wrapped under itself where a width is given."""
+    """Put a label before a text, wrapped under itself where a width is given; a long label stands on its own line."""
     if not text:
         return []
     lines = [""]
@@ -181,7 +183,8 @@ def labelled(label: str, text: str, width: int = 0) -> list[str]:
         if width and lines[-1] and len(lines[-1]) + len(word) + 1 > width - LABEL:
             lines.append("")
         lines[-1] += (" " if lines[-1] else "") + word
-    return [f"{label if i == 0 else '':<{LABEL - 1}} {line}" for i, line in enumerate(lines)]
+    head = [label] if len(label) >= LABEL else []
+    return head + [f"{label if i == 0 and not head else '':<{LABEL - 1}} {line}" for i, line in enumerate(lines)]
 
 
 def explain_comparison(op: str, left: Any, right: Any) -> list[str] | None:
@@ -190,22 +193,27 @@ def explain_comparison(op: str, left: Any, right: Any) -> list[str] | None:
     Returns:
         Lines for pytest, or None where its own explanation is as good.
     """
+    if isinstance(right, (Profile, Spectrum)):
+        op, left, right = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}.get(op, op), right, left
     judge = {"<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__}.get(op)
-    if judge is None or not isinstance(left, (Profile, Spectrum)) or not isinstance(right, (int, float, Estimate)):
+    if judge is None or not isinstance(left, (Profile, Spectrum)) or not isinstance(right, Real):
         return None
     elements = list(left.values()) if isinstance(left, Profile) else list(left)
+    if not elements:
+        return [f"{left!r} {op} {right!r}", "there is no element, of which it could hold; is a pattern misspelt?"]
     outside = [e for e in elements if not judge(e.mean, float(right))]
     outside.sort(key=lambda e: e.mean if op in {">", ">="} else -e.mean)
     lines = [
         f"{left!r} {op} {right!r}",
         f"{len(outside)} of {len(elements)} elements are not {op} {right!r}; the worst:",
     ]
-    lines += [f"  {e.name or f'exponent {elements.index(e) + 1}'}: {e}" for e in outside[:WORST_SHOWN]]
+    lines += [f"  {e.name}: {e}" for e in outside[:WORST_SHOWN]]
     return lines
 
 
 _ASCII = str.maketrans(
-    {"±": "+-", "≥": ">=", "≤": "<=", "×": "x", "−": "-", "–": "-", "✔": "+", "✘": "x", "·": "|", "…": "..."}
+    {"±": "+-", "≥": ">=", "≤": "<=", "×": "x", "÷": "/", "λ": "lambda", "−": "-", "–": "-", "·": "|", "…": "..."}
+    | {"✔": "+", "✘": "x"}
     | dict(zip(BARS, "_.-~=+*#"))
 )
 

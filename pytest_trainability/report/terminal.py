@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..records import CheckRecord
-from .explain import bound_text, depth_line, explain_lines, labelled, seeds_text, to_ascii
+from .explain import bound_text, cut_left, depth_line, explain_lines, labelled, seeds_text, to_ascii
 
 __all__ = ["Line", "section"]
 
@@ -46,7 +46,7 @@ def section(
     columns = _widths([record for members in groups.values() for record, _ in members], width) if groups else (0, 0, 0)
     for (file, conditions), members in sorted(groups.items(), key=lambda group: group[0][0]):
         head = f"{file} · {conditions}"
-        lines += [Line(head)] if len(head) <= width else [Line(_cut_left(file, width)), Line(conditions)]
+        lines += [Line(head)] if len(head) <= width else [Line(cut_left(file, width)), Line(conditions)]
         lines += _rows(members, columns, width, verbosity)
     for record, passed in checks:
         if not _holds(record, passed):
@@ -64,8 +64,8 @@ def _shown(line: Line, encoding: str) -> Line:
 
 
 def _holds(record: CheckRecord, passed: bool) -> bool:  # noqa: FBT001
-    """A check without bounds of its own is one of plain asserts: its test tells."""
-    return record.holds if record.verdicts else passed
+    """A check is good when its bounds hold and its test did not fail for another reason, such as a plain assert."""
+    return record.holds and passed
 
 
 def _conditions(record: CheckRecord) -> str:
@@ -86,7 +86,7 @@ def _rows(
     """Write test, steps and log gain in columns."""
     for record, passed in members:
         good = _holds(record, passed)
-        cells = _cut_left(_title(record), columns[0]), _cut_right(record.steps, columns[1]), _gain(record)
+        cells = cut_left(_title(record), columns[0]), _cut_right(record.steps, columns[1]), _gain(record)
         test, steps, gain = (f"{cell:{align}{size}}" for cell, align, size in zip(cells, "<<>", columns))
         marginal = any(verdict.marginal for verdict in record.verdicts)
         yield Line(
@@ -120,7 +120,7 @@ def _verbose(record: CheckRecord, width: int) -> Iterable[str]:
 def _details(record: CheckRecord, width: int) -> Iterable[Line]:
     """Repeat what the failed check said; a test that failed in a plain assert says it itself."""
     yield Line("")
-    yield Line(f"{record.test} ({record.name})" if record.name else record.test, "red")
+    yield Line(cut_left(f"{record.test} ({record.name})" if record.name else record.test, width), "red")
     for text in explain_lines(record, width=width - 2):
         yield Line("  " + text)
 
@@ -130,11 +130,6 @@ def _total(checks: Sequence[tuple[CheckRecord, bool]]) -> Line:
     seconds = math.fsum(record.seconds for record, _ in checks)
     text = f"{good} of {len(checks)} hold, measured in {seconds:.1f} s"
     return Line(text, "green" if good == len(checks) else "red")
-
-
-def _cut_left(text: str, width: int) -> str:
-    """Keep the end, which tells tests apart."""
-    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
 def _cut_right(text: str, width: int) -> str:
