@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from .checks.verdicts import Value, first_outside, judge
 from .engine.ensemble import Ensemble, ModelSource, Recipe, choose_device, ensemble
 from .engine.steps import StepChoice
 from .engine.trees import tensors_in
-from .errors import BoundError, UsageError
+from .errors import BoundError, TrainabilityError, UsageError
 from .measures import DEFAULT, MEASURES, Measure, find_measure
 from .records import CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
 from .report.explain import explain
@@ -290,8 +290,11 @@ class Measurement:
             msg = "check() must be given a bound, such as log_gain=within(3)."
             raise BoundError(msg)
         where = f"check() in {self._context.test}" if self._context.test else "check()"
-        judged = {find_measure(n, where=where): as_bound(b, measure=n, where=where) for n, b in bounds.items()}
-        self.run(list(judged))
+        try:
+            judged = {find_measure(n, where=where): as_bound(b, measure=n, where=where) for n, b in bounds.items()}
+            self.run(list(judged))
+        except TrainabilityError as error:
+            raise error.with_traceback(None) from error.__cause__
         verdicts = [judge(m.name, self._values[m.name], bound, scale=m.scale) for m, bound in judged.items()]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
         self._context.record(self._to_record(tuple(self._verdicts.values())))
@@ -348,7 +351,7 @@ def _assemble(m: Measure, readings: Sequence[Any], confidence: float) -> Value:
         return averaged(readings)
     if m.kind == "spectrum":
         exponents = sorted((averaged(values) for values in zip(*readings)), key=lambda exponent: -exponent.mean)
-        return Spectrum(tuple(replace(e, name=f"exponent {number}") for number, e in enumerate(exponents, 1)))
+        return Spectrum(tuple(exponents))
     if m.kind == "names":
         return Names(tuple(dict.fromkeys(n for names in readings for n in names)), tuple(len(r) for r in readings))
     # A step that a seed did not take (stochastic depth) has no value there.

@@ -35,7 +35,7 @@ def format_number(value: float, digits: int = 3) -> str:
     """
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.{digits}g}"
+    return f"{value + 0.0:.{digits}g}"
 
 
 def format_value(mean: float, low: float, high: float, *, unit: str = "", scale: str = "linear") -> str:
@@ -244,6 +244,10 @@ class Spectrum(_Elements, Sequence[Estimate]):
 
     exponents: tuple[Estimate, ...]
 
+    def __post_init__(self) -> None:
+        named = (replace(e, name=e.name or f"exponent {number}") for number, e in enumerate(self.exponents, 1))
+        object.__setattr__(self, "exponents", tuple(named))
+
     def _estimates(self) -> Sequence[Estimate]:
         return self.exponents
 
@@ -409,7 +413,7 @@ class VerdictRecord:
     high: float | None
     holds: bool
     marginal: bool
-    """The interval straddles a bound."""
+    """Another draw of seeds might have told otherwise: the intervals of all that decides straddle an end of the bound."""
     margin: float
     """Distance to the nearest end of the bound; negative outside. In nats of ratio for a scale."""
     where: str = ""
@@ -483,7 +487,10 @@ class CheckRecord:
 
 
 def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    # A number of numpy's would not cross to another process.
+    return float(value) if isinstance(value, float) else value
 
 
 def _frozen(value: Any) -> Any:

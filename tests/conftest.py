@@ -10,6 +10,7 @@ import numpy as np  # noqa: F401
 import pytest
 import scipy.special  # noqa: F401
 import torch.fx.experimental.symbolic_shapes  # noqa: F401
+from torchvision_for_cpu import declare_torchvision_operators
 
 import pytest_trainability.measurement  # noqa: F401
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from _pytest.pytester import Pytester
 
 pytest_plugins = "pytester"
+
+# transformers imports torchvision where it finds it, as it does beside timm.
+declare_torchvision_operators()
 
 SMALL_NETS = '''
 import torch

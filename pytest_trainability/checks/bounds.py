@@ -54,6 +54,13 @@ class Bound:
         """Whether ``low <= value <= high``; NaN never does."""
         return (self.low is None or self.low <= value) and (self.high is None or value <= self.high) and value == value
 
+    def __str__(self) -> str:
+        if self.low is None:
+            return f"must be ≤ {self.high:.6g}"
+        if self.high is None:
+            return f"must be ≥ {self.low:.6g}"
+        return f"must lie in [{self.low:.6g}, {self.high:.6g}]"
+
     def __repr__(self) -> str:
         if self.low is None:
             return f"at_most({self.high!r})"
@@ -77,7 +84,10 @@ def within(*ends: float | None) -> Bound:
     eps: Any = ends[0] if len(ends) == 1 else None
     if isinstance(eps, bool) or not isinstance(eps, Real) or eps < 0:
         given = ", ".join(map(repr, ends))
-        msg = f"write within(eps) with eps ≥ 0 for [-eps, eps], or within(low, high). Got within({given})."
+        msg = (
+            "the ends of a bound must be numbers: within(eps) means [-eps, eps] and eps must not be negative. "
+            f"Got {given}. For an interval: within(low, high)."
+        )
         raise BoundError(msg)
     return Bound(-float(eps), float(eps))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -320,7 +321,7 @@ def _record(recipe: Recipe, model: nn.Module, seed: int) -> Capture:
     except torch.OutOfMemoryError as error:
         raise ModelError(_out_of_memory(model, device)) from error
     except Exception as error:
-        raise ModelError(_did_not_run(model, inputs, seed, device, error)) from error
+        raise ModelError(_did_not_run(model, inputs, seed, device, error)) from _without_own_frames(error)
     if not any(True for _ in tensors_in(record.output)):
         msg = (
             f"the model must return a tensor, or a tuple, list, dict or dataclass with tensors in it. "
@@ -329,6 +330,14 @@ def _record(recipe: Recipe, model: nn.Module, seed: int) -> Capture:
         raise ModelError(msg)
     record.inputs = inputs
     return record
+
+
+def _without_own_frames(error: Exception) -> Exception:
+    """Let the traceback of a model's error begin where the model is called."""
+    here, trace = str(Path(__file__).parent), error.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename.startswith(here):
+        trace = trace.tb_next
+    return error.with_traceback(trace)
 
 
 def _inputs(recipe: Recipe, seed: int, device: torch.device) -> tuple[Any, Any]:

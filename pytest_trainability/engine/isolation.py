@@ -64,7 +64,7 @@ def preserved_world() -> Iterator[None]:
         stack.enter_context(preserved_generators())
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         stack.callback(_set_backend_flags, _backend_flags())
-        _set_precision(["ieee"] * len(_precision()))
+        _set_precision(_without_tf32(_precision()))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
         yield
@@ -81,18 +81,32 @@ def _backend_flags() -> dict[str, Any]:
     }
 
 
-def _precision() -> list[str]:
-    """Return how float32 products are computed by cuBLAS and cuDNN: ``"ieee"``, ``"tf32"`` or ``"none"`` (as above)."""
-    return [backend.fp32_precision for backend in _precise_backends()]
+def _precision() -> dict[str, Any]:
+    """Return how float32 products are computed, by the older flags where they can be read, and by the newer ones."""
+    found: dict[str, Any] = {"newer": [backend.fp32_precision for backend in _precise_backends()]}
+    try:
+        found["older"] = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        # The user has set the newer flags, after which the older ones refuse to be read.
+        found["older"] = None
+    return found
 
 
-def _set_precision(values: list[str]) -> None:
-    for backend, value in zip(_precise_backends(), values):
+def _set_precision(flags: dict[str, Any]) -> None:
+    """Set the older flags first, which code inside may want to read; the newer ones hold what the older cannot say."""
+    if flags["older"] is not None:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags["older"]
+    for backend, value in zip(_precise_backends(), flags["newer"]):
         backend.fp32_precision = value
 
 
+def _without_tf32(flags: dict[str, Any]) -> dict[str, Any]:
+    if flags["older"] is not None:
+        return {"older": (False, False), "newer": []}
+    return {"older": None, "newer": ["ieee"] * len(flags["newer"])}
+
+
 def _precise_backends() -> list[Any]:
-    # Before PyTorch 2.9 there were only the older flags, which refuse to be read once the newer ones are in use.
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         return []
     cudnn: Any = torch.backends.cudnn

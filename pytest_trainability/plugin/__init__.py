@@ -91,7 +91,7 @@ def pytest_runtest_makereport(
 
 def pytest_assertrepr_compare(op: str, left: Any, right: Any) -> list[str] | None:
     """Explain a failing comparison of a profile or spectrum with a number."""
-    if type(left).__module__ != "pytest_trainability.records":
+    if "pytest_trainability.records" not in {type(left).__module__, type(right).__module__}:
         return None
     from ..report.explain import explain_comparison
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+from ..checks.bounds import Bound
 from ..records import CheckRecord, Profile, Spectrum, VerdictRecord, format_number
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
 BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 24
 LABEL = 15
+SEEDS_WIDTH = 12
 WORST_SHOWN, WORST_NAMED = 5, 2
 
 
@@ -70,7 +72,10 @@ def seeds_text(record: CheckRecord) -> str:
     """Return ``seeds 0-3``, ``seed 5`` or ``seeds 0,3,5``."""
     if record.fixed:
         return "finished module"
-    return f"seed{'s' if len(record.seeds) > 1 else ''} {_ranges(record.seeds)}"
+    written = _ranges(record.seeds)
+    if len(written) > SEEDS_WIDTH:
+        return f"{len(record.seeds)} seeds from {record.seeds[0]} to {record.seeds[-1]}"
+    return f"seed{'s' if len(record.seeds) > 1 else ''} {written}"
 
 
 def _ranges(seeds: Sequence[int]) -> str:
@@ -113,11 +118,7 @@ def violation_lines(verdict: VerdictRecord, *, width: int = 78) -> list[str]:
 
 def bound_text(verdict: VerdictRecord) -> str:
     """Return ``must lie in [-5, 5]``, ``must be ≥ 1e-06`` or ``must be ≤ 0.9``."""
-    if verdict.low is None:
-        return f"must be ≤ {verdict.high:.6g}"
-    if verdict.high is None:
-        return f"must be ≥ {verdict.low:.6g}"
-    return f"must lie in [{verdict.low:.6g}, {verdict.high:.6g}]"
+    return str(Bound(verdict.low, verdict.high))
 
 
 def _margin_text(verdict: VerdictRecord) -> str:
@@ -212,7 +213,7 @@ def explain_comparison(op: str, left: Any, right: Any) -> list[str] | None:
 
 
 _ASCII = str.maketrans(
-    {"±": "+-", "≥": ">=", "≤": "<=", "×": "x", "÷": "/", "λ": "lambda", "−": "-", "–": "-", "·": "|", "…": "..."}
+    {"±": "+-", "≥": ">=", "≤": "<=", "×": "x", "÷": "/", "−": "-", "–": "-", "·": "|", "…": "..."}
     | {"✔": "+", "✘": "x"}
     | dict(zip(BARS, "_.-~=+*#"))
 )

@@ -131,7 +131,7 @@ MARKERS = [
     ("log_gain=(1, 2, 3)", ["log_gain must be within(eps)", "Got (1, 2, 3)"]),
     ("log_gain=None", ["log_gain must be within(eps)", "Got None"]),
     ("log_gain='3'", ["log_gain", "must be written as [low, high]", "Got '3'"]),
-    ("within(3)", ["must have bounds by name, as in trainability(log_gain=within(3))", "Got within(-3, 3)"]),
+    ("within(3)", ["must have bounds by name, as in trainability(log_gain=within(3))", "Got within(-3.0, 3.0)"]),
 ]
 
 
@@ -210,8 +210,8 @@ def test_a_usage_error_in_a_test_points_at_the_users_line(project: Pytester) -> 
     )
     result = project.runpytest_inprocess()
     result.assert_outcomes(failed=3)
-    where = re.findall(r"^\S*?([\w.]+\.py):\d+: (?:[\w.]*Error)?$", result.stdout.str(), re.MULTILINE)
-    assert [name for name in where if name != "test_it.py"] == []
+    assert "pytest_trainability/" not in result.stdout.str()
+    assert result.stdout.str().count("\ntest_it.py:") >= 3
 
 
 WITHIN = [

@@ -190,3 +190,23 @@ def test_it(trainability, size, dtype):
     assert text.count("TrainabilityFailure: ") >= 4
     assert "OverflowError" not in text
     assert "AttributeError" not in text
+
+
+def test_bounds_that_are_judged_on_nothing_fail_their_test(project: Pytester) -> None:
+    """A marker without the fixture would look like a gate and be none; one of a whole module may stand above others."""
+    project.makepyfile(
+        test_it="""
+        import pytest
+        pytestmark = pytest.mark.trainability(log_gain=(-9, 9))
+
+        @pytest.mark.trainability(log_gain=(-9, 9))
+        def test_forgotten():
+            pass
+
+        def test_other():
+            pass
+        """
+    )
+    result = project.runpytest_inprocess()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*must be judged on a model. This test measured none*"])

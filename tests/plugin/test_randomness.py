@@ -71,11 +71,12 @@ def test_a_measurement_does_not_move_the_generators_of_the_test(project: Pyteste
     project.makepyfile(
         test_it="""
         import torch
+        from pytest_trainability.engine import isolation
         from small_nets import images, net
         def test_it(trainability):
             trainability(net, images, seeds=2)
             after = torch.randn(3)
-            torch.default_generator.manual_seed(0)
+            torch.default_generator.manual_seed(isolation.derived_seed(0, "body"))
             assert torch.equal(after, torch.randn(3))
         """
     )

@@ -49,6 +49,7 @@ def record(*verdicts: VerdictRecord, **changes: Any) -> CheckRecord:
         "log_gain_low": -14.7,
         "log_gain_high": -14.1,
         "growth": (-3.6, -3.6, -3.6, -3.6),
+        "reproduce": "pytest test_init.py::test_tower",
     }
     return CheckRecord(**{**given, **changes}, verdicts=verdicts)
 

@@ -1,0 +1,88 @@
+"""What only a GPU can show. Skipped, with the reason, where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+import zoo
+from torch import nn
+
+from pytest_trainability import measure
+from pytest_trainability.engine.ensemble import choose_device
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine"),
+]
+
+
+def tower() -> nn.Module:
+    return nn.Sequential(*[layer for _ in range(12) for layer in (nn.Linear(32, 32), nn.Tanh())])
+
+
+def test_cuda_is_the_default_for_a_factory() -> None:
+    assert measure(tower, torch.randn(4, 32), seeds=1).device.startswith("cuda")
+
+
+def test_a_finished_module_stays_where_it_is() -> None:
+    assert measure(tower(), torch.randn(4, 32)).device == "cpu"
+    assert measure(tower().cuda(), torch.randn(4, 32)).device == "cuda:0"
+
+
+def test_workers_share_the_devices_out() -> None:
+    count = torch.cuda.device_count()
+    assert choose_device("cuda", fixed=False, worker=count + 1) == torch.device("cuda", 1 % count)
+
+
+@pytest.mark.parametrize("exponents", [1, 5])
+def test_float64_gives_the_same_numbers_as_on_the_cpu(exponents: int) -> None:
+    """Weights, inputs and cotangents are the same; a chain of 12 well-conditioned products loses a few digits at most."""
+    inputs = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    found, expected = (
+        measure(tower, inputs, seeds=2, exponents=exponents, dtype="float64", device=device)
+        for device in ("cuda", "cpu")
+    )
+    for one, other in zip(found.lyapunov_spectrum, expected.lyapunov_spectrum):
+        assert one.values == pytest.approx(other.values, abs=1e-9)
+    for name, norm in found.gradient_norm.items():
+        assert norm.values == pytest.approx(expected.gradient_norm[name].values, rel=1e-9)
+
+
+@pytest.mark.parametrize("case", zoo.CASES, ids=lambda case: case.id)
+def test_an_architecture_is_cut_alike_on_both_devices(case: zoo.Case) -> None:
+    """Dropout draws other numbers on another device, so that only eval mode can be compared."""
+    pytest.importorskip("transformers")
+    found, expected = (measure(case.build, case.inputs, seeds=1, train=False, device=d) for d in ("cuda", "cpu"))
+    assert found.steps.names == expected.steps.names
+    assert found.frame == expected.frame
+    # float32 and other kernels: a thousand times the rounding of one product, over tens of them.
+    assert float(found.log_gain) == pytest.approx(float(expected.log_gain), abs=1e-2)
+
+
+def test_columns_that_do_not_fit_are_carried_in_portions() -> None:
+    """With room for a few columns only, eight exponents are measured all the same."""
+
+    def wide() -> nn.Module:
+        return nn.Sequential(*[layer for _ in range(4) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())])
+
+    images = torch.randn(8, 16, 256, 256)
+    expected = measure(wide, images, seeds=1, exponents=8, device="cuda")
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 1.5 * 2**30 / total))
+    try:
+        found = measure(wide, images, seeds=1, exponents=8, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert [e.mean for e in found.lyapunov_spectrum] == pytest.approx(
+        [e.mean for e in expected.lyapunov_spectrum], abs=1e-3
+    )
+
+
+def test_generators_and_precision_are_left_as_they_were() -> None:
+    torch.cuda.manual_seed(3)
+    state, tf32 = torch.cuda.get_rng_state(), torch.backends.cuda.matmul.fp32_precision
+    measure(tower, torch.randn(4, 32), target=torch.randint(32, (4,)), loss=F.cross_entropy, seeds=2)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert torch.backends.cuda.matmul.fp32_precision == tf32
