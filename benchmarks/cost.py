@@ -4,7 +4,7 @@
     python benchmarks/cost.py --device cpu --repeats 5
 
 A training step is one forward and backward pass with the gradients of all parameters, without an optimizer. The cost of
-a measurement is given per seed, without building the model: four seeds of a factory, less four builds. Steps and
+a measurement is given per seed, with models that were built beforehand: four seeds, and a finished module. Steps and
 measurements take turns, and the median of their ratios is printed. Peak memory is that of a process of its own, above
 what it takes before the model is built.
 """
@@ -109,20 +109,36 @@ def time_ratios(name: str, device: str, repeats: int) -> dict[str, float]:
     timer = Timer(device)
     inputs = to(make(), device)
     model = build().to(device)
-    timer(lambda: training_step(model, inputs))
-    timer(lambda: measure(build, inputs, seeds=1, device=device))
-    steps, found = [], {"1 exponent": [], "8 exponents": [], "finished module": []}
-    for _ in range(repeats):
-        steps += [timer(lambda: training_step(model, inputs)) for _ in range(3)]
-        step = statistics.median(steps[-3:])
-        built = statistics.median(timer(lambda: build().to(device)) for _ in range(3))
-        for label, exponents in (("1 exponent", 1), ("8 exponents", 8)):
-            took = timer(lambda k=exponents: measure(build, inputs, seeds=SEEDS, exponents=k, device=device))
-            found[label].append((took / SEEDS - built) / step)
+
+    def step() -> float:
+        took = timer(lambda: training_step(model, inputs))
         model.zero_grad(set_to_none=True)
-        found["finished module"].append(timer(lambda: measure(model, inputs)) / step)
-    ratios = {label: statistics.median(values) for label, values in found.items()}
-    return {"step": 1000 * statistics.median(steps), **ratios}
+        return took
+
+    def measured(exponents: int) -> float:
+        drawn = [build().to(device) for _ in range(SEEDS)]
+        return (
+            timer(lambda: measure(lambda: drawn.pop(), inputs, seeds=SEEDS, exponents=exponents, device=device)) / SEEDS
+        )
+
+    kinds: dict[str, Callable[[], float]] = {
+        "1 exponent": lambda: measured(1),
+        "8 exponents": lambda: measured(8),
+        "finished module": lambda: timer(lambda: measure(model, inputs)),
+    }
+    step()
+    measure(build, inputs, seeds=1, device=device)
+    steps: list[float] = []
+    ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(repeats):
+        for kind, measurement in kinds.items():
+            before, took, after = [step(), step()], measurement(), [step(), step()]
+            steps += before + after
+            ratios[kind].append(took / statistics.fmean(before + after))
+    return {
+        "step": 1000 * statistics.median(steps),
+        **{kind: statistics.median(found) for kind, found in ratios.items()},
+    }
 
 
 def peak_memory(name: str, what: str, device: str) -> float:

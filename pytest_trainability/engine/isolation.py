@@ -147,7 +147,9 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
                 current.clear()
                 current.update(table)
         for tensor, value in tensors:
-            if not torch.equal(tensor.data, value):
+            if (tensor.device, tensor.dtype) != (value.device, value.dtype):
+                tensor.data = value
+            elif not torch.equal(tensor.data, value):
                 tensor.data.copy_(value)
         for parameter, gradient, kept, requires_grad in gradients:
             parameter.requires_grad_(requires_grad)

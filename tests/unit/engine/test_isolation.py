@@ -557,3 +557,12 @@ def test_factory_that_keeps_its_model_gets_it_back_unchanged() -> None:
     before = look_at(kept)
     measure(lambda: kept, torch.randn(BATCH, WIDTH), seeds=1)
     assert look_at(kept) == before
+
+
+def test_a_model_that_its_factory_keeps_is_cast_back() -> None:
+    """A factory may hand out what somebody else holds; casting works in place."""
+    kept = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    before = {name: tensor.clone() for name, tensor in kept.state_dict().items()}
+    measure(lambda: kept, torch.randn(4, 3), seeds=1, dtype="float64")
+    after = kept.state_dict()
+    assert all(after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
