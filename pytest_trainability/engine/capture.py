@@ -43,15 +43,6 @@ class Call:
     outputs: tuple[Edge, ...] = ()
     takes_floats: bool = False
 
-    def is_inside(self, other: Call) -> bool:
-        """Whether this call was made, directly or not, by ``other``."""
-        parent = self.parent
-        while parent is not None:
-            if parent is other:
-                return True
-            parent = parent.parent
-        return False
-
 
 @dataclass(slots=True, eq=False)
 class Capture:

@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 from ..errors import CutError, ModelError
 from .capture import Call, Capture, Edge
 from .graph import Cut, Graph
-from .hooks import has_hook
+from .hooks import hooked_edges
 
 __all__ = ["Chain", "beginning", "call_name", "chain_of", "describe", "graph_of", "results"]
 
@@ -135,7 +135,7 @@ def _from_start(record: Capture, graph: Graph, calls: Sequence[Call], start: int
         raise CutError(msg)
     cut = graph.cut(x0, [moment, *(call.end for call in kept)], results(record, graph, kept[-1]))
     left_out = tuple(call for call in calls if call not in kept and call is not giver)
-    hooked = frozenset(edge for edge in {edge for state in cut.states[1:-1] for edge in state} if has_hook(edge))
+    hooked = hooked_edges({edge for state in cut.states[1:-1] for edge in state})
     return Chain(tuple(kept), tuple(call_name(call, calls) for call in kept), cut, left_out, hooked)
 
 

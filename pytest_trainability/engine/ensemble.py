@@ -446,5 +446,5 @@ def _step_facts(name: str, module: nn.Module, operations: frozenset[str]) -> Ste
     weights = [p for p in module.parameters() if p.dim() >= 2]
     largest = max(weights, key=lambda p: p.numel(), default=None)
     fan_in = 0 if largest is None else math.prod(largest.shape[1:])
-    std = math.nan if largest is None else float(largest.detach().double().std(correction=0))
+    std = math.nan if largest is None else float(largest.detach().float().std(correction=0))
     return StepFacts(name, type(module).__name__, std, fan_in, len(weights), tuple(sorted(operations)))

@@ -436,20 +436,20 @@ def _orthonormal(
         return columns, torch.where(alive, -math.inf, math.nan).double(), torch.zeros_like(alive)
     wide = any(own in {torch.float64, torch.complex128} for _, own in shapes)
     dtype = torch.float64 if wide else torch.float32
-    matrix = torch.zeros((frame.samples, max(sum(sizes), count), count), dtype=dtype, device=alive.device)
+    # Column after column, as LAPACK wants them.
+    matrix = torch.zeros((frame.samples, count, max(sum(sizes), count)), dtype=dtype, device=alive.device)
     offset = 0
     for column, size in zip(columns, sizes):
         if column is not None:
+            entries = torch.view_as_real(column) if column.is_complex() else column
             for j in range(count):
-                matrix[:, offset : offset + size, j] = frame.rows(
-                    torch.view_as_real(column[j]) if column.is_complex() else column[j]
-                )
+                matrix[:, j, offset : offset + size] = frame.rows(entries[j])
         offset += size
-    matrix *= alive[:, None, :]
-    lengths = torch.linalg.vector_norm(matrix, dim=1)
-    q, r = torch.linalg.qr(matrix)
+    matrix *= alive[:, :, None]
+    lengths = torch.linalg.vector_norm(matrix, dim=2)
+    q, r = torch.linalg.qr(matrix.transpose(1, 2))
     diagonal = r.diagonal(dim1=-2, dim2=-1).abs().double()
-    tolerance = 8 * torch.finfo(dtype).eps * math.sqrt(matrix.shape[1]) * lengths.amax(dim=1, keepdim=True).double()
+    tolerance = 8 * torch.finfo(dtype).eps * math.sqrt(matrix.shape[2]) * lengths.amax(dim=1, keepdim=True).double()
     vanished = diagonal <= tolerance
     logs = torch.where(alive, torch.where(vanished, -math.inf, diagonal.log()), math.nan)
     alive = alive & ~vanished

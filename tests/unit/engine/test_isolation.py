@@ -565,4 +565,6 @@ def test_a_model_that_its_factory_keeps_is_cast_back() -> None:
     before = {name: tensor.clone() for name, tensor in kept.state_dict().items()}
     measure(lambda: kept, torch.randn(4, 3), seeds=1, dtype="float64")
     after = kept.state_dict()
-    assert all(after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(
+        after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items()
+    )
