@@ -76,7 +76,7 @@ def _widths(records: Sequence[CheckRecord], width: int) -> tuple[int, int, int]:
     """Return the widths of the columns test, steps and log gain, the same in all groups."""
     gain = max(len(_gain(record)) for record in records)
     left = width - gain - 8
-    steps = min(max(len(record.steps) for record in records), max(left // 3, 12))
+    steps = min(max(len(record.steps) for record in records), max(2 * left // 5, 12))
     return min(max(len(_title(record)) for record in records), left - steps), steps, gain
 
 
