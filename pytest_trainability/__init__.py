@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .checks.bounds import Bound, at_least, at_most, within
     from .errors import BoundError, CutError, ModelError, TrainabilityError, UsageError
     from .measurement import Measurement, TrainabilityFailure, measure
+    from .plugin.fixture import Trainability
     from .records import Estimate, Names, Profile, Spectrum, Steps
 
 _HOME = {
@@ -25,6 +26,7 @@ _HOME = {
     "Profile": "records",
     "Spectrum": "records",
     "Steps": "records",
+    "Trainability": "plugin.fixture",
     "TrainabilityError": "errors",
     "TrainabilityFailure": "measurement",
     "UsageError": "errors",
@@ -45,6 +47,7 @@ __all__ = [
     "Profile",
     "Spectrum",
     "Steps",
+    "Trainability",
     "TrainabilityError",
     "TrainabilityFailure",
     "UsageError",

@@ -264,7 +264,7 @@ class Spectrum(_Elements, Sequence[Estimate]):
     def __repr__(self) -> str:
         shown = ", ".join(str(e.mean if not math.isfinite(e.mean) else round(e.mean, 4)) for e in self.exponents[:8])
         more = f", … {len(self) - 8} more" if len(self) > 8 else ""
-        unit = f" {self.exponents[0].unit}" if self.exponents else ""
+        unit = f" {self.exponents[0].unit}" if self.exponents and self.exponents[0].unit else ""
         return f"Spectrum([{shown}{more}]{unit})"
 
 
