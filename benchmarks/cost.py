@@ -87,11 +87,15 @@ class Timer:
         self.device = device
 
     def __call__(self, call: Callable[[], object]) -> float:
+        self.wait()
         began = time.perf_counter()
         call()
+        self.wait()
+        return time.perf_counter() - began
+
+    def wait(self) -> None:
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
-        return time.perf_counter() - began
 
 
 def training_step(model: nn.Module, inputs: dict[str, Tensor]) -> None:

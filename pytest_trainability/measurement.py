@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from .checks.bounds import Bound, BoundLike, as_bound
 from .checks.diagnosis import diagnose
@@ -364,12 +364,17 @@ def _given_name(model: Any) -> str:
     return "" if name == "<lambda>" else name
 
 
-def _fingerprint(recipe: Recipe) -> tuple[tuple[int, int], ...]:
-    """Change counters of the tensors that a recipe holds: inputs, target and a finished module's parameters."""
+def _fingerprint(recipe: Recipe) -> tuple[str, ...]:
+    """Sums over the tensors that a recipe holds: inputs, target and a finished module's parameters and buffers."""
     held = [*tensors_in(recipe.inputs), *tensors_in(recipe.target)]
     if isinstance(recipe.model, nn.Module):
-        held += [p for p in recipe.model.parameters() if not isinstance(p, UninitializedParameter)]
-    return tuple((id(tensor), tensor._version) for tensor in held if not tensor.is_inference())
+        held += [*recipe.model.parameters(), *recipe.model.buffers()]
+    return tuple(_sum(tensor.detach()) for tensor in held if not (is_lazy(tensor) or tensor.is_meta))
+
+
+def _sum(tensor: torch.Tensor) -> str:
+    exact = tensor.dtype in {torch.float64, torch.complex64, torch.complex128} or tensor.device.type == "mps"
+    return str((tensor.sum() if exact else tensor.sum(dtype=torch.float64)).item())
 
 
 def _as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:

@@ -93,12 +93,12 @@ def within(*ends: float | None) -> Bound:
 
 
 def at_least(low: float) -> Bound:
-    """Return the bound ``[low, ∞)``."""
+    """Return the bound ``[low, ∞]``."""
     return Bound(low=low)
 
 
 def at_most(high: float) -> Bound:
-    """Return the bound ``(-∞, high]``."""
+    """Return the bound ``[-∞, high]``."""
     return Bound(high=high)
 
 

@@ -41,7 +41,6 @@ class Call:
     """The same when the call had returned."""
     inputs: tuple[Edge, ...] = ()
     outputs: tuple[Edge, ...] = ()
-    takes_floats: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -217,16 +216,20 @@ def _watched(model: nn.Module, record: Capture, *, statistics: bool) -> Iterator
         return unique(edges)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module not in paths:
+            # A copy that the model made of a part of itself carries the hooks along.
+            return
         index = counts.get(module, 0)
         counts[module] = index + 1
         call = Call(paths[module], module, index, running[-1] if running else None, now())
         tensors = (*tensors_in(args), *tensors_in(kwargs))
-        call.takes_floats = any(tensor.is_floating_point() for tensor in tensors)
         # A parameter that is handed in is no signal.
         call.inputs = look([tensor for tensor in tensors if not (tensor.is_leaf and tensor.requires_grad)])
         running.append(call)
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if module not in paths:
+            return
         # A model that catches an exception of its own leaves calls behind that never returned.
         while running[-1].module is not module:
             running.pop()

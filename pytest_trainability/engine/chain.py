@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import Size, Tensor, dtype
+from torch import Size, Tensor, device, dtype
 from torch.autograd.graph import Node
 
 from ..errors import CutError, ModelError
@@ -39,6 +39,10 @@ class Chain:
             entry = node._input_metadata[number]
             found.append((Size(entry.shape), entry.dtype))
         return found
+
+    def devices(self, index: int) -> list[device]:
+        """Return where each tensor of state ``index`` is."""
+        return [node._input_metadata[number].device for node, number in self.cut.states[index]]
 
     def operations(self, graph: Graph) -> list[frozenset[str]]:
         """Return for each step the names of the autograd nodes that its signal passes through."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from ..errors import ModelError, TrainabilityError, UsageError
+from ..errors import CutError, ModelError, TrainabilityError, UsageError
 from ..records import StepFacts, Steps
-from .capture import Capture, Loss, capture
+from .capture import Call, Capture, Loss, capture
 from .chain import Chain, chain_of, describe, graph_of
 from .graph import Graph
 from .isolation import derived_seed, preserved_model, preserved_world, seeded
@@ -105,8 +105,7 @@ def choose_device(name: str | torch.device | None, *, fixed: bool, worker: int =
     Raises:
         UsageError: There is no such device.
     """
-    if isinstance(name, torch.device):
-        return name
+    name = None if name is None else str(name)
     if name is None or name == "auto":
         if fixed:
             return None
@@ -146,32 +145,49 @@ def ensemble(
             if recipe.threads is not None and recipe.threads < torch.get_num_threads():
                 torch.set_num_threads(recipe.threads)
             with _model(recipe, seed, previous) as model:
-                record = _record(recipe, model, seed)
+                record = _record(recipe, model, seed, statistics="activations" in wanted)
                 graph = graph_of(record)
                 if plan is None:
                     calls = choose_steps(record, graph, recipe.steps)
                     chain = chain_of(record, graph, calls)
-                    frame, known = find_frame(chain, batch_size(record.inputs), seed, _device_of(record))
+                    frame, known = find_frame(chain, batch_size(record.inputs), seed)
                     plan = _Plan(frozenset((call.path, call.index) for call in calls), frame)
                     facts, common = _facts(chain, graph), _common(recipe, record, chain)
                 else:
-                    planned = plan.calls
-                    chain = chain_of(record, graph, [c for c in record.calls if (c.path, c.index) in planned])
-                    known = None
+                    calls = _planned(plan, record, seed)
+                    chain, known = chain_of(record, graph, calls), None
                 del graph
                 run = Run(seed, record, chain, plan.frame, sweep=known if recipe.exponents == 1 else None)
-                _fulfil(run, recipe, wanted)
+                try:
+                    _fulfil(run, recipe, wanted)
+                except torch.OutOfMemoryError as error:
+                    raise ModelError(_out_of_memory(model, _device_of(record))) from error
                 readings.append(read(run))
                 del run, record, chain
     assert plan is not None, "there is at least one seed"
     return Ensemble(**common, frame=plan.frame, facts=facts, readings=tuple(readings))
 
 
+def _planned(plan: _Plan, record: Capture, seed: int) -> list[Call]:
+    """Return the calls of this run that are steps; stochastic depth may have left some out.
+
+    Raises:
+        CutError: None of them was made.
+    """
+    calls = [call for call in record.calls if (call.path, call.index) in plan.calls]
+    if not calls:
+        msg = (
+            f"every seed must take a step of the first one's. Seed {seed} takes none: are all layers dropped at random? "
+            "Measure with train=False, or name steps that are always taken."
+        )
+        raise CutError(msg)
+    return calls
+
+
 def _fulfil(run: Run, recipe: Recipe, wanted: frozenset[Need]) -> None:
     """Compute what the measures need, the parameter gradients last: that pass frees the graph."""
-    device = _device_of(run.record)
     if "sweep" in wanted and run.sweep is None:
-        columns = random_cotangents(run.chain, recipe.exponents, run.seed, device)
+        columns = random_cotangents(run.chain, recipe.exponents, run.seed)
         run.sweep = sweep(run.chain, run.frame, columns)
     if "loss_sweep" in wanted:
         if run.record.loss is None:
@@ -229,7 +245,7 @@ def _model(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) ->
                 )
                 raise UsageError(msg)
             # Someone else holds the model too: whatever the run changes must be put back.
-            if sys.getrefcount(model) > 2:
+            if sys.getrefcount(model) > _references_of_a_local():
                 previous.append(weakref.ref(model))
                 stack.enter_context(preserved_model(model))
         if recipe.device is not None or recipe.dtype is not None:
@@ -242,8 +258,14 @@ def _model(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) ->
         yield model
 
 
+def _references_of_a_local() -> int:
+    """Return what ``sys.getrefcount`` says of an object that one local variable holds."""
+    alone = object()
+    return sys.getrefcount(alone)
+
+
 def _build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
-    seeded(seed, cuda=False)
+    seeded(seed)
     name = getattr(factory, "__name__", type(factory).__name__)
     try:
         model: object = factory()
@@ -304,7 +326,7 @@ def _device_of(record: Capture) -> torch.device:
     return _place(record.model)
 
 
-def _record(recipe: Recipe, model: nn.Module, seed: int) -> Capture:
+def _record(recipe: Recipe, model: nn.Module, seed: int, *, statistics: bool) -> Capture:
     """Draw the inputs, run the model on them and compute the loss."""
     device = _place(model)
     inputs, target = _inputs(recipe, seed, device)
@@ -315,7 +337,7 @@ def _record(recipe: Recipe, model: nn.Module, seed: int) -> Capture:
     restart()
     args, kwargs = _arguments(inputs)
     try:
-        record = capture(model, args, kwargs, target=target, loss=recipe.loss, restart=restart)
+        record = capture(model, args, kwargs, target=target, loss=recipe.loss, statistics=statistics, restart=restart)
     except TrainabilityError:
         raise
     except torch.OutOfMemoryError as error:
@@ -341,7 +363,7 @@ def _without_own_frames(error: Exception) -> Exception:
 
 
 def _inputs(recipe: Recipe, seed: int, device: torch.device) -> tuple[Any, Any]:
-    seeded(derived_seed(seed, "inputs"), cuda=False)
+    seeded(derived_seed(seed, "inputs"))
     generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "inputs"))
 
     def made(given: Any, what: str) -> Any:
@@ -384,7 +406,7 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
 
 def _out_of_memory(model: nn.Module, device: torch.device | None) -> str:
     return (
-        f"{type(model).__name__}, its inputs and one forward pass must fit on the device. {device} ran out of memory. "
+        f"{type(model).__name__}, one forward pass and what is measured must fit on the device. {device} ran out of memory. "
         "Measure with a smaller batch, or on the CPU (device='cpu', --trainability-device=cpu)."
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["derived_seed", "preserved_generators", "preserved_model", "preserved_world", "seeded"]
 
@@ -22,14 +23,10 @@ def derived_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def _cuda_in_use() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-
-
-def seeded(seed: int, *, cuda: bool = True) -> None:
+def seeded(seed: int) -> None:
     """Seed every global generator a model may draw from: torch, ``random`` and, where it is loaded, numpy."""
     torch.default_generator.manual_seed(seed)
-    if cuda and _cuda_in_use():
+    if torch.cuda.is_available():
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
@@ -43,7 +40,8 @@ def preserved_generators() -> Iterator[None]:
     """Put the global generators of torch, ``random`` and numpy back afterwards."""
     with ExitStack() as stack:
         stack.callback(torch.default_generator.set_state, torch.default_generator.get_state())
-        if _cuda_in_use():
+        if torch.cuda.is_available():
+            # This initializes CUDA: a state that is not there yet could not be put back.
             stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
         if torch.backends.mps.is_available():
             stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
@@ -82,35 +80,37 @@ def _backend_flags() -> dict[str, Any]:
 
 
 def _precision() -> dict[str, Any]:
-    """Return how float32 products are computed, by the older flags where they can be read, and by the newer ones."""
+    """Return how float32 products are computed, by the older settings where they can be read, and by the newer ones."""
     found: dict[str, Any] = {"newer": [backend.fp32_precision for backend in _precise_backends()]}
     try:
-        found["older"] = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        found["older"] = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError:
-        # The user has set the newer flags, after which the older ones refuse to be read.
+        # The user has set the newer ones, after which the older ones refuse to be read.
         found["older"] = None
     return found
 
 
-def _set_precision(flags: dict[str, Any]) -> None:
-    """Set the older flags first, which code inside may want to read; the newer ones hold what the older cannot say."""
-    if flags["older"] is not None:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags["older"]
-    for backend, value in zip(_precise_backends(), flags["newer"]):
+def _set_precision(settings: dict[str, Any]) -> None:
+    """Set the older ones first, which code inside may want to read; the newer ones hold what the older cannot say."""
+    if settings["older"] is not None:
+        matmul, torch.backends.cudnn.allow_tf32 = settings["older"]
+        torch.set_float32_matmul_precision(matmul)
+    for backend, value in zip(_precise_backends(), settings["newer"]):
         backend.fp32_precision = value
 
 
-def _without_tf32(flags: dict[str, Any]) -> dict[str, Any]:
-    if flags["older"] is not None:
-        return {"older": (False, False), "newer": []}
-    return {"older": None, "newer": ["ieee"] * len(flags["newer"])}
+def _without_tf32(settings: dict[str, Any]) -> dict[str, Any]:
+    if settings["older"] is not None:
+        return {"older": ("highest", False), "newer": []}
+    return {"older": None, "newer": ["ieee"] * len(settings["newer"])}
 
 
 def _precise_backends() -> list[Any]:
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         return []
     cudnn: Any = torch.backends.cudnn
-    return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    mkldnn: Any = torch.backends.mkldnn
+    return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
 
 
 def _set_backend_flags(flags: dict[str, Any]) -> None:
@@ -146,16 +146,23 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
                 current = vars(module)[name]
                 current.clear()
                 current.update(table)
+        for parameter, gradient, kept, _ in gradients:
+            parameter.grad = None
+            if gradient is not None and kept is not None:
+                _put_back(gradient, kept)
         for tensor, value in tensors:
-            if (tensor.device, tensor.dtype) != (value.device, value.dtype):
-                tensor.data = value
-            elif not torch.equal(tensor.data, value):
-                tensor.data.copy_(value)
-        for parameter, gradient, kept, requires_grad in gradients:
+            _put_back(tensor, value)
+        for parameter, gradient, _, requires_grad in gradients:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
-            if gradient is not None and kept is not None and not torch.equal(gradient, kept):
-                gradient.data.copy_(kept)
+
+
+def _put_back(tensor: Tensor, value: Tensor) -> None:
+    """Give a tensor its values back, in place where it is still of their type and on their device."""
+    if (tensor.device, tensor.dtype) != (value.device, value.dtype):
+        tensor.data = value
+    elif not torch.equal(tensor.data, value):
+        tensor.data.copy_(value)
 
 
 def _copied_tables(module: nn.Module) -> dict[str, Any]:
@@ -172,6 +179,6 @@ def _own_tensors(model: nn.Module) -> list[Tensor]:
     for module in model.modules():
         kept = (value for value in vars(module).values() if isinstance(value, Tensor) and value.grad_fn is None)
         for tensor in (*module._parameters.values(), *module._buffers.values(), *kept):
-            if tensor is not None:
+            if tensor is not None and not is_lazy(tensor):
                 found[id(tensor)] = tensor
     return list(found.values())

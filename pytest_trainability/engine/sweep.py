@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -151,16 +151,16 @@ def _barrier(inputs: Sequence[Edge]) -> Iterator[set[Node]]:
 # Cotangents ------------------------------------------------------------------------------------------------------
 
 
-def random_cotangents(chain: Chain, count: int, seed: int, device: torch.device) -> Columns:
+def random_cotangents(chain: Chain, count: int, seed: int) -> Columns:
     """Draw Gaussian cotangents of the last state on the CPU, column j from a generator of its own.
 
     The first k columns are the same whichever number is drawn, on every device and, up to rounding, in every type.
     """
-    shapes = chain.shapes(len(chain))
+    shapes, devices = chain.shapes(len(chain)), chain.devices(len(chain))
     columns: list[list[Tensor]] = [[] for _ in shapes]
     for number in range(count):
         generator = torch.Generator("cpu").manual_seed(derived_seed(seed, f"cotangent {number}"))
-        for found, (shape, dtype) in zip(columns, shapes):
+        for found, (shape, dtype), device in zip(columns, shapes, devices):
             drawn = torch.complex64 if dtype.is_complex else torch.float32
             column = torch.randn(shape, generator=generator, dtype=drawn, device="cpu")
             found.append(column.to(device=device, dtype=dtype))
@@ -215,19 +215,19 @@ class Frame:
         if self.samples == 1:
             return column * factors[0].to(column.dtype)
         length = column.shape[self.axis] // self.samples
-        expanded = factors.to(column.dtype).repeat_interleave(length)
+        expanded = factors.to(device=column.device, dtype=column.dtype).repeat_interleave(length)
         return column * expanded.reshape([-1 if i == self.axis else 1 for i in range(column.dim())])
 
-    def norms(self, state: Sequence[Tensor | None], device: torch.device) -> Tensor:
-        """Return the norm of each trajectory's part of one cotangent, ``(samples,)`` in float64."""
-        total = torch.zeros(self.samples, dtype=torch.float64, device=device)
+    def norms(self, state: Sequence[Tensor | None]) -> Tensor:
+        """Return the norm of each trajectory's part of one cotangent, ``(samples,)`` in float64 on the CPU."""
+        total = torch.zeros(self.samples, dtype=torch.float64, device="cpu")
         for column in state:
             if column is not None:
                 total += norm(self.rows(column), dim=1).square()
         return total.sqrt()
 
 
-def find_frame(chain: Chain, batch: int | None, seed: int, device: torch.device) -> tuple[Frame, Sweep | None]:
+def find_frame(chain: Chain, batch: int | None, seed: int) -> tuple[Frame, Sweep | None]:
     """Decide by measurement whether samples have trajectories of their own.
 
     The first random cotangent is pulled back with every sample's part kept at a size of its own, a power of two. Where
@@ -239,7 +239,7 @@ def find_frame(chain: Chain, batch: int | None, seed: int, device: torch.device)
     Returns:
         The frame and, where it is per sample, the sweep of the first random cotangent, which this has cost already.
     """
-    drawn = random_cotangents(chain, 1, seed, device)
+    drawn = random_cotangents(chain, 1, seed)
     half = any(dtype == torch.float16 for index in range(len(chain) + 1) for _, dtype in chain.shapes(index))
     for frame in _possible_frames(chain, batch):
         sizes = _sizes(frame, seed, HALF_RANGE if half else RANGE)
@@ -336,13 +336,12 @@ def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None =
     Source: Benettin, Galgani, Giorgilli & Strelcyn, Meccanica 15, 9 (1980), applied to the transposed cocycle, which
     has the same exponents.
     """
-    device = next(c.device for c in columns if c is not None)
-    at_once = at_once or _usual_number(chain, device)
+    at_once = at_once or _usual_number(chain)
     count = next(len(c) for c in columns if c is not None)
     if count == 1:
         rates = list(_walk(chain, frame, columns, torch.ones(frame.samples, device="cpu")))
         return Sweep(torch.stack(rates[::-1]).unsqueeze(-1), frame)
-    logs = torch.full((len(chain), frame.samples, count), math.nan, dtype=torch.float64, device=device)
+    logs = torch.full((len(chain), frame.samples, count), math.nan, dtype=torch.float64, device="cpu")
     smallest = sum(math.prod(shape) * (1 + own.is_complex) for shape, own in chain.shapes(len(chain))) // frame.samples
     if count > smallest:
         msg = (
@@ -350,11 +349,11 @@ def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None =
             f"Got {count}."
         )
         raise UsageError(msg)
-    alive = torch.ones((frame.samples, count), dtype=torch.bool, device=device)
-    columns, _, alive = _orthonormal(frame, columns, chain.shapes(len(chain)), alive)
+    alive = torch.ones((frame.samples, count), dtype=torch.bool, device="cpu")
+    columns, _, alive = _orthonormal(chain, frame, len(chain), columns, alive)
     for index in range(len(chain), 0, -1):
         columns = pull_back(chain, index, columns, at_once=at_once)
-        columns, logs[index - 1], living = _orthonormal(frame, columns, chain.shapes(index - 1), alive)
+        columns, logs[index - 1], living = _orthonormal(chain, frame, index - 1, columns, alive)
         cancelled = _is_round_off(chain, frame, index, logs[index - 1, :, 0].exp())
         logs[index - 1] = torch.where(cancelled[:, None] & alive, -math.inf, logs[index - 1])
         alive = living & ~cancelled[:, None]
@@ -363,10 +362,10 @@ def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None =
     return Sweep(logs, frame)
 
 
-def _usual_number(chain: Chain, device: torch.device) -> int | None:
+def _usual_number(chain: Chain) -> int | None:
     """Return how many cotangents are best carried at once: on the CPU as many as its caches hold, elsewhere all."""
     largest = max(sum(math.prod(shape) for shape, _ in chain.shapes(index)) for index in range(len(chain) + 1))
-    return max(1, 2**20 // max(largest, 1)) if device.type == "cpu" else None
+    return max(1, 2**20 // max(largest, 1)) if all(device.type == "cpu" for device in chain.devices(0)) else None
 
 
 def _walk(chain: Chain, frame: Frame, columns: Columns, sizes: Tensor) -> Iterator[Tensor]:
@@ -376,15 +375,14 @@ def _walk(chain: Chain, frame: Frame, columns: Columns, sizes: Tensor) -> Iterat
         Growth rates ``(samples,)`` of steps L … 1; ``-inf`` where the part vanishes, NaN upstream of that.
     """
     state = _only(columns)
-    device = next(c.device for c in state if c is not None)
-    sizes = sizes.to(device=device, dtype=torch.float64)
-    norms = frame.norms(state, device)
+    sizes = sizes.double()
+    norms = frame.norms(state)
     for index in range(len(chain), 0, -1):
         factors = torch.where(norms > 0, sizes / norms, 1.0)
         state = [None if c is None else frame.scale(c, factors) for c in state]
         state = _only(pull_back(chain, index, _batch_of_one(state)))
         vanished = norms == 0
-        norms = frame.norms(state, device)
+        norms = frame.norms(state)
         norms = torch.where(_is_round_off(chain, frame, index, norms / sizes), 0.0, norms)
         yield torch.where(vanished, math.nan, (norms / sizes).log())
 
@@ -402,17 +400,26 @@ def _is_round_off(chain: Chain, frame: Frame, index: int, factors: Tensor) -> Te
         factors: ``‖J_lᵀ u‖ / ‖u‖`` of each trajectory, ``(samples,)``.
     """
     shapes = chain.shapes(index)
-    precision = max(torch.finfo(dtype).eps for _, dtype in (*shapes, *chain.shapes(index - 1)))
-    precision *= 8 * math.sqrt(sum(math.prod(shape) for shape, _ in shapes) / frame.samples)
+    size = sum(math.prod(shape) for shape, _ in shapes) // frame.samples
+    precision = _precision([dtype for _, dtype in (*shapes, *chain.shapes(index - 1))], size)
     if not ((factors > 0) & (factors < precision)).any():
         return torch.zeros_like(factors, dtype=torch.bool)
     generator = torch.Generator("cpu").manual_seed(index)
     drawn: Columns = [
-        torch.randn((1, *shape), generator=generator, device="cpu").to(device=factors.device, dtype=dtype)
-        for shape, dtype in shapes
+        torch.randn((1, *shape), generator=generator, device="cpu").to(device=device, dtype=dtype)
+        for (shape, dtype), device in zip(shapes, chain.devices(index))
     ]
-    usual = frame.norms(_only(pull_back(chain, index, drawn)), factors.device)
-    return factors < precision * usual / frame.norms(_only(drawn), factors.device)
+    usual = frame.norms(_only(pull_back(chain, index, drawn)))
+    return factors < precision * usual / frame.norms(_only(drawn))
+
+
+def _precision(dtypes: Iterable[torch.dtype], size: int) -> float:
+    """Return the part of a result of ``size`` terms that may be round-off: ``8 eps √n``.
+
+    Half precision accumulates in float32 and rounds once, to ``8 eps``; it is taken to be good for a twentieth at least.
+    """
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+    return min(8 * eps, 0.05) if eps > 1e-4 else 8 * eps * math.sqrt(size)
 
 
 def _only(columns: Columns) -> Columns:
@@ -420,13 +427,17 @@ def _only(columns: Columns) -> Columns:
 
 
 def _orthonormal(
-    frame: Frame, columns: Columns, shapes: Sequence[tuple[torch.Size, torch.dtype]], alive: Tensor
+    chain: Chain, frame: Frame, index: int, columns: Columns, alive: Tensor
 ) -> tuple[Columns, Tensor, Tensor]:
-    """QR of each trajectory's columns: ``Q`` as columns, ``ln diag R`` as ``(samples, k)``, and which columns live on.
+    """QR of each trajectory's columns of state ``index``.
+
+    Returns:
+        ``Q`` as columns, ``ln diag R`` as ``(samples, k)``, and which columns live on.
 
     A column whose part orthogonal to the earlier ones is below the working precision of the largest column has vanished:
-    what is left of it is round-off. The tolerance is that of a product with n terms, ``8 eps √n``.
+    what is left of it is round-off.
     """
+    shapes = chain.shapes(index)
     count = alive.shape[1]
     # Over the reals: a backward pass is no complex-linear map where a real tensor comes before or after.
     real = [torch.Size((*shape, 2)) if own.is_complex else shape for shape, own in shapes]
@@ -436,8 +447,9 @@ def _orthonormal(
         return columns, torch.where(alive, -math.inf, math.nan).double(), torch.zeros_like(alive)
     wide = any(own in {torch.float64, torch.complex128} for _, own in shapes)
     dtype = torch.float64 if wide else torch.float32
+    device = example.device if example.device.type in {"cpu", "cuda"} else torch.device("cpu")
     # Column after column, as LAPACK wants them.
-    matrix = torch.zeros((frame.samples, count, max(sum(sizes), count)), dtype=dtype, device=alive.device)
+    matrix = torch.zeros((frame.samples, count, max(sum(sizes), count)), dtype=dtype, device=device)
     offset = 0
     for column, size in zip(columns, sizes):
         if column is not None:
@@ -445,20 +457,22 @@ def _orthonormal(
             for j in range(count):
                 matrix[:, j, offset : offset + size] = frame.rows(entries[j])
         offset += size
-    matrix *= alive[:, :, None]
-    lengths = torch.linalg.vector_norm(matrix, dim=2)
+    matrix *= alive[:, :, None].to(device)
+    lengths = torch.linalg.vector_norm(matrix, dim=2).double().cpu()
     q, r = torch.linalg.qr(matrix.transpose(1, 2))
-    diagonal = r.diagonal(dim1=-2, dim2=-1).abs().double()
-    tolerance = 8 * torch.finfo(dtype).eps * math.sqrt(matrix.shape[2]) * lengths.amax(dim=1, keepdim=True).double()
+    diagonal = r.diagonal(dim1=-2, dim2=-1).abs().double().cpu()
+    tolerance = _precision((own for _, own in shapes), matrix.shape[2]) * lengths.amax(dim=1, keepdim=True)
     vanished = diagonal <= tolerance
     logs = torch.where(alive, torch.where(vanished, -math.inf, diagonal.log()), math.nan)
     alive = alive & ~vanished
-    q = q * alive[:, None, :]
+    q = q * alive[:, None, :].to(q.device)
     result: Columns = []
     offset = 0
-    for (_, own), shape, size in zip(shapes, real, sizes):
+    for (_, own), shape, size, place in zip(shapes, real, sizes, chain.devices(index)):
         part = q[:, offset : offset + size]
         restored = torch.stack([frame.restore(part[..., j], shape) for j in range(count)])
-        result.append((torch.view_as_complex(restored.contiguous()) if own.is_complex else restored).to(own))
+        if own.is_complex:
+            restored = torch.view_as_complex(restored.contiguous())
+        result.append(restored.to(device=place, dtype=own))
         offset += size
     return result, logs, alive

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 __all__ = ["batch_size", "carries_gradient", "is_empty", "map_tensors", "norm", "tensors_in", "to_tensor_like"]
 
@@ -46,6 +47,10 @@ def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return the tree with every tensor changed; containers are copied, everything else is handed on."""
     if isinstance(tree, Tensor):
         return change(tree)
+    if isinstance(tree, PackedSequence):
+        # Its batch sizes must stay on the CPU.
+        indices = (None if i is None else change(i) for i in (tree.sorted_indices, tree.unsorted_indices))
+        return PackedSequence(change(tree.data), tree.batch_sizes, *indices)
     if isinstance(tree, tuple):
         items = [map_tensors(item, change) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
@@ -92,13 +97,16 @@ def to_tensor_like(value: Tensor, *, device: torch.device | None, dtype: torch.d
 
 
 def norm(tensor: Tensor, dim: int | None = None) -> Tensor:
-    """Return the Euclidean norm in float64, where squares of 1e-23 do not vanish."""
+    """Return the Euclidean norm in float64, where squares of 1e-23 do not vanish; along a dimension, on the CPU."""
     tensor = tensor.detach()
     if dim is None and tensor.dtype == torch.float32 and tensor.device.type == "cpu":
         # Three times faster, and as good where squares are far from the ends of float32's range.
         length: Tensor = torch.linalg.vector_norm(tensor)
         if 1e-15 < float(length) < 1e15:
             return length.double()
+    if tensor.device.type == "mps":
+        # It has no float64; its memory is the CPU's.
+        tensor = tensor.cpu()
     wide = torch.complex128 if tensor.is_complex() else torch.float64
     length = torch.linalg.vector_norm(tensor, dim=dim, dtype=wide)
-    return length.double()
+    return length.double().cpu() if dim is not None else length.double()

@@ -10,7 +10,8 @@ def growth_rate(run: Run) -> dict[str, float]:
     """Return ``ln ‖u_{l-1}‖ / ‖u_l‖`` for each step, averaged over trajectories.
 
     Returns:
-        Nats by step, in program order. They sum to the log gain. ``-inf`` at a step that lets no gradient through, NaN
+        Nats by step, in program order. Each seed's sum to its log gain; a step that stochastic depth
+        leaves out is averaged over the seeds that took it. ``-inf`` at a step that lets no gradient through, NaN
         for the steps before it, where none arrives.
     """
     assert run.sweep is not None

@@ -13,7 +13,7 @@ import pytest
 from . import options
 from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
 from .fixture import RECORDS, trainability
-from .randomness import preserved_generators, seed_generators
+from .randomness import preserved_generators, seed_generators, seeded_fixture
 from .summary import SUMMARY, Summary
 
 if TYPE_CHECKING:
@@ -64,17 +64,31 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
-    """Let the fixtures of a test that measures draw the same numbers in every session."""
-    seed_generators(request._pyfuncitem, f"fixture {fixturedef.argname}")
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Forget what an earlier run of the same test measured."""
+    item.stash[RECORDS] = {}
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Let the body of a test that measures draw the same numbers in every session, and see that it does measure."""
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Let fixtures draw the same numbers in every session, whichever test sets them up."""
+    with seeded_fixture(fixturedef, request):
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Let the body of a test that measures draw the same numbers in every session."""
     seed_generators(pyfuncitem, "body")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """See that a test whose marker has bounds measures something."""
     result = yield
-    refuse_unmeasured(pyfuncitem, measured=RECORDS in pyfuncitem.stash)
+    refuse_unmeasured(item, measured=bool(item.stash.get(RECORDS, {})))
     return result
 
 
@@ -84,7 +98,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Send what a test measured along with its report, as plain data that crosses processes."""
     report = yield
-    if RECORDS in item.stash and (call.when == "call" or (call.when == "setup" and report.failed)):
+    if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
         report.trainability = [record.to_plain() for record in item.stash[RECORDS].values()]  # type: ignore[attr-defined]
     return report
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MARKER",
+    "MEASURING",
     "bounds_of",
     "mark_users",
     "marker_settings",
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 MARKER = "trainability"
+MEASURING = pytest.StashKey[bool]()
+"""Whether a test of this session measures."""
 _MARKER_SETTINGS = ("seeds", "device", "dtype")
 
 
@@ -41,6 +44,7 @@ def validate_markers(config: pytest.Config, items: Iterable[pytest.Item]) -> Non
     """
     from ..errors import UsageError
 
+    config.stash[MEASURING] = any(item.get_closest_marker(MARKER) is not None for item in items)
     try:
         for item in items:
             if any(marker.args or marker.kwargs for marker in item.iter_markers(MARKER)):

@@ -75,7 +75,11 @@ def _text(config: pytest.Config, name: str) -> tuple[str, str]:
     given = config.getoption(f"{PREFIX}_{name}")
     if given is not None:
         return str(given), f"--{PREFIX}-{name}"
-    return str(config.getini(f"{PREFIX}_{name}")), f"{PREFIX}_{name} in {config.inipath}"
+    return str(config.getini(f"{PREFIX}_{name}")), _ini_place(config, name)
+
+
+def _ini_place(config: pytest.Config, name: str) -> str:
+    return f"{PREFIX}_{name} in {config.inipath}" if config.inipath else f"the ini value {PREFIX}_{name}"
 
 
 def _parse(name: str, text: str, where: str) -> Any:
@@ -134,7 +138,7 @@ def _bounds(config: pytest.Config) -> dict[str, tuple[Bound, str]]:
     """Read the bounds, those of the command line over those of the ini file."""
     found: dict[str, tuple[Bound, str]] = {}
     sources = (
-        (config.getini(f"{PREFIX}_bounds"), f"{PREFIX}_bounds in {config.inipath}"),
+        (config.getini(f"{PREFIX}_bounds"), _ini_place(config, "bounds")),
         (config.getoption(f"{PREFIX}_bounds"), f"--{PREFIX}-bounds"),
     )
     for lines, where in sources:

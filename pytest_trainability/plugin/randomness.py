@@ -6,17 +6,18 @@ its body, would otherwise measure something else each time, and in each test ord
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
-from .collection import MARKER
+from .collection import MARKER, MEASURING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     import pytest
 
-__all__ = ["preserved_generators", "seed_generators"]
+__all__ = ["preserved_generators", "seed_generators", "seeded_fixture"]
 
 SEED = 0
 
@@ -39,3 +40,23 @@ def seed_generators(item: pytest.Item, purpose: str) -> None:
         from ..engine import isolation
 
         isolation.seeded(isolation.derived_seed(SEED, purpose))
+
+
+@contextmanager
+def seeded_fixture(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Iterator[None]:
+    """Seed the global generators for a fixture that a test which measures may see.
+
+    One of a wider scope than the function may be set up by any test of a session in which some test measures.
+    """
+    item = request._pyfuncitem
+    if item.get_closest_marker(MARKER) is not None:
+        seed_generators(item, f"fixture {fixturedef.argname}")
+        yield
+    elif fixturedef.scope != "function" and item.config.stash.get(MEASURING, False):
+        from ..engine import isolation
+
+        with isolation.preserved_generators():
+            isolation.seeded(isolation.derived_seed(SEED, f"fixture {fixturedef.argname}"))
+            yield
+    else:
+        yield

@@ -210,3 +210,20 @@ def test_bounds_that_are_judged_on_nothing_fail_their_test(project: Pytester) ->
     result = project.runpytest_inprocess()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*must be judged on a model. This test measured none*"])
+
+
+def test_a_method_of_unittest_cannot_measure_and_says_so(project: Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        import unittest
+        import pytest
+
+        class TestModel(unittest.TestCase):
+            @pytest.mark.trainability(log_gain=(-9, 9))
+            def test_it(self):
+                pass
+        """
+    )
+    result = project.runpytest_inprocess()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*must be judged on a model*"])

@@ -180,3 +180,29 @@ def test_measure_gives_the_same_numbers_outside_the_fixture(project: Pytester) -
     here = measure(net, torch.linspace(-1, 1, 32).reshape(4, 8), seeds=3)
     assert found["plain"] == found["fixture"]
     assert found["plain"][0]["log_gain"] == list(here.log_gain.values)  # type: ignore[call-overload]
+
+
+def test_a_wide_fixture_is_the_same_whichever_test_sets_it_up(project: Pytester) -> None:
+    """A test that does not measure may come first."""
+    project.makepyfile(
+        test_it="""
+        import pytest, torch
+
+        @pytest.fixture(scope="session")
+        def batch():
+            return torch.randn(3)
+
+        def test_first(batch):
+            print("DRAWN", batch.tolist())
+
+        def test_measures(batch, trainability):
+            print("DRAWN", batch.tolist())
+        """
+    )
+    drawn = {
+        line
+        for names in ([], ["-k", "measures"])
+        for line in project.runpytest_inprocess("-s", *names).outlines
+        if "DRAWN" in line
+    }
+    assert len({line.partition("DRAWN")[2] for line in drawn}) == 1

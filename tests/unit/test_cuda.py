@@ -82,7 +82,7 @@ def test_columns_that_do_not_fit_are_carried_in_portions() -> None:
 
 def test_generators_and_precision_are_left_as_they_were() -> None:
     torch.cuda.manual_seed(3)
-    state, tf32 = torch.cuda.get_rng_state(), torch.backends.cuda.matmul.fp32_precision
+    state, tf32 = torch.cuda.get_rng_state(), torch.get_float32_matmul_precision()
     measure(tower, torch.randn(4, 32), target=torch.randint(32, (4,)), loss=F.cross_entropy, seeds=2)
     assert torch.equal(torch.cuda.get_rng_state(), state)
-    assert torch.backends.cuda.matmul.fp32_precision == tf32
+    assert torch.get_float32_matmul_precision() == tf32

@@ -675,10 +675,88 @@ def test_model_that_runs_out_of_memory_is_an_error() -> None:
         msg = "CUDA out of memory"
         raise torch.OutOfMemoryError(msg)
 
-    with pytest.raises(ModelError, match=r"Tail, its inputs and one forward pass must fit .* cpu ran out of memory"):
+    with pytest.raises(
+        ModelError, match=r"Tail, one forward pass and what is measured must fit .* cpu ran out of memory"
+    ):
         measure(lambda: Tail(too_large), FLOATS, seeds=1)
 
 
 def test_vocabulary_is_as_large_as_the_ids() -> None:
     """The inputs of this file fit the models of the other one."""
     assert int(IDS.max()) < VOCAB
+
+
+# What a review found --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("width", [64, 512])
+def test_half_precision_is_no_round_off(dtype: str, width: int) -> None:
+    """A healthy tower has the same gain in half precision, to its two or three digits."""
+
+    def tower() -> nn.Module:
+        return nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(width, width), nn.Tanh())])
+
+    inputs = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    half, full = measure(tower, inputs, seeds=2, dtype=dtype), measure(tower, inputs, seeds=2)
+    # Each of six products rounds to 2^-8 (bfloat16) a few times over.
+    assert float(half.log_gain) == pytest.approx(float(full.log_gain), abs=6 * 8 * 2**-8)
+
+
+def test_rank_is_judged_at_the_states_own_precision() -> None:
+    def rank_one() -> nn.Module:
+        layers = [nn.Linear(16, 16, bias=False) for _ in range(3)]
+        for layer in layers:
+            nn.init.constant_(layer.weight, 0.1)
+        return nn.Sequential(*layers)
+
+    for dtype in ("float32", "bfloat16"):
+        spectrum = measure(rank_one, torch.randn(2, 16), seeds=1, exponents=3, dtype=dtype).lyapunov_spectrum
+        assert [math.isfinite(e) for e in spectrum] == [True, False, False]
+
+
+def test_gradients_of_a_kept_model_come_back_in_their_type() -> None:
+    kept = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    kept(torch.randn(2, 3)).sum().backward()
+    before = [parameter.grad.clone() for parameter in kept.parameters() if parameter.grad is not None]
+    measure(lambda: kept, torch.randn(4, 3), seeds=1, dtype="float64")
+    after = [parameter.grad for parameter in kept.parameters()]
+    assert all(a is not None and torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(after, before))
+
+
+def test_a_lazy_factory_is_measured() -> None:
+    def lazy() -> nn.Module:
+        return nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.LazyLinear(8), nn.Tanh(), nn.LazyLinear(8))
+
+    assert str(measure(lazy, torch.randn(4, 5), seeds=2).steps) == "3 × Linear"
+
+
+@pytest.mark.parametrize("device", [torch.device("cuda", 99), "cuda:99", 0])
+def test_a_device_that_is_not_there_is_refused(device: Any) -> None:
+    with pytest.raises(UsageError, match="the device must be auto, cpu, cuda"):
+        measure(models.mlp, FLOATS, device=device)
+
+
+def test_layers_that_are_all_dropped_are_said_to_be() -> None:
+    class Dropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.layers = nn.Linear(4, 4), nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            if torch.initial_seed() == derived_seed(0, "forward"):
+                for layer in self.layers:
+                    x = layer(x)
+            return x
+
+    with pytest.raises(CutError, match="Seed 1 takes none"):
+        measure(Dropped, torch.randn(2, 4), steps="layers.*", seeds=2)
+
+
+def test_numbers_that_changed_behind_autograds_back_are_seen() -> None:
+    model = models.mlp()
+    result = measure(model, FLOATS)
+    model[0].weight.data.mul_(2)
+    with pytest.raises(UsageError, match="have changed since"):
+        _ = result.relative_gradient_norm

@@ -107,7 +107,7 @@ def assert_same(found: Columns, expected: Columns, *, ulps: float = 0.0) -> None
 
 
 def some_cotangents(chain: Chain, count: int = 3) -> Columns:
-    return random_cotangents(chain, count, 5, CPU)
+    return random_cotangents(chain, count, 5)
 
 
 def one_of(columns: Columns, index: int) -> Columns:
@@ -494,4 +494,4 @@ def test_zoo(case: zoo.Case) -> None:
     # Sums over forks in another order, layer after layer.
     assert_same(found, expected, ulps=64 * FORKS)
     assert any(True for _ in tensors_in(cutting.record.output))
-    assert find_frame(chain, zoo.BATCH, 0, CPU)[0].samples in {1, zoo.BATCH}
+    assert find_frame(chain, zoo.BATCH, 0)[0].samples in {1, zoo.BATCH}

@@ -21,7 +21,7 @@ BY_ID = {case.id: case for case in ARCHITECTURES}
 
 
 def frame_of(cutting: Cutting) -> Frame:
-    return find_frame(cutting.chain, batch_size(cutting.inputs), 0, CPU)[0]
+    return find_frame(cutting.chain, batch_size(cutting.inputs), 0)[0]
 
 
 class Lambda(nn.Module):
@@ -167,7 +167,7 @@ def test_rows_restore_and_scale_agree(frame: Frame, shape: tuple[int, ...]) -> N
     assert torch.equal(frame.restore(rows, column.shape), column)
     factors = torch.arange(1, frame.samples + 1, dtype=torch.float64)
     assert torch.equal(frame.rows(frame.scale(column, factors)), rows * factors[:, None])
-    torch.testing.assert_close(frame.norms([column, None], CPU), rows.norm(dim=1))
+    torch.testing.assert_close(frame.norms([column, None]), rows.norm(dim=1))
 
 
 def one_sample(inputs: Any, index: int) -> Any:
@@ -188,7 +188,7 @@ def test_per_sample_is_sample_by_sample(name: str, count: int) -> None:
     model, inputs = models.build(case, dtype=torch.float64)
     steps = case.steps
     together = models.cut(model, inputs, steps).chain
-    columns = random_cotangents(together, count, 3, CPU)
+    columns = random_cotangents(together, count, 3)
     sums = sweep(together, Frame(BATCH, 0), columns).sums()
     for index in range(BATCH):
         alone = models.cut(model, one_sample(inputs, index), steps).chain
@@ -208,7 +208,7 @@ def test_batch_in_dim_1_is_sample_by_sample() -> None:
         return models.cut(model, x, names).chain
 
     together = chain_for(inputs)
-    columns = random_cotangents(together, 2, 3, CPU)
+    columns = random_cotangents(together, 2, 3)
     sums = sweep(together, Frame(BATCH, 1), columns).sums()
     for index in range(BATCH):
         own = [None if c is None else c[:, :, index : index + 1] for c in columns]
@@ -221,6 +221,6 @@ def test_one_vanished_sample_does_not_hide_the_others() -> None:
     mask = torch.tensor([1.0, 0.0, 1.0])[:, None]
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Lambda(lambda x: x * mask), nn.Linear(WIDTH, WIDTH))
     chain = models.cut(model, torch.randn(3, WIDTH)).chain
-    sums = sweep(chain, Frame(3), random_cotangents(chain, 2, 0, CPU)).sums()
+    sums = sweep(chain, Frame(3), random_cotangents(chain, 2, 0)).sums()
     assert sums[1].tolist() == [-math.inf, -math.inf]
     assert bool(torch.isfinite(sums[[0, 2]]).all())

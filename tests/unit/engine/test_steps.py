@@ -116,7 +116,7 @@ def test_steps_inside_steps_do_not_change_the_product(pattern: Any) -> None:
     """A step that ends at the very moment at which another one ends must not lose the gradient: the chain of nested
     steps has the same product as the outer ones."""
     cutting = models.cut_case(BY_ID["residual"], pattern)
-    columns: Any = random_cotangents(cutting.chain, 1, 0, torch.device("cpu"))
+    columns: Any = random_cotangents(cutting.chain, 1, 0)
     for index in range(len(cutting.chain), 0, -1):
         columns = pull_back(cutting.chain, index, columns)
         assert any(c is not None and c.any() for c in columns), cutting.chain.names[index - 1]
@@ -126,7 +126,7 @@ def test_a_block_that_ends_with_its_last_layer_is_a_whole_step() -> None:
     """Nested steps again, where no operation follows the inner one: Sequential in Sequential, all matched."""
     model = nn.Sequential(*[nn.Sequential(nn.Tanh(), nn.Linear(4, 4)) for _ in range(3)])
     chain = models.cut(model, torch.randn(2, 4), "**").chain
-    columns: Any = random_cotangents(chain, 1, 0, torch.device("cpu"))
+    columns: Any = random_cotangents(chain, 1, 0)
     for index in range(len(chain), 0, -1):
         columns = pull_back(chain, index, columns)
         assert any(c is not None and c.any() for c in columns), chain.names[index - 1]
