@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,14 @@ from .report.explain import explain
 
 __all__ = ["Context", "Measurement", "TrainabilityFailure", "measure", "measure_in"]
 
-_ALWAYS = ("log_gain", "growth_rate")
-"""Read with every sweep, at no cost: reports show them."""
+_ALWAYS = ("log_gain", "growth_rate", "unused_parameters")
+"""Read with what the default measures need, at no cost: reports show them."""
+_BACKWARD = frozenset(
+    {"lyapunov_max", "lyapunov_spectrum", "log_gain", "loss_log_gain", "growth_rate", "gradient_norm"}
+)
+"""Measures whose failure the growth along the chain explains."""
+NOTEWORTHY = 3.0
+"""Nats of log gain from which a failed plain assert is given a likely cause."""
 
 
 class TrainabilityFailure(AssertionError):
@@ -309,7 +315,6 @@ class Measurement:
             name=self._context.name,
             model=self.name,
             steps=self.steps.description,
-            left_out=self.steps.left_out,
             step_names=self.steps.names,
             frame=self.frame,
             mode=self.mode,
@@ -324,20 +329,35 @@ class Measurement:
             growth=growth,
             verdicts=verdicts,
             leaves_band=self._leaves_band(failed, growth),
-            cause=tuple(diagnose(growth, self._common.facts)),
+            cause=tuple(diagnose(growth, self._common.facts)) if self._is_about_growth(verdicts) else (),
             notes=self.notes,
+            cautions=tuple(self._cautions()),
             reproduce=self._context.reproduce,
         )
 
+    def _is_about_growth(self, verdicts: Sequence[VerdictRecord]) -> bool:
+        if verdicts:
+            return any(not verdict.holds and verdict.measure in _BACKWARD for verdict in verdicts)
+        return not abs(self.log_gain.mean) < NOTEWORTHY
+
+    def _cautions(self) -> Iterator[str]:
+        unused = self.unused_parameters
+        if unused:
+            named = ", ".join(unused[:2]) + (", …" if len(unused) > 2 else "")
+            count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"
+            yield f"{count} no gradient at all: {named}"
+        if self.steps.left_out:
+            yield f"not on the chain: {self.steps.left_out}"
+
     def _leaves_band(self, failed: Sequence[VerdictRecord], growth: Sequence[float]) -> str:
-        """Return the step at which the accumulated log gain leaves the band that a failed bound gives it."""
+        """Say at which step the accumulated log gain leaves the band that a failed bound gives it."""
         factors = {"log_gain": 1, "lyapunov_max": len(growth)}
         for verdict in failed:
             if verdict.measure in factors:
                 ends = (None if end is None else factors[verdict.measure] * end for end in (verdict.low, verdict.high))
                 index = first_outside(growth, Bound(*ends))
                 if index is not None:
-                    return self.steps.names[index]
+                    return f"at step {index + 1} of {len(growth)}, {self.steps.names[index]}, counted from the output"
         return ""
 
 

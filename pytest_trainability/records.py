@@ -437,7 +437,6 @@ class CheckRecord:
     name: str
     model: str
     steps: str
-    left_out: str
     step_names: tuple[str, ...]
     frame: str
     mode: str
@@ -455,6 +454,8 @@ class CheckRecord:
     leaves_band: str = ""
     cause: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+    """What a green result does not cover: parameters without a gradient, calls that are not on the chain."""
     reproduce: str = ""
     """Command that repeats the test, but for seeds and device."""
 

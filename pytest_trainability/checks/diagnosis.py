@@ -83,7 +83,7 @@ def _steady(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
 
 
 def _is_residual(facts: StepFacts) -> bool:
-    return facts.weights > 1 and "AddBackward0" in facts.operations
+    return facts.weights > 1 and "AddBackward0" in facts.operations and not facts.kind.endswith("Cell")
 
 
 def _residual_cure(rate: float, count: int, facts: StepFacts) -> list[str]:

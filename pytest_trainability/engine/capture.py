@@ -173,7 +173,7 @@ def _loss_of(record: Capture, target: Any, loss: Loss | None) -> Tensor | None:
             called = "loss(output)" if target is None else "loss(output, target)"
             msg = f"the loss must run as {called}. `{name}` raised {type(error).__name__}: {error}"
             if target is None:
-                msg += " No target was given: hand in target=... if the loss takes one."
+                msg += ". No target was given: hand in target=... if the loss takes one."
             raise ModelError(msg) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

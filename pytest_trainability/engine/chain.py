@@ -138,7 +138,9 @@ def _from_start(record: Capture, graph: Graph, calls: Sequence[Call], start: int
         msg = f"the signal must pass through a step. None of the {len(calls)} calls transforms what enters the first."
         raise CutError(msg)
     cut = graph.cut(x0, [moment, *(call.end for call in kept)], results(record, graph, kept[-1]))
-    left_out = tuple(call for call in calls if call not in kept and call is not giver)
+    left_out = tuple(call for call in calls if call not in kept)
+    if left_out == (giver,):
+        left_out = ()
     hooked = hooked_edges({edge for state in cut.states[1:-1] for edge in state})
     return Chain(tuple(kept), tuple(call_name(call, calls) for call in kept), cut, left_out, hooked)
 

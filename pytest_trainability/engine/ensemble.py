@@ -6,7 +6,7 @@ import math
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -337,14 +337,17 @@ def _record(recipe: Recipe, model: nn.Module, seed: int, *, statistics: bool) ->
     restart()
     args, kwargs = _arguments(inputs)
     try:
-        record = capture(model, args, kwargs, target=target, loss=recipe.loss, statistics=statistics, restart=restart)
+        with _uncompiled():
+            record = capture(
+                model, args, kwargs, target=target, loss=recipe.loss, statistics=statistics, restart=restart
+            )
     except TrainabilityError:
         raise
     except torch.OutOfMemoryError as error:
         raise ModelError(_out_of_memory(model, device)) from error
     except Exception as error:
         raise ModelError(_did_not_run(model, inputs, seed, device, error)) from _without_own_frames(error)
-    if not any(True for _ in tensors_in(record.output)):
+    if record.loss is None and not any(True for _ in tensors_in(record.output)):
         msg = (
             f"the model must return a tensor, or a tuple, list, dict or dataclass with tensors in it. "
             f"{type(model).__name__} returned {type(record.output).__name__}."
@@ -352,6 +355,18 @@ def _record(recipe: Recipe, model: nn.Module, seed: int, *, statistics: bool) ->
         raise ModelError(msg)
     record.inputs = inputs
     return record
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip()
+    return text if text.endswith((".", "!", "?")) else text + "."
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled models as they were written: a compiled region hides its steps. Without a compiler nothing is loaded."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def _without_own_frames(error: Exception) -> Exception:
@@ -420,7 +435,7 @@ def _did_not_run(model: nn.Module, inputs: Any, seed: int, device: torch.device,
         )
     return (
         f"the model must run on its inputs. {type(model).__name__} (seed {seed}, {device}) with inputs {shapes} raised "
-        f"{type(error).__name__}: {error}{hint}"
+        f"{type(error).__name__}: {_sentence(error)}{hint}"
     )
 
 
@@ -429,7 +444,8 @@ def _did_not_run(model: nn.Module, inputs: Any, seed: int, device: torch.device,
 
 def _common(recipe: Recipe, record: Capture, chain: Chain) -> dict[str, Any]:
     left_out = [call for call in chain.left_out if type(call.module) in {type(step.module) for step in chain.steps}]
-    where = f" ({left_out[0].path.rpartition('.')[0]})" if left_out else ""
+    parent = left_out[0].path.rpartition(".")[0] if left_out else ""
+    where = f" ({parent})" if parent else ""
     parameters = list(record.model.parameters())
     dtype = parameters[0].dtype if parameters else next(tensors_in(record.inputs)).dtype
     return {
@@ -468,5 +484,5 @@ def _step_facts(name: str, module: nn.Module, operations: frozenset[str]) -> Ste
     weights = [p for p in module.parameters() if p.dim() >= 2]
     largest = max(weights, key=lambda p: p.numel(), default=None)
     fan_in = 0 if largest is None else math.prod(largest.shape[1:])
-    std = math.nan if largest is None else float(largest.detach().float().std(correction=0))
+    std = math.nan if largest is None else float(largest.detach().abs().float().square().mean().sqrt())
     return StepFacts(name, type(module).__name__, std, fan_in, len(weights), tuple(sorted(operations)))

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["derived_seed", "preserved_generators", "preserved_model", "preserved_world", "seeded"]
+__all__ = [
+    "derived_seed",
+    "preserved_generators",
+    "preserved_model",
+    "preserved_world",
+    "seeded",
+    "seeded_unless_seeded",
+]
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -50,6 +57,16 @@ def preserved_generators() -> Iterator[None]:
             generator = sys.modules["numpy"].random
             stack.callback(generator.set_state, generator.get_state())
         yield
+
+
+@contextmanager
+def seeded_unless_seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generator and put it back afterwards, unless the code inside has seeded it: then it stays so."""
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    yield
+    if torch.default_generator.initial_seed() == seed:
+        torch.default_generator.set_state(state)
 
 
 @contextmanager

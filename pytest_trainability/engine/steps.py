@@ -22,7 +22,7 @@ __all__ = ["StepChoice", "choose_steps"]
 StepChoice: TypeAlias = "str | type[nn.Module] | Sequence[str]"
 
 FEWEST_CALLS = 3
-"""A block is repeated when it is called three times or more."""
+"""A block is repeated when it is called three times or more, or twice as one of a stack of layers."""
 FEW_LIVE, MANY_LIVE = 4, 16
 """Tensors that may be live after a block: first blocks with few are sought (residual streams, a U-Net of four levels),
 then such with many (diffusion U-Nets)."""
@@ -166,8 +166,15 @@ class _Family:
 
     classes: frozenset[type]
     calls: list[Call]
+    stacked: bool = False
+    """Whether all its modules are members of containers, as the layers of a stack are."""
     share: float = 0.0
     live: float = 0.0
+
+    @property
+    def repeated(self) -> bool:
+        """Whether it is called three times or more; of a stack two layers are enough."""
+        return len(self.calls) >= (2 if self.stacked else FEWEST_CALLS)
 
     def surrounds(self, other: _Family) -> bool:
         """Whether most calls of ``other`` are made inside calls of this family."""
@@ -185,7 +192,7 @@ def _inside(call: Call, classes: frozenset[type]) -> bool:
 
 
 def _blocks(record: Capture, graph: Graph) -> list[Call]:
-    families = [family for family in _families(record) if len(family.calls) >= 2]
+    families = [family for family in _families(record) if len(family.calls) > 1]
     reading = [call for family in families for call in family.calls if call.inputs]
     earliest = sorted(reading, key=lambda call: call.start)[:1]
     for family in families:
@@ -195,7 +202,7 @@ def _blocks(record: Capture, graph: Graph) -> list[Call]:
             f for f in families if f.share >= SUBSTANTIAL and _measure_live(record, graph, f, earliest) <= limit
         ]
         candidates = _stacks([f for f in candidates if not _is_beaten(f, candidates)])
-        repeated = any(len(family.calls) >= FEWEST_CALLS for family in candidates)
+        repeated = any(family.repeated for family in candidates)
         calls = [call for call in record.calls if any(type(call.module) in f.classes for f in candidates)]
         # A block inside a block of the same kind belongs to the outer one.
         classes = frozenset(cls for family in candidates for cls in family.classes)
@@ -244,7 +251,11 @@ def _families(record: Capture) -> list[_Family]:
                 merged[cls] = union
     groups = {frozenset(group) for group in merged.values()} | {frozenset({cls}) for cls in by_class}
     ordered = sorted(groups, key=lambda group: (-len(group), sorted(cls.__qualname__ for cls in group)))
-    return [_Family(group, [c for c in record.calls if type(c.module) in group]) for group in ordered]
+    members = {child for module in record.model.modules() if _is_container(module) for child in module.children()}
+    families = [_Family(group, [c for c in record.calls if type(c.module) in group]) for group in ordered]
+    for family in families:
+        family.stacked = all(call.module in members for call in family.calls)
+    return families
 
 
 def _alternating(container: nn.Module, known: Iterable[type]) -> list[type]:
@@ -306,7 +317,7 @@ def _is_beaten(family: _Family, candidates: Iterable[_Family]) -> bool:
     more general one (a hybrid's two kinds of block together beat each alone).
     """
     for other in candidates:
-        if other is family or len(other.calls) < FEWEST_CALLS:
+        if other is family or not other.repeated:
             continue
         if family.classes < other.classes:
             return True
@@ -320,7 +331,7 @@ def _is_beaten(family: _Family, candidates: Iterable[_Family]) -> bool:
             if small is family:
                 return True
             continue
-        if len(family.calls) < FEWEST_CALLS and small is other:
+        if not family.repeated and small is other:
             worse = True
         elif abs(family.live - other.live) > SAME_LIVE:
             worse = other.live < family.live

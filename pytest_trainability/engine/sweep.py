@@ -253,13 +253,14 @@ def find_frame(chain: Chain, batch: int | None, seed: int) -> tuple[Frame, Sweep
 
 def _possible_frames(chain: Chain, batch: int | None) -> list[Frame]:
     shapes = [shape for index in range(len(chain) + 1) for shape, _ in chain.shapes(index)]
-    if any(len(shape) < 2 for shape in shapes):
+    # One dimension alone is one sample's units; beside others it may hold a number per sample (a flow's log-determinant).
+    if any(len(shape) < 1 for shape in shapes) or all(len(shape) < 2 for shape in shapes):
         return []
     frames = []
     if batch is not None and batch > 1:
         if all(shape[0] % batch == 0 for shape in shapes):
             frames.append(Frame(batch, 0))
-        if all(shape[1] == batch for shape in shapes):
+        if all(len(shape) > 1 and shape[1] == batch for shape in shapes):
             frames.append(Frame(batch, 1))
     first = {shape[0] for shape in shapes}
     if len(first) == 1 and (common := first.pop()) > 1 and Frame(common, 0) not in frames:

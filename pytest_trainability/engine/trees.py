@@ -99,6 +99,8 @@ def to_tensor_like(value: Tensor, *, device: torch.device | None, dtype: torch.d
 def norm(tensor: Tensor, dim: int | None = None) -> Tensor:
     """Return the Euclidean norm in float64, where squares of 1e-23 do not vanish; along a dimension, on the CPU."""
     tensor = tensor.detach()
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
     if dim is None and tensor.dtype == torch.float32 and tensor.device.type == "cpu":
         # Three times faster, and as good where squares are far from the ends of float32's range.
         length: Tensor = torch.linalg.vector_norm(tensor)

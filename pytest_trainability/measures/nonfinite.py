@@ -7,6 +7,7 @@ import math
 import torch
 
 from ..engine.ensemble import Run
+from ..engine.trees import norm
 from .measure import Measure
 
 
@@ -26,7 +27,8 @@ def nonfinite(run: Run) -> list[str]:
     if record.loss is not None and not math.isfinite(float(record.loss.detach())):
         found.append("loss")
     for name, gradient in run.parameter_gradients.items():
-        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+        # A norm is finite when every entry is, of a sparse gradient too.
+        if gradient is not None and not math.isfinite(float(norm(gradient))):
             found.append(f"gradient of {name}")
     return found
 

@@ -13,7 +13,7 @@ import pytest
 from . import options
 from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
 from .fixture import RECORDS, trainability
-from .randomness import preserved_generators, seed_generators, seeded_fixture
+from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .summary import SUMMARY, Summary
 
 if TYPE_CHECKING:
@@ -37,6 +37,15 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     options.read(config)
     config.stash[SUMMARY] = Summary(config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Let a module that measures draw the same numbers in every session when it is imported."""
+    with seeded_module(collector):
+        return (yield)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

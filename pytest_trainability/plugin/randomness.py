@@ -9,15 +9,15 @@ from __future__ import annotations
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from .collection import MARKER, MEASURING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    import pytest
-
-__all__ = ["preserved_generators", "seed_generators", "seeded_fixture"]
+__all__ = ["preserved_generators", "seed_generators", "seeded_fixture", "seeded_module"]
 
 SEED = 0
 
@@ -60,3 +60,24 @@ def seeded_fixture(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRe
             yield
     else:
         yield
+
+
+@contextmanager
+def seeded_module(collector: pytest.Collector) -> Iterator[None]:
+    """Seed torch while a test module is imported that measures with it, unless the module seeds it itself."""
+    if not (isinstance(collector, pytest.Module) and _measures(collector)):
+        yield
+        return
+    from ..engine import isolation
+
+    with isolation.seeded_unless_seeded(isolation.derived_seed(SEED, "module")):
+        yield
+
+
+def _measures(module: pytest.Module) -> bool:
+    """Whether the module's text has the name of the marker and fixture, and that of torch."""
+    try:
+        text = module.path.read_bytes()
+    except OSError:
+        return False
+    return MARKER.encode() in text and b"import torch" in text.replace(b"from torch", b"import torch")

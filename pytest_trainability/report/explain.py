@@ -50,11 +50,10 @@ def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
         if not verdict.holds:
             lines += violation_lines(verdict, width=width)
     lines += labelled("along depth", depth_line(record, width - LABEL))
-    if record.leaves_band:
-        lines += labelled("leaves band", f"at {record.leaves_band}, counted from the output", width)
+    lines += labelled("leaves band", record.leaves_band, width)
     for index, line in enumerate(record.cause):
         lines += labelled("likely cause" if index == 0 else "", line, width)
-    for note in (*record.notes, *([f"not on the chain: {record.left_out}"] if record.left_out else [])):
+    for note in (*record.cautions, *record.notes):
         lines += labelled("note", note, width)
     if record.reproduce:
         lines += labelled("reproduce", reproduce_command(record))

@@ -93,6 +93,8 @@ def _rows(
             f"  {'✔' if good else '✘'} {test}  {steps}  {gain}",
             "red" if not good else "yellow" if marginal else "green",
         )
+        for caution in record.cautions:
+            yield from (Line("      " + text, "yellow") for text in labelled("note", caution, width - 6))
         if verbosity > 0:
             yield from (Line("      " + text) for text in _verbose(record, width - 6))
 
@@ -112,7 +114,7 @@ def _verbose(record: CheckRecord, width: int) -> Iterable[str]:
         where = f", worst {verdict.where}" if verdict.where else ""
         yield from labelled(verdict.measure, f"{verdict.value_text}, {bound_text(verdict)}{where}", width)
     yield from labelled("along depth", depth_line(record, width - 18))
-    for note in (*record.notes, *([f"not on the chain: {record.left_out}"] if record.left_out else [])):
+    for note in record.notes:
         yield from labelled("note", note, width)
     yield f"{'took':<14}{record.seconds:.1f} s"
 

@@ -199,10 +199,21 @@ def test_a_wide_fixture_is_the_same_whichever_test_sets_it_up(project: Pytester)
             print("DRAWN", batch.tolist())
         """
     )
-    drawn = {
-        line
-        for names in ([], ["-k", "measures"])
-        for line in project.runpytest_inprocess("-s", *names).outlines
-        if "DRAWN" in line
-    }
-    assert len({line.partition("DRAWN")[2] for line in drawn}) == 1
+    together, alone = (project.runpytest_inprocess("-s", *names).outlines for names in ([], ["-k", "measures"]))
+    assert len({line.partition("DRAWN")[2] for line in (*together, *alone) if "DRAWN" in line}) == 1
+
+
+def test_a_module_draws_the_same_numbers_in_every_session(project: Pytester) -> None:
+    """What a module draws when it is imported is part of the code, too."""
+    project.makepyfile(test_a="import torch\ntorch.randn(5)\ndef test_a():\n    pass")
+    project.makepyfile(
+        test_it="""
+        import torch
+        batch = torch.randn(3)
+
+        def test_measures(trainability):
+            print("DRAWN", batch.tolist())
+        """
+    )
+    runs = [project.runpytest_subprocess("-s", *names).outlines for names in ([], ["test_it.py"])]
+    assert len({line.partition("DRAWN")[2] for lines in runs for line in lines if "DRAWN" in line}) == 1

@@ -36,7 +36,6 @@ def record(*verdicts: VerdictRecord, **changes: Any) -> CheckRecord:
         "name": "",
         "model": "Tower",
         "steps": "4 × Linear",
-        "left_out": "",
         "step_names": ("0", "2", "4", "6"),
         "frame": "per sample",
         "mode": "train",

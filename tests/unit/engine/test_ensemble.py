@@ -16,6 +16,7 @@ from models import BATCH, VOCAB, WIDTH
 from torch import Tensor, nn
 
 from pytest_trainability import measure
+from pytest_trainability.engine import isolation
 from pytest_trainability.engine import sweep as sweep_module
 from pytest_trainability.engine.ensemble import choose_device
 from pytest_trainability.errors import CutError, ModelError, TrainabilityError, UsageError
@@ -745,7 +746,7 @@ def test_layers_that_are_all_dropped_are_said_to_be() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x)
-            if torch.initial_seed() == derived_seed(0, "forward"):
+            if torch.initial_seed() == isolation.derived_seed(0, "forward"):
                 for layer in self.layers:
                     x = layer(x)
             return x
@@ -760,3 +761,99 @@ def test_numbers_that_changed_behind_autograds_back_are_seen() -> None:
     model[0].weight.data.mul_(2)
     with pytest.raises(UsageError, match="have changed since"):
         _ = result.relative_gradient_norm
+
+
+# What a newcomer found -------------------------------------------------------------------------------------------
+
+
+def test_a_loss_may_read_any_output() -> None:
+    class Answer:
+        def __init__(self, y: Tensor) -> None:
+            self.y = y
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+
+        def forward(self, x: Tensor) -> Answer:
+            return Answer(self.layers(x))
+
+    assert math.isfinite(measure(Model, torch.randn(3, 4), loss=lambda answer: answer.y.sum(), seeds=1).log_gain)
+
+
+def test_sparse_gradients_have_norms() -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.head = nn.EmbeddingBag(9, 4, sparse=True), nn.Linear(4, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.bag(ids))
+
+    result = measure(Bag, torch.randint(9, (3, 5)), seeds=1, measures=["nonfinite"])
+    assert result.gradient_norm["bag.weight"] > 0
+    assert not result.nonfinite
+
+
+def test_a_number_per_sample_in_the_state_keeps_samples_apart() -> None:
+    """A flow carries its log-determinant along."""
+
+    class Coupling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
+
+        def forward(self, x: Tensor, volume: Tensor) -> tuple[Tensor, Tensor]:
+            scale = self.net(x[:, :2]).tanh()
+            return torch.cat([x[:, 2:] * scale.exp(), x[:, :2]], 1), volume + scale.sum(1)
+
+    class Flow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.couplings = nn.ModuleList(Coupling() for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            volume = x.sum(1) * 0
+            for coupling in self.couplings:
+                x, volume = coupling(x, volume)
+            return volume - x.square().sum(1)
+
+    result = measure(Flow, torch.randn(5, 4), seeds=1)
+    assert (str(result.steps), result.frame) == ("4 × Coupling", "per sample")
+
+
+def test_a_compiled_model_is_run_as_it_was_written() -> None:
+    compiled = measure(lambda: torch.compile(models.mlp()), FLOATS, seeds=1)
+    assert float(compiled.log_gain) == pytest.approx(float(measure(models.mlp, FLOATS, seeds=1).log_gain))
+
+
+def test_two_layers_of_a_stack_are_blocks() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    assert str(measure(Two, torch.randn(2, 3, 8), seeds=1).steps) == "2 × TransformerEncoderLayer"
+
+
+def test_what_a_detach_cuts_off_is_named() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for index, layer in enumerate(self.layers):
+                x = layer(x.detach() if index == 3 else x).tanh()
+            return x
+
+    result = measure(Cut, torch.randn(2, 4), seeds=1)
+    assert result.steps.description.startswith("2 × Linear")
+    assert result.steps.left_out == "4 × Linear (layers)"
+    assert list(result.unused_parameters)[:2] == ["layers.0.weight", "layers.0.bias"]

@@ -40,19 +40,19 @@ def test_a_failure_says_what_where_why_and_how_to_repeat(make_record: MakeRecord
         good,
         cause=("too small", "make it larger"),
         notes=("tf32",),
-        left_out="2 × Head",
-        leaves_band="4",
+        cautions=("not on the chain: 2 × Head",),
+        leaves_band="at step 3 of 4, 4, counted from the output",
     )
     assert explain(record).splitlines() == [
         "Tower: log_gain out of bounds",
         "  measured       4 × Linear, per sample, train mode, float32 on cpu, seeds 0-3",
         "  log_gain       -14.40 ± 0.30 nats, must lie in [-5, 5]: 9.4 outside",
         "  along depth    6 █▆▅▃▁ 0",
-        "  leaves band    at 4, counted from the output",
+        "  leaves band    at step 3 of 4, 4, counted from the output",
         "  likely cause   too small",
         "                 make it larger",
-        "  note           tf32",
         "  note           not on the chain: 2 × Head",
+        "  note           tf32",
         "  reproduce      pytest test_init.py::test_tower --trainability-seeds=0-3",
     ]
 

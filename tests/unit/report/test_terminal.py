@@ -89,7 +89,7 @@ LONG = {
     "notes": (
         "the samples interact (BatchNorm in training mode), so that one joint frame was used for the whole batch",
     ),
-    "left_out": "12 × TransformerEncoderLayerWithRotaryEmbedding that lie on a second tower",
+    "cautions": ("not on the chain: 12 × TransformerEncoderLayerWithRotaryEmbedding that lie on a second tower",),
 }
 
 
