@@ -271,8 +271,6 @@ class Measurement:
         result = ensemble(self._recipe, self.seeds, needs, lambda run: {m.name: m.read(run) for m in wanted})
         self.seconds += time.perf_counter() - began
         self._ensemble = self._ensemble or result
-        # A model may write to its own parameters (max_norm of an embedding); they were put back, and the counters moved.
-        self._fingerprint = _fingerprint(self._recipe)
         confidence = self._context.confidence or CONFIDENCE
         for m in wanted:
             self._values[m.name] = _assemble(m, [reading[m.name] for reading in result.readings], confidence)
@@ -393,8 +391,8 @@ def _fingerprint(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _sum(tensor: torch.Tensor) -> str:
-    exact = tensor.dtype in {torch.float64, torch.complex64, torch.complex128} or tensor.device.type == "mps"
-    return str((tensor.sum() if exact else tensor.sum(dtype=torch.float64)).item())
+    short = tensor.dtype in {torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8}
+    return str((tensor.float() if short else tensor).sum().item())
 
 
 def _as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:
