@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -171,12 +171,14 @@ def report_peak(name: str, what: str, device: str) -> None:
     if device.startswith("cuda"):
         print(torch.cuda.max_memory_allocated() / 2**20)
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+        print(_resident("VmHWM") - before)
 
 
-def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def _resident(entry: str = "VmRSS") -> float:
+    """Return the process's resident memory in MB, or its peak; getrusage would report the parent's peak, too."""
+    found = re.search(rf"{entry}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 def main() -> None:
