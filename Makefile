@@ -10,7 +10,8 @@ demo: $(VENV)/.demo ## Run the examples: green models, red ones, and the report
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
 
 test: $(VENV)/.test ## Run all tests
-	HF_HUB_OFFLINE=1 $(RUN) pytest --numprocesses=auto
+	# Two workers with two threads each on two cores wait for each other.
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) pytest --numprocesses=auto
 
 lint: $(VENV)/.dev
 	$(RUN) ruff check .
