@@ -9,8 +9,8 @@ INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint c
 demo: $(VENV)/.demo ## Run the examples: green models, red ones, and the report
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
 
+# One thread per worker: two workers with two threads each on two cores wait for each other.
 test: $(VENV)/.test ## Run all tests
-	# Two workers with two threads each on two cores wait for each other.
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) pytest --numprocesses=auto
 
 lint: $(VENV)/.dev

@@ -484,5 +484,16 @@ def _step_facts(name: str, module: nn.Module, operations: frozenset[str]) -> Ste
     weights = [p for p in module.parameters() if p.dim() >= 2]
     largest = max(weights, key=lambda p: p.numel(), default=None)
     fan_in = 0 if largest is None else math.prod(largest.shape[1:])
-    std = math.nan if largest is None else float(largest.detach().abs().float().square().mean().sqrt())
-    return StepFacts(name, type(module).__name__, std, fan_in, len(weights), tuple(sorted(operations)))
+    return StepFacts(
+        name,
+        type(module).__name__,
+        math.nan if largest is None else _standard_deviation(largest),
+        fan_in,
+        len(weights),
+        tuple(sorted(operations)),
+    )
+
+
+def _standard_deviation(weight: Tensor) -> float:
+    values = weight.detach()
+    return float((values if values.is_complex() else values.float()).std(correction=0))

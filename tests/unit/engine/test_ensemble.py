@@ -857,3 +857,23 @@ def test_what_a_detach_cuts_off_is_named() -> None:
     assert result.steps.description.startswith("2 × Linear")
     assert result.steps.left_out == "4 × Linear (layers)"
     assert list(result.unused_parameters)[:2] == ["layers.0.weight", "layers.0.bias"]
+
+
+def test_facts_about_a_step_are_what_they_say() -> None:
+    """The spread of the weights, not their size: constant ones have none, and complex ones have one, too."""
+
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((3, 3), 1 + 1j))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.to(torch.complex64) @ self.weight).real
+
+    def constant() -> nn.Module:
+        layers = [nn.Linear(3, 3), nn.Linear(3, 3)]
+        nn.init.constant_(layers[0].weight, 0.5)
+        return nn.Sequential(*layers, Complex())
+
+    facts = measure(constant, torch.randn(2, 3), seeds=1)._common.facts
+    assert [fact.weight_std == 0 for fact in facts] == [True, False, True]
