@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from .checks.bounds import Bound, BoundLike, as_bound
 from .checks.diagnosis import diagnose
-from .checks.statistics import CONFIDENCE, as_confidence, as_seeds, estimate
-from .checks.verdicts import Value, first_outside, judge
+from .checks.statistics import CONFIDENCE, Level, as_confidence, as_seeds, estimate
+from .checks.verdicts import Value, first_outside, is_settled, judge
 from .engine.ensemble import Ensemble, ModelSource, Recipe, choose_device, ensemble
 from .engine.steps import StepChoice
 from .engine.trees import tensors_in
@@ -143,9 +143,13 @@ def measure_in(
     dtype: torch.dtype | str | None,
     train: bool,
     name: str | None,
-    measures: Sequence[str],
+    measures: Sequence[str] = (),
+    until: Mapping[str, Bound] | None = None,
 ) -> Measurement:
-    """Measure as :func:`measure` does, on behalf of a test; what ``measures`` names is added to the default ones."""
+    """Measure as :func:`measure` does, on behalf of a test.
+
+    With bounds in ``until``, ``seeds`` is a ceiling: no more are drawn once every bound is settled.
+    """
     if not isinstance(model, nn.Module) and not callable(model):
         msg = (
             f"the model must be a torch.nn.Module, a class or a factory without arguments. Got {type(model).__name__}."
@@ -164,9 +168,11 @@ def measure_in(
         train=train,
         threads=context.threads,
     )
-    drawn = as_seeds(seeds)
-    measurement = Measurement(recipe, drawn[:1] if fixed else drawn, name, context)
-    measurement.run([find_measure(wanted, where="measures=") for wanted in (*DEFAULT, *measures, *_ALWAYS)])
+    until = until or {}
+    asked = as_seeds(seeds)
+    measurement = Measurement(recipe, asked[:1] if fixed else asked, name, context)
+    wanted = (find_measure(name, where="measures=") for name in (*DEFAULT, *measures, *until, *_ALWAYS))
+    measurement.run(list(wanted), until=until)
     return measurement
 
 
@@ -189,14 +195,16 @@ class Measurement:
         nonfinite: Names
         unused_parameters: Names
 
-    def __init__(self, recipe: Recipe, seeds: tuple[int, ...], name: str | None, context: Context) -> None:
+    def __init__(self, recipe: Recipe, asked: tuple[int, ...], name: str | None, context: Context) -> None:
         self._recipe = recipe
+        self._asked = asked
         self._context = context
+        self._level = Level(context.confidence or CONFIDENCE)
+        self._readings: dict[str, list[Any]] = {}
         self._values: dict[str, Value] = {}
         self._verdicts: dict[str, VerdictRecord] = {}
         self._fingerprint = _fingerprint(recipe)
         self._ensemble: Ensemble | None = None
-        self.seeds = seeds
         self._name = name or _given_name(recipe.model)
         self.seconds = 0.0
 
@@ -225,6 +233,11 @@ class Measurement:
         return self._name or self._common.model_name
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that were drawn: all that were asked for, or as many as settled the bounds of the test's marker."""
+        return self._common.seeds
+
+    @property
     def steps(self) -> Steps:
         """The steps of the chain, in program order; prints as ``12 × GPT2Block``."""
         return self._common.steps
@@ -232,7 +245,7 @@ class Measurement:
     @property
     def frame(self) -> str:
         """``"per sample"`` (one trajectory per sample) or ``"joint"`` (samples interact)."""
-        return self._common.frame.name
+        return self._common.plan.frame.name
 
     @property
     def mode(self) -> str:
@@ -254,26 +267,81 @@ class Measurement:
         """What a reader of the numbers ought to know."""
         return self._common.notes
 
-    def run(self, wanted: Sequence[Measure]) -> None:
-        """Make the seeded run, again if need be, for what is wanted and not known yet."""
+    def run(self, wanted: Sequence[Measure], *, until: Mapping[str, Bound] | None = None) -> None:
+        """Make the seeded run, again if need be, for what is wanted and not known yet.
+
+        Args:
+            wanted: Measures.
+            until: At the first run, bounds which, once all are settled, make further seeds needless.
+        """
         wanted = [m for m in dict.fromkeys(wanted) if m.name not in self._values]
         if not wanted:
             return
-        if self._ensemble is not None and _fingerprint(self._recipe) != self._fingerprint:
-            msg = (
-                f"{wanted[0].name} was not measured at first, and the module's parameters or the inputs have changed "
-                f"since. Ask for it beforehand (a bound, or measures=[{wanted[0].name!r}] outside pytest), or measure "
-                "again."
+        if self._ensemble is None:
+            # Looking after every seed has its price: intervals that hold whenever one stops.
+            self._level = Level(self._level.confidence, len(self._asked) if until else None)
+            self._ensemble = self._sample(wanted, self._asked, until=until)
+            found = self._ensemble
+        else:
+            self._refuse_changed(wanted[0].name)
+            found = self._sample(wanted, self.seeds)
+        self._readings.update({m.name: [reading[m.name] for reading in found.readings] for m in wanted})
+        self._assemble(wanted)
+
+    def complete(self) -> None:
+        """Draw the seeds that settled bounds have made needless, for whoever wants all that were asked for."""
+        rest = self._asked[len(self.seeds) :]
+        if not rest:
+            return
+        self._refuse_changed("the rest of the seeds")
+        measures = [MEASURES[name] for name in self._readings]
+        found = self._sample(measures, rest)
+        for name, readings in self._readings.items():
+            readings += [reading[name] for reading in found.readings]
+        self._ensemble = replace(self._common, seeds=self._asked, draws=(*self._common.draws, *found.draws))
+        self._assemble(measures)
+
+    def _sample(
+        self, wanted: Sequence[Measure], seeds: Sequence[int], *, until: Mapping[str, Bound] | None = None
+    ) -> Ensemble:
+        bounds = [(MEASURES[name], bound) for name, bound in (until or {}).items()]
+
+        def settled(readings: Sequence[Mapping[str, Any]]) -> bool:
+            return bool(bounds) and all(
+                is_settled(
+                    _assemble(m, [reading[m.name] for reading in readings], self._level), bound, level=self._level
+                )
+                for m, bound in bounds
             )
-            raise UsageError(msg)
+
         needs = frozenset().union(*(m.needs for m in wanted))
         began = time.perf_counter()
-        result = ensemble(self._recipe, self.seeds, needs, lambda run: {m.name: m.read(run) for m in wanted})
+        found = ensemble(
+            self._recipe,
+            seeds,
+            needs,
+            lambda run: {m.name: m.read(run) for m in wanted},
+            known=self._ensemble,
+            enough=settled,
+        )
         self.seconds += time.perf_counter() - began
-        self._ensemble = self._ensemble or result
-        confidence = self._context.confidence or CONFIDENCE
-        for m in wanted:
-            self._values[m.name] = _assemble(m, [reading[m.name] for reading in result.readings], confidence)
+        return found
+
+    def _refuse_changed(self, what: str) -> None:
+        """See that a second run would measure the same.
+
+        Raises:
+            UsageError: The recipe's tensors have changed.
+        """
+        if _fingerprint(self._recipe) != self._fingerprint:
+            msg = (
+                f"{what} was not measured at first, and the module's parameters or the inputs have changed since. Ask for "
+                f"it beforehand (a bound, or measures=[{what!r}] outside pytest), or measure again."
+            )
+            raise UsageError(msg)
+
+    def _assemble(self, measures: Sequence[Measure]) -> None:
+        self._values.update({m.name: _assemble(m, self._readings[m.name], self._level) for m in measures})
         self._context.record(self._to_record(tuple(self._verdicts.values())))
 
     def check(self, **bounds: BoundLike) -> None:
@@ -299,7 +367,9 @@ class Measurement:
             self.run(list(judged))
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
-        verdicts = [judge(m.name, self._values[m.name], bound, scale=m.scale) for m, bound in judged.items()]
+        verdicts = [
+            judge(m.name, self._values[m.name], bound, scale=m.scale, level=self._level) for m, bound in judged.items()
+        ]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
         self._context.record(self._to_record(tuple(self._verdicts.values())))
         if not all(verdict.holds for verdict in verdicts):
@@ -319,6 +389,7 @@ class Measurement:
             device=self.device,
             dtype=self.dtype,
             seeds=self.seeds,
+            asked=self._asked,
             fixed=self._recipe.fixed,
             seconds=self.seconds,
             log_gain=self.log_gain.mean,
@@ -359,11 +430,11 @@ class Measurement:
         return ""
 
 
-def _assemble(m: Measure, readings: Sequence[Any], confidence: float) -> Value:
+def _assemble(m: Measure, readings: Sequence[Any], level: Level) -> Value:
     """Average one measure over seeds."""
 
     def averaged(values: Sequence[float], name: str = "") -> Estimate:
-        return estimate(values, unit=m.unit, name=name, scale=m.scale, confidence=confidence)
+        return estimate(values, unit=m.unit, name=name, scale=m.scale, level=level)
 
     if m.kind == "scalar":
         return averaged(readings)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from numbers import Real
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 __all__ = [
     "CheckRecord",
@@ -88,7 +88,7 @@ class Estimate:
     unit: str = ""
     name: str = ""
     """The element of a profile that this is, such as a parameter's name; empty for a scalar."""
-    scale: str = "linear"
+    scale: Literal["linear", "log"] = "linear"
     """``"log"`` where logarithms are averaged."""
 
     def __float__(self) -> float:
@@ -422,6 +422,8 @@ class VerdictRecord:
     elements: int = 1
     worst: tuple[tuple[str, float], ...] = ()
     """Elements outside the bound, worst first, at most five."""
+    seeds_needed: float = 0
+    """About how many seeds would settle a marginal verdict; infinite where none would, 0 where it is not marginal."""
 
     @property
     def value_text(self) -> str:
@@ -443,6 +445,9 @@ class CheckRecord:
     device: str
     dtype: str
     seeds: tuple[int, ...]
+    """Those that were drawn."""
+    asked: tuple[int, ...]
+    """Those that could have been; fewer are drawn where bounds are settled before."""
     fixed: bool
     """A finished module: one draw of its weights."""
     seconds: float

@@ -8,16 +8,23 @@ from typing import TypeAlias
 
 from ..records import Estimate, Names, Profile, Spectrum, VerdictRecord
 from .bounds import Bound
-from .statistics import estimate
+from .statistics import FIXED, Level, estimate, seeds_to_settle
 
-__all__ = ["Value", "first_outside", "judge"]
+__all__ = ["Value", "first_outside", "is_settled", "judge"]
 
 Value: TypeAlias = "Estimate | Spectrum | Profile | Names"
 
 WORST_SHOWN = 5
 
 
-def judge(measure: str, value: Value, bound: Bound, *, scale: str = "linear") -> VerdictRecord:
+def judge(
+    measure: str,
+    value: Value,
+    bound: Bound,
+    *,
+    scale: str = "linear",
+    level: Level = FIXED,
+) -> VerdictRecord:
     """Judge one measure: the point estimate decides, of a profile every element's.
 
     Args:
@@ -25,11 +32,12 @@ def judge(measure: str, value: Value, bound: Bound, *, scale: str = "linear") ->
         value: What was measured.
         bound: What it must lie in. Of names, their number.
         scale: ``"log"`` makes the margin a logarithm of a ratio.
+        level: Of the intervals that ``value`` has.
 
     Returns:
         The verdict; it describes the worst element. A profile without elements does not hold.
     """
-    elements = _elements(value)
+    elements = _elements(value, level)
     if not elements:
         return VerdictRecord(
             measure=measure,
@@ -48,6 +56,9 @@ def judge(measure: str, value: Value, bound: Bound, *, scale: str = "linear") ->
     ranked = sorted(elements, key=lambda e: _sort_key(_margin(e.mean, bound, scale)))
     outside = [e for e in ranked if not bound.holds(e.mean)]
     worst = ranked[0]
+    needed = [_needed(e, bound, level) for e in (outside or elements)]
+    # A failure is settled by one element that is clearly outside, a pass when all are clearly inside.
+    seeds_needed = min(needed) if outside else max(needed)
     return VerdictRecord(
         measure=measure,
         value=worst.mean,
@@ -58,7 +69,8 @@ def judge(measure: str, value: Value, bound: Bound, *, scale: str = "linear") ->
         low=bound.low,
         high=bound.high,
         holds=not outside,
-        marginal=all(_straddles(e, bound) for e in outside) if outside else any(_straddles(e, bound) for e in elements),
+        marginal=seeds_needed > 0,
+        seeds_needed=seeds_needed,
         margin=_margin(worst.mean, bound, scale),
         where=worst.name,
         violations=len(outside),
@@ -67,11 +79,41 @@ def judge(measure: str, value: Value, bound: Bound, *, scale: str = "linear") ->
     )
 
 
-def _elements(value: Value) -> Sequence[Estimate]:
+def is_settled(value: Value, bound: Bound, *, level: Level) -> bool:
+    """Whether more seeds would not change the verdict: the intervals lie wholly inside the bound, or one wholly outside.
+
+    All elements of a profile must be inside. That one is outside may be an accident among many, so that its interval must
+    be outside at the level that all share (Bonferroni); for the claim that all are inside no such care is needed (Berger,
+    Technometrics 24, 295 (1982)).
+    """
+    elements = _elements(value, level)
+    shared = level.shared(len(elements)) if elements else level
+    return any(_is_outside(e, bound, shared) for e in elements) or all(_is_inside(e, bound) for e in elements)
+
+
+def _is_inside(value: Estimate, bound: Bound) -> bool:
+    return bound.holds(value.low) and bound.holds(value.high)
+
+
+def _is_outside(value: Estimate, bound: Bound, level: Level) -> bool:
+    again = estimate(value.values, scale=value.scale, level=level)
+    if math.isnan(again.low):
+        # One seed tells nothing yet, unless its value is one that no other averages away.
+        return not bound.holds(again.mean) and not _is_averaged(value)
+    below = bound.low is not None and again.high < bound.low
+    above = bound.high is not None and again.low > bound.high
+    return below or above
+
+
+def _is_averaged(value: Estimate) -> bool:
+    return math.isfinite(value.mean) and (value.scale != "log" or value.mean > 0)
+
+
+def _elements(value: Value, level: Level) -> Sequence[Estimate]:
     if isinstance(value, Estimate):
         return [value]
     if isinstance(value, Names):
-        return [estimate([float(count) for count in value.counts], name=", ".join(value.names[:3]))]
+        return [estimate([float(count) for count in value.counts], name=", ".join(value.names[:3]), level=level)]
     return list(value.values()) if isinstance(value, Profile) else list(value)
 
 
@@ -93,10 +135,10 @@ def _sort_key(margin: float) -> float:
     return -math.inf if math.isnan(margin) else margin
 
 
-def _straddles(value: Estimate, bound: Bound) -> bool:
-    """Whether a bound's end lies inside the interval of the estimate."""
-    ends = [end for end in (bound.low, bound.high) if end is not None]
-    return any(value.low < end < value.high for end in ends)
+def _needed(value: Estimate, bound: Bound, level: Level) -> float:
+    """Return how many seeds would settle one element whose interval straddles an end of the bound; 0 where none does."""
+    ends = [end for end in (bound.low, bound.high) if end is not None and value.low < end < value.high]
+    return max((seeds_to_settle(value, end, level=level) for end in ends), default=0)
 
 
 def first_outside(growth: Sequence[float], bound: Bound) -> int | None:

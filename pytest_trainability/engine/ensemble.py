@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +21,7 @@ from ..records import StepFacts, Steps
 from .capture import Call, Capture, Loss, capture
 from .chain import Chain, chain_of, describe, graph_of
 from .graph import Graph
-from .isolation import derived_seed, preserved_model, preserved_world, seeded
+from .isolation import derived_seed, digest_of_generator, preserved_model, preserved_world, seeded
 from .steps import StepChoice, choose_steps
 from .sweep import Frame, Sweep, find_frame, loss_cotangent, random_cotangents, sweep
 from .trees import batch_size, carries_gradient, is_empty, map_tensors, tensors_in, to_tensor_like
@@ -71,29 +71,34 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """What the first seed's run decides for all: which calls are steps, and the frame."""
+
+    calls: frozenset[tuple[str, int]]
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
 class Ensemble:
     """What the runs of a measurement have in common, and what was read from each."""
 
     model_name: str
     """Class of the model."""
     steps: Steps
-    frame: Frame
     mode: str
     device: str
     dtype: str
     facts: tuple[StepFacts, ...]
     """About the first seed's steps, for the likely cause of a failure."""
     notes: tuple[str, ...]
+    plan: Plan
+    seeds: tuple[int, ...]
+    """Those that were run."""
     readings: tuple[Mapping[str, Any], ...]
     """What ``read`` took from each seed's run."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What the first seed's run decides for all: which calls are steps, and the frame."""
-
-    calls: frozenset[tuple[str, int]]
-    frame: Frame
+    draws: tuple[str, ...]
+    """Per seed, a digest of torch's generator once the model was built: equal where as many numbers were drawn alike. Empty
+    for a finished module."""
 
 
 def choose_device(name: str | torch.device | None, *, fixed: bool, worker: int = 0) -> torch.device | None:
@@ -126,8 +131,19 @@ def ensemble(
     seeds: Sequence[int],
     needs: Iterable[Need],
     read: Callable[[Run], Mapping[str, Any]],
+    *,
+    known: Ensemble | None = None,
+    enough: Callable[[Sequence[Mapping[str, Any]]], bool] = lambda readings: False,
 ) -> Ensemble:
     """Run the recipe once per seed and let ``read`` take its numbers from every run.
+
+    Args:
+        recipe: What to run.
+        seeds: One run each, in this order.
+        needs: What ``read`` wants of a run.
+        read: Takes numbers from a run, which is gone afterwards.
+        known: An earlier result of the same recipe: its steps and frame are taken.
+        enough: Asked after each seed, with what was read so far, whether to stop.
 
     The seed alone determines weights, inputs, dropout and cotangents. Weights, inputs and cotangents are drawn on the
     CPU and moved, so that they are the same on every device.
@@ -138,37 +154,46 @@ def ensemble(
     """
     wanted = frozenset(needs)
     readings: list[Mapping[str, Any]] = []
-    plan: _Plan | None = None
+    draws: list[str] = []
+    plan = None if known is None else known.plan
+    common: dict[str, Any] | None = None
     previous: list[weakref.ref[nn.Module]] = []
     for seed in seeds:
         with preserved_world():
             if recipe.threads is not None and recipe.threads < torch.get_num_threads():
                 torch.set_num_threads(recipe.threads)
-            with _model(recipe, seed, previous) as model:
+            with _model(recipe, seed, previous) as (model, drawn):
+                draws.append(drawn)
                 record = _record(recipe, model, seed, statistics="activations" in wanted)
                 graph = graph_of(record)
                 if plan is None:
                     calls = choose_steps(record, graph, recipe.steps)
                     chain = chain_of(record, graph, calls)
-                    frame, known = find_frame(chain, batch_size(record.inputs), seed)
-                    plan = _Plan(frozenset((call.path, call.index) for call in calls), frame)
-                    facts, common = _facts(chain, graph), _common(recipe, record, chain)
+                    frame, first_sweep = find_frame(chain, batch_size(record.inputs), seed)
+                    plan = Plan(frozenset((call.path, call.index) for call in calls), frame)
+                    common = {**_common(recipe, record, chain), "facts": _facts(chain, graph)}
                 else:
                     calls = _planned(plan, record, seed)
-                    chain, known = chain_of(record, graph, calls), None
+                    chain, first_sweep = chain_of(record, graph, calls), None
                 del graph
-                run = Run(seed, record, chain, plan.frame, sweep=known if recipe.exponents == 1 else None)
+                run = Run(seed, record, chain, plan.frame, sweep=first_sweep if recipe.exponents == 1 else None)
                 try:
                     _fulfil(run, recipe, wanted)
                 except torch.OutOfMemoryError as error:
                     raise ModelError(_out_of_memory(model, _device_of(record))) from error
                 readings.append(read(run))
                 del run, record, chain
+        if enough(readings):
+            break
+    ran = tuple(seeds[: len(readings)])
+    if known is not None:
+        return replace(known, seeds=ran, readings=tuple(readings), draws=tuple(draws))
     assert plan is not None, "there is at least one seed"
-    return Ensemble(**common, frame=plan.frame, facts=facts, readings=tuple(readings))
+    assert common is not None
+    return Ensemble(**common, plan=plan, seeds=ran, readings=tuple(readings), draws=tuple(draws))
 
 
-def _planned(plan: _Plan, record: Capture, seed: int) -> list[Call]:
+def _planned(plan: Plan, record: Capture, seed: int) -> list[Call]:
     """Return the calls of this run that are steps; stochastic depth may have left some out.
 
     Raises:
@@ -226,8 +251,9 @@ def _functional(record: Capture, seed: int) -> tuple[list[Tensor], list[Tensor]]
 
 
 @contextmanager
-def _model(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) -> Iterator[nn.Module]:
-    """Yield the model of one seed, placed and in the right mode, and leave the user's own as it was."""
+def _model(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the model of one seed, placed and in the right mode, and what was drawn for it; leave the user's as it was."""
+    drawn = ""
     with ExitStack() as stack:
         if isinstance(recipe.model, nn.Module):
             model = recipe.model
@@ -237,6 +263,7 @@ def _model(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) ->
                 model = _copied(model)
         else:
             model = _build(recipe.model, seed)
+            drawn = digest_of_generator()
             _refuse_unmaterialized(model, fixed=False)
             if any(reference() is model for reference in previous):
                 msg = (
@@ -255,7 +282,7 @@ def _model(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) ->
                 raise ModelError(_out_of_memory(model, recipe.device)) from error
         if model.training != recipe.train:
             model.train(recipe.train)
-        yield model
+        yield model, drawn
 
 
 def _references_of_a_local() -> int:

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 __all__ = [
     "derived_seed",
+    "digest_of_generator",
     "preserved_generators",
     "preserved_model",
     "preserved_world",
@@ -40,6 +41,11 @@ def seeded(seed: int) -> None:
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+def digest_of_generator() -> str:
+    """Return eight hexadecimal digits that tell states of torch's generator on the CPU apart."""
+    return hashlib.sha256(torch.default_generator.get_state().numpy().tobytes()).hexdigest()[:8]
 
 
 @contextmanager

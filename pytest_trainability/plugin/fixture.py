@@ -83,7 +83,7 @@ class Trainability:
                 dtype=_first(dtype, marked.get("dtype"), settings.dtype),
                 train=train,
                 name=name,
-                measures=list(bounds),
+                until=bounds,
             )
         except TrainabilityError as error:
             # What went wrong stands in the message and, where the model raised, in the cause; the way there does not help.

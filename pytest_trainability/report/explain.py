@@ -18,8 +18,10 @@ __all__ = [
     "explain_comparison",
     "explain_lines",
     "labelled",
+    "marginal_text",
     "seeds_text",
     "sparkline",
+    "stopped_early",
     "to_ascii",
 ]
 
@@ -28,6 +30,7 @@ SPARKLINE_WIDTH = 24
 LABEL = 15
 SEEDS_WIDTH = 12
 WORST_SHOWN, WORST_NAMED = 5, 2
+MOST_SEEDS_NAMED = 10_000
 
 
 def explain(record: CheckRecord, *, width: int = 80) -> str:
@@ -61,20 +64,31 @@ def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
 
 
 def measured_on(record: CheckRecord) -> str:
-    """Return ``12 × GPT2Block, per sample, train mode, float32 on cpu, seeds 0-3``."""
-    return ", ".join(
-        (record.steps, record.frame, f"{record.mode} mode", f"{record.dtype} on {record.device}", seeds_text(record))
+    """Return ``12 × GPT2Block, per sample, train mode, float32 on cpu, seeds 0-3, settled after 2``."""
+    settled = f"settled after {len(record.seeds)}" if stopped_early(record) else ""
+    parts = (
+        record.steps,
+        record.frame,
+        f"{record.mode} mode",
+        f"{record.dtype} on {record.device}",
+        seeds_text(record),
     )
+    return ", ".join([*parts, *([settled] if settled else [])])
+
+
+def stopped_early(record: CheckRecord) -> bool:
+    """Whether fewer seeds than could have been were drawn, as the bounds were settled."""
+    return len(record.seeds) < len(record.asked)
 
 
 def seeds_text(record: CheckRecord) -> str:
-    """Return ``seeds 0-3``, ``seed 5`` or ``seeds 0,3,5``."""
+    """Return ``seeds 0-3``, ``seed 5`` or ``seeds 0,3,5``: those that were asked for."""
     if record.fixed:
         return "finished module"
-    written = _ranges(record.seeds)
+    written = _ranges(record.asked)
     if len(written) > SEEDS_WIDTH:
-        return f"{len(record.seeds)} seeds from {record.seeds[0]} to {record.seeds[-1]}"
-    return f"seed{'s' if len(record.seeds) > 1 else ''} {written}"
+        return f"{len(record.asked)} seeds from {record.asked[0]} to {record.asked[-1]}"
+    return f"seed{'s' if len(record.asked) > 1 else ''} {written}"
 
 
 def _ranges(seeds: Sequence[int]) -> str:
@@ -86,7 +100,7 @@ def _ranges(seeds: Sequence[int]) -> str:
 
 def reproduce_command(record: CheckRecord) -> str:
     """Return the command that repeats this check alone."""
-    seeds = _ranges(record.seeds)
+    seeds = _ranges(record.asked)
     # One number would be how many seeds.
     options = (
         []
@@ -102,9 +116,10 @@ def violation_lines(verdict: VerdictRecord, *, width: int = 78) -> list[str]:
     """Return value, bound and margin of one verdict that does not hold, and where it fails worst."""
     if verdict.elements == 0:
         return labelled(verdict.measure, f"nothing was measured, {bound_text(verdict)}: no element to judge")
-    marginal = ", marginal" if verdict.marginal else ""
     lines = labelled(
-        verdict.measure, f"{verdict.value_text}, {bound_text(verdict)}: {_margin_text(verdict)}{marginal}", width
+        verdict.measure,
+        f"{verdict.value_text}, {bound_text(verdict)}: {_margin_text(verdict)}{marginal_text(verdict)}",
+        width,
     )
     if verdict.where:
         if verdict.elements > 1:
@@ -113,6 +128,21 @@ def violation_lines(verdict: VerdictRecord, *, width: int = 78) -> list[str]:
         else:
             lines += labelled("", verdict.where, width)
     return lines
+
+
+def marginal_text(verdict: VerdictRecord) -> str:
+    """Return ``, marginal: about 24 seeds would settle it``, or nothing."""
+    if not verdict.marginal:
+        return ""
+    if verdict.seeds_needed > MOST_SEEDS_NAMED:
+        return ", marginal, and so close that no number of seeds would settle it"
+    return f", marginal: about {_two_digits(verdict.seeds_needed)} seeds would settle it"
+
+
+def _two_digits(count: float) -> int:
+    """Round up to two significant digits: the spread over a few seeds knows no more."""
+    unit: int = 10 ** max(len(str(int(count))) - 2, 0)
+    return math.ceil(count / unit) * unit
 
 
 def bound_text(verdict: VerdictRecord) -> str:

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..records import CheckRecord
-from .explain import bound_text, cut_left, depth_line, explain_lines, labelled, seeds_text, to_ascii
+from .explain import (
+    bound_text,
+    cut_left,
+    depth_line,
+    explain_lines,
+    labelled,
+    marginal_text,
+    seeds_text,
+    stopped_early,
+    to_ascii,
+)
 
 __all__ = ["Line", "section"]
 
@@ -88,11 +98,14 @@ def _rows(
         good = _holds(record, passed)
         cells = cut_left(_title(record), columns[0]), _cut_right(record.steps, columns[1]), _gain(record)
         test, steps, gain = (f"{cell:{align}{size}}" for cell, align, size in zip(cells, "<<>", columns))
-        marginal = any(verdict.marginal for verdict in record.verdicts)
+        marginal = [verdict for verdict in record.verdicts if verdict.holds and verdict.marginal]
         yield Line(
             f"  {'✔' if good else '✘'} {test}  {steps}  {gain}",
             "red" if not good else "yellow" if marginal else "green",
         )
+        for verdict in marginal:
+            text = f"{verdict.value_text}, {bound_text(verdict)}{marginal_text(verdict)}"
+            yield from (Line("      " + line, "yellow") for line in labelled(verdict.measure, text, width - 6))
         for caution in record.cautions:
             yield from (Line("      " + text, "yellow") for text in labelled("note", caution, width - 6))
         if verbosity > 0:
@@ -116,6 +129,8 @@ def _verbose(record: CheckRecord, width: int) -> Iterable[str]:
     yield from labelled("along depth", depth_line(record, width - 18))
     for note in record.notes:
         yield from labelled("note", note, width)
+    if stopped_early(record):
+        yield from labelled("settled", f"after {len(record.seeds)} of {len(record.asked)} seeds", width)
     yield f"{'took':<14}{record.seconds:.1f} s"
 
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from pytest_trainability import UsageError
-from pytest_trainability.checks.statistics import CONFIDENCE, DEFAULT_SEEDS, as_confidence, as_seeds, estimate
+from pytest_trainability.checks.statistics import CONFIDENCE, DEFAULT_SEEDS, Level, as_confidence, as_seeds, estimate
 
 NAN, INF = math.nan, math.inf
 
@@ -20,7 +20,7 @@ NAN, INF = math.nan, math.inf
 @pytest.mark.parametrize("count", [2, 3, 4, 8, 100])
 def test_the_interval_is_students(count: int, confidence: float) -> None:
     values = np.random.default_rng(count).normal(3.0, 2.0, count)
-    e = estimate(values.tolist(), confidence=confidence)
+    e = estimate(values.tolist(), level=Level(confidence))
     low, high = stats.t.interval(confidence, count - 1, loc=values.mean(), scale=stats.sem(values))
     # both are double arithmetic on a handful of numbers; the quantiles come from two roots of scipy
     assert (e.mean, e.low, e.high) == pytest.approx((values.mean(), low, high), rel=1e-9)
@@ -35,10 +35,10 @@ def test_the_interval_covers_as_often_as_it_says(scale: Any) -> None:
     for _ in range(draws):
         values = [generator.gauss(1.0, 0.5) for _ in range(4)]
         if scale == "log":
-            e = estimate([math.exp(v) for v in values], scale="log", confidence=confidence)
+            e = estimate([math.exp(v) for v in values], scale="log", level=Level(confidence))
             covered += e.low <= math.exp(1.0) <= e.high
         else:
-            e = estimate(values, confidence=confidence)
+            e = estimate(values, level=Level(confidence))
             covered += e.low <= 1.0 <= e.high
     assert covered / draws == pytest.approx(confidence, abs=4 * math.sqrt(confidence * (1 - confidence) / draws))
 

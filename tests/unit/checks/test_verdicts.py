@@ -15,7 +15,10 @@ NAN, INF = math.nan, math.inf
 
 
 def one(mean: float, half: float = NAN, **rest: Any) -> Estimate:
-    return Estimate(mean=mean, low=mean - half, high=mean + half, values=(mean,), **rest)
+    """Return an estimate with this half-width, at 99 % of two values where there is one."""
+    spread = half / 63.66
+    values = (mean,) if math.isnan(half) else (mean - spread, mean + spread)
+    return Estimate(mean=mean, low=mean - half, high=mean + half, values=values, **rest)
 
 
 def profile(**means: float) -> Profile:
@@ -68,6 +71,7 @@ def test_the_margin_of_a_scale_is_the_logarithm_of_a_ratio() -> None:
 def test_an_interval_that_straddles_an_end_is_marginal(half: float, bound: Bound, *, marginal: bool) -> None:
     verdict = judge("log_gain", one(1.0, half), bound)
     assert verdict.marginal is marginal
+    assert (verdict.seeds_needed > 2) is marginal
     assert verdict.holds is bound.holds(1.0), "the point estimate decides"
 
 

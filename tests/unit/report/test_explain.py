@@ -21,6 +21,7 @@ from pytest_trainability.report.explain import (
     explain,
     explain_comparison,
     labelled,
+    measured_on,
     reproduce_command,
     seeds_text,
     sparkline,
@@ -105,6 +106,12 @@ def test_seeds_are_written_briefly(make_record: MakeRecord, changes: dict[str, A
     assert seeds_text(make_record(**changes)) == text
 
 
+def test_a_check_that_was_settled_early_says_so(make_record: MakeRecord) -> None:
+    record = make_record(seeds=(0, 1), asked=(0, 1, 2, 3))
+    assert measured_on(record).endswith("seeds 0-3, settled after 2")
+    assert reproduce_command(record).endswith("--trainability-seeds=0-3"), "the same ceiling stops at the same seed"
+
+
 @pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (0,), (5,), (0, 3, 5), (4, 3), (7, 8)])
 def test_the_commands_seeds_are_read_back_as_they_were(make_record: MakeRecord, seeds: tuple[int, ...]) -> None:
     command = reproduce_command(make_record(seeds=seeds))
@@ -124,7 +131,9 @@ def test_the_command_names_what_is_not_the_default(make_record: MakeRecord) -> N
     ("changes", "said"),
     [
         ({}, "-14.40 ± 0.30 nats, must lie in [-5, 5]: 9.4 outside"),
-        ({"marginal": True}, "9.4 outside, marginal"),
+        ({"marginal": True, "seeds_needed": 23}, "9.4 outside, marginal: about 23 seeds would settle it"),
+        ({"marginal": True, "seeds_needed": 1234}, "marginal: about 1300 seeds would settle it"),
+        ({"marginal": True, "seeds_needed": INF}, "marginal, and so close that no number of seeds would settle it"),
         ({"value": NAN}, "nan nats, must lie in [-5, 5]: not a number"),
         ({"value": -INF}, "-inf nats, must lie in [-5, 5]: outside"),
         ({"low": None, "value": 7.0}, "must be ≤ 5: 2 outside"),
