@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checks.bounds import Bound, at_least, at_most, within
-    from .errors import BoundError, CutError, ModelError, TrainabilityError, UsageError
+    from .errors import BaselineError, BoundError, CutError, ModelError, TrainabilityError, UsageError
     from .measurement import Measurement, TrainabilityFailure, measure
     from .plugin.fixture import Trainability
     from .records import Estimate, Names, Profile, Spectrum, Steps
 
 _HOME = {
+    "BaselineError": "errors",
     "Bound": "checks.bounds",
     "BoundError": "errors",
     "CutError": "errors",
@@ -37,6 +38,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BaselineError",
     "Bound",
     "BoundError",
     "CutError",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BoundError", "CutError", "ModelError", "TrainabilityError", "UsageError"]
+__all__ = ["BaselineError", "BoundError", "CutError", "ModelError", "TrainabilityError", "UsageError"]
 
 
 class TrainabilityError(Exception):
@@ -23,3 +23,7 @@ class ModelError(TrainabilityError):
 
 class CutError(TrainabilityError):
     """The autograd graph cannot be taken apart into steps as asked."""
+
+
+class BaselineError(TrainabilityError):
+    """A baseline file that cannot be read or written; what was in it is left alone."""

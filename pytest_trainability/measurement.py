@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .checks.baselines import Entry, NameSet, Recorded, Series
 from .checks.bounds import Bound, BoundLike, as_bound
 from .checks.diagnosis import diagnose
 from .checks.statistics import CONFIDENCE, Level, as_confidence, as_seeds, estimate
+from .checks.tolerances import as_tolerance
 from .checks.verdicts import Value, first_outside, is_settled, judge
 from .engine.ensemble import Ensemble, ModelSource, Recipe, choose_device, ensemble
 from .engine.steps import StepChoice
 from .engine.trees import tensors_in
 from .errors import BoundError, TrainabilityError, UsageError
-from .measures import DEFAULT, MEASURES, Measure, find_measure
-from .records import CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
-from .report.explain import explain
+from .measures import DEFAULT, MEASURES, RECORDED, Measure, find_measure
+from .records import BaselineRecord, CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
+from .report.explain import explain, explain_baseline
 
 __all__ = ["Context", "Measurement", "TrainabilityFailure", "measure", "measure_in"]
 
@@ -55,6 +57,10 @@ class Context:
     reproduce: str = ""
     """Command that repeats the test, but for seeds and device."""
     confidence: float | None = None
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    """By measure, of a comparison with the baseline."""
+    baseline: Callable[[str, Entry, Mapping[str, float]], BaselineRecord] | None = None
+    """Compares the entry of a model with its baseline; None outside pytest."""
 
 
 def measure(
@@ -203,6 +209,7 @@ class Measurement:
         self._readings: dict[str, list[Any]] = {}
         self._values: dict[str, Value] = {}
         self._verdicts: dict[str, VerdictRecord] = {}
+        self._baseline: BaselineRecord | None = None
         self._fingerprint = _fingerprint(recipe)
         self._ensemble: Ensemble | None = None
         self._name = name or _given_name(recipe.model)
@@ -375,6 +382,66 @@ class Measurement:
         if not all(verdict.holds for verdict in verdicts):
             raise TrainabilityFailure(explain(self._to_record(tuple(verdicts))))
 
+    def check_baseline(self, *measures: str, **tolerances: float) -> None:
+        """Compare with the baseline that is committed beside the test, in ``__trainability__/<test module>.json``.
+
+        A change is reported when it is larger than the tolerance of its measure and no accident, in either direction;
+        measures, parameters and steps that have vanished or are new are changes, too. All seeds that were asked for are
+        drawn, even if fewer have settled the bounds. ``--trainability-baseline=new`` records what has no baseline yet,
+        ``update`` what has changed.
+
+        >>> result.check_baseline(log_gain=0.5)  # doctest: +SKIP
+
+        Args:
+            measures: Which to record beside ``log_gain``, ``growth_rate``, ``activation_rms``, ``gradient_norm``,
+                ``unused_parameters`` and those that the test has bounds for.
+            tolerances: By measure, in its unit; of a scale such as ``gradient_norm`` in nats of ratio (0.1 is about ten
+                percent). Over those of the marker, the command line, the ini file and the measure.
+
+        Raises:
+            TrainabilityFailure: It has changed, or there is no baseline.
+            BaselineError: The baseline cannot be read.
+            UsageError: A tolerance is no number, a name no measure, or this is no test.
+        """
+        __tracebackhide__ = True
+        if self._context.baseline is None:
+            msg = (
+                "check_baseline() must be called in a test, on what the trainability fixture has measured: the baseline is "
+                "kept beside the test. Got a measurement of measure()."
+            )
+            raise UsageError(msg)
+        where = f"check_baseline() in {self._context.test}"
+        try:
+            wanted = [find_measure(n, where=where) for n in (*RECORDED, *self._verdicts, *measures, *tolerances)]
+            given = {n: as_tolerance(value, measure=n, where=where) for n, value in tolerances.items()}
+            self.complete()
+            self.run(wanted)
+            entry = self._entry(wanted)
+            allowed = {m.name: m.tolerance for m in MEASURES.values()} | {**self._context.tolerances, **given}
+            self._baseline = self._context.baseline(self._context.name or self.name, entry, allowed)
+        except TrainabilityError as error:
+            raise error.with_traceback(None) from error.__cause__
+        record = self._to_record(tuple(self._verdicts.values()))
+        self._context.record(record)
+        if not self._baseline.holds:
+            raise TrainabilityFailure(explain_baseline(record))
+
+    def _entry(self, measures: Sequence[Measure]) -> Entry:
+        """Return what a baseline records of this measurement."""
+        threads = self._context.threads or torch.get_num_threads()
+        return Entry(
+            environment={
+                "device": torch.device(self.device).type,
+                "dtype": self.dtype,
+                "torch": torch.__version__.partition("+")[0],
+                "threads": str(threads),
+            },
+            conditions={"chain": self.steps.description, "frame": self.frame, "mode": self.mode},
+            seeds=self.seeds,
+            draws=self._common.draws,
+            measures={m.name: _recorded(m, self._readings[m.name]) for m in measures},
+        )
+
     def _to_record(self, verdicts: tuple[VerdictRecord, ...]) -> CheckRecord:
         growth = tuple(e.mean for e in self.growth_rate.values())
         failed = [verdict for verdict in verdicts if not verdict.holds]
@@ -402,6 +469,7 @@ class Measurement:
             notes=self.notes,
             cautions=tuple(self._cautions()),
             reproduce=self._context.reproduce,
+            baseline=self._baseline,
         )
 
     def _is_about_growth(self, verdicts: Sequence[VerdictRecord]) -> bool:
@@ -446,6 +514,18 @@ def _assemble(m: Measure, readings: Sequence[Any], level: Level) -> Value:
     # A step that a seed did not take (stochastic depth) has no value there.
     names = dict.fromkeys(n for reading in readings for n in reading)
     return Profile({n: averaged([reading[n] for reading in readings if n in reading], n) for n in names})
+
+
+def _recorded(m: Measure, readings: Sequence[Any]) -> Recorded:
+    """Take one measure's numbers per seed, as a baseline holds them."""
+    if m.kind == "names":
+        return NameSet(tuple(sorted({name for names in readings for name in names})))
+    if m.kind == "scalar":
+        return Series(m.unit, m.scale, {"": tuple(readings)})
+    if m.kind == "spectrum":
+        readings = [{f"exponent {i}": value for i, value in enumerate(values, 1)} for values in readings]
+    names = dict.fromkeys(name for reading in readings for name in reading)
+    return Series(m.unit, m.scale, {name: tuple(reading.get(name) for reading in readings) for name in names})
 
 
 def _given_name(model: Any) -> str:

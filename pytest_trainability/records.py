@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from numbers import Real
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 __all__ = [
+    "BaselineChange",
+    "BaselineRecord",
+    "BaselineSummary",
     "CheckRecord",
     "Estimate",
     "Names",
@@ -25,6 +28,9 @@ __all__ = [
     "format_number",
     "format_value",
 ]
+
+
+_Record = TypeVar("_Record")
 
 
 def format_number(value: float, digits: int = 3) -> str:
@@ -432,6 +438,77 @@ class VerdictRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class BaselineChange:
+    """One measure, or one element of it, that is not what the baseline says."""
+
+    measure: str
+    kind: Literal["moved", "vanished", "new"]
+    element: str = ""
+    """Which of a profile has moved."""
+    elements: tuple[str, ...] = ()
+    """Which have vanished or are new; empty where the whole measure is."""
+    old: float = math.nan
+    new: float = math.nan
+    shift: float = math.nan
+    """New less old, in nats of ratio for a scale; NaN where one of them is not finite."""
+    tolerance: float = math.nan
+    unit: str = ""
+    scale: str = "linear"
+    considered: int = 1
+    """How many elements were compared."""
+
+    @property
+    def old_to_new(self) -> str:
+        """As in ``+0.22 → +1.77 nats``."""
+        sign = "+" if self.unit.startswith("nats") else ""
+        old, new = (f"{value + 0.0:{sign}.3g}" for value in (self.old, self.new))
+        return " ".join(part for part in (old, "→", new, self.unit) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineRecord:
+    """How one measurement compares with its baseline."""
+
+    status: Literal["same", "changed", "missing", "recorded", "updated"]
+    file: str
+    """From the root of the session."""
+    entry: str
+    """Test, model and environment within the file."""
+    changes: tuple[BaselineChange, ...] = ()
+    recorded_with: str = ""
+    """Conditions of the baseline that differ from those of now."""
+    command: str = ""
+    """That records or updates it."""
+    measures: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the test may pass."""
+        return self.status not in {"changed", "missing"}
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineSummary:
+    """What a session did to the baselines, and what it found there. Files are named from the root of the session."""
+
+    written: tuple[tuple[str, int, int], ...] = ()
+    """File, and how many entries were recorded and how many updated."""
+    withheld: tuple[str, ...] = ()
+    """Tests whose entries were not written, as they did not pass."""
+    unused: tuple[tuple[str, str, str], ...] = ()
+    """File, entry that no test asked for, and the entry without a baseline that has its numbers."""
+    forgotten: tuple[str, ...] = ()
+    """Files whose test module is gone."""
+    stale: tuple[str, ...] = ()
+    """Versions of torch other than this one that entries were recorded with."""
+    pruned: bool = False
+    """Whether what is unused and forgotten was removed."""
+    partial: tuple[str, ...] = ()
+    """Why it was not, although asked for."""
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class CheckRecord:
     """All that a report needs to know about one measurement and its verdicts."""
 
@@ -463,6 +540,8 @@ class CheckRecord:
     """What a green result does not cover: parameters without a gradient, calls that are not on the chain."""
     reproduce: str = ""
     """Command that repeats the test, but for seeds and device."""
+    baseline: BaselineRecord | None = None
+    """None where the test does not ask for it."""
 
     @property
     def log_gain_text(self) -> str:
@@ -471,28 +550,32 @@ class CheckRecord:
 
     @property
     def holds(self) -> bool:
-        """Whether every bound that was judged holds."""
-        return all(verdict.holds for verdict in self.verdicts)
+        """Whether every bound that was judged holds, and the baseline does."""
+        return all(verdict.holds for verdict in self.verdicts) and (self.baseline is None or self.baseline.holds)
 
     def to_plain(self) -> dict[str, Any]:
         """Return dictionaries, lists, strings and numbers only, for another process or a file."""
-        plain = {name: _plain(getattr(self, name)) for name in self.__slots__}
-        plain["verdicts"] = [
-            {name: _plain(getattr(verdict, name)) for name in verdict.__slots__} for verdict in self.verdicts
-        ]
+        plain: dict[str, Any] = _plain(self)
         return plain
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> CheckRecord:
         """Rebuild the record that :meth:`to_plain` wrote."""
-        fields = {name: _frozen(value) for name, value in plain.items() if name != "verdicts"}
-        verdicts = tuple(
-            VerdictRecord(**{name: _frozen(value) for name, value in verdict.items()}) for verdict in plain["verdicts"]
-        )
-        return cls(**fields, verdicts=verdicts)
+        baseline = plain["baseline"]
+        if baseline is not None:
+            changes = tuple(_rebuilt(BaselineChange, change) for change in baseline["changes"])
+            baseline = replace(_rebuilt(BaselineRecord, baseline), changes=changes)
+        verdicts = tuple(_rebuilt(VerdictRecord, verdict) for verdict in plain["verdicts"])
+        return replace(_rebuilt(cls, plain), verdicts=verdicts, baseline=baseline)
+
+
+def _rebuilt(record: type[_Record], plain: Mapping[str, Any]) -> _Record:
+    return record(**{name: _frozen(value) for name, value in plain.items()})
 
 
 def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     # A number of numpy's would not cross to another process.

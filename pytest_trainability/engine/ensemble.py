@@ -21,7 +21,7 @@ from ..records import StepFacts, Steps
 from .capture import Call, Capture, Loss, capture
 from .chain import Chain, chain_of, describe, graph_of
 from .graph import Graph
-from .isolation import derived_seed, digest_of_generator, preserved_model, preserved_world, seeded
+from .isolation import derived_seed, digest, generator_state, preserved_model, preserved_world, seeded
 from .steps import StepChoice, choose_steps
 from .sweep import Frame, Sweep, find_frame, loss_cotangent, random_cotangents, sweep
 from .trees import batch_size, carries_gradient, is_empty, map_tensors, tensors_in, to_tensor_like
@@ -97,8 +97,8 @@ class Ensemble:
     readings: tuple[Mapping[str, Any], ...]
     """What ``read`` took from each seed's run."""
     draws: tuple[str, ...]
-    """Per seed, a digest of torch's generator once the model was built: equal where as many numbers were drawn alike. Empty
-    for a finished module."""
+    """Per seed, a digest of torch's generator once the model was built, and of the inputs' shapes and means: equal where as
+    many numbers were drawn from the same seed for the same inputs."""
 
 
 def choose_device(name: str | torch.device | None, *, fixed: bool, worker: int = 0) -> torch.device | None:
@@ -163,8 +163,8 @@ def ensemble(
             if recipe.threads is not None and recipe.threads < torch.get_num_threads():
                 torch.set_num_threads(recipe.threads)
             with _model(recipe, seed, previous) as (model, drawn):
-                draws.append(drawn)
                 record = _record(recipe, model, seed, statistics="activations" in wanted)
+                draws.append(digest(drawn, *_outlines(record.inputs)))
                 graph = graph_of(record)
                 if plan is None:
                     calls = choose_steps(record, graph, recipe.steps)
@@ -251,9 +251,12 @@ def _functional(record: Capture, seed: int) -> tuple[list[Tensor], list[Tensor]]
 
 
 @contextmanager
-def _model(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the model of one seed, placed and in the right mode, and what was drawn for it; leave the user's as it was."""
-    drawn = ""
+def _model(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) -> Iterator[tuple[nn.Module, bytes]]:
+    """Yield the model of one seed, placed and in the right mode, and the generator's state once it was built.
+
+    The user's own model is left as it was.
+    """
+    drawn = b""
     with ExitStack() as stack:
         if isinstance(recipe.model, nn.Module):
             model = recipe.model
@@ -263,7 +266,7 @@ def _model(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) ->
                 model = _copied(model)
         else:
             model = _build(recipe.model, seed)
-            drawn = digest_of_generator()
+            drawn = generator_state()
             _refuse_unmaterialized(model, fixed=False)
             if any(reference() is model for reference in previous):
                 msg = (
@@ -436,6 +439,14 @@ def _inputs(recipe: Recipe, seed: int, device: torch.device) -> tuple[Any, Any]:
         msg = f"inputs must hold at least one element in every tensor. Got shapes {shapes}: an empty batch cannot be measured."
         raise UsageError(msg)
     return inputs, target
+
+
+def _outlines(inputs: Any) -> Iterator[bytes]:
+    """Tell inputs apart by what arithmetic does not change: their shapes and rounded means."""
+    for tensor in tensors_in(inputs):
+        values = tensor.detach()
+        mean = float((values.abs() if values.is_complex() else values).float().mean())
+        yield f"{tuple(values.shape)} {mean:.4g}".encode()
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

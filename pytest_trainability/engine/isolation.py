@@ -16,7 +16,8 @@ from torch.nn.parameter import is_lazy
 
 __all__ = [
     "derived_seed",
-    "digest_of_generator",
+    "digest",
+    "generator_state",
     "preserved_generators",
     "preserved_model",
     "preserved_world",
@@ -43,9 +44,14 @@ def seeded(seed: int) -> None:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
 
-def digest_of_generator() -> str:
-    """Return eight hexadecimal digits that tell states of torch's generator on the CPU apart."""
-    return hashlib.sha256(torch.default_generator.get_state().numpy().tobytes()).hexdigest()[:8]
+def generator_state() -> bytes:
+    """Return the state of torch's generator on the CPU."""
+    return bytes(torch.default_generator.get_state().numpy())
+
+
+def digest(*parts: bytes) -> str:
+    """Return eight hexadecimal digits that tell what is given apart."""
+    return hashlib.sha256(b"|".join(parts)).hexdigest()[:8]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from . import (
 )
 from .measure import Measure
 
-__all__ = ["DEFAULT", "MEASURES", "Measure", "find_measure"]
+__all__ = ["DEFAULT", "MEASURES", "RECORDED", "Measure", "find_measure"]
 
 MEASURES: dict[str, Measure] = {
     module.MEASURE.name: module.MEASURE
@@ -42,6 +42,9 @@ MEASURES: dict[str, Measure] = {
 
 DEFAULT: tuple[str, ...] = ("lyapunov_max", "gradient_norm", "activation_rms")
 """What is measured when nothing is asked for."""
+
+RECORDED: tuple[str, ...] = ("log_gain", "growth_rate", "activation_rms", "gradient_norm", "unused_parameters")
+"""What a baseline holds beside the measures that a test has bounds for."""
 
 
 def find_measure(name: str, *, where: str = "", known: Iterable[str] = MEASURES) -> Measure:

@@ -19,4 +19,4 @@ def activation_rms(run: Run) -> dict[str, float]:
     return {name: run.record.root_mean_square(state) for name, state in zip(names, run.chain.cut.states)}
 
 
-MEASURE = Measure("activation_rms", "profile", "", "log", frozenset({"activations"}), activation_rms)
+MEASURE = Measure("activation_rms", "profile", "", "log", frozenset({"activations"}), activation_rms, tolerance=0.1)

@@ -19,4 +19,4 @@ def growth_rate(run: Run) -> dict[str, float]:
     return dict(zip(run.chain.names, rates.tolist()))
 
 
-MEASURE = Measure("growth_rate", "profile", "nats", "linear", frozenset({"sweep"}), growth_rate)
+MEASURE = Measure("growth_rate", "profile", "nats", "linear", frozenset({"sweep"}), growth_rate, tolerance=0.05)

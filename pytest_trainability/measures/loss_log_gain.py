@@ -22,4 +22,4 @@ def loss_log_gain(run: Run) -> float:
     return float(run.loss_sweep.sums()[reached, 0].mean())
 
 
-MEASURE = Measure("loss_log_gain", "scalar", "nats", "linear", frozenset({"loss_sweep"}), loss_log_gain)
+MEASURE = Measure("loss_log_gain", "scalar", "nats", "linear", frozenset({"loss_sweep"}), loss_log_gain, tolerance=0.3)

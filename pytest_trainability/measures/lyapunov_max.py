@@ -25,4 +25,4 @@ def lyapunov_max(run: Run) -> float:
     return float(run.sweep.sums()[:, 0].mean()) / len(run.chain)
 
 
-MEASURE = Measure("lyapunov_max", "scalar", "nats/step", "linear", frozenset({"sweep"}), lyapunov_max)
+MEASURE = Measure("lyapunov_max", "scalar", "nats/step", "linear", frozenset({"sweep"}), lyapunov_max, tolerance=0.02)

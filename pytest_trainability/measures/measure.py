@@ -27,6 +27,7 @@ class Measure:
         scale: ``"log"`` averages logarithms over seeds: for positive quantities whose ratio matters.
         needs: What the run must provide.
         read: Takes the number from the run.
+        tolerance: By how much it may differ from a baseline, in its unit; of a ``"log"`` scale in nats of ratio.
     """
 
     name: str
@@ -35,3 +36,4 @@ class Measure:
     scale: Scale
     needs: frozenset[Need]
     read: Callable[[Run], Reading]
+    tolerance: float = 0.0

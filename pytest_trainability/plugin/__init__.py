@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import options
+from .baselines import BASELINES, ENTRIES, Baselines
 from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
 from .fixture import RECORDS, trainability
+from .keeper import COLLECTED, Collected, Keeper, refuse_partial_prune, send_collected
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
-from .summary import SUMMARY, Summary
+from .summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -32,11 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "trainability(**bounds): bounds that every model measured in this test must satisfy, such as "
-        "lyapunov_max=within(0.05); also seeds=, device=, dtype=. Tests that use the trainability fixture carry the "
+        "lyapunov_max=within(0.05); also seeds=, device=, dtype=, tolerances=. Tests that use the trainability fixture carry the "
         "marker by themselves.",
     )
     options.read(config)
-    config.stash[SUMMARY] = Summary(config)
+    refuse_partial_prune(config)
+    config.stash[BASELINES] = Baselines(config)
+    config.stash[COLLECTED] = Collected()
+    if not hasattr(config, "workerinput"):
+        keeper = Keeper(config)
+        config.pluginmanager.register(keeper, "trainability-keeper")
+        config.pluginmanager.register(Summary(config, keeper), "trainability-summary")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -45,18 +53,33 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Let a module that measures draw the same numbers in every session when it is imported."""
     with seeded_module(collector):
-        return (yield)
+        report = yield
+    if isinstance(collector, pytest.Module) and report.passed:
+        collector.config.stash[COLLECTED].add_module(collector.path)
+    return report
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let ``-m trainability`` select every test that uses the fixture."""
     mark_users(item)
+    item.config.stash[COLLECTED].add_test(item)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse unknown measures and impossible bounds before the first test runs, of the tests that are left to run."""
     validate_markers(config, items)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """See which tests are left to run."""
+    session.config.stash[COLLECTED].select(session.items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of xdist, let the controller know what was collected."""
+    if hasattr(session.config, "workeroutput"):
+        send_collected(session.config)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -76,6 +99,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Forget what an earlier run of the same test measured."""
     item.stash[RECORDS] = {}
+    item.stash[ENTRIES] = []
 
 
 @pytest.hookimpl(wrapper=True)
@@ -109,6 +133,7 @@ def pytest_runtest_makereport(
     report = yield
     if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
         report.trainability = [record.to_plain() for record in item.stash[RECORDS].values()]  # type: ignore[attr-defined]
+        report.trainability_entries = item.stash[ENTRIES]  # type: ignore[attr-defined]
     return report
 
 
@@ -119,8 +144,3 @@ def pytest_assertrepr_compare(op: str, left: Any, right: Any) -> list[str] | Non
     from ..report.explain import explain_comparison
 
     return explain_comparison(op, left, right)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Show one line per check, and details of the failures."""
-    config.stash[SUMMARY].write(terminalreporter)

@@ -20,6 +20,7 @@ __all__ = [
     "mark_users",
     "marker_settings",
     "refuse_unmeasured",
+    "tolerances_of",
     "usage_error_of_worker",
     "validate_markers",
 ]
@@ -28,6 +29,7 @@ MARKER = "trainability"
 MEASURING = pytest.StashKey[bool]()
 """Whether a test of this session measures."""
 _MARKER_SETTINGS = ("seeds", "device", "dtype")
+_TOLERANCES = "tolerances"
 
 
 def mark_users(item: pytest.Item) -> None:
@@ -50,8 +52,12 @@ def validate_markers(config: pytest.Config, items: Iterable[pytest.Item]) -> Non
             if any(marker.args or marker.kwargs for marker in item.iter_markers(MARKER)):
                 bounds_of(item)
                 marker_settings(item)
-            elif config.stash[SETTINGS].bounds and item.get_closest_marker(MARKER) is not None:
-                bounds_of(item)
+                tolerances_of(item)
+            elif item.get_closest_marker(MARKER) is not None:
+                if config.stash[SETTINGS].bounds:
+                    bounds_of(item)
+                if config.stash[SETTINGS].tolerances:
+                    tolerances_of(item)
     except UsageError as error:
         if hasattr(config, "workeroutput"):
             config.workeroutput[_WORKER_ERROR] = str(error)
@@ -78,12 +84,17 @@ def refuse_unmeasured(item: pytest.Item, *, measured: bool) -> None:
     Markers of classes and modules may stand above tests that do not measure.
     """
     own = [marker for marker in item.own_markers if marker.name == MARKER]
-    if not measured and any(name not in _MARKER_SETTINGS for marker in own for name in marker.kwargs):
+    if not measured and any(_is_bound(name) for marker in own for name in marker.kwargs):
         pytest.fail(
             "the bounds of the trainability marker must be judged on a model. This test measured none: take the fixture "
             "as an argument and call trainability(model, inputs).",
             pytrace=False,
         )
+
+
+def _is_bound(name: str) -> bool:
+    """Whether a keyword of the marker is a bound."""
+    return name not in {*_MARKER_SETTINGS, _TOLERANCES}
 
 
 def bounds_of(item: pytest.Item) -> dict[str, Bound]:
@@ -105,7 +116,7 @@ def bounds_of(item: pytest.Item) -> dict[str, Bound]:
             msg = f"{where} must have bounds by name, as in trainability(log_gain=within(3)). Got {marker.args[0]!r}."
             raise BoundError(msg)
         for name, value in marker.kwargs.items():
-            if name not in _MARKER_SETTINGS:
+            if _is_bound(name):
                 found[find_measure(name, where=where).name] = as_bound(value, measure=name, where=where)
     return found
 
@@ -127,4 +138,28 @@ def marker_settings(item: pytest.Item) -> dict[str, Any]:
                 except UsageError as error:
                     msg = f"the marker of {item.nodeid}: {error}"
                     raise UsageError(msg) from None
+    return found
+
+
+def tolerances_of(item: pytest.Item) -> dict[str, float]:
+    """Return by how much measures may differ from their baselines: nearest marker first, then command line, then ini file.
+
+    Raises:
+        UsageError: A name is no measure or a value no number; the message says where it stands.
+    """
+    from ..checks.tolerances import as_tolerance
+    from ..errors import UsageError
+    from ..measures import find_measure
+
+    found: dict[str, float] = {}
+    for name, (value, where) in item.config.stash[SETTINGS].tolerances.items():
+        found[find_measure(name, where=where).name] = value
+    for marker in reversed(list(item.iter_markers(MARKER))):
+        where = f"the marker of {item.nodeid}"
+        given = marker.kwargs.get(_TOLERANCES, {})
+        if not isinstance(given, dict):
+            msg = f"{where} must have tolerances by measure, as in tolerances={{'log_gain': 0.5}}. Got {given!r}."
+            raise UsageError(msg)
+        for name, value in given.items():
+            found[find_measure(name, where=where).name] = as_tolerance(value, measure=name, where=where)
     return found

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .collection import bounds_of, marker_settings
+from .baselines import BASELINES
+from .collection import bounds_of, marker_settings, tolerances_of
 from .options import SETTINGS, options_given
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ class Trainability:
         worker = re.search(r"\d+$", os.environ.get("PYTEST_XDIST_WORKER", ""))
         workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
         settings = self._item.config.stash[SETTINGS]
+        command = self._command()
         return context(
             test=self._item.nodeid,
             name=key,
@@ -112,7 +115,9 @@ class Trainability:
             worker=int(worker[0]) if worker else 0,
             threads=max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None,
             confidence=settings.confidence,
-            reproduce=self._command(),
+            reproduce=command,
+            tolerances=tolerances_of(self._item),
+            baseline=partial(self._item.config.stash[BASELINES].check, self._item, command),
         )
 
     def _command(self) -> str:

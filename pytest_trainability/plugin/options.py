@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ..checks.bounds import Bound
 
 __all__ = ["PARSERS", "SETTINGS", "Settings", "declare", "options_given", "read"]
 
 PREFIX = "trainability"
+_Value = TypeVar("_Value")
 
 _DECLARED = (
     ("seeds", "SEEDS", "How many seeds, or which: 8, 0-7 or 0,3,5 (default: 4)."),
@@ -23,6 +24,8 @@ _DECLARED = (
     ("dtype", "DTYPE", "Floating type that models and float inputs are cast to (default: as they are)."),
     ("confidence", "LEVEL", "Confidence of the intervals (default: 0.99)."),
 )
+_TOLERANCES_HELP = "By how much a measure may differ from its baseline, such as 'log_gain = 0.5'."
+BASELINE_MODES = ("check", "new", "update")
 _BOUNDS_HELP = "A bound for every measured model, such as 'lyapunov_max = [-0.05, 0.05]' or 'gradient_norm >= 1e-6'."
 
 
@@ -36,6 +39,15 @@ class Settings:
     confidence: float | None
     bounds: Mapping[str, tuple[Bound, str]]
     """By measure: the bound and where it stands."""
+    tolerances: Mapping[str, tuple[float, str]]
+    """By measure: the tolerance of comparisons with the baseline, and where it stands."""
+    baseline: str
+    """One of :data:`BASELINE_MODES`."""
+    prune: bool
+    measured: str | None
+    """Folder that is to receive what was measured, in the format of the baselines."""
+    require: int
+    """How many checks must run."""
 
 
 SETTINGS = pytest.StashKey[Settings]()
@@ -56,6 +68,45 @@ def declare(parser: pytest.Parser) -> None:
         help=f"{_BOUNDS_HELP} May be given several times.",
     )
     parser.addini(f"{PREFIX}_bounds", f"{_BOUNDS_HELP} One a line.", type="linelist", default=[])
+    group.addoption(
+        f"--{PREFIX}-tolerances",
+        dest=f"{PREFIX}_tolerances",
+        metavar="TOLERANCE",
+        action="append",
+        default=[],
+        help=f"{_TOLERANCES_HELP} May be given several times.",
+    )
+    parser.addini(f"{PREFIX}_tolerances", f"{_TOLERANCES_HELP} One a line.", type="linelist", default=[])
+    group.addoption(
+        f"--{PREFIX}-baseline",
+        dest=f"{PREFIX}_baseline",
+        choices=BASELINE_MODES,
+        default=BASELINE_MODES[0],
+        help="What check_baseline() does: compare (check, the default), also record what has no baseline yet (new), or "
+        "also replace what has changed (update).",
+    )
+    group.addoption(
+        f"--{PREFIX}-prune",
+        dest=f"{PREFIX}_prune",
+        action="store_true",
+        help="Remove baselines that no test asks for any more. Refused where not every test has run.",
+    )
+    group.addoption(
+        f"--{PREFIX}-measured",
+        dest=f"{PREFIX}_measured",
+        metavar="FOLDER",
+        default=None,
+        help="Write what was measured there, in the format of the baselines, for python -m pytest_trainability "
+        "compare and accept.",
+    )
+    group.addoption(
+        f"--{PREFIX}-require",
+        dest=f"{PREFIX}_require",
+        metavar="N",
+        type=int,
+        default=0,
+        help="Fail the session when fewer models were measured.",
+    )
 
 
 def read(config: pytest.Config) -> None:
@@ -68,7 +119,15 @@ def read(config: pytest.Config) -> None:
     for name, _, _ in _DECLARED:
         text, where = _text(config, name)
         values[name] = _parse(name, text, where) if text else None
-    config.stash[SETTINGS] = Settings(**values, bounds=_bounds(config))
+    config.stash[SETTINGS] = Settings(
+        **values,
+        bounds=_bounds(config),
+        tolerances=_tolerances(config),
+        baseline=config.getoption(f"{PREFIX}_baseline"),
+        prune=config.getoption(f"{PREFIX}_prune"),
+        measured=config.getoption(f"{PREFIX}_measured"),
+        require=config.getoption(f"{PREFIX}_require"),
+    )
 
 
 def _text(config: pytest.Config, name: str) -> tuple[str, str]:
@@ -136,26 +195,52 @@ PARSERS = {"seeds": _seeds, "device": _device, "dtype": _dtype, "confidence": _c
 
 def _bounds(config: pytest.Config) -> dict[str, tuple[Bound, str]]:
     """Read the bounds, those of the command line over those of the ini file."""
-    found: dict[str, tuple[Bound, str]] = {}
+
+    def parse(lines: list[str], where: str) -> dict[str, Bound]:
+        from ..checks.bounds import parse_bounds
+
+        return parse_bounds(lines, where=where)
+
+    return _by_measure(config, "bounds", parse)
+
+
+def _tolerances(config: pytest.Config) -> dict[str, tuple[float, str]]:
+    """Read the tolerances, those of the command line over those of the ini file."""
+
+    def parse(lines: list[str], where: str) -> dict[str, float]:
+        from ..checks.tolerances import parse_tolerances
+
+        return parse_tolerances(lines, where=where)
+
+    return _by_measure(config, "tolerances", parse)
+
+
+def _by_measure(
+    config: pytest.Config, name: str, parse: Callable[[list[str], str], dict[str, _Value]]
+) -> dict[str, tuple[_Value, str]]:
+    found: dict[str, tuple[_Value, str]] = {}
     sources = (
-        (config.getini(f"{PREFIX}_bounds"), _ini_place(config, "bounds")),
-        (config.getoption(f"{PREFIX}_bounds"), f"--{PREFIX}-bounds"),
+        (config.getini(f"{PREFIX}_{name}"), _ini_place(config, name)),
+        (config.getoption(f"{PREFIX}_{name}"), f"--{PREFIX}-{name}"),
     )
     for lines, where in sources:
         if lines:
-            from ..checks.bounds import parse_bounds
-            from ..errors import BoundError
+            from ..errors import UsageError
 
             try:
-                found.update({name: (bound, where) for name, bound in parse_bounds(lines, where=where).items()})
-            except BoundError as error:
+                found.update({measure: (value, where) for measure, value in parse(lines, where).items()})
+            except UsageError as error:
                 raise pytest.UsageError(str(error)) from None
     return found
 
 
 def options_given(config: pytest.Config) -> list[str]:
     """Return the options of this session that change a verdict, but for seeds and device."""
-    options = [f"--{PREFIX}-bounds={line}" for line in config.getoption(f"{PREFIX}_bounds")]
+    options = [
+        f"--{PREFIX}-{name}={line}"
+        for name in ("bounds", "tolerances")
+        for line in config.getoption(f"{PREFIX}_{name}")
+    ]
     for name in ("dtype", "confidence"):
         value = config.getoption(f"{PREFIX}_{name}")
         options += [f"--{PREFIX}-{name}={value}"] if value is not None else []

@@ -6,42 +6,57 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .options import SETTINGS
+
 if TYPE_CHECKING:
     from ..records import CheckRecord
+    from .keeper import Keeper
 
-__all__ = ["SUMMARY", "Summary"]
+__all__ = ["Summary"]
 
 
 class Summary:
     """Records of all tests by test and measurement; a test that is run again replaces its own."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, keeper: Keeper) -> None:
+        self._required = config.stash[SETTINGS].require
+        self._collect_only = config.option.collectonly
+        self._keeper = keeper
         self._found: dict[tuple[str, str], tuple[dict[str, Any], bool]] = {}
-        if not hasattr(config, "workerinput"):
-            config.pluginmanager.register(self, "trainability-summary")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the records from a test's report."""
         for plain in getattr(report, "trainability", ()):
             self._found[report.nodeid, plain["name"]] = plain, not report.failed
 
-    def write(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Write the section, where there is something to tell."""
-        if not self._found:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fail a session in which fewer checks ran than are required."""
+        if self._missing() and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _missing(self) -> bool:
+        return len(self._found) < self._required and not self._collect_only
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Show one line per check, details of the failures and what was done to the baselines, where there is something."""
+        baselines = self._keeper.summary
+        if not self._found and not self._missing() and (baselines is None or baselines == type(baselines)()):
             return
         from ..records import CheckRecord
-        from ..report.terminal import section
+        from ..report.terminal import Line, section
+        from ..report.terminal import baselines as lines_of_baselines
 
         checks: list[tuple[CheckRecord, bool]] = [
             (CheckRecord.from_plain(plain), passed) for plain, passed in self._found.values()
         ]
         writer = terminalreporter._tw
-        lines = section(
-            checks,
-            width=writer.fullwidth,
-            verbosity=terminalreporter.verbosity,
-            encoding=getattr(writer._file, "encoding", None) or "ascii",
-        )
+        width, encoding = writer.fullwidth, getattr(writer._file, "encoding", None) or "ascii"
+        lines = section(checks, width=width, verbosity=terminalreporter.verbosity, encoding=encoding) if checks else []
+        if baselines is not None:
+            lines += lines_of_baselines(baselines, width=width, encoding=encoding)
+        if self._missing():
+            lines.append(Line(f"{len(checks)} measured, --trainability-require={self._required}: too few", "red"))
         terminalreporter.ensure_newline()
         terminalreporter.section("trainability")
         for line in lines:
@@ -50,6 +65,3 @@ class Summary:
 
 def _write(terminalreporter: pytest.TerminalReporter, line: Any) -> None:
     terminalreporter.write_line(line.text, **{line.color: True} if line.color else {})
-
-
-SUMMARY = pytest.StashKey[Summary]()

@@ -8,13 +8,16 @@ from numbers import Real
 from typing import Any
 
 from ..checks.bounds import Bound
-from ..records import CheckRecord, Profile, Spectrum, VerdictRecord, format_number
+from ..records import BaselineChange, BaselineRecord, CheckRecord, Profile, Spectrum, VerdictRecord, format_number
 
 __all__ = [
+    "baseline_lines",
     "bound_text",
+    "change_texts",
     "cut_left",
     "depth_line",
     "explain",
+    "explain_baseline",
     "explain_comparison",
     "explain_lines",
     "labelled",
@@ -52,6 +55,8 @@ def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
     for verdict in record.verdicts:
         if not verdict.holds:
             lines += violation_lines(verdict, width=width)
+    if record.baseline is not None and not record.baseline.holds:
+        lines += baseline_lines(record.baseline, width=width)
     lines += labelled("along depth", depth_line(record, width - LABEL))
     lines += labelled("leaves band", record.leaves_band, width)
     for index, line in enumerate(record.cause):
@@ -61,6 +66,66 @@ def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
     if record.reproduce:
         lines += labelled("reproduce", reproduce_command(record))
     return lines
+
+
+def explain_baseline(record: CheckRecord, *, width: int = 80) -> str:
+    """Return the message of a measurement that is not what its baseline says, or that has none."""
+    assert record.baseline is not None
+    missing = record.baseline.status == "missing"
+    head = f"{record.model}: {'no baseline' if missing else 'changed since the baseline'}"
+    lines = [*labelled("measured", measured_on(record), width - 2), *baseline_lines(record.baseline, width=width - 2)]
+    return "\n".join([head, *("  " + line for line in lines)])
+
+
+def baseline_lines(baseline: BaselineRecord, *, width: int) -> list[str]:
+    """Return where the baseline stands, what has changed, old → new, and the command that records it."""
+    what = f"{baseline.entry} in {baseline.file}"
+    if baseline.status == "missing":
+        return [
+            *labelled("baseline", f"must be recorded and committed: none for {what}", width),
+            *labelled("to record", baseline.command),
+        ]
+    recorded = f", recorded with {baseline.recorded_with}" if baseline.recorded_with else ""
+    lines = labelled("baseline", what + recorded, width)
+    for measure in dict.fromkeys(change.measure for change in baseline.changes):
+        changes = [change for change in baseline.changes if change.measure == measure]
+        for text in change_texts(changes):
+            lines += labelled(measure, text, width)
+    if baseline.status == "changed":
+        lines += labelled("if intended", baseline.command)
+    return lines
+
+
+def change_texts(changes: Sequence[BaselineChange]) -> list[str]:
+    """Write what has changed of one measure: what has vanished, what is new, and what has moved, old → new."""
+    texts: list[str] = []
+    for change in changes:
+        if change.kind != "moved":
+            named = ", ".join(change.elements[:WORST_NAMED]) + (", …" if len(change.elements) > WORST_NAMED else "")
+            is_new = "new" if change.kind == "new" else "gone"
+            texts.append(f"{len(change.elements)} {is_new}: {named}" if change.elements else f"{is_new} as a whole")
+    moved = [change for change in changes if change.kind == "moved"]
+    if not moved:
+        return texts
+    if not moved[0].element:
+        return [*texts, f"{moved[0].old_to_new}: {shift_text(moved[0])}"]
+    worst = ", ".join(f"{change.element} ({change.old_to_new})" for change in moved[:WORST_NAMED])
+    more = ", …" if len(moved) > WORST_NAMED else ""
+    return [*texts, f"{len(moved)} of {moved[0].considered} moved, {shift_text(moved[0])}: {worst}{more}"]
+
+
+def shift_text(change: BaselineChange) -> str:
+    """Return ``by +1.55, more than 0.3`` or, for a scale, ``by a factor of 2.1, more than 1.35``."""
+    if not math.isfinite(change.shift):
+        return "finite in one only"
+    if change.scale == "log":
+        factor, most = (format_number(_exp(abs(value))) for value in (change.shift, change.tolerance))
+        return f"{factor} times {'larger' if change.shift > 0 else 'smaller'}, more than {most}"
+    return f"by {format_number(change.shift)}, more than {format_number(change.tolerance)}"
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
 
 
 def measured_on(record: CheckRecord) -> str:
@@ -242,7 +307,7 @@ def explain_comparison(op: str, left: Any, right: Any) -> list[str] | None:
 
 
 _ASCII = str.maketrans(
-    {"±": "+-", "≥": ">=", "≤": "<=", "×": "x", "÷": "/", "−": "-", "–": "-", "·": "|", "…": "..."}
+    {"±": "+-", "≥": ">=", "≤": "<=", "×": "x", "÷": "/", "−": "-", "–": "-", "·": "|", "…": "...", "→": "->", "›": ">"}
     | {"✔": "+", "✘": "x"}
     | dict(zip(BARS, "_.-~=+*#"))
 )

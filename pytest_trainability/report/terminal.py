@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..records import CheckRecord
+from ..records import BaselineRecord, BaselineSummary, CheckRecord
 from .explain import (
     bound_text,
+    change_texts,
     cut_left,
     depth_line,
     explain_lines,
@@ -20,7 +21,7 @@ from .explain import (
     to_ascii,
 )
 
-__all__ = ["Line", "section"]
+__all__ = ["Line", "baselines", "section"]
 
 NARROWEST = 60
 
@@ -41,7 +42,8 @@ def section(
     Args:
         checks: Records, each with whether its test passed.
         width: Columns of the terminal; lines stay within, but for commands to copy.
-        verbosity: Below 0 only failures are listed; above 0 every bound and the course along depth is shown.
+        verbosity: Below 0 only failures and updated baselines are listed; above 0 every bound and the course along depth
+            is shown, too.
         encoding: Of the terminal; where it cannot show the signs, ASCII is used.
 
     Returns:
@@ -50,7 +52,7 @@ def section(
     width = max(width, NARROWEST)
     groups: dict[tuple[str, str], list[tuple[CheckRecord, bool]]] = {}
     for record, passed in checks:
-        if verbosity >= 0 or not _holds(record, passed):
+        if verbosity >= 0 or not _holds(record, passed) or _is_updated(record):
             groups.setdefault((record.test.partition("::")[0], _conditions(record)), []).append((record, passed))
     lines: list[Line] = []
     columns = _widths([record for members in groups.values() for record, _ in members], width) if groups else (0, 0, 0)
@@ -73,9 +75,45 @@ def _shown(line: Line, encoding: str) -> Line:
     return line
 
 
+def baselines(summary: BaselineSummary, *, width: int = 80, encoding: str = "utf-8") -> list[Line]:
+    """Lay out what a session did to the baselines, and what it found there."""
+    lines: list[Line] = []
+
+    def tell(text: str, color: Literal["", "red", "green", "yellow"] = "") -> None:
+        lines.extend(Line(line, color) for line in labelled("baselines", text, max(width, NARROWEST)))
+
+    for file, recorded, updated in summary.written:
+        counts = [f"{count} {what}" for count, what in ((recorded, "recorded"), (updated, "updated")) if count]
+        tell(f"{' and '.join(counts)} in {file}: commit it", "green")
+    for test in summary.withheld:
+        tell(f"not recorded, as it did not pass: {test}", "yellow")
+    verb = "removed, " if summary.pruned else ""
+    for file, entry, renamed in summary.unused:
+        hint = f"; it has the numbers of {renamed}: renamed?" if renamed else ""
+        tell(f"{verb}no test asks for {entry} in {file}{hint}", "" if summary.pruned else "yellow")
+    for file in summary.forgotten:
+        tell(f"{verb}no test module for {file}", "" if summary.pruned else "yellow")
+    if (summary.unused or summary.forgotten) and not summary.pruned and not summary.partial:
+        tell("--trainability-prune removes them")
+    if summary.stale:
+        tell(
+            f"recorded with torch {', '.join(summary.stale)}: --trainability-baseline=update records them again",
+            "yellow",
+        )
+    if summary.partial:
+        tell(f"nothing was pruned, as not every test has told what it needs: {', '.join(summary.partial)}", "red")
+    for error in summary.errors:
+        tell(error, "red")
+    return [_shown(line, encoding) for line in lines]
+
+
 def _holds(record: CheckRecord, passed: bool) -> bool:  # noqa: FBT001
     """A check is good when its bounds hold and its test did not fail for another reason, such as a plain assert."""
     return record.holds and passed
+
+
+def _is_updated(record: CheckRecord) -> bool:
+    return record.baseline is not None and record.baseline.status == "updated"
 
 
 def _conditions(record: CheckRecord) -> str:
@@ -106,10 +144,26 @@ def _rows(
         for verdict in marginal:
             text = f"{verdict.value_text}, {bound_text(verdict)}{marginal_text(verdict)}"
             yield from (Line("      " + line, "yellow") for line in labelled(verdict.measure, text, width - 6))
+        if record.baseline is not None:
+            yield from (Line("      " + text) for text in _baseline(record.baseline, width - 6, verbosity))
         for caution in record.cautions:
             yield from (Line("      " + text, "yellow") for text in labelled("note", caution, width - 6))
         if verbosity > 0:
             yield from (Line("      " + text) for text in _verbose(record, width - 6))
+
+
+def _baseline(baseline: BaselineRecord, width: int, verbosity: int) -> Iterable[str]:
+    """Say what happens to the baseline, old → new, and with ``-v`` also that it is still so."""
+    if baseline.status == "recorded":
+        yield from labelled("baseline", f"recorded: {', '.join(baseline.measures)}", width)
+    elif baseline.status == "updated":
+        yield from labelled("baseline", "updated" if baseline.changes else "recorded again, nothing has changed", width)
+        for measure in dict.fromkeys(change.measure for change in baseline.changes):
+            for text in change_texts([change for change in baseline.changes if change.measure == measure]):
+                yield from labelled(measure, text, width)
+    elif baseline.status == "same" and verbosity > 0:
+        recorded = f", recorded with {baseline.recorded_with}" if baseline.recorded_with else ""
+        yield from labelled("baseline", f"the same{recorded}", width)
 
 
 def _title(record: CheckRecord) -> str:

@@ -46,7 +46,7 @@ TABLE = {
     "report": row(
         "report checks records errors", "pytest", inside="engine measures", third_party_inside="torch jinja2 matplotlib"
     ),
-    "checks": row("checks records errors", third_party_inside="scipy numpy packaging"),
+    "checks": row("checks records errors", third_party_inside="scipy numpy packaging filelock"),
     "measures": row("measures engine records errors", "torch"),
     "engine": row("engine records errors", "torch"),
     "records": row(""),

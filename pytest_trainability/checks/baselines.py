@@ -1,0 +1,253 @@
+"""What was measured once, and whether it still is: entries of a baseline, and their comparison.
+
+A change must be both larger than a tolerance and no accident. Where the same weights were drawn, seeds are compared in
+pairs, and whatever moved has a cause in the code; only arithmetic that a chaotic model has blown up must be told apart.
+Where other weights were drawn, two samples are compared, at odds of one false alarm in :data:`FALSE_ALARMS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal, TypeAlias
+
+from ..records import BaselineChange
+
+__all__ = ["Entry", "NameSet", "Series", "compare", "environment_key"]
+
+FALSE_ALARMS = 1e-4
+"""Probability that unchanged code, measured on other draws, is said to have changed."""
+PAIRED_ERROR = 0.01
+"""Probability that arithmetic alone, where it moves numbers as freely as other weights would, is taken for a change."""
+ROUND_OFF = 10
+"""Elements of a profile this many units of round-off below the largest are compared as if they were there: a gradient
+that is zero but for arithmetic, such as that of a bias which a softmax cancels, differs between any two machines."""
+
+_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One measure's numbers, per seed."""
+
+    unit: str
+    scale: Literal["linear", "log"]
+    values: Mapping[str, tuple[float | None, ...]]
+    """By element, ``""`` for a scalar; None for a seed whose model did not have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NameSet:
+    """Names of what is at fault, over all seeds."""
+
+    names: tuple[str, ...]
+
+
+Recorded: TypeAlias = "Series | NameSet"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What was measured of one model in one test."""
+
+    environment: Mapping[str, str]
+    """Where: ``device`` (its class), ``dtype``, ``torch`` (its version), ``threads``."""
+    conditions: Mapping[str, str]
+    """How: ``chain``, ``frame``, ``mode``. To be read, not compared."""
+    seeds: tuple[int, ...]
+    draws: tuple[str, ...]
+    """A digest per seed of how the weights were drawn and of the inputs."""
+    measures: Mapping[str, Recorded]
+
+    @property
+    def key(self) -> str:
+        """Of the environment, in a file that holds several."""
+        return environment_key(self.environment)
+
+
+def environment_key(environment: Mapping[str, str]) -> str:
+    """Return what tells environments apart whose numbers may differ: ``cpu float32``.
+
+    Versions and threads change arithmetic only, which the tolerance covers.
+    """
+    first = ("device", "dtype")
+    rest = sorted(set(environment) - {*first, "torch", "threads"})
+    return " ".join([*(environment[name] for name in first), *(f"{name}={environment[name]}" for name in rest)])
+
+
+def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[BaselineChange, ...]:
+    """Return what has changed, in the order in which ``new`` names the measures, the largest shift of a profile first.
+
+    Args:
+        old: The baseline.
+        new: What was measured now.
+        tolerances: By measure, in its unit; of a scale in nats of ratio. Above it a significant shift is a change.
+
+    Returns:
+        Shifts, and measures or elements that have vanished or are new. Empty where nothing has changed.
+
+    Source: Student, Biometrika 6, 1 (1908), for pairs; Welch, Biometrika 34, 28 (1947), otherwise. Errors are shared out
+    over measures and, within a measure, over elements (Bonferroni).
+    """
+    pairs = _pairs(old, new)
+    names = list(dict.fromkeys([*new.measures, *old.measures]))
+    error = (PAIRED_ERROR if pairs else FALSE_ALARMS) / len(names) if names else 0.0
+    found: list[BaselineChange] = []
+    for name in names:
+        before, after = old.measures.get(name), new.measures.get(name)
+        if before is None or after is None:
+            found.append(BaselineChange(name, "new" if before is None else "vanished"))
+        elif isinstance(before, NameSet) and isinstance(after, NameSet):
+            found += _renamed(name, before.names, after.names)
+        elif isinstance(before, Series) and isinstance(after, Series):
+            found += _renamed(name, before.values, after.values)
+            shared = [element for element in after.values if element in before.values]
+            test = _Test(pairs, tolerances[name], error / max(len(shared), 1))
+            lows = _round_off(old, before), _round_off(new, after)
+            found += sorted(_shifts(name, shared, before, after, lows, test), key=lambda change: -_size(change))
+        else:
+            found += [BaselineChange(name, "vanished"), BaselineChange(name, "new")]
+    return tuple(found)
+
+
+def _pairs(old: Entry, new: Entry) -> list[tuple[int, int]]:
+    """Return where in both the same weights were drawn from the same seed; nothing where that is not so of all in common."""
+    common = [(old.seeds.index(seed), index) for index, seed in enumerate(new.seeds) if seed in old.seeds]
+    whole = len(common) == min(len(old.seeds), len(new.seeds))
+    alike = all(old.draws[i] == new.draws[j] for i, j in common)
+    return common if whole and alike else []
+
+
+def _renamed(measure: str, before: Iterable[str], after: Iterable[str]) -> Iterator[BaselineChange]:
+    old, new = set(before), set(after)
+    if old - new:
+        yield BaselineChange(measure, "vanished", elements=tuple(sorted(old - new)))
+    if new - old:
+        yield BaselineChange(measure, "new", elements=tuple(sorted(new - old)))
+
+
+def _size(change: BaselineChange) -> float:
+    size = abs(change.shift)
+    return math.inf if math.isnan(size) else size
+
+
+def _round_off(entry: Entry, series: Series) -> float:
+    """Return the smallest value of a positive profile that is more than round-off."""
+    if series.scale != "log" or len(series.values) < 2:
+        return 0.0
+    largest = max(
+        (v for v in chain.from_iterable(series.values.values()) if v is not None and math.isfinite(v)), default=0
+    )
+    return ROUND_OFF * _EPSILON.get(entry.environment["dtype"], 0.0) * largest
+
+
+def _shifts(
+    measure: str,
+    elements: Sequence[str],
+    before: Series,
+    after: Series,
+    lows: tuple[float, float],
+    test: _Test,
+) -> Iterator[BaselineChange]:
+    for element in elements:
+        old = [_on_scale(value, before.scale, lows[0]) for value in before.values[element]]
+        new = [_on_scale(value, before.scale, lows[1]) for value in after.values[element]]
+        shift = test.shift(old, new)
+        if shift is not None:
+            yield BaselineChange(
+                measure,
+                "moved",
+                element=element,
+                old=_mean(before.values[element], before.scale),
+                new=_mean(after.values[element], before.scale),
+                shift=shift,
+                tolerance=test.tolerance,
+                unit=after.unit,
+                scale=before.scale,
+                considered=len(elements),
+            )
+
+
+def _on_scale(value: float | None, scale: str, low: float) -> float | None:
+    if value is None or scale != "log":
+        return value
+    value = max(value, low) if value == value else value
+    return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan
+
+
+def _mean(values: Iterable[float | None], scale: str) -> float:
+    known = [value for value in (_on_scale(v, scale, 0.0) for v in values) if value is not None]
+    mean = sum(known) / len(known) if known else math.nan
+    return math.exp(min(mean, 709.0)) if scale == "log" else mean
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """Whether two lists of numbers differ by more than the tolerance and more than chance."""
+
+    pairs: Sequence[tuple[int, int]]
+    """Of positions in both lists; empty where they are two samples."""
+    tolerance: float
+    error: float
+
+    def shift(self, old: Sequence[float | None], new: Sequence[float | None]) -> float | None:
+        """Return by how much the mean has moved, NaN where finite numbers have become others; None for no change."""
+        if self.pairs:
+            found = [(old[i], new[j]) for i, j in self.pairs]
+            return self._of_pairs([(a, b) for a, b in found if a is not None and b is not None])
+        return self._of_samples([a for a in old if a is not None], [b for b in new if b is not None])
+
+    def _of_pairs(self, pairs: Sequence[tuple[float, float]]) -> float | None:
+        if any(str(a) != str(b) for a, b in pairs if not (math.isfinite(a) and math.isfinite(b))):
+            return math.nan
+        differences = [b - a for a, b in pairs if math.isfinite(a)]
+        if not differences:
+            return None
+        mean, variance = _moments(differences)
+        return self._judged(mean, variance / len(differences), len(differences) - 1)
+
+    def _of_samples(self, old: Sequence[float], new: Sequence[float]) -> float | None:
+        before, after = ([value for value in values if math.isfinite(value)] for values in (old, new))
+        if self._differ_in_finiteness(len(before), len(old), len(after), len(new)):
+            return math.nan
+        if not before or not after:
+            return None
+        (m1, v1), (m2, v2) = _moments(before), _moments(after)
+        n1, n2 = len(before), len(after)
+        if n1 == 1 or n2 == 1:
+            # One draw has the spread of the others, if there are others.
+            return self._judged(m2 - m1, (v1 + v2) * (1 / n1 + 1 / n2), max(n1, n2) - 1)
+        s1, s2 = v1 / n1, v2 / n2
+        degrees = (s1 + s2) ** 2 / (s1**2 / (n1 - 1) + s2**2 / (n2 - 1)) if s1 + s2 > 0 else n1 + n2 - 2
+        return self._judged(m2 - m1, s1 + s2, degrees)
+
+    def _judged(self, shift: float, variance_of_mean: float, degrees: float) -> float | None:
+        if abs(shift) <= self.tolerance:
+            return None
+        if degrees == 0 or variance_of_mean == 0:
+            return shift
+        from scipy.special import stdtr
+
+        chance = 2 * float(stdtr(degrees, -abs(shift) / math.sqrt(variance_of_mean)))
+        return shift if chance < self.error else None
+
+    def _differ_in_finiteness(self, finite_old: int, old: int, finite_new: int, new: int) -> bool:
+        """Whether dead or overflowing networks have become more or fewer than chance allows (Fisher's exact test)."""
+        if finite_old == old and finite_new == new:
+            return False
+        if min(old, new) <= 1:
+            return (finite_old == old) != (finite_new == new)
+        from scipy.stats import fisher_exact
+
+        table = [[finite_old, old - finite_old], [finite_new, new - finite_new]]
+        # A handful of seeds cannot reach a small error even if all died: then all must have.
+        reachable = fisher_exact([[old, 0], [0, new]]).pvalue
+        return bool(fisher_exact(table).pvalue <= max(self.error, reachable))
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and unbiased variance; the variance of one value is 0."""
+    mean = math.fsum(values) / len(values)
+    return mean, math.fsum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)

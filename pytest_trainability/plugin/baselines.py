@@ -1,0 +1,111 @@
+"""``check_baseline()`` in a test: what the committed file says of it, and what the mode makes of that."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .options import SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from ..checks.baseline_files import Contents
+    from ..checks.baselines import Entry
+    from ..records import BaselineRecord
+
+__all__ = ["BASELINES", "ENTRIES", "Baselines"]
+
+ENTRIES = pytest.StashKey[list[dict[str, Any]]]()
+"""What a test asked the baseline for, as plain data that travels with its report."""
+
+
+class Baselines:
+    """The files of this session, read once each. Only the controller writes: see :mod:`.keeper`."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._mode = config.stash[SETTINGS].baseline
+        self._root = config.rootpath
+        self._files: dict[Path, Contents] = {}
+
+    def check(
+        self, item: pytest.Item, command: str, name: str, entry: Entry, tolerances: Mapping[str, float]
+    ) -> BaselineRecord:
+        """Compare an entry of a test with its baseline.
+
+        Args:
+            item: The test.
+            command: That repeats it.
+            name: Of the measurement in the test.
+            entry: What was measured.
+            tolerances: By measure.
+
+        Raises:
+            BaselineError: The file cannot be read.
+        """
+        from ..checks.baseline_files import baseline_path, entry_to_plain
+        from ..checks.baselines import compare
+        from ..records import BaselineRecord
+
+        path = baseline_path(item.path)
+        test = item.nodeid.partition("::")[2]
+        old = self._find(path, test, name, entry)
+        changes = () if old is None else compare(old, entry, tolerances)
+        stale = old is not None and old.environment.get("torch") != entry.environment["torch"]
+        status = self._status(entry, old, changed=bool(changes), stale=stale)
+        item.stash[ENTRIES].append(
+            {
+                "path": str(path),
+                "test": test,
+                "name": name,
+                "status": status,
+                "entry": entry_to_plain(entry),
+                "stale": old.environment.get("torch", "an unknown torch") if stale and old is not None else "",
+            }
+        )
+        mode = "new" if status == "missing" else "update"
+        return BaselineRecord(
+            status=status,  # type: ignore[arg-type]
+            file=os.path.relpath(path, self._root),
+            entry=f"{test} › {name} › {entry.key}",
+            changes=changes,
+            recorded_with="" if old is None else ", ".join(_differences(old, entry)),
+            command=f"{command} --trainability-baseline={mode}",
+            measures=tuple(entry.measures),
+        )
+
+    def _find(self, path: Path, test: str, name: str, entry: Entry) -> Entry | None:
+        """Return the entry of this environment, or in mode check that of another device, which has the same numbers."""
+        from ..checks.baseline_files import read_baselines
+        from ..checks.baselines import environment_key
+
+        if path not in self._files:
+            self._files[path] = read_baselines(path)
+        known = self._files[path].get(test, {}).get(name, {})
+        if entry.key in known or self._mode != "check":
+            return known.get(entry.key)
+        device = {"device": entry.environment["device"]}
+        elsewhere = (e for _, e in sorted(known.items()) if environment_key({**e.environment, **device}) == entry.key)
+        return next(elsewhere, None)
+
+    def _status(self, entry: Entry, old: Entry | None, *, changed: bool, stale: bool) -> str:
+        if old is None:
+            return "missing" if self._mode == "check" else "recorded"
+        if self._mode == "update" and (changed or stale or old.seeds != entry.seeds):
+            return "updated"
+        return "changed" if changed else "same"
+
+
+def _differences(old: Entry, new: Entry) -> list[str]:
+    """Return what was otherwise when the baseline was recorded."""
+    before, after = ({**entry.environment, **entry.conditions} for entry in (old, new))
+    found = [f"{name} {value}" for name, value in before.items() if value != after.get(name)]
+    if old.seeds != new.seeds:
+        found.append(f"{len(old.seeds)} seeds")
+    return found
+
+
+BASELINES = pytest.StashKey[Baselines]()
