@@ -25,6 +25,7 @@ __all__ = [
     "change_baselines",
     "entry_from_plain",
     "entry_to_plain",
+    "module_of",
     "parse_baselines",
     "read_baselines",
     "render_baselines",
@@ -49,6 +50,11 @@ _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 def baseline_path(test_file: Path) -> Path:
     """Return where the baselines of a test module are kept."""
     return test_file.parent / FOLDER / f"{test_file.stem}.json"
+
+
+def module_of(path: Path) -> Path:
+    """Return the test module whose baselines a file holds: the way back from :func:`baseline_path`."""
+    return path.parent.parent / f"{path.stem}.py"
 
 
 def with_entry(contents: Contents, test: str, name: str, entry: Entry) -> Contents:

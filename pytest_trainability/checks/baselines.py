@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 from ..records import BaselineChange
 
-__all__ = ["Entry", "NameSet", "Series", "compare", "environment_key"]
+__all__ = ["Entry", "NameSet", "Recorded", "Series", "compare", "environment_key", "find_entry"]
 
 FALSE_ALARMS = 1e-4
 """Probability that unchanged code, measured on other draws, is said to have changed."""
@@ -77,13 +77,26 @@ def environment_key(environment: Mapping[str, str]) -> str:
     return " ".join([*(environment[name] for name in first), *(f"{name}={environment[name]}" for name in rest)])
 
 
+def find_entry(entries: Mapping[str, Entry], new: Entry) -> Entry | None:
+    """Return, of the entries of one measurement by environment, the one to compare with.
+
+    Where none was recorded on this kind of device, another one's numbers are the same up to arithmetic.
+    """
+    if new.key in entries:
+        return entries[new.key]
+    device = {"device": new.environment["device"]}
+    elsewhere = (e for _, e in sorted(entries.items()) if environment_key({**e.environment, **device}) == new.key)
+    return next(elsewhere, None)
+
+
 def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[BaselineChange, ...]:
     """Return what has changed, in the order in which ``new`` names the measures, the largest shift of a profile first.
 
     Args:
         old: The baseline.
         new: What was measured now.
-        tolerances: By measure, in its unit; of a scale in nats of ratio. Above it a significant shift is a change.
+        tolerances: By measure, in its unit; of a scale in nats of ratio; 0 where there is none. Above it a
+            significant shift is a change.
 
     Returns:
         Shifts, and measures or elements that have vanished or are new. Empty where nothing has changed.
@@ -104,7 +117,7 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
         elif isinstance(before, Series) and isinstance(after, Series):
             found += _renamed(name, before.values, after.values)
             shared = [element for element in after.values if element in before.values]
-            test = _Test(pairs, tolerances[name], error / max(len(shared), 1))
+            test = _Test(pairs, tolerances.get(name, 0.0), error / max(len(shared), 1))
             lows = _round_off(old, before), _round_off(new, after)
             found += sorted(_shifts(name, shared, before, after, lows, test), key=lambda change: -_size(change))
         else:

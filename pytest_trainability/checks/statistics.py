@@ -29,8 +29,8 @@ class Level:
     With a ceiling the intervals at n = 2, 3, …, N form a confidence sequence: whoever looks after each seed and stops when
     it pleases is still wrong with probability ``α = 1 - confidence`` at most. Each is Student's, and a union bound over
     the looks divides α: half is kept for the last look, where the verdicts fall that are not clear; the looks before it
-    share the other half in proportion to ``1 / (n (n - 1))``, so that a clear case is settled by two or three seeds. At
-    so few seeds this is narrower than sequences made for long samples (Wang & Ramdas, arXiv:2310.03722).
+    share the other half in proportion to ``1 / (n (n - 1))``, so that a clear case is settled by two or three seeds. A
+    martingale for that half (Wang & Ramdas, arXiv:2310.03722) would not be narrower at so few seeds.
 
     Source: Darling & Robbins, PNAS 58, 66 (1967), for confidence sequences; Jennison & Turnbull, J. R. Stat. Soc. B 51, 305
     (1989), for repeated intervals up to a ceiling; Lan & DeMets, Biometrika 70, 659 (1983), for spending the error.

@@ -78,18 +78,14 @@ class Baselines:
         )
 
     def _find(self, path: Path, test: str, name: str, entry: Entry) -> Entry | None:
-        """Return the entry of this environment, or in mode check that of another device, which has the same numbers."""
+        """Return the entry to compare with; what shall be recorded is compared with its own environment's only."""
         from ..checks.baseline_files import read_baselines
-        from ..checks.baselines import environment_key
+        from ..checks.baselines import find_entry
 
         if path not in self._files:
             self._files[path] = read_baselines(path)
         known = self._files[path].get(test, {}).get(name, {})
-        if entry.key in known or self._mode != "check":
-            return known.get(entry.key)
-        device = {"device": entry.environment["device"]}
-        elsewhere = (e for _, e in sorted(known.items()) if environment_key({**e.environment, **device}) == entry.key)
-        return next(elsewhere, None)
+        return find_entry(known, entry) if self._mode == "check" else known.get(entry.key)
 
     def _status(self, entry: Entry, old: Entry | None, *, changed: bool, stale: bool) -> str:
         if old is None:
@@ -101,7 +97,7 @@ class Baselines:
 
 def _differences(old: Entry, new: Entry) -> list[str]:
     """Return what was otherwise when the baseline was recorded."""
-    before, after = ({**entry.environment, **entry.conditions} for entry in (old, new))
+    before, after = ({**entry.environment, **entry.conditions, "threads": ""} for entry in (old, new))
     found = [f"{name} {value}" for name, value in before.items() if value != after.get(name)]
     if old.seeds != new.seeds:
         found.append(f"{len(old.seeds)} seeds")

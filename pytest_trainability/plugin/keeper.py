@@ -256,11 +256,11 @@ class Keeper:
 
     def _forgotten(self) -> list[Path]:
         """Return the baselines beside collected modules whose own module is gone."""
-        from ..checks.baseline_files import FOLDER
+        from ..checks.baseline_files import FOLDER, module_of
 
         folders = {module.parent for module in self._collected.modules}
         files = (path for folder in folders for path in (folder / FOLDER).glob("*.json"))
-        return sorted(path for path in files if not (path.parent.parent / f"{path.stem}.py").exists())
+        return sorted(path for path in files if not module_of(path).exists())
 
     def _renamed(self, path: Path, test: str, name: str) -> str:
         """Return the entry without a baseline that has the very numbers of an unused one."""

@@ -23,9 +23,11 @@ __all__ = [
     "labelled",
     "marginal_text",
     "seeds_text",
+    "shown_in",
     "sparkline",
     "stopped_early",
     "to_ascii",
+    "visible",
 ]
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -274,12 +276,17 @@ def labelled(label: str, text: str, width: int = 0) -> list[str]:
     if not text:
         return []
     lines = [""]
-    for word in text.split(" "):
+    for word in visible(text).split(" "):
         if width and lines[-1] and len(lines[-1]) + len(word) + 1 > width - LABEL:
             lines.append("")
         lines[-1] += (" " if lines[-1] else "") + word
     head = [label] if len(label) >= LABEL else []
     return head + [f"{label if i == 0 and not head else '':<{LABEL - 1}} {line}" for i, line in enumerate(lines)]
+
+
+def visible(text: str) -> str:
+    """Escape what a terminal would obey: names may come from a file that somebody else wrote."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def explain_comparison(op: str, left: Any, right: Any) -> list[str] | None:
@@ -311,6 +318,15 @@ _ASCII = str.maketrans(
     | {"✔": "+", "✘": "x"}
     | dict(zip(BARS, "_.-~=+*#"))
 )
+
+
+def shown_in(text: str, encoding: str) -> str:
+    """Return the text as it is where it can be written in an encoding, else in ASCII."""
+    try:
+        text.encode(encoding)
+    except (UnicodeError, LookupError):
+        return to_ascii(text)
+    return text
 
 
 def to_ascii(text: str) -> str:

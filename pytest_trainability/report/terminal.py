@@ -17,8 +17,8 @@ from .explain import (
     labelled,
     marginal_text,
     seeds_text,
+    shown_in,
     stopped_early,
-    to_ascii,
 )
 
 __all__ = ["Line", "baselines", "section"]
@@ -64,15 +64,7 @@ def section(
         if not _holds(record, passed):
             lines += _details(record, width)
     lines.append(_total(checks))
-    return [_shown(line, encoding) for line in lines]
-
-
-def _shown(line: Line, encoding: str) -> Line:
-    try:
-        line.text.encode(encoding)
-    except (UnicodeError, LookupError):
-        return Line(to_ascii(line.text), line.color)
-    return line
+    return [Line(shown_in(line.text, encoding), line.color) for line in lines]
 
 
 def baselines(summary: BaselineSummary, *, width: int = 80, encoding: str = "utf-8") -> list[Line]:
@@ -104,7 +96,7 @@ def baselines(summary: BaselineSummary, *, width: int = 80, encoding: str = "utf
         tell(f"nothing was pruned, as not every test has told what it needs: {', '.join(summary.partial)}", "red")
     for error in summary.errors:
         tell(error, "red")
-    return [_shown(line, encoding) for line in lines]
+    return [Line(shown_in(line.text, encoding), line.color) for line in lines]
 
 
 def _holds(record: CheckRecord, passed: bool) -> bool:  # noqa: FBT001

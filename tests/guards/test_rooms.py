@@ -52,6 +52,7 @@ TABLE = {
     "records": row(""),
     "errors": row(""),
     "measurement": row("checks engine measures report records errors", "torch"),
+    "__main__": row("plugin"),
     "__init__": row("", inside=f"report checks records errors {HEAVY}"),
 }
 BANNED_FILES = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}

@@ -72,6 +72,19 @@ def test_the_error_is_spent_over_all_sizes(ceiling: int) -> None:
     assert 1 - level.at(ceiling) == pytest.approx(0.005 if ceiling > 2 else 0.01)
 
 
+def test_a_martingale_would_not_be_narrower() -> None:
+    """The scale-invariant likelihood ratio with a Gaussian mixture over the effect (Wang & Ramdas, arXiv:2310.03722, section
+    3), given the half of the error that the looks before the last share, and tuned for three seeds."""
+    level = Level(0.99, 8)
+    error = (1 - level.confidence) / 2
+    c2 = error / math.sqrt(3)
+    for n in range(2, 8):
+        q = (error**2 * c2 / (n + c2)) ** (1 / n)
+        room = (n + c2) * q - c2
+        martingale = math.sqrt((1 - q) * (n + c2) / room * (n - 1) / n) if room > 0 else math.inf
+        assert stats.t.ppf((1 + level.at(n)) / 2, n - 1) / math.sqrt(n) < martingale
+
+
 def first_settled(values: Sequence[float], bound: Bound, level: Level) -> int | None:
     for n in range(1, len(values) + 1):
         if is_settled(estimate(values[:n], level=level), bound, level=level):

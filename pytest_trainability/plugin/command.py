@@ -1,0 +1,186 @@
+"""What another machine has measured, compared with the committed baselines and accepted without running it again.
+
+A session with ``--trainability-measured=FOLDER`` leaves all that ``check_baseline()`` measured there, in the format of the
+baselines and under the paths that they have below the root. A job of continuous integration keeps the folder as an artifact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..checks.baseline_files import Contents
+    from ..checks.baselines import Entry
+    from ..records import BaselineChange
+
+__all__ = ["main"]
+
+DIFFERS, CANNOT = 1, 2
+"""Exit statuses: something has changed or is new; something cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One entry that is not what its baseline says, or has none."""
+
+    test: str
+    name: str
+    entry: Entry
+    changes: tuple[BaselineChange, ...]
+    """Empty where there is no baseline."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        Exit status: 0 where nothing differs or all was accepted, 1 where ``compare`` finds a difference, 2 where a file,
+        folder or tolerance cannot be used; then nothing has been written.
+    """
+    from ..errors import TrainabilityError
+
+    options = _parser().parse_args(arguments)
+    try:
+        found = {path: differences for path, differences in _differences(options) if differences}
+        for path, differences in found.items():
+            _print(os.path.relpath(path, options.root), differences)
+        if not found:
+            print("Nothing has changed.")
+        if options.command == "compare":
+            return DIFFERS if found else 0
+        for path, differences in found.items():
+            _accept(path, differences)
+    except TrainabilityError as error:
+        print(f"pytest_trainability: {error}", file=sys.stderr)
+        return CANNOT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pytest_trainability", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("compare", "Print what differs from the committed baselines, old → new. Exit status 1 where something does."),
+        ("accept", "Put what differs in the place of the committed baselines."),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("measured", type=Path, help="Folder that --trainability-measured has filled.")
+        command.add_argument(
+            "--root", type=Path, default=Path(), help="Root of the project (default: the current folder)."
+        )
+        command.add_argument(
+            "--tolerances",
+            action="append",
+            default=[],
+            metavar="TOLERANCE",
+            help="By how much a measure may differ, such as 'log_gain = 0.5'. May be given several times.",
+        )
+    return parser
+
+
+def _differences(options: argparse.Namespace) -> Iterator[tuple[Path, list[Difference]]]:
+    """Compare every file of the folder with the one of the same path below the root."""
+    from ..checks.baseline_files import read_baselines
+
+    tolerances = _tolerances(options.tolerances)
+    files = _files(options.measured)
+    if not files:
+        from ..errors import UsageError
+
+        msg = f"{options.measured} must hold what a session with --trainability-measured has left. There is no baseline in it."
+        raise UsageError(msg)
+    for relative in files:
+        target = _target(options.root, relative)
+        measured, committed = read_baselines(options.measured / relative), read_baselines(target)
+        yield target, list(_differing(measured, committed, tolerances))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the baselines in a folder, by their paths in it; links are not followed."""
+    from ..checks.baseline_files import FOLDER
+
+    found = []
+    for parent, _, names in os.walk(folder):
+        if Path(parent).name == FOLDER:
+            found += [Path(parent, name).relative_to(folder) for name in names if name.endswith(".json")]
+    return sorted(found)
+
+
+def _target(root: Path, relative: Path) -> Path:
+    """Return where the baseline of a measured file is kept.
+
+    Raises:
+        BaselineError: There is no test module beside it, or it lies outside the root.
+    """
+    from ..checks.baseline_files import module_of
+    from ..errors import BaselineError
+
+    target = root / relative
+    module = module_of(target)
+    if not module.is_file():
+        msg = f"{relative}: a baseline must stand beside its test module. There is no {module}; is --root right?"
+        raise BaselineError(msg)
+    if not module.resolve().is_relative_to(root.resolve()):
+        msg = f"{relative}: a baseline must lie below {root.resolve()}. {module} leads to {module.resolve()}."
+        raise BaselineError(msg)
+    return target
+
+
+def _tolerances(lines: list[str]) -> dict[str, float]:
+    from ..checks.tolerances import parse_tolerances
+    from ..measures import MEASURES, find_measure
+
+    given = parse_tolerances(lines, where="--tolerances")
+    known = {measure.name: measure.tolerance for measure in MEASURES.values()}
+    return known | {find_measure(name, where="--tolerances").name: value for name, value in given.items()}
+
+
+def _differing(measured: Contents, committed: Contents, tolerances: Mapping[str, float]) -> Iterator[Difference]:
+    from ..checks.baselines import compare, find_entry
+
+    for test, names in measured.items():
+        for name, entries in names.items():
+            for entry in entries.values():
+                old = find_entry(committed.get(test, {}).get(name, {}), entry)
+                changes = () if old is None else compare(old, entry, tolerances)
+                if old is None or changes:
+                    yield Difference(test, name, entry, changes)
+
+
+def _print(file: str, differences: Sequence[Difference]) -> None:
+    from ..report.explain import change_texts, labelled, shown_in, visible
+
+    width = shutil.get_terminal_size().columns - 4
+    lines = [visible(file)]
+    for difference in differences:
+        new = "" if difference.changes else ": new"
+        lines.append(visible(f"  {difference.test} › {difference.name} › {difference.entry.key}{new}"))
+        for measure in dict.fromkeys(change.measure for change in difference.changes):
+            for text in change_texts([change for change in difference.changes if change.measure == measure]):
+                lines += ["    " + line for line in labelled(measure, text, width)]
+    print(*(shown_in(line, sys.stdout.encoding) for line in lines), sep="\n")
+
+
+def _accept(path: Path, differences: Sequence[Difference]) -> None:
+    from ..checks.baseline_files import change_baselines
+
+    change_baselines(path, _with(differences))
+    print(f"{path}: {len(differences)} accepted.")
+
+
+def _with(differences: Sequence[Difference]) -> Callable[[Contents], Contents]:
+    from ..checks.baseline_files import with_entry
+
+    def change(contents: Contents) -> Contents:
+        for difference in differences:
+            contents = with_entry(contents, difference.test, difference.name, difference.entry)
+        return contents
+
+    return change

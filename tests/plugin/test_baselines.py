@@ -1,0 +1,512 @@
+"""Baselines as a user meets them: record, check, update, rename, prune, accept."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_trainability.plugin import command
+
+if TYPE_CHECKING:
+    from _pytest.pytester import Pytester, RunResult
+
+SUITE = """
+import os
+import pytest, torch
+from torch import nn
+from small_nets import images
+
+GAIN = float(os.environ.get("GAIN", "1"))
+
+
+def tower(depth=6, gain=None):
+    def build():
+        model = nn.Sequential(*[layer for _ in range(depth) for layer in (nn.Linear(8, 8), nn.Tanh())])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(GAIN if gain is None else gain)
+        return model
+    return build
+
+
+def test_tower(trainability):
+    trainability(tower(), images, seeds=8).check_baseline()
+
+
+@pytest.mark.parametrize("depth", [3, 5])
+def test_depth(trainability, depth):
+    trainability(tower(depth), images, seeds=8).check_baseline()
+
+
+class TestTwo:
+    def test_both(self, trainability):
+        trainability(tower(2), images, seeds=8, name="shallow").check_baseline()
+        trainability(tower(4), images, seeds=8, name="deep").check_baseline()
+"""
+
+
+@pytest.fixture
+def suite(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
+    """A project with five baselines to record, whose towers obey the environment variable GAIN."""
+    monkeypatch.delenv("GAIN", raising=False)
+    project.makepyfile(test_suite=SUITE)
+    return project
+
+
+@pytest.fixture
+def recorded(suite: Pytester) -> Pytester:
+    """The same project with the baselines recorded."""
+    assert run(suite, "--trainability-baseline=new").ret == 0
+    return suite
+
+
+def run(project: Pytester, *args: str) -> RunResult:
+    return project.runpytest_inprocess("-p", "no:xdist", *args)
+
+
+def file(project: Pytester, name: str = "test_suite") -> Path:
+    return project.path / "__trainability__" / f"{name}.json"
+
+
+def entries(project: Pytester, name: str = "test_suite") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file(project, name).read_text(encoding="utf-8"))["tests"]
+    return found
+
+
+def told(result: RunResult) -> str:
+    """Return the output with wrapped lines joined."""
+    return re.sub(r"\s+", " ", result.stdout.str())
+
+
+def test_a_missing_baseline_fails_and_says_how_to_record_it(suite: Pytester) -> None:
+    result = run(suite)
+    result.assert_outcomes(failed=4)
+    assert not file(suite).exists()
+    text = told(result)
+    assert "no baseline" in text
+    assert "none for test_tower › build › cpu float32 in __trainability__/test_suite.json" in text
+    assert "pytest test_suite.py::test_tower --trainability-baseline=new" in text
+
+
+def test_recorded_baselines_hold(recorded: Pytester) -> None:
+    before = file(recorded).read_bytes()
+    result = run(recorded)
+    result.assert_outcomes(passed=4)
+    assert file(recorded).read_bytes() == before
+
+
+def test_every_measurement_has_an_entry(recorded: Pytester) -> None:
+    names = {test: sorted(names) for test, names in entries(recorded).items()}
+    assert names == {
+        "test_tower": ["build"],
+        "test_depth[3]": ["build"],
+        "test_depth[5]": ["build"],
+        "TestTwo::test_both": ["deep", "shallow"],
+    }
+    entry = entries(recorded)["test_tower"]["build"]["cpu float32"]
+    assert entry["seeds"] == list(range(8))
+    assert set(entry["environment"]) == {"device", "dtype", "threads", "torch"}
+    assert set(entry["measures"]) == {"log_gain", "growth_rate", "activation_rms", "gradient_norm", "unused_parameters"}
+    assert len(entry["measures"]["log_gain"]["values"]) == 8
+
+
+def test_recording_again_changes_no_byte(recorded: Pytester) -> None:
+    before = file(recorded).read_bytes()
+    for mode in ("new", "update"):
+        assert run(recorded, f"--trainability-baseline={mode}").ret == 0
+        assert file(recorded).read_bytes() == before
+
+
+def test_a_file_reads_well(recorded: Pytester) -> None:
+    """One line for each list of numbers, sorted keys, no more digits than matter."""
+    lines = file(recorded).read_text(encoding="utf-8").splitlines()
+    assert max(len(line) for line in lines) < 140
+    assert '     "environment": {"device": "cpu", "dtype": "float32",' in "\n".join(lines)
+    assert all(len(number) <= 8 for line in lines if '": [' in line for number in re.findall(r"-?\d\.\d+", line))
+
+
+@pytest.mark.parametrize("gain", ["1.5", "0.6"])
+def test_a_change_fails_in_either_direction(recorded: Pytester, monkeypatch: pytest.MonkeyPatch, gain: str) -> None:
+    monkeypatch.setenv("GAIN", gain)
+    before = file(recorded).read_bytes()
+    result = run(recorded, "test_suite.py::test_tower")
+    result.assert_outcomes(failed=1)
+    text = told(result)
+    assert re.search(r"log_gain -\d\.\d+ → -\d\.\d+ nats: by -?\d\.\d+, more than 0\.3", text)
+    assert "6 of 6 moved" in text
+    assert "if intended pytest test_suite.py::test_tower --trainability-baseline=update" in text
+    assert file(recorded).read_bytes() == before
+
+
+def test_new_records_only_what_is_missing(recorded: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAIN", "1.5")
+    before = entries(recorded)
+    recorded.makepyfile(
+        test_suite=SUITE
+        + "\ndef test_more(trainability):\n    trainability(tower(3), images, seeds=8).check_baseline()\n"
+    )
+    result = run(recorded, "--trainability-baseline=new")
+    result.assert_outcomes(failed=4, passed=1)
+    after = entries(recorded)
+    assert after.pop("test_more")
+    assert after == before
+
+
+def test_update_replaces_what_has_changed_and_prints_old_and_new(
+    recorded: Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = entries(recorded)
+    recorded.makepyfile(
+        test_suite=SUITE.replace('seeds=8, name="deep"', 'seeds=8, name="deep"').replace("tower(4)", "tower(4, 1.5)")
+    )
+    result = run(recorded, "--trainability-baseline=update", "-q")
+    result.assert_outcomes(passed=4)
+    text = told(result)
+    assert re.search(
+        r"baseline updated log_gain -\S+ → -\S+ nats: by \S+, more than 0.3 growth_rate 4 of 4 moved", text
+    )
+    assert "1 updated in __trainability__/test_suite.json: commit it" in text
+    after = entries(recorded)
+    assert after["TestTwo::test_both"].pop("deep") != before["TestTwo::test_both"].pop("deep")
+    assert after == before, "what has not changed is not touched"
+    run(recorded).assert_outcomes(passed=4)
+
+
+def test_other_seeds_are_compared_and_recorded(recorded: Pytester) -> None:
+    """Unchanged code on other draws is no change; ``update`` takes over the seeds."""
+    recorded.makepyfile(test_suite=SUITE.replace("seeds=8", "seeds=range(50, 58)"))
+    run(recorded).assert_outcomes(passed=4)
+    assert run(recorded, "--trainability-baseline=update").ret == 0
+    assert entries(recorded)["test_tower"]["build"]["cpu float32"]["seeds"] == list(range(50, 58))
+
+
+def test_a_measure_that_is_new_or_has_vanished_is_a_change(recorded: Pytester) -> None:
+    recorded.makepyfile(test_suite=SUITE.replace("check_baseline()", 'check_baseline("forward_log_gain")'))
+    result = run(recorded, "test_suite.py::test_tower")
+    result.assert_outcomes(failed=1)
+    assert "forward_log_gain new as a whole" in told(result)
+    assert run(recorded, "--trainability-baseline=update").ret == 0
+    recorded.makepyfile(test_suite=SUITE)
+    result = run(recorded, "test_suite.py::test_tower")
+    result.assert_outcomes(failed=1)
+    assert "forward_log_gain gone as a whole" in told(result)
+
+
+def test_a_bound_of_the_test_is_part_of_its_baseline(project: Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        import pytest
+        from pytest_trainability import within
+        from small_nets import images, net
+
+        @pytest.mark.trainability(forward_log_gain=within(100))
+        def test_model(trainability):
+            trainability(net, images, seeds=8).check_baseline()
+        """
+    )
+    assert run(project, "--trainability-baseline=new").ret == 0
+    (entry,) = entries(project, "test_it")["test_model"].values()
+    assert "forward_log_gain" in entry["cpu float32"]["measures"]
+    assert len(entry["cpu float32"]["seeds"]) == 8, "a settled bound does not keep seeds from the baseline"
+
+
+TOLERANT = {
+    "call": ("check_baseline(log_gain=9, growth_rate=9, activation_rms=9, gradient_norm=9)", ""),
+    "marker": (
+        "check_baseline()",
+        'tolerances={"log_gain": 9, "growth_rate": 9, "activation_rms": 9, "gradient_norm": 9}',
+    ),
+    "line": ("check_baseline()", ""),
+    "ini": ("check_baseline()", ""),
+}
+
+
+@pytest.mark.parametrize("level", TOLERANT)
+def test_tolerances_can_be_set_at_each_level(recorded: Pytester, monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    monkeypatch.setenv("GAIN", "1.5")
+    call, marker = TOLERANT[level]
+    source = SUITE.replace("check_baseline()", call)
+    if marker:
+        source = source.replace("def test_tower", f"@pytest.mark.trainability({marker})\ndef test_tower")
+    recorded.makepyfile(test_suite=source)
+    lines = [f"{measure} = 9" for measure in ("log_gain", "growth_rate", "activation_rms", "gradient_norm")]
+    if level == "ini":
+        recorded.makeini("[pytest]\ntrainability_tolerances =\n" + "\n".join("    " + line for line in lines))
+    options = [f"--trainability-tolerances={line}" for line in lines] if level == "line" else []
+    run(recorded, "test_suite.py::test_tower", *options).assert_outcomes(passed=1)
+
+
+def test_the_nearer_tolerance_wins(recorded: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAIN", "1.5")
+    recorded.makeini(
+        "[pytest]\ntrainability_tolerances =\n    log_gain = 9\n    growth_rate = 9\n    activation_rms = 9\n    gradient_norm = 9"
+    )
+    run(recorded, "test_suite.py::test_tower").assert_outcomes(passed=1)
+    run(recorded, "test_suite.py::test_tower", "--trainability-tolerances=log_gain = 0.1").assert_outcomes(failed=1)
+    recorded.makepyfile(test_suite=SUITE.replace("check_baseline()", "check_baseline(log_gain=9)"))
+    run(recorded, "test_suite.py::test_tower", "--trainability-tolerances=log_gain = 0.1").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        (
+            "check_baseline(log_gian=1)",
+            [],
+            "check_baseline() in test_suite.py::test_tower must name a measure. 'log_gian'",
+        ),
+        ("check_baseline(log_gain=-1)", [], "the tolerance of log_gain must be a number of at least 0. Got -1"),
+        ("check_baseline('gain')", [], "must name a measure. 'gain' is none"),
+    ],
+)
+def test_misuse_in_the_call_says_what_must_hold(suite: Pytester, source: str, options: list[str], said: str) -> None:
+    suite.makepyfile(test_suite=SUITE.replace("check_baseline()", source))
+    result = run(suite, "test_suite.py::test_tower", *options)
+    result.assert_outcomes(failed=1)
+    assert said in told(result)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--trainability-tolerances=log_gain"],
+            "--trainability-tolerances must hold lines such as 'log_gain = 0.5'. Got",
+        ),
+        (["--trainability-tolerances=log_gain = x"], "must hold lines such as 'log_gain = 0.5'. Got 'log_gain = x'"),
+        (
+            ["--trainability-tolerances=log_gian = 1"],
+            "--trainability-tolerances must name a measure. 'log_gian' is none.",
+        ),
+        (["--trainability-baseline=maybe"], "invalid choice: 'maybe'"),
+    ],
+)
+def test_misuse_on_the_command_line_ends_the_session(suite: Pytester, options: list[str], said: str) -> None:
+    result = run(suite, *options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert said in re.sub(r"\s+", " ", result.stderr.str())
+
+
+def test_outside_pytest_there_is_no_baseline() -> None:
+    import torch
+    from torch import nn
+
+    from pytest_trainability import UsageError, measure
+
+    result = measure(lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(2, 4), seeds=2)
+    with pytest.raises(UsageError, match=r"must be called in a test"):
+        result.check_baseline()
+
+
+# What nobody asks for -------------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_test_is_recognised_by_its_numbers(recorded: Pytester) -> None:
+    recorded.makepyfile(test_suite=SUITE.replace("test_tower", "test_turm"))
+    result = run(recorded)
+    result.assert_outcomes(failed=1, passed=3)
+    assert (
+        "no test asks for test_tower › build in __trainability__/test_suite.json; it has the numbers of "
+        "test_turm › build: renamed?"
+    ) in told(result).replace("baselines ", "")
+
+
+def test_unused_and_forgotten_entries_are_named_and_kept(recorded: Pytester) -> None:
+    recorded.makepyfile(test_suite=SUITE.replace(', name="deep").check_baseline()', ', name="deep")'))
+    file(recorded, "test_gone").write_bytes(file(recorded).read_bytes())
+    before = file(recorded).read_bytes()
+    text = told(run(recorded))
+    assert "no test asks for TestTwo::test_both › deep in __trainability__/test_suite.json" in text
+    assert "no test module for __trainability__/test_gone.json" in text
+    assert "--trainability-prune removes them" in text
+    assert file(recorded).read_bytes() == before
+    assert file(recorded, "test_gone").exists()
+
+
+def test_prune_removes_what_nobody_asks_for(recorded: Pytester) -> None:
+    recorded.makepyfile(test_suite=SUITE.replace("[3, 5]", "[3]"))
+    file(recorded, "test_gone").write_bytes(file(recorded).read_bytes())
+    before = entries(recorded)
+    result = run(recorded, "--trainability-prune")
+    assert result.ret == 0
+    assert "removed, no test asks for test_depth[5] › build" in told(result)
+    del before["test_depth[5]"]
+    assert entries(recorded) == before
+    assert not file(recorded, "test_gone").exists()
+
+
+DESELECTING = """
+def pytest_collection_modifyitems(items):
+    del items[-1]
+"""
+SKIPPING = SUITE.replace("def test_tower", "@pytest.mark.skip\ndef test_tower")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-k", "tower"],
+        ["-m", "trainability"],
+        ["--deselect=test_suite.py::test_tower"],
+        ["--lf"],
+        ["--sw"],
+        ["test_suite.py::test_tower"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_prune_is_refused_where_options_narrow_the_session(recorded: Pytester, options: list[str]) -> None:
+    recorded.makepyfile(test_suite=SUITE.replace("[3, 5]", "[3]"))
+    before = file(recorded).read_bytes()
+    result = run(recorded, "--trainability-prune", *options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--trainability-prune must see every test" in result.stderr.str()
+    assert file(recorded).read_bytes() == before
+    assert "no test asks for" not in told(run(recorded, *options)), "nor is anything named as unused"
+
+
+@pytest.mark.parametrize(
+    ("conftest", "source", "reason"),
+    [
+        (DESELECTING, SUITE.replace("[3, 5]", "[3]"), "1 deselected"),
+        ("", SKIPPING.replace("[3, 5]", "[3]"), "1 skipped, failed or not run"),
+        (
+            "",
+            SUITE.replace("[3, 5]", "[3]").replace("seeds=8).check", "seeds=8, steps='nothing.*').check", 1),
+            "1 skipped, failed",
+        ),
+    ],
+    ids=["a plugin deselects", "a test skips", "a test fails"],
+)
+def test_prune_is_refused_where_a_test_has_not_told(
+    recorded: Pytester, conftest: str, source: str, reason: str
+) -> None:
+    recorded.makeconftest(conftest)
+    recorded.makepyfile(test_suite=source)
+    before = file(recorded).read_bytes()
+    result = run(recorded, "--trainability-prune")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert f"nothing was pruned, as not every test has told what it needs: {reason}" in told(result)
+    assert file(recorded).read_bytes() == before
+
+
+def test_an_entry_of_another_torch_is_named_and_can_be_recorded_again(recorded: Pytester) -> None:
+    file(recorded).write_text(
+        file(recorded).read_text(encoding="utf-8").replace('"torch": "', '"torch": "1.'), encoding="utf-8"
+    )
+    result = run(recorded)
+    result.assert_outcomes(passed=4)
+    assert re.search(r"recorded with torch 1\.\S+: --trainability-baseline=update records them again", told(result))
+    assert run(recorded, "--trainability-baseline=update").ret == 0
+    assert '"torch": "1.' not in file(recorded).read_text(encoding="utf-8")
+
+
+def test_another_device_is_compared_with_and_recorded_beside(recorded: Pytester) -> None:
+    """What was recorded on CUDA is compared with on the CPU, where the numbers are the same up to arithmetic."""
+    text = file(recorded).read_text(encoding="utf-8")
+    file(recorded).write_text(
+        text.replace('"cpu float32": {', '"cuda float32": {').replace('"device": "cpu"', '"device": "cuda"'),
+        encoding="utf-8",
+    )
+    result = run(recorded, "-v")
+    result.assert_outcomes(passed=4)
+    assert "the same, recorded with device cuda" in told(result)
+    assert run(recorded, "--trainability-baseline=new").ret == 0
+    assert set(entries(recorded)["test_tower"]["build"]) == {"cpu float32", "cuda float32"}
+    assert run(recorded, "--trainability-prune").ret == 0
+    assert set(entries(recorded)["test_tower"]["build"]) == {"cpu float32", "cuda float32"}
+
+
+# How many checks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("required", "status"), [("5", 0), ("6", 1)])
+@pytest.mark.parametrize("terminal", [[], ["-p", "no:terminal"]], ids=["terminal", "no terminal"])
+def test_a_session_must_measure_as_many_models_as_required(
+    recorded: Pytester, required: str, status: int, terminal: list[str]
+) -> None:
+    result = run(recorded, f"--trainability-require={required}", *terminal)
+    assert result.ret == status
+    if status and not terminal:
+        assert "5 measured, --trainability-require=6: too few" in told(result)
+
+
+def test_a_session_that_measures_nothing_does_not_satisfy_the_requirement(project: Pytester) -> None:
+    project.makepyfile("def test_nothing():\n    pass")
+    result = run(project, "--trainability-require=1")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "0 measured" in told(result)
+    assert run(project, "--trainability-require=1", "--collect-only").ret == 0
+
+
+# What another machine has measured ------------------------------------------------------------------------------------
+
+
+def test_what_a_run_measured_can_be_compared_and_accepted(
+    recorded: Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GAIN", "1.5")
+    assert run(recorded, "--trainability-measured=measured").ret == 1
+    capsys.readouterr()
+    assert command.main(["compare", "measured"]) == command.DIFFERS
+    assert re.search(r"test_tower › build › cpu float32\n(.*\n)* +log_gain +-\S+ → -\S+ nats", capsys.readouterr().out)
+    assert command.main(["accept", "measured"]) == 0
+    assert "accepted" in capsys.readouterr().out
+    assert command.main(["compare", "measured"]) == 0
+    assert "Nothing has changed." in capsys.readouterr().out
+    run(recorded, "-k", "not Two").assert_outcomes(passed=3, deselected=1)
+
+
+def test_tolerances_of_the_command_are_those_of_the_option(
+    recorded: Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GAIN", "1.5")
+    run(recorded, "--trainability-measured=measured")
+    wide = [f"--tolerances={measure}=9" for measure in ("log_gain", "growth_rate", "activation_rms", "gradient_norm")]
+    assert command.main(["compare", "measured", *wide]) == 0
+    assert command.main(["compare", "measured", "--tolerances=gain=9"]) == command.CANNOT
+    assert "--tolerances must name a measure" in capsys.readouterr().err
+
+
+def test_the_command_writes_beside_test_modules_of_the_project_only(
+    recorded: Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = recorded.path / "measured" / "elsewhere" / "__trainability__"
+    measured.mkdir(parents=True)
+    (measured / "test_suite.json").write_bytes(file(recorded).read_bytes())
+    assert command.main(["accept", "measured"]) == command.CANNOT
+    assert "a baseline must stand beside its test module" in capsys.readouterr().err
+    outside = recorded.path.parent / f"{recorded.path.name}-outside"
+    outside.mkdir()
+    (outside / "test_suite.py").write_text("")
+    (recorded.path / "elsewhere").symlink_to(outside)
+    assert command.main(["accept", "measured"]) == command.CANNOT
+    assert "a baseline must lie below" in capsys.readouterr().err
+    assert list(outside.iterdir()) == [outside / "test_suite.py"]
+
+
+def test_nothing_is_accepted_where_one_file_cannot_be_read(
+    recorded: Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GAIN", "1.5")
+    recorded.makepyfile(test_zoo=SUITE)
+    run(recorded, "--trainability-measured=measured")
+    before = file(recorded).read_bytes()
+    (recorded.path / "measured/__trainability__/test_zoo.json").write_text("{")
+    assert command.main(["accept", "measured"]) == command.CANNOT
+    assert "test_zoo.json: the baseline cannot be used: it must be JSON" in capsys.readouterr().err
+    assert file(recorded).read_bytes() == before
+
+
+def test_names_from_a_file_cannot_command_the_terminal(recorded: Pytester, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = file(recorded).read_text(encoding="utf-8").replace("test_tower", "\\u001b]0;owned\\u0007\\u202e")
+    measured = recorded.path / "measured" / "__trainability__"
+    measured.mkdir(parents=True)
+    (measured / "test_suite.json").write_text(evil, encoding="utf-8")
+    command.main(["compare", "measured"])
+    out = capsys.readouterr().out
+    assert "\\x1b]0;owned\\x07\\u202e › build" in out
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", out)
