@@ -32,24 +32,33 @@ class Baselines:
         self._files: dict[Path, Contents] = {}
 
     def check(
-        self, item: pytest.Item, command: str, name: str, entry: Entry, tolerances: Mapping[str, float]
+        self, item: pytest.Item, command: str, key: str, name: str, entry: Entry, tolerances: Mapping[str, float]
     ) -> BaselineRecord:
         """Compare an entry of a test with its baseline.
 
         Args:
             item: The test.
             command: That repeats it.
-            name: Of the measurement in the test.
+            key: Of the measurement in the test, unlike that of any other.
+            name: Of the measurement in the file.
             entry: What was measured.
             tolerances: By measure.
 
         Raises:
             BaselineError: The file cannot be read.
+            UsageError: Another measurement of the test has this name.
         """
         from ..checks.baseline_files import baseline_path, entry_to_plain
         from ..checks.baselines import compare
+        from ..errors import UsageError
         from ..records import BaselineRecord
 
+        if any(asked["name"] == name and asked["key"] != key for asked in item.stash[ENTRIES]):
+            msg = (
+                f"each baseline of a test must have a name of its own. Two measurements of {item.nodeid} are called "
+                f"{name!r}: give one another with name=."
+            )
+            raise UsageError(msg)
         path = baseline_path(item.path)
         test = item.nodeid.partition("::")[2]
         old = self._find(path, test, name, entry)
@@ -60,6 +69,7 @@ class Baselines:
             {
                 "path": str(path),
                 "test": test,
+                "key": key,
                 "name": name,
                 "status": status,
                 "entry": entry_to_plain(entry),

@@ -117,7 +117,7 @@ class Trainability:
             confidence=settings.confidence,
             reproduce=command,
             tolerances=tolerances_of(self._item),
-            baseline=partial(self._item.config.stash[BASELINES].check, self._item, command),
+            baseline=partial(self._item.config.stash[BASELINES].check, self._item, command, key),
         )
 
     def _command(self) -> str:

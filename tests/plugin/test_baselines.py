@@ -214,6 +214,7 @@ def test_a_bound_of_the_test_is_part_of_its_baseline(project: Pytester) -> None:
     assert len(entry["cpu float32"]["seeds"]) == 8, "a settled bound does not keep seeds from the baseline"
 
 
+WIDE = [f"{measure} = 9" for measure in ("log_gain", "growth_rate", "activation_rms", "gradient_norm")]
 TOLERANT = {
     "call": ("check_baseline(log_gain=9, growth_rate=9, activation_rms=9, gradient_norm=9)", ""),
     "marker": (
@@ -233,18 +234,15 @@ def test_tolerances_can_be_set_at_each_level(recorded: Pytester, monkeypatch: py
     if marker:
         source = source.replace("def test_tower", f"@pytest.mark.trainability({marker})\ndef test_tower")
     recorded.makepyfile(test_suite=source)
-    lines = [f"{measure} = 9" for measure in ("log_gain", "growth_rate", "activation_rms", "gradient_norm")]
     if level == "ini":
-        recorded.makeini("[pytest]\ntrainability_tolerances =\n" + "\n".join("    " + line for line in lines))
-    options = [f"--trainability-tolerances={line}" for line in lines] if level == "line" else []
+        recorded.makeini("\n    ".join(["[pytest]\ntrainability_tolerances =", *WIDE]))
+    options = [f"--trainability-tolerances={line}" for line in WIDE] if level == "line" else []
     run(recorded, "test_suite.py::test_tower", *options).assert_outcomes(passed=1)
 
 
 def test_the_nearer_tolerance_wins(recorded: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAIN", "1.5")
-    recorded.makeini(
-        "[pytest]\ntrainability_tolerances =\n    log_gain = 9\n    growth_rate = 9\n    activation_rms = 9\n    gradient_norm = 9"
-    )
+    recorded.makeini("\n    ".join(["[pytest]\ntrainability_tolerances =", *WIDE]))
     run(recorded, "test_suite.py::test_tower").assert_outcomes(passed=1)
     run(recorded, "test_suite.py::test_tower", "--trainability-tolerances=log_gain = 0.1").assert_outcomes(failed=1)
     recorded.makepyfile(test_suite=SUITE.replace("check_baseline()", "check_baseline(log_gain=9)"))
@@ -289,6 +287,19 @@ def test_misuse_on_the_command_line_ends_the_session(suite: Pytester, options: l
     result = run(suite, *options)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert said in re.sub(r"\s+", " ", result.stderr.str())
+
+
+def test_two_measurements_cannot_share_an_entry(suite: Pytester) -> None:
+    suite.makepyfile(
+        test_suite=SUITE + "\n\ndef test_clash(trainability):\n    trainability(tower(2), images).check_baseline()\n"
+        '    trainability(tower(3), images, name="build").check_baseline()\n'
+    )
+    result = run(suite, "test_suite.py::test_clash", "--trainability-baseline=new")
+    result.assert_outcomes(failed=1)
+    assert "Two measurements of test_suite.py::test_clash are called 'build': give one another with name=." in told(
+        result
+    )
+    assert not file(suite).exists()
 
 
 def test_outside_pytest_there_is_no_baseline() -> None:
@@ -465,8 +476,7 @@ def test_tolerances_of_the_command_are_those_of_the_option(
 ) -> None:
     monkeypatch.setenv("GAIN", "1.5")
     run(recorded, "--trainability-measured=measured")
-    wide = [f"--tolerances={measure}=9" for measure in ("log_gain", "growth_rate", "activation_rms", "gradient_norm")]
-    assert command.main(["compare", "measured", *wide]) == 0
+    assert command.main(["compare", "measured", *(f"--tolerances={line}" for line in WIDE)]) == 0
     assert command.main(["compare", "measured", "--tolerances=gain=9"]) == command.CANNOT
     assert "--tolerances must name a measure" in capsys.readouterr().err
 
