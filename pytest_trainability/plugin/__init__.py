@@ -6,15 +6,17 @@ measures and judges is imported when a test measures.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from . import options
-from .baselines import BASELINES, ENTRIES, Baselines
+from .baselines import ASKED, BASELINES, Baselines
+from .collected import COLLECTED, Collected, send_collected
 from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
 from .fixture import RECORDS, trainability
-from .keeper import COLLECTED, Collected, Keeper, refuse_partial_prune, send_collected
+from .keeper import Keeper, refuse_partial_prune
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .summary import Summary
 
@@ -78,8 +80,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In a worker of xdist, let the controller know what was collected."""
-    if hasattr(session.config, "workeroutput"):
-        send_collected(session.config)
+    send_collected(session.config)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -99,7 +100,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Forget what an earlier run of the same test measured."""
     item.stash[RECORDS] = {}
-    item.stash[ENTRIES] = []
+    item.stash[ASKED] = []
 
 
 @pytest.hookimpl(wrapper=True)
@@ -133,7 +134,7 @@ def pytest_runtest_makereport(
     report = yield
     if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
         report.trainability = [record.to_plain() for record in item.stash[RECORDS].values()]  # type: ignore[attr-defined]
-        report.trainability_entries = item.stash[ENTRIES]  # type: ignore[attr-defined]
+        report.trainability_asked = [asdict(asked) for asked in item.stash[ASKED]]  # type: ignore[attr-defined]
     return report
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,10 +18,32 @@ if TYPE_CHECKING:
     from ..checks.baselines import Entry
     from ..records import BaselineRecord
 
-__all__ = ["BASELINES", "ENTRIES", "Baselines"]
+__all__ = ["ASKED", "BASELINES", "Asked", "Baselines"]
 
-ENTRIES = pytest.StashKey[list[dict[str, Any]]]()
-"""What a test asked the baseline for, as plain data that travels with its report."""
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a test has asked a baseline for: it travels with the test's report as plain data."""
+
+    path: str
+    test: str
+    key: str
+    """Of the measurement in the test, unlike that of any other."""
+    name: str
+    """Of the measurement in the file."""
+    status: str
+    entry: dict[str, Any]
+    """What was measured, as a file holds it."""
+    recorded_with: str
+    """Version of torch of the baseline, where it is another."""
+
+    @property
+    def is_to_write(self) -> bool:
+        """Whether the file shall hold what was measured."""
+        return self.status in {"recorded", "updated"}
+
+
+ASKED = pytest.StashKey[list[Asked]]()
 
 
 class Baselines:
@@ -53,7 +76,7 @@ class Baselines:
         from ..errors import UsageError
         from ..records import BaselineRecord
 
-        if any(asked["name"] == name and asked["key"] != key for asked in item.stash[ENTRIES]):
+        if any(asked.name == name and asked.key != key for asked in item.stash[ASKED]):
             msg = (
                 f"each baseline of a test must have a name of its own. Two measurements of {item.nodeid} are called "
                 f"{name!r}: give one another with name=."
@@ -65,17 +88,8 @@ class Baselines:
         changes = () if old is None else compare(old, entry, tolerances)
         stale = old is not None and old.environment.get("torch") != entry.environment["torch"]
         status = self._status(entry, old, changed=bool(changes), stale=stale)
-        item.stash[ENTRIES].append(
-            {
-                "path": str(path),
-                "test": test,
-                "key": key,
-                "name": name,
-                "status": status,
-                "entry": entry_to_plain(entry),
-                "stale": old.environment.get("torch", "an unknown torch") if stale and old is not None else "",
-            }
-        )
+        torch = old.environment.get("torch", "an unknown version") if stale and old is not None else ""
+        item.stash[ASKED].append(Asked(str(path), test, key, name, status, entry_to_plain(entry), torch))
         mode = "new" if status == "missing" else "update"
         return BaselineRecord(
             status=status,  # type: ignore[arg-type]

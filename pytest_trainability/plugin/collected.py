@@ -1,0 +1,81 @@
+"""What a session has collected, and what keeps tests of it from running."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .collection import MARKER
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["COLLECTED", "Collected", "narrowing_options", "send_collected"]
+
+_OUTPUT = "trainability_collected"
+_NARROWING = {
+    "-k": "keyword",
+    "-m": "markexpr",
+    "--deselect": "deselect",
+    "--lf": "lf",
+    "--sw": "stepwise",
+    "--sw-skip": "stepwise_skip",
+}
+
+
+class Collected:
+    """Test modules that could be imported, tests that measure, and which of them were left to run."""
+
+    def __init__(self) -> None:
+        self.modules: set[Path] = set()
+        self.measuring: dict[str, Path] = {}
+        """Module by node id, of every test that measures, before anything deselects it."""
+        self.selected: set[str] = set()
+
+    def add_module(self, path: Path) -> None:
+        """Note a module that could be imported."""
+        self.modules.add(path)
+
+    def add_test(self, item: pytest.Item) -> None:
+        """Note a test, if it measures."""
+        if item.get_closest_marker(MARKER) is not None:
+            self.measuring[item.nodeid] = item.path
+
+    def select(self, items: Sequence[pytest.Item]) -> None:
+        """Note what is left to run, whoever took the rest away."""
+        self.selected = {item.nodeid for item in items if item.nodeid in self.measuring}
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return what the controller of xdist, which collects nothing, wants to know: of folders with baselines."""
+        from ..checks.baseline_files import FOLDER
+
+        return {
+            "modules": [str(path) for path in self.modules if (path.parent / FOLDER).is_dir()],
+            "measuring": {test: str(path) for test, path in self.measuring.items()},
+            "selected": sorted(self.selected),
+        }
+
+    def read_worker(self, node: Any) -> None:
+        """Take over what a worker of xdist has collected; one that crashed has nothing to say, but all collect the same."""
+        plain: Mapping[str, Any] | None = getattr(node, "workeroutput", {}).get(_OUTPUT)
+        if plain:
+            self.modules |= {Path(path) for path in plain["modules"]}
+            self.measuring.update({test: Path(path) for test, path in plain["measuring"].items()})
+            self.selected |= set(plain["selected"])
+
+
+COLLECTED = pytest.StashKey[Collected]()
+
+
+def send_collected(config: pytest.Config) -> None:
+    """In a worker of xdist, let the controller know what was collected."""
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[_OUTPUT] = config.stash[COLLECTED].to_plain()
+
+
+def narrowing_options(config: pytest.Config) -> list[str]:
+    """Return the options of this session that keep some tests of a module from running."""
+    given = [option for option, name in _NARROWING.items() if config.getoption(name, None)]
+    return [*given, *(["a node id"] if any("::" in str(argument) for argument in config.args) else [])]
