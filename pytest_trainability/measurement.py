@@ -296,7 +296,13 @@ class Measurement:
         self._assemble(wanted)
 
     def complete(self) -> None:
-        """Draw the seeds that settled bounds have made needless, for whoever wants all that were asked for."""
+        """Draw the seeds that settled bounds have made needless, for whoever wants all that were asked for.
+
+        Raises:
+            TrainabilityFailure: On all of them a bound does not hold that was settled before: at most as often as the
+                confidence lets intervals be wrong.
+        """
+        __tracebackhide__ = True
         rest = self._asked[len(self.seeds) :]
         if not rest:
             return
@@ -307,6 +313,7 @@ class Measurement:
             readings += [reading[name] for reading in found.readings]
         self._ensemble = replace(self._common, seeds=self._asked, draws=(*self._common.draws, *found.draws))
         self._assemble(measures)
+        self._judge({MEASURES[name]: Bound(v.low, v.high) for name, v in self._verdicts.items()})
 
     def _sample(
         self, wanted: Sequence[Measure], seeds: Sequence[int], *, until: Mapping[str, Bound] | None = None
@@ -374,9 +381,12 @@ class Measurement:
             self.run(list(judged))
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
-        verdicts = [
-            judge(m.name, self._values[m.name], bound, scale=m.scale, level=self._level) for m, bound in judged.items()
-        ]
+        self._judge(judged)
+
+    def _judge(self, bounds: Mapping[Measure, Bound]) -> None:
+        __tracebackhide__ = True
+        values = self._values
+        verdicts = [judge(m.name, values[m.name], b, scale=m.scale, level=self._level) for m, b in bounds.items()]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
         self._context.record(self._to_record(tuple(self._verdicts.values())))
         if not all(verdict.holds for verdict in verdicts):

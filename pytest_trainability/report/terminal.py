@@ -177,7 +177,7 @@ def _verbose(record: CheckRecord, width: int) -> Iterable[str]:
         yield from labelled("note", note, width)
     if stopped_early(record):
         yield from labelled("settled", f"after {len(record.seeds)} of {len(record.asked)} seeds", width)
-    yield f"{'took':<14}{record.seconds:.1f} s"
+    yield from labelled("took", f"{record.seconds:.1f} s")
 
 
 def _details(record: CheckRecord, width: int) -> Iterable[Line]:

@@ -80,6 +80,15 @@ def test_the_rest_can_be_drawn_and_gives_the_numbers_of_one_go() -> None:
     assert result.seeds == whole.seeds
 
 
+def test_the_rest_is_judged_too() -> None:
+    result = sampled(log_gain=within(1000))
+    result.check(log_gain=within(1000))
+    (early,) = result._verdicts.values()
+    result.complete()
+    (whole,) = result._verdicts.values()
+    assert whole.value == result.log_gain.mean != early.value
+
+
 def test_the_rest_is_not_drawn_on_other_inputs() -> None:
     inputs = X.clone()
     result = sampled(log_gain=within(1000))

@@ -73,7 +73,10 @@ def test_the_error_is_spent_over_all_sizes(ceiling: int) -> None:
 
 
 def test_a_martingale_would_not_be_narrower() -> None:
-    """The scale-invariant likelihood ratio with a Gaussian mixture over the effect (Wang & Ramdas, arXiv:2310.03722), given the half of the error that the looks before the last share, and tuned for three seeds."""
+    """Given the half of the error that the looks before the last share, and tuned for three seeds.
+
+    It is the scale-invariant likelihood ratio with a Gaussian mixture over the effect (Wang & Ramdas, arXiv:2310.03722).
+    """
     level = Level(0.99, 8)
     error = (1 - level.confidence) / 2
     c2 = error / math.sqrt(3)
