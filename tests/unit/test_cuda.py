@@ -8,8 +8,10 @@ import torch.nn.functional as F  # noqa: N812
 import zoo
 from torch import nn
 
-from pytest_trainability import measure
+from pytest_trainability import Measurement, measure
+from pytest_trainability.checks.baselines import Entry, compare, find_entry
 from pytest_trainability.engine.ensemble import choose_device
+from pytest_trainability.measures import MEASURES, RECORDED
 
 pytestmark = [
     pytest.mark.cuda,
@@ -58,6 +60,23 @@ def test_an_architecture_is_cut_alike_on_both_devices(case: zoo.Case) -> None:
     assert found.frame == expected.frame
     # float32 and other kernels: a thousand times the rounding of one product, over tens of them.
     assert float(found.log_gain) == pytest.approx(float(expected.log_gain), abs=1e-2)
+
+
+def entry(result: Measurement) -> Entry:
+    wanted = [MEASURES[name] for name in RECORDED]
+    result.run(wanted)
+    return result._entry(wanted)
+
+
+@pytest.mark.parametrize("case", zoo.CASES, ids=lambda case: case.id)
+def test_a_baseline_of_the_cpu_holds_on_cuda(case: zoo.Case) -> None:
+    """In train mode, with dropout drawn otherwise: what is recorded on one device is found and unchanged on the other."""
+    pytest.importorskip("transformers")
+    recorded, found = (entry(measure(case.build, case.inputs, seeds=4, device=d)) for d in ("cpu", "cuda"))
+    assert (recorded.key, found.key) == ("cpu float32", "cuda float32")
+    assert find_entry({recorded.key: recorded}, found) is recorded
+    assert recorded.draws == found.draws
+    assert compare(recorded, found, {m.name: m.tolerance for m in MEASURES.values()}) == ()
 
 
 def test_columns_that_do_not_fit_are_carried_in_portions() -> None:
