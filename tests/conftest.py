@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 # A session inside a test forgets the modules that it was the first to import: numpy cannot be imported twice, and what
@@ -16,6 +17,9 @@ import pytest_trainability.measurement  # noqa: F401
 
 if TYPE_CHECKING:
     from _pytest.pytester import Pytester
+
+with suppress(ImportError):
+    import hypothesis  # noqa: F401 - its plugin does so at the end of every session
 
 pytest_plugins = "pytester"
 
@@ -40,8 +44,10 @@ images = torch.linspace(-1, 1, 32).reshape(4, 8)
 @pytest.fixture
 def project(pytester: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
     """An empty project with a module of small towers, on a terminal of 80 columns, whatever runs these tests."""
-    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "NO_COLOR", "FORCE_COLOR"):
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
+    # Tests run in the order in which they stand, and load no numpy, where pytest-randomly is installed.
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     pytester.makepyfile(small_nets=SMALL_NETS)

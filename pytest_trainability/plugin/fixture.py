@@ -97,9 +97,13 @@ class Trainability:
     def _context(self, context: Callable[..., Any], name: str | None) -> Any:
         """Number the measurements of a test, and listen to their records."""
         records = self._item.stash.setdefault(RECORDS, {})
-        key = name or (f"measurement {len(records) + 1}" if records else "")
-        while key in records:
-            key += "'"
+        if getattr(getattr(self._item, "obj", None), "is_hypothesis_test", False):
+            # One line for all examples: that of the last, which is the smallest that fails where one does.
+            key = name or ""
+        else:
+            key = name or (f"measurement {len(records) + 1}" if records else "")
+            while key in records:
+                key += "'"
 
         def keep(record: CheckRecord) -> None:
             records[key] = record

@@ -6,6 +6,7 @@ its body, would otherwise measure something else each time, and in each test ord
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +76,13 @@ def seeded_module(collector: pytest.Collector) -> Iterator[None]:
 
 
 def _measures(module: pytest.Module) -> bool:
-    """Whether the module's text has the name of the marker and fixture, and that of torch."""
+    """Whether the module's text has the name of the marker and fixture, and imports torch by name."""
     try:
         text = module.path.read_bytes()
     except OSError:
         return False
-    return MARKER.encode() in text and b"import torch" in text.replace(b"from torch", b"import torch")
+    return MARKER.encode() in text and _IMPORT_OF_TORCH.search(text) is not None
+
+
+# Alone or in company (import pytest, torch), at the beginning of a line or inside a block.
+_IMPORT_OF_TORCH = re.compile(rb"^[ \t]*(?:import|from)[ \t][^#\n]*\btorch\b", re.MULTILINE)

@@ -16,7 +16,7 @@ __all__ = ["Summary"]
 
 
 class Summary:
-    """Records of all tests by test and measurement; a test that is run again replaces its own."""
+    """Records of all tests by test and measurement; a test that is run again begins anew."""
 
     def __init__(self, config: pytest.Config, keeper: Keeper) -> None:
         self._required = config.stash[SETTINGS].require
@@ -25,7 +25,9 @@ class Summary:
         self._found: dict[tuple[str, str], tuple[dict[str, Any], bool]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the records from a test's report."""
+        """Take the records from a test's report, and forget those of an earlier attempt when another one begins."""
+        if report.when == "setup":
+            self._found = {key: kept for key, kept in self._found.items() if key[0] != report.nodeid}
         for plain in getattr(report, "trainability", ()):
             self._found[report.nodeid, plain["name"]] = plain, not report.failed
 

@@ -118,6 +118,8 @@ CLEAN = {"heavy": [], "started": [], "written": []}
     ],
 )
 def test_a_session_that_measures_nothing_is_light(watched: Pytester, args: list[str], processes: int) -> None:
+    if "-n" in args:
+        pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     assert run(watched, *args).ret == 0
     found = seen(watched)
     assert len(found) == processes

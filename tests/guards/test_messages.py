@@ -245,12 +245,14 @@ def test_a_bound_that_cannot_be_says_so(call: str, said: str) -> None:
     ],
 )
 def test_the_controller_of_xdist_refuses_settings_itself(project: Pytester, args: list[str]) -> None:
+    pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(PLAIN)
     assert the_error(project.runpytest_inprocess("-n", "2", *args)).startswith("--trainability-")
 
 
 def test_a_bad_marker_is_readable_under_xdist(project: Pytester) -> None:
     """A worker's refusal must reach the person, who would otherwise see xdist fail."""
+    pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(test_it=marked("log_gian=within(3)"))
     result = project.runpytest_subprocess("-n", "2")
     text = result.stdout.str() + result.stderr.str()

@@ -217,3 +217,20 @@ def test_a_module_draws_the_same_numbers_in_every_session(project: Pytester) -> 
     )
     runs = [project.runpytest_subprocess("-s", *names).outlines for names in ([], ["test_it.py"])]
     assert len({line.partition("DRAWN")[2] for lines in runs for line in lines if "DRAWN" in line}) == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["from torch import nn, randn", "import pytest, torch", "from small_nets import net, torch"]
+)
+def test_however_a_module_imports_torch(project: Pytester, line: str) -> None:
+    project.makepyfile(
+        test_it=f"""
+        {line}
+        batch = {"randn" if "randn" in line else "torch.randn"}(3)
+
+        def test_measures(trainability):
+            print("DRAWN", batch.tolist())
+        """
+    )
+    runs = [project.runpytest_inprocess("-s").outlines for _ in range(2)]
+    assert len({line.partition("DRAWN")[2] for lines in runs for line in lines if "DRAWN" in line}) == 1

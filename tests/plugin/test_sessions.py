@@ -91,6 +91,8 @@ def outcome(project: Pytester, result: RunResult) -> Outcome:
 @pytest.mark.parametrize("args", [["-n", "0"], ["-n", "2"], ["-p", "no:xdist"]], ids=" ".join)
 def test_verdicts_and_section_are_the_same_everywhere(project: Pytester, args: list[str]) -> None:
     """Which process measures, and in which order, changes neither numbers nor lines."""
+    if "-n" in args:
+        pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(test_suite=SUITE)
     plain = outcome(project, project.runpytest_inprocess())
     assert plain.counts == {"passed": 5, "failed": 2}
@@ -102,6 +104,7 @@ def test_verdicts_and_section_are_the_same_everywhere(project: Pytester, args: l
 
 def test_bounds_of_numpy_cross_processes(project: Pytester) -> None:
     """``within(np.log(10))`` is a natural bound; execnet takes plain floats only."""
+    pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(
         test_it="""
         import numpy as np, pytest
