@@ -529,7 +529,7 @@ def _assemble(m: Measure, readings: Sequence[Any], level: Level) -> Value:
 def _recorded(m: Measure, readings: Sequence[Any]) -> Recorded:
     """Take one measure's numbers per seed, as a baseline holds them."""
     if m.kind == "names":
-        return NameSet(tuple(sorted({name for names in readings for name in names})))
+        return NameSet(tuple(sorted(set.intersection(*(set(names) for names in readings)))))
     if m.kind == "scalar":
         return Series(m.unit, m.scale, {"": tuple(readings)})
     if m.kind == "spectrum":

@@ -40,7 +40,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class NameSet:
-    """Names of what is at fault, over all seeds."""
+    """Names of what is at fault on every seed: what is dropped at random now and then is not."""
 
     names: tuple[str, ...]
 
@@ -113,9 +113,9 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
         if before is None or after is None:
             found.append(BaselineChange(name, "new" if before is None else "vanished"))
         elif isinstance(before, NameSet) and isinstance(after, NameSet):
-            found += _renamed(name, before.names, after.names)
+            found += _renamed(name, set(before.names) - set(after.names), set(after.names) - set(before.names))
         elif isinstance(before, Series) and isinstance(after, Series):
-            found += _renamed(name, before.values, after.values)
+            found += _renamed(name, _always(before) - set(after.values), _always(after) - set(before.values))
             shared = [element for element in after.values if element in before.values]
             test = _Test(pairs, tolerances.get(name, 0.0), error / max(len(shared), 1))
             lows = _round_off(old, before), _round_off(new, after)
@@ -133,12 +133,16 @@ def _pairs(old: Entry, new: Entry) -> list[tuple[int, int]]:
     return common if whole and alike else []
 
 
-def _renamed(measure: str, before: Iterable[str], after: Iterable[str]) -> Iterator[BaselineChange]:
-    old, new = set(before), set(after)
-    if old - new:
-        yield BaselineChange(measure, "vanished", elements=tuple(sorted(old - new)))
-    if new - old:
-        yield BaselineChange(measure, "new", elements=tuple(sorted(new - old)))
+def _renamed(measure: str, vanished: Iterable[str], new: Iterable[str]) -> Iterator[BaselineChange]:
+    if vanished:
+        yield BaselineChange(measure, "vanished", elements=tuple(sorted(vanished)))
+    if new:
+        yield BaselineChange(measure, "new", elements=tuple(sorted(new)))
+
+
+def _always(series: Series) -> set[str]:
+    """Return the elements of every seed: one that is dropped at random now and then may be missing by chance."""
+    return {element for element, values in series.values.items() if None not in values}
 
 
 def _size(change: BaselineChange) -> float:
