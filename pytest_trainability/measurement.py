@@ -438,13 +438,13 @@ class Measurement:
 
     def _entry(self, measures: Sequence[Measure]) -> Entry:
         """Return what a baseline records of this measurement."""
-        threads = self._context.threads or torch.get_num_threads()
         return Entry(
             environment={
                 "device": torch.device(self.device).type,
                 "dtype": self.dtype,
                 "torch": torch.__version__.partition("+")[0],
-                "threads": str(threads),
+                # As torch is set up in this process: a worker of xdist takes its share of the cores while it measures.
+                "threads": str(torch.get_num_threads()),
             },
             conditions={"chain": self.steps.description, "frame": self.frame, "mode": self.mode},
             seeds=self.seeds,

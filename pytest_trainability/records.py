@@ -27,6 +27,7 @@ __all__ = [
     "VerdictRecord",
     "format_number",
     "format_value",
+    "plain",
 ]
 
 
@@ -555,29 +556,37 @@ class CheckRecord:
 
     def to_plain(self) -> dict[str, Any]:
         """Return dictionaries, lists, strings and numbers only, for another process or a file."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
+        found: dict[str, Any] = plain(self)
+        return found
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> CheckRecord:
+    def from_plain(cls, given: Mapping[str, Any]) -> CheckRecord:
         """Rebuild the record that :meth:`to_plain` wrote."""
-        baseline = plain["baseline"]
+        baseline = given["baseline"]
         if baseline is not None:
             changes = tuple(_rebuilt(BaselineChange, change) for change in baseline["changes"])
             baseline = replace(_rebuilt(BaselineRecord, baseline), changes=changes)
-        verdicts = tuple(_rebuilt(VerdictRecord, verdict) for verdict in plain["verdicts"])
-        return replace(_rebuilt(cls, plain), verdicts=verdicts, baseline=baseline)
+        verdicts = tuple(_rebuilt(VerdictRecord, verdict) for verdict in given["verdicts"])
+        return replace(_rebuilt(cls, given), verdicts=verdicts, baseline=baseline)
 
 
-def _rebuilt(record: type[_Record], plain: Mapping[str, Any]) -> _Record:
-    return record(**{name: _frozen(value) for name, value in plain.items()})
+def _rebuilt(record: type[_Record], given: Mapping[str, Any]) -> _Record:
+    return record(**{name: _frozen(value) for name, value in given.items()})
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return dictionaries, lists, texts and numbers only, such as xdist can send to another process.
+
+    Names may come from a file that somebody else wrote: half characters, which are no UTF-8, are escaped.
+    """
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
     # A number of numpy's would not cross to another process.
     return float(value) if isinstance(value, float) else value
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np  # noqa: F401
 import pytest
 import scipy.special  # noqa: F401
-import torch.fx.experimental.symbolic_shapes  # noqa: F401
+import torch
+import torch.fx.experimental.symbolic_shapes
 from torchvision_for_cpu import declare_torchvision_operators
 
 import pytest_trainability.measurement  # noqa: F401
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from _pytest.pytester import Pytester
 
 with suppress(ImportError):
@@ -42,8 +45,11 @@ images = torch.linspace(-1, 1, 32).reshape(4, 8)
 
 
 @pytest.fixture
-def project(pytester: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
-    """An empty project with a module of small towers, on a terminal of 80 columns, whatever runs these tests."""
+def project(pytester: Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pytester]:
+    """An empty project with a module of small towers, on a terminal of 80 columns, whatever runs these tests.
+
+    A session in this process computes with one thread, as one in another process does.
+    """
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     # Tests run in the order in which they stand, and load no numpy, where pytest-randomly is installed.
@@ -51,4 +57,7 @@ def project(pytester: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     pytester.makepyfile(small_nets=SMALL_NETS)
-    return pytester
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield pytester
+    torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ A file is read as data and nothing else, checked to the last value, and replaced
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import json
 import math
 import os
@@ -72,13 +72,13 @@ def read_baselines(path: Path) -> Contents:
     Raises:
         BaselineError: It is no regular file, too large, or not what :func:`render_baselines` writes.
     """
-    _refuse_links(path)
-    if not path.exists():
-        return {}
-    if not path.is_file():
-        msg = f"{path}: a baseline must be a regular file. Move away what is there."
-        raise BaselineError(msg)
     try:
+        _refuse_links(path)
+        if not path.exists():
+            return {}
+        if not path.is_file():
+            msg = f"{path}: a baseline must be a regular file. Move away what is there."
+            raise BaselineError(msg)
         with path.open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)
     except OSError as error:
@@ -133,6 +133,8 @@ def parse_baselines(text: str, path: Path) -> Contents:
 
 
 def _refuse(path: Path, what: str) -> NoReturn:
+    # Names from the file are somebody else's: no terminal must obey them, and xdist must be able to send them.
+    what = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in what)
     msg = (
         f"{path}: the baseline cannot be used: {what}. Restore it from version control, or move it away and record anew "
         "with --trainability-baseline=new."
@@ -310,7 +312,10 @@ def _rounded(value: float | None, scale: str) -> float | str | None:
         return None
     if not math.isfinite(value):
         return str(float(value))
-    return float(f"{value:.{DIGITS - 1}e}") if scale == "log" else round(float(value), DECIMALS) + 0.0
+    if scale != "log":
+        return round(float(value), DECIMALS) + 0.0
+    rounded = float(f"{value:.{DIGITS - 1}e}")
+    return rounded if math.isfinite(rounded) else float(value)
 
 
 def render_baselines(contents: Contents) -> str:
@@ -328,16 +333,17 @@ def render_baselines(contents: Contents) -> str:
 
 def _rendered(plain: Any, indent: str = "") -> str:
     if not isinstance(plain, dict) or all(isinstance(value, str) for value in plain.values()):
-        return json.dumps(plain, allow_nan=False, ensure_ascii=not _encodable(plain), sort_keys=True)
+        text = json.dumps(plain, allow_nan=False, ensure_ascii=False, sort_keys=True)
+        return text if _encodable(text) else json.dumps(plain, allow_nan=False, sort_keys=True)
     inner = indent + " "
     lines = (f"{inner}{_rendered(key)}: {_rendered(plain[key], inner)}" for key in sorted(plain))
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
-def _encodable(plain: Any) -> bool:
-    """Whether the text can be UTF-8: an id of a test may hold half a character."""
+def _encodable(text: str) -> bool:
+    """Whether the text can be UTF-8: a name may hold half a character."""
     try:
-        str(plain).encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError:
         return False
     return True
@@ -355,12 +361,12 @@ def change_baselines(path: Path, change: Callable[[Contents], Contents]) -> bool
     Raises:
         BaselineError: The file cannot be used or written; it is as it was.
     """
-    _refuse_links(path)
     try:
+        _refuse_links(path)
         with _alone(path):
             old = read_baselines(path)
             new = change(old)
-            if render_baselines(new) == render_baselines(old):
+            if render_baselines(new) == render_baselines(old) and (new or not path.exists()):
                 return False
             path.parent.mkdir(exist_ok=True)
             _refuse_links(path)
@@ -377,12 +383,11 @@ def _reason(error: OSError) -> str:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Wait for other sessions that write the same file. The lock lies outside the project, which it would litter."""
+    """Wait for other sessions of this user that write. The one lock lies outside the projects, which it would litter."""
     from filelock import FileLock, Timeout
 
     user = os.getuid() if hasattr(os, "getuid") else 0
-    digest = hashlib.sha256(str(path.parent.parent.resolve() / path.name).encode(errors="surrogateescape")).hexdigest()
-    lock = FileLock(Path(tempfile.gettempdir()) / f"pytest-trainability-{user}-{digest[:16]}.lock")
+    lock = FileLock(Path(tempfile.gettempdir()) / f"pytest-trainability-{user}.lock")
     try:
         lock.acquire(timeout=LOCK_PATIENCE)
     except Timeout:
@@ -399,7 +404,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _replace(path: Path, text: str) -> None:
     """Put a text in the place of a file; an empty one removes it, and its folder where nothing else is in it."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         # We are alone: its writer was killed.
         left.unlink(missing_ok=True)
     if not text:

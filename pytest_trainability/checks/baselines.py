@@ -211,10 +211,14 @@ class _Test:
 
     def shift(self, old: Sequence[float | None], new: Sequence[float | None]) -> float | None:
         """Return by how much the mean has moved, NaN where finite numbers have become others; None for no change."""
-        if self.pairs:
-            found = [(old[i], new[j]) for i, j in self.pairs]
-            return self._of_pairs([(a, b) for a, b in found if a is not None and b is not None])
-        return self._of_samples([a for a in old if a is not None], [b for b in new if b is not None])
+        try:
+            if self.pairs:
+                found = [(old[i], new[j]) for i, j in self.pairs]
+                return self._of_pairs([(a, b) for a, b in found if a is not None and b is not None])
+            return self._of_samples([a for a in old if a is not None], [b for b in new if b is not None])
+        except OverflowError:
+            # Finite numbers whose squares are not: nothing that was ever measured.
+            return math.nan
 
     def _of_pairs(self, pairs: Sequence[tuple[float, float]]) -> float | None:
         if any(str(a) != str(b) for a, b in pairs if not (math.isfinite(a) and math.isfinite(b))):

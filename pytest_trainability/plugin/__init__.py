@@ -6,7 +6,6 @@ measures and judges is imported when a test measures.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -133,8 +132,10 @@ def pytest_runtest_makereport(
     """Send what a test measured along with its report, as plain data that crosses processes."""
     report = yield
     if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
-        report.trainability = [record.to_plain() for record in item.stash[RECORDS].values()]  # type: ignore[attr-defined]
-        report.trainability_asked = [asdict(asked) for asked in item.stash[ASKED]]  # type: ignore[attr-defined]
+        from ..records import plain
+
+        report.trainability = plain(list(item.stash[RECORDS].values()))  # type: ignore[attr-defined]
+        report.trainability_asked = plain(item.stash[ASKED])  # type: ignore[attr-defined]
     return report
 
 

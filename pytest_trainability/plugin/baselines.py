@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .collected import node_id
 from .options import SETTINGS
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Baselines:
             )
             raise UsageError(msg)
         path = baseline_path(item.path)
-        test = item.nodeid.partition("::")[2]
+        test = node_id(item).partition("::")[2]
         old = self._find(path, test, name, entry)
         changes = () if old is None else compare(old, entry, tolerances)
         stale = old is not None and old.environment.get("torch") != entry.environment["torch"]

@@ -12,7 +12,7 @@ from .collection import MARKER
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["COLLECTED", "Collected", "narrowing_options", "send_collected"]
+__all__ = ["COLLECTED", "Collected", "narrowing_options", "node_id", "send_collected", "without_group"]
 
 _OUTPUT = "trainability_collected"
 _NARROWING = {
@@ -45,7 +45,7 @@ class Collected:
 
     def select(self, items: Sequence[pytest.Item]) -> None:
         """Note what is left to run, whoever took the rest away."""
-        self.selected = {item.nodeid for item in items if item.nodeid in self.measuring}
+        self.selected = {node_id(item) for item in items} & self.measuring.keys()
 
     def to_plain(self) -> dict[str, Any]:
         """Return what the controller of xdist, which collects nothing, wants to know: of folders with baselines."""
@@ -73,6 +73,16 @@ def send_collected(config: pytest.Config) -> None:
     """In a worker of xdist, let the controller know what was collected."""
     if hasattr(config, "workeroutput"):
         config.workeroutput[_OUTPUT] = config.stash[COLLECTED].to_plain()
+
+
+def node_id(item: pytest.Item) -> str:
+    """Return the node id of a test, the same in a worker of xdist as in the controller."""
+    return without_group(item.nodeid, grouped=item.config.getoption("loadgroup", default=False))
+
+
+def without_group(nodeid: str, *, grouped: bool) -> str:
+    """Take away what ``--dist loadgroup`` appends to node ids in the workers, before pytest 9.2."""
+    return nodeid.rpartition("@")[0] if grouped and nodeid.rfind("@") > nodeid.rfind("]") else nodeid
 
 
 def narrowing_options(config: pytest.Config) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .baselines import BASELINES
+from .collected import node_id
 from .collection import bounds_of, marker_settings, tolerances_of
 from .options import SETTINGS, options_given
 
@@ -67,7 +68,9 @@ class Trainability:
         __tracebackhide__ = True
         from ..errors import TrainabilityError
         from ..measurement import Context, measure_in
+        from ..records import plain
 
+        name = None if name is None else plain(name)
         settings = self._item.config.stash[SETTINGS]
         marked = marker_settings(self._item)
         bounds = bounds_of(self._item)
@@ -113,7 +116,7 @@ class Trainability:
         settings = self._item.config.stash[SETTINGS]
         command = self._command()
         return context(
-            test=self._item.nodeid,
+            test=node_id(self._item),
             name=key,
             record=keep,
             worker=int(worker[0]) if worker else 0,
@@ -127,7 +130,7 @@ class Trainability:
     def _command(self) -> str:
         """Return the command that runs this test alone, from where this session was started."""
         config = self._item.config
-        _, separator, name = self._item.nodeid.partition("::")
+        _, separator, name = node_id(self._item).partition("::")
         file = os.path.relpath(self._item.path, config.invocation_params.dir)
         return shlex.join(["pytest", f"{file}{separator}{name}", *options_given(config)])
 

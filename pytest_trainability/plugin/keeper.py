@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .baselines import Asked
-from .collected import COLLECTED, narrowing_options
+from .collected import COLLECTED, narrowing_options, without_group
 from .options import SETTINGS
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Keeper:
         self._settings = config.stash[SETTINGS]
         self._collected = config.stash[COLLECTED]
         self._narrowing = narrowing_options(config)
+        self._grouped = config.getoption("dist", None) == "loadgroup"
         self._measured = config.invocation_params.dir / (self._settings.measured or "")
         self._asked: dict[str, list[Asked]] = {}
         self._passed: dict[str, bool] = {}
@@ -56,14 +57,18 @@ class Keeper:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take what a test asked for; a test that is run again replaces its own."""
+        test = without_group(report.nodeid, grouped=self._grouped)
         if report.when == "setup":
-            self._asked.pop(report.nodeid, None)
-            self._passed[report.nodeid] = False
+            self._asked.pop(test, None)
+            self._passed[test] = False
         if report.when == "call":
-            self._passed[report.nodeid] = report.passed
+            self._passed[test] = report.passed
+        if report.failed:
+            # In whatever phase; and in none where a worker of xdist has crashed.
+            self._passed[test] = False
         asked = getattr(report, "trainability_asked", [])
         if asked:
-            self._asked[report.nodeid] = [Asked(**plain) for plain in asked]
+            self._asked[test] = [Asked(**plain) for plain in asked]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -98,7 +103,7 @@ class Keeper:
             self._prune(unused, forgotten)
         self.summary = BaselineSummary(
             written=written,
-            withheld=tuple(test for test, asked in self._asked.items() if self._is_withheld(test, asked)),
+            withheld=tuple(test for test, asked in sorted(self._asked.items()) if self._is_withheld(test, asked)),
             unused=tuple((self._shown(path), f"{t} › {n}", new) for (path, t, n), new in zip(unused, renamed)),
             forgotten=tuple(map(self._shown, forgotten)),
             stale=tuple(sorted({a.recorded_with for a in self._all() if a.recorded_with and a.status == "same"})),

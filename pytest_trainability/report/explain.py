@@ -275,7 +275,7 @@ def labelled(label: str, text: str, width: int = 0) -> list[str]:
     """Put a label before a text, wrapped under itself where a width is given; a long label stands on its own line."""
     if not text:
         return []
-    lines = [""]
+    label, lines = visible(label), [""]
     for word in visible(text).split(" "):
         if width and lines[-1] and len(lines[-1]) + len(word) + 1 > width - LABEL:
             lines.append("")
