@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checks.bounds import Bound, at_least, at_most, within
+    from .dynamics import LyapunovExponents, lyapunov_spectrum
     from .errors import BaselineError, BoundError, CutError, ModelError, TrainabilityError, UsageError
     from .measurement import Measurement, TrainabilityFailure, measure
     from .plugin.fixture import Trainability
@@ -21,6 +22,7 @@ _HOME = {
     "BoundError": "errors",
     "CutError": "errors",
     "Estimate": "records",
+    "LyapunovExponents": "dynamics",
     "Measurement": "measurement",
     "ModelError": "errors",
     "Names": "records",
@@ -33,6 +35,7 @@ _HOME = {
     "UsageError": "errors",
     "at_least": "checks.bounds",
     "at_most": "checks.bounds",
+    "lyapunov_spectrum": "dynamics",
     "measure": "measurement",
     "within": "checks.bounds",
 }
@@ -43,6 +46,7 @@ __all__ = [
     "BoundError",
     "CutError",
     "Estimate",
+    "LyapunovExponents",
     "Measurement",
     "ModelError",
     "Names",
@@ -55,6 +59,7 @@ __all__ = [
     "UsageError",
     "at_least",
     "at_most",
+    "lyapunov_spectrum",
     "measure",
     "within",
 ]

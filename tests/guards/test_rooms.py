@@ -35,7 +35,7 @@ def row(rooms: str, third_party: str = "", *, inside: str = "", third_party_insi
     return Row(*(frozenset(text.split()) for text in (rooms, third_party, inside, third_party_inside)))
 
 
-HEAVY = "engine measures measurement"
+HEAVY = "engine measures measurement dynamics"
 TABLE = {
     "plugin": row(
         "plugin checks records errors",
@@ -52,6 +52,7 @@ TABLE = {
     "records": row(""),
     "errors": row(""),
     "measurement": row("checks engine measures report records errors", "torch"),
+    "dynamics": row("checks engine records errors", "torch"),
     "__main__": row("plugin"),
     "__init__": row("", inside=f"report checks records errors {HEAVY}"),
 }
