@@ -57,6 +57,8 @@ def section(
     lines: list[Line] = []
     columns = _widths([record for members in groups.values() for record, _ in members], width) if groups else (0, 0, 0)
     for (file, conditions), members in sorted(groups.items(), key=lambda group: group[0][0]):
+        if any(stopped_early(record) for record, _ in members):
+            conditions += " at most"
         head = f"{file} · {conditions}"
         lines += [Line(head)] if len(head) <= width else [Line(cut_left(file, width)), Line(conditions)]
         lines += _rows(members, columns, width, verbosity)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pytest_trainability.records import CheckRecord, VerdictRecord
-from pytest_trainability.report.terminal import Line, section
+from pytest_trainability.records import BaselineChange, BaselineRecord, BaselineSummary, CheckRecord, VerdictRecord
+from pytest_trainability.report.terminal import Line, baselines, section
 
 MakeRecord = Callable[..., CheckRecord]
 MakeVerdict = Callable[..., VerdictRecord]
@@ -126,3 +126,89 @@ def test_where_signs_can_be_shown_they_are(make_record: MakeRecord) -> None:
 def test_odd_records_are_shown(make_record: MakeRecord, make_verdict: MakeVerdict, changes: dict[str, Any]) -> None:
     for verbosity in (-1, 0, 1):
         assert section([(make_record(make_verdict(), **changes), False)], verbosity=verbosity)
+
+
+def test_seeds_are_a_ceiling_where_bounds_were_settled_before(make_record: MakeRecord) -> None:
+    early = make_record(seeds=(0, 1), asked=(0, 1, 2, 3))
+    assert section([(early, True)])[0].text.endswith("seeds 0-3 at most")
+    assert section([(make_record(), True)])[0].text.endswith("seeds 0-3")
+    assert "settled        after 2 of 4 seeds" in "\n".join(line.text for line in section([(early, True)], verbosity=1))
+
+
+def test_a_marginal_pass_says_how_many_seeds_would_settle_it(
+    make_record: MakeRecord, make_verdict: MakeVerdict
+) -> None:
+    verdict = make_verdict(holds=True, marginal=True, low=-14.5, seeds_needed=23)
+    lines = section([(make_record(verdict), True)])
+    text = " ".join(" ".join(line.text.split()) for line in lines if line.color == "yellow")
+    assert text.endswith(
+        "log_gain -14.40 ± 0.30 nats, must lie in [-14.5, 5], marginal: about 23 seeds would settle it"
+    )
+
+
+MOVED = BaselineChange("log_gain", "moved", old=0.22, new=1.77, shift=1.55, tolerance=0.3, unit="nats")
+GREW = BaselineChange(
+    "gradient_norm", "moved", element="w", old=0.1, new=0.2, shift=0.693, tolerance=0.3, scale="log", considered=7
+)
+GONE = BaselineChange("gradient_norm", "vanished", elements=("a", "b", "c"))
+
+
+def baseline(status: Any, *changes: BaselineChange) -> BaselineRecord:
+    file = "__trainability__/test_init.json"
+    return BaselineRecord(
+        status, file, "test_tower › Tower › cpu float32", changes, "torch 2.6", "pytest --x", ("log_gain",)
+    )
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_changed_baseline_is_red_and_told_old_and_new(make_record: MakeRecord, width: int) -> None:
+    record = make_record(baseline=baseline("changed", MOVED, GONE, GREW))
+    lines = [line.text for line in section([(record, False)], width=width)]
+    text = " ".join(" ".join(lines).split())
+    assert "✘ test_tower" in text
+    assert "log_gain +0.22 → +1.77 nats: by 1.55, more than 0.3" in text
+    assert "gradient_norm 3 gone: a, b, …" in text
+    assert "1 of 7 moved, 2 times larger, more than 1.35: w (0.1 → 0.2)" in text
+    assert "test_tower › Tower › cpu float32 in __trainability__/test_init.json, recorded with torch 2.6" in text
+    assert "if intended pytest --x" in text
+    assert max(len(line) for line in lines if "reproduce" not in line) <= width
+
+
+def test_a_baseline_that_is_the_same_is_told_with_v_only(make_record: MakeRecord) -> None:
+    record = make_record(baseline=baseline("same"))
+    plain, verbose = (" ".join(line.text for line in section([(record, True)], verbosity=v)) for v in (0, 1))
+    assert "baseline" not in plain
+    assert "the same, recorded with torch 2.6" in verbose
+
+
+@pytest.mark.parametrize("verbosity", [-1, 0, 1])
+def test_an_update_is_told_however_quiet(make_record: MakeRecord, verbosity: int) -> None:
+    lines = section([(make_record(baseline=baseline("updated", MOVED)), True)], verbosity=verbosity)
+    assert "log_gain       +0.22 → +1.77 nats" in "\n".join(line.text for line in lines)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_was_done_to_the_baselines_fits_the_terminal(encoding: str) -> None:
+    summary = BaselineSummary(
+        written=(("tests/__trainability__/test_init.json", 3, 1),),
+        withheld=("tests/test_init.py::test_red",),
+        unused=(("tests/__trainability__/test_init.json", "test_old › Tower", "test_new › Tower"),),
+        forgotten=("tests/__trainability__/test_gone.json",),
+        stale=("2.6.0",),
+        partial=("1 deselected",),
+        errors=("tests/__trainability__/test_other.json: the baseline cannot be used: it must be JSON",),
+    )
+    lines = baselines(summary, width=80, encoding=encoding)
+    text = " ".join(" ".join(line.text for line in lines).replace("baselines", "").split())
+    assert "3 recorded and 1 updated in tests/__trainability__/test_init.json: commit it" in text
+    assert "not recorded, as it did not pass: tests/test_init.py::test_red" in text
+    assert "it has the numbers of test_new" in text
+    assert "no test module for tests/__trainability__/test_gone.json" in text
+    assert "recorded with torch 2.6.0: --trainability-baseline=update records them again" in text
+    assert "nothing was pruned, as not every test has told what it needs: 1 deselected" in text
+    assert max(len(line.text) for line in lines) <= 80
+    assert all(line.text.isascii() for line in lines) or encoding == "utf-8"
+
+
+def test_nothing_is_said_of_baselines_where_there_is_nothing() -> None:
+    assert baselines(BaselineSummary()) == []
