@@ -1,8 +1,8 @@
 """What was measured once, and whether it still is: entries of a baseline, and their comparison.
 
 A change must be both larger than a tolerance and no accident. Where the same weights were drawn, seeds are compared in
-pairs, and whatever moved has a cause in the code; only arithmetic that a chaotic model has blown up must be told apart.
-Where other weights were drawn, two samples are compared, at odds of one false alarm in :data:`FALSE_ALARMS`.
+pairs: unchanged code gives the same numbers but for arithmetic, and dropout that another version or device draws otherwise.
+Where other weights were drawn, two samples are compared. Either way unchanged code is flagged once in 1 / FALSE_ALARMS.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from ..records import BaselineChange
 __all__ = ["Entry", "NameSet", "Recorded", "Series", "compare", "environment_key", "find_entry"]
 
 FALSE_ALARMS = 1e-4
-"""Probability that unchanged code, measured on other draws, is said to have changed."""
-PAIRED_ERROR = 0.01
-"""Probability that arithmetic alone, where it moves numbers as freely as other weights would, is taken for a change."""
+"""Probability that unchanged code is said to have changed: on other draws, or on the same where arithmetic or dropout moves
+numbers as freely as other weights would."""
 ROUND_OFF = 10
 """Elements of a profile this many units of round-off below the largest are compared as if they were there: a gradient
 that is zero but for arithmetic, such as that of a bias which a softmax cancels, differs between any two machines."""
@@ -101,12 +100,13 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
     Returns:
         Shifts, and measures or elements that have vanished or are new. Empty where nothing has changed.
 
-    Source: Student, Biometrika 6, 1 (1908), for pairs; Welch, Biometrika 34, 28 (1947), otherwise. Errors are shared out
-    over measures and, within a measure, over elements (Bonferroni).
+    Source: Student, Biometrika 6, 1 (1908), for pairs; Welch, Biometrika 34, 28 (1947), otherwise, with the degrees of
+    freedom of two samples as small as the smaller one at most. The error is shared out over measures and, within a
+    measure, over elements (Bonferroni).
     """
     pairs = _pairs(old, new)
     names = list(dict.fromkeys([*new.measures, *old.measures]))
-    error = (PAIRED_ERROR if pairs else FALSE_ALARMS) / len(names) if names else 0.0
+    error = FALSE_ALARMS / max(len(names), 1)
     found: list[BaselineChange] = []
     for name in names:
         before, after = old.measures.get(name), new.measures.get(name)
@@ -118,8 +118,9 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
             found += _renamed(name, _always(before) - set(after.values), _always(after) - set(before.values))
             shared = [element for element in after.values if element in before.values]
             test = _Test(pairs, tolerances.get(name, 0.0), error / max(len(shared), 1))
-            lows = _round_off(old, before), _round_off(new, after)
-            found += sorted(_shifts(name, shared, before, after, lows, test), key=lambda change: -_size(change))
+            # One for both: what is zero in both must not move with what it is set beside.
+            low = max(_round_off(old, before), _round_off(new, after))
+            found += sorted(_shifts(name, shared, before, after, low, test), key=lambda change: -_size(change))
         else:
             found += [BaselineChange(name, "vanished"), BaselineChange(name, "new")]
     return tuple(found)
@@ -165,12 +166,12 @@ def _shifts(
     elements: Sequence[str],
     before: Series,
     after: Series,
-    lows: tuple[float, float],
+    low: float,
     test: _Test,
 ) -> Iterator[BaselineChange]:
     for element in elements:
-        old = [_on_scale(value, before.scale, lows[0]) for value in before.values[element]]
-        new = [_on_scale(value, before.scale, lows[1]) for value in after.values[element]]
+        old = [_on_scale(value, before.scale, low) for value in before.values[element]]
+        new = [_on_scale(value, before.scale, low) for value in after.values[element]]
         shift = test.shift(old, new)
         if shift is not None:
             yield BaselineChange(
@@ -242,7 +243,8 @@ class _Test:
             return self._judged(m2 - m1, (v1 + v2) * (1 / n1 + 1 / n2), max(n1, n2) - 1)
         s1, s2 = v1 / n1, v2 / n2
         degrees = (s1 + s2) ** 2 / (s1**2 / (n1 - 1) + s2**2 / (n2 - 1)) if s1 + s2 > 0 else n1 + n2 - 2
-        return self._judged(m2 - m1, s1 + s2, degrees)
+        # Beside a large sample, a small one whose values lie close by accident would pass for well known.
+        return self._judged(m2 - m1, s1 + s2, min(degrees, 2 * (min(n1, n2) - 1)))
 
     def _judged(self, shift: float, variance_of_mean: float, degrees: float) -> float | None:
         if abs(shift) <= self.tolerance:

@@ -56,7 +56,10 @@ def judge(
     ranked = sorted(elements, key=lambda e: _sort_key(_margin(e.mean, bound, scale)))
     outside = [e for e in ranked if not bound.holds(e.mean)]
     worst = ranked[0]
-    needed = [_needed(e, bound, level) for e in (outside or elements)]
+    # One that is outside was chosen among all: see is_settled.
+    shared = level.shared(len(elements))
+    chosen = [estimate(e.values, scale=e.scale, level=shared) for e in outside]
+    needed = [_needed(e, bound, shared) for e in chosen] or [_needed(e, bound, level) for e in elements]
     # A failure is settled by one element that is clearly outside, a pass when all are clearly inside.
     seeds_needed = min(needed) if outside else max(needed)
     return VerdictRecord(

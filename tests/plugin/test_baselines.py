@@ -137,7 +137,7 @@ def test_a_change_fails_in_either_direction(recorded: Pytester, monkeypatch: pyt
     result.assert_outcomes(failed=1)
     text = told(result)
     assert re.search(r"log_gain -\d\.\d+ → -\d\.\d+ nats: by -?\d\.\d+, more than 0\.3", text)
-    assert "6 of 6 moved" in text
+    assert re.search(r"growth_rate [456] of 6 moved", text)
     assert "if intended pytest test_suite.py::test_tower --trainability-baseline=update" in text
     assert file(recorded).read_bytes() == before
 

@@ -1,0 +1,507 @@
+"""How often verdicts on healthy models are wrong: bounds and baselines, beside the rates that they promise.
+
+    python benchmarks/flakes.py            # about eight minutes on two cores
+    python benchmarks/flakes.py --quick    # about a minute
+    python benchmarks/flakes.py --models "tanh tower" --checks 100000
+
+Each model is measured on a pool of fresh seeds. Seed lists are then drawn from the pool by the thousand and go through the
+functions that decide in a test: ``judge``, ``is_settled`` and ``compare``, with their defaults.
+
+Bounds end exactly at the mean over the pool, the worst case: whatever is said without "marginal" is said by chance.
+Nominal is 1 % over both sides. Baselines compare two lists without a seed in common, and then the same seeds measured again
+in a fresh process with other kernels and another thread count. Rates come with their upper 95 % limit (Clopper &
+Pearson, Biometrika 26, 404 (1934)). That limit is of chance in the choice of lists; the pool, too, is a sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import repeat
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its own name
+from scipy.stats import beta
+from torch import Tensor, nn
+
+from pytest_trainability import Bound, at_least, at_most, within
+from pytest_trainability.checks.baselines import Entry, compare
+from pytest_trainability.checks.statistics import CONFIDENCE, Level, estimate
+from pytest_trainability.checks.verdicts import is_settled, judge
+from pytest_trainability.measurement import Context, _assemble, _recorded, measure_in
+from pytest_trainability.measures import MEASURES, RECORDED
+
+TARGET = 1e-4
+WIDTH, BATCH, CLASSES, VOCAB = 24, 4, 5, 50
+
+# Healthy models ---------------------------------------------------------------------------------------------------
+
+
+def tower(activation: Callable[[], nn.Module], variance: float, bias: float, *, depth: int = 20) -> nn.Module:
+    """Build a plain tower of Gaussian weights, variance per input."""
+    layers = [nn.Linear(WIDTH, WIDTH) for _ in range(depth)]
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=math.sqrt(variance / WIDTH))
+        nn.init.normal_(layer.bias, std=math.sqrt(bias))
+    return nn.Sequential(*(part for layer in layers for part in (layer, activation())), nn.Linear(WIDTH, CLASSES))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-LN, with a key bias whose gradient is zero but for arithmetic."""
+
+    def __init__(self, width: int = WIDTH, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm_1(x)
+        q, k, v = (f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm_2(x))))
+
+
+class Transformer(nn.Module):
+    """A small language model."""
+
+    def __init__(self, depth: int = 6) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, WIDTH)
+        self.blocks = nn.Sequential(*(TransformerBlock() for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCAB)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.embedding(ids)))).flatten(0, 1)
+
+
+class ConvBlock(nn.Module):
+    """A residual block of two normalized convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_1, self.conv_2 = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.norm_1, self.norm_2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.norm_2(self.conv_2(torch.relu(self.norm_1(self.conv_1(x))))))
+
+
+def resnet(depth: int = 8, channels: int = 6) -> nn.Module:
+    """Build a BatchNorm ResNet without pooling."""
+    stem = nn.Conv2d(3, channels, 3, padding=1)
+    return nn.Sequential(
+        stem, *(ConvBlock(channels) for _ in range(depth)), nn.Flatten(), nn.Linear(36 * channels, CLASSES)
+    )
+
+
+class DropBlock(nn.Module):
+    """A residual branch with dropout, which stochastic depth leaves out for a fifth of the samples."""
+
+    def __init__(self, drop: float = 0.2) -> None:
+        super().__init__()
+        self.drop = drop
+        self.norm, self.up, self.down = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = torch.bernoulli(torch.full((len(x), 1), 1 - self.drop)) / (1 - self.drop)
+        return x + kept * self.down(F.dropout(F.gelu(self.up(self.norm(x))), 0.1, self.training))
+
+
+class ZeroBlock(nn.Module):
+    """Fixup: the branch's last layer starts at zero, so that the gradient of the others does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+class Recurrence(nn.Module):
+    """A loop over an LSTM cell with forget bias 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTMCell(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
+        with torch.no_grad():
+            self.cell.bias_ih[WIDTH : 2 * WIDTH] += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(len(x), WIDTH)
+        for t in range(x.shape[1]):
+            h, c = self.cell(x[:, t], (h, c))
+        return self.head(h)
+
+
+def vectors(*shape: int) -> Callable[[torch.Generator], Tensor]:
+    return lambda generator: torch.randn(BATCH, *shape, generator=generator)
+
+
+def classes(count: int = BATCH, of: int = CLASSES) -> Callable[[torch.Generator], Tensor]:
+    return lambda generator: torch.randint(of, (count,), generator=generator)
+
+
+CLASS_OF_EACH = classes()
+DROPS = "dropped depth"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A factory and how to draw what it is fed: new weights, inputs and targets per seed."""
+
+    build: Callable[[], nn.Module]
+    inputs: Callable[[torch.Generator], Tensor]
+    target: Callable[[torch.Generator], Tensor] = CLASS_OF_EACH
+
+
+MODELS = {
+    "tanh tower": Model(lambda: tower(nn.Tanh, 1.760955, 0.05), vectors(WIDTH)),
+    "ReLU tower": Model(lambda: tower(nn.ReLU, 2.0, 0.0), vectors(WIDTH)),
+    "transformer": Model(
+        Transformer, lambda g: torch.randint(VOCAB, (BATCH, 6), generator=g), classes(6 * BATCH, VOCAB)
+    ),
+    "ResNet": Model(resnet, vectors(3, 6, 6)),
+    DROPS: Model(lambda: nn.Sequential(*(DropBlock() for _ in range(8)), nn.Linear(WIDTH, CLASSES)), vectors(WIDTH)),
+    "zero branches": Model(
+        lambda: nn.Sequential(*(ZeroBlock() for _ in range(8)), nn.Linear(WIDTH, CLASSES)), vectors(WIDTH)
+    ),
+    "LSTM, 16 steps": Model(Recurrence, vectors(16, WIDTH)),
+}
+
+# Pools of seeds ---------------------------------------------------------------------------------------------------
+
+Reading = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What was measured, by seed."""
+
+    environment: Mapping[str, str]
+    readings: Sequence[Reading]
+    draws: Sequence[str]
+
+    def generator(self, *numbers: int) -> random.Random:
+        """Return one of this model's own."""
+        return random.Random(f"{self.draws[0]} {numbers}")
+
+
+def with_other_masks(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Let dropout draw other masks, as another version of torch or another device does."""
+
+    def draw(module: nn.Module, args: tuple[Any, ...]) -> None:
+        torch.rand(7)
+
+    def built() -> nn.Module:
+        model = build()
+        model.register_forward_pre_hook(draw)
+        return model
+
+    return built
+
+
+def measure_seeds(name: str, seeds: Sequence[int], threads: int = 1, other_masks: bool = False) -> Pool:
+    """Measure a model as a test does."""
+    torch.set_num_threads(threads)
+    model = MODELS[name]
+    if other_masks:
+        model = replace(model, build=with_other_masks(model.build))
+    found = measure_in(
+        Context(),
+        model.build,
+        model.inputs,
+        target=model.target,
+        loss=F.cross_entropy,
+        seeds=seeds,
+        steps="auto",
+        exponents=1,
+        device="cpu",
+        dtype=None,
+        train=True,
+        name=name,
+        measures=RECORDED,
+    )
+    entry = found._entry([MEASURES[measure] for measure in RECORDED])
+    readings = [{m: found._readings[m][i] for m in RECORDED} for i in range(len(seeds))]
+    return Pool(entry.environment, readings, entry.draws)
+
+
+def entry_of(pool: Pool, picked: Sequence[int]) -> Entry:
+    """Return what a baseline of these seeds holds."""
+    measures = {m: _recorded(MEASURES[m], [pool.readings[i][m] for i in picked]) for m in RECORDED}
+    return Entry(pool.environment, {}, tuple(picked), tuple(pool.draws[i] for i in picked), measures)
+
+
+@contextmanager
+def other_kernels() -> Iterator[str]:
+    """Let processes that are started here compute as an older machine does, and say how."""
+    before = dict(os.environ)
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin stop everyone else on a busy machine
+    kernels = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    os.environ.update(kernels)
+    try:
+        yield ", ".join(f"{name}={value}" for name, value in kernels.items())
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+# Bounds -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BoundRates:
+    """Shares of runs, of a bound that ends at the mean."""
+
+    covered: float
+    """The mean lies in the interval."""
+    above: float
+    """Said to lie above the mean, without "marginal"."""
+    below: float
+    seeds: float
+    """Drawn on average."""
+    clear: float
+    """Drawn on average for a bound that is ten standard deviations away on both sides."""
+
+
+def draw_until_settled(drawn: Sequence[Reading], bound: Bound, level: Level) -> list[float]:
+    """Return the log gains of as many seeds as ``Measurement.run`` draws."""
+    values = [reading["log_gain"] for reading in drawn]
+    for count in range(1, len(values)):
+        if level.ceiling and is_settled(estimate(values[:count], level=level), bound, level=level):
+            return values[:count]
+    return values
+
+
+def bound_rates(pool: Pool, level: Level, count: int, runs: int) -> BoundRates:
+    """Judge a log gain whose bound ends at its mean, and one that is clear."""
+    generator = pool.generator(count)
+    gains = [reading["log_gain"] for reading in pool.readings]
+    mean, spread = statistics.fmean(gains), statistics.stdev(gains)
+    end, wide = at_least(mean), within(mean - 10 * spread, mean + 10 * spread)
+    covered = above = below = seeds = clear = 0
+    for _ in range(runs):
+        # The mean of the pool is taken for the true one: a sample of it is that of a population a little finite.
+        drawn = generator.sample(pool.readings, count)
+        values = draw_until_settled(drawn, end, level)
+        value = estimate(values, level=level)
+        verdict = judge("log_gain", value, end, level=level)
+        covered += value.low <= mean <= value.high
+        above += verdict.holds and not verdict.marginal
+        below += not verdict.holds and not verdict.marginal
+        seeds += len(values)
+        clear += len(draw_until_settled(drawn, wide, level))
+    return BoundRates(covered / runs, above / runs, below / runs, seeds / runs, clear / runs)
+
+
+def profile_rate(pool: Pool, measure: str, level: Level, count: int, runs: int) -> float:
+    """Return how often a profile fails without "marginal" whose worst element's mean is right at the bound's end."""
+    generator = pool.generator(count)
+    m = MEASURES[measure]
+    means = [e.mean for e in _assemble(m, [reading[measure] for reading in pool.readings], level).values()]
+    bound = at_least(min(means)) if m.scale == "log" else at_most(max(means))
+    wrong = 0
+    for _ in range(runs):
+        drawn = [reading[measure] for reading in generator.sample(pool.readings, count)]
+        for stop in range(1 if level.ceiling else count, count + 1):
+            value = _assemble(m, drawn[:stop], level)
+            if stop < count and is_settled(value, bound, level=level):
+                break
+        verdict = judge(measure, value, bound, scale=m.scale, level=level)
+        wrong += not verdict.holds and not verdict.marginal
+    return wrong / runs
+
+
+# Baselines --------------------------------------------------------------------------------------------------------
+
+TOLERANCES = {m.name: m.tolerance for m in MEASURES.values()}
+NO_TOLERANCE = dict.fromkeys(TOLERANCES, 0.0)
+
+
+@dataclass
+class Alarms:
+    """What came of many checks of unchanged code."""
+
+    checks: int = 0
+    flagged: int = 0
+    by_chance: int = 0
+    """Flagged where no tolerance is given: by the statistics alone."""
+    blamed: Counter[str] = field(default_factory=Counter)
+
+    def __iadd__(self, other: Alarms) -> Alarms:
+        self.checks += other.checks
+        self.flagged += other.flagged
+        self.by_chance += other.by_chance
+        self.blamed += other.blamed
+        return self
+
+    def __str__(self) -> str:
+        found, rate = self.flagged, self.flagged / self.checks
+        limit = float(beta.ppf(0.95, found + 1, self.checks - found)) if found < self.checks else 1.0
+        blamed = "  " + ", ".join(f"{name} {count}" for name, count in self.blamed.most_common(3)) if found else ""
+        return f"{self.checks:>9}{found:>9}{rate:>10.1e}{limit:>10.1e}{self.by_chance / self.checks:>14.1e}{blamed}"
+
+
+def alarms(old: Pool, new: Pool | None, count: int, checks: int, part: int) -> Alarms:
+    """Compare lists of seeds from a pool with others of it, or with the same of another pool."""
+    generator = old.generator(count, part)
+    found = Alarms(checks)
+    for _ in range(checks):
+        picked = generator.sample(range(len(old.readings)), count if new else 2 * count)
+        before, after = entry_of(old, picked[:count]), entry_of(new or old, picked[-count:])
+        # A tolerance only takes from what is flagged without.
+        if compare(before, after, NO_TOLERANCE):
+            found.by_chance += 1
+            changes = compare(before, after, TOLERANCES)
+            found.flagged += bool(changes)
+            found.blamed.update({change.measure for change in changes})
+    return found
+
+
+def largest_difference(old: Pool, new: Pool) -> str:
+    """Say by how much one seed differs between two pools at most, in tolerances."""
+    largest, where = 0.0, ""
+    for index in range(len(old.readings)):
+        for change in compare(entry_of(old, [index]), entry_of(new, [index]), NO_TOLERANCE):
+            size = abs(change.shift) / (TOLERANCES[change.measure] or math.nan)
+            if not size <= largest:
+                largest, where = size, f"{change.measure} {change.element}"
+    return f"{largest:.1e} of the tolerance  {where}"
+
+
+# The tables -------------------------------------------------------------------------------------------------------
+
+
+class Workers:
+    """Processes that measure and compare, in parts, and begin with the environment of their making."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
+
+    def pool(self, name: str, seeds: Sequence[int], threads: int = 1, other_masks: bool = False) -> Pool:
+        parts = [seeds[first : first + 50] for first in range(0, len(seeds), 50)]
+        pools = list(self._executor.map(measure_seeds, repeat(name), parts, repeat(threads), repeat(other_masks)))
+        readings, draws = ([x for p in pools for x in getattr(p, what)] for what in ("readings", "draws"))
+        return Pool(pools[0].environment, readings, draws)
+
+    def call(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return list(self._executor.map(function, *zip(*tasks)))
+
+
+def print_bounds(workers: Workers, pools: Mapping[str, Pool], runs: int) -> None:
+    """Print the first two tables."""
+    fixed = Level(CONFIDENCE)
+    print(f"\nBounds that end at the mean: verdicts by chance in {runs} runs, nominal {1 - CONFIDENCE:.2%} in all")
+    print(f"{'':<24}{'mean in':>17}{'said to be':>16}{'':>9}{'seeds drawn, bound':>20}")
+    print(f"{'log_gain':<16}{'seeds':<8}{'interval':>17}{'below':>8}{'above':>8}{'sum':>9}{'close':>12}{'clear':>8}")
+    kinds = [(fixed, 4), (fixed, 8), (Level(CONFIDENCE, 8), 8), (Level(CONFIDENCE, 32), 32)]
+    tasks = [(pool, level, count, runs) for pool in pools.values() for level, count in kinds]
+    rates = workers.call(bound_rates, tasks)
+    rows = [(name, level, count) for name in pools for level, count in kinds]
+    for (name, level, count), r in zip(rows, rates):
+        seeds = f"{'≤ ' if level.ceiling else ''}{count}"
+        print(
+            f"{name:<16}{seeds:<8}{r.covered:>17.2%}{r.below:>8.2%}{r.above:>8.2%}{r.below + r.above:>9.2%}"
+            f"{r.seeds:>12.1f}{r.clear:>8.1f}"
+        )
+    print(
+        f"\nProfiles whose worst element is at the bound's end: failures without marginal, nominal {(1 - CONFIDENCE) / 2:.2%}"
+    )
+    kinds = [(fixed, 4), (fixed, 8), (Level(CONFIDENCE, 8), 8)]
+    measures = ("growth_rate", "gradient_norm")
+    print(f"{'seeds':<16}" + "".join(f"{m:>18}{'8':>8}{'≤ 8':>8}" for m in (f"{m} 4" for m in measures)))
+    tasks = [
+        (pool, measure, level, count, runs // 4)
+        for pool in pools.values()
+        for measure in measures
+        for level, count in kinds
+    ]
+    found = iter(workers.call(profile_rate, tasks))
+    for name in pools:
+        print(f"{name:<16}" + "".join(f"{next(found):>18.2%}{next(found):>8.2%}{next(found):>8.2%}" for _ in measures))
+
+
+BASELINE_HEAD = f"{'checks':>9}{'flagged':>9}{'rate':>10}{'95 % <':>10}{'no tolerance':>14}"
+
+
+def print_alarms(workers: Workers, pairs: Mapping[str, tuple[Pool, Pool | None]], checks: int) -> None:
+    """Print a row per model and number of seeds, and their sum."""
+    print(f"{'model':<16}{'seeds':<6}" + BASELINE_HEAD)
+    parts = 4
+    rows = [(name, count) for name in pairs for count in (4, 8)]
+    tasks = [(*pairs[name], count, checks // parts, part) for name, count in rows for part in range(parts)]
+    found = workers.call(alarms, tasks)
+    total = Alarms()
+    for row, (name, count) in enumerate(rows):
+        one = Alarms()
+        for part in found[row * parts : (row + 1) * parts]:
+            one += part
+        total += one
+        print(f"{name:<16}{count:<6}{one}")
+    print(f"{'all':<22}{total}   target {TARGET:.0e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer seeds and checks")
+    parser.add_argument("--seeds", type=int, help="of a pool")
+    parser.add_argument("--checks", type=int, help="of baselines, per model and number of seeds")
+    parser.add_argument(
+        "--models", nargs="*", choices=MODELS, default=list(MODELS), metavar="NAME", help="of " + ", ".join(MODELS)
+    )
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    seeds = options.seeds or (150 if options.quick else 1600)
+    checks = options.checks or (600 if options.quick else 8000)
+    began = time.perf_counter()
+    print(f"python benchmarks/flakes.py {' '.join(sys.argv[1:])}".strip())
+    print(
+        f"torch {torch.__version__}, cpu {torch.backends.cpu.get_cpu_capability()}, {options.processes} processes of 1 "
+        f"thread; {seeds} seeds per model",
+        flush=True,
+    )
+    workers = Workers(options.processes)
+    pools = {name: workers.pool(name, range(seeds)) for name in options.models}
+    print(f"pools measured in {time.perf_counter() - began:.0f} s", flush=True)
+    print_bounds(workers, pools, checks)
+    print("\nBaselines of unchanged code, other seeds: checks that report a change", flush=True)
+    print_alarms(workers, {name: (pool, None) for name, pool in pools.items()}, checks)
+    again = seeds // 8
+    with other_kernels() as kernels:
+        elsewhere = Workers(1)
+        others = {name: elsewhere.pool(name, range(again), 2) for name in pools}
+    print(f"\nBaselines of unchanged code, the same {again} seeds in fresh processes, 2 threads, {kernels}")
+    firsts = {name: Pool(p.environment, p.readings[:again], p.draws[:again]) for name, p in pools.items()}
+    print_alarms(workers, {name: (firsts[name], others[name]) for name in pools}, checks // 8)
+    print("\nand the largest difference of any seed")
+    for name in pools:
+        print(f"{name:<16}{largest_difference(firsts[name], others[name])}")
+    if DROPS in pools:
+        print("\nBaselines of unchanged code, the same weights and inputs with other masks of dropout")
+        masked = workers.pool(DROPS, range(2 * again), other_masks=True)
+        whole = pools[DROPS]
+        first = Pool(whole.environment, whole.readings[: 2 * again], whole.draws[: 2 * again])
+        print_alarms(workers, {DROPS: (first, masked)}, checks)
+    print(f"\n{time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
