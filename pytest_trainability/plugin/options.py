@@ -24,9 +24,19 @@ _DECLARED = (
     ("dtype", "DTYPE", "Floating type that models and float inputs are cast to (default: as they are)."),
     ("confidence", "LEVEL", "Confidence of the intervals (default: 0.99)."),
 )
-_TOLERANCES_HELP = "By how much a measure may differ from its baseline, such as 'log_gain = 0.5'."
+_BY_MEASURE = (
+    (
+        "bounds",
+        "BOUND",
+        "A bound for every measured model, such as 'lyapunov_max = [-0.05, 0.05]' or 'gradient_norm >= 1e-6'.",
+    ),
+    (
+        "tolerances",
+        "TOLERANCE",
+        "By how much a measure may differ from its baseline, such as 'log_gain = 0.5'.",
+    ),
+)
 BASELINE_MODES = ("check", "new", "update")
-_BOUNDS_HELP = "A bound for every measured model, such as 'lyapunov_max = [-0.05, 0.05]' or 'gradient_norm >= 1e-6'."
 
 
 @dataclass(frozen=True)
@@ -59,24 +69,16 @@ def declare(parser: pytest.Parser) -> None:
     for name, metavar, text in _DECLARED:
         group.addoption(f"--{PREFIX}-{name}", dest=f"{PREFIX}_{name}", metavar=metavar, default=None, help=text)
         parser.addini(f"{PREFIX}_{name}", text, type="string", default="")
-    group.addoption(
-        f"--{PREFIX}-bounds",
-        dest=f"{PREFIX}_bounds",
-        metavar="BOUND",
-        action="append",
-        default=[],
-        help=f"{_BOUNDS_HELP} May be given several times.",
-    )
-    parser.addini(f"{PREFIX}_bounds", f"{_BOUNDS_HELP} One a line.", type="linelist", default=[])
-    group.addoption(
-        f"--{PREFIX}-tolerances",
-        dest=f"{PREFIX}_tolerances",
-        metavar="TOLERANCE",
-        action="append",
-        default=[],
-        help=f"{_TOLERANCES_HELP} May be given several times.",
-    )
-    parser.addini(f"{PREFIX}_tolerances", f"{_TOLERANCES_HELP} One a line.", type="linelist", default=[])
+    for name, metavar, text in _BY_MEASURE:
+        group.addoption(
+            f"--{PREFIX}-{name}",
+            dest=f"{PREFIX}_{name}",
+            metavar=metavar,
+            action="append",
+            default=[],
+            help=f"{text} May be given several times.",
+        )
+        parser.addini(f"{PREFIX}_{name}", f"{text} One a line.", type="linelist", default=[])
     group.addoption(
         f"--{PREFIX}-baseline",
         dest=f"{PREFIX}_baseline",
