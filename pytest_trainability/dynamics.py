@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +15,13 @@ from .engine.isolation import derived_seed, preserved_world, seeded
 from .engine.tangent import Map, random_frame, tangent_sweep
 from .engine.trees import map_tensors, tensors_in
 from .errors import ModelError, UsageError
-from .records import Estimate, Spectrum
+from .records import Estimate, Listed, Spectrum
 
 __all__ = ["LyapunovExponents", "lyapunov_spectrum"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class LyapunovExponents(Sequence[Estimate]):
+class LyapunovExponents(Listed[Estimate]):
     """Exponents of a map, largest first, and how they came about."""
 
     spectrum: Spectrum
@@ -33,15 +33,8 @@ class LyapunovExponents(Sequence[Estimate]):
     state: Any
     """The last state, from which to go on."""
 
-    @overload
-    def __getitem__(self, index: int) -> Estimate: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Estimate, ...]: ...
-    def __getitem__(self, index: int | slice) -> Estimate | tuple[Estimate, ...]:
-        return self.spectrum[index]
-
-    def __len__(self) -> int:
-        return len(self.spectrum)
+    def _items(self) -> Sequence[Estimate]:
+        return self.spectrum
 
     @property
     def kaplan_yorke_dimension(self) -> float:

@@ -19,6 +19,7 @@ __all__ = [
     "BaselineSummary",
     "CheckRecord",
     "Estimate",
+    "Listed",
     "Names",
     "Profile",
     "Spectrum",
@@ -32,6 +33,26 @@ __all__ = [
 
 
 _Record = TypeVar("_Record")
+_Item = TypeVar("_Item")
+
+
+class Listed(Sequence[_Item]):
+    """A record that is a sequence of what it holds."""
+
+    __slots__ = ()
+
+    def _items(self) -> Sequence[_Item]:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> _Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[_Item]: ...
+    def __getitem__(self, index: int | slice) -> _Item | Sequence[_Item]:
+        return self._items()[index]
+
+    def __len__(self) -> int:
+        return len(self._items())
 
 
 def format_number(value: float, digits: int = 3) -> str:
@@ -246,7 +267,7 @@ class _Elements:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Spectrum(_Elements, Sequence[Estimate]):
+class Spectrum(_Elements, Listed[Estimate]):
     """Lyapunov exponents, largest first."""
 
     exponents: tuple[Estimate, ...]
@@ -255,18 +276,10 @@ class Spectrum(_Elements, Sequence[Estimate]):
         named = (replace(e, name=e.name or f"exponent {number}") for number, e in enumerate(self.exponents, 1))
         object.__setattr__(self, "exponents", tuple(named))
 
-    def _estimates(self) -> Sequence[Estimate]:
+    def _items(self) -> Sequence[Estimate]:
         return self.exponents
 
-    @overload
-    def __getitem__(self, index: int) -> Estimate: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Estimate, ...]: ...
-    def __getitem__(self, index: int | slice) -> Estimate | tuple[Estimate, ...]:
-        return self.exponents[index]
-
-    def __len__(self) -> int:
-        return len(self.exponents)
+    _estimates = _items
 
     def __repr__(self) -> str:
         shown = ", ".join(str(e.mean if not math.isfinite(e.mean) else round(e.mean, 4)) for e in self.exponents[:8])
@@ -345,7 +358,7 @@ class Profile(_Elements, Mapping[str, Estimate]):
 
 
 @dataclass(frozen=True, slots=True)
-class Steps(Sequence[str]):
+class Steps(Listed[str]):
     """What was taken as the steps of the chain, in program order."""
 
     names: tuple[str, ...]
@@ -355,37 +368,23 @@ class Steps(Sequence[str]):
     left_out: str = ""
     """Calls of the same kind that do not lie on the chain, such as a second tower."""
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
-        return self.names[index]
-
-    def __len__(self) -> int:
-        return len(self.names)
+    def _items(self) -> Sequence[str]:
+        return self.names
 
     def __str__(self) -> str:
         return self.description
 
 
 @dataclass(frozen=True, slots=True)
-class Names(Sequence[str]):
+class Names(Listed[str]):
     """Names of what is at fault, over all seeds; empty is good."""
 
     names: tuple[str, ...]
     counts: tuple[int, ...]
     """How many there were, per seed."""
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
-        return self.names[index]
-
-    def __len__(self) -> int:
-        return len(self.names)
+    def _items(self) -> Sequence[str]:
+        return self.names
 
 
 @dataclass(frozen=True, slots=True)
