@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types docs bench matrix clean
+.PHONY: demo test lint types docs bench flakes matrix clean
 
 demo: $(VENV)/.demo ## Run the examples: green models, red ones, and the report
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -26,6 +26,9 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.demo ## Print cost ratios, measured side by side in one run
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/cost.py
 	$(VENV)/bin/python benchmarks/startup.py
+
+flakes: $(VENV)/.test ## Count how often verdicts and baselines are wrong on healthy models
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/flakes.py
 
 matrix: ## Run the plugin's tests over environments and options: no xdist, the oldest pytest, other plugins
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) tests/matrix.py
