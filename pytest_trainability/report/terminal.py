@@ -60,7 +60,9 @@ def section(
         if any(stopped_early(record) for record, _ in members):
             conditions += " at most"
         head = f"{file} · {conditions}"
-        lines += [Line(head)] if len(head) <= width else [Line(cut_left(file, width)), Line(conditions)]
+        lines += (
+            [Line(head)] if len(head) <= width else [Line(cut_left(file, width)), Line(_cut_right(conditions, width))]
+        )
         lines += _rows(members, columns, width, verbosity)
     for record, passed in checks:
         if not _holds(record, passed):

@@ -179,7 +179,8 @@ def test_one_missing_batch_norm_of_many_is_found(resnet_baseline: Entry, fault: 
     assert vanished == (names if fault is without_norm else [])
     # No other block is blamed.
     moved = [change.element for change in of("gradient_norm", changes) if change.kind == "moved"]
-    assert moved == [f"blocks.{DEEP}.conv_1.weight"]
+    assert moved
+    assert all(name.startswith(f"blocks.{DEEP}.") for name in moved)
 
 
 def test_fresh_weights_of_a_resnet_are_not_a_change(resnet_baseline: Entry) -> None:
