@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -442,6 +444,7 @@ class Measurement:
             environment={
                 "device": torch.device(self.device).type,
                 "dtype": self.dtype,
+                "platform": f"{sys.platform} {platform.machine()}",
                 "torch": torch.__version__.partition("+")[0],
                 # As torch is set up in this process: a worker of xdist takes its share of the cores while it measures.
                 "threads": str(torch.get_num_threads()),

@@ -1,6 +1,6 @@
 """What was measured once, and whether it still is: entries of a baseline, and their comparison.
 
-A change must be both larger than a tolerance and no accident. Where the same weights were drawn on the same kind of device
+A change must be both larger than a tolerance and no accident. Where the same weights were drawn on the same kind of machine
 by the same torch, unchanged code gives the same numbers up to arithmetic: nothing is an accident. Where only the weights are
 the same, dropout may have been drawn otherwise, and seeds are compared in pairs. Where they are not, two samples are.
 """
@@ -26,6 +26,9 @@ ROUND_OFF = 10
 """Elements of a profile this many units of round-off below the largest are compared as if they were there: a gradient
 that is zero but for arithmetic, such as that of a bias which a softmax cancels, differs between any two machines."""
 
+_ARITHMETIC = ("platform", "threads", "torch")
+_REPEATABLE = ("device", "dtype", "platform", "torch")
+"""What must be the same for dropout to be drawn alike."""
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 
 
@@ -54,7 +57,7 @@ class Entry:
     """What was measured of one model in one test."""
 
     environment: Mapping[str, str]
-    """Where: ``device`` (its class), ``dtype``, ``torch`` (its version), ``threads``."""
+    """Where: ``device`` (its class), ``dtype``, ``platform``, ``torch`` (its version), ``threads``."""
     conditions: Mapping[str, str]
     """How: ``chain``, ``frame``, ``mode``. To be read, not compared."""
     seeds: tuple[int, ...]
@@ -71,10 +74,10 @@ class Entry:
 def environment_key(environment: Mapping[str, str]) -> str:
     """Return what tells environments apart whose numbers may differ: ``cpu float32``.
 
-    Versions and threads change arithmetic only, which the tolerance covers.
+    Platform, version and threads change arithmetic, and masks of dropout, only.
     """
     first = ("device", "dtype")
-    rest = sorted(set(environment) - {*first, "torch", "threads"})
+    rest = sorted(set(environment) - {*first, *_ARITHMETIC})
     return " ".join([*(environment[name] for name in first), *(f"{name}={environment[name]}" for name in rest)])
 
 
@@ -143,7 +146,7 @@ def _is_repeatable(old: Entry, new: Entry) -> bool:
     A perturbation of the first state grows as the gradient does, by the log gain at most. Chaos over hundreds of steps
     makes round-off as large as the numbers.
     """
-    if any(old.environment.get(name) != new.environment.get(name) for name in ("device", "dtype", "torch")):
+    if any(old.environment.get(name) != new.environment.get(name) for name in _REPEATABLE):
         return False
     gains = [entry.measures.get("log_gain") for entry in (old, new)]
     values = [v for gain in gains if isinstance(gain, Series) for row in gain.values.values() for v in row]

@@ -37,6 +37,7 @@ def entry(
     draws: str = "",
     dtype: str = "float32",
     torch: str = "2.13.0",
+    platform: str = "linux x86_64",
 ) -> Entry:
     """Return an entry; a measure of plain numbers is a scalar. As many seeds as there are numbers."""
     recorded: dict[str, Series | NameSet] = {}
@@ -48,7 +49,7 @@ def entry(
         recorded[name] = values
     lengths = [len(v) for r in recorded.values() if isinstance(r, Series) for v in r.values.values()]
     seeds = tuple(seeds if seeds is not None else range(max(lengths, default=4)))
-    environment = {"device": "cpu", "dtype": dtype, "torch": torch, "threads": "1"}
+    environment = {"device": "cpu", "dtype": dtype, "torch": torch, "platform": platform, "threads": "1"}
     return Entry(environment, {"chain": "4 × Linear"}, seeds, tuple(f"{draws}{seed}" for seed in seeds), recorded)
 
 
@@ -115,7 +116,15 @@ def test_one_seed_that_arithmetic_has_sent_elsewhere_is_no_change() -> None:
 
 
 def test_versions_and_threads_are_one_environment_and_devices_are_not() -> None:
-    given = {"torch": "2.6.0", "dtype": "float32", "device": "cuda", "threads": "8", "isa": "avx2", "blas": "mkl"}
+    given = {
+        "torch": "2.6.0",
+        "platform": "darwin arm64",
+        "dtype": "float32",
+        "device": "cuda",
+        "threads": "8",
+        "isa": "avx2",
+        "blas": "mkl",
+    }
     assert environment_key(given) == "cuda float32 blas=mkl isa=avx2"
     assert gain([1.0]).key == "cpu float32"
 
