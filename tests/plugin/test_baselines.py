@@ -502,12 +502,12 @@ def test_nothing_is_accepted_where_one_file_cannot_be_read(
     recorded: Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GAIN", "1.5")
-    recorded.makepyfile(test_zoo=SUITE)
+    recorded.makepyfile(test_second_suite=SUITE)
     run(recorded, "--trainability-measured=measured")
     before = file(recorded).read_bytes()
-    (recorded.path / "measured/__trainability__/test_zoo.json").write_text("{")
+    (recorded.path / "measured/__trainability__/test_second_suite.json").write_text("{")
     assert command.main(["accept", "measured"]) == command.CANNOT
-    assert "test_zoo.json: the baseline cannot be used: it must be JSON" in capsys.readouterr().err
+    assert "test_second_suite.json: the baseline cannot be used: it must be JSON" in capsys.readouterr().err
     assert file(recorded).read_bytes() == before
 
 
