@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 import time
@@ -486,8 +487,12 @@ class Measurement:
         )
 
     def _is_about_growth(self, verdicts: Sequence[VerdictRecord]) -> bool:
+        if self._baseline is not None and all(verdict.holds for verdict in verdicts):
+            # What has changed, or is not recorded, is no fault of the growth.
+            return False
         if verdicts:
-            return any(not verdict.holds and verdict.measure in _BACKWARD for verdict in verdicts)
+            failed = (verdict for verdict in verdicts if not verdict.holds and verdict.measure in _BACKWARD)
+            return any(_agrees(verdict, self.log_gain.mean) for verdict in failed)
         return not abs(self.log_gain.mean) < NOTEWORTHY
 
     def _cautions(self) -> Iterator[str]:
@@ -539,6 +544,14 @@ def _recorded(m: Measure, readings: Sequence[Any]) -> Recorded:
         readings = [{f"exponent {i}": value for i, value in enumerate(values, 1)} for values in readings]
     names = dict.fromkeys(name for reading in readings for name in reading)
     return Series(m.unit, m.scale, {name: tuple(reading.get(name) for reading in readings) for name in names})
+
+
+def _agrees(verdict: VerdictRecord, gain: float) -> bool:
+    """Whether the growth can be to blame: where something is too small it shrinks, where it is too large it grows."""
+    if not (math.isfinite(gain) and math.isfinite(verdict.value)):
+        return True
+    too_small = verdict.low is not None and verdict.value < verdict.low
+    return gain < 0 if too_small else gain > 0
 
 
 def _given_name(model: Any) -> str:

@@ -142,6 +142,12 @@ class Keeper:
                 self._errors.append(f"{path}: only baselines below {self._root} can be left in {self._measured}.")
                 continue
             target = self._measured / relative
+            if target.resolve() == path.resolve():
+                self._errors.append(
+                    f"{path}: --trainability-measured must name a folder of its own, or what is recorded would be lost. Got "
+                    f"{self._settings.measured!r}, which is the root."
+                )
+                continue
             try:
                 target.parent.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:

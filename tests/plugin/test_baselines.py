@@ -471,6 +471,25 @@ def test_what_a_run_measured_can_be_compared_and_accepted(
     run(recorded, "-k", "not Two").assert_outcomes(passed=3, deselected=1)
 
 
+def test_what_was_measured_is_not_left_in_the_place_of_the_baselines(
+    recorded: Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GAIN", "1.5")
+    before = file(recorded).read_bytes()
+    result = run(recorded, "--trainability-measured=.")
+    assert result.ret == 1
+    assert "--trainability-measured must name a folder of its own" in told(result)
+    assert file(recorded).read_bytes() == before
+
+
+def test_growth_is_not_blamed_for_a_change(recorded: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tower shrinks the gradient now as before: to make it grow is no cure for what has changed."""
+    monkeypatch.setenv("GAIN", "1.2")
+    result = run(recorded, "test_suite.py::test_tower")
+    result.assert_outcomes(failed=1)
+    assert "likely cause" not in told(result)
+
+
 def test_tolerances_of_the_command_are_those_of_the_option(
     recorded: Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
