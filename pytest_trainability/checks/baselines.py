@@ -61,7 +61,7 @@ class Entry:
     """How: ``chain``, ``frame``, ``mode``. To be read, not compared."""
     seeds: tuple[int, ...]
     draws: tuple[str, ...]
-    """A digest per seed of how the weights were drawn and of the inputs."""
+    """A digest per seed of how the weights were drawn and of the inputs; behind a space one of what the run drew."""
     measures: Mapping[str, Recorded]
 
     @property
@@ -109,7 +109,7 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
     and, within a measure, over elements (Bonferroni).
     """
     pairs = _pairs(old, new)
-    repeatable = bool(pairs) and _is_repeatable(old, new)
+    repeatable = all(old.draws[i] == new.draws[j] for i, j in pairs) and _is_repeatable(old, new)
     names = list(dict.fromkeys([*new.measures, *old.measures]))
     error = FALSE_ALARMS / max(len(names), 1)
     found: list[BaselineChange] = []
@@ -135,12 +135,12 @@ def _pairs(old: Entry, new: Entry) -> list[tuple[int, int]]:
     """Return where in both the same weights were drawn from the same seed; nothing where that is not so of all in common."""
     common = [(old.seeds.index(seed), index) for index, seed in enumerate(new.seeds) if seed in old.seeds]
     whole = len(common) == min(len(old.seeds), len(new.seeds))
-    alike = all(old.draws[i] == new.draws[j] for i, j in common)
+    alike = all(old.draws[i].split(" ")[0] == new.draws[j].split(" ")[0] for i, j in common)
     return common if whole and alike else []
 
 
 def _is_repeatable(old: Entry, new: Entry) -> bool:
-    """Whether unchanged code would give the same numbers: dropout is drawn alike, and round-off stays small.
+    """Whether unchanged code gives the same numbers on the same draws: dropout is drawn alike, and round-off stays small.
 
     A perturbation of the first state grows as the gradient does, by the log gain at most. Chaos over hundreds of steps
     makes round-off as large as the numbers.

@@ -98,7 +98,8 @@ class Ensemble:
     """What ``read`` took from each seed's run."""
     draws: tuple[str, ...]
     """Per seed, a digest of torch's generator once the model was built, and of the inputs' shapes and means: equal where as
-    many numbers were drawn from the same seed for the same inputs."""
+    many numbers were drawn from the same seed for the same inputs. Behind it, one of the generators after the forward pass:
+    equal where that drew as many, for dropout."""
 
 
 def choose_device(name: str | torch.device | None, *, fixed: bool, worker: int = 0) -> torch.device | None:
@@ -164,7 +165,8 @@ def ensemble(
                 torch.set_num_threads(recipe.threads)
             with _model(recipe, seed, previous) as (model, drawn):
                 record = _record(recipe, model, seed, statistics="activations" in wanted)
-                draws.append(digest(drawn, *_outlines(record.inputs)))
+                after = digest(generator_state(), generator_state(_place(model)))[:4]
+                draws.append(f"{digest(drawn, *_outlines(record.inputs))} {after}")
                 graph = graph_of(record)
                 if plan is None:
                     calls = choose_steps(record, graph, recipe.steps)

@@ -44,8 +44,10 @@ def seeded(seed: int) -> None:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
 
-def generator_state() -> bytes:
-    """Return the state of torch's generator on the CPU."""
+def generator_state(device: torch.device | None = None) -> bytes:
+    """Return the state of torch's generator on the CPU, or on a CUDA device."""
+    if device is not None and device.type == "cuda":
+        return bytes(torch.cuda.get_rng_state(device).numpy())
     return bytes(torch.default_generator.get_state().numpy())
 
 

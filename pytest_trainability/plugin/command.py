@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path, differences in found.items():
             _print(os.path.relpath(path, options.root), differences)
         if not found:
-            print("Nothing has changed.")
+            print("Nothing has changed by these tolerances; --tolerances sets others, such as tests have of their own.")
         if options.command == "compare":
             return DIFFERS if found else 0
         for path, differences in found.items():

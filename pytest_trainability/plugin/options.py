@@ -127,9 +127,17 @@ def read(config: pytest.Config) -> None:
         tolerances=_tolerances(config),
         baseline=config.getoption(f"{PREFIX}_baseline"),
         prune=config.getoption(f"{PREFIX}_prune"),
-        measured=config.getoption(f"{PREFIX}_measured"),
+        measured=_folder(config.getoption(f"{PREFIX}_measured")),
         require=config.getoption(f"{PREFIX}_require"),
     )
+
+
+def _folder(given: str | None) -> str | None:
+    """Refuse a folder without a name, such as an empty variable of a shell leaves."""
+    if given is not None and not given.strip():
+        msg = f"--{PREFIX}-measured must name a folder. Got {given!r}."
+        raise pytest.UsageError(msg)
+    return given
 
 
 def _text(config: pytest.Config, name: str) -> tuple[str, str]:

@@ -145,6 +145,13 @@ def test_where_they_need_not_repeat_two_seeds_say_little(other: dict[str, str]) 
     assert changes(gain([0.0, 0.1]), gain([0.5, 0.7], **other)) == ()
 
 
+def test_where_the_run_has_drawn_otherwise_the_pairs_need_not_repeat() -> None:
+    """A draw more in the forward pass gives dropout other masks; the weights are the same, and so are the pairs."""
+    old, new = gain(SPREAD, draws="w "), gain([v + 0.31 + 0.3 * i for i, v in enumerate(SPREAD)], draws="w x")
+    assert changes(old, gain(new.measures["log_gain"].values[""], draws="w ")) != ()
+    assert changes(old, new) == ()
+
+
 def test_a_network_that_amplifies_round_off_does_not_repeat() -> None:
     """Chaos over hundreds of steps: nine nats make a thousandth of round-off in float32, and of float64 twenty-nine."""
     shifted_by_one = ([20.0, 22.0], [21.0, 23.2])
