@@ -64,6 +64,8 @@ class Context:
     """By measure, of a comparison with the baseline."""
     baseline: Callable[[str, Entry, Mapping[str, float]], BaselineRecord] | None = None
     """Compares the entry of a model with its baseline; None outside pytest."""
+    of_this_session: frozenset[str] = frozenset()
+    """Measures that are bounded on the command line only: no baseline holds them."""
 
 
 def measure(
@@ -425,7 +427,8 @@ class Measurement:
             raise UsageError(msg)
         where = f"check_baseline() in {self._context.test}"
         try:
-            wanted = [find_measure(n, where=where) for n in (*RECORDED, *self._verdicts, *measures, *tolerances)]
+            bounded = [name for name in self._verdicts if name not in self._context.of_this_session]
+            wanted = [find_measure(n, where=where) for n in (*RECORDED, *bounded, *measures, *tolerances)]
             given = {n: as_tolerance(value, measure=n, where=where) for n, value in tolerances.items()}
             self.complete()
             self.run(wanted)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MARKER",
     "MEASURING",
+    "bounded_on_the_command_line",
     "bounds_of",
     "mark_users",
     "marker_settings",
@@ -119,6 +120,13 @@ def bounds_of(item: pytest.Item) -> dict[str, Bound]:
             if _is_bound(name):
                 found[find_measure(name, where=where).name] = as_bound(value, measure=name, where=where)
     return found
+
+
+def bounded_on_the_command_line(item: pytest.Item) -> frozenset[str]:
+    """Return the measures that this session bounds, and neither a marker nor the ini file does."""
+    given = item.config.stash[SETTINGS].bounds
+    marked = {name for marker in item.iter_markers(MARKER) for name in marker.kwargs}
+    return frozenset(name for name, (_, where) in given.items() if where.startswith("--")) - marked
 
 
 def marker_settings(item: pytest.Item) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 
 from .baselines import BASELINES
 from .collected import node_id
-from .collection import bounds_of, marker_settings, tolerances_of
+from .collection import bounded_on_the_command_line, bounds_of, marker_settings, tolerances_of
 from .options import SETTINGS, options_given
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class Trainability:
             confidence=settings.confidence,
             reproduce=command,
             tolerances=tolerances_of(self._item),
+            of_this_session=bounded_on_the_command_line(self._item),
             baseline=partial(self._item.config.stash[BASELINES].check, self._item, command, key),
         )
 

@@ -214,6 +214,14 @@ def test_a_bound_of_the_test_is_part_of_its_baseline(project: Pytester) -> None:
     assert len(entry["cpu float32"]["seeds"]) == 8, "a settled bound does not keep seeds from the baseline"
 
 
+def test_a_bound_of_one_session_is_no_part_of_a_baseline(recorded: Pytester) -> None:
+    before = file(recorded).read_bytes()
+    bound = "--trainability-bounds=forward_log_gain = [-100, 100]"
+    run(recorded, bound).assert_outcomes(passed=4)
+    assert run(recorded, bound, "--trainability-baseline=update").ret == 0
+    assert file(recorded).read_bytes() == before
+
+
 WIDE = [f"{measure} = 9" for measure in ("log_gain", "growth_rate", "activation_rms", "gradient_norm")]
 TOLERANT = {
     "call": ("check_baseline(log_gain=9, growth_rate=9, activation_rms=9, gradient_norm=9)", ""),
