@@ -124,9 +124,9 @@ def bounds_of(item: pytest.Item) -> dict[str, Bound]:
 
 def bounded_on_the_command_line(item: pytest.Item) -> frozenset[str]:
     """Return the measures that this session bounds, and neither a marker nor the ini file does."""
-    given = item.config.stash[SETTINGS].bounds
+    settings = item.config.stash[SETTINGS]
     marked = {name for marker in item.iter_markers(MARKER) for name in marker.kwargs}
-    return frozenset(name for name, (_, where) in given.items() if where.startswith("--")) - marked
+    return frozenset(settings.bounds) - settings.bounded_in_ini - marked
 
 
 def marker_settings(item: pytest.Item) -> dict[str, Any]:

@@ -155,16 +155,14 @@ def _differing(measured: Contents, committed: Contents, tolerances: Mapping[str,
 
 
 def _print(file: str, differences: Sequence[Difference]) -> None:
-    from ..report.explain import change_texts, labelled, shown_in, visible
+    from ..report.explain import change_lines, shown_in, visible
 
     width = shutil.get_terminal_size().columns - 4
     lines = [visible(file)]
     for difference in differences:
         new = "" if difference.changes else ": new"
         lines.append(visible(f"  {difference.test} › {difference.name} › {difference.entry.key}{new}"))
-        for measure in dict.fromkeys(change.measure for change in difference.changes):
-            for text in change_texts([change for change in difference.changes if change.measure == measure]):
-                lines += ["    " + line for line in labelled(measure, text, width)]
+        lines += ["    " + line for line in change_lines(difference.changes, width)]
     print(*(shown_in(line, sys.stdout.encoding) for line in lines), sep="\n")
 
 

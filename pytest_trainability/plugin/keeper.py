@@ -53,6 +53,7 @@ class Keeper:
         self._asked: dict[str, list[Asked]] = {}
         self._passed: dict[str, bool] = {}
         self._errors: list[str] = []
+        self._files: dict[Path, Contents] = {}
         self.summary: BaselineSummary | None = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -184,23 +185,27 @@ class Keeper:
 
         asked = {(one.path, one.test, one.name) for one in self._all()}
         for module in sorted(self._collected.modules) if not self._narrowing else []:
-            path, outcomes = baseline_path(module), self._outcomes(module)
-            entries = ((test, name) for test, names in self._read(path).items() for name in names)
+            path = baseline_path(module)
+            contents = self._read(path)
+            outcomes = self._outcomes(module) if contents else {}
+            entries = ((test, name) for test, names in contents.items() for name in names)
             for test, name in sorted(entries):
                 if outcomes.get(test, True) and (str(path), test, name) not in asked:
                     yield path, test, name
 
     def _read(self, path: Path) -> Contents:
-        """Read a file. One that cannot be read has failed the tests that need it already."""
+        """Read a file once, after it was written. One that cannot be read has failed the tests that need it already."""
         from ..checks.baseline_files import read_baselines
         from ..errors import BaselineError
 
-        try:
-            return read_baselines(path)
-        except BaselineError as error:
-            if self._settings.prune:
-                self._errors.append(str(error))
-            return {}
+        if path not in self._files:
+            try:
+                self._files[path] = read_baselines(path)
+            except BaselineError as error:
+                if self._settings.prune:
+                    self._errors.append(str(error))
+                self._files[path] = {}
+        return self._files[path]
 
     def _outcomes(self, module: Path) -> dict[str, bool]:
         """Return the tests of a module that measure, and whether each has passed."""

@@ -49,6 +49,8 @@ class Settings:
     confidence: float | None
     bounds: Mapping[str, tuple[Bound, str]]
     """By measure: the bound and where it stands."""
+    bounded_in_ini: frozenset[str]
+    """Measures that the ini file bounds, whatever the command line says of them."""
     tolerances: Mapping[str, tuple[float, str]]
     """By measure: the tolerance of comparisons with the baseline, and where it stands."""
     baseline: str
@@ -124,6 +126,9 @@ def read(config: pytest.Config) -> None:
     config.stash[SETTINGS] = Settings(
         **values,
         bounds=_bounds(config),
+        bounded_in_ini=frozenset(
+            name for line in config.getini(f"{PREFIX}_bounds") for name in re.findall(r"^\s*(\w+)", line)
+        ),
         tolerances=_tolerances(config),
         baseline=config.getoption(f"{PREFIX}_baseline"),
         prune=config.getoption(f"{PREFIX}_prune"),

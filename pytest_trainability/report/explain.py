@@ -13,7 +13,7 @@ from ..records import BaselineChange, BaselineRecord, CheckRecord, Profile, Spec
 __all__ = [
     "baseline_lines",
     "bound_text",
-    "change_texts",
+    "change_lines",
     "cut_left",
     "depth_line",
     "explain",
@@ -89,12 +89,18 @@ def baseline_lines(baseline: BaselineRecord, *, width: int) -> list[str]:
         ]
     recorded = f", recorded with {baseline.recorded_with}" if baseline.recorded_with else ""
     lines = labelled("baseline", what + recorded, width)
-    for measure in dict.fromkeys(change.measure for change in baseline.changes):
-        changes = [change for change in baseline.changes if change.measure == measure]
-        for text in change_texts(changes):
-            lines += labelled(measure, text, width)
+    lines += change_lines(baseline.changes, width)
     if baseline.status == "changed":
         lines += labelled("if intended", baseline.command)
+    return lines
+
+
+def change_lines(changes: Sequence[BaselineChange], width: int) -> list[str]:
+    """Return one labelled line or more for each measure that has changed."""
+    lines: list[str] = []
+    for measure in dict.fromkeys(change.measure for change in changes):
+        for text in change_texts([change for change in changes if change.measure == measure]):
+            lines += labelled(measure, text, width)
     return lines
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from ..records import BaselineRecord, BaselineSummary, CheckRecord
 from .explain import (
     bound_text,
-    change_texts,
+    change_lines,
     cut_left,
     depth_line,
     explain_lines,
@@ -154,9 +154,7 @@ def _baseline(baseline: BaselineRecord, width: int, verbosity: int) -> Iterable[
         yield from labelled("baseline", f"recorded: {', '.join(baseline.measures)}", width)
     elif baseline.status == "updated":
         yield from labelled("baseline", "updated" if baseline.changes else "recorded again, nothing has changed", width)
-        for measure in dict.fromkeys(change.measure for change in baseline.changes):
-            for text in change_texts([change for change in baseline.changes if change.measure == measure]):
-                yield from labelled(measure, text, width)
+        yield from change_lines(baseline.changes, width)
     elif baseline.status == "same" and verbosity > 0:
         recorded = f", recorded with {baseline.recorded_with}" if baseline.recorded_with else ""
         yield from labelled("baseline", f"the same{recorded}", width)

@@ -222,6 +222,12 @@ def test_a_bound_of_one_session_is_no_part_of_a_baseline(recorded: Pytester) -> 
     assert file(recorded).read_bytes() == before
 
 
+def test_a_bound_of_the_ini_file_stays_part_of_a_baseline_whatever_the_session_bounds(suite: Pytester) -> None:
+    suite.makeini("[pytest]\ntrainability_bounds =\n    forward_log_gain = [-100, 100]")
+    assert run(suite, "--trainability-baseline=new").ret == 0
+    run(suite, "--trainability-bounds=forward_log_gain = [-90, 90]").assert_outcomes(passed=4)
+
+
 WIDE = [f"{measure} = 9" for measure in ("log_gain", "growth_rate", "activation_rms", "gradient_norm")]
 TOLERANT = {
     "call": ("check_baseline(log_gain=9, growth_rate=9, activation_rms=9, gradient_norm=9)", ""),
