@@ -16,20 +16,21 @@ __all__ = ["Summary"]
 
 
 class Summary:
-    """Records of all tests by test and measurement; a test that is run again begins anew."""
+    """Records of all tests by test; a test that is run again begins anew."""
 
     def __init__(self, config: pytest.Config, keeper: Keeper) -> None:
         self._required = config.stash[SETTINGS].require
         self._collect_only = config.option.collectonly
         self._keeper = keeper
-        self._found: dict[tuple[str, str], tuple[dict[str, Any], bool]] = {}
+        self._found: dict[str, list[tuple[dict[str, Any], bool]]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the records from a test's report, and forget those of an earlier attempt when another one begins."""
         if report.when == "setup":
-            self._found = {key: kept for key, kept in self._found.items() if key[0] != report.nodeid}
-        for plain in getattr(report, "trainability", ()):
-            self._found[report.nodeid, plain["name"]] = plain, not report.failed
+            self._found.pop(report.nodeid, None)
+        records = getattr(report, "trainability", ())
+        if records:
+            self._found[report.nodeid] = [(plain, not report.failed) for plain in records]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -38,7 +39,7 @@ class Summary:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _missing(self) -> bool:
-        return len(self._found) < self._required and not self._collect_only
+        return sum(map(len, self._found.values())) < self._required and not self._collect_only
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show one line per check, details of the failures and what was done to the baselines, where there is something."""
@@ -50,7 +51,7 @@ class Summary:
         from ..report.terminal import baselines as lines_of_baselines
 
         checks: list[tuple[CheckRecord, bool]] = [
-            (CheckRecord.from_plain(plain), passed) for plain, passed in self._found.values()
+            (CheckRecord.from_plain(plain), passed) for found in self._found.values() for plain, passed in found
         ]
         writer = terminalreporter._tw
         width, encoding = writer.fullwidth, getattr(writer._file, "encoding", None) or "ascii"
