@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checks.bounds import Bound, at_least, at_most, within
     from .dynamics import LyapunovExponents, lyapunov_spectrum
+    from .engine.rollout import Rollout
     from .errors import BaselineError, BoundError, CutError, ModelError, TrainabilityError, UsageError
     from .measurement import Measurement, TrainabilityFailure, measure
     from .plugin.fixture import Trainability
@@ -27,6 +28,7 @@ _HOME = {
     "ModelError": "errors",
     "Names": "records",
     "Profile": "records",
+    "Rollout": "engine.rollout",
     "Spectrum": "records",
     "Steps": "records",
     "Trainability": "plugin.fixture",
@@ -51,6 +53,7 @@ __all__ = [
     "ModelError",
     "Names",
     "Profile",
+    "Rollout",
     "Spectrum",
     "Steps",
     "Trainability",

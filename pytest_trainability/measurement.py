@@ -20,11 +20,12 @@ from .checks.diagnosis import diagnose
 from .checks.statistics import CONFIDENCE, Level, as_confidence, as_seeds, estimate
 from .checks.tolerances import as_tolerance
 from .checks.verdicts import Value, first_outside, is_settled, judge
-from .engine.ensemble import Ensemble, ModelSource, Recipe, choose_device, ensemble
+from .engine.ensemble import Ensemble, ensemble
+from .engine.recipe import ModelSource, Recipe, choose_device
 from .engine.steps import StepChoice
 from .engine.trees import tensors_in
 from .errors import BoundError, TrainabilityError, UsageError
-from .measures import DEFAULT, MEASURES, RECORDED, Measure, find_measure
+from .measures import DEFAULT, MEASURES, RECORDED, RECORDED_ALONG_TIME, Measure, find_measure
 from .records import BaselineRecord, CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
 from .report.explain import explain, explain_baseline
 
@@ -38,6 +39,9 @@ _BACKWARD = frozenset(
 """Measures whose failure the growth along the chain explains."""
 NOTEWORTHY = 3.0
 """Nats of log gain from which a failed plain assert is given a likely cause."""
+
+
+_UNITS_OF_TIME = {"nats/step": "nats/time", "steps": "time"}
 
 
 class TrainabilityFailure(AssertionError):
@@ -77,6 +81,8 @@ def measure(
     seeds: int | Sequence[int] | None = None,
     steps: StepChoice = "auto",
     exponents: int = 1,
+    warmup: int = 0,
+    alignment: int = 0,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     train: bool = True,
@@ -103,9 +109,11 @@ def measure(
         loss: ``loss(output)``, or ``loss(output, target)`` where a target is given. Left out: ``output.loss`` or a Lightning
             module's ``training_step`` where there is one, else a random functional of the output.
         seeds: How many, or which. A finished module has one.
-        steps: ``"auto"``, ``"blocks"``, ``"layers"``, ``"time"``, a module class, a glob over module names or a list of
-            names.
+        steps: ``"auto"``, ``"blocks"``, ``"layers"``, a module class, a glob over module names or a list of names; ``"time"``
+            for the time steps of a recurrence, ``"time:NAME"`` for those of one of several.
         exponents: How many Lyapunov exponents.
+        warmup: First steps that the exponents leave out, in which the state finds its attractor.
+        alignment: Last steps that they leave out, in which the frame, which comes from there, turns to its directions.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"mps"``. A finished module stays
             where it is unless a device is named; it is then copied.
         dtype: Floating type that parameters and float inputs are cast to.
@@ -132,6 +140,8 @@ def measure(
         seeds=seeds,
         steps=steps,
         exponents=exponents,
+        warmup=warmup,
+        alignment=alignment,
         device=device,
         dtype=dtype,
         train=train,
@@ -154,6 +164,8 @@ def measure_in(
     dtype: torch.dtype | str | None,
     train: bool,
     name: str | None,
+    warmup: int = 0,
+    alignment: int = 0,
     measures: Sequence[str] = (),
     until: Mapping[str, Bound] | None = None,
 ) -> Measurement:
@@ -173,7 +185,9 @@ def measure_in(
         target=target,
         loss=_as_loss(loss, target),
         steps=steps,
-        exponents=_as_count(exponents),
+        exponents=_as_count("exponents", exponents),
+        warmup=_as_count("warmup", warmup, least=0),
+        alignment=_as_count("alignment", alignment, least=0),
         device=choose_device(device, fixed=fixed, worker=context.worker),
         dtype=as_dtype(dtype),
         train=train,
@@ -196,6 +210,7 @@ class Measurement:
     if TYPE_CHECKING:
         lyapunov_max: Estimate
         lyapunov_spectrum: Spectrum
+        lyapunov_history: Profile
         log_gain: Estimate
         growth_rate: Profile
         loss_log_gain: Estimate
@@ -203,6 +218,10 @@ class Measurement:
         relative_gradient_norm: Profile
         activation_rms: Profile
         forward_log_gain: Estimate
+        memory_horizon: Estimate
+        precision_horizon: Estimate
+        spectral_radius: Profile
+        recurrence_lyapunov_max: Profile
         nonfinite: Names
         unused_parameters: Names
 
@@ -360,8 +379,13 @@ class Measurement:
             raise UsageError(msg)
 
     def _assemble(self, measures: Sequence[Measure]) -> None:
+        measures = [self._in_its_unit(m) for m in measures]
         self._values.update({m.name: _assemble(m, self._readings[m.name], self._level) for m in measures})
         self._context.record(self._to_record(tuple(self._verdicts.values())))
+
+    def _in_its_unit(self, m: Measure) -> Measure:
+        """Return the measure with the unit that it has here: what is per step, or in steps, may be in time."""
+        return m if self._common.time is None else replace(m, unit=_UNITS_OF_TIME.get(m.unit, m.unit))
 
     def check(self, **bounds: BoundLike) -> None:
         """Judge bounds, all of them, and raise one failure that lists every violation.
@@ -409,7 +433,8 @@ class Measurement:
 
         Args:
             measures: Which to record beside ``log_gain``, ``growth_rate``, ``activation_rms``, ``gradient_norm``,
-                ``unused_parameters`` and those that the test has bounds for.
+                ``unused_parameters`` (along time ``lyapunov_max`` in the place of the profiles by step) and those that the test
+                has bounds for.
             tolerances: By measure, in its unit; of a scale such as ``gradient_norm`` in nats of ratio (0.1 is about ten
                 percent). Over those of the marker, the command line, the ini file and the measure.
 
@@ -428,7 +453,8 @@ class Measurement:
         where = f"check_baseline() in {self._context.test}"
         try:
             bounded = [name for name in self._verdicts if name not in self._context.of_this_session]
-            wanted = [find_measure(n, where=where) for n in (*RECORDED, *bounded, *measures, *tolerances)]
+            always = RECORDED_ALONG_TIME if self._common.along == "time" else RECORDED
+            wanted = [find_measure(n, where=where) for n in (*always, *bounded, *measures, *tolerances)]
             given = {n: as_tolerance(value, measure=n, where=where) for n, value in tolerances.items()}
             self.complete()
             self.run(wanted)
@@ -456,7 +482,7 @@ class Measurement:
             conditions={"chain": self.steps.description, "frame": self.frame, "mode": self.mode},
             seeds=self.seeds,
             draws=self._common.draws,
-            measures={m.name: _recorded(m, self._readings[m.name]) for m in measures},
+            measures={m.name: _recorded(self._in_its_unit(m), self._readings[m.name]) for m in measures},
         )
 
     def _to_record(self, verdicts: tuple[VerdictRecord, ...]) -> CheckRecord:
@@ -509,7 +535,7 @@ class Measurement:
 
     def _leaves_band(self, failed: Sequence[VerdictRecord], growth: Sequence[float]) -> str:
         """Say at which step the accumulated log gain leaves the band that a failed bound gives it."""
-        factors = {"log_gain": 1, "lyapunov_max": len(growth)}
+        factors = {"log_gain": 1.0, "lyapunov_max": self._common.time or len(growth)}
         for verdict in failed:
             if verdict.measure in factors:
                 ends = (None if end is None else factors[verdict.measure] * end for end in (verdict.low, verdict.high))
@@ -585,11 +611,11 @@ def _as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:
     return loss  # type: ignore[no-any-return]
 
 
-def _as_count(exponents: Any) -> int:
-    if not isinstance(exponents, int) or isinstance(exponents, bool) or exponents < 1:
-        msg = f"exponents must be a whole number of at least 1. Got {exponents!r}."
+def _as_count(name: str, value: Any, *, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        msg = f"{name} must be a whole number of at least {least}. Got {value!r}."
         raise UsageError(msg)
-    return exponents
+    return value
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -20,7 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from pytest_trainability.engine.capture import Capture, Loss, capture
 from pytest_trainability.engine.chain import Chain, chain_of, graph_of
+from pytest_trainability.engine.ensemble import ALONG_TIME
 from pytest_trainability.engine.graph import Graph
+from pytest_trainability.engine.recurrence import chain_along, choose_recurrence, find_recurrences
 from pytest_trainability.engine.steps import StepChoice, choose_steps
 
 Build = Callable[[], nn.Module]
@@ -96,9 +98,13 @@ def cut(
     """Run the model once and take its chain."""
     args, kwargs = arguments(inputs)
     torch.manual_seed(seed)
-    record = capture(model, args, kwargs, loss=loss, restart=lambda: torch.manual_seed(seed))
+    instruments = ALONG_TIME if steps == "time" else ()
+    record = capture(model, args, kwargs, loss=loss, restart=lambda: torch.manual_seed(seed), instruments=instruments)
     graph = graph_of(record)
-    chain = chain_of(record, graph, choose_steps(record, graph, steps))
+    if steps == "time":
+        chain = chain_along(choose_recurrence(record, find_recurrences(record, graph), ""))
+    else:
+        chain = chain_of(record, graph, choose_steps(record, graph, steps))
     return Cutting(model, inputs, record, graph, chain)
 
 

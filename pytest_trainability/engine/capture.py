@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from ..errors import ModelError
 from .trees import carries_gradient, map_tensors, norm, tensors_in
 
-__all__ = ["Call", "Capture", "Edge", "Loss", "capture", "edge_of"]
+__all__ = ["Call", "Capture", "Edge", "Instrument", "Loss", "Recorder", "capture", "edge_of", "with_gradient"]
 
 Edge = tuple[Node, int]
 """An autograd node and the number of one of its outputs: one tensor of the forward pass, without the tensor."""
@@ -39,8 +39,21 @@ class Call:
     """Number that the next autograd node would have got when the call began."""
     end: int = -1
     """The same when the call had returned."""
-    inputs: tuple[Edge, ...] = ()
+    slots: tuple[Edge | None, ...] = ()
+    """For each tensor that it was given its edge; None for what carries no gradient and for parameters."""
     outputs: tuple[Edge, ...] = ()
+    inner: str = ""
+    """What it is a step of where it is no call of the module but one step inside, such as ``LSTM`` or ``dopri5``; it then
+    takes in just the state before it, and gives out the state after it."""
+    duration: float | None = None
+    """Time that an inner step spans; None where steps are counted."""
+    active: int | None = None
+    """How many of the first samples an inner step acts on; None for all."""
+
+    @property
+    def inputs(self) -> tuple[Edge, ...]:
+        """Edges that it was given, each once."""
+        return unique(edge for edge in self.slots if edge is not None)
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +73,8 @@ class Capture:
     square_sums: dict[Edge, tuple[Tensor, int]] = field(default_factory=dict)
     """Sum of squares and number of elements of every grad-carrying tensor that a module read or wrote."""
     inputs_carry_gradient: bool = True
+    notes: list[str] = field(default_factory=list)
+    """What those who watched have to say of the run."""
 
     @property
     def roots(self) -> tuple[Edge, ...]:
@@ -93,6 +108,10 @@ def now() -> int:
     return int(torch._C._autograd._get_sequence_nr())
 
 
+Instrument = Callable[["Recorder"], AbstractContextManager[Any]]
+"""Makes steps visible that are no calls of modules, for as long as the model runs."""
+
+
 def capture(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -102,6 +121,7 @@ def capture(
     loss: Loss | None = None,
     statistics: bool = True,
     restart: Callable[[], None] = lambda: None,
+    instruments: Sequence[Instrument] = (),
 ) -> Capture:
     """Run the model once under hooks that only look.
 
@@ -112,42 +132,55 @@ def capture(
     Raises:
         ModelError: The model or the loss raised, or gave nothing that a gradient could start from.
     """
+
+    def run(record: Capture) -> Capture:
+        return _run(record, args, kwargs, target, loss, statistics=statistics, instruments=instruments)
+
     try:
-        return _run(model, args, kwargs, target, loss, statistics=statistics, inputs_carry_gradient=True)
+        return run(Capture(model))
     except RuntimeError as error:
         if "requires_grad" not in str(error) and "requires grad" not in str(error):
             raise
         restart()
-        return _run(model, args, kwargs, target, loss, statistics=statistics, inputs_carry_gradient=False)
+        return run(Capture(model, inputs_carry_gradient=False))
+
+
+def with_gradient(tensor: Tensor) -> Tensor:
+    """Return a copy that carries a gradient; not a leaf, for the model may change it in place."""
+    return tensor.detach().clone().requires_grad_().clone()
 
 
 def _run(
-    model: nn.Module,
+    record: Capture,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     target: Any,
     loss: Loss | None,
     *,
     statistics: bool,
-    inputs_carry_gradient: bool,
+    instruments: Sequence[Instrument],
 ) -> Capture:
-    record = Capture(model, inputs_carry_gradient=inputs_carry_gradient)
+    model = record.model
     sources: list[Edge] = []
     indices: set[int] = set()
 
     def fresh(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().clone()
         if not (tensor.is_floating_point() or tensor.is_complex()):
+            tensor = tensor.detach().clone()
             indices.add(tensor.untyped_storage().data_ptr())
-        if inputs_carry_gradient and (tensor.is_floating_point() or tensor.is_complex()):
-            # A copy, not a leaf: the model may change its input in place.
-            tensor = tensor.requires_grad_().clone()
+        elif record.inputs_carry_gradient:
+            tensor = with_gradient(tensor)
             sources.append(edge_of(tensor))
+        else:
+            tensor = tensor.detach().clone()
         return tensor
 
     args, kwargs = map_tensors(args, fresh), map_tensors(dict(kwargs), fresh)
     record.sources, record.indices = tuple(sources), frozenset(indices)
-    with _watched(model, record, statistics=statistics):
+    recorder = Recorder(record, statistics=statistics)
+    with recorder.watching(), ExitStack() as stack:
+        for instrument in instruments:
+            stack.enter_context(instrument(recorder))
         if _uses_training_step(model, loss):
             batch = args[0] if len(args) == 1 else (args or kwargs)
             record.output = model.training_step(batch, 0)  # type: ignore[operator]
@@ -199,53 +232,70 @@ def _loss_of(record: Capture, target: Any, loss: Loss | None) -> Tensor | None:
     return value.reshape(()) if is_loss and value is not None else None
 
 
-@contextmanager
-def _watched(model: nn.Module, record: Capture, *, statistics: bool) -> Iterator[None]:
-    running: list[Call] = []
-    counts: dict[nn.Module, int] = {}
-    paths = {module: path for path, module in model.named_modules() if not isinstance(module, ParametrizationList)}
+class Recorder:
+    """Writes down the calls of a run as they happen."""
 
-    def look(tree: Any) -> tuple[Edge, ...]:
-        edges: list[Edge] = []
-        for tensor in tensors_in(tree):
-            if carries_gradient(tensor):
-                edge = edge_of(tensor)
-                edges.append(edge)
-                if statistics and edge not in record.square_sums:
-                    record.square_sums[edge] = norm(tensor).square(), tensor.numel()
-        return unique(edges)
+    def __init__(self, record: Capture, *, statistics: bool) -> None:
+        self.record = record
+        self.paths = {
+            module: path for path, module in record.model.named_modules() if not isinstance(module, ParametrizationList)
+        }
+        """Names of the modules whose calls are seen."""
+        self.running: list[Call] = []
+        """Calls that have not returned, the outermost first."""
+        self._statistics = statistics
+        self._counts: dict[tuple[str, str], int] = {}
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module not in paths:
-            # A copy that the model made of a part of itself carries the hooks along.
-            return
-        index = counts.get(module, 0)
-        counts[module] = index + 1
-        call = Call(paths[module], module, index, running[-1] if running else None, now())
-        tensors = (*tensors_in(args), *tensors_in(kwargs))
+    def begin(self, module: nn.Module, path: str, given: Iterable[Tensor], *, inner: str = "") -> Call:
+        """Note that a call begins."""
+        index = self._counts.get((path, inner), 0)
+        self._counts[path, inner] = index + 1
+        call = Call(path, module, index, self.running[-1] if self.running else None, now(), inner=inner)
         # A parameter that is handed in is no signal.
-        call.inputs = look([tensor for tensor in tensors if not (tensor.is_leaf and tensor.requires_grad)])
-        running.append(call)
+        call.slots = tuple(None if t.is_leaf and t.requires_grad else self._look(t) for t in given)
+        self.running.append(call)
+        return call
 
-    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if module not in paths:
-            return
+    def end(self, call: Call, given: Iterable[Tensor]) -> None:
+        """Note that a call has returned."""
         # A model that catches an exception of its own leaves calls behind that never returned.
-        while running[-1].module is not module:
-            running.pop()
-        call = running.pop()
-        call.outputs = look(output)
+        while self.running[-1] is not call:
+            self.running.pop()
+        self.running.pop()
+        call.outputs = unique(edge for edge in map(self._look, given) if edge is not None)
         call.end = now()
-        record.calls.append(call)
+        self.record.calls.append(call)
 
-    handles = []
-    try:
-        for module in paths:
-            if isinstance(module, torch.jit.ScriptModule):
-                continue
-            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def _look(self, tensor: Tensor) -> Edge | None:
+        if not carries_gradient(tensor):
+            return None
+        edge = edge_of(tensor)
+        if self._statistics and edge not in self.record.square_sums:
+            self.record.square_sums[edge] = norm(tensor).square(), tensor.numel()
+        return edge
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hook into every module."""
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # A copy that the model made of a part of itself carries the hooks along.
+            if module in self.paths:
+                self.begin(module, self.paths[module], (*tensors_in(args), *tensors_in(kwargs)))
+
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if module in self.paths:
+                call = next(c for c in reversed(self.running) if c.module is module and not c.inner)
+                self.end(call, tensors_in(output))
+
+        handles = []
+        try:
+            for module in self.paths:
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                handles.append(module.register_forward_hook(after, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Size, Tensor, device, dtype
 from torch.autograd.graph import Node
@@ -28,6 +29,11 @@ class Chain:
     """Calls that were asked for and do not lie on the chain."""
     hooked: frozenset[Edge] = frozenset()
     """Edges of inner states on which the model has set a gradient hook."""
+    along: Literal["depth", "time"] = "depth"
+    durations: tuple[float, ...] = ()
+    """Time that each step spans; empty where steps are counted."""
+    active: tuple[int | None, ...] = ()
+    """How many of the first samples each step acts on, None for all; empty where all do everywhere."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -199,7 +205,7 @@ def describe(calls: Iterable[Call]) -> str:
     """Return ``"3 × BartEncoderLayer + 3 × BartDecoderLayer"``: calls counted by class, in order of appearance."""
     counts: dict[str, int] = {}
     for call in calls:
-        name = type(call.module).__name__
+        name = call.inner or type(call.module).__name__
         if name.startswith("Parametrized"):
             name = name.removeprefix("Parametrized")
         counts[name] = counts.get(name, 0) + 1

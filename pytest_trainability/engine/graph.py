@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch.autograd.graph import Node
@@ -11,7 +13,7 @@ from torch.autograd.graph import Node
 from ..errors import CutError
 from .capture import Edge
 
-__all__ = ["Cut", "Graph", "Segment"]
+__all__ = ["Cut", "Graph", "Segment", "freed_in_order"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,25 @@ class Cut:
 
     states: tuple[tuple[Edge, ...], ...]
     segments: tuple[Segment, ...]
+
+
+@contextmanager
+def freed_in_order() -> Iterator[list[Node]]:
+    """Yield a list for the nodes of a graph, producers before consumers; at the end they are let go, the last consumer first.
+
+    A node that Python has seen is freed by Python, and its producers with it, one inside the other: hundred thousand time steps
+    one after the other overflow the stack and kill the process (pytorch 2.13). Whoever else holds nodes must have let go before.
+    """
+    nodes: list[Node] = []
+    try:
+        yield nodes
+    except BaseException as error:
+        if nodes:
+            traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        while nodes:
+            nodes.pop()
 
 
 class Graph:
@@ -84,8 +105,8 @@ class Graph:
         those from which ``x0`` can be reached by nodes not before the first moment.
 
         Args:
-            x0: Edges whose influence is the signal.
-            moments: L + 1 places in program order, ascending; ``x0`` lies before the first.
+            x0: Edges whose influence is the signal, whenever they were made.
+            moments: L + 1 places in program order, ascending.
             last: Edges that count as read after the last moment although no node does: results.
 
         Raises:
@@ -100,7 +121,7 @@ class Graph:
             for edge in self.reads[consumer]:
                 if edge not in known and edge[0] not in signal:
                     continue
-                earliest = bisect_right(moments, self.place[edge[0]])
+                earliest = 0 if edge in known else bisect_right(moments, self.place[edge[0]])
                 for index in range(earliest, latest + 1):
                     states[index][edge] = None
                 if earliest <= latest:

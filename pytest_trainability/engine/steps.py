@@ -44,7 +44,7 @@ def choose_steps(record: Capture, graph: Graph, steps: StepChoice) -> list[Call]
     Args:
         record: One run.
         graph: Its autograd graph.
-        steps: ``"auto"``, ``"blocks"``, ``"layers"``, ``"time"``, a module class, a glob over module names
+        steps: ``"auto"``, ``"blocks"``, ``"layers"``, a module class, a glob over module names
             (``"encoder.layer.*"``; ``*`` stays within one level, ``**`` does not), or names.
 
     Raises:
@@ -62,8 +62,6 @@ def choose_steps(record: Capture, graph: Graph, steps: StepChoice) -> list[Call]
             return _blocks(record, graph) or _no_block(record)
         if steps == "layers":
             return _layers(calls) or _no_step(record)
-        if steps == "time":
-            return _time(record)
         return _named(record, [steps])
     if isinstance(steps, Sequence) and steps and all(isinstance(name, str) for name in steps):
         return _named(record, list(steps))
@@ -122,27 +120,6 @@ def _expression(pattern: str) -> re.Pattern[str]:
     parts = re.split(r"(\*\*|\*|\?)", pattern)
     meaning = {"**": ".*", "*": r"[^.]*", "?": r"[^.]"}
     return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
-
-
-def _time(record: Capture) -> list[Call]:
-    """Calls of the one module that is called most often, the outermost among equals."""
-    counts: dict[nn.Module, int] = {}
-    for call in record.calls:
-        counts[call.module] = counts.get(call.module, 0) + 1
-    most = max(counts.values(), default=0)
-    if most < 2:
-        fused = [call.path for call in record.calls if isinstance(call.module, nn.RNNBase)]
-        hint = (
-            f" {fused[0]!r} is a fused {type(record.model.get_submodule(fused[0])).__name__}, which hides its time "
-            "steps: call the cell in a loop."
-            if fused
-            else ""
-        )
-        msg = f"steps='time' needs a module that is called once per time step. None is called twice.{hint}"
-        raise CutError(msg)
-    # Of nested calls the outer one returns last.
-    module = [call for call in record.calls if counts[call.module] == most][-1].module
-    return [call for call in record.calls if call.module is module]
 
 
 def _layers(calls: Sequence[Call]) -> list[Call]:

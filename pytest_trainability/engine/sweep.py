@@ -257,15 +257,22 @@ def _possible_frames(chain: Chain, batch: int | None) -> list[Frame]:
     if any(len(shape) < 1 for shape in shapes) or all(len(shape) < 2 for shape in shapes):
         return []
     frames = []
+    first = {shape[0] for shape in shapes}
+    if len(first) == 1 and max(first) > 1 and chain.along == "time":
+        # A sequence may come with time before samples; a recurrent state has samples first.
+        frames.append(Frame(max(first)))
     if batch is not None and batch > 1:
         if all(shape[0] % batch == 0 for shape in shapes):
             frames.append(Frame(batch, 0))
         if all(len(shape) > 1 and shape[1] == batch for shape in shapes):
             frames.append(Frame(batch, 1))
-    first = {shape[0] for shape in shapes}
-    if len(first) == 1 and (common := first.pop()) > 1 and Frame(common, 0) not in frames:
-        frames.append(Frame(common, 0))
-    return frames
+    if len(first) == 1 and max(first) > 1:
+        frames.append(Frame(max(first)))
+    second = {shape[1] if len(shape) > 1 else 0 for shape in shapes}
+    if first == {1} and len(second) == 1 and max(second) > 1 and chain.along == "time":
+        # The state of a fused layer as it is handed over: layers, samples, units.
+        frames.append(Frame(max(second), 1))
+    return list(dict.fromkeys(frames))
 
 
 RANGE, HALF_RANGE = 30, 10
@@ -327,6 +334,34 @@ class Sweep:
         """Return the logarithms summed over the steps, ``(samples, k)``; ``-inf`` for a column that vanished."""
         vanished = (self.logs == -math.inf).any(dim=0)
         return torch.where(vanished, -math.inf, self.logs.sum(dim=0))
+
+    def averages(self, chain: Chain, counted: slice = slice(None)) -> Tensor:
+        """Return the growth per step, or per unit of time where steps have durations, averaged over some steps.
+
+        Each sample's average is over the steps that act on it; samples without any are left out.
+
+        Returns:
+            Of shape ``(samples, k)``; ``-inf`` for a column that vanished on the way.
+        """
+        logs, taken = self.logs[counted], self.taken(chain)[counted]
+        durations = torch.tensor(chain.durations or [1.0] * len(chain), dtype=torch.float64, device="cpu")[counted]
+        total = torch.where(taken[:, :, None], logs, 0.0).sum(dim=0)
+        time = (taken * durations[:, None]).sum(dim=0)
+        vanished = (self.logs[counted.start :] == -math.inf).any(dim=0)
+        return torch.where(vanished, -math.inf, total / time[:, None])[time > 0]
+
+    def rates(self, chain: Chain) -> list[float]:
+        """Return what each step does to the first column, in nats, averaged over the samples that it acts on."""
+        taken = self.taken(chain)
+        return (torch.where(taken, self.logs[:, :, 0], 0.0).sum(dim=1) / taken.sum(dim=1)).tolist()
+
+    def taken(self, chain: Chain) -> Tensor:
+        """Return which steps act on which samples, ``(L, samples)``: all, but where packed sequences end early."""
+        samples = self.logs.shape[1]
+        if not chain.active or chain.shapes(0)[0][0][0] != samples:
+            return torch.ones(len(chain), samples, dtype=torch.bool, device="cpu")
+        active = torch.tensor([samples if number is None else number for number in chain.active], device="cpu")
+        return torch.arange(samples, device="cpu") < active[:, None]
 
 
 def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None = None) -> Sweep:

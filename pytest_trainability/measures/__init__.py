@@ -13,21 +13,27 @@ from . import (
     growth_rate,
     log_gain,
     loss_log_gain,
+    lyapunov_history,
     lyapunov_max,
     lyapunov_spectrum,
+    memory_horizon,
     nonfinite,
+    precision_horizon,
+    recurrence_lyapunov_max,
     relative_gradient_norm,
+    spectral_radius,
     unused_parameters,
 )
 from .measure import Measure
 
-__all__ = ["DEFAULT", "MEASURES", "RECORDED", "Measure", "find_measure"]
+__all__ = ["DEFAULT", "MEASURES", "RECORDED", "RECORDED_ALONG_TIME", "Measure", "find_measure"]
 
 MEASURES: dict[str, Measure] = {
     module.MEASURE.name: module.MEASURE
     for module in (
         lyapunov_max,
         lyapunov_spectrum,
+        lyapunov_history,
         log_gain,
         growth_rate,
         loss_log_gain,
@@ -35,6 +41,10 @@ MEASURES: dict[str, Measure] = {
         relative_gradient_norm,
         activation_rms,
         forward_log_gain,
+        memory_horizon,
+        precision_horizon,
+        spectral_radius,
+        recurrence_lyapunov_max,
         nonfinite,
         unused_parameters,
     )
@@ -45,6 +55,9 @@ DEFAULT: tuple[str, ...] = ("lyapunov_max", "gradient_norm", "activation_rms")
 
 RECORDED: tuple[str, ...] = ("log_gain", "growth_rate", "activation_rms", "gradient_norm", "unused_parameters")
 """What a baseline holds beside the measures that a test has bounds for."""
+
+RECORDED_ALONG_TIME: tuple[str, ...] = ("log_gain", "lyapunov_max", "gradient_norm", "unused_parameters")
+"""The same along time, where steps are many and alike."""
 
 
 def find_measure(name: str, *, where: str = "", known: Iterable[str] = MEASURES) -> Measure:

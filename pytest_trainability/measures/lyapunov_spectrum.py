@@ -10,15 +10,16 @@ def lyapunov_spectrum(run: Run) -> list[float]:
     """Return ``λ_1 ≥ … ≥ λ_k``, averaged over trajectories.
 
     ``λ_i = (1/L) Σ_l ln R_l[i, i]`` from ``J_lᵀ Q_l = Q_{l-1} R_l``, with ``Q_L`` drawn at random; k is ``exponents=``.
+    The average is over the steps that ``warmup`` and ``alignment`` leave, per unit of time where steps have durations.
 
     Returns:
-        Nats per step, in the order of the columns, which the averages over seeds are then sorted by; ``-inf`` beyond the
-        numerical rank of the product.
+        Nats per step or unit of time, in the order of the columns, which the averages over seeds are then sorted by; ``-inf``
+        beyond the numerical rank of the product.
 
     Source: Benettin et al., Meccanica 15, 9 (1980).
     """
     assert run.sweep is not None
-    means = run.sweep.sums().mean(dim=0) / len(run.chain)
+    means = run.sweep.averages(run.chain, run.counted).mean(dim=0)
     # Sorted after the average over seeds: sorting each seed's would bias the first up and the last down.
     return [float(mean) for mean in means]
 

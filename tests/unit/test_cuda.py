@@ -10,7 +10,7 @@ from torch import nn
 
 from pytest_trainability import Measurement, measure
 from pytest_trainability.checks.baselines import Entry, compare, find_entry
-from pytest_trainability.engine.ensemble import choose_device
+from pytest_trainability.engine.recipe import choose_device
 from pytest_trainability.measures import MEASURES, RECORDED
 
 pytestmark = [

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pytest_trainability import measure
 from pytest_trainability.engine import isolation
 from pytest_trainability.engine import sweep as sweep_module
-from pytest_trainability.engine.ensemble import choose_device
+from pytest_trainability.engine.recipe import choose_device
 from pytest_trainability.errors import CutError, ModelError, TrainabilityError, UsageError
 
 FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)

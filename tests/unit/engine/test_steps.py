@@ -229,17 +229,10 @@ class Detached(models.Tower):
         ),
         pytest.param(Weightless, "layers", CutError, ["a chain needs steps", "Weightless was run"], id="no-layer"),
         pytest.param(
-            FusedRnn,
-            "time",
-            CutError,
-            ["steps='time' needs a module", "None is called twice", "'rnn' is a fused GRU", "call the cell in a loop"],
-            id="fused",
-        ),
-        pytest.param(
             lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
             "time",
             CutError,
-            ["steps='time' needs a module", "None is called twice"],
+            ["steps='time' needs a recurrence", "Sequential has none", "call it in a loop"],
             id="no-time",
         ),
         pytest.param(

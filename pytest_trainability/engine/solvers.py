@@ -1,0 +1,167 @@
+"""Neural ODEs: the steps that a solver of ``torchdiffeq`` takes.
+
+``odeint`` looks its solvers up in a table. While a model is watched along time, that table holds subclasses which have every
+step recorded. The adjoint method solves the same equation twice, forward without a graph; it is replaced by the plain
+``odeint`` then, whose backward pass is the adjoint of the solver's own steps.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .capture import Call, Recorder, with_gradient
+from .trees import carries_gradient
+
+__all__ = ["solver_steps"]
+
+
+@contextmanager
+def solver_steps(recorder: Recorder) -> Iterator[None]:
+    """Have every accepted step of a solver recorded, where ``torchdiffeq`` has been imported."""
+    plain: Any = sys.modules.get("torchdiffeq._impl.odeint")
+    adjoint: Any = sys.modules.get("torchdiffeq._impl.adjoint")
+    solvers = sys.modules.get("torchdiffeq._impl.solvers")
+    adaptive = sys.modules.get("torchdiffeq._impl.rk_common")
+    if plain is None or adjoint is None or solvers is None or adaptive is None:
+        yield
+        return
+    table, method = plain.SOLVERS, adjoint.OdeintAdjointMethod
+    known = dict(table)
+    try:
+        for name, solver in known.items():
+            if issubclass(solver, adaptive.RKAdaptiveStepsizeODESolver):
+                table[name] = _adaptive(solver, name, recorder)
+            elif issubclass(solver, solvers.FixedGridODESolver):
+                table[name] = _fixed(solver, name, recorder)
+        adjoint.OdeintAdjointMethod = _without_adjoint(recorder, plain.odeint)
+        yield
+    finally:
+        table.update(known)
+        adjoint.OdeintAdjointMethod = method
+
+
+def _without_adjoint(recorder: Recorder, odeint: Any) -> Any:
+    class Direct:
+        """In the place of the autograd function behind ``odeint_adjoint``."""
+
+        @staticmethod
+        def apply(
+            _shapes: Any,
+            func: Any,
+            y0: Any,
+            t: Any,
+            rtol: Any,
+            atol: Any,
+            method: Any,
+            options: Any,
+            event: Any,
+            *_: Any,
+        ) -> Any:
+            note = "odeint_adjoint is measured through the solver's own steps, as odeint"
+            if note not in recorder.record.notes:
+                recorder.record.notes.append(note)
+            return odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event)
+
+    return Direct
+
+
+class _Watch:
+    """Of one solution: the step that is being taken."""
+
+    def __init__(self, recorder: Recorder, name: str, func: Any) -> None:
+        while hasattr(func, "base_func"):
+            func = func.base_func
+        self._recorder, self._name = recorder, name
+        known = isinstance(func, nn.Module) and func in recorder.paths
+        caller = recorder.running[-1] if recorder.running else None
+        self._module: nn.Module = func if known else (caller.module if caller else recorder.record.model)
+        self._path = recorder.paths.get(self._module, "") or "odeint"
+        self.call: Call | None = None
+
+    def begin(self, state: Tensor) -> None:
+        self.call = self._recorder.begin(self._module, self._path, [state], inner=f"{self._name} step")
+
+    def end(self, state: Tensor, duration: Tensor | float) -> None:
+        assert self.call is not None
+        self.call.duration = abs(float(duration))
+        self._recorder.end(self.call, [state])
+        self.call = None
+
+
+def _start(y0: Tensor) -> Tensor:
+    """Return what the solution starts from: a signal, be it a constant or a parameter."""
+    if not torch.is_grad_enabled():
+        return y0
+    return y0.clone() if carries_gradient(y0) else with_gradient(y0)
+
+
+def _fixed(solver: Any, name: str, recorder: Recorder) -> Any:
+    """A solver with a grid of its own, whose steps begin with a callback."""
+
+    class Fixed(solver):  # type: ignore[misc]
+        def __init__(self, func: Any, y0: Tensor, **options: Any) -> None:
+            super().__init__(func=func, y0=_start(y0), **options)
+            watch, own = _Watch(recorder, name, func), func.callback_step
+            self._watch, self._since = watch, 0.0
+
+            def begins(t0: Tensor, y0: Tensor, dt: Tensor) -> None:
+                if watch.call is not None:
+                    watch.end(y0, self._since)
+                watch.begin(y0)
+                self._since = float(dt)
+                own(t0, y0, dt)
+
+            func.callback_step = begins
+
+        def integrate(self, t: Tensor) -> Tensor:
+            solution: Tensor = super().integrate(t)
+            if self._watch.call is not None:
+                # The last point of time is the last of the grid, where nothing is interpolated.
+                self._watch.end(self._last, self._since)
+            return solution
+
+        def _linear_interp(self, t0: Tensor, t1: Tensor, y0: Tensor, y1: Tensor, t: Tensor) -> Tensor:
+            self._last = y1
+            found: Tensor = super()._linear_interp(t0, t1, y0, y1, t)
+            return found
+
+        def _cubic_hermite_interp(
+            self, t0: Tensor, y0: Tensor, f0: Tensor, t1: Tensor, y1: Tensor, f1: Tensor, t: Tensor
+        ) -> Tensor:
+            self._last = y1
+            found: Tensor = super()._cubic_hermite_interp(t0, y0, f0, t1, y1, f1, t)
+            return found
+
+    return Fixed
+
+
+def _adaptive(solver: Any, name: str, recorder: Recorder) -> Any:
+    """A solver that chooses its steps. Their sizes are taken as given: no gradient flows through the choice of the first."""
+
+    class Adaptive(solver):  # type: ignore[misc]
+        def __init__(self, func: Any, y0: Tensor, **options: Any) -> None:
+            super().__init__(func=func, y0=_start(y0), **options)
+            self._watch = _Watch(recorder, name, func)
+
+        def _before_integrate(self, t: Tensor) -> None:
+            # The slope at the start is part of the first step.
+            self._watch.begin(self.y0)
+            super()._before_integrate(t)
+            state = vars(self)["rk_state"]
+            self.rk_state = state._replace(dt=state.dt.detach())
+
+        def _adaptive_step(self, rk_state: Any) -> Any:
+            if self._watch.call is None:
+                self._watch.begin(rk_state.y1)
+            after = super()._adaptive_step(rk_state)
+            if after.t1 > rk_state.t1:
+                self._watch.end(after.y1, after.t1 - rk_state.t1)
+            return after
+
+    return Adaptive

@@ -1,0 +1,105 @@
+"""Eigenvalues of single steps, whose states before and after are of one kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .chain import Chain
+from .isolation import derived_seed
+from .sweep import Columns, Frame, pull_back
+
+__all__ = ["spectral_radii"]
+
+PROBES, TRAJECTORIES = 5, 4
+"""So many steps, evenly spread, and so many trajectories at most are looked at."""
+DENSE = 256
+"""Dimensions of a state up to which all eigenvalues are computed."""
+TOLERANCE = 1e-3
+"""Of the iterative method beyond, relative."""
+
+
+def spectral_radii(chain: Chain, frame: Frame, seed: int) -> dict[str, float]:
+    """Return the largest modulus of the eigenvalues of some steps' Jacobians, by step.
+
+    Up to five steps are taken, evenly spread along the chain, of those whose states before and after have the same shapes;
+    of each the geometric mean over up to four trajectories. NaN where the iterative method does not converge.
+
+    Source: Saad, Numerical Methods for Large Eigenvalue Problems (2011), and ARPACK by way of scipy.
+    """
+    if any(dtype.is_complex for _, dtype in chain.shapes(0)):
+        # Over the reals, a state of n complex numbers has 2n dimensions; not done.
+        return {}
+    shapes = [chain.shapes(index) for index in range(len(chain) + 1)]
+    alike = [index for index in range(1, len(chain) + 1) if shapes[index] == shapes[index - 1]]
+    # The order of the first and of the last state's tensors is their own.
+    inner = [index for index in alike if 1 < index < len(chain)] or alike
+    count = min(PROBES, len(inner))
+    chosen = [inner[round(i * (len(inner) - 1) / max(count - 1, 1))] for i in range(count)]
+    return {chain.names[index - 1]: _radius(chain, frame, index, seed) for index in chosen}
+
+
+def _radius(chain: Chain, frame: Frame, index: int, seed: int) -> float:
+    size = sum(math.prod(shape) for shape, _ in chain.shapes(index)) // frame.samples
+    samples = range(min(frame.samples, TRAJECTORIES))
+    found = (
+        _dense(chain, frame, index, size)[: len(samples)]
+        if size <= DENSE
+        else [_iterated(chain, frame, index, size, sample, seed) for sample in samples]
+    )
+    return math.exp(sum(math.log(radius) if radius else -math.inf for radius in found) / len(found))
+
+
+def _dense(chain: Chain, frame: Frame, index: int, size: int) -> list[float]:
+    """Return the spectral radius of each trajectory's Jacobian, from all its columns."""
+    units = torch.eye(size, device="cpu").unsqueeze(0).expand(frame.samples, size, size)
+    jacobian = _rows(chain, frame, index - 1, pull_back(chain, index, _columns(chain, frame, index, units)), size)
+    return [float(moduli.max()) for moduli in torch.linalg.eigvals(jacobian).abs()]
+
+
+def _iterated(chain: Chain, frame: Frame, index: int, size: int, sample: int, seed: int) -> float:
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
+
+    def apply(vector: Any) -> Any:
+        rows = torch.zeros(frame.samples, 1, size, dtype=torch.float64, device="cpu")
+        rows[sample, 0] = torch.from_numpy(vector.reshape(-1))
+        found = pull_back(chain, index, _columns(chain, frame, index, rows))
+        return _rows(chain, frame, index - 1, found, 1)[sample, 0].numpy()
+
+    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "eigenvector"))
+    start = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").numpy()
+    operator = LinearOperator((size, size), matvec=apply, dtype="float64")
+    try:
+        values = eigs(operator, k=1, which="LM", v0=start, tol=TOLERANCE, return_eigenvectors=False, maxiter=20 * size)
+    except ArpackNoConvergence:
+        return math.nan
+    return float(abs(values).max())
+
+
+def _columns(chain: Chain, frame: Frame, index: int, rows: Tensor) -> Columns:
+    """Turn vectors ``(samples, k, size)`` into cotangents of a state."""
+    columns: Columns = []
+    done = 0
+    for (shape, dtype), device in zip(chain.shapes(index), chain.devices(index)):
+        size = math.prod(shape) // frame.samples
+        part = rows[:, :, done : done + size]
+        restored = [frame.restore(part[:, k], shape) for k in range(rows.shape[1])]
+        columns.append(torch.stack(restored).to(device=device, dtype=dtype))
+        done += size
+    return columns
+
+
+def _rows(chain: Chain, frame: Frame, index: int, columns: Sequence[Tensor | None], count: int) -> Tensor:
+    """Undo :func:`_columns`, in float64 on the CPU; zero for what gets no gradient."""
+    parts = []
+    for column, (shape, _) in zip(columns, chain.shapes(index)):
+        size = math.prod(shape) // frame.samples
+        if column is None:
+            parts.append(torch.zeros(frame.samples, count, size, dtype=torch.float64, device="cpu"))
+        else:
+            parts.append(torch.stack([frame.rows(c) for c in column], dim=1).double().cpu())
+    return torch.cat(parts, dim=2)
