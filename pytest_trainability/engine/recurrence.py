@@ -97,16 +97,21 @@ def find_recurrences(record: Capture, graph: Graph) -> list[Recurrence]:
     found: list[Recurrence] = []
     # What makes its inner steps known is no step itself; then the outer ones first.
     for calls in sorted(groups.values(), key=lambda group: not group[0].inner):
-        if not calls[0].inner and (len(calls) < 2 or any(call in around for call in calls)):
+        alone = len(calls) < 2 and not calls[0].inner and not _is_of_rollout(calls[0])
+        if alone or (not calls[0].inner and any(call in around for call in calls)):
             continue
         if any(parent in kept for call in calls for parent in _parents(call)):
             continue
         runs = _runs(graph, calls)
         longest = max(runs, key=len)
-        if len(longest) > 1 or longest[0].inner:
+        if len(longest) > 1 or longest[0].inner or _is_of_rollout(longest[0]):
             kept.update(calls)
             found.append(Recurrence(tuple((call,) for call in longest), len(runs)))
     return _merged(sorted(found, key=lambda recurrence: recurrence.steps[0][0].start))
+
+
+def _is_of_rollout(call: Call) -> bool:
+    return call.parent is not None and isinstance(call.parent.module, Rollout)
 
 
 def _parents(call: Call) -> list[Call]:
@@ -210,6 +215,10 @@ def chain_along(recurrence: Recurrence) -> Chain:
     begin = steps[0][0].start
     if steps[0][0].inner:
         x0, last = steps[0][0].inputs, steps[-1][0].outputs
+    elif len(steps) == 1:
+        # Of a rollout: what comes in beside the state comes after it.
+        last = steps[0][0].outputs
+        x0 = unique(edge for edge in steps[0][0].slots[: len(last)] if edge is not None)
     else:
         first = _made_between(graph, begin, ends[0])
         if not first:
