@@ -513,6 +513,7 @@ class Measurement:
             cautions=tuple(self._cautions()),
             reproduce=self._context.reproduce,
             baseline=self._baseline,
+            along=self._common.along,
         )
 
     def _is_about_growth(self, verdicts: Sequence[VerdictRecord]) -> bool:

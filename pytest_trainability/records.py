@@ -401,6 +401,10 @@ class StepFacts:
     """How many parameters of two or more dimensions it holds."""
     operations: tuple[str, ...]
     """Autograd nodes on the way through it, such as ``TanhBackward0``."""
+    recurrent: bool = False
+    """Whether it is a step in time."""
+    forget_bias: float = math.nan
+    """Mean bias of an LSTM's forget gate; NaN for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,6 +546,8 @@ class CheckRecord:
     """Command that repeats the test, but for seeds and device."""
     baseline: BaselineRecord | None = None
     """None where the test does not ask for it."""
+    along: str = "depth"
+    """What the chain goes along: ``"depth"`` or ``"time"``."""
 
     @property
     def log_gain_text(self) -> str:

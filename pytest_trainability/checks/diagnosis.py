@@ -78,12 +78,36 @@ def _steady(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
         return [f"every step changes the gradient by {rate:+.0f} nats, {steadily}"]
     what = f"every step multiplies the gradient by {format_number(math.exp(rate))}, {steadily}"
     middle = facts[len(facts) // 2]
-    cure = _residual_cure(rate, len(growth), middle) if _is_residual(middle) else _plain_cure(rate, middle)
+    if middle.recurrent:
+        cure = _recurrent_cure(rate, middle)
+    else:
+        cure = _residual_cure(rate, len(growth), middle) if _is_residual(middle) else _plain_cure(rate, middle)
     return [what, *cure]
 
 
+def _recurrent_cure(rate: float, facts: StepFacts) -> list[str]:
+    if not math.isnan(facts.forget_bias) and rate < 0:
+        kept = 1 / (1 + math.exp(-facts.forget_bias))
+        have = f"the forget gates' mean bias of {format_number(facts.forget_bias)} lets a cell keep {format_number(kept)} per step"
+        return [f"{have}: raise it (1 is usual, ln(T - 1) for T steps)"]
+    if facts.kind.startswith("GRU") and rate < 0:
+        return [
+            "a GRU keeps what its update gate lets through: raise the gate's bias, or take a shorter way through time"
+        ]
+    if math.isnan(facts.weight_std) or facts.weight_std == 0:
+        return []
+    have = (
+        f"recurrent weights of std {format_number(facts.weight_std)}" if facts.kind.startswith("RNN") else "its weights"
+    )
+    if rate > 0:
+        return [f"{have}: scale them down until spectral_radius is about 1, or clip gradients"]
+    activation = next((_ACTIVATIONS[name] for name in facts.operations if name in _ACTIVATIONS), "")
+    saturates = f", and {activation} takes its share" if activation in {"tanh", "sigmoid", "hardtanh"} else ""
+    return [f"{have}{saturates}: orthogonal ones of gain 1 (nn.init.orthogonal_) keep more, gated cells most"]
+
+
 def _is_residual(facts: StepFacts) -> bool:
-    return facts.weights > 1 and "AddBackward0" in facts.operations and not facts.kind.endswith("Cell")
+    return facts.weights > 1 and "AddBackward0" in facts.operations
 
 
 def _residual_cure(rate: float, count: int, facts: StepFacts) -> list[str]:

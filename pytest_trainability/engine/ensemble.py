@@ -179,14 +179,23 @@ def _read_once(
     cutting = _cut(recipe, record, graph, along, known, seed)
     chain, first = cutting.chain, None
     counted = _counted(recipe, chain)
-    if known is None:
-        frame, first = find_frame(chain, batch_size(record.inputs), seed)
-        known = _described(recipe, record, graph, cutting, frame)
-    run = Run(seed, record, chain, known.plan.frame, counted, sweep=first if recipe.exponents == 1 else None)
     try:
+        if known is None:
+            frame, first = find_frame(chain, batch_size(record.inputs), seed)
+            known = _described(recipe, record, graph, cutting, frame)
+        run = Run(seed, record, chain, known.plan.frame, counted, sweep=first if recipe.exponents == 1 else None)
         _fulfil(run, recipe, wanted, cutting.recurrences)
     except torch.OutOfMemoryError as error:
         raise ModelError(did_not_fit(model, place_of(model))) from error
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        msg = (
+            f"the backward pass must find what the forward pass has kept. {type(model).__name__} overwrites some of it in "
+            "place, a cache or a state mostly, and cannot be trained like that either. Replace it instead (state = ..., not "
+            "state.copy_(...)), or run the forward pass under torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t)."
+        )
+        raise ModelError(msg) from error
     return known, read(run), list(outlines(record.inputs)), drew
 
 
@@ -367,22 +376,34 @@ def _notes(recipe: Recipe, record: Capture, chain: Chain) -> Iterator[str]:
 def _facts(chain: Chain, graph: Graph) -> tuple[StepFacts, ...]:
     operations = chain.operations(graph)
     return tuple(
-        _step_facts(name, call.module, names) for name, call, names in zip(chain.names, chain.steps, operations)
+        _step_facts(name, call, names, recurrent=chain.along == "time")
+        for name, call, names in zip(chain.names, chain.steps, operations)
     )
 
 
-def _step_facts(name: str, module: nn.Module, operations: frozenset[str]) -> StepFacts:
-    weights = [p for p in module.parameters() if p.dim() >= 2]
-    largest = max(weights, key=lambda p: p.numel(), default=None)
+def _step_facts(name: str, call: Call, operations: frozenset[str], *, recurrent: bool) -> StepFacts:
+    module = call.module
+    weights = {path: p for path, p in module.named_parameters() if p.dim() >= 2}
+    carrying = [p for path, p in weights.items() if recurrent and "weight_hh" in path]
+    largest = max(carrying or weights.values(), key=lambda p: p.numel(), default=None)
     fan_in = 0 if largest is None else math.prod(largest.shape[1:])
     return StepFacts(
         name,
-        type(module).__name__,
+        call.inner or type(module).__name__,
         math.nan if largest is None else _standard_deviation(largest),
         fan_in,
         len(weights),
         tuple(sorted(operations)),
+        recurrent,
+        _forget_bias(module) if recurrent else math.nan,
     )
+
+
+def _forget_bias(module: nn.Module) -> float:
+    if not isinstance(module, (nn.LSTM, nn.LSTMCell)) or not module.bias:
+        return math.nan
+    biases = [p.detach() for path, p in module.named_parameters() if path.startswith("bias_")]
+    return sum(float(p.chunk(4)[1].float().mean()) for p in biases) / (len(biases) / 2)
 
 
 def _standard_deviation(weight: Tensor) -> float:

@@ -52,26 +52,39 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
 
     The cells of ``torch.nn`` are handed the zeros that they would make themselves. Numbers are not changed.
     """
-    seen: set[nn.Module] = set()
-
-    def given(tensor: torch.Tensor) -> torch.Tensor:
-        constant = (tensor.is_floating_point() or tensor.is_complex()) and not carries_gradient(tensor)
-        return with_gradient(tensor) if constant else tensor
+    handed: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if module in seen or not torch.is_grad_enabled():
+        if module in handed or not torch.is_grad_enabled():
             return None
-        seen.add(module)
+        copies = handed[module] = []
+
+        def given(tensor: torch.Tensor) -> torch.Tensor:
+            if carries_gradient(tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
+                return tensor
+            copy = with_gradient(tensor)
+            copies.append((tensor, copy, copy._version))
+            return copy
+
         if isinstance(module, nn.RNNCellBase) and args and args[1:] in {(), (None,)} and kwargs.get("hx") is None:
             zeros = args[0].new_zeros(*args[0].shape[:-1], module.hidden_size)
             args, kwargs = args[:1], {"hx": (zeros, zeros) if isinstance(module, nn.LSTMCell) else zeros}
         return map_tensors(args, given), map_tensors(kwargs, given)
 
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # A step may write its new state into the tensor that it was given.
+        for tensor, copy, version in handed.get(module, ()):
+            if copy._version != version:
+                tensor.copy_(copy)
+        handed[module] = []
+
     handles = []
     try:
         if recorder.record.inputs_carry_gradient:
-            modules = (module for module in recorder.paths if not isinstance(module, torch.jit.ScriptModule))
-            handles += [m.register_forward_pre_hook(before, with_kwargs=True, prepend=True) for m in modules]
+            for module in recorder.paths:
+                if not isinstance(module, torch.jit.ScriptModule):
+                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
+                    handles.append(module.register_forward_hook(after))
         yield
     finally:
         for handle in handles:

@@ -59,7 +59,7 @@ def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
             lines += violation_lines(verdict, width=width)
     if record.baseline is not None and not record.baseline.holds:
         lines += baseline_lines(record.baseline, width=width)
-    lines += labelled("along depth", depth_line(record, width - LABEL))
+    lines += labelled(f"along {record.along}", depth_line(record, width - LABEL))
     lines += labelled("leaves band", record.leaves_band, width)
     for index, line in enumerate(record.cause):
         lines += labelled("likely cause" if index == 0 else "", line, width)

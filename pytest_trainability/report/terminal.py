@@ -42,7 +42,7 @@ def section(
     Args:
         checks: Records, each with whether its test passed.
         width: Columns of the terminal; lines stay within, but for commands to copy.
-        verbosity: Below 0 only failures and updated baselines are listed; above 0 every bound and the course along depth
+        verbosity: Below 0 only failures and updated baselines are listed; above 0 every bound and the course along the chain
             is shown, too.
         encoding: Of the terminal; where it cannot show the signs, ASCII is used.
 
@@ -174,7 +174,7 @@ def _verbose(record: CheckRecord, width: int) -> Iterable[str]:
     for verdict in record.verdicts:
         where = f", worst {verdict.where}" if verdict.where else ""
         yield from labelled(verdict.measure, f"{verdict.value_text}, {bound_text(verdict)}{where}", width)
-    yield from labelled("along depth", depth_line(record, width - 18))
+    yield from labelled(f"along {record.along}", depth_line(record, width - 18))
     for note in record.notes:
         yield from labelled("note", note, width)
     if stopped_early(record):

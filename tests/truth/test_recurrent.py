@@ -13,9 +13,9 @@ import pytest
 import torch
 from scipy import integrate, optimize
 from torch import Tensor, nn
+from towers import F64, linear
 
 from pytest_trainability import Rollout, UsageError, measure
-from towers import F64, linear
 
 EPS = 1e-12
 
@@ -152,9 +152,7 @@ class Autonomous(nn.Module):
 
 def test_chaotic_network():
     """g = 3, N = 256: 0.310 in mean field, 0.300 at this width, where networks scatter."""
-    result = measure(
-        lambda: Rollout(Autonomous(3, 256), steps=300), inputs(4, 256), seeds=8, warmup=100, alignment=50
-    )
+    result = measure(lambda: Rollout(Autonomous(3, 256), steps=300), inputs(4, 256), seeds=8, warmup=100, alignment=50)
     error = float(torch.tensor(result.lyapunov_max.values).std()) / math.sqrt(8)
     assert error < 0.003
     assert result.lyapunov_max == pytest.approx(0.300, abs=4 * error)
