@@ -79,7 +79,7 @@ def format_value(mean: float, low: float, high: float, *, unit: str = "", scale:
     elif scale == "log":
         parts = [
             f"{mean:.3g}" if mean >= 1e-3 else f"{mean:.2e}",
-            f"×/÷ {math.sqrt(high / low):.2g}" if low > 0 else "",
+            f"×/÷ {_factor(math.sqrt(high / low))}" if low > 0 else "",
             unit,
         ]
     else:
@@ -89,6 +89,10 @@ def format_value(mean: float, low: float, high: float, *, unit: str = "", scale:
         else:
             parts = [f"{mean:{sign}.3g} ± {half:.2g}", unit]
     return " ".join(part for part in parts if part)
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:.3g}" if ratio < 1.095 else f"{ratio:.2g}"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

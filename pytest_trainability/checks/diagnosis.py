@@ -88,7 +88,7 @@ def _steady(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
 def _recurrent_cure(rate: float, facts: StepFacts) -> list[str]:
     if not math.isnan(facts.forget_bias) and rate < 0:
         kept = 1 / (1 + math.exp(-facts.forget_bias))
-        have = f"the forget gates' mean bias of {format_number(facts.forget_bias)} lets a cell keep {format_number(kept)} per step"
+        have = f"forget gates of mean bias {format_number(facts.forget_bias)} let a cell keep {format_number(kept)} per step"
         return [f"{have}: raise it (1 is usual, ln(T - 1) for T steps)"]
     if facts.kind.startswith("GRU") and rate < 0:
         return [
