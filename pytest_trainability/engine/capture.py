@@ -51,6 +51,11 @@ class Call:
     """How many of the first samples an inner step acts on; None for all."""
 
     @property
+    def kind(self) -> str:
+        """What is called: a class, a function, or a step inside of a module."""
+        return self.inner or str(getattr(self.module, "function_name", type(self.module).__name__))
+
+    @property
     def inputs(self) -> tuple[Edge, ...]:
         """Edges that it was given, each once."""
         return unique(edge for edge in self.slots if edge is not None)

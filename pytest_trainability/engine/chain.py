@@ -205,7 +205,7 @@ def describe(calls: Iterable[Call]) -> str:
     """Return ``"3 × BartEncoderLayer + 3 × BartDecoderLayer"``: calls counted by class, in order of appearance."""
     counts: dict[str, int] = {}
     for call in calls:
-        name = call.inner or type(call.module).__name__
+        name = call.kind
         if name.startswith("Parametrized"):
             name = name.removeprefix("Parametrized")
         counts[name] = counts.get(name, 0) + 1

@@ -317,17 +317,14 @@ def _functional(record: Capture, seed: int) -> tuple[list[Tensor], list[Tensor]]
 def _described(recipe: Recipe, record: Capture, graph: Graph, cutting: _Cutting, frame: Frame) -> Ensemble:
     """Say what all runs have in common, from the first one; nothing has been read yet."""
     chain, chosen = cutting.chain, cutting.recurrence
-    left_out = [call for call in chain.left_out if type(call.module) in {type(step.module) for step in chain.steps}]
-    parent = left_out[0].path.rpartition(".")[0] if left_out else ""
-    where = f" ({parent})" if parent else ""
     parameters = list(record.model.parameters())
     dtype = parameters[0].dtype if parameters else next(tensors_in(record.inputs)).dtype
     notes = [*_notes(recipe, record, chain), *record.notes]
     if chosen is not None:
-        notes += _notes_on_time(chosen, cutting.recurrences)
+        notes += _notes_on_time(chosen)
     return Ensemble(
         model_name=type(record.model).__name__,
-        steps=Steps(chain.names, describe(chain.steps), describe(left_out) + where if left_out else ""),
+        steps=Steps(chain.names, describe(chain.steps), _left_out(cutting)),
         mode="train" if record.model.training else "eval",
         device=str(place_of(record.model)),
         dtype=str(dtype).removeprefix("torch."),
@@ -343,11 +340,18 @@ def _described(recipe: Recipe, record: Capture, graph: Graph, cutting: _Cutting,
     )
 
 
-def _notes_on_time(chosen: Recurrence, recurrences: Sequence[Recurrence]) -> Iterator[str]:
-    others = [f"steps='time:{recurrence.name}'" for recurrence in recurrences if recurrence is not chosen]
-    if others:
+def _left_out(cutting: _Cutting) -> str:
+    chain, chosen = cutting.chain, cutting.recurrence
+    if chosen is not None:
+        others = [f"steps='time:{recurrence.name}'" for recurrence in cutting.recurrences if recurrence is not chosen]
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        yield f"one of {len(recurrences)} recurrences, {chosen.name!r}; there is {', '.join(others[:3])}{more}, too"
+        return f"other recurrences, {', '.join(others[:3])}{more}" if others else ""
+    calls = [call for call in chain.left_out if type(call.module) in {type(step.module) for step in chain.steps}]
+    parent = calls[0].path.rpartition(".")[0] if calls else ""
+    return (describe(calls) + (f" ({parent})" if parent else "")) if calls else ""
+
+
+def _notes_on_time(chosen: Recurrence) -> Iterator[str]:
     if chosen.runs > 1:
         yield (
             f"the gradient does not flow through all of time: the longest of {chosen.runs} stretches that do not depend on each "
@@ -389,7 +393,7 @@ def _step_facts(name: str, call: Call, operations: frozenset[str], *, recurrent:
     fan_in = 0 if largest is None else math.prod(largest.shape[1:])
     return StepFacts(
         name,
-        call.inner or type(module).__name__,
+        call.kind,
         math.nan if largest is None else _standard_deviation(largest),
         fan_in,
         len(weights),

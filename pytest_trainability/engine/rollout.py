@@ -84,6 +84,8 @@ class Function(nn.Module):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self.function = function
+        name = getattr(function, "__name__", type(function).__name__)
+        self.function_name = "step" if name == "<lambda>" else name
 
     def forward(self, *args: Any) -> Any:
         """Call it."""

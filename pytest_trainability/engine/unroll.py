@@ -182,7 +182,7 @@ class Unrolling(TorchFunctionMode):
                 inputs = list(enumerate(_split(weights.project(x), given.sizes)))
                 outputs: list[Tensor] = [x] * len(inputs)
                 for time, projected in reversed(inputs) if way else inputs:
-                    call = self._begin(f".l{layer}{suffix}", [states[number]], len(projected))
+                    call = self._begin(f"l{layer}{suffix}", [states[number]], len(projected))
                     states[number] = _held(cell, projected, states[number], weights)
                     self._end(call, [states[number]])
                     outputs[time] = states[number][0][: len(projected)]
@@ -195,7 +195,8 @@ class Unrolling(TorchFunctionMode):
     def _begin(self, suffix: str, states: Sequence[State], active: int) -> Call:
         caller = self._recorder.running[-1]
         tensors = [tensor for state in states for tensor in state]
-        call = self._recorder.begin(caller.module, caller.path + suffix, tensors, inner=type(caller.module).__name__)
+        path = ".".join(part for part in (caller.path, suffix) if part)
+        call = self._recorder.begin(caller.module, path, tensors, inner=type(caller.module).__name__)
         call.active = active if active < len(tensors[0]) else None
         return call
 
