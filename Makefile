@@ -26,6 +26,7 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.demo ## Print cost ratios, measured side by side in one run
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/cost.py
 	$(VENV)/bin/python benchmarks/startup.py
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/along_time.py
 
 flakes: $(VENV)/.test ## Count how often verdicts and baselines are wrong on healthy models
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/flakes.py

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Size, Tensor, device, dtype
+from torch import Size, Tensor, device, dtype, finfo
 from torch.autograd.graph import Node
 
 from ..errors import CutError, ModelError
@@ -15,7 +15,7 @@ from .capture import Call, Capture, Edge
 from .graph import Cut, Graph
 from .hooks import hooked_edges
 
-__all__ = ["Chain", "beginning", "call_name", "chain_of", "describe", "graph_of", "results"]
+__all__ = ["Chain", "beginning", "call_name", "chain_of", "describe", "graph_of", "inner_eps", "results"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +29,8 @@ class Chain:
     """Calls that were asked for and do not lie on the chain."""
     hooked: frozenset[Edge] = frozenset()
     """Edges of inner states on which the model has set a gradient hook."""
+    inner_eps: tuple[float, ...] = ()
+    """The coarsest precision that each segment computes in, its states aside."""
     along: Literal["depth", "time"] = "depth"
     durations: tuple[float, ...] = ()
     """Time that each step spans; empty where steps are counted."""
@@ -45,6 +47,11 @@ class Chain:
             entry = node._input_metadata[number]
             found.append((Size(entry.shape), entry.dtype))
         return found
+
+    def epsilon(self, index: int) -> float:
+        """Return the coarsest ``eps`` of what segment ``index`` (1 … L) computes: of a norm that casts to float32, float32's."""
+        states = (*self.shapes(index - 1), *self.shapes(index))
+        return max(*(finfo(dtype).eps for _, dtype in states), *self.inner_eps[index - 1 : index])
 
     def devices(self, index: int) -> list[device]:
         """Return where each tensor of state ``index`` is."""
@@ -148,7 +155,20 @@ def _from_start(record: Capture, graph: Graph, calls: Sequence[Call], start: int
     if left_out == (giver,):
         left_out = ()
     hooked = hooked_edges({edge for state in cut.states[1:-1] for edge in state})
-    return Chain(tuple(kept), tuple(call_name(call, calls) for call in kept), cut, left_out, hooked)
+    names = tuple(call_name(call, calls) for call in kept)
+    return Chain(tuple(kept), names, cut, left_out, hooked, inner_eps(graph, cut, [call.end for call in kept]))
+
+
+def inner_eps(graph: Graph, cut: Cut, ends: Sequence[int]) -> tuple[float, ...]:
+    """Return the coarsest ``eps`` of the tensors that carry the signal through each segment, which end at these moments."""
+    found = [0.0] * len(ends)
+    for node in graph.downstream(cut.states[0]):
+        index = bisect_right(ends, graph.place[node])
+        if index < len(found):
+            for entry in node._input_metadata:
+                if entry.dtype.is_floating_point:
+                    found[index] = max(found[index], finfo(entry.dtype).eps)
+    return tuple(found)
 
 
 def beginning(

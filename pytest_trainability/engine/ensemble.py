@@ -378,26 +378,29 @@ def _notes(recipe: Recipe, record: Capture, chain: Chain) -> Iterator[str]:
 
 
 def _facts(chain: Chain, graph: Graph) -> tuple[StepFacts, ...]:
-    operations = chain.operations(graph)
-    return tuple(
-        _step_facts(name, call, names, recurrent=chain.along == "time")
-        for name, call, names in zip(chain.names, chain.steps, operations)
-    )
+    known: dict[nn.Module, StepFacts] = {}
+    facts = []
+    for name, call, names in zip(chain.names, chain.steps, chain.operations(graph)):
+        if call.module not in known:
+            known[call.module] = _step_facts(call, recurrent=chain.along == "time")
+        facts.append(replace(known[call.module], name=name, operations=tuple(sorted(names))))
+    return tuple(facts)
 
 
-def _step_facts(name: str, call: Call, operations: frozenset[str], *, recurrent: bool) -> StepFacts:
+def _step_facts(call: Call, *, recurrent: bool) -> StepFacts:
+    """Return what a step's module says, before name and operations."""
     module = call.module
     weights = {path: p for path, p in module.named_parameters() if p.dim() >= 2}
     carrying = [p for path, p in weights.items() if recurrent and "weight_hh" in path]
     largest = max(carrying or weights.values(), key=lambda p: p.numel(), default=None)
     fan_in = 0 if largest is None else math.prod(largest.shape[1:])
     return StepFacts(
-        name,
+        "",
         call.kind,
         math.nan if largest is None else _standard_deviation(largest),
         fan_in,
         len(weights),
-        tuple(sorted(operations)),
+        (),
         recurrent,
         _forget_bias(module) if recurrent else math.nan,
     )

@@ -66,23 +66,25 @@ class Graph:
     def __init__(self, roots: Iterable[Edge]) -> None:
         self.reads: dict[Node, tuple[Edge, ...]] = {}
         self.place: dict[Node, int] = {}
+        reads, place = self.reads, self.place
         pending = [node for node, _ in roots]
         while pending:
             node = pending[-1]
-            if node in self.place:
+            if node in place:
                 pending.pop()
                 continue
-            if node not in self.reads:
-                self.reads[node] = tuple((n, number) for n, number in node.next_functions if n is not None)
-                missing = [producer for producer, _ in self.reads[node] if producer not in self.place]
+            if node not in reads:
+                reads[node] = tuple([edge for edge in node.next_functions if edge[0] is not None])  # type: ignore[misc]
+                missing = [producer for producer, _ in reads[node] if producer not in place]
                 if missing:
                     pending.extend(missing)
                     continue
             pending.pop()
             # Leaves report the largest number there is; they are there before anything else.
-            own = -1 if type(node).__name__ == "AccumulateGrad" else node._sequence_nr()
-            self.place[node] = max((self.place[producer] for producer, _ in self.reads[node]), default=own)
-            self.place[node] = max(self.place[node], own)
+            latest = -1 if type(node).__name__ == "AccumulateGrad" else node._sequence_nr()
+            for producer, _ in reads[node]:
+                latest = max(latest, place[producer])
+            place[node] = latest
 
     @property
     def nodes(self) -> Iterable[Node]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -22,20 +23,20 @@ def hooked_edges(edges: Iterable[tuple[Node, int]]) -> frozenset[tuple[Node, int
     A probe with entries of both signs between 1e-3 and 1e4 is sent through each edge alone, which computes nothing.
     """
     values = torch.linspace(-10, 10, 1024, device="cpu").sinh()
-    return frozenset(edge for edge in edges if _changes(edge, values))
+    probes: dict[Any, Tensor] = {}
 
+    def changes(edge: tuple[Node, int]) -> bool:
+        node, number = edge
+        entry = node._input_metadata[number]
+        kind = tuple(entry.shape), entry.dtype, entry.device
+        if kind not in probes:
+            count = math.prod(entry.shape)
+            repeated = values.to(device=entry.device, dtype=entry.dtype).repeat(-(-count // len(values)))
+            probes[kind] = repeated[:count].reshape(Size(entry.shape))
+        arrived = through_hooks(edge, probes[kind])
+        return arrived.data_ptr() != probes[kind].data_ptr() and not torch.equal(arrived, probes[kind])
 
-def _changes(edge: tuple[Node, int], values: Tensor) -> bool:
-    node, number = edge
-    entry = node._input_metadata[number]
-    count = math.prod(entry.shape)
-    probe = (
-        values.to(device=entry.device, dtype=entry.dtype)
-        .repeat(-(-count // len(values)))[:count]
-        .reshape(Size(entry.shape))
-    )
-    arrived = through_hooks(edge, probe)
-    return arrived.data_ptr() != probe.data_ptr() and not torch.equal(arrived, probe)
+    return frozenset(edge for edge in edges if changes(edge))
 
 
 def through_hooks(edge: tuple[Node, int], gradient: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.autograd.graph import Node
 
 from ..errors import CutError, UsageError
 from .capture import Call, Capture, Edge, Recorder, unique, with_gradient
-from .chain import Chain, call_name
+from .chain import Chain, call_name, inner_eps
 from .graph import Cut, Graph
 from .hooks import hooked_edges
 from .rollout import Rollout
@@ -252,6 +252,7 @@ def chain_along(recurrence: Recurrence) -> Chain:
         tuple(call_name(call, among) for call in calls),
         cut,
         hooked=hooked_edges({edge for state in cut.states[1:-1] for edge in state}),
+        inner_eps=inner_eps(graph, cut, [call.end for call in calls]),
         along="time",
         durations=tuple(d for d in durations if d is not None) if None not in durations else (),
         active=tuple(call.active for call in calls) if any(call.active is not None for call in calls) else (),

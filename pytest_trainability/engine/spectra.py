@@ -86,9 +86,7 @@ def _columns(chain: Chain, frame: Frame, index: int, rows: Tensor) -> Columns:
     done = 0
     for (shape, dtype), device in zip(chain.shapes(index), chain.devices(index)):
         size = math.prod(shape) // frame.samples
-        part = rows[:, :, done : done + size]
-        restored = [frame.restore(part[:, k], shape) for k in range(rows.shape[1])]
-        columns.append(torch.stack(restored).to(device=device, dtype=dtype))
+        columns.append(frame.restore(rows[:, :, done : done + size], shape).to(device=device, dtype=dtype))
         done += size
     return columns
 
@@ -101,5 +99,5 @@ def _rows(chain: Chain, frame: Frame, index: int, columns: Sequence[Tensor | Non
         if column is None:
             parts.append(torch.zeros(frame.samples, count, size, dtype=torch.float64, device="cpu"))
         else:
-            parts.append(torch.stack([frame.rows(c) for c in column], dim=1).double().cpu())
+            parts.append(frame.rows(column).double().cpu())
     return torch.cat(parts, dim=2)

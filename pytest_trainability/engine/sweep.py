@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -197,18 +197,19 @@ class Frame:
         """``"per sample"`` or ``"joint"``."""
         return "per sample" if self.samples > 1 else "joint"
 
-    def rows(self, column: Tensor) -> Tensor:
-        """Reshape one cotangent tensor ``(*shape)`` to ``(samples, n)``."""
+    def rows(self, columns: Tensor) -> Tensor:
+        """Reshape cotangent tensors ``(k, *shape)`` to ``(samples, k, n)``."""
         if self.samples == 1:
-            return column.reshape(1, -1)
-        return column.movedim(self.axis, 0).reshape(self.samples, -1)
+            return columns.reshape(1, len(columns), -1)
+        return columns.movedim(self.axis + 1, 1).reshape(len(columns), self.samples, -1).transpose(0, 1)
 
     def restore(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """Undo :meth:`rows`."""
+        count = rows.shape[1]
         if self.samples == 1:
-            return rows.reshape(shape)
-        moved = [shape[self.axis], *(size for i, size in enumerate(shape) if i != self.axis)]
-        return rows.reshape(moved).movedim(0, self.axis)
+            return rows.reshape(count, *shape)
+        moved = [count, shape[self.axis], *(size for i, size in enumerate(shape) if i != self.axis)]
+        return rows.transpose(0, 1).reshape(moved).movedim(1, self.axis + 1)
 
     def scale(self, column: Tensor, factors: Tensor) -> Tensor:
         """Multiply each trajectory of one cotangent tensor by its own factor ``(samples,)``."""
@@ -223,7 +224,7 @@ class Frame:
         total = torch.zeros(self.samples, dtype=torch.float64, device="cpu")
         for column in state:
             if column is not None:
-                total += norm(self.rows(column), dim=1).square()
+                total += norm(self.rows(column.unsqueeze(0))[:, 0], dim=1).square()
         return total.sqrt()
 
 
@@ -435,9 +436,11 @@ def _is_round_off(chain: Chain, frame: Frame, index: int, factors: Tensor) -> Te
         index: Which segment.
         factors: ``‖J_lᵀ u‖ / ‖u‖`` of each trajectory, ``(samples,)``.
     """
+    if not (factors < COARSEST).any():
+        return torch.zeros_like(factors, dtype=torch.bool)
     shapes = chain.shapes(index)
     size = sum(math.prod(shape) for shape, _ in shapes) // frame.samples
-    precision = _precision([dtype for _, dtype in (*shapes, *chain.shapes(index - 1))], size)
+    precision = _precision(chain.epsilon(index), size)
     if not ((factors > 0) & (factors < precision)).any():
         return torch.zeros_like(factors, dtype=torch.bool)
     generator = torch.Generator("cpu").manual_seed(index)
@@ -449,13 +452,16 @@ def _is_round_off(chain: Chain, frame: Frame, index: int, factors: Tensor) -> Te
     return factors < precision * usual / frame.norms(_only(drawn))
 
 
-def _precision(dtypes: Iterable[torch.dtype], size: int) -> float:
+COARSEST = 0.05
+"""Half precision is taken to be good for a twentieth at least; the others are far better."""
+
+
+def _precision(eps: float, size: int) -> float:
     """Return the part of a result of ``size`` terms that may be round-off: ``8 eps √n``.
 
-    Half precision accumulates in float32 and rounds once, to ``8 eps``; it is taken to be good for a twentieth at least.
+    Half precision accumulates in float32 and rounds once, to ``8 eps``.
     """
-    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
-    return min(8 * eps, 0.05) if eps > 1e-4 else 8 * eps * math.sqrt(size)
+    return min(8 * eps, COARSEST) if eps > 1e-4 else 8 * eps * math.sqrt(size)
 
 
 def _only(columns: Columns) -> Columns:
@@ -490,14 +496,15 @@ def _orthonormal(
     for column, size in zip(columns, sizes):
         if column is not None:
             entries = torch.view_as_real(column) if column.is_complex() else column
-            for j in range(count):
-                matrix[:, j, offset : offset + size] = frame.rows(entries[j])
+            matrix[:, :, offset : offset + size] = frame.rows(entries)
         offset += size
     matrix *= alive[:, :, None].to(device)
     lengths = torch.linalg.vector_norm(matrix, dim=2).double().cpu()
     q, r = torch.linalg.qr(matrix.transpose(1, 2))
     diagonal = r.diagonal(dim1=-2, dim2=-1).abs().double().cpu()
-    tolerance = _precision((own for _, own in shapes), matrix.shape[2]) * lengths.amax(dim=1, keepdim=True)
+    # What has come here came through the segment behind the state; at the end of the chain nothing has.
+    eps = chain.epsilon(min(index + 1, len(chain)))
+    tolerance = _precision(eps, matrix.shape[2]) * lengths.amax(dim=1, keepdim=True)
     vanished = diagonal <= tolerance
     logs = torch.where(alive, torch.where(vanished, -math.inf, diagonal.log()), math.nan)
     alive = alive & ~vanished
@@ -505,10 +512,9 @@ def _orthonormal(
     result: Columns = []
     offset = 0
     for (_, own), shape, size, place in zip(shapes, real, sizes, chain.devices(index)):
-        part = q[:, offset : offset + size]
-        restored = torch.stack([frame.restore(part[..., j], shape) for j in range(count)])
+        restored = frame.restore(q[:, offset : offset + size].transpose(1, 2), shape).contiguous()
         if own.is_complex:
-            restored = torch.view_as_complex(restored.contiguous())
+            restored = torch.view_as_complex(restored)
         result.append(restored.to(device=place, dtype=own))
         offset += size
     return result, logs, alive

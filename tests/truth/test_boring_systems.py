@@ -209,6 +209,25 @@ def test_nilpotent_map_in_a_general_basis(exponents):
     assert found == [-math.inf] * exponents
 
 
+class NormInFloat32(nn.Module):
+    """An orthogonal map and a norm that computes in float32, as those of transformers do: one direction, the length, is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = orthogonal(6, 1.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.turn(x).to(torch.float32)
+        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True))).to(F64)
+
+
+def test_round_off_is_that_of_the_coarsest_type_on_the_way():
+    """States in float64 say nothing of what a step computes in: what float32 leaves of a lost direction is no exponent."""
+    found = spectrum_of(repeated(NormInFloat32, 6), normal(2, 6), 6, seeds=2)
+    assert found[-1] == -math.inf
+    assert all(abs(exponent) < 1 for exponent in found[:-1])
+
+
 def test_tiny_but_regular_maps_keep_their_rank():
     """Rank is relative: a map of 1e-12 times an orthogonal matrix loses no exponent."""
     found = spectrum_of(repeated(partial(orthogonal, 5, 1e-12), 4), normal(2, 5), 5, seeds=2)

@@ -161,13 +161,15 @@ def test_names() -> None:
 )
 def test_rows_restore_and_scale_agree(frame: Frame, shape: tuple[int, ...]) -> None:
     """Three views of the same grouping."""
-    column = torch.randn(shape, dtype=torch.float64)
-    rows = frame.rows(column)
-    assert rows.shape == (frame.samples, column.numel() // frame.samples)
-    assert torch.equal(frame.restore(rows, column.shape), column)
+    columns = torch.randn(2, *shape, dtype=torch.float64)
+    rows = frame.rows(columns)
+    assert rows.shape == (frame.samples, 2, columns[0].numel() // frame.samples)
+    assert torch.equal(frame.restore(rows, torch.Size(shape)), columns)
     factors = torch.arange(1, frame.samples + 1, dtype=torch.float64)
-    assert torch.equal(frame.rows(frame.scale(column, factors)), rows * factors[:, None])
-    torch.testing.assert_close(frame.norms([column, None]), rows.norm(dim=1))
+    scaled = torch.stack([frame.scale(column, factors) for column in columns])
+    assert torch.equal(frame.rows(scaled), rows * factors[:, None, None])
+    for number, column in enumerate(columns):
+        torch.testing.assert_close(frame.norms([column, None]), rows[:, number].norm(dim=1))
 
 
 def one_sample(inputs: Any, index: int) -> Any:

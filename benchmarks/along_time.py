@@ -1,0 +1,363 @@
+"""What exponents along time cost, in training steps: ratios measured side by side in one run, on the CPU.
+
+    python benchmarks/along_time.py                                         # 1,000 steps of an nn.LSTM, batches of 1 and 8
+    python benchmarks/along_time.py --steps 100 --batch 1 --repeats 1 --loop-steps 5    # a quick look
+
+A training step is a forward pass, a backward pass with the gradients of all parameters, and SGD: of the fused nn.LSTM, and of
+the same layer unrolled in plain operations. A measurement is that of one seed, with the default measures, of a model that was
+built beforehand. Beside them stand loops as people write them, over the step map of one trajectory: the Jacobian of every
+step, its product with the frame, QR; one avoids the Jacobian. They run on a few steps and are scaled to all. Each round goes
+through all of them and back, which cancels drift, and the median over rounds is printed. Peak memory is that of a process of
+its own, above what it takes before the model is built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import io
+import json
+import math
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import jacobian
+from torch.func import jacrev, jvp, vmap
+from torch.nn.functional import linear
+
+from pytest_trainability import measure
+
+EXPONENTS = 8
+FUSED, UNROLLED = "training step, fused", "training step, unrolled"
+ONE, SEVERAL = "measure, 1 exponent", f"measure, {EXPONENTS} exponents"
+
+Map = Callable[[int, Tensor], Tensor]
+"""Takes the number of a step and a state ``(n,)``, and returns the next state."""
+Product = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
+"""Takes one step's map, a state ``(n,)`` and a frame ``Q`` ``(n, k)``, and returns ``J Q``."""
+
+PRODUCTS: dict[str, Product] = {
+    "autograd.functional.jacobian": lambda step, z, Q: jacobian(step, z) @ Q,
+    "torch.func.jacrev": lambda step, z, Q: jacrev(step)(z) @ Q,
+    "torch.func.jvp, no Jacobian": lambda step, z, Q: vmap(lambda q: jvp(step, (z,), (q,))[1], 1, 1)(Q),
+}
+
+
+# Training steps and measurements ----------------------------------------------------------------------------------
+
+
+def layer(width: int, steps: int, batch: int) -> tuple[nn.LSTM, Tensor]:
+    torch.manual_seed(0)
+    return nn.LSTM(width, width), torch.randn(steps, batch, width)
+
+
+def fused(model: nn.LSTM, inputs: Tensor) -> Tensor:
+    return model(inputs)[0]
+
+
+def unrolled(model: nn.LSTM, inputs: Tensor) -> Tensor:
+    h = c = inputs.new_zeros(inputs.shape[1], model.hidden_size)
+    outputs = []
+    for projected in linear(inputs, model.weight_ih_l0, model.bias_ih_l0).unbind():
+        i, f, g, o = (projected + linear(h, model.weight_hh_l0, model.bias_hh_l0)).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def train(forward: Callable[[nn.LSTM, Tensor], Tensor], model: nn.LSTM, inputs: Tensor) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    forward(model, inputs).square().mean().backward()
+    optimizer.step()
+
+
+def measured(exponents: int, model: nn.LSTM, inputs: Tensor) -> None:
+    drawn = [model]
+    wanted = ["lyapunov_spectrum"]
+    measure(lambda: drawn.pop(), inputs, seeds=1, steps="time", exponents=exponents, measures=wanted)
+
+
+WORK: dict[str, Callable[[nn.LSTM, Tensor], None]] = {
+    FUSED: partial(train, fused),
+    UNROLLED: partial(train, unrolled),
+    ONE: partial(measured, 1),
+    SEVERAL: partial(measured, EXPONENTS),
+}
+
+
+# Loops as people write them ---------------------------------------------------------------------------------------
+
+
+def step_map(model: nn.LSTM, inputs: Tensor) -> Map:
+    """Return the map of ``z = (h, c)`` for inputs ``(steps, width)``, of the layer's weights as constants."""
+    cell = nn.LSTMCell(model.input_size, model.hidden_size, dtype=inputs.dtype).requires_grad_(False)
+    cell.load_state_dict({name.removesuffix("_l0"): weight for name, weight in model.state_dict().items()})
+
+    def advance(number: int, z: Tensor) -> Tensor:
+        return torch.cat(cell(inputs[number], tuple(z.chunk(2))))
+
+    return advance
+
+
+def loop(advance: Map, z: Tensor, steps: int, exponents: int, product: Product) -> Tensor:
+    """Return ``ln |diag R_t|`` of ``J_t Q_{t-1} = Q_t R_t``, of shape ``(steps, k)``."""
+    Q = torch.eye(len(z), exponents, dtype=z.dtype)
+    logs = []
+    for number in range(steps):
+        step = partial(advance, number)
+        Q, R = torch.linalg.qr(product(step, z, Q))
+        logs.append(R.diagonal().abs().log())
+        z = step(z)
+    return torch.stack(logs)
+
+
+def transposed_loop(advance: Map, z: Tensor, steps: int, exponents: int) -> Tensor:
+    """Return the same of ``J_tᵀ Q_t = Q_{t-1} R_t``, from the last step to the first: the direction of a backward pass."""
+    jacobians = []
+    for number in range(steps):
+        step = partial(advance, number)
+        jacobians.append(jacobian(step, z))
+        z = step(z)
+    Q = torch.eye(len(z), exponents, dtype=z.dtype)
+    logs = []
+    for J in reversed(jacobians):
+        Q, R = torch.linalg.qr(J.T @ Q)
+        logs.append(R.diagonal().abs().log())
+    return torch.stack(logs[::-1])
+
+
+def by_clvlib(advance: Map, z: Tensor, steps: int, exponents: int) -> Tensor:
+    """Return the same as :func:`loop`, by clvlib, which wants the whole Jacobian; it gets it the fast way."""
+    from clvlib.pytorch import lyap_exp_from_ic
+
+    times = torch.arange(steps + 1, dtype=z.dtype)
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        _, _, _, R, _ = lyap_exp_from_ic(
+            lambda t, z: advance(round(t), z),
+            lambda t, z: jacrev(partial(advance, round(t)))(z),
+            z,
+            times,
+            stepper="discrete",
+            n_lyap=exponents,
+        )
+    return R[1:].diagonal(dim1=1, dim2=2).abs().log()
+
+
+def without_clvlib() -> str:
+    """Return why clvlib cannot be run; empty where it can."""
+    try:
+        import clvlib.pytorch  # noqa: F401
+    except ImportError as error:
+        return f"{error} (pip install clvlib tqdm)"
+    return ""
+
+
+# Time -------------------------------------------------------------------------------------------------------------
+
+
+def took(call: Callable[[], object]) -> float:
+    gc.collect()
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def side_by_side(kinds: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds that each kind takes in each round, the mean of one on the way there and one on the way back."""
+    for kind in kinds.values():
+        kind()
+    found: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(rounds):
+        passed = [(name, kind()) for order in (kinds, [*kinds][::-1]) for name in order for kind in [kinds[name]]]
+        for name in kinds:
+            found[name].append(statistics.fmean(seconds for other, seconds in passed if other == name))
+    return found
+
+
+def ratio(times: Mapping[str, Sequence[float]], name: str, to: str) -> float:
+    return statistics.median(a / b for a, b in zip(times[name], times[to]))
+
+
+def timed(name: str, model: nn.LSTM, inputs: Tensor) -> float:
+    own = deepcopy(model)
+    return took(lambda: WORK[name](own, inputs))
+
+
+def print_cost(width: int, steps: int, batch: int, loop_steps: int, rounds: int) -> None:
+    model, inputs = layer(width, steps, batch)
+    advance, z = step_map(model, inputs[:, 0]), torch.zeros(2 * width)
+    scale = steps * batch / loop_steps
+
+    def scaled(call: Callable[[], object]) -> Callable[[], float]:
+        return lambda: scale * took(call)
+
+    kinds: dict[str, Callable[[], float]] = {name: partial(timed, name, model, inputs) for name in WORK}
+    for name, product in PRODUCTS.items():
+        kinds[f"loop, {name} *"] = scaled(partial(loop, advance, z, loop_steps, EXPONENTS, product))
+    missing = without_clvlib()
+    if not missing:
+        kinds["clvlib, torch.func.jacrev *"] = scaled(partial(by_clvlib, advance, z, loop_steps, EXPONENTS))
+    times = side_by_side(kinds, rounds)
+    print(f"\n{steps} steps of nn.LSTM({width}, {width}), batch {batch}; median of {rounds} rounds")
+    print(f"{'':<38}{'time':>10}{'× fused':>10}{'× unrolled':>12}{f'× {EXPONENTS} exponents':>15}")
+    for name in kinds:
+        ratios = [ratio(times, name, reference) for reference in (FUSED, UNROLLED, SEVERAL)]
+        print(
+            f"{name:<38}{1000 * statistics.median(times[name]):>7.0f} ms{ratios[0]:>10.2f}{ratios[1]:>12.2f}{ratios[2]:>15.2f}"
+        )
+    if missing:
+        print(f"{'clvlib':<38}   skipped: {missing}")
+    print(
+        f"* {EXPONENTS} exponents of one trajectory over {loop_steps} steps, × {steps / loop_steps:g}"
+        + (f" × {batch} trajectories, one after the other" if batch > 1 else ""),
+        flush=True,
+    )
+
+
+def print_linearity(width: int, lengths: Sequence[int], batch: int, rounds: int) -> None:
+    model, inputs = layer(width, max(lengths), batch)
+    names = [UNROLLED, ONE, SEVERAL]
+    kinds = {f"{name}, {n}": partial(timed, name, model, inputs[:n]) for n in lengths for name in names}
+    times = side_by_side(kinds, rounds)
+    print(f"\nms per time step, batch {batch}; median of {rounds} rounds")
+    print(f"{'steps':<26}" + "".join(f"{n:>9}" for n in lengths) + f"{'grows as':>16}")
+    for name in names:
+        seconds = [statistics.median(times[f"{name}, {n}"]) for n in lengths]
+        power = slope([math.log(n) for n in lengths], [math.log(s) for s in seconds])
+        each = "".join(f"{1000 * s / n:>9.3f}" for s, n in zip(seconds, lengths))
+        print(f"{name:<26}{each}{f'steps^{power:.2f}':>16}", flush=True)
+    for name in names[1:]:
+        ratios = (ratio(times, f"{name}, {n}", f"{UNROLLED}, {n}") for n in lengths)
+        print(
+            f"{name.removeprefix('measure, ') + ' × unrolled':<26}" + "".join(f"{r:>9.2f}" for r in ratios), flush=True
+        )
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    return statistics.linear_regression(x, y).slope if len(x) > 1 else math.nan
+
+
+# Memory -----------------------------------------------------------------------------------------------------------
+
+
+def print_memory(width: int, steps: int, batch: int) -> None:
+    found = {name: peak_memory(name, width, steps, batch) for name in WORK}
+    heading = f"peak memory, {steps} steps, batch {batch}"
+    print(f"\n{heading:<38}{'':>10}{'× fused':>10}{'× unrolled':>12}")
+    for name, megabytes in found.items():
+        print(f"{name:<38}{megabytes:>7.0f} MB{megabytes / found[FUSED]:>10.2f}{megabytes / found[UNROLLED]:>12.2f}")
+
+
+def peak_memory(name: str, width: int, steps: int, batch: int) -> float:
+    """Return the peak memory of one training step or one measurement, in MB, in a process of its own."""
+    command = [sys.executable, __file__, "--peak", name, str(width), str(steps), str(batch)]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(found.stdout.splitlines()[-1]))
+
+
+def report_peak(name: str, width: int, steps: int, batch: int) -> None:
+    """Do one thing and print how much memory it took at its peak."""
+    # Libraries load and threads start before the base line is drawn.
+    WORK[name](*layer(width, 4, batch))
+    gc.collect()
+    before = _resident()
+    WORK[name](*layer(width, steps, batch))
+    print(_resident("VmHWM") - before)
+
+
+def _resident(entry: str = "VmRSS") -> float:
+    """Return the process's resident memory in MB, or its peak; getrusage would report the parent's peak, too."""
+    found = re.search(rf"{entry}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+# Agreement --------------------------------------------------------------------------------------------------------
+
+WIDTH, STEPS, LEFT_OUT, COMPARED, SHARPENED = 8, 1000, 250, 3, 4.0
+"""A small layer in float64, its recurrent weights made larger so that exponents lie apart and frames turn quickly."""
+SAME_MATRICES, SAME_DIRECTION, OTHER_DIRECTION = 1e-9, 1e-4, 0.02
+"""Tolerances, in nats per step: the same products from the same frame; the same direction from another frame; the other
+direction, whose sums over a stretch of the trajectory differ by a few nats at its ends, here by 10 in 500 steps at most."""
+
+
+def print_agreement() -> bool:
+    """Print the first exponents by all ways, and return whether they agree."""
+    torch.manual_seed(0)
+    model, inputs = nn.LSTM(WIDTH, WIDTH, dtype=torch.float64), torch.randn(STEPS, 1, WIDTH, dtype=torch.float64)
+    model.weight_hh_l0.data *= SHARPENED
+    advance, z = step_map(model, inputs[:, 0]), torch.zeros(2 * WIDTH, dtype=torch.float64)
+    ours = measure(
+        model,
+        inputs,
+        steps="time",
+        exponents=COMPARED,
+        warmup=LEFT_OUT,
+        alignment=LEFT_OUT,
+        measures=["lyapunov_spectrum"],
+    ).lyapunov_spectrum
+    logs = {f"loop, {name}": loop(advance, z, STEPS, COMPARED, product) for name, product in PRODUCTS.items()}
+    if not without_clvlib():
+        logs["clvlib, torch.func.jacrev"] = by_clvlib(advance, z, STEPS, COMPARED)
+    backward = "loop, transposed and from the end"
+    logs[backward] = transposed_loop(advance, z, STEPS, COMPARED)
+    found = {"measure": torch.tensor([exponent.mean for exponent in ours], dtype=torch.float64)}
+    found |= {name: each[LEFT_OUT : STEPS - LEFT_OUT].mean(dim=0) for name, each in logs.items()}
+    print(
+        f"\nfirst {COMPARED} exponents, nats per step: nn.LSTM({WIDTH}, {WIDTH}) in float64, recurrent weights × {SHARPENED:g}, "
+        f"{STEPS} steps without the first and last {LEFT_OUT}"
+    )
+    for name, exponents in found.items():
+        print(f"{name:<38}" + "".join(f"{exponent:>12.6f}" for exponent in exponents))
+    first, *others = (exponents for name, exponents in found.items() if name not in {"measure", backward})
+    compared = {
+        "forward ways among each other": (max(_apart(first, other) for other in others), SAME_MATRICES),
+        "measure and the transposed loop": (_apart(found["measure"], found[backward]), SAME_DIRECTION),
+        "measure and the forward ways": (_apart(found["measure"], first), OTHER_DIRECTION),
+    }
+    for name, (apart, tolerance) in compared.items():
+        verdict = "agree" if apart <= tolerance else "DISAGREE"
+        print(f"{name:<38}{verdict}: at most {apart:.1e} apart, tolerance {tolerance:g}", flush=True)
+    return all(apart <= tolerance for apart, tolerance in compared.values())
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=1000, help="also measured: an eighth to twice as many")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--repeats", type=int, default=5, help="rounds")
+    parser.add_argument("--loop-steps", type=int, default=20, help="of the hand-written loops and of clvlib")
+    parser.add_argument("--peak", nargs=4, metavar=("WHAT", "WIDTH", "STEPS", "BATCH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        name, *sizes = options.peak
+        report_peak(name, *map(int, sizes))
+        return 0
+    print(f"torch {torch.__version__}, cpu, {torch.get_num_threads()} threads")
+    agree = print_agreement()
+    for batch in options.batch:
+        print_cost(options.width, options.steps, batch, min(options.loop_steps, options.steps), options.repeats)
+        print_memory(options.width, options.steps, batch)
+    lengths = [max(2, options.steps * times // 8) for times in (1, 2, 4, 8, 16)]
+    print_linearity(options.width, lengths, options.batch[0], options.repeats)
+    return 0 if agree else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
