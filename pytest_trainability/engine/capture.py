@@ -73,6 +73,7 @@ class Capture:
     """Addresses of the model's integer inputs, by which the embeddings that look them up are known."""
     inputs: Any = None
     """What the model was given, as handed over by the user and moved to its device."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     output: Any = None
     loss: Tensor | None = None
     square_sums: dict[Edge, tuple[Tensor, int]] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from .capture import Call, Capture
 from .chain import Chain, chain_of, describe, graph_of
 from .graph import Graph, freed_in_order
 from .isolation import derived_seed, digest, generator_state, preserved_world
-from .recipe import Recipe, built, did_not_fit, outlines, place_of, recorded
+from .recipe import Recipe, built, did_not_fit, outlines, recorded
 from .recurrence import Recurrence, chain_along, choose_recurrence, find_recurrences, initial_states
 from .rollout import Rollout
 from .solvers import solver_steps
@@ -173,7 +173,7 @@ def _read_once(
     along = _along_time(recipe, model)
     instruments = () if along is None else ALONG_TIME
     record = recorded(recipe, model, seed, statistics="activations" in wanted, instruments=instruments)
-    drew = digest(generator_state(), generator_state(place_of(model)))[:4]
+    drew = digest(generator_state(), generator_state(record.device))[:4]
     graph = graph_of(record)
     nodes += graph.nodes
     cutting = _cut(recipe, record, graph, along, known, seed)
@@ -186,7 +186,7 @@ def _read_once(
         run = Run(seed, record, chain, known.plan.frame, counted, sweep=first if recipe.exponents == 1 else None)
         _fulfil(run, recipe, wanted, cutting.recurrences)
     except torch.OutOfMemoryError as error:
-        raise ModelError(did_not_fit(model, place_of(model))) from error
+        raise ModelError(did_not_fit(model, record.device)) from error
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
@@ -321,12 +321,12 @@ def _described(recipe: Recipe, record: Capture, graph: Graph, cutting: _Cutting,
     dtype = parameters[0].dtype if parameters else next(tensors_in(record.inputs)).dtype
     notes = [*_notes(recipe, record, chain), *record.notes]
     if chosen is not None:
-        notes += _notes_on_time(chosen)
+        notes += _notes_on_time(chosen, record.device)
     return Ensemble(
         model_name=type(record.model).__name__,
         steps=Steps(chain.names, describe(chain.steps), _left_out(cutting)),
         mode="train" if record.model.training else "eval",
-        device=str(place_of(record.model)),
+        device=str(record.device),
         dtype=str(dtype).removeprefix("torch."),
         along=chain.along,
         time=sum(chain.durations) if chain.durations else None,
@@ -351,14 +351,14 @@ def _left_out(cutting: _Cutting) -> str:
     return (describe(calls) + (f" ({parent})" if parent else "")) if calls else ""
 
 
-def _notes_on_time(chosen: Recurrence) -> Iterator[str]:
+def _notes_on_time(chosen: Recurrence, device: torch.device) -> Iterator[str]:
     if chosen.runs > 1:
         yield (
             f"the gradient does not flow through all of time: the longest of {chosen.runs} stretches that do not depend on each "
             "other is measured"
         )
     module = chosen.calls[0].module
-    if isinstance(module, nn.RNNBase) and module.training and module.dropout and place_of(module).type != "cpu":
+    if isinstance(module, nn.RNNBase) and module.training and module.dropout and device.type != "cpu":
         yield f"{chosen.name!r} draws other dropout masks than its fused kernel does"
 
 
@@ -370,7 +370,7 @@ def _notes(recipe: Recipe, record: Capture, chain: Chain) -> Iterator[str]:
     if not record.inputs_carry_gradient:
         yield "the model does not take inputs that require grad: the first state starts at the first parameter"
     batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in record.model.modules())
-    if batch_norm and batch_size(record.inputs) == 1 and place_of(record.model).type == "cpu":
+    if batch_norm and batch_size(record.inputs) == 1 and record.device.type == "cpu":
         yield (
             "BatchNorm on a batch of one: PyTorch 2.13 on the CPU can compute a wrong gradient here; use two samples "
             "or more"

@@ -21,7 +21,7 @@ from .isolation import derived_seed, generator_state, preserved_model, seeded
 from .steps import StepChoice
 from .trees import is_empty, map_tensors, tensors_in, to_tensor_like
 
-__all__ = ["ModelSource", "Recipe", "built", "choose_device", "did_not_fit", "outlines", "place_of", "recorded"]
+__all__ = ["ModelSource", "Recipe", "built", "choose_device", "did_not_fit", "outlines", "recorded"]
 
 ModelSource: TypeAlias = "nn.Module | Callable[[], nn.Module]"
 
@@ -89,7 +89,7 @@ def built(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) -> 
             model = recipe.model
             _refuse_unmaterialized(model, fixed=True)
             stack.enter_context(preserved_model(model))
-            if recipe.device not in {None, place_of(model)} or recipe.dtype is not None:
+            if recipe.device not in {None, _place_of(model)} or recipe.dtype is not None:
                 model = _copied(model)
         else:
             model = _build(recipe.model, seed)
@@ -172,19 +172,19 @@ def _refuse_unmaterialized(model: nn.Module, *, fixed: bool) -> None:
         raise ModelError(msg)
 
 
-def place_of(model: nn.Module) -> torch.device:
-    """Device of the model's first parameter or buffer; the CPU for a model without any."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+def _place_of(model: nn.Module) -> torch.device | None:
+    """Device of the model's first parameter or buffer; None for a model without any."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
 
 
 def recorded(
     recipe: Recipe, model: nn.Module, seed: int, *, statistics: bool, instruments: Sequence[Instrument] = ()
 ) -> Capture:
     """Draw the inputs, run the model on them and compute the loss."""
-    device = place_of(model)
-    inputs, target = _inputs(recipe, seed, device)
+    # A map without parameters runs where its state is.
+    place = _place_of(model) or recipe.device
+    inputs, target = _inputs(recipe, seed, place)
+    device = place or next(tensors_in(inputs)).device
 
     def restart() -> None:
         seeded(derived_seed(seed, "forward"))
@@ -215,7 +215,7 @@ def recorded(
             f"{type(model).__name__} returned {type(record.output).__name__}."
         )
         raise ModelError(msg)
-    record.inputs = inputs
+    record.inputs, record.device = inputs, device
     return record
 
 
@@ -239,7 +239,7 @@ def _without_own_frames(error: Exception) -> Exception:
     return error.with_traceback(trace)
 
 
-def _inputs(recipe: Recipe, seed: int, device: torch.device) -> tuple[Any, Any]:
+def _inputs(recipe: Recipe, seed: int, device: torch.device | None) -> tuple[Any, Any]:
     seeded(derived_seed(seed, "inputs"))
     generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "inputs"))
 

@@ -8,9 +8,11 @@ import torch.nn.functional as F  # noqa: N812
 import zoo
 from torch import nn
 
-from pytest_trainability import Measurement, measure
+from pytest_trainability import Measurement, Rollout, measure
 from pytest_trainability.checks.baselines import Entry, compare, find_entry
+from pytest_trainability.engine.capture import capture
 from pytest_trainability.engine.recipe import choose_device
+from pytest_trainability.engine.unroll import Unrolling
 from pytest_trainability.measures import MEASURES, RECORDED
 
 pytestmark = [
@@ -105,3 +107,45 @@ def test_generators_and_precision_are_left_as_they_were() -> None:
     measure(tower, torch.randn(4, 32), target=torch.randint(32, (4,)), loss=F.cross_entropy, seeds=2)
     assert torch.equal(torch.cuda.get_rng_state(), state)
     assert torch.get_float32_matmul_precision() == tf32
+
+
+RECURRENT = [
+    pytest.param(lambda: nn.RNN(8, 16, 2), id="RNN"),
+    pytest.param(lambda: nn.LSTM(8, 16, 2, proj_size=5), id="LSTM"),
+    pytest.param(lambda: nn.GRU(8, 16, bidirectional=True), id="GRU"),
+]
+
+
+@pytest.mark.parametrize("build", RECURRENT)
+def test_unrolled_layers_compute_what_cudnn_does(build) -> None:
+    """Both sum some tens of products in float32, in an order of their own."""
+    torch.manual_seed(0)
+    layer, x = build().cuda(), torch.randn(30, 4, 8, device="cuda")
+    fused = layer(x)[0]
+    unrolled = capture(layer, (x,), {}, instruments=[Unrolling]).output[0]
+    assert torch.allclose(unrolled, fused, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", RECURRENT)
+def test_time_steps_are_the_same_on_both_devices(build) -> None:
+    x = torch.randn(30, 4, 8, generator=torch.Generator().manual_seed(0))
+    wanted = ["lyapunov_spectrum", "spectral_radius", "recurrence_lyapunov_max"]
+    found, expected = (
+        measure(build, x, seeds=2, steps="time", exponents=3, dtype="float64", device=device, measures=wanted)
+        for device in ("cuda", "cpu")
+    )
+    assert found.steps.names == expected.steps.names
+    assert found.frame == expected.frame == "per sample"
+    for one, other in zip(found.lyapunov_spectrum, expected.lyapunov_spectrum):
+        assert one.values == pytest.approx(other.values, abs=1e-9)
+    for name in wanted[1:]:
+        for element, estimate in getattr(expected, name).items():
+            assert getattr(found, name)[element].values == pytest.approx(estimate.values, rel=1e-6)
+
+
+def test_a_rollout_runs_where_its_state_is() -> None:
+    start = torch.rand(4, 2, dtype=torch.float64, device="cuda")
+    result = measure(Rollout(lambda x: 3.9 * x * (1 - x), steps=50), start)
+    assert float(result.lyapunov_max) == pytest.approx(
+        float(measure(Rollout(lambda x: 3.9 * x * (1 - x), steps=50), start.cpu()).lyapunov_max), abs=1e-3
+    )
