@@ -14,6 +14,7 @@ from torch.autograd.graph import Node
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..errors import ModelError
+from .rollout import Rollout, kind_of
 from .trees import carries_gradient, map_tensors, norm, tensors_in
 
 __all__ = ["Call", "Capture", "Edge", "Instrument", "Loss", "Recorder", "capture", "edge_of", "with_gradient"]
@@ -41,7 +42,8 @@ class Call:
     """The same when the call had returned."""
     slots: tuple[Edge | None, ...] = ()
     """For each tensor that it was given its edge; None for what carries no gradient and for parameters."""
-    outputs: tuple[Edge, ...] = ()
+    results: tuple[Edge | None, ...] = ()
+    """The same for each tensor that it returned."""
     inner: str = ""
     """What it is a step of where it is no call of the module but one step inside, such as ``LSTM`` or ``dopri5``; it then
     takes in just the state before it, and gives out the state after it."""
@@ -53,12 +55,17 @@ class Call:
     @property
     def kind(self) -> str:
         """What is called: a class, a function, or a step inside of a module."""
-        return self.inner or str(getattr(self.module, "function_name", type(self.module).__name__))
+        return self.inner or type(self.module).__name__
 
     @property
     def inputs(self) -> tuple[Edge, ...]:
         """Edges that it was given, each once."""
         return unique(edge for edge in self.slots if edge is not None)
+
+    @property
+    def outputs(self) -> tuple[Edge, ...]:
+        """Edges that it returned, each once."""
+        return unique(edge for edge in self.results if edge is not None)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,6 +86,8 @@ class Capture:
     square_sums: dict[Edge, tuple[Tensor, int]] = field(default_factory=dict)
     """Sum of squares and number of elements of every grad-carrying tensor that a module read or wrote."""
     inputs_carry_gradient: bool = True
+    given: set[Edge] = field(default_factory=set)
+    """Edges of constants that were given a gradient, by copies that nobody else has."""
     notes: list[str] = field(default_factory=list)
     """What those who watched have to say of the run."""
 
@@ -268,7 +277,7 @@ class Recorder:
         while self.running[-1] is not call:
             self.running.pop()
         self.running.pop()
-        call.outputs = unique(edge for edge in map(self._look, given) if edge is not None)
+        call.results = tuple(map(self._look, given))
         call.end = now()
         self.record.calls.append(call)
 
@@ -286,13 +295,19 @@ class Recorder:
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # A copy that the model made of a part of itself carries the hooks along.
-            if module in self.paths:
+            if module not in self.paths:
+                return
+            caller = self.running[-1].module if self.running else None
+            if isinstance(caller, Rollout):
+                # What comes in beside the state, and comes after it, is not carried.
+                call = self.begin(module, self.paths[module], tensors_in(args[:1]), inner=kind_of(module))
+                call.duration = caller.dt
+            else:
                 self.begin(module, self.paths[module], (*tensors_in(args), *tensors_in(kwargs)))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if module in self.paths:
-                call = next(c for c in reversed(self.running) if c.module is module and not c.inner)
-                self.end(call, tensors_in(output))
+                self.end(next(c for c in reversed(self.running) if c.module is module), tensors_in(output))
 
         handles = []
         try:

@@ -188,6 +188,12 @@ def _read_once(
     except torch.OutOfMemoryError as error:
         raise ModelError(did_not_fit(model, record.device)) from error
     except RuntimeError as error:
+        if type(error).__name__ == "CheckpointError" and along is not None:
+            msg = (
+                "checkpointed parts of the model cannot be measured along time: they are computed again as they were, without "
+                "their time steps. Switch checkpointing off for the measurement; it does not change the numbers."
+            )
+            raise CutError(msg) from error
         if "modified by an inplace operation" not in str(error):
             raise
         msg = (

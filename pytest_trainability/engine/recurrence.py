@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,11 @@ from torch import nn
 from torch.autograd.graph import Node
 
 from ..errors import CutError, UsageError
-from .capture import Call, Capture, Edge, Recorder, unique, with_gradient
+from .capture import Call, Capture, Edge, Recorder, edge_of, unique, with_gradient
 from .chain import Chain, call_name, inner_eps
-from .graph import Cut, Graph
+from .graph import Graph
 from .hooks import hooked_edges
-from .rollout import Rollout
-from .trees import carries_gradient, map_tensors
+from .trees import carries_gradient
 
 __all__ = ["Recurrence", "chain_along", "choose_recurrence", "find_recurrences", "initial_states"]
 
@@ -31,11 +30,10 @@ class Recurrence:
     """The calls of each time step, in program order."""
     runs: int = 1
     """How many stretches of calls there are that do not depend on each other; the longest one is this."""
-
-    @property
-    def name(self) -> str:
-        """Path of the module that ends a step."""
-        return self.steps[0][-1].path
+    name: str = ""
+    """By which it is chosen: the path of the module that ends a step."""
+    given: Set[Edge] = frozenset()
+    """Edges of constants that were given a gradient, by copies that nobody else has."""
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -52,6 +50,7 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
 
     The cells of ``torch.nn`` are handed the zeros that they would make themselves. Numbers are not changed.
     """
+    record = recorder.record
     handed: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -59,17 +58,23 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
             return None
         copies = handed[module] = []
 
-        def given(tensor: torch.Tensor) -> torch.Tensor:
-            if carries_gradient(tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
-                return tensor
-            copy = with_gradient(tensor)
-            copies.append((tensor, copy, copy._version))
+        def given(tree: Any) -> Any:
+            # Lists and dictionaries are left alone: a step may put its new state there.
+            if isinstance(tree, tuple):
+                items = [given(item) for item in tree]
+                return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+            if not isinstance(tree, torch.Tensor) or carries_gradient(tree):
+                return tree
+            if not (tree.is_floating_point() or tree.is_complex()):
+                return tree
+            copy = with_gradient(tree)
+            copies.append((tree, copy, copy._version))
+            record.given.add(edge_of(copy))
             return copy
 
-        if isinstance(module, nn.RNNCellBase) and args and args[1:] in {(), (None,)} and kwargs.get("hx") is None:
-            zeros = args[0].new_zeros(*args[0].shape[:-1], module.hidden_size)
-            args, kwargs = args[:1], {"hx": (zeros, zeros) if isinstance(module, nn.LSTMCell) else zeros}
-        return map_tensors(args, given), map_tensors(kwargs, given)
+        if isinstance(module, nn.RNNCellBase):
+            args, kwargs = _with_initial_state(module, args, kwargs)
+        return given(args), {name: given(value) for name, value in kwargs.items()}
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # A step may write its new state into the tensor that it was given.
@@ -91,6 +96,18 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
             handle.remove()
 
 
+def _with_initial_state(
+    cell: nn.RNNCellBase, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Hand a cell the zeros that it starts from where it is called without a state."""
+    x, state = [*args, None, None][:2]
+    x, state = kwargs.get("input", x), kwargs.get("hx", state)
+    if state is not None or not isinstance(x, torch.Tensor):
+        return args, kwargs
+    zeros = x.new_zeros(*x.shape[:-1], cell.hidden_size)
+    return (x,), {"hx": (zeros, zeros) if isinstance(cell, nn.LSTMCell) else zeros}
+
+
 # Which calls -----------------------------------------------------------------------------------------------------
 
 
@@ -110,21 +127,16 @@ def find_recurrences(record: Capture, graph: Graph) -> list[Recurrence]:
     found: list[Recurrence] = []
     # What makes its inner steps known is no step itself; then the outer ones first.
     for calls in sorted(groups.values(), key=lambda group: not group[0].inner):
-        alone = len(calls) < 2 and not calls[0].inner and not _is_of_rollout(calls[0])
-        if alone or (not calls[0].inner and any(call in around for call in calls)):
+        if not calls[0].inner and (len(calls) < 2 or any(call in around for call in calls)):
             continue
         if any(parent in kept for call in calls for parent in _parents(call)):
             continue
-        runs = _runs(graph, calls)
-        longest = max(runs, key=len)
-        if len(longest) > 1 or longest[0].inner or _is_of_rollout(longest[0]):
+        longest, runs = _longest_run(graph, calls)
+        if len(longest) > 1 or calls[0].inner:
             kept.update(calls)
-            found.append(Recurrence(tuple((call,) for call in longest), len(runs)))
-    return _merged(sorted(found, key=lambda recurrence: recurrence.steps[0][0].start))
-
-
-def _is_of_rollout(call: Call) -> bool:
-    return call.parent is not None and isinstance(call.parent.module, Rollout)
+            found.append(Recurrence(tuple((call,) for call in longest), runs))
+    merged = _merged(sorted(found, key=lambda recurrence: recurrence.steps[0][0].start))
+    return [replace(recurrence, given=record.given) for recurrence in _named(merged)]
 
 
 def _parents(call: Call) -> list[Call]:
@@ -135,11 +147,16 @@ def _parents(call: Call) -> list[Call]:
     return found
 
 
-def _runs(graph: Graph, calls: Sequence[Call]) -> list[list[Call]]:
-    """Split the calls of one module where one does not depend on the one before."""
+def _longest_run(graph: Graph, calls: Sequence[Call]) -> tuple[list[Call], int]:
+    """Return the longest stretch of a module's calls in which each depends on one before, and how many begin anew.
+
+    A call follows the latest earlier one that it depends on, which need not be the one right before: one cell may serve two
+    streams in turns.
+    """
     starts = [call.start for call in calls]
     newest: dict[Node, int] = {}
-    linked = [False] * len(calls)
+    before = [-1] * len(calls)
+    alive = [False] * len(calls)
     for node in graph.nodes:
         place = graph.place[node]
         index = bisect_right(starts, place) - 1
@@ -147,18 +164,38 @@ def _runs(graph: Graph, calls: Sequence[Call]) -> list[list[Call]]:
         latest = -1
         for producer, _ in graph.reads[node]:
             number = newest.get(producer, -1)
-            if inside and number == index - 1 >= 0:
-                linked[index] = True
+            if inside and number < index:
+                before[index] = max(before[index], number)
             latest = max(latest, number)
+        if inside:
+            alive[index] = True
         if inside or latest >= 0:
             newest[node] = index if inside else latest
-    runs = [[calls[0]]]
-    for call, follows in zip(calls[1:], linked[1:]):
-        if follows:
-            runs[-1].append(call)
-        else:
-            runs.append([call])
-    return runs
+    for index in range(1, len(calls)):
+        # An inner step may hand its state on untouched.
+        if calls[index].inner and set(calls[index].inputs) & set(calls[index - 1].outputs):
+            before[index] = index - 1
+    lengths: list[int] = []
+    for previous in before:
+        lengths.append(1 + (lengths[previous] if previous >= 0 else 0))
+    index = max(range(len(calls)), key=lambda i: (alive[i] or bool(calls[i].inner), lengths[i], -i))
+    run = []
+    while index >= 0:
+        run.append(calls[index])
+        index = before[index]
+    begun = sum(1 for index, previous in enumerate(before) if previous < 0 and alive[index])
+    return run[::-1], max(begun, 1)
+
+
+def _named(found: Sequence[Recurrence]) -> list[Recurrence]:
+    """Give each a name of its own: the path of the module that ends a step, numbered where it comes again."""
+    seen: dict[str, int] = {}
+    named = []
+    for recurrence in found:
+        path = recurrence.steps[0][-1].path or recurrence.steps[0][-1].kind
+        seen[path] = seen.get(path, 0) + 1
+        named.append(replace(recurrence, name=path if seen[path] == 1 else f"{path}#{seen[path]}"))
+    return named
 
 
 def _merged(found: Sequence[Recurrence]) -> list[Recurrence]:
@@ -177,7 +214,7 @@ def _merged(found: Sequence[Recurrence]) -> list[Recurrence]:
 
 def _take_turns(a: Recurrence, b: Recurrence) -> bool:
     return (
-        len(a) == len(b)
+        len(a) == len(b) > 1
         and all(one[-1].end <= other[0].start for one, other in zip(a.steps, b.steps))
         and all(other[-1].end <= one[0].start for one, other in zip(a.steps[1:], b.steps))
     )
@@ -194,14 +231,14 @@ def choose_recurrence(record: Capture, found: Sequence[Recurrence], name: str) -
         msg = (
             "steps='time' needs a recurrence: a module that is called once per time step with what its last call has made, "
             f"an nn.RNN, nn.LSTM or nn.GRU, or a solver of torchdiffeq. {type(record.model).__name__} has none that the "
-            "output depends on. Put one time step into a module of its own and call it in a loop; look for .detach() or "
-            "torch.no_grad() in the loop."
+            "output depends on. Put one time step into a module of its own and call it in a loop, over two steps at least; look "
+            "for .detach() or torch.no_grad() in the loop."
         )
         raise CutError(msg)
     if not name:
         return max(found, key=len)
     for recurrence in found:
-        if name in {call.path for call in recurrence.steps[0]}:
+        if name == recurrence.name or name in {call.path for call in recurrence.steps[0][:-1]}:
             return recurrence
     names = ", ".join(repr(f"time:{recurrence.name}") for recurrence in found)
     msg = f"steps='time:{name}' must name a recurrence of {type(record.model).__name__}. It has {names}."
@@ -226,35 +263,33 @@ def chain_along(recurrence: Recurrence) -> Chain:
     graph = Graph([edge for call in steps[-1] for edge in call.outputs])
     ends = [step[-1].end for step in steps]
     begin = steps[0][0].start
-    if steps[0][0].inner:
-        x0, last = steps[0][0].inputs, steps[-1][0].outputs
-    elif len(steps) == 1:
-        # Of a rollout: what comes in beside the state comes after it.
-        last = steps[0][0].outputs
-        x0 = unique(edge for edge in steps[0][0].slots[: len(last)] if edge is not None)
+    first: tuple[Edge, ...] = ()
+    if all(call.inner for call in steps[0]):
+        x0 = _not_made_by(graph, steps[0])
     else:
         first = _made_between(graph, begin, ends[0])
-        if not first:
-            raise CutError(_not_carried(recurrence))
-        states = graph.cut(first, ends[:-1], ()).states
-        x0 = _initial(graph, steps, first)
-        last = _carried_out(graph, steps, states[-1])
-    skipped = 0 if x0 else 1
+        x0 = _initial(graph, recurrence, first) if first else ()
+    if not x0 and not first:
+        raise CutError(_not_carried(recurrence))
+    if len(steps) == 1 or (len(steps[-1]) == 1 and steps[-1][0].inner):
+        last = steps[-1][-1].outputs
+    else:
+        moments = [*([begin] if x0 else []), *ends[:-1]]
+        last = _carried_out(graph, steps, graph.cut(x0 or first, moments, ()).states[-1])
     moments = [*([begin] if x0 else []), *ends[:-1], *([ends[-1]] if last else [])]
     if len(moments) < 2:
         raise CutError(_not_carried(recurrence))
-    cut: Cut = graph.cut(x0 or first, moments, last)
-    calls = recurrence.calls[skipped : skipped + len(cut.segments)]
-    among = recurrence.calls
-    durations = tuple(_duration(call) for call in calls)
+    cut = graph.cut(x0 or first, moments, last)
+    calls = recurrence.calls[0 if x0 else 1 :][: len(cut.segments)]
+    durations = tuple(call.duration for call in calls if call.duration is not None)
     return Chain(
         calls,
-        tuple(call_name(call, among) for call in calls),
+        tuple(call_name(call, recurrence.calls) for call in calls),
         cut,
         hooked=hooked_edges({edge for state in cut.states[1:-1] for edge in state}),
         inner_eps=inner_eps(graph, cut, [call.end for call in calls]),
         along="time",
-        durations=tuple(d for d in durations if d is not None) if None not in durations else (),
+        durations=durations if len(durations) == len(calls) else (),
         active=tuple(call.active for call in calls) if any(call.active is not None for call in calls) else (),
     )
 
@@ -278,18 +313,37 @@ def _made_between(graph: Graph, begin: int, end: int) -> tuple[Edge, ...]:
     )
 
 
-def _initial(graph: Graph, steps: Sequence[Sequence[Call]], first: Sequence[Edge]) -> tuple[Edge, ...]:
-    """Return what the first step is given where the second one is given what the first one made; nothing if that is unclear."""
-    reached = graph.downstream(first, since=steps[0][-1].end)
-    made = {node for call in steps[0] for node in graph.nodes if call.start <= graph.place[node] < call.end}
+def _not_made_by(graph: Graph, step: Sequence[Call]) -> tuple[Edge, ...]:
+    """Return what the calls of a step are given and none of them has made."""
+    made = {node for call in step for node in graph.nodes if call.start <= graph.place[node] < call.end}
     inside = graph.downstream((node, n) for node in made for n in range(len(node._input_metadata))) | made
+    return unique(edge for call in step for edge in call.inputs if edge[0] not in inside)
+
+
+def _initial(graph: Graph, recurrence: Recurrence, first: Sequence[Edge]) -> tuple[Edge, ...]:
+    """Return what the first step is given where the second one is given what the first one made; nothing if that is unclear."""
+    steps = recurrence.steps
+    reached = graph.downstream(first, since=steps[0][-1].end)
+    outside = set(_not_made_by(graph, steps[0]))
     entering: dict[Edge, None] = {}
     for early, late in zip(steps[0], steps[1]):
         for mine, edge in zip(early.slots, late.slots):
-            carried = edge is not None and (edge in first or edge[0] in reached)
-            if carried and mine is not None and mine[0] in graph.place and mine[0] not in inside:
-                entering[mine] = None
+            if edge is None or mine not in outside or mine[0] not in graph.place:
+                continue
+            if edge not in first and edge[0] not in reached:
+                continue
+            if mine in recurrence.given and _is_read_beside(graph, edge, late, steps[0][-1].end):
+                # The module has a copy, and what reads the state beside it has not.
+                return ()
+            entering[mine] = None
     return tuple(entering) if _sizes(entering) == _sizes(first) else ()
+
+
+def _is_read_beside(graph: Graph, edge: Edge, call: Call, since: int) -> bool:
+    return any(
+        edge in reads and graph.place[node] >= since and not call.start <= graph.place[node] < call.end
+        for node, reads in graph.reads.items()
+    )
 
 
 def _sizes(edges: Sequence[Edge] | dict[Edge, None]) -> list[tuple[int, ...]]:
@@ -298,18 +352,14 @@ def _sizes(edges: Sequence[Edge] | dict[Edge, None]) -> list[tuple[int, ...]]:
 
 def _carried_out(graph: Graph, steps: Sequence[Sequence[Call]], state: Sequence[Edge]) -> tuple[Edge, ...]:
     """Return what the last step gives out where the one before gave out its state; nothing if that is unclear."""
-    where = {edge: (i, j) for i, call in enumerate(steps[-2]) for j, edge in enumerate(call.outputs)}
+    where = {
+        edge: (i, j) for i, call in enumerate(steps[-2]) for j, edge in enumerate(call.results) if edge is not None
+    }
     last: list[Edge] = []
     for edge in state:
         if edge in where:
             i, j = where[edge]
-            last += steps[-1][i].outputs[j : j + 1]
-        elif graph.place[edge[0]] >= steps[-2][0].start:
+            last += [e for e in steps[-1][i].results[j : j + 1] if e is not None]
+        elif graph.place[edge[0]] >= steps[-2][0].start and not all(call.inner for call in steps[-2]):
             return ()
     return unique(last)
-
-
-def _duration(call: Call) -> float | None:
-    if call.duration is not None:
-        return call.duration
-    return call.parent.module.dt if call.parent is not None and isinstance(call.parent.module, Rollout) else None

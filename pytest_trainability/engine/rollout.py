@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from .trees import map_tensors, tensors_in
 
-__all__ = ["Rollout"]
+__all__ = ["Rollout", "kind_of"]
 
 
 class Rollout(nn.Module):
@@ -78,14 +78,20 @@ def _entry(number: int) -> Callable[[Tensor], Tensor]:
     return lambda tensor: tensor[number]
 
 
+def kind_of(step: nn.Module) -> str:
+    """Name what is iterated: a function or a class."""
+    if not isinstance(step, Function):
+        return type(step).__name__
+    name = getattr(step.function, "__name__", type(step.function).__name__)
+    return "step" if name == "<lambda>" else str(name)
+
+
 class Function(nn.Module):
     """Any function as a module, whose calls can be seen."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self.function = function
-        name = getattr(function, "__name__", type(function).__name__)
-        self.function_name = "step" if name == "<lambda>" else name
 
     def forward(self, *args: Any) -> Any:
         """Call it."""

@@ -7,7 +7,6 @@ step recorded. The adjoint method solves the same equation twice, forward withou
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,26 +22,27 @@ __all__ = ["solver_steps"]
 
 @contextmanager
 def solver_steps(recorder: Recorder) -> Iterator[None]:
-    """Have every accepted step of a solver recorded, where ``torchdiffeq`` has been imported."""
-    plain: Any = sys.modules.get("torchdiffeq._impl.odeint")
-    adjoint: Any = sys.modules.get("torchdiffeq._impl.adjoint")
-    solvers = sys.modules.get("torchdiffeq._impl.solvers")
-    adaptive = sys.modules.get("torchdiffeq._impl.rk_common")
-    if plain is None or adjoint is None or solvers is None or adaptive is None:
+    """Have every accepted step of a solver recorded, where ``torchdiffeq`` is installed."""
+    try:
+        from torchdiffeq import odeint
+        from torchdiffeq._impl import adjoint
+        from torchdiffeq._impl.odeint import SOLVERS
+        from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
+        from torchdiffeq._impl.solvers import FixedGridODESolver
+    except ImportError:
         yield
         return
-    table, method = plain.SOLVERS, adjoint.OdeintAdjointMethod
-    known = dict(table)
+    known, method = dict(SOLVERS), adjoint.OdeintAdjointMethod
     try:
         for name, solver in known.items():
-            if issubclass(solver, adaptive.RKAdaptiveStepsizeODESolver):
-                table[name] = _adaptive(solver, name, recorder)
-            elif issubclass(solver, solvers.FixedGridODESolver):
-                table[name] = _fixed(solver, name, recorder)
-        adjoint.OdeintAdjointMethod = _without_adjoint(recorder, plain.odeint)
+            if issubclass(solver, RKAdaptiveStepsizeODESolver):
+                SOLVERS[name] = _adaptive(solver, name, recorder)
+            elif issubclass(solver, FixedGridODESolver):
+                SOLVERS[name] = _fixed(solver, name, recorder)
+        adjoint.OdeintAdjointMethod = _without_adjoint(recorder, odeint)
         yield
     finally:
-        table.update(known)
+        SOLVERS.update(known)
         adjoint.OdeintAdjointMethod = method
 
 
@@ -89,7 +89,7 @@ class _Watch:
 
     def end(self, state: Tensor, duration: Tensor | float) -> None:
         assert self.call is not None
-        self.call.duration = abs(float(duration))
+        self.call.duration = abs(float(duration.detach() if isinstance(duration, Tensor) else duration))
         self._recorder.end(self.call, [state])
         self.call = None
 
@@ -102,27 +102,30 @@ def _start(y0: Tensor) -> Tensor:
 
 
 def _fixed(solver: Any, name: str, recorder: Recorder) -> Any:
-    """A solver with a grid of its own, whose steps begin with a callback."""
+    """A solver with a grid of its own."""
 
     class Fixed(solver):  # type: ignore[misc]
         def __init__(self, func: Any, y0: Tensor, **options: Any) -> None:
             super().__init__(func=func, y0=_start(y0), **options)
-            watch, own = _Watch(recorder, name, func), func.callback_step
-            self._watch, self._since = watch, 0.0
+            self._watch = _Watch(recorder, name, func)
+            self._since: Any = 0.0
 
-            def begins(t0: Tensor, y0: Tensor, dt: Tensor) -> None:
-                if watch.call is not None:
-                    watch.end(y0, self._since)
-                watch.begin(y0)
-                self._since = float(dt)
-                own(t0, y0, dt)
-
-            func.callback_step = begins
-
-        def integrate(self, t: Tensor) -> Tensor:
-            solution: Tensor = super().integrate(t)
+        def _step_func(self, func: Any, t0: Tensor, dt: Any, t1: Tensor, y0: Tensor) -> Any:
             if self._watch.call is not None:
-                # The last point of time is the last of the grid, where nothing is interpolated.
+                self._watch.end(y0, self._since)
+            self._watch.begin(y0)
+            self._since = dt
+            return super()._step_func(func, t0, dt, t1, y0)
+
+        def integrate(self, t: Tensor) -> Any:
+            return self._ended(super().integrate(t))
+
+        def integrate_until_event(self, t0: Tensor, event_fn: Any) -> Any:
+            return self._ended(super().integrate_until_event(t0, event_fn))
+
+        def _ended(self, solution: Any) -> Any:
+            if self._watch.call is not None:
+                # What was interpolated last ends at the end of the last step.
                 self._watch.end(self._last, self._since)
             return solution
 

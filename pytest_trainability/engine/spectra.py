@@ -15,19 +15,22 @@ from .sweep import Columns, Frame, pull_back
 
 __all__ = ["spectral_radii"]
 
-PROBES, TRAJECTORIES = 5, 4
-"""So many steps, evenly spread, and so many trajectories at most are looked at."""
-DENSE = 256
-"""Dimensions of a state up to which all eigenvalues are computed."""
-TOLERANCE = 1e-3
-"""Of the iterative method beyond, relative."""
+PROBES = 5
+"""So many steps at most, evenly spread, are looked at."""
+LARGE = 256
+"""Dimensions of a state up to which four trajectories are looked at, beyond only one."""
+DENSE = 1024
+"""Dimensions up to which all eigenvalues are computed."""
+SOUGHT, RESTARTS, TOLERANCE = 6, 100, 1e-3
+"""Of the iterative method beyond: eigenvalues, so that none of the largest is missed, attempts, and relative error."""
 
 
 def spectral_radii(chain: Chain, frame: Frame, seed: int) -> dict[str, float]:
     """Return the largest modulus of the eigenvalues of some steps' Jacobians, by step.
 
     Up to five steps are taken, evenly spread along the chain, of those whose states before and after have the same shapes;
-    of each the geometric mean over up to four trajectories. NaN where the iterative method does not converge.
+    of each the geometric mean over up to four trajectories, one where there are more than 256 dimensions. All eigenvalues are
+    computed up to 1024 dimensions, beyond that the largest iteratively; NaN where that does not converge.
 
     Source: Saad, Numerical Methods for Large Eigenvalue Problems (2011), and ARPACK by way of scipy.
     """
@@ -37,7 +40,9 @@ def spectral_radii(chain: Chain, frame: Frame, seed: int) -> dict[str, float]:
     shapes = [chain.shapes(index) for index in range(len(chain) + 1)]
     alike = [index for index in range(1, len(chain) + 1) if shapes[index] == shapes[index - 1]]
     # The order of the first and of the last state's tensors is their own.
-    inner = [index for index in alike if 1 < index < len(chain)] or alike
+    inner = [index for index in alike if 1 < index < len(chain)]
+    if not inner and len(shapes[0]) == 1:
+        inner = alike
     count = min(PROBES, len(inner))
     chosen = [inner[round(i * (len(inner) - 1) / max(count - 1, 1))] for i in range(count)]
     return {chain.names[index - 1]: _radius(chain, frame, index, seed) for index in chosen}
@@ -45,24 +50,25 @@ def spectral_radii(chain: Chain, frame: Frame, seed: int) -> dict[str, float]:
 
 def _radius(chain: Chain, frame: Frame, index: int, seed: int) -> float:
     size = sum(math.prod(shape) for shape, _ in chain.shapes(index)) // frame.samples
-    samples = range(min(frame.samples, TRAJECTORIES))
-    found = (
-        _dense(chain, frame, index, size)[: len(samples)]
-        if size <= DENSE
-        else [_iterated(chain, frame, index, size, sample, seed) for sample in samples]
-    )
+    samples = min(frame.samples, 4 if size <= LARGE else 1)
+    if size <= DENSE:
+        found = _dense(chain, frame, index, size, samples)
+    else:
+        found = [_iterated(chain, frame, index, size, sample, seed) for sample in range(samples)]
     return math.exp(sum(math.log(radius) if radius else -math.inf for radius in found) / len(found))
 
 
-def _dense(chain: Chain, frame: Frame, index: int, size: int) -> list[float]:
-    """Return the spectral radius of each trajectory's Jacobian, from all its columns."""
-    units = torch.eye(size, device="cpu").unsqueeze(0).expand(frame.samples, size, size)
-    jacobian = _rows(chain, frame, index - 1, pull_back(chain, index, _columns(chain, frame, index, units)), size)
-    return [float(moduli.max()) for moduli in torch.linalg.eigvals(jacobian).abs()]
+def _dense(chain: Chain, frame: Frame, index: int, size: int, samples: int) -> list[float]:
+    """Return the spectral radius of the first trajectories' Jacobians, from all their columns."""
+    parts = []
+    for units in torch.eye(size, device="cpu").chunk(-(-size // 64)):
+        columns = _columns(chain, frame, index, units.expand(frame.samples, *units.shape))
+        parts.append(_rows(chain, frame, index - 1, pull_back(chain, index, columns), len(units))[:samples])
+    return [float(moduli.max()) for moduli in torch.linalg.eigvals(torch.cat(parts, dim=1)).abs()]
 
 
 def _iterated(chain: Chain, frame: Frame, index: int, size: int, sample: int, seed: int) -> float:
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
+    from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
 
     def apply(vector: Any) -> Any:
         rows = torch.zeros(frame.samples, 1, size, dtype=torch.float64, device="cpu")
@@ -72,10 +78,14 @@ def _iterated(chain: Chain, frame: Frame, index: int, size: int, sample: int, se
 
     generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "eigenvector"))
     start = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").numpy()
+    if not apply(start).any():
+        return 0.0
     operator = LinearOperator((size, size), matvec=apply, dtype="float64")
     try:
-        values = eigs(operator, k=1, which="LM", v0=start, tol=TOLERANCE, return_eigenvectors=False, maxiter=20 * size)
-    except ArpackNoConvergence:
+        values = eigs(
+            operator, SOUGHT, which="LM", v0=start, tol=TOLERANCE, maxiter=RESTARTS, return_eigenvectors=False
+        )
+    except ArpackError:
         return math.nan
     return float(abs(values).max())
 

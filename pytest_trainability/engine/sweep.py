@@ -190,7 +190,12 @@ class Frame:
     """
 
     samples: int
-    axis: int = 0
+    axis: int | None = 0
+    """None where each tensor has samples along its first dimension that is as long as there are samples: the second one, of
+    layers and samples, beside the first one, of samples."""
+
+    def _axis(self, shape: Sequence[int]) -> int:
+        return shape.index(self.samples) if self.axis is None else self.axis
 
     @property
     def name(self) -> str:
@@ -201,23 +206,26 @@ class Frame:
         """Reshape cotangent tensors ``(k, *shape)`` to ``(samples, k, n)``."""
         if self.samples == 1:
             return columns.reshape(1, len(columns), -1)
-        return columns.movedim(self.axis + 1, 1).reshape(len(columns), self.samples, -1).transpose(0, 1)
+        axis = self._axis(columns.shape[1:])
+        return columns.movedim(axis + 1, 1).reshape(len(columns), self.samples, -1).transpose(0, 1)
 
     def restore(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """Undo :meth:`rows`."""
         count = rows.shape[1]
         if self.samples == 1:
             return rows.reshape(count, *shape)
-        moved = [count, shape[self.axis], *(size for i, size in enumerate(shape) if i != self.axis)]
-        return rows.transpose(0, 1).reshape(moved).movedim(1, self.axis + 1)
+        axis = self._axis(shape)
+        moved = [count, shape[axis], *(size for i, size in enumerate(shape) if i != axis)]
+        return rows.transpose(0, 1).reshape(moved).movedim(1, axis + 1)
 
     def scale(self, column: Tensor, factors: Tensor) -> Tensor:
         """Multiply each trajectory of one cotangent tensor by its own factor ``(samples,)``."""
         if self.samples == 1:
             return column * factors[0].to(column.dtype)
-        length = column.shape[self.axis] // self.samples
+        axis = self._axis(column.shape)
+        length = column.shape[axis] // self.samples
         expanded = factors.to(device=column.device, dtype=column.dtype).repeat_interleave(length)
-        return column * expanded.reshape([-1 if i == self.axis else 1 for i in range(column.dim())])
+        return column * expanded.reshape([-1 if i == axis else 1 for i in range(column.dim())])
 
     def norms(self, state: Sequence[Tensor | None]) -> Tensor:
         """Return the norm of each trajectory's part of one cotangent, ``(samples,)`` in float64 on the CPU."""
@@ -259,9 +267,10 @@ def _possible_frames(chain: Chain, batch: int | None) -> list[Frame]:
         return []
     frames = []
     first = {shape[0] for shape in shapes}
-    if len(first) == 1 and max(first) > 1 and chain.along == "time":
-        # A sequence may come with time before samples; a recurrent state has samples first.
-        frames.append(Frame(max(first)))
+    if chain.along == "time":
+        # A sequence may come with time before samples; a recurrent state has samples first, or layers and then samples.
+        lengths = set.intersection(*({shape[0], *shape[1:2]} if len(shape) > 2 else {shape[0]} for shape in shapes))
+        frames += [Frame(n, 0 if first == {n} else None) for n in sorted(lengths - {1}, reverse=True)]
     if batch is not None and batch > 1:
         if all(shape[0] % batch == 0 for shape in shapes):
             frames.append(Frame(batch, 0))
@@ -269,10 +278,6 @@ def _possible_frames(chain: Chain, batch: int | None) -> list[Frame]:
             frames.append(Frame(batch, 1))
     if len(first) == 1 and max(first) > 1:
         frames.append(Frame(max(first)))
-    second = {shape[1] if len(shape) > 1 else 0 for shape in shapes}
-    if first == {1} and len(second) == 1 and max(second) > 1 and chain.along == "time":
-        # The state of a fused layer as it is handed over: layers, samples, units.
-        frames.append(Frame(max(second), 1))
     return list(dict.fromkeys(frames))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ def _rnn_relu(projected: Tensor, state: State, weights: _Weights) -> State:
 
 
 def _lstm(projected: Tensor, state: State, weights: _Weights) -> State:
-    h, c = state
+    # Under autocast products come in half precision, and the kernels keep their states in it.
+    h, c = (t.to(projected.dtype) for t in state)
     i, f, g, o = (projected + weights.recur(h)).chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     h = o.sigmoid() * c.tanh()
@@ -143,15 +145,20 @@ class Unrolling(TorchFunctionMode):
 
     def _unrolled(self, name: str, given: _Arguments) -> tuple[Tensor, ...]:
         initial = [t if carries_gradient(t) else with_gradient(t) for t in given.initial]
+        turned = given.batch_first and given.sizes is None
+        x = given.data.transpose(0, 1) if turned else given.data
+        # A layer that is called for one time step is one step from the state that it is given to that which it returns.
+        whole = self._begin("", initial) if len(given.sizes or x) == 1 and not given.bidirectional else None
         states: list[State] = list(zip(*(t.unbind(0) for t in initial)))
-        x = given.data.transpose(0, 1) if given.batch_first and given.sizes is None else given.data
-        output, last = (self._two_ways if given.bidirectional else self._one_way)(_CELLS[name], given, x, states)
-        if given.batch_first and given.sizes is None:
-            output = output.transpose(0, 1)
-        return output, *(torch.stack(parts) for parts in zip(*last))
+        run = self._two_ways if given.bidirectional else partial(self._one_way, recorded=whole is None)
+        output, states = run(_CELLS[name], given, x, states)
+        last = [torch.stack(parts) for parts in zip(*states)]
+        if whole is not None:
+            self._recorder.end(whole, last)
+        return output.transpose(0, 1) if turned else output, *last
 
     def _one_way(
-        self, cell: Callable[..., State], given: _Arguments, x: Tensor, states: list[State]
+        self, cell: Callable[..., State], given: _Arguments, x: Tensor, states: list[State], *, recorded: bool
     ) -> tuple[Tensor, list[State]]:
         """All layers in one time step: the state is that of all layers."""
         masks = [
@@ -161,13 +168,14 @@ class Unrolling(TorchFunctionMode):
         inputs = _split(given.weights[0].project(x), given.sizes)
         outputs = []
         for time, projected in enumerate(inputs):
-            call = self._begin("", states, len(projected))
+            call = self._begin("", _tensors(states), len(projected)) if recorded else None
             for layer, weights in enumerate(given.weights):
                 if layer:
                     below = states[layer - 1][0][: len(projected)]
                     projected = weights.project(below * masks[layer - 1][time] if masks else below)
                 states[layer] = _held(cell, projected, states[layer], weights)
-            self._end(call, states)
+            if call is not None:
+                self._recorder.end(call, _tensors(states))
             outputs.append(states[-1][0][: len(projected)])
         return _joined(outputs, given.sizes), states
 
@@ -182,9 +190,9 @@ class Unrolling(TorchFunctionMode):
                 inputs = list(enumerate(_split(weights.project(x), given.sizes)))
                 outputs: list[Tensor] = [x] * len(inputs)
                 for time, projected in reversed(inputs) if way else inputs:
-                    call = self._begin(f"l{layer}{suffix}", [states[number]], len(projected))
+                    call = self._begin(f"l{layer}{suffix}", states[number], len(projected))
                     states[number] = _held(cell, projected, states[number], weights)
-                    self._end(call, [states[number]])
+                    self._recorder.end(call, states[number])
                     outputs[time] = states[number][0][: len(projected)]
                 directions.append(_joined(outputs, given.sizes))
             x = torch.cat(directions, -1)
@@ -192,16 +200,16 @@ class Unrolling(TorchFunctionMode):
                 x = dropout(x, given.dropout)
         return x, states
 
-    def _begin(self, suffix: str, states: Sequence[State], active: int) -> Call:
+    def _begin(self, suffix: str, state: Sequence[Tensor], active: int | None = None) -> Call:
         caller = self._recorder.running[-1]
-        tensors = [tensor for state in states for tensor in state]
         path = ".".join(part for part in (caller.path, suffix) if part)
-        call = self._recorder.begin(caller.module, path, tensors, inner=type(caller.module).__name__)
-        call.active = active if active < len(tensors[0]) else None
+        call = self._recorder.begin(caller.module, path, state, inner=type(caller.module).__name__)
+        call.active = active if active is not None and active < len(state[0]) else None
         return call
 
-    def _end(self, call: Call, states: Sequence[State]) -> None:
-        self._recorder.end(call, [tensor for state in states for tensor in state])
+
+def _tensors(states: Sequence[State]) -> list[Tensor]:
+    return [tensor for state in states for tensor in state]
 
 
 def _split(x: Tensor, sizes: tuple[int, ...] | None) -> Sequence[Tensor]:

@@ -15,13 +15,15 @@ def lyapunov_history(run: Run) -> dict[str, float]:
     or ``warmup`` and ``alignment`` are.
 
     Returns:
-        Nats per step or unit of time, by step in program order; of further exponents as ``"STEP exponent 2"``. NaN upstream
-        of where a column vanishes.
+        Nats per step or unit of time, by step in program order; of further exponents as ``"STEP exponent 2"``. ``-inf`` from
+        where a column vanishes on.
     """
     assert run.sweep is not None
     chain = run.chain
     taken = run.sweep.taken(chain)[run.counted]
-    logs = torch.where(taken[:, :, None], run.sweep.logs[run.counted], 0.0).flip(0).cumsum(0)
+    logs = torch.where(taken[:, :, None], run.sweep.logs[run.counted], 0.0).flip(0)
+    vanished = (run.sweep.logs.flip(0) == -torch.inf).cummax(0).values.flip(0)[run.counted].flip(0)
+    logs = torch.where(vanished, -torch.inf, logs).cumsum(0)
     durations = torch.tensor(chain.durations or [1.0] * len(chain), dtype=torch.float64, device="cpu")[run.counted]
     time = (taken * durations[:, None]).flip(0).cumsum(0)
     averages = (logs / time[:, :, None]).nanmean(dim=1).flip(0).tolist()

@@ -14,8 +14,9 @@ def spectral_radius(run: Run) -> dict[str, float]:
     may shrink. It says where a recurrence stands, ``lyapunov_max`` where it goes.
 
     Returns:
-        A pure number by step, the geometric mean over up to four trajectories; to 0.1 % for states of more than 256 dimensions.
-        Empty where no step maps a state to one of the same shape.
+        A pure number by step, the geometric mean over up to four trajectories, one for states of more than 256 dimensions; beyond
+        1024 from an iterative method, to 0.1 %, NaN where it does not converge. Empty where no step maps a state to one of the
+        same shape, or the chain is too short to tell which of a state's tensors is which.
 
     Source: Pascanu, Mikolov & Bengio, ICML 2013.
     """

@@ -48,7 +48,7 @@ TABLE = {
     ),
     "checks": row("checks records errors", third_party_inside="scipy numpy packaging filelock"),
     "measures": row("measures engine records errors", "torch"),
-    "engine": row("engine records errors", "torch", third_party_inside="scipy"),
+    "engine": row("engine records errors", "torch", third_party_inside="scipy torchdiffeq"),
     "records": row(""),
     "errors": row(""),
     "measurement": row("checks engine measures report records errors", "torch"),

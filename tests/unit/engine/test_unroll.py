@@ -1,0 +1,574 @@
+"""A fused recurrent layer taken apart computes what its kernel computes, and nothing of the model is touched."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+from torch.utils.checkpoint import checkpoint
+
+from pytest_trainability import CutError, measure
+from pytest_trainability.engine.capture import Capture, capture
+from pytest_trainability.engine.chain import Chain, graph_of
+from pytest_trainability.engine.ensemble import ALONG_TIME
+from pytest_trainability.engine.recurrence import chain_along, choose_recurrence, find_recurrences
+from pytest_trainability.engine.sweep import pull_back
+from pytest_trainability.engine.trees import tensors_in
+
+WIDTH, FEATURES, BATCH, LENGTH = 3, 4, 3, 5
+LAYERS = (nn.RNN, nn.LSTM, nn.GRU)
+
+# A kernel adds up products in another order: some units in the last place per layer and time step. The largest case has three
+# layers of two directions over five steps, whose gradients add up thirty terms; values are of order one to ten.
+ROUND_OFF = 1e3
+
+
+class Around(nn.Module):
+    """Calls a recurrent layer as a model would."""
+
+    def __init__(self, layer: nn.Module, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.call = call
+
+    def forward(self, *args: Tensor) -> Any:
+        return self.call(self.layer, *args)
+
+
+def layer(cls: type[nn.RNNBase], **options: Any) -> nn.RNNBase:
+    torch.manual_seed(0)
+    return cls(FEATURES, WIDTH, **{"dtype": torch.float64, **options})
+
+
+def sequences(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(shape or (BATCH, LENGTH, FEATURES), generator=generator, dtype=torch.float64).to(dtype)
+
+
+def captured(model: nn.Module, *args: Any) -> Capture:
+    torch.manual_seed(5)
+    return capture(model, args, {}, instruments=ALONG_TIME)
+
+
+def chain_of_time(record: Capture, name: str = "") -> Chain:
+    return chain_along(choose_recurrence(record, find_recurrences(record, graph_of(record)), name))
+
+
+def inner_calls(record: Capture) -> list[str]:
+    return [call.path for call in record.calls if call.inner]
+
+
+def gradients(model: nn.Module, output: Any) -> list[Tensor | None]:
+    """Differentiate a fixed random functional of all that came out."""
+    generator = torch.Generator().manual_seed(3)
+    loss = torch.zeros((), dtype=torch.float64)
+    for tensor in tensors_in(output):
+        if tensor.requires_grad:
+            loss = loss + (tensor.double() * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)).sum()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+
+def structure(tree: Any) -> Any:
+    """What a user sees of an output beside its numbers."""
+    if isinstance(tree, Tensor):
+        return tuple(tree.shape), tree.dtype, tree.requires_grad
+    return (
+        type(tree).__name__,
+        [structure(item) for item in tree] if isinstance(tree, (tuple, list)) else str(tree),
+    )
+
+
+def assert_as_fused(model: nn.Module, *args: Any, ulps: float = ROUND_OFF) -> Capture:
+    """Run the model alone and watched, and compare outputs, gradients and what was drawn."""
+    torch.manual_seed(5)
+    expected = model(*args)
+    drawn = torch.get_rng_state()
+    slopes = gradients(model, expected)
+    record = captured(model, *args)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert structure(record.output) == structure(expected)
+    pairs = [*zip(tensors_in(record.output), tensors_in(expected)), *zip(gradients(model, record.output), slopes)]
+    assert pairs
+    for found, true in pairs:
+        assert (found is None) == (true is None)
+        if found is not None and true is not None:
+            eps = torch.finfo(true.dtype).eps if true.is_floating_point() else 0.0
+            error = float((found.detach().double() - true.detach().double()).abs().max())
+            assert error <= ulps * eps * max(1.0, float(true.detach().double().abs().max()))
+    return record
+
+
+# The same numbers ------------------------------------------------------------------------------------------------
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 3, "batch_first": True},
+    {"num_layers": 2, "bidirectional": True},
+    {"num_layers": 2, "bias": False, "batch_first": True, "bidirectional": True},
+    {"num_layers": 3, "dropout": 0.4},
+    {"num_layers": 3, "dropout": 0.4, "bidirectional": True, "batch_first": True},
+    {"num_layers": 2, "dropout": 1.0},
+]
+
+
+def label(options: dict[str, Any]) -> str:
+    return "-".join(f"{key}={value}" for key, value in options.items()) or "plain"
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=label)
+@pytest.mark.parametrize("cls", LAYERS, ids=lambda cls: cls.__name__)
+def test_unrolled_is_fused(cls: type[nn.RNNBase], options: dict[str, Any]) -> None:
+    """Layers, layouts, directions and dropout, in train mode: the masks are drawn in the kernel's own order."""
+    record = assert_as_fused(layer(cls, **options), sequences())
+    length = LENGTH if options.get("batch_first") else BATCH
+    ways = 2 * options.get("num_layers", 1) if options.get("bidirectional") else 1
+    assert len(inner_calls(record)) == ways * length
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"proj_size": 2},
+        {"proj_size": 2, "bias": False},
+        {"proj_size": 1, "num_layers": 3, "bidirectional": True, "dropout": 0.3, "bias": False},
+    ],
+    ids=label,
+)
+def test_projected_lstm_is_fused(options: dict[str, Any]) -> None:
+    """The hidden state is narrower than the cell; the weights come in groups of five, or of three without biases."""
+    record = assert_as_fused(layer(nn.LSTM, **options), sequences())
+    if not options.get("bidirectional"):
+        shapes = sorted(tuple(shape) for shape, _ in chain_of_time(record).shapes(1))
+        assert shapes == [(LENGTH, 2), (LENGTH, WIDTH)]
+
+
+def test_relu_rnn_is_fused() -> None:
+    assert_as_fused(layer(nn.RNN, nonlinearity="relu", num_layers=2), sequences())
+
+
+@pytest.mark.parametrize("lengths", [(5, 3, 1), (1, 5, 2), (1, 1, 1), (4, 4, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (nn.RNN, {"num_layers": 2, "bidirectional": True}),
+        (nn.LSTM, {}),
+        (nn.LSTM, {"num_layers": 3, "dropout": 0.4, "proj_size": 2}),
+        (nn.GRU, {"num_layers": 2, "dropout": 0.4, "bidirectional": True}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else label(value),
+)
+def test_packed_is_fused(cls: type[nn.RNNBase], options: dict[str, Any], lengths: Sequence[int]) -> None:
+    """Sorted or not, with sequences of one step, and with none that is shorter than the others."""
+
+    def call(rnn: nn.Module, x: Tensor) -> Any:
+        return rnn(pack_padded_sequence(x, list(lengths), batch_first=True, enforce_sorted=False))
+
+    assert_as_fused(Around(layer(cls, batch_first=True, **options), call), sequences())
+
+
+def test_packed_inputs_and_initial_states_of_a_model() -> None:
+    """A packed sequence is what the model itself is given; states are sorted along with it."""
+    x = sequences()
+    packed = pack_sequence([x[0, :1], x[1, :3], x[2, :2]], enforce_sorted=False)
+    assert isinstance(packed, PackedSequence)
+    assert_as_fused(layer(nn.GRU, num_layers=2), packed)
+    states = sequences(4, BATCH, WIDTH)
+    assert_as_fused(layer(nn.LSTM, num_layers=2, bidirectional=True), packed, (states, states.flip(1)))
+
+
+@pytest.mark.parametrize("cls", LAYERS, ids=lambda cls: cls.__name__)
+def test_unbatched_input_is_fused(cls: type[nn.RNNBase]) -> None:
+    """Without a batch dimension, with and without a state."""
+    for options in ({}, {"num_layers": 2, "bidirectional": True, "batch_first": True}):
+        rnn = layer(cls, **options)
+        x, h = sequences(LENGTH, FEATURES), sequences(4 if options else 1, WIDTH)
+        assert_as_fused(rnn, x)
+        assert_as_fused(rnn, x, (h, -h) if cls is nn.LSTM else h)
+
+
+@pytest.mark.parametrize("shape", [(1, BATCH), (LENGTH, 1), (1, 1)], ids=["one-step", "one-sample", "one-of-both"])
+def test_shortest_sequences_are_fused(shape: tuple[int, int]) -> None:
+    for cls in LAYERS:
+        record = assert_as_fused(layer(cls, num_layers=2), sequences(*shape, FEATURES))
+        assert len(chain_of_time(record)) == shape[0]
+
+
+def test_initial_state_may_be_a_parameter_or_made_of_one() -> None:
+    """A learned state keeps its gradient, and is the signal that the chain starts with."""
+    h0 = nn.Parameter(sequences(2, BATCH, WIDTH))
+
+    class Learned(nn.Module):
+        def __init__(self, *, expanded: bool) -> None:
+            super().__init__()
+            self.rnn = layer(nn.GRU, num_layers=2)
+            self.h0 = nn.Parameter(h0.detach()[:, :1]) if expanded else h0
+
+        def forward(self, x: Tensor) -> Any:
+            return self.rnn(x, self.h0.expand(-1, x.shape[1], -1).contiguous())
+
+    for expanded in (False, True):
+        model = Learned(expanded=expanded)
+        record = assert_as_fused(model, sequences(LENGTH, BATCH, FEATURES))
+        chain = chain_of_time(record)
+        assert len(chain) == LENGTH
+        assert [tuple(shape) for shape, _ in chain.shapes(0)] == [(BATCH, WIDTH)] * 2
+
+
+def test_subclass_that_calls_its_base_is_fused() -> None:
+    class Scaled(nn.LSTM):
+        def forward(self, x: Tensor, hx: Any = None) -> Any:
+            output, state = super().forward(2 * x, hx)
+            return output + 1, state
+
+    torch.manual_seed(0)
+    record = assert_as_fused(Scaled(FEATURES, WIDTH, dtype=torch.float64), sequences())
+    assert {call.inner for call in record.calls if call.inner} == {"Scaled"}
+
+
+def _weight_normed() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has deprecated it, models in the field use it
+        return nn.utils.weight_norm(layer(nn.LSTM), "weight_hh_l0")
+
+
+class Centred(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight - weight.mean()
+
+
+def _parametrized() -> nn.Module:
+    rnn = layer(nn.GRU)
+    parametrize.register_parametrization(rnn, "weight_hh_l0", Centred())
+    return rnn
+
+
+def _partly_frozen() -> nn.Module:
+    rnn = layer(nn.LSTM, num_layers=2)
+    rnn.weight_hh_l0.requires_grad_(False)
+    return rnn
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        _weight_normed,
+        lambda: parametrizations.weight_norm(layer(nn.LSTM), "weight_hh_l0"),
+        lambda: parametrizations.orthogonal(layer(nn.RNN), "weight_hh_l0"),
+        _parametrized,
+        _partly_frozen,
+    ],
+    ids=["weight-norm", "parametrized-weight-norm", "orthogonal", "own-parametrization", "partly-frozen"],
+)
+def test_reparametrized_weights_are_fused(build: Callable[[], nn.Module]) -> None:
+    """What the kernel is handed is no parameter then; its gradients flow on."""
+    record = assert_as_fused(build(), sequences())
+    assert len(inner_calls(record)) == BATCH
+
+
+def test_frozen_layer_under_a_head_still_carries_the_signal() -> None:
+    model = nn.Sequential(
+        layer(nn.LSTM).requires_grad_(False), Around(nn.Linear(WIDTH, 2).double(), lambda m, x: m(x[0]))
+    )
+    record = assert_as_fused(model, sequences())
+    assert len(chain_of_time(record)) == BATCH
+
+
+def test_functional_kernel_is_taken_apart() -> None:
+    """A module that calls ``torch.gru`` itself is the one whose steps they are."""
+    rnn = layer(nn.GRU)
+
+    def call(rnn: Any, x: Tensor) -> Any:
+        zeros = x.new_zeros(1, x.shape[1], WIDTH)
+        return torch.gru(x, zeros, rnn._flat_weights, True, 1, 0.0, True, False, False)
+
+    record = assert_as_fused(Around(rnn, call), sequences())
+    assert len(inner_calls(record)) == BATCH
+
+
+def test_kernel_called_in_another_way_is_left_as_it_is() -> None:
+    """By keyword it runs fused: the same numbers, and an error that says what is missing rather than a wrong chain."""
+
+    def call(rnn: Any, x: Tensor) -> Any:
+        options = {"has_biases": True, "num_layers": 1, "dropout": 0.0, "train": True}
+        zeros = x.new_zeros(1, x.shape[1], WIDTH)
+        return torch.gru(x, zeros, rnn._flat_weights, **options, bidirectional=False, batch_first=False)
+
+    record = assert_as_fused(Around(layer(nn.GRU), call), sequences())
+    assert inner_calls(record) == []
+
+
+def test_layer_without_gradient_runs_fused() -> None:
+    """Under no_grad there is nothing to see; what comes after is measured."""
+
+    class TwoStage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fixed, self.rnn = layer(nn.LSTM, batch_first=True), nn.GRU(WIDTH, 2, batch_first=True).double()
+
+        def forward(self, x: Tensor) -> Any:
+            with torch.no_grad():
+                features, _ = self.fixed(x)
+            return self.rnn(features)
+
+    record = assert_as_fused(TwoStage(), sequences())
+    assert set(inner_calls(record)) == {"rnn"}
+    assert len(chain_of_time(record)) == LENGTH
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("cls", LAYERS, ids=lambda cls: cls.__name__)
+def test_half_precision_is_fused_to_its_own_round_off(cls: type[nn.RNNBase], dtype: torch.dtype) -> None:
+    """A kernel rounds once where plain operations round at each: some eps per operation, of which a gradient sums twenty."""
+    record = assert_as_fused(layer(cls, num_layers=2, dtype=dtype), sequences(dtype=dtype), ulps=20)
+    assert {own for _, own in chain_of_time(record).shapes(1)} == {dtype}
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        nn.RNN,
+        nn.LSTM,
+        nn.GRU,
+    ],
+    ids=lambda cls: cls.__name__,
+)
+def test_autocast_is_fused(cls: type[nn.RNNBase]) -> None:
+    def call(rnn: nn.Module, x: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return rnn(x)
+
+    model = Around(layer(cls, dtype=torch.float32), call)
+    # Numbers are those of bfloat16, of whatever type they come back.
+    eps = torch.finfo(torch.bfloat16).eps / torch.finfo(torch.float32).eps
+    assert_as_fused(model, sequences(dtype=torch.float32), ulps=20 * eps)
+
+
+def test_checkpointed_layer_is_refused() -> None:
+    """What is checkpointed is run again at the backward pass, fused."""
+
+    def call(rnn: nn.Module, x: Tensor) -> Any:
+        return checkpoint(lambda y: rnn(y)[0], x, use_reentrant=False)
+
+    with pytest.raises(CutError, match="checkpointed parts of the model cannot be measured along time"):
+        measure(Around(layer(nn.LSTM, batch_first=True), call), sequences(), steps="time")
+
+
+# The same chain --------------------------------------------------------------------------------------------------
+
+
+def _jacobian(chain: Chain) -> Tensor:
+    """Pull the identity back, of a chain whose states are one tensor each."""
+    ((shape, dtype),) = chain.shapes(len(chain))
+    columns: Any = [torch.eye(shape.numel(), dtype=dtype).reshape(-1, *shape)]
+    for index in range(len(chain), 0, -1):
+        columns = pull_back(chain, index, columns)
+    return columns[0].reshape(shape.numel(), -1)
+
+
+@pytest.mark.parametrize("options", [{}, {"nonlinearity": "relu"}, {"bias": False}], ids=label)
+def test_chain_is_the_kernel_s_own_jacobian(options: dict[str, Any]) -> None:
+    """∂h_T/∂h_0 by the fused kernel's own backward pass, against the product of the unrolled steps."""
+    rnn, x = layer(nn.RNN, **options), sequences(LENGTH, BATCH, FEATURES)
+    h0 = torch.zeros(1, BATCH, WIDTH, dtype=torch.float64)
+    expected = torch.autograd.functional.jacobian(lambda h: rnn(x, h)[1], h0).reshape(BATCH * WIDTH, -1)
+    found = _jacobian(chain_of_time(captured(rnn, x)))
+    # Five products of 9 × 9 matrices of order one.
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(("name", "way"), [("layer.l0", 0), ("layer.l0_reverse", 1)])
+def test_chain_of_one_direction_is_the_kernel_s_own_jacobian(name: str, way: int) -> None:
+    """Bidirectional: each direction is a recurrence of its own, which others do not enter."""
+    rnn, x = layer(nn.GRU, bidirectional=True), sequences(LENGTH, BATCH, FEATURES)
+    h0 = torch.zeros(2, BATCH, WIDTH, dtype=torch.float64)
+    whole = torch.autograd.functional.jacobian(lambda h: rnn(x, h)[1], h0)
+    expected = whole[way, :, :, way].reshape(BATCH * WIDTH, -1)
+    record = captured(Around(rnn, lambda m, y: m(y)[0]), x)
+    chain = chain_of_time(record, name)
+    torch.testing.assert_close(_jacobian(chain), expected, rtol=1e-12, atol=1e-13)
+    assert chain.names == tuple(f"{name}[{t}]" for t in range(LENGTH))
+
+
+def test_every_direction_of_every_layer_is_a_recurrence() -> None:
+    record = captured(Around(layer(nn.LSTM, num_layers=2, bidirectional=True), lambda m, x: m(x)), sequences())
+    found = find_recurrences(record, graph_of(record))
+    assert [r.name for r in found] == ["layer.l0", "layer.l0_reverse", "layer.l1", "layer.l1_reverse"]
+    assert [(len(r), r.runs) for r in found] == [(BATCH, 1)] * 4
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_state_is_that_of_all_layers(num_layers: int) -> None:
+    """One time step of a stack is one step of the chain: ``(h, c)`` of each layer."""
+    chain = chain_of_time(captured(layer(nn.LSTM, num_layers=num_layers), sequences(LENGTH, BATCH, FEATURES)))
+    for index in range(LENGTH + 1):
+        assert [tuple(shape) for shape, _ in chain.shapes(index)] == [(BATCH, WIDTH)] * (2 * num_layers)
+
+
+@pytest.mark.parametrize("read", ["first", "middle", "last", "cell", "mean", "state"])
+def test_chain_is_whole_whatever_the_loss_reads(read: str) -> None:
+    """The recurrence is the same one, whichever output the model goes on with."""
+    readers: dict[str, Callable[[Any], Tensor]] = {
+        "first": lambda out: out[0][0],
+        "middle": lambda out: out[0][2],
+        "last": lambda out: out[0][-1],
+        "cell": lambda out: out[1][1],
+        "mean": lambda out: out[0].mean(0),
+        "state": lambda out: out[1][0],
+    }
+    model = Around(layer(nn.LSTM), lambda m, x: readers[read](m(x)))
+    chain = chain_of_time(captured(model, sequences(LENGTH, BATCH, FEATURES)))
+    assert len(chain) == LENGTH
+    assert len(chain.cut.states[-1]) == 2
+
+
+# No harm ---------------------------------------------------------------------------------------------------------
+
+
+def test_measuring_leaves_the_model_as_it_was() -> None:
+    """Parameters, gradients, hooks, flags and generators, of a layer with everything on it."""
+
+    def note(*_: Any) -> None:
+        calls.append(1)
+
+    calls: list[int] = []
+    torch.manual_seed(0)
+    model = Around(layer(nn.LSTM, num_layers=2, dropout=0.5, batch_first=True), lambda m, x: m(x)[0])
+    parametrizations.weight_norm(model.layer, "weight_hh_l1")
+    model.layer.register_forward_hook(note)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    held = {name: (p, p.grad, p.grad.clone()) for name, p in model.named_parameters() if p.grad is not None}
+    hooks = [
+        (list(module._forward_hooks), list(module._forward_pre_hooks), module.training) for module in model.modules()
+    ]
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    drawn = torch.get_rng_state()
+    x = sequences()
+    before = model(x)
+    result = measure(model, x, steps="time", measures=["spectral_radius", "recurrence_lyapunov_max"])
+    assert len(result.steps) == LENGTH and len(calls) == 2
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    for name, parameter in model.named_parameters():
+        was, gradient, values = held[name]
+        assert parameter is was and parameter.grad is gradient and torch.equal(gradient, values)
+    assert hooks == [
+        (list(module._forward_hooks), list(module._forward_pre_hooks), module.training) for module in model.modules()
+    ]
+    assert attributes == {name: set(vars(module)) for name, module in model.named_modules()}
+    assert torch.equal(model(x), before)
+    assert type(torch.lstm).__name__ == "builtin_function_or_method"
+
+
+def test_mode_is_left_where_the_model_raises() -> None:
+    """After an error inside of a watched model, kernels are called directly again."""
+
+    def call(rnn: nn.Module, x: Tensor) -> Any:
+        rnn(x)
+        msg = "no"
+        raise ValueError(msg)
+
+    rnn = layer(nn.GRU)
+    with pytest.raises(ValueError, match="no"):
+        captured(Around(rnn, call), sequences())
+    assert torch.overrides._get_current_function_mode() is None
+    assert not rnn._forward_hooks and not rnn._forward_pre_hooks
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_same_seed_same_numbers(train: bool) -> None:
+    """Dropout between layers is drawn from the seed, in train mode only."""
+
+    def factory() -> nn.Module:
+        return nn.LSTM(FEATURES, WIDTH, num_layers=2, dropout=0.5)
+
+    results = [measure(factory, sequences(), steps="time", seeds=2, train=train, dtype="float64") for _ in range(2)]
+    assert results[0].log_gain.values == results[1].log_gain.values
+
+
+# Packed sequences ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [(5, 3, 1), (2, 5, 4), (1, 1, 2)], ids=str)
+@pytest.mark.parametrize(("cls", "size"), [(nn.GRU, WIDTH), (nn.LSTM, 2 * WIDTH)], ids=["GRU", "LSTM"])
+def test_packed_exponents_are_of_each_sample_s_own_steps(
+    cls: type[nn.RNNBase], size: int, lengths: tuple[int, ...]
+) -> None:
+    """The sum over all exponents is a log determinant, whatever the cotangents: it is that of each sample alone, averaged."""
+    rnn, x = layer(cls, batch_first=True), sequences()
+
+    def call(rnn: nn.Module, x: Tensor) -> Any:
+        return rnn(pack_padded_sequence(x, list(lengths), batch_first=True, enforce_sorted=False))[1]
+
+    found = measure(Around(rnn, call), x, steps="time", exponents=size)
+    alone = [measure(rnn, x[i : i + 1, :n], steps="time", exponents=size) for i, n in enumerate(lengths)]
+    expected = sum(sum(map(float, one.lyapunov_spectrum)) for one in alone) / len(lengths)
+    assert found.frame == "per sample"
+    # Log determinants of at most five 6 × 6 matrices, whose condition numbers are below 1e4.
+    assert sum(map(float, found.lyapunov_spectrum)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_packed_reverse_direction_acts_on_short_samples_last() -> None:
+    """Backwards, short sequences join late; their exponents are averaged over as many steps all the same."""
+    lengths = (4, 2, 1)
+    rnn, x = layer(nn.GRU, batch_first=True, bidirectional=True), sequences()
+
+    def call(rnn: nn.Module, x: Tensor) -> Any:
+        return rnn(pack_padded_sequence(x, list(lengths), batch_first=True))[1]
+
+    found = measure(Around(rnn, call), x, steps="time:layer.l0_reverse", exponents=WIDTH)
+    plain = nn.GRU(FEATURES, WIDTH, batch_first=True).double()
+    plain.load_state_dict(
+        {key.removesuffix("_reverse"): value for key, value in rnn.state_dict().items() if key.endswith("_reverse")}
+    )
+    alone = [measure(plain, x[i : i + 1, :n].flip(1), steps="time", exponents=WIDTH) for i, n in enumerate(lengths)]
+    expected = sum(sum(map(float, one.lyapunov_spectrum)) for one in alone) / len(lengths)
+    assert sum(map(float, found.lyapunov_spectrum)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_packed_growth_rates_are_of_the_samples_that_a_step_acts_on() -> None:
+    """A scalar linear recurrence has a growth rate known in closed form, whichever samples are active."""
+    rnn = nn.RNN(1, 1, nonlinearity="relu", bias=False, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        rnn.weight_hh_l0.fill_(0.5)
+        rnn.weight_ih_l0.fill_(1.0)
+
+    def call(rnn: nn.Module, x: Tensor) -> Any:
+        return rnn(pack_padded_sequence(x, [2, 6, 3], batch_first=True, enforce_sorted=False))[1]
+
+    x = torch.ones(3, 6, 1, dtype=torch.float64)
+    result = measure(Around(rnn, call), x, steps="time", measures=["lyapunov_history", "memory_horizon"])
+    log_half = -0.6931471805599453
+    # One multiplication per step: exact but for rounding.
+    assert [float(rate) for rate in result.growth_rate.values()] == pytest.approx([log_half] * 6, abs=1e-14)
+    assert [float(rate) for rate in result.lyapunov_history.values()] == pytest.approx([log_half] * 6, abs=1e-14)
+    assert float(result.lyapunov_max) == pytest.approx(log_half, abs=1e-14)
+    for warmup, alignment in ((3, 0), (0, 4), (2, 3)):
+        part = measure(Around(rnn, call), x, steps="time", warmup=warmup, alignment=alignment)
+        assert float(part.lyapunov_max) == pytest.approx(log_half, abs=1e-14)
+
+
+def test_packed_log_gain_is_that_of_whole_trajectories() -> None:
+    """Steps that a sequence does not take are isometries: they add nothing to its gain."""
+    rnn, x = layer(nn.RNN, batch_first=True), sequences()
+
+    def call(rnn: nn.Module, x: Tensor) -> Any:
+        return rnn(pack_padded_sequence(x, [1, 1, 5], batch_first=True, enforce_sorted=False))[1]
+
+    chain = chain_of_time(captured(Around(rnn, call), x))
+    assert chain.active == (None, 1, 1, 1, 1)
+    drawn = torch.randn(1, BATCH, WIDTH, dtype=torch.float64)
+    columns: Any = [drawn]
+    for index in range(LENGTH, 1, -1):
+        columns = pull_back(chain, index, columns)
+        # The longest comes first.
+        assert torch.equal(columns[0][0, 1:], drawn[0, 1:])
