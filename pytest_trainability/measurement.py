@@ -34,7 +34,18 @@ __all__ = ["Context", "Measurement", "TrainabilityFailure", "measure", "measure_
 _ALWAYS = ("log_gain", "growth_rate", "unused_parameters")
 """Read with what the default measures need, at no cost: reports show them."""
 _BACKWARD = frozenset(
-    {"lyapunov_max", "lyapunov_spectrum", "log_gain", "loss_log_gain", "growth_rate", "gradient_norm"}
+    {
+        "lyapunov_max",
+        "lyapunov_spectrum",
+        "lyapunov_history",
+        "log_gain",
+        "loss_log_gain",
+        "growth_rate",
+        "gradient_norm",
+        "memory_horizon",
+        "precision_horizon",
+        "recurrence_lyapunov_max",
+    }
 )
 """Measures whose failure the growth along the chain explains."""
 NOTEWORTHY = 3.0
@@ -178,7 +189,8 @@ def measure_in(
             f"the model must be a torch.nn.Module, a class or a factory without arguments. Got {type(model).__name__}."
         )
         raise UsageError(msg)
-    fixed = isinstance(model, nn.Module)
+    # A map without parameters has nothing to draw but its inputs.
+    fixed = isinstance(model, nn.Module) and (not callable(inputs) or any(True for _ in model.parameters()))
     recipe = Recipe(
         model=model,
         inputs=inputs,
@@ -479,11 +491,16 @@ class Measurement:
                 # As torch is set up in this process: a worker of xdist takes its share of the cores while it measures.
                 "threads": str(torch.get_num_threads()),
             },
-            conditions={"chain": self.steps.description, "frame": self.frame, "mode": self.mode},
+            conditions={"chain": self._chain_text(), "frame": self.frame, "mode": self.mode},
             seeds=self.seeds,
             draws=self._common.draws,
             measures={m.name: _recorded(self._in_its_unit(m), self._readings[m.name]) for m in measures},
         )
+
+    def _chain_text(self) -> str:
+        """Describe the chain; of a solver without how many steps it takes, which may differ between machines."""
+        description = self.steps.description
+        return description if self._common.time is None else description.partition(" × ")[2]
 
     def _to_record(self, verdicts: tuple[VerdictRecord, ...]) -> CheckRecord:
         growth = tuple(e.mean for e in self.growth_rate.values())
@@ -493,7 +510,7 @@ class Measurement:
             name=self._context.name,
             model=self.name,
             steps=self.steps.description,
-            step_names=self.steps.names,
+            step_names=tuple(self.growth_rate),
             frame=self.frame,
             mode=self.mode,
             device=self.device,
@@ -536,13 +553,15 @@ class Measurement:
 
     def _leaves_band(self, failed: Sequence[VerdictRecord], growth: Sequence[float]) -> str:
         """Say at which step the accumulated log gain leaves the band that a failed bound gives it."""
-        factors = {"log_gain": 1.0, "lyapunov_max": self._common.time or len(growth)}
+        factors = {"log_gain": 1.0}
+        if self._recipe.warmup == self._recipe.alignment == 0:
+            factors["lyapunov_max"] = self._common.time or len(growth)
         for verdict in failed:
             if verdict.measure in factors:
                 ends = (None if end is None else factors[verdict.measure] * end for end in (verdict.low, verdict.high))
                 index = first_outside(growth, Bound(*ends))
                 if index is not None:
-                    return f"at step {index + 1} of {len(growth)}, {self.steps.names[index]}, counted from the output"
+                    return f"at step {index + 1} of {len(growth)}, {tuple(self.growth_rate)[index]}, counted from the output"
         return ""
 
 

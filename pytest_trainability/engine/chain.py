@@ -36,6 +36,8 @@ class Chain:
     """Time that each step spans; empty where steps are counted."""
     active: tuple[int | None, ...] = ()
     """How many of the first samples each step acts on, None for all; empty where all do everywhere."""
+    roles: tuple[tuple[tuple[int, int] | None, ...], ...] = ()
+    """Of each tensor of each state, which result of which call of its step it is; None where that is not known."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -47,6 +49,19 @@ class Chain:
             entry = node._input_metadata[number]
             found.append((Size(entry.shape), entry.dtype))
         return found
+
+    def order(self, index: int) -> tuple[int, ...] | None:
+        """Return where in state ``index - 1`` each tensor of state ``index`` has its counterpart; None if that is unclear."""
+        earlier, later = self.shapes(index - 1), self.shapes(index)
+        if len(earlier) == len(later) == 1:
+            return (0,) if earlier == later else None
+        if not self.roles or len(earlier) != len(later):
+            return None
+        before, after = self.roles[index - 1], self.roles[index]
+        if len(set(before)) < len(before) or set(before) != set(after):
+            return None
+        found = tuple(before.index(role) for role in after)
+        return found if all(earlier[i] == shape for i, shape in zip(found, later)) else None
 
     def epsilon(self, index: int) -> float:
         """Return the coarsest ``eps`` of what segment ``index`` (1 … L) computes: of a norm that casts to float32, float32's."""

@@ -45,8 +45,9 @@ class Run:
     record: Capture
     chain: Chain
     frame: Frame
-    counted: slice
-    """Steps that the exponents are averaged over."""
+    warmup: int = 0
+    alignment: int = 0
+    """Steps at the beginning and at the end that the exponents leave out."""
     sweep: Sweep | None = None
     loss_sweep: Sweep | None = None
     parameter_gradients: dict[str, Tensor | None] = field(default_factory=dict)
@@ -56,22 +57,38 @@ class Run:
     recurrences: dict[str, Tensor] = field(default_factory=dict)
     """Leading exponents ``(samples, 1)`` of every recurrence along time, by the name of each."""
 
+    def exponents(self) -> Tensor:
+        """Return the exponents of each trajectory, ``(samples, k)``."""
+        assert self.sweep is not None
+        return self.sweep.averages(self.chain, self.warmup, self.alignment)
+
     def horizon(self, loss: float) -> float:
         """Return after how many steps, or how much time, a random cotangent has lost so many nats.
 
-        Beyond the chain it is extrapolated at the exponent's rate; ``inf`` where that is not negative.
+        It is the geometric mean over trajectories, each from its own end. Beyond the chain it is extrapolated at the trajectory's
+        average rate; ``inf`` where that is not negative.
         """
         assert self.sweep is not None
-        left, elapsed = loss, 0.0
+        taken = self.sweep.taken(self.chain)
         durations = self.chain.durations or (1.0,) * len(self.chain)
-        for rate, duration in zip(reversed(self.sweep.rates(self.chain)), reversed(durations)):
-            if rate == -math.inf:
-                return elapsed + duration
-            if rate < 0 and left + rate <= 0:
-                return elapsed + duration * left / -rate
-            left, elapsed = left + rate, elapsed + duration
-        average = float(self.sweep.averages(self.chain, self.counted)[:, 0].mean())
-        return elapsed + left / -average if average < 0 else math.inf if average >= 0 else math.nan
+        averages = self.sweep.averages(self.chain)[:, 0].tolist()
+        found = []
+        for sample, average in enumerate(averages):
+            rates = zip(self.sweep.logs[:, sample, 0].tolist(), durations, taken[:, sample].tolist())
+            steps = [(rate, duration) for rate, duration, acts in rates if acts]
+            found.append(_time_to_lose(loss, reversed(steps), average))
+        return math.exp(sum(map(math.log, found)) / len(found))
+
+
+def _time_to_lose(loss: float, steps: Iterable[tuple[float, float]], average: float) -> float:
+    left, elapsed = loss, 0.0
+    for rate, duration in steps:
+        if rate == -math.inf:
+            return elapsed + duration
+        if rate < 0 and left + rate <= 0:
+            return elapsed + duration * left / -rate
+        left, elapsed = left + rate, elapsed + duration
+    return elapsed + left / -average if average < 0 else math.inf if average >= 0 else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +195,13 @@ def _read_once(
     nodes += graph.nodes
     cutting = _cut(recipe, record, graph, along, known, seed)
     chain, first = cutting.chain, None
-    counted = _counted(recipe, chain)
+    _check_window(recipe, chain, seed)
     try:
         if known is None:
             frame, first = find_frame(chain, batch_size(record.inputs), seed)
             known = _described(recipe, record, graph, cutting, frame)
-        run = Run(seed, record, chain, known.plan.frame, counted, sweep=first if recipe.exponents == 1 else None)
+        run = Run(seed, record, chain, known.plan.frame, recipe.warmup, recipe.alignment)
+        run.sweep = first if recipe.exponents == 1 else None
         _fulfil(run, recipe, wanted, cutting.recurrences)
     except torch.OutOfMemoryError as error:
         raise ModelError(did_not_fit(model, record.device)) from error
@@ -240,19 +258,18 @@ def _along_time(recipe: Recipe, model: nn.Module) -> str | None:
     return None
 
 
-def _counted(recipe: Recipe, chain: Chain) -> slice:
-    """Return the steps that the exponents are averaged over.
+def _check_window(recipe: Recipe, chain: Chain, seed: int) -> None:
+    """See that a step is left to average over.
 
     Raises:
-        UsageError: None is left.
+        UsageError: None is.
     """
     if recipe.warmup + recipe.alignment >= len(chain):
         msg = (
             "warmup and alignment must leave a step to average over. "
-            f"Got {recipe.warmup} and {recipe.alignment} for a chain of {len(chain)}."
+            f"Got {recipe.warmup} and {recipe.alignment} for a chain of {len(chain)} (seed {seed})."
         )
         raise UsageError(msg)
-    return slice(recipe.warmup, len(chain) - recipe.alignment)
 
 
 def _planned(plan: Plan, record: Capture, seed: int) -> list[Call]:
@@ -288,7 +305,13 @@ def _fulfil(run: Run, recipe: Recipe, wanted: frozenset[Need], recurrences: Sequ
         run.spectral_radii = spectral_radii(run.chain, run.frame, run.seed)
     if "recurrences" in wanted:
         for recurrence in recurrences:
-            chain = chain_along(recurrence)
+            try:
+                chain = chain_along(recurrence)
+            except CutError:
+                continue
+            if bool(chain.durations) != bool(run.chain.durations):
+                # A time of another kind.
+                continue
             frame, found = find_frame(chain, batch_size(run.record.inputs), run.seed)
             found = found or sweep(chain, frame, random_cotangents(chain, 1, run.seed))
             run.recurrences[recurrence.name] = found.averages(chain)
@@ -360,8 +383,8 @@ def _left_out(cutting: _Cutting) -> str:
 def _notes_on_time(chosen: Recurrence, device: torch.device) -> Iterator[str]:
     if chosen.runs > 1:
         yield (
-            f"the gradient does not flow through all of time: the longest of {chosen.runs} stretches that do not depend on each "
-            "other is measured"
+            f"{chosen.name!r} is run on {chosen.runs} sequences that do not depend on each other, or its gradient is cut by "
+            ".detach(): the longest stretch is measured"
         )
     module = chosen.calls[0].module
     if isinstance(module, nn.RNNBase) and module.training and module.dropout and device.type != "cpu":

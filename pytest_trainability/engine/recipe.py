@@ -48,8 +48,10 @@ class Recipe:
 
     @property
     def fixed(self) -> bool:
-        """Whether the model is a finished module, one draw of its weights."""
-        return isinstance(self.model, nn.Module)
+        """Whether the model is a finished module, one draw of its weights; a map without weights has none."""
+        return isinstance(self.model, nn.Module) and (
+            not callable(self.inputs) or any(True for _ in self.model.parameters())
+        )
 
 
 def choose_device(name: str | torch.device | None, *, fixed: bool, worker: int = 0) -> torch.device | None:

@@ -51,7 +51,7 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
     The cells of ``torch.nn`` are handed the zeros that they would make themselves. Numbers are not changed.
     """
     record = recorder.record
-    handed: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
+    handed: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor, int, Node | None]]] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if module in handed or not torch.is_grad_enabled():
@@ -68,7 +68,7 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
             if not (tree.is_floating_point() or tree.is_complex()):
                 return tree
             copy = with_gradient(tree)
-            copies.append((tree, copy, copy._version))
+            copies.append((tree, copy, copy._version, copy.grad_fn))
             record.given.add(edge_of(copy))
             return copy
 
@@ -78,9 +78,9 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # A step may write its new state into the tensor that it was given.
-        for tensor, copy, version in handed.get(module, ()):
+        for tensor, copy, version, node in handed.get(module, ()):
             if copy._version != version:
-                tensor.copy_(copy)
+                tensor.copy_(copy.detach() if copy.grad_fn is node else copy)
         handed[module] = []
 
     handles = []
@@ -129,14 +129,21 @@ def find_recurrences(record: Capture, graph: Graph) -> list[Recurrence]:
     for calls in sorted(groups.values(), key=lambda group: not group[0].inner):
         if not calls[0].inner and (len(calls) < 2 or any(call in around for call in calls)):
             continue
+        if not calls[0].inner and _is_elementary(calls[0].module):
+            continue
         if any(parent in kept for call in calls for parent in _parents(call)):
             continue
         longest, runs = _longest_run(graph, calls)
-        if len(longest) > 1 or calls[0].inner:
+        if len(longest) > 1 or (longest and calls[0].inner):
             kept.update(calls)
             found.append(Recurrence(tuple((call,) for call in longest), runs))
     merged = _merged(sorted(found, key=lambda recurrence: recurrence.steps[0][0].start))
     return [replace(recurrence, given=record.given) for recurrence in _named(merged)]
+
+
+def _is_elementary(module: nn.Module) -> bool:
+    """Whether it is an activation, a dropout or the like of ``torch.nn``, which all layers of a tower may share."""
+    return type(module).__module__.startswith("torch.nn.") and not any(True for _ in module.parameters())
 
 
 def _parents(call: Call) -> list[Call]:
@@ -178,7 +185,14 @@ def _longest_run(graph: Graph, calls: Sequence[Call]) -> tuple[list[Call], int]:
     lengths: list[int] = []
     for previous in before:
         lengths.append(1 + (lengths[previous] if previous >= 0 else 0))
-    index = max(range(len(calls)), key=lambda i: (alive[i] or bool(calls[i].inner), lengths[i], -i))
+    reaching = [
+        i
+        for i in range(len(calls))
+        if alive[i] or (calls[i].inner and any(e[0] in graph.place for e in calls[i].outputs))
+    ]
+    if not reaching:
+        return [], 0
+    index = max(reaching, key=lambda i: (lengths[i], -i))
     run = []
     while index >= 0:
         run.append(calls[index])
@@ -280,7 +294,11 @@ def chain_along(recurrence: Recurrence) -> Chain:
     if len(moments) < 2:
         raise CutError(_not_carried(recurrence))
     cut = graph.cut(x0 or first, moments, last)
-    calls = recurrence.calls[0 if x0 else 1 :][: len(cut.segments)]
+    begun = 0 if x0 else 1
+    calls = recurrence.calls[begun:][: len(cut.segments)]
+    # Of the first state nothing is known but what it becomes.
+    unknown = tuple(None for _ in cut.states[0]) if x0 else _roles(steps[0], cut.states[0])
+    roles = [_roles(step, state) for step, state in zip(steps[begun:], cut.states[1:])]
     durations = tuple(call.duration for call in calls if call.duration is not None)
     return Chain(
         calls,
@@ -290,8 +308,14 @@ def chain_along(recurrence: Recurrence) -> Chain:
         inner_eps=inner_eps(graph, cut, [call.end for call in calls]),
         along="time",
         durations=durations if len(durations) == len(calls) else (),
+        roles=(unknown, *roles),
         active=tuple(call.active for call in calls) if any(call.active is not None for call in calls) else (),
     )
+
+
+def _roles(step: Sequence[Call], state: Sequence[Edge]) -> tuple[tuple[int, int] | None, ...]:
+    where = {edge: (i, j) for i, call in enumerate(step) for j, edge in enumerate(call.results) if edge is not None}
+    return tuple(where.get(edge) for edge in state)
 
 
 def _not_carried(recurrence: Recurrence) -> str:

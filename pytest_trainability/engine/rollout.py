@@ -28,6 +28,9 @@ class Rollout(nn.Module):
     The chain's steps are those of the map, which is what ``steps="auto"`` and ``steps="time"`` take. All of them are kept for one
     backward pass; :func:`~pytest_trainability.lyapunov_spectrum` needs no more than one at a time, and gives no verdict.
 
+    The first state is the model's input. A tuple of inputs holds positional arguments, as for every model, and a dictionary
+    named ones: hand a state that is a tuple as ``((x, y),)``, one that is a dictionary as ``({"x": x},)``.
+
     Args:
         step: ``step(state)``, or ``step(state, input)`` where the model is given a sequence of inputs, too. A module, whose
             parameters are then measured, or any function in PyTorch. States are tensors, or tuples, lists or dicts of them.
@@ -66,7 +69,8 @@ class Rollout(nn.Module):
         if steps < 1 or (lengths and lengths != {steps}):
             msg = (
                 "a rollout needs steps=, or inputs whose first dimension counts the steps, as many as steps= says if both are "
-                f"given. Got steps={self.steps} and inputs of length {', '.join(map(str, sorted(lengths))) or 'none'}."
+                f"given. Got steps={self.steps} and inputs of length {', '.join(map(str, sorted(lengths))) or 'none'}. A state "
+                "that is a tuple is handed over as ((x, y),)."
             )
             raise UsageError(msg)
         for number in range(steps):

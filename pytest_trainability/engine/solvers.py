@@ -32,6 +32,18 @@ def solver_steps(recorder: Recorder) -> Iterator[None]:
     except ImportError:
         yield
         return
+    if not all(
+        hasattr(cls, name)
+        for cls, names in (
+            (RKAdaptiveStepsizeODESolver, ("_before_integrate", "_adaptive_step", "_advance", "_advance_until_event")),
+            (FixedGridODESolver, ("_step_func", "_linear_interp", "_cubic_hermite_interp")),
+            (adjoint, ("OdeintAdjointMethod",)),
+        )
+        for name in names
+    ):
+        recorder.record.notes.append("this version of torchdiffeq is not known: the steps of its solvers are not seen")
+        yield
+        return
     known, method = dict(SOLVERS), adjoint.OdeintAdjointMethod
     try:
         for name, solver in known.items():
@@ -145,12 +157,17 @@ def _fixed(solver: Any, name: str, recorder: Recorder) -> Any:
 
 
 def _adaptive(solver: Any, name: str, recorder: Recorder) -> Any:
-    """A solver that chooses its steps. Their sizes are taken as given: no gradient flows through the choice of the first."""
+    """A solver that chooses its steps. Their sizes are taken as given: no gradient flows through the choice of the first.
+
+    The last step reaches beyond the last point of time, where the solution is interpolated: the chain ends there.
+    """
 
     class Adaptive(solver):  # type: ignore[misc]
         def __init__(self, func: Any, y0: Tensor, **options: Any) -> None:
             super().__init__(func=func, y0=_start(y0), **options)
             self._watch = _Watch(recorder, name, func)
+            self._accepted: Any = None
+            self._interpolated: Any = None
 
         def _before_integrate(self, t: Tensor) -> None:
             # The slope at the start is part of the first step.
@@ -160,11 +177,34 @@ def _adaptive(solver: Any, name: str, recorder: Recorder) -> Any:
             self.rk_state = state._replace(dt=state.dt.detach())
 
         def _adaptive_step(self, rk_state: Any) -> Any:
-            if self._watch.call is None:
+            if self._accepted is not None:
+                self._watch.end(*self._accepted)
                 self._watch.begin(rk_state.y1)
+                self._accepted = None
             after = super()._adaptive_step(rk_state)
             if after.t1 > rk_state.t1:
-                self._watch.end(after.y1, after.t1 - rk_state.t1)
+                self._accepted = after.y1, after.t1 - rk_state.t1
             return after
+
+        def _advance(self, next_t: Tensor) -> Any:
+            y = super()._advance(next_t)
+            self._interpolated = y, next_t - self.rk_state.t0
+            return y
+
+        def _advance_until_event(self, event_fn: Any) -> Any:
+            t, y = super()._advance_until_event(event_fn)
+            self._interpolated = y, t - self.rk_state.t0
+            return t, y
+
+        def integrate(self, t: Tensor) -> Any:
+            return self._ended(super().integrate(t))
+
+        def integrate_until_event(self, t0: Tensor, event_fn: Any) -> Any:
+            return self._ended(super().integrate_until_event(t0, event_fn))
+
+        def _ended(self, solution: Any) -> Any:
+            if self._accepted is not None and self._interpolated is not None:
+                self._watch.end(*self._interpolated)
+            return solution
 
     return Adaptive

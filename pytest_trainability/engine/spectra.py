@@ -37,48 +37,53 @@ def spectral_radii(chain: Chain, frame: Frame, seed: int) -> dict[str, float]:
     if any(dtype.is_complex for _, dtype in chain.shapes(0)):
         # Over the reals, a state of n complex numbers has 2n dimensions; not done.
         return {}
-    shapes = [chain.shapes(index) for index in range(len(chain) + 1)]
-    alike = [index for index in range(1, len(chain) + 1) if shapes[index] == shapes[index - 1]]
-    # The order of the first and of the last state's tensors is their own.
-    inner = [index for index in alike if 1 < index < len(chain)]
-    if not inner and len(shapes[0]) == 1:
-        inner = alike
-    count = min(PROBES, len(inner))
-    chosen = [inner[round(i * (len(inner) - 1) / max(count - 1, 1))] for i in range(count)]
-    return {chain.names[index - 1]: _radius(chain, frame, index, seed) for index in chosen}
+    orders = {index: chain.order(index) for index in range(1, len(chain) + 1)}
+    known = [index for index, order in orders.items() if order is not None]
+    count = min(PROBES, len(known))
+    chosen = [known[round(i * (len(known) - 1) / max(count - 1, 1))] for i in range(count)]
+    return {chain.names[index - 1]: _radius(chain, frame, index, orders[index] or (), seed) for index in chosen}
 
 
-def _radius(chain: Chain, frame: Frame, index: int, seed: int) -> float:
+def _radius(chain: Chain, frame: Frame, index: int, order: Sequence[int], seed: int) -> float:
     size = sum(math.prod(shape) for shape, _ in chain.shapes(index)) // frame.samples
-    samples = min(frame.samples, 4 if size <= LARGE else 1)
+    # The first samples are those that a packed sequence's step acts on.
+    active = chain.active[index - 1] if chain.active else None
+    samples = min(frame.samples, active or frame.samples, 4 if size <= LARGE else 1)
     if size <= DENSE:
-        found = _dense(chain, frame, index, size, samples)
+        found = _dense(chain, frame, index, order, size, samples)
     else:
-        found = [_iterated(chain, frame, index, size, sample, seed) for sample in range(samples)]
+        found = [_iterated(chain, frame, index, order, size, sample, seed) for sample in range(samples)]
     return math.exp(sum(math.log(radius) if radius else -math.inf for radius in found) / len(found))
 
 
-def _dense(chain: Chain, frame: Frame, index: int, size: int, samples: int) -> list[float]:
+def _dense(chain: Chain, frame: Frame, index: int, order: Sequence[int], size: int, samples: int) -> list[float]:
     """Return the spectral radius of the first trajectories' Jacobians, from all their columns."""
     parts = []
     for units in torch.eye(size, device="cpu").chunk(-(-size // 64)):
         columns = _columns(chain, frame, index, units.expand(frame.samples, *units.shape))
-        parts.append(_rows(chain, frame, index - 1, pull_back(chain, index, columns), len(units))[:samples])
-    return [float(moduli.max()) for moduli in torch.linalg.eigvals(torch.cat(parts, dim=1)).abs()]
+        parts.append(_rows(chain, frame, index - 1, order, pull_back(chain, index, columns), len(units))[:samples])
+    # Of what is not finite LAPACK would look for eigenvalues for ever.
+    return [
+        float(torch.linalg.eigvals(jacobian).abs().max()) if bool(jacobian.isfinite().all()) else math.nan
+        for jacobian in torch.cat(parts, dim=1)
+    ]
 
 
-def _iterated(chain: Chain, frame: Frame, index: int, size: int, sample: int, seed: int) -> float:
+def _iterated(chain: Chain, frame: Frame, index: int, order: Sequence[int], size: int, sample: int, seed: int) -> float:
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
 
     def apply(vector: Any) -> Any:
         rows = torch.zeros(frame.samples, 1, size, dtype=torch.float64, device="cpu")
         rows[sample, 0] = torch.from_numpy(vector.reshape(-1))
         found = pull_back(chain, index, _columns(chain, frame, index, rows))
-        return _rows(chain, frame, index - 1, found, 1)[sample, 0].numpy()
+        return _rows(chain, frame, index - 1, order, found, 1)[sample, 0].numpy()
 
     generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "eigenvector"))
     start = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").numpy()
-    if not apply(start).any():
+    image = torch.from_numpy(apply(start))
+    if not bool(image.isfinite().all()):
+        return math.nan
+    if not bool(image.any()):
         return 0.0
     operator = LinearOperator((size, size), matvec=apply, dtype="float64")
     try:
@@ -101,10 +106,13 @@ def _columns(chain: Chain, frame: Frame, index: int, rows: Tensor) -> Columns:
     return columns
 
 
-def _rows(chain: Chain, frame: Frame, index: int, columns: Sequence[Tensor | None], count: int) -> Tensor:
-    """Undo :func:`_columns`, in float64 on the CPU; zero for what gets no gradient."""
+def _rows(
+    chain: Chain, frame: Frame, index: int, order: Sequence[int], columns: Sequence[Tensor | None], count: int
+) -> Tensor:
+    """Undo :func:`_columns`, with the state's tensors in the given order, in float64 on the CPU; zero for no gradient."""
     parts = []
-    for column, (shape, _) in zip(columns, chain.shapes(index)):
+    shapes = chain.shapes(index)
+    for column, (shape, _) in ((columns[i], shapes[i]) for i in order):
         size = math.prod(shape) // frame.samples
         if column is None:
             parts.append(torch.zeros(frame.samples, count, size, dtype=torch.float64, device="cpu"))

@@ -341,25 +341,31 @@ class Sweep:
         vanished = (self.logs == -math.inf).any(dim=0)
         return torch.where(vanished, -math.inf, self.logs.sum(dim=0))
 
-    def averages(self, chain: Chain, counted: slice = slice(None)) -> Tensor:
-        """Return the growth per step, or per unit of time where steps have durations, averaged over some steps.
+    def running(self, chain: Chain, warmup: int = 0, alignment: int = 0) -> Tensor:
+        """Return the growth per step, or per unit of time where steps have durations, averaged from the last step to each.
 
-        Each sample's average is over the steps that act on it; samples without any are left out.
+        Each sample's average is over the steps that act on it, but for its first and last ones.
 
         Returns:
-            Of shape ``(samples, k)``; ``-inf`` for a column that vanished on the way.
+            Of shape ``(L, samples, k)``; ``-inf`` from where a column vanishes on, NaN where nothing counts yet.
         """
-        logs, taken = self.logs[counted], self.taken(chain)[counted]
-        durations = torch.tensor(chain.durations or [1.0] * len(chain), dtype=torch.float64, device="cpu")[counted]
-        total = torch.where(taken[:, :, None], logs, 0.0).sum(dim=0)
-        time = (taken * durations[:, None]).sum(dim=0)
-        vanished = (self.logs[counted.start :] == -math.inf).any(dim=0)
-        return torch.where(vanished, -math.inf, total / time[:, None])[time > 0]
-
-    def rates(self, chain: Chain) -> list[float]:
-        """Return what each step does to the first column, in nats, averaged over the samples that it acts on."""
         taken = self.taken(chain)
-        return (torch.where(taken, self.logs[:, :, 0], 0.0).sum(dim=1) / taken.sum(dim=1)).tolist()
+        number, count = taken.cumsum(dim=0), taken.sum(dim=0)
+        counted = taken & (number > warmup) & (number <= count - alignment)
+        durations = torch.tensor(chain.durations or [1.0] * len(chain), dtype=torch.float64, device="cpu")
+        total = torch.where(counted[:, :, None], self.logs, 0.0).flip(0)
+        vanished = (self.logs == -math.inf).flip(0).cumsum(dim=0) > 0
+        total = torch.where(vanished, -math.inf, total.cumsum(dim=0))
+        time = (counted * durations[:, None]).flip(0).cumsum(dim=0)
+        return (total / time[:, :, None]).flip(0).where((time > 0).flip(0)[:, :, None], math.nan)
+
+    def averages(self, chain: Chain, warmup: int = 0, alignment: int = 0) -> Tensor:
+        """Return the growth per step, or per unit of time, over the steps that are left: ``(samples, k)``.
+
+        Samples without any are left out.
+        """
+        found = self.running(chain, warmup, alignment)[warmup]
+        return found[self.taken(chain).sum(dim=0) > warmup + alignment]
 
     def taken(self, chain: Chain) -> Tensor:
         """Return which steps act on which samples, ``(L, samples)``: all, but where packed sequences end early."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..engine.ensemble import Run
 from .measure import Measure
 
@@ -19,17 +17,11 @@ def lyapunov_history(run: Run) -> dict[str, float]:
         where a column vanishes on.
     """
     assert run.sweep is not None
-    chain = run.chain
-    taken = run.sweep.taken(chain)[run.counted]
-    logs = torch.where(taken[:, :, None], run.sweep.logs[run.counted], 0.0).flip(0)
-    vanished = (run.sweep.logs.flip(0) == -torch.inf).cummax(0).values.flip(0)[run.counted].flip(0)
-    logs = torch.where(vanished, -torch.inf, logs).cumsum(0)
-    durations = torch.tensor(chain.durations or [1.0] * len(chain), dtype=torch.float64, device="cpu")[run.counted]
-    time = (taken * durations[:, None]).flip(0).cumsum(0)
-    averages = (logs / time[:, :, None]).nanmean(dim=1).flip(0).tolist()
+    averages = run.sweep.running(run.chain, run.warmup, run.alignment).nanmean(dim=1).tolist()
+    counted = slice(run.warmup, len(run.chain) - run.alignment)
     return {
         name + (f" exponent {number}" if number > 1 else ""): value
-        for name, values in zip(chain.names[run.counted], averages)
+        for name, values in zip(run.chain.names[counted], averages[counted])
         for number, value in enumerate(values, 1)
     }
 

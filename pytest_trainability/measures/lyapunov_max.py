@@ -23,7 +23,7 @@ def lyapunov_max(run: Run) -> float:
     the annealed relative.
     """
     assert run.sweep is not None
-    return float(run.sweep.averages(run.chain, run.counted)[:, 0].mean())
+    return float(run.exponents()[:, 0].mean())
 
 
 MEASURE = Measure("lyapunov_max", "scalar", "nats/step", "linear", frozenset({"sweep"}), lyapunov_max, tolerance=0.02)

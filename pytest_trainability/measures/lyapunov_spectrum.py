@@ -19,7 +19,7 @@ def lyapunov_spectrum(run: Run) -> list[float]:
     Source: Benettin et al., Meccanica 15, 9 (1980).
     """
     assert run.sweep is not None
-    means = run.sweep.averages(run.chain, run.counted).mean(dim=0)
+    means = run.exponents().mean(dim=0)
     # Sorted after the average over seeds: sorting each seed's would bias the first up and the last down.
     return [float(mean) for mean in means]
 

@@ -126,3 +126,24 @@ def test_lorenz_through_the_steps_of_a_solver():
     assert math.fsum(found) == pytest.approx(-(10 + 1 + 8 / 3), abs=2e-2)
     # Rates over 7 units of time scatter by about 0.2 from trajectory to trajectory.
     assert found[0] == pytest.approx(0.9056, abs=4 * 0.2 / math.sqrt(12))
+
+
+@pytest.mark.parametrize("calls", [1, 10])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-8])
+def test_an_adaptive_solver_ends_where_it_is_told_to(calls, tolerance):
+    """It steps beyond the end and interpolates: the chain ends at the end, and y' = y gains just T nats."""
+
+    class Growth(nn.Module):
+        def forward(self, y: Tensor) -> Tensor:
+            for _ in range(calls):
+                times = torch.tensor([0, 1.0], dtype=F64)
+                y = torchdiffeq.odeint(lambda t, y: y, y, times, rtol=tolerance, atol=tolerance)[-1]
+            return y
+
+    result = measure(
+        Growth(), torch.ones(2, 3, dtype=F64), steps="time", loss=lambda y: y.sum(), measures=["loss_log_gain"]
+    )
+    # An interpolant is as good as the solver; its errors add up over the calls.
+    assert result.log_gain == pytest.approx(calls, abs=20 * calls * tolerance)
+    assert result.loss_log_gain == pytest.approx(calls, abs=20 * calls * tolerance)
+    assert result.lyapunov_max == pytest.approx(1, abs=20 * tolerance)

@@ -315,3 +315,81 @@ def test_time_has_a_unit(dt):
     assert result.log_gain == pytest.approx(-20 * dt, abs=20 * EPS)
     assert result.memory_horizon == pytest.approx(math.log(100), abs=1e-9)
     assert result.memory_horizon.unit == "time"
+
+
+# What is not finite, dead, over or beside ---------------------------------------------------------------------------------
+
+
+def test_an_exploding_map_has_an_answer():
+    """LAPACK looks for eigenvalues of NaN for ever; a bound on them fails instead."""
+    result = measure(Rollout(lambda x: 1e30 * x * x, steps=20), torch.rand(4, 3) + 1, measures=["spectral_radius"])
+    assert any(math.isnan(float(radius)) for radius in result.spectral_radius.values())
+
+
+def test_the_radius_of_a_packed_sequence_is_of_the_samples_that_go_on():
+    """Samples that are over keep their state: an identity that is none of the recurrence's."""
+
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.RNN(3, 8, batch_first=True, dtype=F64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(nn.utils.rnn.pack_padded_sequence(x, [60, 5, 5, 5], batch_first=True))[1]
+
+    x = torch.randn(4, 60, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = Packed()
+    packed = measure(model, x, steps="time", measures=["spectral_radius"]).spectral_radius
+    alone = measure(model.rnn, x[:1], steps="time", measures=["spectral_radius"]).spectral_radius
+    late = [name for name in packed if int(name.strip("]").rpartition("[")[2]) > 5]
+    assert late
+    for name in late:
+        assert float(packed[name]) == pytest.approx(float(alone[name.replace("rnn", "RNN")]), rel=1e-9)
+
+
+def test_a_horizon_is_that_of_most_trajectories():
+    """One dead sample of four does not make the horizon one step."""
+    state = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [3.0, 1.0], [1.0, 1.0]], dtype=F64)
+    result = measure(Rollout(lambda s: 0.5 * torch.relu(s), steps=20), state)
+    expected = (1 * (math.log(100) / math.log(2)) ** 3) ** (1 / 4)
+    assert result.memory_horizon == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_shared_activation_is_no_recurrence():
+    class Tower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(30))
+            self.act, self.rnn = nn.Tanh(), nn.GRU(4, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = self.act(layer(x))
+            return self.rnn(x)[0]
+
+    result = measure(Tower, torch.randn(2, 10, 4), steps="time", seeds=1, measures=["recurrence_lyapunov_max"])
+    assert result.steps.description == "10 × GRU"
+    assert list(result.recurrence_lyapunov_max) == ["rnn"]
+
+
+def test_states_that_change_places_are_told_apart():
+    """A slow part that is updated every third step: eigenvalues are those of the map, not of a permuted one."""
+
+    class Clockwork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.number = 0
+
+        def forward(self, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            fast, slow = state
+            self.number += 1
+            if self.number % 3 == 0:
+                slow = 2 * slow
+            return 0.5 * fast, slow
+
+    state = (torch.ones(2, 3, dtype=F64), torch.ones(2, 3, dtype=F64))
+    result = measure(Rollout(Clockwork(), steps=12), (state,), measures=["spectral_radius"])
+    found = {int(name.strip("]").rpartition("[")[2]): float(r) for name, r in result.spectral_radius.items()}
+    assert len(found) == 5
+    assert found == pytest.approx({n: 2.0 if n % 3 == 2 else 1.0 for n in found}, rel=1e-12)

@@ -314,7 +314,7 @@ def test_spectral_radius_of_a_step() -> None:
     net = model(lambda m, y: odeint(m.func, y, times(0.0, 0.2, 0.4, 0.6, 0.8), method="rk4"), func=Linear())
     result = measure(net, start(), steps="time", measures=["spectral_radius"])
     expected = math.exp(0.2 * stability(4, 0.2)[0])
-    assert [float(v) for v in result.spectral_radius.values()] == pytest.approx([expected] * 2, rel=1e-12)
+    assert [float(v) for v in result.spectral_radius.values()] == pytest.approx([expected] * 4, rel=1e-12)
 
 
 # How it is called -----------------------------------------------------------------------------------------------------------
@@ -551,7 +551,8 @@ def test_solution_up_to_an_event_has_the_solver_s_steps(method: str) -> None:
     chain = chain_of_time(assert_untouched(net, start()))
     assert_one_backward(chain)
     assert {call.inner for call in chain.steps} == {f"{method} step"}
-    assert sum(chain.durations) >= 0.55 > sum(chain.durations[:-1])
+    # An adaptive solver's chain ends at the event, to the accuracy of its root finding; a fixed grid's with its last step.
+    assert sum(chain.durations) == pytest.approx(0.6 if method == "rk4" else 0.55, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])

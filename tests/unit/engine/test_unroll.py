@@ -535,7 +535,7 @@ def test_packed_reverse_direction_acts_on_short_samples_last() -> None:
     assert sum(map(float, found.lyapunov_spectrum)) == pytest.approx(expected, abs=1e-9)
 
 
-def test_packed_growth_rates_are_of_the_samples_that_a_step_acts_on() -> None:
+def test_packed_exponents_are_of_the_samples_that_a_step_acts_on() -> None:
     """A scalar linear recurrence has a growth rate known in closed form, whichever samples are active."""
     rnn = nn.RNN(1, 1, nonlinearity="relu", bias=False, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
@@ -549,7 +549,9 @@ def test_packed_growth_rates_are_of_the_samples_that_a_step_acts_on() -> None:
     result = measure(Around(rnn, call), x, steps="time", measures=["lyapunov_history", "memory_horizon"])
     log_half = -0.6931471805599453
     # One multiplication per step: exact but for rounding.
-    assert [float(rate) for rate in result.growth_rate.values()] == pytest.approx([log_half] * 6, abs=1e-14)
+    shares = [share * log_half for share in (1, 1, 2 / 3, 1 / 3, 1 / 3, 1 / 3)]
+    assert [float(rate) for rate in result.growth_rate.values()] == pytest.approx(shares, abs=1e-14)
+    assert float(result.log_gain) == pytest.approx(sum(shares), abs=1e-14)
     assert [float(rate) for rate in result.lyapunov_history.values()] == pytest.approx([log_half] * 6, abs=1e-14)
     assert float(result.lyapunov_max) == pytest.approx(log_half, abs=1e-14)
     for warmup, alignment in ((3, 0), (0, 4), (2, 3)):
