@@ -21,7 +21,7 @@ from .checks.statistics import CONFIDENCE, Level, as_confidence, as_seeds, estim
 from .checks.tolerances import as_tolerance
 from .checks.verdicts import Value, first_outside, is_settled, judge
 from .engine.ensemble import Ensemble, ensemble
-from .engine.recipe import ModelSource, Recipe, choose_device
+from .engine.recipe import ModelSource, Recipe, choose_device, is_fixed
 from .engine.steps import StepChoice
 from .engine.trees import tensors_in
 from .errors import BoundError, TrainabilityError, UsageError
@@ -189,8 +189,7 @@ def measure_in(
             f"the model must be a torch.nn.Module, a class or a factory without arguments. Got {type(model).__name__}."
         )
         raise UsageError(msg)
-    # A map without parameters has nothing to draw but its inputs.
-    fixed = isinstance(model, nn.Module) and (not callable(inputs) or any(True for _ in model.parameters()))
+    fixed = is_fixed(model, inputs)
     recipe = Recipe(
         model=model,
         inputs=inputs,

@@ -21,7 +21,7 @@ from .isolation import derived_seed, generator_state, preserved_model, seeded
 from .steps import StepChoice
 from .trees import is_empty, map_tensors, tensors_in, to_tensor_like
 
-__all__ = ["ModelSource", "Recipe", "built", "choose_device", "did_not_fit", "outlines", "recorded"]
+__all__ = ["ModelSource", "Recipe", "built", "choose_device", "did_not_fit", "is_fixed", "outlines", "recorded"]
 
 ModelSource: TypeAlias = "nn.Module | Callable[[], nn.Module]"
 
@@ -48,10 +48,13 @@ class Recipe:
 
     @property
     def fixed(self) -> bool:
-        """Whether the model is a finished module, one draw of its weights; a map without weights has none."""
-        return isinstance(self.model, nn.Module) and (
-            not callable(self.inputs) or any(True for _ in self.model.parameters())
-        )
+        """As :func:`is_fixed`."""
+        return is_fixed(self.model, self.inputs)
+
+
+def is_fixed(model: ModelSource, inputs: Any) -> bool:
+    """Whether the model is a finished module, one draw of its weights; one without weights may be measured on several inputs."""
+    return isinstance(model, nn.Module) and (not callable(inputs) or any(True for _ in model.parameters()))
 
 
 def choose_device(name: str | torch.device | None, *, fixed: bool, worker: int = 0) -> torch.device | None:
