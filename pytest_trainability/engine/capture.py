@@ -17,7 +17,18 @@ from ..errors import ModelError
 from .rollout import Rollout, kind_of
 from .trees import carries_gradient, map_tensors, norm, tensors_in
 
-__all__ = ["Call", "Capture", "Edge", "Instrument", "Loss", "Recorder", "capture", "edge_of", "with_gradient"]
+__all__ = [
+    "Call",
+    "Capture",
+    "Edge",
+    "Instrument",
+    "Loss",
+    "Recorder",
+    "as_signal",
+    "capture",
+    "edge_of",
+    "with_gradient",
+]
 
 Edge = tuple[Node, int]
 """An autograd node and the number of one of its outputs: one tensor of the forward pass, without the tensor."""
@@ -121,6 +132,13 @@ def unique(edges: Iterable[Edge]) -> tuple[Edge, ...]:
 def now() -> int:
     """Return the number that the next autograd node of this thread will get; it grows in program order."""
     return int(torch._C._autograd._get_sequence_nr())
+
+
+def as_signal(tensor: Tensor) -> Tensor:
+    """Return the tensor as the beginning of a signal: a constant with a gradient, a parameter as what is computed from it."""
+    if not carries_gradient(tensor):
+        return with_gradient(tensor)
+    return tensor.clone() if tensor.is_leaf else tensor
 
 
 Instrument = Callable[["Recorder"], AbstractContextManager[Any]]

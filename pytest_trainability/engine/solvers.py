@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture import Call, Recorder, with_gradient
-from .trees import carries_gradient
+from .capture import Call, Recorder, as_signal
 
 __all__ = ["solver_steps"]
 
@@ -106,19 +105,12 @@ class _Watch:
         self.call = None
 
 
-def _start(y0: Tensor) -> Tensor:
-    """Return what the solution starts from: a signal, be it a constant or a parameter."""
-    if not torch.is_grad_enabled():
-        return y0
-    return y0.clone() if carries_gradient(y0) else with_gradient(y0)
-
-
 def _fixed(solver: Any, name: str, recorder: Recorder) -> Any:
     """A solver with a grid of its own."""
 
     class Fixed(solver):  # type: ignore[misc]
         def __init__(self, func: Any, y0: Tensor, **options: Any) -> None:
-            super().__init__(func=func, y0=_start(y0), **options)
+            super().__init__(func=func, y0=as_signal(y0) if torch.is_grad_enabled() else y0, **options)
             self._watch = _Watch(recorder, name, func)
             self._since: Any = 0.0
 
@@ -164,7 +156,7 @@ def _adaptive(solver: Any, name: str, recorder: Recorder) -> Any:
 
     class Adaptive(solver):  # type: ignore[misc]
         def __init__(self, func: Any, y0: Tensor, **options: Any) -> None:
-            super().__init__(func=func, y0=_start(y0), **options)
+            super().__init__(func=func, y0=as_signal(y0) if torch.is_grad_enabled() else y0, **options)
             self._watch = _Watch(recorder, name, func)
             self._accepted: Any = None
             self._interpolated: Any = None

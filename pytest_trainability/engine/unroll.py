@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn.functional import dropout, linear
 from torch.overrides import TorchFunctionMode
 
-from .capture import Call, Recorder, with_gradient
-from .trees import carries_gradient
+from .capture import Call, Recorder, as_signal
 
 __all__ = ["Unrolling"]
 
@@ -144,7 +143,7 @@ class Unrolling(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _unrolled(self, name: str, given: _Arguments) -> tuple[Tensor, ...]:
-        initial = [t if carries_gradient(t) else with_gradient(t) for t in given.initial]
+        initial = [as_signal(t) for t in given.initial]
         turned = given.batch_first and given.sizes is None
         x = given.data.transpose(0, 1) if turned else given.data
         # A layer that is called for one time step is one step from the state that it is given to that which it returns.
