@@ -560,7 +560,7 @@ class Measurement:
                 ends = (None if end is None else factors[verdict.measure] * end for end in (verdict.low, verdict.high))
                 index = first_outside(growth, Bound(*ends))
                 if index is not None:
-                    return f"at step {index + 1} of {len(growth)}, {tuple(self.growth_rate)[index]}, counted from the output"
+                    return f"at {tuple(self.growth_rate)[index]}, {len(growth) - index} of {len(growth)} steps from the output"
         return ""
 
 

@@ -47,7 +47,8 @@ def diagnose(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
     outlier = _outlier(growth)
     if outlier is not None:
         share = f"{growth[outlier]:+.2g} of {sum(growth):+.2g} nats"
-        return [f"{facts[outlier].name} alone contributes {share}: look at its initialization"]
+        where = "what it is given there" if facts[outlier].recurrent else "its initialization"
+        return [f"{facts[outlier].name} alone contributes {share}: look at {where}"]
     return _steady(growth, facts)
 
 
@@ -91,13 +92,13 @@ def _recurrent_cure(rate: float, facts: StepFacts) -> list[str]:
         have = f"forget gates of mean bias {format_number(facts.forget_bias)} let a cell keep {format_number(kept)} per step"
         return [f"{have}: raise it (1 is usual, ln(T - 1) for T steps)"]
     if facts.kind.startswith("GRU") and rate < 0:
-        return [
-            "a GRU keeps what its update gate lets through: raise the gate's bias, or take a shorter way through time"
-        ]
+        return ["a GRU keeps what its update gates let through: raise their biases, the second third of bias_ih"]
     if math.isnan(facts.weight_std) or facts.weight_std == 0:
         return []
     have = (
-        f"recurrent weights of std {format_number(facts.weight_std)}" if facts.kind.startswith("RNN") else "its weights"
+        f"recurrent weights of std {format_number(facts.weight_std)}"
+        if facts.kind.startswith("RNN")
+        else f"the weights of {facts.kind}"
     )
     if rate > 0:
         return [f"{have}: scale them down until spectral_radius is about 1, or clip gradients"]

@@ -217,7 +217,8 @@ def _read_once(
         msg = (
             f"the backward pass must find what the forward pass has kept. {type(model).__name__} overwrites some of it in "
             "place, a cache or a state mostly, and cannot be trained like that either. Replace it instead (state = ..., not "
-            "state.copy_(...)), or run the forward pass under torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t)."
+            "state.copy_(...)), or wrap what the module's forward does in torch.autograd.graph.saved_tensors_hooks(torch.clone, "
+            "lambda t: t)."
         )
         raise ModelError(msg) from error
     return known, read(run), list(outlines(record.inputs)), drew
@@ -350,7 +351,7 @@ def _described(recipe: Recipe, record: Capture, graph: Graph, cutting: _Cutting,
     dtype = parameters[0].dtype if parameters else next(tensors_in(record.inputs)).dtype
     notes = [*_notes(recipe, record, chain), *record.notes]
     if chosen is not None:
-        notes += _notes_on_time(chosen, record.device)
+        notes += _notes_on_time(chosen, chain, record.device)
     return Ensemble(
         model_name=type(record.model).__name__,
         steps=Steps(chain.names, describe(chain.steps), _left_out(cutting)),
@@ -380,7 +381,11 @@ def _left_out(cutting: _Cutting) -> str:
     return (describe(calls) + (f" ({parent})" if parent else "")) if calls else ""
 
 
-def _notes_on_time(chosen: Recurrence, device: torch.device) -> Iterator[str]:
+def _notes_on_time(chosen: Recurrence, chain: Chain, device: torch.device) -> Iterator[str]:
+    if chain.steps[0] is not chosen.calls[0]:
+        yield "the chain begins with the second step: what the first one starts from cannot be told from other tensors"
+    if chain.steps[-1] is not chosen.calls[-1]:
+        yield "the chain ends before the last step: what that carries on cannot be told from other tensors"
     if chosen.runs > 1:
         yield (
             f"{chosen.name!r} is run on {chosen.runs} sequences that do not depend on each other, or its gradient is cut by "
@@ -396,7 +401,9 @@ def _notes(recipe: Recipe, record: Capture, chain: Chain) -> Iterator[str]:
         yield "a finished module is one draw of its weights; hand in a factory to average over seeds"
     if len(chain) == 1:
         yield "the chain has one step only: its growth rate says little about depth"
-    if not record.inputs_carry_gradient:
+    if chain.along == "depth" and any(isinstance(c.module, (nn.RNNBase, nn.RNNCellBase)) for c in record.calls):
+        yield "the model is recurrent, and was taken apart along depth: steps='time' does so along time"
+    if not record.inputs_carry_gradient and chain.along == "depth":
         yield "the model does not take inputs that require grad: the first state starts at the first parameter"
     batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in record.model.modules())
     if batch_norm and batch_size(record.inputs) == 1 and record.device.type == "cpu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -275,22 +276,21 @@ def chain_along(recurrence: Recurrence) -> Chain:
     """
     steps = recurrence.steps
     graph = Graph([edge for call in steps[-1] for edge in call.outputs])
-    ends = [step[-1].end for step in steps]
-    begin = steps[0][0].start
+    begin, between = steps[0][0].start, _boundaries(graph, steps)
     first: tuple[Edge, ...] = ()
     if all(call.inner for call in steps[0]):
         x0 = _not_made_by(graph, steps[0])
     else:
-        first = _made_between(graph, begin, ends[0])
+        first = _made_between(graph, begin, between[0])
         x0 = _initial(graph, recurrence, first) if first else ()
     if not x0 and not first:
         raise CutError(_not_carried(recurrence))
     if len(steps) == 1 or (len(steps[-1]) == 1 and steps[-1][0].inner):
         last = steps[-1][-1].outputs
     else:
-        moments = [*([begin] if x0 else []), *ends[:-1]]
-        last = _carried_out(graph, steps, graph.cut(x0 or first, moments, ()).states[-1])
-    moments = [*([begin] if x0 else []), *ends[:-1], *([ends[-1]] if last else [])]
+        state = graph.cut(x0 or first, [*([begin] if x0 else []), *between], ()).states[-1]
+        last = _carried_out(graph, steps, state)
+    moments = [*([begin] if x0 else []), *between, *([steps[-1][-1].end] if last else [])]
     if len(moments) < 2:
         raise CutError(_not_carried(recurrence))
     cut = graph.cut(x0 or first, moments, last)
@@ -305,12 +305,35 @@ def chain_along(recurrence: Recurrence) -> Chain:
         tuple(call_name(call, recurrence.calls) for call in calls),
         cut,
         hooked=hooked_edges({edge for state in cut.states[1:-1] for edge in state}),
-        inner_eps=inner_eps(graph, cut, [call.end for call in calls]),
+        inner_eps=inner_eps(graph, cut, moments[1:]),
         along="time",
         durations=durations if len(durations) == len(calls) else (),
         roles=(unknown, *roles),
         active=tuple(call.active for call in calls) if any(call.active is not None for call in calls) else (),
     )
+
+
+def _boundaries(graph: Graph, steps: Sequence[Sequence[Call]]) -> list[int]:
+    """Return the moments between steps: after each call, or before the next one where fewer numbers are carried there.
+
+    ``x = x + dt * f(x)`` in a loop carries x and f(x) after each call of f, and only x before the next.
+    """
+    ends = [step[-1].end for step in steps[:-1]]
+    if len(steps) < 3 or all(call.inner for call in steps[0]):
+        return ends
+    starts = [step[0].start for step in steps[1:]]
+    begin = steps[0][0].start
+
+    def carried(moments: Sequence[int]) -> list[int]:
+        first = _made_between(graph, begin, moments[0])
+        states = graph.cut(first, moments, ()).states if first else ()
+        return [sum(map(math.prod, _sizes(state))) for state in states[-2:]]
+
+    before, after = carried(starts), carried(ends)
+    if not before or not after or before[0] >= after[0]:
+        return ends
+    # The last call need not read all that is carried beside it.
+    return starts if before[-1] >= before[0] else starts[:-1]
 
 
 def _roles(step: Sequence[Call], state: Sequence[Edge]) -> tuple[tuple[int, int] | None, ...]:
@@ -379,11 +402,13 @@ def _carried_out(graph: Graph, steps: Sequence[Sequence[Call]], state: Sequence[
     where = {
         edge: (i, j) for i, call in enumerate(steps[-2]) for j, edge in enumerate(call.results) if edge is not None
     }
+    # What was made before that passes by.
+    made_since = steps[-3][-1].end if len(steps) > 2 else steps[-2][0].start
     last: list[Edge] = []
     for edge in state:
         if edge in where:
             i, j = where[edge]
             last += [e for e in steps[-1][i].results[j : j + 1] if e is not None]
-        elif graph.place[edge[0]] >= steps[-2][0].start and not all(call.inner for call in steps[-2]):
+        elif graph.place[edge[0]] >= made_since and not all(call.inner for call in steps[-2]):
             return ()
     return unique(last)

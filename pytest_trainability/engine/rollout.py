@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import ModelError, UsageError
 from .trees import map_tensors, tensors_in
 
 __all__ = ["Rollout", "kind_of"]
@@ -44,6 +44,14 @@ class Rollout(nn.Module):
     def __init__(self, step: Callable[..., Any], steps: int | None = None, *, dt: float | None = None) -> None:
         super().__init__()
         given: Any = step
+        if isinstance(given, (type, nn.RNNCellBase)):
+            how = (
+                f"a class: hand in one of it, {given.__name__}(...), or a factory of the whole, lambda: Rollout(...)"
+                if isinstance(given, type)
+                else "a cell of torch.nn, which takes (input, state): wrap it in a module that takes (state, input)"
+            )
+            msg = f"step must be a function or a module step(state), or step(state, input). Got {how}."
+            raise UsageError(msg)
         if not callable(given):
             msg = f"step must be a function step(state), or step(state, input). Got {type(given).__name__}."
             raise UsageError(msg)
@@ -66,6 +74,9 @@ class Rollout(nn.Module):
         """
         lengths = {len(t) if t.dim() else 0 for t in tensors_in(inputs)}
         steps = self.steps if self.steps is not None else min(lengths, default=0)
+        if isinstance(inputs, list):
+            msg = f"inputs must be tensors whose first dimension counts steps. Got a list of {len(inputs)}: stack it."
+            raise UsageError(msg)
         if steps < 1 or (lengths and lengths != {steps}):
             msg = (
                 "a rollout needs steps=, or inputs whose first dimension counts the steps, as many as steps= says if both are "
@@ -74,8 +85,17 @@ class Rollout(nn.Module):
             )
             raise UsageError(msg)
         for number in range(steps):
+            before = state
             state = self.step(state) if inputs is None else self.step(state, map_tensors(inputs, _entry(number)))
+            _refuse_unlike(before, state)
         return state
+
+
+def _refuse_unlike(before: Any, after: Any) -> None:
+    shapes = [[(tuple(t.shape), str(t.dtype)) for t in tensors_in(state)] for state in (before, after)]
+    if shapes[0] != shapes[1]:
+        msg = f"step must map a state to its like, and return nothing else. It made {shapes[1]} of {shapes[0]}."
+        raise ModelError(msg)
 
 
 def _entry(number: int) -> Callable[[Tensor], Tensor]:

@@ -97,6 +97,9 @@ def _none_called(record: Capture, what: str) -> list[Call]:
     raise CutError(msg)
 
 
+_KINDS = ("auto", "blocks", "layers", "time")
+
+
 # As the user says ------------------------------------------------------------------------------------------------
 
 
@@ -105,7 +108,7 @@ def _named(record: Capture, patterns: Sequence[str]) -> list[Call]:
     expressions = [_expression(pattern) for pattern in patterns]
     for pattern, expression in zip(patterns, expressions):
         if not any(expression.fullmatch(path) for path in paths):
-            near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.4)
+            near = difflib.get_close_matches(pattern, [*_KINDS, *paths], n=3, cutoff=0.4)
             hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
             msg = (
                 f"steps={pattern!r} must name a module of {type(record.model).__name__}, or match some; it matches none."

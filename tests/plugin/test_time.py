@@ -65,7 +65,7 @@ def test_the_report(suite: Pytester) -> None:
             "*test_pendulum*pendulum*50 × step*log gain*nats",
             "  log_gain       -*nats, must lie in [[]-5, 5]:*outside",
             "  along time     RNN[[]59] *RNN[[]0]",
-            "  leaves band    at step * of 60, RNN[[]*], counted from the output",
+            "  leaves band    at RNN[[]*], * of 60 steps from the output",
             "  likely cause   every step multiplies the gradient by*",
             "                 recurrent weights of std 0.*, and tanh takes its share:",
         ]

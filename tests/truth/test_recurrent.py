@@ -393,3 +393,50 @@ def test_states_that_change_places_are_told_apart():
     found = {int(name.strip("]").rpartition("[")[2]): float(r) for name, r in result.spectral_radius.items()}
     assert len(found) == 5
     assert found == pytest.approx({n: 2.0 if n % 3 == 2 else 1.0 for n in found}, rel=1e-12)
+
+
+# Loops that update the state themselves -----------------------------------------------------------------------------------
+
+
+class Euler(nn.Module):
+    """`x ← x + dt f(x)` over a hundred steps, with a module for f only."""
+
+    def __init__(self, dt: float) -> None:
+        super().__init__()
+        self.field, self.dt = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 4)).to(F64), dt
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(100):
+            x = x + self.dt * self.field(x)
+        return x
+
+
+@pytest.mark.parametrize("dt", [1e-5, 0.01, 0.1])
+def test_what_the_loop_carries_is_the_state(dt):
+    """After a call of f both x and f(x) are carried, before the next one only x: the chain is that of the rollout but for one step."""
+    torch.manual_seed(0)
+    model, x = Euler(dt), torch.randn(4, 4, dtype=F64)
+    looped = measure(model, x, steps="time", exponents=4)
+    rolled = measure(Rollout(lambda x: x + dt * model.field(x), steps=99), x, exponents=4)
+    assert means(looped.lyapunov_spectrum) == pytest.approx(means(rolled.lyapunov_spectrum), abs=EPS)
+    assert float(looped.log_gain) == pytest.approx(float(rolled.log_gain), abs=100 * EPS)
+    assert any("ends before the last step" in note for note in looped.notes)
+
+
+def test_a_loop_that_keeps_volumes():
+    """Symplectic Euler with a module for the force: all six exponents cancel, whatever the force."""
+
+    class Symplectic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.force = nn.Linear(3, 3).to(F64)
+
+        def forward(self, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+            for _ in range(50):
+                p = p + 0.1 * self.force(q)
+                q = q + 0.1 * p
+            return q, p
+
+    state = torch.randn(4, 3, dtype=F64), torch.randn(4, 3, dtype=F64)
+    result = measure(Symplectic(), state, steps="time", exponents=6)
+    assert sum(means(result.lyapunov_spectrum)) == pytest.approx(0, abs=EPS)

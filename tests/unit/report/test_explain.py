@@ -42,14 +42,14 @@ def test_a_failure_says_what_where_why_and_how_to_repeat(make_record: MakeRecord
         cause=("too small", "make it larger"),
         notes=("tf32",),
         cautions=("not on the chain: 2 × Head",),
-        leaves_band="at step 3 of 4, 4, counted from the output",
+        leaves_band="at 4, 2 of 4 steps from the output",
     )
     assert explain(record).splitlines() == [
         "Tower: log_gain out of bounds",
         "  measured       4 × Linear, per sample, train mode, float32 on cpu, seeds 0-3",
         "  log_gain       -14.40 ± 0.30 nats, must lie in [-5, 5]: 9.4 outside",
         "  along depth    6 █▆▅▃▁ 0",
-        "  leaves band    at step 3 of 4, 4, counted from the output",
+        "  leaves band    at 4, 2 of 4 steps from the output",
         "  likely cause   too small",
         "                 make it larger",
         "  note           not on the chain: 2 × Head",
