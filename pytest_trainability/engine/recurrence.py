@@ -281,7 +281,7 @@ def chain_along(recurrence: Recurrence) -> Chain:
     if all(call.inner for call in steps[0]):
         x0 = _not_made_by(graph, steps[0])
     else:
-        first = _made_between(graph, begin, between[0])
+        first = _made_by(graph, steps[0], between[0])
         x0 = _initial(graph, recurrence, first) if first else ()
     if not x0 and not first:
         raise CutError(_not_carried(recurrence))
@@ -322,10 +322,9 @@ def _boundaries(graph: Graph, steps: Sequence[Sequence[Call]]) -> list[int]:
     if len(steps) < 3 or all(call.inner for call in steps[0]):
         return ends
     starts = [step[0].start for step in steps[1:]]
-    begin = steps[0][0].start
 
     def carried(moments: Sequence[int]) -> list[int]:
-        first = _made_between(graph, begin, moments[0])
+        first = _made_by(graph, steps[0], moments[0])
         states = graph.cut(first, moments, ()).states if first else ()
         return [sum(map(math.prod, _sizes(state))) for state in states[-2:]]
 
@@ -349,21 +348,27 @@ def _not_carried(recurrence: Recurrence) -> str:
     )
 
 
-def _made_between(graph: Graph, begin: int, end: int) -> tuple[Edge, ...]:
-    """Return the edges that were made between two moments and are read later."""
+def _made_by(graph: Graph, step: Sequence[Call], end: int) -> tuple[Edge, ...]:
+    """Return the edges that come of a step's calls, made before a moment and read later."""
+    made = _nodes_of(graph, step)
+    inside = made | graph.downstream((node, n) for node in made for n in range(len(node._input_metadata)))
     return unique(
         edge
         for node in graph.nodes
         if graph.place[node] >= end
         for edge in graph.reads[node]
-        if begin <= graph.place[edge[0]] < end
+        if edge[0] in inside and graph.place[edge[0]] < end
     )
+
+
+def _nodes_of(graph: Graph, step: Sequence[Call]) -> set[Node]:
+    return {node for call in step for node in graph.nodes if call.start <= graph.place[node] < call.end}
 
 
 def _not_made_by(graph: Graph, step: Sequence[Call]) -> tuple[Edge, ...]:
     """Return what the calls of a step are given and none of them has made."""
-    made = {node for call in step for node in graph.nodes if call.start <= graph.place[node] < call.end}
-    inside = graph.downstream((node, n) for node in made for n in range(len(node._input_metadata))) | made
+    made = _nodes_of(graph, step)
+    inside = made | graph.downstream((node, n) for node in made for n in range(len(node._input_metadata)))
     return unique(edge for call in step for edge in call.inputs if edge[0] not in inside)
 
 

@@ -413,7 +413,7 @@ class Euler(nn.Module):
 
 @pytest.mark.parametrize("dt", [1e-5, 0.01, 0.1])
 def test_what_the_loop_carries_is_the_state(dt):
-    """After a call of f both x and f(x) are carried, before the next one only x: the chain is that of the rollout but for one step."""
+    """After a call of f, x and f(x) are carried, before the next one only x: the chain is that of a rollout of one step less."""
     torch.manual_seed(0)
     model, x = Euler(dt), torch.randn(4, 4, dtype=F64)
     looped = measure(model, x, steps="time", exponents=4)

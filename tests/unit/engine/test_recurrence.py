@@ -203,6 +203,8 @@ def assert_is_reference(chain: Chain, references: Sequence[Reference]) -> None:
             Q, R = np.linalg.qr(matrix.T @ Q)
             with np.errstate(divide="ignore"):
                 total[: len(R)] += np.log(np.abs(np.diag(R)))
+                # There are no more dimensions.
+                total[len(R) :] = -np.inf
         alive = np.isfinite(sums[sample])
         # Condition numbers of products are below 1e4 each step: 1e-16 of round-off grows to 1e-9 at most.
         assert np.allclose(sums[sample][alive], total[alive], rtol=0, atol=1e-8)
