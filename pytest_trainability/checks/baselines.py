@@ -113,6 +113,10 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
     names = list(dict.fromkeys([*new.measures, *old.measures]))
     error = FALSE_ALARMS / max(len(names), 1)
     found: list[BaselineChange] = []
+    chains = old.conditions.get("chain", ""), new.conditions.get("chain", "")
+    if "growth_rate" not in names and chains[0] != chains[1]:
+        # Nothing else tells that a chain along time has become longer or shorter.
+        found += _renamed("chain", chains[:1], chains[1:])
     for name in names:
         before, after = old.measures.get(name), new.measures.get(name)
         if before is None or after is None:

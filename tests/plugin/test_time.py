@@ -98,6 +98,16 @@ def test_a_baseline_along_time_is_small_and_holds(suite: Pytester) -> None:
     result.stdout.fnmatch_lines(["  log_gain *→*", "  lyapunov_max *→* nats/step*"])
 
 
+def test_a_longer_sequence_is_a_change(suite: Pytester) -> None:
+    """Other inputs are other draws, among which four seeds tell little: the chain itself does."""
+    suite.runpytest("--trainability-baseline=new", "-k", "baseline", "-p", "no:xdist").assert_outcomes(passed=1)
+    test = suite.path / "test_suite.py"
+    test.write_text(test.read_text(encoding="utf-8").replace("randn(4, 60, 8", "randn(4, 80, 8"), encoding="utf-8")
+    result = suite.runpytest("-k", "baseline", "-p", "no:xdist")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["  chain *gone: 60 × RNN", "  chain *new: 80 × RNN"])
+
+
 def test_workers_find_the_same_numbers(suite: Pytester) -> None:
     pytest.importorskip("xdist")
 
