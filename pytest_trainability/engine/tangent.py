@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ModelError
 from .trees import map_tensors, tensors_in
 
 __all__ = ["Map", "random_frame", "tangent_sweep"]
@@ -38,6 +39,12 @@ def tangent_sweep(step: Map, state: Any, frame: Tensor, steps: range, *, batched
             before = [t.detach().requires_grad_() for t in tensors_in(state)]
             result = step(_rebuilt(state, before), number)
         after = list(tensors_in(result))
+        if not any(t.requires_grad for t in after):
+            msg = (
+                "step must depend on the state in autograd's eyes. What it returned carries no gradient: look for .detach(), "
+                ".item(), argmax, numpy or torch.no_grad() in it."
+            )
+            raise ModelError(msg)
         push = _by_rows if frame.shape[1] <= frame.shape[2] + 2 else _by_columns
         Q, R = torch.linalg.qr(push(before, after, frame, batched=batched))
         frame.copy_(Q)

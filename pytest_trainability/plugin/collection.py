@@ -51,8 +51,8 @@ def validate_markers(config: pytest.Config, items: Iterable[pytest.Item]) -> Non
     try:
         for item in items:
             if any(marker.args or marker.kwargs for marker in item.iter_markers(MARKER)):
-                bounds_of(item)
                 marker_settings(item)
+                bounds_of(item)
                 tolerances_of(item)
             elif item.get_closest_marker(MARKER) is not None:
                 if config.stash[SETTINGS].bounds:
@@ -91,6 +91,10 @@ def refuse_unmeasured(item: pytest.Item, *, measured: bool) -> None:
             "as an argument and call trainability(model, inputs).",
             pytrace=False,
         )
+
+
+_ARGUMENTS = {"alignment", "exponents", "inputs", "loss", "model", "name", "steps", "target", "train", "warmup"}
+"""Of the fixture, which a marker cannot hold."""
 
 
 def _is_bound(name: str) -> bool:
@@ -146,6 +150,12 @@ def marker_settings(item: pytest.Item) -> dict[str, Any]:
                 except UsageError as error:
                     msg = f"the marker of {item.nodeid}: {error}"
                     raise UsageError(msg) from None
+            elif name in _ARGUMENTS:
+                msg = (
+                    f"the marker of {item.nodeid} must have bounds and {', '.join(_MARKER_SETTINGS)}. {name!r} is an argument of "
+                    f"the fixture: trainability(model, inputs, {name}={value!r})."
+                )
+                raise UsageError(msg)
     return found
 
 

@@ -108,6 +108,18 @@ def test_a_longer_sequence_is_a_change(suite: Pytester) -> None:
     result.stdout.fnmatch_lines(["  chain *gone: 60 × RNN", "  chain *new: 80 × RNN"])
 
 
+def test_a_marker_holds_bounds_only(pytester: Pytester) -> None:
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.trainability(steps="time")
+        def test_it(trainability): ...
+        """)
+    result = pytester.runpytest("-p", "no:xdist")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*'steps' is an argument of the fixture: trainability(model, inputs, steps='time')."])
+
+
 def test_workers_find_the_same_numbers(suite: Pytester) -> None:
     pytest.importorskip("xdist")
 

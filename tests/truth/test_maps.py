@@ -204,3 +204,9 @@ def test_a_state_that_explodes_or_changes_its_shape_is_an_error() -> None:
         lyapunov_spectrum(lambda x: x**3 * 1e100, start(2), steps=50)
     with pytest.raises(ModelError, match="step must map a state to its like"):
         lyapunov_spectrum(lambda x: x[:1], start(2), steps=5)
+
+
+def test_a_step_must_depend_on_the_state() -> None:
+    """In autograd's eyes: -inf would be a number that looks measured."""
+    with pytest.raises(ModelError, match=r"step must depend on the state.*look for \.detach\(\)"):
+        lyapunov_spectrum(lambda x: 4 * x.detach() * (1 - x.detach()), start(3), steps=5)
