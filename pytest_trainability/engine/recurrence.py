@@ -285,9 +285,10 @@ def chain_along(recurrence: Recurrence) -> Chain:
         x0 = _initial(graph, recurrence, first) if first else ()
     if not x0 and not first:
         raise CutError(_not_carried(recurrence))
+    last: tuple[Edge, ...] = ()
     if len(steps) == 1 or (len(steps[-1]) == 1 and steps[-1][0].inner):
         last = steps[-1][-1].outputs
-    else:
+    elif len(between) == len(steps) - 1:
         state = graph.cut(x0 or first, [*([begin] if x0 else []), *between], ()).states[-1]
         last = _carried_out(graph, steps, state)
     moments = [*([begin] if x0 else []), *between, *([steps[-1][-1].end] if last else [])]
@@ -350,8 +351,7 @@ def _not_carried(recurrence: Recurrence) -> str:
 
 def _made_by(graph: Graph, step: Sequence[Call], end: int) -> tuple[Edge, ...]:
     """Return the edges that come of a step's calls, made before a moment and read later."""
-    made = _nodes_of(graph, step)
-    inside = made | graph.downstream((node, n) for node in made for n in range(len(node._input_metadata)))
+    inside = _reach(graph, step)
     return unique(
         edge
         for node in graph.nodes
@@ -361,14 +361,15 @@ def _made_by(graph: Graph, step: Sequence[Call], end: int) -> tuple[Edge, ...]:
     )
 
 
-def _nodes_of(graph: Graph, step: Sequence[Call]) -> set[Node]:
-    return {node for call in step for node in graph.nodes if call.start <= graph.place[node] < call.end}
+def _reach(graph: Graph, step: Sequence[Call]) -> set[Node]:
+    """Return the nodes that a step's calls have made, and all that come of them."""
+    made = {node for call in step for node in graph.nodes if call.start <= graph.place[node] < call.end}
+    return made | graph.downstream((node, n) for node in made for n in range(len(node._input_metadata)))
 
 
 def _not_made_by(graph: Graph, step: Sequence[Call]) -> tuple[Edge, ...]:
     """Return what the calls of a step are given and none of them has made."""
-    made = _nodes_of(graph, step)
-    inside = made | graph.downstream((node, n) for node in made for n in range(len(node._input_metadata)))
+    inside = _reach(graph, step)
     return unique(edge for call in step for edge in call.inputs if edge[0] not in inside)
 
 
