@@ -34,6 +34,11 @@ def transformer(name: str, **settings: int) -> Callable[[], nn.Module]:
     """Return a factory of a model from transformers."""
 
     def build() -> nn.Module:
+        # With the examples' requirements comes a torchvision that need not fit this PyTorch.
+        sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+        from torchvision_for_cpu import declare_torchvision_operators
+
+        declare_torchvision_operators()
         import transformers
 
         config = getattr(transformers, f"{name}Config")(**settings)
