@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .checks.statistics import CONFIDENCE, Level, as_confidence, estimate
 from .engine.isolation import derived_seed, preserved_world, seeded
+from .engine.rollout import refuse_time, refuse_unlike
 from .engine.tangent import Map, random_frame, tangent_sweep
 from .engine.trees import map_tensors, tensors_in
 from .errors import ModelError, UsageError
@@ -107,9 +108,7 @@ def lyapunov_spectrum(
     if exponents is not None and (not isinstance(exponents, int) or isinstance(exponents, bool) or exponents < 1):
         msg = f"exponents must be a whole number of at least 1, or None for all. Got {exponents!r}."
         raise UsageError(msg)
-    if not 0 < dt < math.inf:
-        msg = f"dt must be a positive number: the time of one step. Got {dt!r}."
-        raise UsageError(msg)
+    refuse_time(dt)
     level = Level(as_confidence(confidence))
     total = warmup + alignment + steps
     advance = _map(step, inputs, total)
@@ -176,10 +175,7 @@ def _checked_state(state: Any, *, batched: bool) -> Any:
 
 def _like(after: Any, before: Any) -> Any:
     """Return the new state if it is like the one before, and finite."""
-    shapes = [[(tuple(t.shape), t.dtype) for t in tensors_in(state)] for state in (before, after)]
-    if shapes[0] != shapes[1]:
-        msg = f"step must map a state to its like. It made {shapes[1]} of {shapes[0]}."
-        raise ModelError(msg)
+    refuse_unlike(before, after)
     if not all(bool(t.isfinite().all()) for t in tensors_in(after)):
         msg = "the state must stay finite. It has left: start elsewhere, or take a smaller time step."
         raise ModelError(msg)

@@ -134,6 +134,11 @@ def now() -> int:
     return int(torch._C._autograd._get_sequence_nr())
 
 
+def with_gradient(tensor: Tensor) -> Tensor:
+    """Return a copy that carries a gradient; not a leaf, for the model may change it in place."""
+    return tensor.detach().clone().requires_grad_().clone()
+
+
 def as_signal(tensor: Tensor) -> Tensor:
     """Return the tensor as the beginning of a signal: a constant with a gradient, a parameter as what is computed from it."""
     if not carries_gradient(tensor):
@@ -176,11 +181,6 @@ def capture(
             raise
         restart()
         return run(Capture(model, inputs_carry_gradient=False))
-
-
-def with_gradient(tensor: Tensor) -> Tensor:
-    """Return a copy that carries a gradient; not a leaf, for the model may change it in place."""
-    return tensor.detach().clone().requires_grad_().clone()
 
 
 def _run(

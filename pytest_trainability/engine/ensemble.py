@@ -202,7 +202,7 @@ def _read_once(
             known = _described(recipe, record, graph, cutting, frame)
         run = Run(seed, record, chain, known.plan.frame, recipe.warmup, recipe.alignment)
         run.sweep = first if recipe.exponents == 1 else None
-        _fulfil(run, recipe, wanted, cutting.recurrences)
+        _fulfil(run, recipe, wanted, cutting)
     except torch.OutOfMemoryError as error:
         raise ModelError(did_not_fit(model, record.device)) from error
     except RuntimeError as error:
@@ -289,7 +289,7 @@ def _planned(plan: Plan, record: Capture, seed: int) -> list[Call]:
     return calls
 
 
-def _fulfil(run: Run, recipe: Recipe, wanted: frozenset[Need], recurrences: Sequence[Recurrence]) -> None:
+def _fulfil(run: Run, recipe: Recipe, wanted: frozenset[Need], cutting: _Cutting) -> None:
     """Compute what the measures need, the parameter gradients last: that pass frees the graph."""
     if "sweep" in wanted and run.sweep is None:
         columns = random_cotangents(run.chain, recipe.exponents, run.seed)
@@ -305,7 +305,10 @@ def _fulfil(run: Run, recipe: Recipe, wanted: frozenset[Need], recurrences: Sequ
     if "spectral_radii" in wanted:
         run.spectral_radii = spectral_radii(run.chain, run.frame, run.seed)
     if "recurrences" in wanted:
-        for recurrence in recurrences:
+        for recurrence in cutting.recurrences:
+            if recurrence is cutting.recurrence and run.sweep is not None:
+                run.recurrences[recurrence.name] = run.sweep.averages(run.chain)[:, :1]
+                continue
             try:
                 chain = chain_along(recurrence)
             except CutError:

@@ -137,9 +137,8 @@ def find_recurrences(record: Capture, graph: Graph) -> list[Recurrence]:
         longest, runs = _longest_run(graph, calls)
         if len(longest) > 1 or (longest and calls[0].inner):
             kept.update(calls)
-            found.append(Recurrence(tuple((call,) for call in longest), runs))
-    merged = _merged(sorted(found, key=lambda recurrence: recurrence.steps[0][0].start))
-    return [replace(recurrence, given=record.given) for recurrence in _named(merged)]
+            found.append(Recurrence(tuple((call,) for call in longest), runs, given=record.given))
+    return _named(_merged(sorted(found, key=lambda recurrence: recurrence.steps[0][0].start)))
 
 
 def _is_elementary(module: nn.Module) -> bool:
@@ -220,7 +219,7 @@ def _merged(found: Sequence[Recurrence]) -> list[Recurrence]:
         for index, other in enumerate(merged):
             if _take_turns(other, recurrence):
                 steps = tuple(a + b for a, b in zip(other.steps, recurrence.steps))
-                merged[index] = Recurrence(steps, max(other.runs, recurrence.runs))
+                merged[index] = replace(other, steps=steps, runs=max(other.runs, recurrence.runs))
                 break
         else:
             merged.append(recurrence)

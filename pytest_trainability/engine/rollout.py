@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, UsageError
 from .trees import map_tensors, tensors_in
 
-__all__ = ["Rollout", "kind_of"]
+__all__ = ["Rollout", "kind_of", "refuse_time", "refuse_unlike"]
 
 
 class Rollout(nn.Module):
@@ -58,9 +58,8 @@ class Rollout(nn.Module):
         if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
             msg = f"steps must be a whole number of at least 1, or None for as many as there are inputs. Got {steps!r}."
             raise UsageError(msg)
-        if dt is not None and not 0 < dt < math.inf:
-            msg = f"dt must be a positive number: the time of one step. Got {dt!r}."
-            raise UsageError(msg)
+        if dt is not None:
+            refuse_time(dt)
         self.step = step if isinstance(step, nn.Module) else Function(step)
         self.steps = steps
         self.dt = dt
@@ -87,11 +86,27 @@ class Rollout(nn.Module):
         for number in range(steps):
             before = state
             state = self.step(state) if inputs is None else self.step(state, map_tensors(inputs, _entry(number)))
-            _refuse_unlike(before, state)
+            refuse_unlike(before, state)
         return state
 
 
-def _refuse_unlike(before: Any, after: Any) -> None:
+def refuse_time(dt: float) -> None:
+    """See that ``dt`` can be the time of one step.
+
+    Raises:
+        UsageError: It is no positive number.
+    """
+    if not 0 < dt < math.inf:
+        msg = f"dt must be a positive number: the time of one step. Got {dt!r}."
+        raise UsageError(msg)
+
+
+def refuse_unlike(before: Any, after: Any) -> None:
+    """See that a step has made a state of a state.
+
+    Raises:
+        ModelError: Their tensors differ in number, shape or type.
+    """
     shapes = [[(tuple(t.shape), str(t.dtype)) for t in tensors_in(state)] for state in (before, after)]
     if shapes[0] != shapes[1]:
         msg = f"step must map a state to its like, and return nothing else. It made {shapes[1]} of {shapes[0]}."

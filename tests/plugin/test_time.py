@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from _pytest.pytester import Pytester
+    from _pytest.pytester import Pytester, RunResult
 
 SUITE = """
 import math
@@ -83,6 +83,13 @@ def test_a_bidirectional_layer_names_its_other_recurrences(suite: Pytester) -> N
     assert "other recurrences, steps='time:l0_reverse', steps='time:l1', steps='time:l1_reverse'" in text
 
 
+def baseline_test_after(suite: Pytester, old: str, new: str) -> RunResult:
+    """Change the suite, and run the test with the baseline."""
+    test = suite.path / "test_suite.py"
+    test.write_text(test.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    return suite.runpytest("-k", "baseline", "-p", "no:xdist")
+
+
 def test_a_baseline_along_time_is_small_and_holds(suite: Pytester) -> None:
     suite.runpytest("--trainability-baseline=new", "-k", "baseline", "-p", "no:xdist").assert_outcomes(passed=1)
     (path,) = suite.path.glob("__trainability__/*.json")
@@ -91,9 +98,7 @@ def test_a_baseline_along_time_is_small_and_holds(suite: Pytester) -> None:
     assert "growth_rate" not in json.dumps(json.loads(text))
     assert "lyapunov_max" in text
     suite.runpytest("-k", "baseline", "-p", "no:xdist").assert_outcomes(passed=1)
-    test = suite.path / "test_suite.py"
-    test.write_text(test.read_text(encoding="utf-8").replace("gain=0.7", "gain=0.8"), encoding="utf-8")
-    result = suite.runpytest("-k", "baseline", "-p", "no:xdist")
+    result = baseline_test_after(suite, "gain=0.7", "gain=0.8")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["  log_gain *→*", "  lyapunov_max *→* nats/step*"])
 
@@ -101,9 +106,7 @@ def test_a_baseline_along_time_is_small_and_holds(suite: Pytester) -> None:
 def test_a_longer_sequence_is_a_change(suite: Pytester) -> None:
     """Other inputs are other draws, among which four seeds tell little: the chain itself does."""
     suite.runpytest("--trainability-baseline=new", "-k", "baseline", "-p", "no:xdist").assert_outcomes(passed=1)
-    test = suite.path / "test_suite.py"
-    test.write_text(test.read_text(encoding="utf-8").replace("randn(4, 60, 8", "randn(4, 80, 8"), encoding="utf-8")
-    result = suite.runpytest("-k", "baseline", "-p", "no:xdist")
+    result = baseline_test_after(suite, "randn(4, 60, 8", "randn(4, 80, 8")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["  chain *gone: 60 × RNN", "  chain *new: 80 × RNN"])
 
