@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ..errors import ModelError
 from .rollout import Rollout, kind_of
-from .trees import carries_gradient, map_tensors, norm, tensors_in
+from .trees import carries_gradient, map_tensors, tensors_in
 
 __all__ = [
     "Call",
@@ -27,6 +26,7 @@ __all__ = [
     "as_signal",
     "capture",
     "edge_of",
+    "evaluate",
     "with_gradient",
 ]
 
@@ -91,11 +91,13 @@ class Capture:
     """Addresses of the model's integer inputs, by which the embeddings that look them up are known."""
     inputs: Any = None
     """What the model was given, as handed over by the user and moved to its device."""
+    target: Any = None
+    """What the loss was given beside the output."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     output: Any = None
     loss: Tensor | None = None
-    square_sums: dict[Edge, tuple[Tensor, int]] = field(default_factory=dict)
-    """Sum of squares and number of elements of every grad-carrying tensor that a module read or wrote."""
+    watched: dict[Instrument, Any] = field(default_factory=dict)
+    """What each instrument has yielded."""
     inputs_carry_gradient: bool = True
     given: set[Edge] = field(default_factory=set)
     """Edges of constants that were given a gradient, by copies that nobody else has."""
@@ -108,12 +110,6 @@ class Capture:
         if self.loss is not None:
             return (edge_of(self.loss),) if carries_gradient(self.loss) else ()
         return unique(edge_of(tensor) for tensor in tensors_in(self.output) if carries_gradient(tensor))
-
-    def root_mean_square(self, state: Iterable[Edge]) -> float:
-        """Return the RMS over those tensors of a state that a module read or wrote, NaN where there is none."""
-        seen = [self.square_sums[edge] for edge in state if edge in self.square_sums]
-        count = sum(size for _, size in seen)
-        return math.sqrt(sum(float(total) for total, _ in seen) / count) if count else math.nan
 
 
 def edge_of(tensor: Tensor) -> Edge:
@@ -157,7 +153,6 @@ def capture(
     *,
     target: Any = None,
     loss: Loss | None = None,
-    statistics: bool = True,
     restart: Callable[[], None] = lambda: None,
     instruments: Sequence[Instrument] = (),
 ) -> Capture:
@@ -172,7 +167,7 @@ def capture(
     """
 
     def run(record: Capture) -> Capture:
-        return _run(record, args, kwargs, target, loss, statistics=statistics, instruments=instruments)
+        return _run(record, args, kwargs, target, loss, instruments=instruments)
 
     try:
         return run(Capture(model))
@@ -190,7 +185,6 @@ def _run(
     target: Any,
     loss: Loss | None,
     *,
-    statistics: bool,
     instruments: Sequence[Instrument],
 ) -> Capture:
     model = record.model
@@ -210,17 +204,32 @@ def _run(
 
     args, kwargs = map_tensors(args, fresh), map_tensors(dict(kwargs), fresh)
     record.sources, record.indices = tuple(sources), frozenset(indices)
-    recorder = Recorder(record, statistics=statistics)
+    recorder = Recorder(record)
     with recorder.watching(), ExitStack() as stack:
         for instrument in instruments:
-            stack.enter_context(instrument(recorder))
-        if _uses_training_step(model, loss):
-            batch = args[0] if len(args) == 1 else (args or kwargs)
-            record.output = model.training_step(batch, 0)  # type: ignore[operator]
-        else:
-            record.output = model(*args, **kwargs)
-    record.loss = _loss_of(record, target, loss)
+            record.watched[instrument] = stack.enter_context(instrument(recorder))
+        record.output = _output_of(model, args, kwargs, loss)
+    record.loss = _loss_of(model, record.output, target, loss)
     return record
+
+
+def evaluate(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, loss: Loss | None
+) -> tuple[Any, Tensor | None]:
+    """Run the model unwatched; return its output and its loss, None where there is none.
+
+    Raises:
+        ModelError: The loss raised, or is not one number that carries a gradient.
+    """
+    output = _output_of(model, args, kwargs, loss)
+    return output, _loss_of(model, output, target, loss)
+
+
+def _output_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss: Loss | None) -> Any:
+    if _uses_training_step(model, loss):
+        batch = args[0] if len(args) == 1 else (args or kwargs)
+        return model.training_step(batch, 0)  # type: ignore[operator]
+    return model(*args, **kwargs)
 
 
 def _uses_training_step(model: nn.Module, loss: Loss | None) -> bool:
@@ -228,8 +237,7 @@ def _uses_training_step(model: nn.Module, loss: Loss | None) -> bool:
     return loss is None and callable(getattr(model, "training_step", None))
 
 
-def _loss_of(record: Capture, target: Any, loss: Loss | None) -> Tensor | None:
-    output = record.output
+def _loss_of(model: nn.Module, output: Any, target: Any, loss: Loss | None) -> Tensor | None:
     if loss is not None:
         name = getattr(loss, "__name__", type(loss).__name__)
         target = map_tensors(target, lambda t: t.clone())
@@ -257,7 +265,7 @@ def _loss_of(record: Capture, target: Any, loss: Loss | None) -> Tensor | None:
         return value.reshape(())
     if isinstance(output, Mapping):
         value = output.get("loss")
-    elif _uses_training_step(record.model, loss) and isinstance(output, Tensor):
+    elif _uses_training_step(model, loss) and isinstance(output, Tensor):
         value = output
     else:
         value = getattr(output, "loss", None)
@@ -268,7 +276,7 @@ def _loss_of(record: Capture, target: Any, loss: Loss | None) -> Tensor | None:
 class Recorder:
     """Writes down the calls of a run as they happen."""
 
-    def __init__(self, record: Capture, *, statistics: bool) -> None:
+    def __init__(self, record: Capture) -> None:
         self.record = record
         self.paths = {
             module: path for path, module in record.model.named_modules() if not isinstance(module, ParametrizationList)
@@ -276,7 +284,9 @@ class Recorder:
         """Names of the modules whose calls are seen."""
         self.running: list[Call] = []
         """Calls that have not returned, the outermost first."""
-        self._statistics = statistics
+        self.observers: list[Callable[[Edge, Tensor], None]] = []
+        """Shown every grad-carrying tensor that a module reads or writes, once, while it holds its values."""
+        self._seen: set[Edge] = set()
         self._counts: dict[tuple[str, str], int] = {}
 
     def begin(self, module: nn.Module, path: str, given: Iterable[Tensor], *, inner: str = "") -> Call:
@@ -303,8 +313,10 @@ class Recorder:
         if not carries_gradient(tensor):
             return None
         edge = edge_of(tensor)
-        if self._statistics and edge not in self.record.square_sums:
-            self.record.square_sums[edge] = norm(tensor).square(), tensor.numel()
+        if self.observers and edge not in self._seen:
+            self._seen.add(edge)
+            for observer in self.observers:
+                observer(edge, tensor)
         return edge
 
     @contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,79 +16,23 @@ from ..errors import CutError, ModelError, UsageError
 from ..records import StepFacts, Steps
 from .capture import Call, Capture
 from .chain import Chain, chain_of, describe, graph_of
+from .exponents import SWEEP
 from .graph import Graph, freed_in_order
-from .isolation import derived_seed, digest, generator_state, preserved_world
+from .isolation import digest, generator_state, preserved_world
 from .recipe import Recipe, built, did_not_fit, outlines, recorded
 from .recurrence import Recurrence, chain_along, choose_recurrence, find_recurrences, initial_states
 from .rollout import Rollout
+from .run import Need, Run, with_further
 from .solvers import solver_steps
-from .spectra import spectral_radii
 from .steps import choose_steps
-from .sweep import Frame, Sweep, find_frame, loss_cotangent, random_cotangents, sweep
-from .trees import batch_size, carries_gradient, tensors_in
+from .sweep import Frame, find_frame
+from .trees import batch_size, tensors_in
 from .unroll import Unrolling
 
-__all__ = ["ALONG_TIME", "Ensemble", "Need", "Plan", "Run", "ensemble"]
-
-Need: TypeAlias = Literal["sweep", "loss_sweep", "parameter_gradients", "activations", "spectral_radii", "recurrences"]
-"""What a measure may ask of a run."""
+__all__ = ["ALONG_TIME", "Ensemble", "Plan", "ensemble"]
 
 ALONG_TIME = (initial_states, Unrolling, solver_steps)
 """What makes time steps visible."""
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """One seed's run, with what the measures need from it. It lives until they have read it."""
-
-    seed: int
-    record: Capture
-    chain: Chain
-    frame: Frame
-    warmup: int = 0
-    alignment: int = 0
-    """Steps at the beginning and at the end that the exponents leave out."""
-    sweep: Sweep | None = None
-    loss_sweep: Sweep | None = None
-    parameter_gradients: dict[str, Tensor | None] = field(default_factory=dict)
-    """By name; None where no path leads from the loss to the parameter. Frozen parameters are absent."""
-    spectral_radii: dict[str, float] = field(default_factory=dict)
-    """By step, of some along the chain."""
-    recurrences: dict[str, Tensor] = field(default_factory=dict)
-    """Leading exponents ``(samples, 1)`` of every recurrence along time, by the name of each."""
-
-    def exponents(self) -> Tensor:
-        """Return the exponents of each trajectory, ``(samples, k)``."""
-        assert self.sweep is not None
-        return self.sweep.averages(self.chain, self.warmup, self.alignment)
-
-    def horizon(self, loss: float) -> float:
-        """Return after how many steps, or how much time, a random cotangent has lost so many nats.
-
-        It is the geometric mean over trajectories, each from its own end. Beyond the chain it is extrapolated at the trajectory's
-        average rate; ``inf`` where that is not negative.
-        """
-        assert self.sweep is not None
-        taken = self.sweep.taken(self.chain)
-        durations = self.chain.durations or (1.0,) * len(self.chain)
-        averages = self.sweep.averages(self.chain)[:, 0].tolist()
-        found = []
-        for sample, average in enumerate(averages):
-            rates = zip(self.sweep.logs[:, sample, 0].tolist(), durations, taken[:, sample].tolist())
-            steps = [(rate, duration) for rate, duration, acts in rates if acts]
-            found.append(_time_to_lose(loss, reversed(steps), average))
-        return math.exp(sum(map(math.log, found)) / len(found))
-
-
-def _time_to_lose(loss: float, steps: Iterable[tuple[float, float]], average: float) -> float:
-    left, elapsed = loss, 0.0
-    for rate, duration in steps:
-        if rate == -math.inf:
-            return elapsed + duration
-        if rate < 0 and left + rate <= 0:
-            return elapsed + duration * left / -rate
-        left, elapsed = left + rate, elapsed + duration
-    return elapsed + left / -average if average < 0 else math.inf if average >= 0 else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +76,7 @@ class Ensemble:
 def ensemble(
     recipe: Recipe,
     seeds: Sequence[int],
-    needs: Iterable[Need],
+    needs: Iterable[Need[Any]],
     read: Callable[[Run], Mapping[str, Any]],
     *,
     known: Ensemble | None = None,
@@ -155,7 +99,7 @@ def ensemble(
         ModelError: The model cannot be built or run, or gives nothing to measure.
         CutError: Its graph cannot be taken apart as asked.
     """
-    wanted = frozenset(needs)
+    wanted = with_further(frozenset(needs))
     readings: list[Mapping[str, Any]] = []
     draws: list[str] = []
     previous: list[weakref.ref[nn.Module]] = []
@@ -177,7 +121,7 @@ def _read_once(
     recipe: Recipe,
     model: nn.Module,
     seed: int,
-    wanted: frozenset[Need],
+    wanted: frozenset[Need[Any]],
     read: Callable[[Run], Mapping[str, Any]],
     known: Ensemble | None,
     nodes: list[Node],
@@ -188,8 +132,9 @@ def _read_once(
         What the runs have in common, what was read, outlines of the inputs, and a digest of what the forward pass drew.
     """
     along = _along_time(recipe, model)
-    instruments = () if along is None else ALONG_TIME
-    record = recorded(recipe, model, seed, statistics="activations" in wanted, instruments=instruments)
+    watching = dict.fromkeys(i for need in sorted(wanted, key=lambda n: n.name) for i in need.instruments)
+    instruments = (*(() if along is None else ALONG_TIME), *watching)
+    record = recorded(recipe, model, seed, instruments=instruments)
     drew = digest(generator_state(), generator_state(record.device))[:4]
     graph = graph_of(record)
     nodes += graph.nodes
@@ -200,9 +145,10 @@ def _read_once(
         if known is None:
             frame, first = find_frame(chain, batch_size(record.inputs), seed)
             known = _described(recipe, record, graph, cutting, frame)
-        run = Run(seed, record, chain, known.plan.frame, recipe.warmup, recipe.alignment)
-        run.sweep = first if recipe.exponents == 1 else None
-        _fulfil(run, recipe, wanted, cutting)
+        run = Run(seed, recipe, record, graph, chain, known.plan.frame, cutting.recurrences, cutting.recurrence)
+        if first is not None and recipe.exponents == 1:
+            run.found[SWEEP] = first
+        run.fulfil(wanted)
     except torch.OutOfMemoryError as error:
         raise ModelError(did_not_fit(model, record.device)) from error
     except RuntimeError as error:
@@ -287,61 +233,6 @@ def _planned(plan: Plan, record: Capture, seed: int) -> list[Call]:
         )
         raise CutError(msg)
     return calls
-
-
-def _fulfil(run: Run, recipe: Recipe, wanted: frozenset[Need], cutting: _Cutting) -> None:
-    """Compute what the measures need, the parameter gradients last: that pass frees the graph."""
-    if "sweep" in wanted and run.sweep is None:
-        columns = random_cotangents(run.chain, recipe.exponents, run.seed)
-        run.sweep = sweep(run.chain, run.frame, columns)
-    if "loss_sweep" in wanted:
-        if run.record.loss is None:
-            msg = (
-                "loss_log_gain needs a loss. Hand one in: loss=F.cross_entropy with target=..., or labels for a model "
-                "that computes its own."
-            )
-            raise UsageError(msg)
-        run.loss_sweep = sweep(run.chain, run.frame, loss_cotangent(run.chain, run.record.loss))
-    if "spectral_radii" in wanted:
-        run.spectral_radii = spectral_radii(run.chain, run.frame, run.seed)
-    if "recurrences" in wanted:
-        for recurrence in cutting.recurrences:
-            if recurrence is cutting.recurrence and run.sweep is not None:
-                run.recurrences[recurrence.name] = run.sweep.averages(run.chain)[:, :1]
-                continue
-            try:
-                chain = chain_along(recurrence)
-            except CutError:
-                continue
-            if bool(chain.durations) != bool(run.chain.durations):
-                # A time of another kind.
-                continue
-            frame, found = find_frame(chain, batch_size(run.record.inputs), run.seed)
-            found = found or sweep(chain, frame, random_cotangents(chain, 1, run.seed))
-            run.recurrences[recurrence.name] = found.averages(chain)
-    if "parameter_gradients" in wanted:
-        run.parameter_gradients = _parameter_gradients(run)
-
-
-def _parameter_gradients(run: Run) -> dict[str, Tensor | None]:
-    """Differentiate the loss, or a random unit functional of the output where there is none, by every parameter."""
-    record = run.record
-    names = {name: p for name, p in record.model.named_parameters() if p.requires_grad}
-    if not names:
-        return {}
-    roots, weights = _functional(record, run.seed)
-    found = torch.autograd.grad(roots, list(names.values()), weights, allow_unused=True)
-    return dict(zip(names, found))
-
-
-def _functional(record: Capture, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    if record.loss is not None:
-        return [record.loss], [torch.ones_like(record.loss)]
-    outputs = list({id(t): t for t in tensors_in(record.output) if carries_gradient(t)}.values())
-    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "functional"))
-    drawn = [torch.randn(t.shape, generator=generator, dtype=torch.float64, device="cpu") for t in outputs]
-    norm = math.sqrt(sum(float(u.square().sum()) for u in drawn))
-    return outputs, [(u / norm).to(device=t.device, dtype=t.dtype) for t, u in zip(outputs, drawn)]
 
 
 # What is said about a measurement ---------------------------------------------------------------------------------

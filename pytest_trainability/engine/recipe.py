@@ -21,7 +21,17 @@ from .isolation import derived_seed, generator_state, preserved_model, seeded
 from .steps import StepChoice
 from .trees import is_empty, map_tensors, tensors_in, to_tensor_like
 
-__all__ = ["ModelSource", "Recipe", "built", "choose_device", "did_not_fit", "is_fixed", "outlines", "recorded"]
+__all__ = [
+    "ModelSource",
+    "Recipe",
+    "arguments",
+    "built",
+    "choose_device",
+    "did_not_fit",
+    "is_fixed",
+    "outlines",
+    "recorded",
+]
 
 ModelSource: TypeAlias = "nn.Module | Callable[[], nn.Module]"
 
@@ -182,9 +192,7 @@ def _place_of(model: nn.Module) -> torch.device | None:
     return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
 
 
-def recorded(
-    recipe: Recipe, model: nn.Module, seed: int, *, statistics: bool, instruments: Sequence[Instrument] = ()
-) -> Capture:
+def recorded(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Sequence[Instrument] = ()) -> Capture:
     """Draw the inputs, run the model on them and compute the loss."""
     # A map without parameters runs where its state is.
     place = _place_of(model) or recipe.device
@@ -195,7 +203,7 @@ def recorded(
         seeded(derived_seed(seed, "forward"))
 
     restart()
-    args, kwargs = _arguments(inputs)
+    args, kwargs = arguments(inputs)
     try:
         with _uncompiled():
             record = capture(
@@ -204,7 +212,6 @@ def recorded(
                 kwargs,
                 target=target,
                 loss=recipe.loss,
-                statistics=statistics,
                 restart=restart,
                 instruments=instruments,
             )
@@ -220,7 +227,7 @@ def recorded(
             f"{type(model).__name__} returned {type(record.output).__name__}."
         )
         raise ModelError(msg)
-    record.inputs, record.device = inputs, device
+    record.inputs, record.target, record.device = inputs, target, device
     return record
 
 
@@ -286,7 +293,8 @@ def outlines(inputs: Any) -> Iterator[bytes]:
         yield f"{tuple(values.shape)} {mean:.4g}".encode()
 
 
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Turn inputs into positional and keyword arguments of the model."""
     if isinstance(inputs, Mapping):
         return (), inputs
     if isinstance(inputs, tuple) and not hasattr(inputs, "_fields"):

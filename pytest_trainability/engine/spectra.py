@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .chain import Chain
 from .isolation import derived_seed
+from .run import Need
 from .sweep import Columns, Frame, pull_back
 
-__all__ = ["spectral_radii"]
+__all__ = ["SPECTRAL_RADII", "spectral_radii"]
 
 PROBES = 5
 """So many steps at most, evenly spread, are looked at."""
@@ -42,6 +43,10 @@ def spectral_radii(chain: Chain, frame: Frame, seed: int) -> dict[str, float]:
     count = min(PROBES, len(known))
     chosen = [known[round(i * (len(known) - 1) / max(count - 1, 1))] for i in range(count)]
     return {chain.names[index - 1]: _radius(chain, frame, index, orders[index] or (), seed) for index in chosen}
+
+
+SPECTRAL_RADII = Need("spectral radii", lambda run: spectral_radii(run.chain, run.frame, run.seed))
+"""By step, of some along the chain."""
 
 
 def _radius(chain: Chain, frame: Frame, index: int, order: Sequence[int], seed: int) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine.ensemble import Run
+from ..engine.magnitudes import MAGNITUDES
+from ..engine.run import Run
 from .measure import Measure
 
 
@@ -16,7 +17,7 @@ def activation_rms(run: Run) -> dict[str, float]:
         Activation units; ``"input"`` for ``x_0``, then by step, in program order.
     """
     names = ("input", *run.chain.names)
-    return {name: run.record.root_mean_square(state) for name, state in zip(names, run.chain.cut.states)}
+    return {name: run[MAGNITUDES].root_mean_square(state) for name, state in zip(names, run.chain.cut.states)}
 
 
-MEASURE = Measure("activation_rms", "profile", "", "log", frozenset({"activations"}), activation_rms, tolerance=0.1)
+MEASURE = Measure("activation_rms", "profile", "", "log", frozenset({MAGNITUDES}), activation_rms, tolerance=0.1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ..engine.ensemble import Run
+from ..engine.magnitudes import MAGNITUDES
+from ..engine.run import Run
 from .measure import Measure
 
 
@@ -16,12 +17,12 @@ def forward_log_gain(run: Run) -> float:
     Returns:
         Nats.
     """
-    first, last = (run.record.root_mean_square(run.chain.cut.states[index]) for index in (0, -1))
+    first, last = (run[MAGNITUDES].root_mean_square(run.chain.cut.states[index]) for index in (0, -1))
     return (
         math.log(last) - math.log(first) if first > 0 and last > 0 else (-math.inf if last == 0 < first else math.nan)
     )
 
 
 MEASURE = Measure(
-    "forward_log_gain", "scalar", "nats", "linear", frozenset({"activations"}), forward_log_gain, tolerance=0.3
+    "forward_log_gain", "scalar", "nats", "linear", frozenset({MAGNITUDES}), forward_log_gain, tolerance=0.3
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine.ensemble import Run
+from ..engine.gradients import PARAMETER_GRADIENTS
+from ..engine.run import Run
 from ..engine.trees import norm
 from .measure import Measure
 
@@ -17,9 +18,7 @@ def gradient_norm(run: Run) -> dict[str, float]:
         Loss units per weight, by parameter name; zero where the parameter is used and gets no gradient. Frozen and
         unused parameters are left out.
     """
-    return {name: float(norm(g)) for name, g in run.parameter_gradients.items() if g is not None}
+    return {name: float(norm(g)) for name, g in run[PARAMETER_GRADIENTS].items() if g is not None}
 
 
-MEASURE = Measure(
-    "gradient_norm", "profile", "", "log", frozenset({"parameter_gradients"}), gradient_norm, tolerance=0.3
-)
+MEASURE = Measure("gradient_norm", "profile", "", "log", frozenset({PARAMETER_GRADIENTS}), gradient_norm, tolerance=0.3)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine.ensemble import Run
+from ..engine.exponents import SWEEP
+from ..engine.run import Run
 from .measure import Measure
 
 
@@ -14,9 +15,8 @@ def growth_rate(run: Run) -> dict[str, float]:
         leaves out is averaged over the seeds that took it. ``-inf`` at a step that lets no gradient through, NaN
         for the steps before it, where none arrives.
     """
-    assert run.sweep is not None
-    rates = run.sweep.logs[:, :, 0].mean(dim=1)
+    rates = run[SWEEP].logs[:, :, 0].mean(dim=1)
     return dict(zip(run.chain.names, rates.tolist()))
 
 
-MEASURE = Measure("growth_rate", "profile", "nats", "linear", frozenset({"sweep"}), growth_rate, tolerance=0.05)
+MEASURE = Measure("growth_rate", "profile", "nats", "linear", frozenset({SWEEP}), growth_rate, tolerance=0.05)

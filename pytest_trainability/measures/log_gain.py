@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine.ensemble import Run
+from ..engine.exponents import SWEEP
+from ..engine.run import Run
 from .measure import Measure
 
 
@@ -12,8 +13,7 @@ def log_gain(run: Run) -> float:
     Returns:
         Nats; ``-inf`` where the cotangent vanishes.
     """
-    assert run.sweep is not None
-    return float(run.sweep.sums()[:, 0].mean())
+    return float(run[SWEEP].sums()[:, 0].mean())
 
 
-MEASURE = Measure("log_gain", "scalar", "nats", "linear", frozenset({"sweep"}), log_gain, tolerance=0.3)
+MEASURE = Measure("log_gain", "scalar", "nats", "linear", frozenset({SWEEP}), log_gain, tolerance=0.3)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.ensemble import Run
+from ..engine.exponents import LOSS_SWEEP
+from ..engine.run import Run
 from .measure import Measure
 
 
@@ -17,9 +18,8 @@ def loss_log_gain(run: Run) -> float:
     Returns:
         Nats; ``-inf`` where the gradient vanishes, NaN where the loss has none at the last state.
     """
-    assert run.loss_sweep is not None
-    reached = ~torch.isnan(run.loss_sweep.logs[-1, :, 0])
-    return float(run.loss_sweep.sums()[reached, 0].mean())
+    reached = ~torch.isnan(run[LOSS_SWEEP].logs[-1, :, 0])
+    return float(run[LOSS_SWEEP].sums()[reached, 0].mean())
 
 
-MEASURE = Measure("loss_log_gain", "scalar", "nats", "linear", frozenset({"loss_sweep"}), loss_log_gain, tolerance=0.3)
+MEASURE = Measure("loss_log_gain", "scalar", "nats", "linear", frozenset({LOSS_SWEEP}), loss_log_gain, tolerance=0.3)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine.ensemble import Run
+from ..engine.exponents import SWEEP
+from ..engine.run import Run
 from .measure import Measure
 
 
@@ -16,9 +17,8 @@ def lyapunov_history(run: Run) -> dict[str, float]:
         Nats per step or unit of time, by step in program order; of further exponents as ``"STEP exponent 2"``. ``-inf`` from
         where a column vanishes on.
     """
-    assert run.sweep is not None
-    averages = run.sweep.running(run.chain, run.warmup, run.alignment).nanmean(dim=1).tolist()
-    counted = slice(run.warmup, len(run.chain) - run.alignment)
+    averages = run[SWEEP].running(run.chain, run.recipe.warmup, run.recipe.alignment).nanmean(dim=1).tolist()
+    counted = slice(run.recipe.warmup, len(run.chain) - run.recipe.alignment)
     return {
         name + (f" exponent {number}" if number > 1 else ""): value
         for name, values in zip(run.chain.names[counted], averages[counted])
@@ -27,5 +27,5 @@ def lyapunov_history(run: Run) -> dict[str, float]:
 
 
 MEASURE = Measure(
-    "lyapunov_history", "profile", "nats/step", "linear", frozenset({"sweep"}), lyapunov_history, tolerance=0.05
+    "lyapunov_history", "profile", "nats/step", "linear", frozenset({SWEEP}), lyapunov_history, tolerance=0.05
 )

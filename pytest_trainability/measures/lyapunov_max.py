@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine.ensemble import Run
+from ..engine.exponents import SWEEP, exponents
+from ..engine.run import Run
 from .measure import Measure
 
 
@@ -22,8 +23,7 @@ def lyapunov_max(run: Run) -> float:
     Source: Oseledets, Trans. Moscow Math. Soc. 19, 197 (1968); Pennington, Schoenholz & Ganguli, NeurIPS 2017, for
     the annealed relative.
     """
-    assert run.sweep is not None
-    return float(run.exponents()[:, 0].mean())
+    return float(exponents(run)[:, 0].mean())
 
 
-MEASURE = Measure("lyapunov_max", "scalar", "nats/step", "linear", frozenset({"sweep"}), lyapunov_max, tolerance=0.02)
+MEASURE = Measure("lyapunov_max", "scalar", "nats/step", "linear", frozenset({SWEEP}), lyapunov_max, tolerance=0.02)

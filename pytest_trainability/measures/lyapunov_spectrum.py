@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine.ensemble import Run
+from ..engine.exponents import SWEEP, exponents
+from ..engine.run import Run
 from .measure import Measure
 
 
@@ -18,12 +19,11 @@ def lyapunov_spectrum(run: Run) -> list[float]:
 
     Source: Benettin et al., Meccanica 15, 9 (1980).
     """
-    assert run.sweep is not None
-    means = run.exponents().mean(dim=0)
+    means = exponents(run).mean(dim=0)
     # Sorted after the average over seeds: sorting each seed's would bias the first up and the last down.
     return [float(mean) for mean in means]
 
 
 MEASURE = Measure(
-    "lyapunov_spectrum", "spectrum", "nats/step", "linear", frozenset({"sweep"}), lyapunov_spectrum, tolerance=0.05
+    "lyapunov_spectrum", "spectrum", "nats/step", "linear", frozenset({SWEEP}), lyapunov_spectrum, tolerance=0.05
 )

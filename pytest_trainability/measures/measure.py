@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from ..engine.ensemble import Need, Run
+from ..engine.run import Need, Run
 
 __all__ = ["Kind", "Measure", "Reading", "Scale"]
 
@@ -34,6 +34,6 @@ class Measure:
     kind: Kind
     unit: str
     scale: Scale
-    needs: frozenset[Need]
+    needs: frozenset[Need[Any]]
     read: Callable[[Run], Reading]
     tolerance: float = 0.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ..engine.ensemble import Run
+from ..engine.exponents import SWEEP, horizon
+from ..engine.run import Run
 from .measure import Measure
 
 FRACTION = 0.01
@@ -22,7 +23,7 @@ def memory_horizon(run: Run) -> float:
 
     Source: Bengio, Simard & Frasconi, IEEE Trans. Neural Networks 5, 157 (1994).
     """
-    return run.horizon(-math.log(FRACTION))
+    return horizon(run, -math.log(FRACTION))
 
 
-MEASURE = Measure("memory_horizon", "scalar", "steps", "log", frozenset({"sweep"}), memory_horizon, tolerance=0.2)
+MEASURE = Measure("memory_horizon", "scalar", "steps", "log", frozenset({SWEEP}), memory_horizon, tolerance=0.2)

@@ -6,7 +6,9 @@ import math
 
 import torch
 
-from ..engine.ensemble import Run
+from ..engine.gradients import PARAMETER_GRADIENTS
+from ..engine.magnitudes import MAGNITUDES
+from ..engine.run import Run
 from ..engine.trees import norm
 from .measure import Measure
 
@@ -20,17 +22,17 @@ def nonfinite(run: Run) -> list[str]:
     record = run.record
     found = [f"parameter {name}" for name, p in record.model.named_parameters() if not bool(torch.isfinite(p).all())]
     for name, state in zip(("input", *run.chain.names), run.chain.cut.states):
-        rms = record.root_mean_square(state)
-        seen = any(edge in record.square_sums for edge in state)
+        rms = run[MAGNITUDES].root_mean_square(state)
+        seen = any(edge in run[MAGNITUDES].square_sums for edge in state)
         if seen and not math.isfinite(rms):
             found.append(f"state after {name}" if name != "input" else "input")
     if record.loss is not None and not math.isfinite(float(record.loss.detach())):
         found.append("loss")
-    for name, gradient in run.parameter_gradients.items():
+    for name, gradient in run[PARAMETER_GRADIENTS].items():
         # A norm is finite when every entry is, of a sparse gradient too.
         if gradient is not None and not math.isfinite(float(norm(gradient))):
             found.append(f"gradient of {name}")
     return found
 
 
-MEASURE = Measure("nonfinite", "names", "", "linear", frozenset({"activations", "parameter_gradients"}), nonfinite)
+MEASURE = Measure("nonfinite", "names", "", "linear", frozenset({MAGNITUDES, PARAMETER_GRADIENTS}), nonfinite)

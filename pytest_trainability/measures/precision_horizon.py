@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from ..engine.ensemble import Run
+from ..engine.exponents import SWEEP, horizon
+from ..engine.run import Run
 from .measure import Measure
 
 
@@ -20,7 +21,7 @@ def precision_horizon(run: Run) -> float:
         Steps, or units of time where steps have durations, as ``memory_horizon``.
     """
     eps = max(torch.finfo(dtype).eps for _, dtype in run.chain.shapes(len(run.chain)))
-    return run.horizon(-math.log(eps))
+    return horizon(run, -math.log(eps))
 
 
-MEASURE = Measure("precision_horizon", "scalar", "steps", "log", frozenset({"sweep"}), precision_horizon, tolerance=0.2)
+MEASURE = Measure("precision_horizon", "scalar", "steps", "log", frozenset({SWEEP}), precision_horizon, tolerance=0.2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine.ensemble import Run
+from ..engine.exponents import RECURRENCES
+from ..engine.run import Run
 from .measure import Measure
 
 
@@ -14,7 +15,7 @@ def recurrence_lyapunov_max(run: Run) -> dict[str, float]:
     Returns:
         Nats per step, or per unit of time where steps have durations, by recurrence; empty where the chain is along depth.
     """
-    return {name: float(exponents.mean()) for name, exponents in run.recurrences.items()}
+    return {name: float(exponents.mean()) for name, exponents in run[RECURRENCES].items()}
 
 
 MEASURE = Measure(
@@ -22,7 +23,7 @@ MEASURE = Measure(
     "profile",
     "nats/step",
     "linear",
-    frozenset({"recurrences"}),
+    frozenset({RECURRENCES}),
     recurrence_lyapunov_max,
     tolerance=0.02,
 )

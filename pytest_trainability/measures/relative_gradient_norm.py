@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ..engine.ensemble import Run
+from ..engine.gradients import PARAMETER_GRADIENTS
+from ..engine.run import Run
 from ..engine.trees import norm
 from .measure import Measure
 
@@ -18,7 +19,7 @@ def relative_gradient_norm(run: Run) -> dict[str, float]:
     """
     parameters = dict(run.record.model.named_parameters())
     ratios = {}
-    for name, gradient in run.parameter_gradients.items():
+    for name, gradient in run[PARAMETER_GRADIENTS].items():
         if gradient is not None:
             above, below = float(norm(gradient)), float(norm(parameters[name]))
             ratios[name] = above / below if below > 0 else (math.inf if above > 0 else math.nan)
@@ -30,7 +31,7 @@ MEASURE = Measure(
     "profile",
     "",
     "log",
-    frozenset({"parameter_gradients"}),
+    frozenset({PARAMETER_GRADIENTS}),
     relative_gradient_norm,
     tolerance=0.3,
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine.ensemble import Run
+from ..engine.run import Run
+from ..engine.spectra import SPECTRAL_RADII
 from .measure import Measure
 
 
@@ -20,9 +21,7 @@ def spectral_radius(run: Run) -> dict[str, float]:
 
     Source: Pascanu, Mikolov & Bengio, ICML 2013.
     """
-    return run.spectral_radii
+    return run[SPECTRAL_RADII]
 
 
-MEASURE = Measure(
-    "spectral_radius", "profile", "", "log", frozenset({"spectral_radii"}), spectral_radius, tolerance=0.05
-)
+MEASURE = Measure("spectral_radius", "profile", "", "log", frozenset({SPECTRAL_RADII}), spectral_radius, tolerance=0.05)

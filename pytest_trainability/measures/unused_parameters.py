@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine.ensemble import Run
+from ..engine.gradients import PARAMETER_GRADIENTS
+from ..engine.run import Run
 from .measure import Measure
 
 
@@ -14,7 +15,7 @@ def unused_parameters(run: Run) -> list[str]:
     Returns:
         Parameter names, in the model's order.
     """
-    return [name for name, gradient in run.parameter_gradients.items() if gradient is None]
+    return [name for name, gradient in run[PARAMETER_GRADIENTS].items() if gradient is None]
 
 
-MEASURE = Measure("unused_parameters", "names", "", "linear", frozenset({"parameter_gradients"}), unused_parameters)
+MEASURE = Measure("unused_parameters", "names", "", "linear", frozenset({PARAMETER_GRADIENTS}), unused_parameters)

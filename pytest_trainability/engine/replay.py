@@ -1,0 +1,64 @@
+"""The loss of a run as a function of the parameters: the model is run again, without hooks, on what the run was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .capture import evaluate
+from .gradients import functional
+from .isolation import derived_seed, seeded
+from .recipe import arguments
+from .run import Run
+from .trees import map_tensors
+
+__all__ = ["Objective", "twice_differentiable"]
+
+
+class Objective:
+    """The loss of a run, or its random functional where there is none, as a function of the model's parameters.
+
+    Every evaluation draws the same dropout masks as the run did. To be used in a need of stage ``AGAIN``: buffers (BatchNorm's
+    statistics) change as in any forward pass, and are put back with the parameters when the need is met.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.model: nn.Module = run.record.model
+        self.parameters: dict[str, nn.Parameter] = {
+            name: p for name, p in self.model.named_parameters() if p.requires_grad
+        }
+        self.inputs, self.target = run.record.inputs, run.record.target
+        self.loss = run.recipe.loss
+        self.seed = run.seed
+
+    def outputs(self) -> tuple[Any, Tensor | None]:
+        """Run the model; return its output and its loss, None where it has none."""
+        seeded(derived_seed(self.seed, "forward"))
+        args, kwargs = arguments(map_tensors(self.inputs, lambda t: t.detach().clone()))
+        return evaluate(self.model, args, kwargs, self.target, self.loss)
+
+    def __call__(self) -> Tensor:
+        """Run the model and return the loss, a scalar with its graph."""
+        roots, weights = functional(*self.outputs(), self.seed)
+        value = roots[0].reshape(()) if len(roots) == 1 and roots[0].numel() == 1 else None
+        if value is None or not bool((weights[0] == 1).all()):
+            value = torch.stack([(root * weight).sum() for root, weight in zip(roots, weights)]).sum()
+        return value
+
+    def gradients(self, *, create_graph: bool = False) -> dict[str, Tensor | None]:
+        """Run the model and differentiate the loss by every trainable parameter; None where no path leads to it."""
+        found = torch.autograd.grad(
+            self(), list(self.parameters.values()), create_graph=create_graph, allow_unused=True
+        )
+        return dict(zip(self.parameters, found))
+
+
+@contextmanager
+def twice_differentiable(*_: Any) -> Iterator[None]:
+    """Run attention and recurrent layers by kernels whose backward passes can be differentiated; also an instrument."""
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        yield

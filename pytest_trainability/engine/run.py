@@ -1,0 +1,97 @@
+"""One seed's run, and what measures may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Generic, TypeVar
+
+from .capture import Capture, Instrument
+from .chain import Chain
+from .graph import Graph
+from .isolation import preserved_model, preserved_world
+from .recipe import Recipe
+from .recurrence import Recurrence
+from .sweep import Frame
+
+__all__ = ["Need", "Run", "Stage", "with_further"]
+
+_Found = TypeVar("_Found")
+
+
+class Stage(IntEnum):
+    """When a need is met; the stages follow each other."""
+
+    GRAPH = 1
+    """While the autograd graph of the run is there; it must be left so (``retain_graph=True``)."""
+    BACKWARD = 2
+    """In the one backward pass that frees the graph."""
+    AGAIN = 3
+    """Once the graph is gone: the model is run or built again. Whatever that changes is put back."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Need(Generic[_Found]):
+    """What a measure asks of a run; computed once for all measures that ask for it, and not at all where none does.
+
+    A need may ask for others of its own stage or an earlier one, ``run[OTHER]``, which are then to be listed in ``of``.
+
+    >>> PARAMETER_COUNT = Need("parameter count", lambda run: len(list(run.record.model.parameters())), Stage.AGAIN)
+    """
+
+    name: str
+    provide: Callable[[Run], _Found]
+    stage: Stage = Stage.GRAPH
+    instruments: tuple[Instrument, ...] = ()
+    """What must watch the forward pass; what each has yielded is in ``run.record.watched``."""
+    of: tuple[Need[Any], ...] = ()
+    """Further needs that this one asks for."""
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One seed's run. ``run[NEED]`` is what a measure has asked for; it lives until all have read it."""
+
+    seed: int
+    recipe: Recipe
+    record: Capture
+    graph: Graph
+    chain: Chain
+    frame: Frame
+    recurrences: Sequence[Recurrence] = ()
+    """Along time: all that there are."""
+    recurrence: Recurrence | None = None
+    """Along time: the one whose steps are the chain."""
+    found: dict[Need[Any], Any] = field(default_factory=dict)
+    _stage: Stage = Stage.GRAPH
+
+    def __getitem__(self, need: Need[_Found]) -> _Found:
+        if need not in self.found:
+            if need.stage < self._stage:
+                msg = f"a measure must name what it needs: {need.name!r} is asked for when the run's graph is gone."
+                raise LookupError(msg)
+            again = need.stage is Stage.AGAIN
+            with preserved_model(self.record.model) if again else nullcontext(), preserved_world():
+                self.found[need] = need.provide(self)
+        found: _Found = self.found[need]
+        return found
+
+    def fulfil(self, needs: frozenset[Need[Any]]) -> None:
+        """Compute what is needed, stage by stage."""
+        for need in sorted(needs, key=lambda need: (need.stage, need.name)):
+            self._stage = need.stage
+            self[need]
+        self._stage = Stage.AGAIN
+
+
+def with_further(needs: frozenset[Need[Any]]) -> frozenset[Need[Any]]:
+    """Add what the needs themselves ask for."""
+    found = set(needs)
+    pending = list(needs)
+    while pending:
+        further = set(pending.pop().of) - found
+        found |= further
+        pending += further
+    return frozenset(found)
