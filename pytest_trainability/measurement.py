@@ -21,7 +21,7 @@ from .checks.statistics import CONFIDENCE, Level, as_confidence, as_seeds, estim
 from .checks.tolerances import as_tolerance
 from .checks.verdicts import Value, first_outside, is_settled, judge
 from .engine.ensemble import Ensemble, ensemble
-from .engine.recipe import ModelSource, Recipe, choose_device, is_fixed
+from .engine.recipe import ModelSource, OptimizerFactory, Recipe, choose_device, is_fixed
 from .engine.steps import StepChoice
 from .engine.trees import tensors_in
 from .errors import BoundError, TrainabilityError, UsageError
@@ -98,6 +98,8 @@ def measure(
     dtype: torch.dtype | str | None = None,
     train: bool = True,
     name: str | None = None,
+    optimizer: OptimizerFactory | None = None,
+    classes: int | None = None,
     measures: Sequence[str] = (),
     confidence: float = CONFIDENCE,
 ) -> Measurement:
@@ -130,6 +132,9 @@ def measure(
         dtype: Floating type that parameters and float inputs are cast to.
         train: Train or eval mode.
         name: Of the model in reports; its class by default.
+        optimizer: Of the measures that take optimizer steps: a function of the parameters, such as
+            ``lambda parameters: torch.optim.SGD(parameters, lr=0.1)``; without one AdamW with a learning rate of 1e-3.
+        classes: How many the loss chooses from, for ``excess_loss``; without it as many as the output has where that is clear.
         measures: Which to compute at once beside the default ones (``lyapunov_max``, ``gradient_norm``,
             ``activation_rms``). Any other, when first read, repeats the seeded run.
         confidence: Of the intervals.
@@ -157,6 +162,8 @@ def measure(
         dtype=dtype,
         train=train,
         name=name,
+        optimizer=optimizer,
+        classes=classes,
         measures=measures,
     )
 
@@ -177,6 +184,8 @@ def measure_in(
     name: str | None,
     warmup: int = 0,
     alignment: int = 0,
+    optimizer: OptimizerFactory | None = None,
+    classes: int | None = None,
     measures: Sequence[str] = (),
     until: Mapping[str, Bound] | None = None,
 ) -> Measurement:
@@ -203,6 +212,8 @@ def measure_in(
         dtype=as_dtype(dtype),
         train=train,
         threads=context.threads,
+        optimizer=_as_optimizer(optimizer),
+        classes=None if classes is None else _as_count("classes", classes, least=2),
     )
     until = until or {}
     asked = as_seeds(seeds)
@@ -573,8 +584,8 @@ def _assemble(m: Measure, readings: Sequence[Any], level: Level) -> Value:
     if m.kind == "scalar":
         return averaged(readings)
     if m.kind == "spectrum":
-        exponents = sorted((averaged(values) for values in zip(*readings)), key=lambda exponent: -exponent.mean)
-        return Spectrum(tuple(exponents))
+        elements = sorted((averaged(values) for values in zip(*readings)), key=lambda element: -element.mean)
+        return Spectrum(tuple(replace(e, name=f"{m.element} {number}") for number, e in enumerate(elements, 1)))
     if m.kind == "names":
         return Names(tuple(dict.fromkeys(n for names in readings for n in names)), tuple(len(r) for r in readings))
     # A step that a seed did not take (stochastic depth) has no value there.
@@ -589,7 +600,7 @@ def _recorded(m: Measure, readings: Sequence[Any]) -> Recorded:
     if m.kind == "scalar":
         return Series(m.unit, m.scale, {"": tuple(readings)})
     if m.kind == "spectrum":
-        readings = [{f"exponent {i}": value for i, value in enumerate(values, 1)} for values in readings]
+        readings = [{f"{m.element} {i}": value for i, value in enumerate(values, 1)} for values in readings]
     names = dict.fromkeys(name for reading in readings for name in reading)
     return Series(m.unit, m.scale, {name: tuple(reading.get(name) for reading in readings) for name in names})
 
@@ -628,6 +639,16 @@ def _as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:
         msg = f"the loss must be a function loss(output) or loss(output, target). Got {type(loss).__name__}."
         raise UsageError(msg)
     return loss  # type: ignore[no-any-return]
+
+
+def _as_optimizer(optimizer: Any) -> OptimizerFactory | None:
+    if isinstance(optimizer, torch.optim.Optimizer) or not (optimizer is None or callable(optimizer)):
+        msg = (
+            "optimizer must be a function of the parameters that makes one: lambda p: torch.optim.SGD(p, lr=0.1). "
+            f"Got {type(optimizer).__name__}: every seed has parameters of its own."
+        )
+        raise UsageError(msg)
+    return optimizer  # type: ignore[no-any-return]
 
 
 def _as_count(name: str, value: Any, *, least: int = 1) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from .trees import is_empty, map_tensors, tensors_in, to_tensor_like
 
 __all__ = [
     "ModelSource",
+    "OptimizerFactory",
     "Recipe",
     "arguments",
     "built",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 ModelSource: TypeAlias = "nn.Module | Callable[[], nn.Module]"
+OptimizerFactory: TypeAlias = "Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,10 @@ class Recipe:
     """First steps that the exponents are not averaged over: the state finds its attractor."""
     alignment: int = 0
     """Last steps that they are not averaged over: the frame, which comes from there, turns to its directions."""
+    optimizer: OptimizerFactory | None = None
+    """Makes the optimizer of the parameters it is given."""
+    classes: int | None = None
+    """How many there are to choose from; None to find it out from the output."""
 
     @property
     def fixed(self) -> bool:

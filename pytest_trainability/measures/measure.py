@@ -27,6 +27,7 @@ class Measure:
         scale: ``"log"`` averages logarithms over seeds: for positive quantities whose ratio matters.
         needs: What the run must provide.
         read: Takes the number from the run.
+        element: What the elements of a spectrum are.
         tolerance: By how much it may differ from a baseline, in its unit; of a ``"log"`` scale in nats of ratio.
     """
 
@@ -37,3 +38,4 @@ class Measure:
     needs: frozenset[Need[Any]]
     read: Callable[[Run], Reading]
     tolerance: float = 0.0
+    element: str = "exponent"

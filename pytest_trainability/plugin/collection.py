@@ -93,7 +93,20 @@ def refuse_unmeasured(item: pytest.Item, *, measured: bool) -> None:
         )
 
 
-_ARGUMENTS = {"alignment", "exponents", "inputs", "loss", "model", "name", "steps", "target", "train", "warmup"}
+_ARGUMENTS = {
+    "alignment",
+    "classes",
+    "exponents",
+    "inputs",
+    "loss",
+    "model",
+    "name",
+    "optimizer",
+    "steps",
+    "target",
+    "train",
+    "warmup",
+}
 """Of the fixture, which a marker cannot hold."""
 
 

@@ -16,7 +16,7 @@ from .collection import bounded_on_the_command_line, bounds_of, marker_settings,
 from .options import SETTINGS, options_given
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import torch
     from torch import nn
@@ -61,6 +61,8 @@ class Trainability:
         dtype: torch.dtype | str | None = None,
         train: bool = True,
         name: str | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        classes: int | None = None,
     ) -> Measurement:
         """Measure a model; the arguments are those of :func:`pytest_trainability.measure`.
 
@@ -92,6 +94,8 @@ class Trainability:
                 dtype=_first(dtype, marked.get("dtype"), settings.dtype),
                 train=train,
                 name=name,
+                optimizer=optimizer,
+                classes=classes,
                 until=bounds,
             )
         except TrainabilityError as error:
