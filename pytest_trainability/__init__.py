@@ -12,10 +12,21 @@ if TYPE_CHECKING:
     from .checks.bounds import Bound, at_least, at_most, within
     from .dynamics import LyapunovExponents, lyapunov_spectrum
     from .engine.rollout import Rollout
-    from .errors import BaselineError, BoundError, CutError, ModelError, TrainabilityError, UsageError
-    from .measurement import Measurement, TrainabilityFailure, measure
+    from .engine.run import Need, Run, Stage
+    from .errors import (
+        BaselineError,
+        BoundError,
+        CutError,
+        InapplicableError,
+        ModelError,
+        TrainabilityError,
+        UsageError,
+    )
+    from .measurement import Measurement, TrainabilityFailure, add_measure, measure
+    from .measures.measure import Measure
     from .plugin.fixture import Trainability
     from .records import Estimate, Names, Profile, Spectrum, Steps
+    from .scaling import Scaling, depth_sweep, width_sweep
 
 _HOME = {
     "BaselineError": "errors",
@@ -23,22 +34,31 @@ _HOME = {
     "BoundError": "errors",
     "CutError": "errors",
     "Estimate": "records",
+    "InapplicableError": "errors",
     "LyapunovExponents": "dynamics",
+    "Measure": "measures.measure",
     "Measurement": "measurement",
     "ModelError": "errors",
     "Names": "records",
+    "Need": "engine.run",
     "Profile": "records",
     "Rollout": "engine.rollout",
+    "Run": "engine.run",
+    "Scaling": "scaling",
     "Spectrum": "records",
+    "Stage": "engine.run",
     "Steps": "records",
     "Trainability": "plugin.fixture",
     "TrainabilityError": "errors",
     "TrainabilityFailure": "measurement",
     "UsageError": "errors",
+    "add_measure": "measurement",
     "at_least": "checks.bounds",
     "at_most": "checks.bounds",
+    "depth_sweep": "scaling",
     "lyapunov_spectrum": "dynamics",
     "measure": "measurement",
+    "width_sweep": "scaling",
     "within": "checks.bounds",
 }
 
@@ -48,22 +68,31 @@ __all__ = [
     "BoundError",
     "CutError",
     "Estimate",
+    "InapplicableError",
     "LyapunovExponents",
+    "Measure",
     "Measurement",
     "ModelError",
     "Names",
+    "Need",
     "Profile",
     "Rollout",
+    "Run",
+    "Scaling",
     "Spectrum",
+    "Stage",
     "Steps",
     "Trainability",
     "TrainabilityError",
     "TrainabilityFailure",
     "UsageError",
+    "add_measure",
     "at_least",
     "at_most",
+    "depth_sweep",
     "lyapunov_spectrum",
     "measure",
+    "width_sweep",
     "within",
 ]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks.statistics import CONFIDENCE, Level, as_confidence, estimate
+from .engine.given import as_count
 from .engine.isolation import derived_seed, preserved_world, seeded
 from .engine.rollout import refuse_time, refuse_unlike
 from .engine.tangent import Map, random_frame, tangent_sweep
@@ -102,12 +103,9 @@ def lyapunov_spectrum(
     Source: Benettin et al., Meccanica 15, 9 (1980); Eckmann & Ruelle, Rev. Mod. Phys. 57, 617 (1985).
     """
     for name, value, least in (("steps", steps, 1), ("warmup", warmup, 0), ("alignment", alignment, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            msg = f"{name} must be a whole number of at least {least}. Got {value!r}."
-            raise UsageError(msg)
-    if exponents is not None and (not isinstance(exponents, int) or isinstance(exponents, bool) or exponents < 1):
-        msg = f"exponents must be a whole number of at least 1, or None for all. Got {exponents!r}."
-        raise UsageError(msg)
+        as_count(name, value, least=least)
+    if exponents is not None:
+        as_count("exponents", exponents, otherwise="or None for all")
     refuse_time(dt)
     level = Level(as_confidence(confidence))
     total = warmup + alignment + steps

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["BaselineError", "BoundError", "CutError", "ModelError", "TrainabilityError", "UsageError"]
+__all__ = [
+    "BaselineError",
+    "BoundError",
+    "CutError",
+    "InapplicableError",
+    "ModelError",
+    "TrainabilityError",
+    "UsageError",
+]
 
 
 class TrainabilityError(Exception):
@@ -15,6 +23,10 @@ class UsageError(TrainabilityError, ValueError):
 
 class BoundError(UsageError):
     """A bound that names no measure, or is no closed interval of numbers."""
+
+
+class InapplicableError(UsageError):
+    """A measure that has no answer for this model or this run, such as a loss's where there is none."""
 
 
 class ModelError(TrainabilityError):

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,19 +18,22 @@ from torch.nn.parameter import is_lazy
 from .checks.baselines import Entry, NameSet, Recorded, Series
 from .checks.bounds import Bound, BoundLike, as_bound
 from .checks.diagnosis import diagnose
+from .checks.dtypes import as_dtype_name
 from .checks.statistics import CONFIDENCE, Level, as_confidence, as_seeds, estimate
 from .checks.tolerances import as_tolerance
 from .checks.verdicts import Value, first_outside, is_settled, judge
 from .engine.ensemble import Ensemble, ensemble
+from .engine.given import as_count, as_loss, as_optimizer
 from .engine.recipe import ModelSource, OptimizerFactory, Recipe, choose_device, is_fixed
+from .engine.run import Run
 from .engine.steps import StepChoice
 from .engine.trees import tensors_in
-from .errors import BoundError, TrainabilityError, UsageError
+from .errors import BoundError, InapplicableError, TrainabilityError, UsageError
 from .measures import DEFAULT, MEASURES, RECORDED, RECORDED_ALONG_TIME, Measure, find_measure
 from .records import BaselineRecord, CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
 from .report.explain import explain, explain_baseline
 
-__all__ = ["Context", "Measurement", "TrainabilityFailure", "measure", "measure_in"]
+__all__ = ["Context", "Measurement", "TrainabilityFailure", "add_measure", "measure", "measure_in"]
 
 _ALWAYS = ("log_gain", "growth_rate", "unused_parameters")
 """Read with what the default measures need, at no cost: reports show them."""
@@ -77,6 +81,10 @@ class Context:
     confidence: float | None = None
     tolerances: Mapping[str, float] = field(default_factory=dict)
     """By measure, of a comparison with the baseline."""
+    steps: Callable[[nn.Module], StepChoice | None] = lambda model: None
+    """Told a model that nobody has said how to cut, says how, or None."""
+    environment: Callable[[], Mapping[str, str]] = dict
+    """What else tells environments apart whose numbers differ."""
     baseline: Callable[[str, Entry, Mapping[str, float]], BaselineRecord] | None = None
     """Compares the entry of a model with its baseline; None outside pytest."""
     of_this_session: frozenset[str] = frozenset()
@@ -203,17 +211,18 @@ def measure_in(
         model=model,
         inputs=inputs,
         target=target,
-        loss=_as_loss(loss, target),
+        loss=as_loss(loss, target),
         steps=steps,
-        exponents=_as_count("exponents", exponents),
-        warmup=_as_count("warmup", warmup, least=0),
-        alignment=_as_count("alignment", alignment, least=0),
+        exponents=as_count("exponents", exponents),
+        warmup=as_count("warmup", warmup, least=0),
+        alignment=as_count("alignment", alignment, least=0),
         device=choose_device(device, fixed=fixed, worker=context.worker),
         dtype=as_dtype(dtype),
         train=train,
         threads=context.threads,
-        optimizer=_as_optimizer(optimizer),
-        classes=None if classes is None else _as_count("classes", classes, least=2),
+        cut_by=context.steps,
+        optimizer=as_optimizer(optimizer),
+        classes=None if classes is None else as_count("classes", classes, least=2),
     )
     until = until or {}
     asked = as_seeds(seeds)
@@ -221,6 +230,32 @@ def measure_in(
     wanted = (find_measure(name, where="measures=") for name in (*DEFAULT, *measures, *until, *_ALWAYS))
     measurement.run(list(wanted), until=until)
     return measurement
+
+
+def add_measure(measure: Any) -> None:
+    """Let a measure of your own be an attribute of every measurement and a name for bounds, in this process.
+
+    A pytest plugin returns its measures from the hook ``pytest_trainability_measures`` instead.
+
+    Raises:
+        UsageError: It is no measure, or its name is taken.
+    """
+    if not isinstance(measure, Measure):
+        msg = f"a measure must be a pytest_trainability.Measure. Got {type(measure).__name__}."
+        raise UsageError(msg)
+    name = measure.name
+    taken = {*_RESERVED, *dir(Measurement), *signature(measure_in).parameters} - set(MEASURES)
+    if not name.isidentifier() or name.startswith("_") or name in taken or MEASURES.get(name, measure) is not measure:
+        msg = (
+            "a measure must have a name of its own, which can be an attribute: a noun such as gradient_kurtosis. "
+            f"{name!r} is taken or cannot be one."
+        )
+        raise UsageError(msg)
+    MEASURES[name] = measure
+
+
+_RESERVED = ("profile", "tolerances")
+"""Keywords of the marker that are neither arguments nor measures."""
 
 
 class Measurement:
@@ -255,6 +290,10 @@ class Measurement:
         self._readings: dict[str, list[Any]] = {}
         self._values: dict[str, Value] = {}
         self._verdicts: dict[str, VerdictRecord] = {}
+        self._bounds: dict[str, Bound] = {}
+        """Those that were judged."""
+        self._inapplicable: set[str] = set()
+        """Measures that were allowed to have no answer, and have none."""
         self._baseline: BaselineRecord | None = None
         self._fingerprint = _fingerprint(recipe)
         self._ensemble: Ensemble | None = None
@@ -320,24 +359,39 @@ class Measurement:
         """What a reader of the numbers ought to know."""
         return self._common.notes
 
-    def run(self, wanted: Sequence[Measure], *, until: Mapping[str, Bound] | None = None) -> None:
+    def run(
+        self,
+        wanted: Sequence[Measure],
+        *,
+        until: Mapping[str, Bound] | None = None,
+        allowed: frozenset[str] = frozenset(),
+    ) -> None:
         """Make the seeded run, again if need be, for what is wanted and not known yet.
 
         Args:
             wanted: Measures.
             until: At the first run, bounds which, once all are settled, make further seeds needless.
+            allowed: Names of measures that may have no answer here.
+
+        Raises:
+            InapplicableError: One has no answer here and is not allowed to.
         """
-        wanted = [m for m in dict.fromkeys(wanted) if m.name not in self._values]
+        allowed = allowed | {name for name, bound in (until or {}).items() if bound.if_any}
+        known = {*self._values, *(self._inapplicable & allowed)}
+        wanted = [m for m in dict.fromkeys(wanted) if m.name not in known]
         if not wanted:
             return
         if self._ensemble is None:
             # Looking after every seed has its price: intervals that hold whenever one stops.
             self._level = Level(self._level.confidence, len(self._asked) if until else None)
-            self._ensemble = self._sample(wanted, self._asked, until=until)
+            self._ensemble = self._sample(wanted, self._asked, allowed, until=until)
             found = self._ensemble
         else:
             self._refuse_changed(wanted[0].name)
-            found = self._sample(wanted, self.seeds)
+            found = self._sample(wanted, self.seeds, allowed)
+        missing = {m.name for m in wanted for reading in found.readings if reading[m.name] is None}
+        self._inapplicable |= missing
+        wanted = [m for m in wanted if m.name not in missing]
         self._readings.update({m.name: [reading[m.name] for reading in found.readings] for m in wanted})
         self._assemble(wanted)
 
@@ -359,10 +413,15 @@ class Measurement:
             readings += [reading[name] for reading in found.readings]
         self._ensemble = replace(self._common, seeds=self._asked, draws=(*self._common.draws, *found.draws))
         self._assemble(measures)
-        self._judge({MEASURES[name]: Bound(v.low, v.high) for name, v in self._verdicts.items()})
+        self._judge({MEASURES[name]: bound for name, bound in self._bounds.items()})
 
     def _sample(
-        self, wanted: Sequence[Measure], seeds: Sequence[int], *, until: Mapping[str, Bound] | None = None
+        self,
+        wanted: Sequence[Measure],
+        seeds: Sequence[int],
+        allowed: frozenset[str] = frozenset(),
+        *,
+        until: Mapping[str, Bound] | None = None,
     ) -> Ensemble:
         bounds = [(MEASURES[name], bound) for name, bound in (until or {}).items()]
 
@@ -372,6 +431,7 @@ class Measurement:
                     _assemble(m, [reading[m.name] for reading in readings], self._level), bound, level=self._level
                 )
                 for m, bound in bounds
+                if readings[0][m.name] is not None
             )
 
         needs = frozenset().union(*(m.needs for m in wanted))
@@ -380,7 +440,7 @@ class Measurement:
             self._recipe,
             seeds,
             needs,
-            lambda run: {m.name: m.read(run) for m in wanted},
+            lambda run: {m.name: _read(m, run, allowed) for m in wanted},
             known=self._ensemble,
             enough=settled,
         )
@@ -429,7 +489,7 @@ class Measurement:
         where = f"check() in {self._context.test}" if self._context.test else "check()"
         try:
             judged = {find_measure(n, where=where): as_bound(b, measure=n, where=where) for n, b in bounds.items()}
-            self.run(list(judged))
+            self.run(list(judged), allowed=frozenset(m.name for m, bound in judged.items() if bound.if_any))
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
         self._judge(judged)
@@ -437,11 +497,18 @@ class Measurement:
     def _judge(self, bounds: Mapping[Measure, Bound]) -> None:
         __tracebackhide__ = True
         values = self._values
+        bounds = {m: b for m, b in bounds.items() if not (b.if_any and self._is_empty(m))}
+        self._bounds.update({m.name: bound for m, bound in bounds.items()})
         verdicts = [judge(m.name, values[m.name], b, scale=m.scale, level=self._level) for m, b in bounds.items()]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
         self._context.record(self._to_record(tuple(self._verdicts.values())))
         if not all(verdict.holds for verdict in verdicts):
             raise TrainabilityFailure(explain(self._to_record(tuple(verdicts))))
+
+    def _is_empty(self, m: Measure) -> bool:
+        """Whether there is nothing to judge."""
+        value = self._values.get(m.name)
+        return value is None or (isinstance(value, (Profile, Spectrum)) and not len(value))
 
     def check_baseline(self, *measures: str, **tolerances: float) -> None:
         """Compare with the baseline that is committed beside the test, in ``__trainability__/<test module>.json``.
@@ -492,15 +559,20 @@ class Measurement:
 
     def _entry(self, measures: Sequence[Measure]) -> Entry:
         """Return what a baseline records of this measurement."""
+        environment = {
+            "device": torch.device(self.device).type,
+            "dtype": self.dtype,
+            "platform": f"{sys.platform} {platform.machine()}",
+            "torch": torch.__version__.partition("+")[0],
+            # As torch is set up in this process: a worker of xdist takes its share of the cores while it measures.
+            "threads": str(torch.get_num_threads()),
+        }
+        added = self._context.environment()
+        if taken := sorted(environment.keys() & added.keys()):
+            msg = f"what plugins add to the environment must have names of its own. {taken[0]!r} is the project's."
+            raise UsageError(msg)
         return Entry(
-            environment={
-                "device": torch.device(self.device).type,
-                "dtype": self.dtype,
-                "platform": f"{sys.platform} {platform.machine()}",
-                "torch": torch.__version__.partition("+")[0],
-                # As torch is set up in this process: a worker of xdist takes its share of the cores while it measures.
-                "threads": str(torch.get_num_threads()),
-            },
+            environment={**environment, **added},
             conditions={"chain": self._chain_text(), "frame": self.frame, "mode": self.mode},
             seeds=self.seeds,
             draws=self._common.draws,
@@ -575,6 +647,16 @@ class Measurement:
         return ""
 
 
+def _read(m: Measure, run: Run, allowed: frozenset[str]) -> Any:
+    """Take one measure's numbers from a run; None where it has no answer and is allowed to."""
+    try:
+        return m.read(run)
+    except InapplicableError:
+        if m.name in allowed:
+            return None
+        raise
+
+
 def _assemble(m: Measure, readings: Sequence[Any], level: Level) -> Value:
     """Average one measure over seeds."""
 
@@ -631,43 +713,13 @@ def _sum(tensor: torch.Tensor) -> str:
     return str((tensor.float() if short else tensor).sum().item())
 
 
-def _as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:
-    if loss is None and target is not None:
-        msg = "a target must come with the loss that takes it: loss=F.cross_entropy, target=labels. Got a target alone."
-        raise UsageError(msg)
-    if loss is not None and not callable(loss):
-        msg = f"the loss must be a function loss(output) or loss(output, target). Got {type(loss).__name__}."
-        raise UsageError(msg)
-    return loss  # type: ignore[no-any-return]
-
-
-def _as_optimizer(optimizer: Any) -> OptimizerFactory | None:
-    if isinstance(optimizer, torch.optim.Optimizer) or not (optimizer is None or callable(optimizer)):
-        msg = (
-            "optimizer must be a function of the parameters that makes one: lambda p: torch.optim.SGD(p, lr=0.1). "
-            f"Got {type(optimizer).__name__}: every seed has parameters of its own."
-        )
-        raise UsageError(msg)
-    return optimizer  # type: ignore[no-any-return]
-
-
-def _as_count(name: str, value: Any, *, least: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        msg = f"{name} must be a whole number of at least {least}. Got {value!r}."
-        raise UsageError(msg)
-    return value
-
-
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Read a floating type or its name.
+    """Return a floating type, given itself or its name; None leaves models as they are.
 
     Raises:
         UsageError: It is none.
     """
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if found is None and dtype in {None, ""}:
+    if dtype in {None, ""}:
         return None
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        msg = f"dtype must be a floating type such as float32, float64, bfloat16 or float16. Got {dtype!r}."
-        raise UsageError(msg)
+    found: torch.dtype = getattr(torch, as_dtype_name(dtype))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, TypeAlias, overload
 
@@ -23,6 +23,8 @@ class Bound:
 
     low: float | None = None
     high: float | None = None
+    if_any: bool = field(default=False, kw_only=True)
+    """Whether it holds where there is nothing to judge: no attention in the model, no loss."""
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):

@@ -108,7 +108,7 @@ def ensemble(
             if recipe.threads is not None and recipe.threads < torch.get_num_threads():
                 torch.set_num_threads(recipe.threads)
             with built(recipe, seed, previous) as (model, drawn), freed_in_order() as nodes:
-                known, reading, given, drew = _read_once(recipe, model, seed, wanted, read, known, nodes)
+                known, reading, given, drew = _read_once(recipe.of(model), model, seed, wanted, read, known, nodes)
                 readings.append(reading)
                 draws.append(f"{digest(drawn, *given)} {drew}")
         if enough(readings):

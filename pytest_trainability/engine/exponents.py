@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ..errors import CutError, UsageError
+from ..errors import CutError, InapplicableError
 from .recurrence import chain_along
 from .run import Need, Run
 from .sweep import Sweep, find_frame, loss_cotangent, random_cotangents, sweep
@@ -30,7 +30,7 @@ def _sweep_of_the_loss(run: Run) -> Sweep:
             "loss_log_gain needs a loss. Hand one in: loss=F.cross_entropy with target=..., or labels for a model "
             "that computes its own."
         )
-        raise UsageError(msg)
+        raise InapplicableError(msg)
     return sweep(run.chain, run.frame, loss_cotangent(run.chain, run.record.loss))
 
 

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -53,6 +53,8 @@ class Recipe:
     dtype: torch.dtype | None
     train: bool
     threads: int | None = None
+    cut_by: Callable[[nn.Module], StepChoice | None] = lambda model: None
+    """Asked, where ``steps`` is ``"auto"``, how a model is cut; None where it does not know."""
     warmup: int = 0
     """First steps that the exponents are not averaged over: the state finds its attractor."""
     alignment: int = 0
@@ -61,6 +63,11 @@ class Recipe:
     """Makes the optimizer of the parameters it is given."""
     classes: int | None = None
     """How many there are to choose from; None to find it out from the output."""
+
+    def of(self, model: nn.Module) -> Recipe:
+        """Return the recipe with what is to be found out from the model: how it is cut."""
+        steps = self.cut_by(model) if self.steps == "auto" else None
+        return self if steps is None else replace(self, steps=steps)
 
     @property
     def fixed(self) -> bool:

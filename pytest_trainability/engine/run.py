@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Generic, TypeVar
 
+from ..errors import InapplicableError
 from .capture import Capture, Instrument
 from .chain import Chain
 from .graph import Graph
@@ -65,6 +66,7 @@ class Run:
     recurrence: Recurrence | None = None
     """Along time: the one whose steps are the chain."""
     found: dict[Need[Any], Any] = field(default_factory=dict)
+    _inapplicable: dict[Need[Any], InapplicableError] = field(default_factory=dict)
     _stage: Stage = Stage.GRAPH
 
     def __getitem__(self, need: Need[_Found]) -> _Found:
@@ -72,6 +74,8 @@ class Run:
             if need.stage < self._stage:
                 msg = f"a measure must name what it needs: {need.name!r} is asked for when the run's graph is gone."
                 raise LookupError(msg)
+            if need in self._inapplicable:
+                raise self._inapplicable[need]
             again = need.stage is Stage.AGAIN
             with preserved_model(self.record.model) if again else nullcontext(), preserved_world():
                 self.found[need] = need.provide(self)
@@ -79,10 +83,13 @@ class Run:
         return found
 
     def fulfil(self, needs: frozenset[Need[Any]]) -> None:
-        """Compute what is needed, stage by stage."""
+        """Compute what is needed, stage by stage; what has no answer here is said to whoever reads it."""
         for need in sorted(needs, key=lambda need: (need.stage, need.name)):
             self._stage = need.stage
-            self[need]
+            try:
+                self[need]
+            except InapplicableError as error:
+                self._inapplicable[need] = error
         self._stage = Stage.AGAIN
 
 

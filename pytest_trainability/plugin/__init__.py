@@ -14,6 +14,7 @@ from . import options
 from .baselines import ASKED, BASELINES, Baselines
 from .collected import COLLECTED, Collected, send_collected
 from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
+from .extensions import forget_measures
 from .fixture import RECORDS, trainability
 from .keeper import Keeper, refuse_partial_prune
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
@@ -28,6 +29,13 @@ __all__ = ["trainability"]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the command line options and their ini twins."""
     options.declare(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Let other plugins extend this one."""
+    from . import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,6 +54,11 @@ def pytest_configure(config: pytest.Config) -> None:
         keeper = Keeper(config)
         config.pluginmanager.register(keeper, "trainability-keeper")
         config.pluginmanager.register(Summary(config, keeper), "trainability-summary")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Take the measures of other plugins away."""
+    forget_measures(config)
 
 
 @pytest.hookimpl(wrapper=True)

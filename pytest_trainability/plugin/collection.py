@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .extensions import load_measures
 from .options import PARSERS, SETTINGS
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def validate_markers(config: pytest.Config, items: Iterable[pytest.Item]) -> Non
 
     config.stash[MEASURING] = any(item.get_closest_marker(MARKER) is not None for item in items)
     try:
+        if config.stash[MEASURING]:
+            load_measures(config)
         for item in items:
             if any(marker.args or marker.kwargs for marker in item.iter_markers(MARKER)):
                 marker_settings(item)

@@ -13,6 +13,7 @@ import pytest
 from .baselines import BASELINES
 from .collected import node_id
 from .collection import bounded_on_the_command_line, bounds_of, marker_settings, tolerances_of
+from .extensions import added_environment, chosen_steps
 from .options import SETTINGS, options_given
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ class Trainability:
             reproduce=command,
             tolerances=tolerances_of(self._item),
             of_this_session=bounded_on_the_command_line(self._item),
+            steps=partial(chosen_steps, self._item.config),
+            environment=partial(added_environment, self._item.config),
             baseline=partial(self._item.config.stash[BASELINES].check, self._item, command, key),
         )
 

@@ -189,20 +189,9 @@ def _device(given: Any) -> str:
 
 
 def _dtype(given: Any) -> str:
-    from ..errors import UsageError
+    from ..checks.dtypes import as_dtype_name
 
-    if str(given).removeprefix("torch.") not in {
-        "float16",
-        "bfloat16",
-        "float32",
-        "float64",
-        "half",
-        "float",
-        "double",
-    }:
-        msg = f"dtype must be a floating type: float32, float64, bfloat16 or float16. Got {given!r}."
-        raise UsageError(msg)
-    return str(given)
+    return as_dtype_name(given)
 
 
 PARSERS = {"seeds": _seeds, "device": _device, "dtype": _dtype, "confidence": _confidence}

@@ -1,0 +1,96 @@
+"""What other plugins add: measures, ways to cut a model, and parts of the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+__all__ = ["added_environment", "chosen_steps", "forget_measures", "load_measures"]
+
+_ADDED = pytest.StashKey[list[str]]()
+"""Names of the measures that plugins of this session have added."""
+
+
+def load_measures(config: pytest.Config) -> None:
+    """Ask the plugins for their measures, unless that has been done in this session.
+
+    Raises:
+        UsageError: One is no measure, or its name is taken; the message names the plugin.
+    """
+    if _ADDED in config.stash:
+        return
+    from ..errors import UsageError
+    from ..measurement import add_measure
+    from ..measures import MEASURES
+
+    config.stash[_ADDED] = []
+    for plugin, measures in _answers(config, "pytest_trainability_measures"):
+        if not isinstance(measures, Iterable):
+            msg = f"pytest_trainability_measures of {plugin} must return measures, a list of them. Got {measures!r}."
+            raise UsageError(msg)
+        for measure in measures:
+            before = len(MEASURES)
+            try:
+                add_measure(measure)
+            except UsageError as error:
+                msg = f"pytest_trainability_measures of {plugin}: {error}"
+                raise UsageError(msg) from None
+            if len(MEASURES) > before:
+                config.stash[_ADDED].append(measure.name)
+
+
+def forget_measures(config: pytest.Config) -> None:
+    """Take them away again: another session of the same process may have other plugins."""
+    if config.stash.get(_ADDED, []):
+        from ..measures import MEASURES
+
+        for name in config.stash[_ADDED]:
+            del MEASURES[name]
+
+
+def chosen_steps(config: pytest.Config, model: torch.nn.Module) -> Any:
+    """Return how a plugin says that the model is cut; None where none does."""
+    return config.hook.pytest_trainability_steps(model=model)
+
+
+def added_environment(config: pytest.Config) -> dict[str, str]:
+    """Return what the plugins add to the environment of a baseline.
+
+    Raises:
+        UsageError: It is no mapping of texts, or two plugins add the same; the message names the plugin.
+    """
+    from ..errors import UsageError
+
+    found: dict[str, str] = {}
+    for plugin, answer in _answers(config, "pytest_trainability_environment"):
+        try:
+            given = dict(answer)
+        except (TypeError, ValueError):
+            given = {"": answer}
+        if any(not isinstance(text, str) or not text for item in given.items() for text in item):
+            msg = (
+                f"pytest_trainability_environment of {plugin} must return texts by name, such as {{'kernels': 'flash-2'}}. "
+                f"Got {answer!r}."
+            )
+            raise UsageError(msg)
+        if twice := sorted(given.keys() & found.keys()):
+            msg = (
+                f"pytest_trainability_environment of {plugin} must add names of its own. {twice[0]!r} was added by another "
+                "plugin."
+            )
+            raise UsageError(msg)
+        found |= given
+    return found
+
+
+def _answers(config: pytest.Config, hook: str) -> Iterator[tuple[str, Any]]:
+    """Ask one plugin after the other; yield its name and what it returned."""
+    for implementation in getattr(config.hook, hook).get_hookimpls():
+        yield implementation.plugin_name, implementation.function()
