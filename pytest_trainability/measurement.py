@@ -19,6 +19,7 @@ from .checks.baselines import Entry, NameSet, Recorded, Series
 from .checks.bounds import Bound, BoundLike, as_bound
 from .checks.diagnosis import diagnose
 from .checks.dtypes import as_dtype_name
+from .checks.profiles import find_profile
 from .checks.statistics import CONFIDENCE, Level, as_confidence, as_seeds, estimate
 from .checks.tolerances import as_tolerance
 from .checks.verdicts import Value, first_outside, is_settled, judge
@@ -281,6 +282,8 @@ class Measurement:
         recurrence_lyapunov_max: Profile
         nonfinite: Names
         unused_parameters: Names
+        initial_loss: Estimate
+        excess_loss: Estimate
 
     def __init__(self, recipe: Recipe, asked: tuple[int, ...], name: str | None, context: Context) -> None:
         self._recipe = recipe
@@ -469,12 +472,13 @@ class Measurement:
         """Return the measure with the unit that it has here: what is per step, or in steps, may be in time."""
         return m if self._common.time is None else replace(m, unit=_UNITS_OF_TIME.get(m.unit, m.unit))
 
-    def check(self, **bounds: BoundLike) -> None:
+    def check(self, *, profile: str | None = None, **bounds: BoundLike) -> None:
         """Judge bounds, all of them, and raise one failure that lists every violation.
 
         >>> result.check(log_gain=within(3), gradient_norm=at_least(1e-7))  # doctest: +SKIP
 
         Args:
+            profile: Default bounds of a family of models, ``"mlp"``, ``"cnn"``, ``"transformer"``, ``"rnn"``, beside those given.
             bounds: By measure: ``within(eps)``, ``within(low, high)``, ``at_least(x)``, ``at_most(x)`` or ``(low, high)``. A
                 bound on a profile holds for every element, one on names for their number.
 
@@ -483,12 +487,14 @@ class Measurement:
             BoundError: A name is no measure, or a value no bound.
         """
         __tracebackhide__ = True
-        if not bounds:
-            msg = "check() must be given a bound, such as log_gain=within(3)."
+        if not bounds and profile is None:
+            msg = "check() must be given a bound, such as log_gain=within(3), or profile=."
             raise BoundError(msg)
         where = f"check() in {self._context.test}" if self._context.test else "check()"
         try:
-            judged = {find_measure(n, where=where): as_bound(b, measure=n, where=where) for n, b in bounds.items()}
+            given = {n: as_bound(b, measure=n, where=where) for n, b in bounds.items()}
+            default = find_profile(profile, where=f"{where}: profile") if profile is not None else {}
+            judged = {find_measure(n, where=where): bound for n, bound in {**default, **given}.items()}
             self.run(list(judged), allowed=frozenset(m.name for m, bound in judged.items() if bound.if_any))
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
@@ -541,7 +547,7 @@ class Measurement:
             raise UsageError(msg)
         where = f"check_baseline() in {self._context.test}"
         try:
-            bounded = [name for name in self._verdicts if name not in self._context.of_this_session]
+            bounded = [n for n, b in self._bounds.items() if not b.if_any and n not in self._context.of_this_session]
             always = RECORDED_ALONG_TIME if self._common.along == "time" else RECORDED
             wanted = [find_measure(n, where=where) for n in (*always, *bounded, *measures, *tolerances)]
             given = {n: as_tolerance(value, measure=n, where=where) for n, value in tolerances.items()}

@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from ..errors import BoundError
 from . import (
     activation_rms,
+    excess_loss,
     forward_log_gain,
     gradient_norm,
     growth_rate,
+    initial_loss,
     log_gain,
     loss_log_gain,
     lyapunov_history,
@@ -47,6 +49,8 @@ MEASURES: dict[str, Measure] = {
         recurrence_lyapunov_max,
         nonfinite,
         unused_parameters,
+        initial_loss,
+        excess_loss,
     )
 }
 

@@ -43,8 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "trainability(**bounds): bounds that every model measured in this test must satisfy, such as "
-        "lyapunov_max=within(0.05); also seeds=, device=, dtype=, tolerances=. Tests that use the trainability fixture carry the "
-        "marker by themselves.",
+        "lyapunov_max=within(0.05), or profile= for those of a family; also seeds=, device=, dtype=, tolerances=. Tests that use "
+        "the trainability fixture carry the marker by themselves.",
     )
     options.read(config)
     refuse_partial_prune(config)

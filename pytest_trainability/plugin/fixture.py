@@ -103,7 +103,7 @@ class Trainability:
             # What went wrong stands in the message and, where the model raised, in the cause; the way there does not help.
             raise error.with_traceback(None) from error.__cause__
         if bounds:
-            measurement.check(**bounds)
+            measurement.check(profile=None, **bounds)
         return measurement
 
     def _context(self, context: Callable[..., Any], name: str | None) -> Any:

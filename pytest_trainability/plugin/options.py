@@ -23,6 +23,11 @@ _DECLARED = (
     ("device", "DEVICE", "auto, cpu, cuda, cuda:N or mps (default: auto, which is CUDA where there is one)."),
     ("dtype", "DTYPE", "Floating type that models and float inputs are cast to (default: as they are)."),
     ("confidence", "LEVEL", "Confidence of the intervals (default: 0.99)."),
+    (
+        "profile",
+        "FAMILY",
+        "Default bounds of a family of models, mlp, cnn, transformer or rnn, beside those that you give (default: none).",
+    ),
 )
 _BY_MEASURE = (
     (
@@ -47,6 +52,8 @@ class Settings:
     device: str | None
     dtype: str | None
     confidence: float | None
+    profile: str | None
+    """Whose bounds hold where no others are given."""
     bounds: Mapping[str, tuple[Bound, str]]
     """By measure: the bound and where it stands."""
     bounded_in_ini: frozenset[str]
@@ -194,7 +201,14 @@ def _dtype(given: Any) -> str:
     return as_dtype_name(given)
 
 
-PARSERS = {"seeds": _seeds, "device": _device, "dtype": _dtype, "confidence": _confidence}
+def _profile(given: Any) -> str:
+    from ..checks.profiles import find_profile
+
+    find_profile(given)
+    return str(given)
+
+
+PARSERS = {"seeds": _seeds, "device": _device, "dtype": _dtype, "confidence": _confidence, "profile": _profile}
 
 
 def _bounds(config: pytest.Config) -> dict[str, tuple[Bound, str]]:
@@ -245,7 +259,7 @@ def options_given(config: pytest.Config) -> list[str]:
         for name in ("bounds", "tolerances")
         for line in config.getoption(f"{PREFIX}_{name}")
     ]
-    for name in ("dtype", "confidence"):
+    for name in ("dtype", "confidence", "profile"):
         value = config.getoption(f"{PREFIX}_{name}")
         options += [f"--{PREFIX}-{name}={value}"] if value is not None else []
     return options

@@ -84,7 +84,9 @@ def test_without_the_plugin_the_measure_is_unknown(example: pytest.Pytester) -> 
 
 
 def test_measures_are_gone_with_the_session(example: pytest.Pytester) -> None:
-    example.makepyfile("from models import *\ndef test_it(trainability):\n    trainability(tower(), x).gradient_kurtosis")
+    example.makepyfile(
+        "from models import *\ndef test_it(trainability):\n    trainability(tower(), x).gradient_kurtosis"
+    )
     result = example.runpytest_inprocess("-p", NAME)
     result.assert_outcomes(passed=1)
     from pytest_trainability.measures import MEASURES

@@ -1,0 +1,71 @@
+"""Bounds for a family of models, for whoever has none of their own.
+
+Each bound states a reason that does not depend on one model: where a healthy network of the family can lie, and what
+breaks beyond. A network that has a reason to lie elsewhere gives that bound itself, which goes before the profile's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import replace
+
+from ..errors import BoundError
+from .bounds import Bound, at_most, within
+
+__all__ = ["PROFILES", "find_profile"]
+
+_SLOWEST = math.log(1e-3)
+"""Nats: the first layer learns a thousand times slower than the last. PyTorch's default weights lose 0.9 nats a layer in front
+of ReLU, so that LeNet (-5.7) and AlexNet (-5.6) are still inside, and a VGG-16 that was not initialized (-14) is not."""
+
+_PLAIN_GROWTH = math.log(20)
+"""Nats: nothing in a plain or scaled residual network grows, except by the accident of one draw, sqrt(5L/4N) nats for L ReLU
+layers of N units (0.9 for 40 of 64). Sustained growth is chaos: two close inputs, and the gradients, part exponentially."""
+
+_ROUND_OFF = math.log(2**23)
+"""Nats: what the gradient at one end of the chain is worth is lost in the round-off of float32 at the other, 2^-23. Along time
+more is not asked for: an LSTM with a forget bias of 1 forgets 0.19 nats a step by design. Nor is it of networks that normalize,
+for which growth is less harm: a normalized weight has a gradient as large as it is small. Batch normalization adds 0.16 to
+0.34 nats a block (ResNet-152 8.2). The first normalization of a transformer blows an embedding of std 0.02 up by 3.9 nats, or
+a class token that is zero by 8."""
+
+_LARGEST_ACTIVATION = 20.0
+"""Standardized inputs have an RMS of 1, and a stream to which L branches of that size are added one of sqrt(L): 20 is left to
+400 of them. Bytes that nobody has standardized (147) and embeddings of std 30 lie beyond."""
+
+_ALWAYS = {
+    "nonfinite": at_most(0),
+    "unused_parameters": at_most(0),
+    "activation_rms": at_most(_LARGEST_ACTIVATION),
+}
+
+PROFILES: dict[str, dict[str, Bound]] = {
+    "mlp": {"log_gain": within(_SLOWEST, _PLAIN_GROWTH), **_ALWAYS},
+    "cnn": {"log_gain": within(_SLOWEST, _ROUND_OFF), **_ALWAYS},
+    "transformer": {"log_gain": within(_SLOWEST, _ROUND_OFF), **_ALWAYS},
+    "rnn": {"log_gain": within(-_ROUND_OFF, _PLAIN_GROWTH), **_ALWAYS},
+}
+"""Bounds by measure, by family."""
+
+
+def find_profile(name: str, *, where: str = "") -> dict[str, Bound]:
+    """Return the bounds of a family.
+
+    Args:
+        name: Of the family.
+        where: It was asked for; the message says so.
+
+    Returns:
+        Bounds by the name of the measure; they hold where there is nothing to judge.
+
+    Raises:
+        BoundError: There is none of that name; the message gives the nearest one.
+    """
+    if isinstance(name, str) and name in PROFILES:
+        return {measure: replace(bound, if_any=True) for measure, bound in PROFILES[name].items()}
+    near = difflib.get_close_matches(str(name).lower(), PROFILES, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    known = ", ".join(map(repr, PROFILES))
+    msg = f"{where or 'profile='} must name a profile. {name!r} is none.{hint} Profiles: {known}."
+    raise BoundError(msg)
