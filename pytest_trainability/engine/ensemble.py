@@ -295,6 +295,8 @@ def _notes(recipe: Recipe, record: Capture, chain: Chain) -> Iterator[str]:
         yield "a finished module is one draw of its weights; hand in a factory to average over seeds"
     if len(chain) == 1:
         yield "the chain has one step only: its growth rate says little about depth"
+    if before := _before(record, chain):
+        yield f"before the chain begins, with weights of their own: {before}"
     if chain.along == "depth" and any(isinstance(c.module, (nn.RNNBase, nn.RNNCellBase)) for c in record.calls):
         yield "the model is recurrent, and was taken apart along depth: steps='time' does so along time"
     if not record.inputs_carry_gradient and chain.along == "depth":
@@ -305,6 +307,24 @@ def _notes(recipe: Recipe, record: Capture, chain: Chain) -> Iterator[str]:
             "BatchNorm on a batch of one: PyTorch 2.13 on the CPU can compute a wrong gradient here; use two samples "
             "or more"
         )
+
+
+def _before(record: Capture, chain: Chain) -> str:
+    """Name the layers with weights that the signal passes before the first step: a stem. Embeddings stand there by nature."""
+    calls = [
+        call
+        for call in record.calls
+        if call.end <= chain.steps[0].start
+        and not isinstance(call.module, (nn.Embedding, nn.EmbeddingBag))
+        and any(p.dim() >= 2 for p in call.module.parameters(recurse=False))
+    ]
+    names = list(dict.fromkeys(call.path for call in calls))
+    names = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+    return (
+        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        if chain.along == "depth"
+        else ""
+    )
 
 
 def _facts(chain: Chain, graph: Graph) -> tuple[StepFacts, ...]:

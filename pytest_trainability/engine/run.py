@@ -70,12 +70,12 @@ class Run:
     _stage: Stage = Stage.GRAPH
 
     def __getitem__(self, need: Need[_Found]) -> _Found:
+        if need in self._inapplicable:
+            raise self._inapplicable[need]
         if need not in self.found:
             if need.stage < self._stage:
                 msg = f"a measure must name what it needs: {need.name!r} is asked for when the run's graph is gone."
                 raise LookupError(msg)
-            if need in self._inapplicable:
-                raise self._inapplicable[need]
             again = need.stage is Stage.AGAIN
             with preserved_model(self.record.model) if again else nullcontext(), preserved_world():
                 self.found[need] = need.provide(self)

@@ -180,7 +180,8 @@ def reproduce_command(record: CheckRecord) -> str:
         if record.fixed
         else [f"--trainability-seeds={seeds}-{seeds}" if seeds.isdecimal() else f"--trainability-seeds={seeds}"]
     )
-    if record.device != "cpu":
+    # The CPU, too, which is not the default where there is a GPU; a finished module stays where it is.
+    if not (record.fixed and record.device == "cpu"):
         options.append(f"--trainability-device={record.device}")
     return " ".join([record.reproduce, *options])
 

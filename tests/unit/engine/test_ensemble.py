@@ -877,3 +877,28 @@ def test_facts_about_a_step_are_what_they_say() -> None:
 
     facts = measure(constant, torch.randn(2, 3), seeds=1)._common.facts
     assert [fact.weight_std == 0 for fact in facts] == [True, False, True]
+
+
+def test_a_stem_before_the_first_block_is_named() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.conv(x).relu()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+            self.blocks = nn.Sequential(*[Block() for _ in range(3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks(self.stem(x))
+
+    result = measure(Net, torch.randn(2, 3, 8, 8), seeds=1)
+    assert result.steps.description == "3 × Block"
+    assert "before the chain begins, with weights of their own: stem.0" in result.notes
+    whole = measure(Net, torch.randn(2, 3, 8, 8), seeds=1, steps="layers")
+    assert not any("before the chain" in note for note in whole.notes)

@@ -54,7 +54,7 @@ def test_a_failure_says_what_where_why_and_how_to_repeat(make_record: MakeRecord
         "                 make it larger",
         "  note           not on the chain: 2 × Head",
         "  note           tf32",
-        "  reproduce      pytest test_init.py::test_tower --trainability-seeds=0-3",
+        "  reproduce      pytest test_init.py::test_tower --trainability-seeds=0-3 --trainability-device=cpu",
     ]
 
 
@@ -109,15 +109,18 @@ def test_seeds_are_written_briefly(make_record: MakeRecord, changes: dict[str, A
 def test_a_check_that_was_settled_early_says_so(make_record: MakeRecord) -> None:
     record = make_record(seeds=(0, 1), asked=(0, 1, 2, 3))
     assert measured_on(record).endswith("seeds 0-3, settled after 2")
-    assert reproduce_command(record).endswith("--trainability-seeds=0-3"), "the same ceiling stops at the same seed"
+    assert reproduce_command(record).endswith("--trainability-seeds=0-3 --trainability-device=cpu"), (
+        "the same ceiling stops at the same seed"
+    )
 
 
 @pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (0,), (5,), (0, 3, 5), (4, 3), (7, 8)])
 def test_the_commands_seeds_are_read_back_as_they_were(make_record: MakeRecord, seeds: tuple[int, ...]) -> None:
     command = reproduce_command(make_record(seeds=seeds))
-    program, test, option = shlex.split(command)
+    program, test, option, device = shlex.split(command)
     assert (program, test) == ("pytest", "test_init.py::test_tower")
     assert as_seeds(option.removeprefix("--trainability-seeds=")) == seeds
+    assert device == "--trainability-device=cpu"
 
 
 def test_the_command_names_what_is_not_the_default(make_record: MakeRecord) -> None:
