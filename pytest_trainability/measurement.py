@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import sys
 import time
@@ -13,24 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from .checks.baselines import Entry, NameSet, Recorded, Series
+from .checks.baselines import Entry
 from .checks.bounds import Bound, BoundLike, as_bound
-from .checks.diagnosis import diagnose
+from .checks.diagnosis import diagnose, is_about_growth
 from .checks.dtypes import as_dtype_name
 from .checks.profiles import find_profile
-from .checks.statistics import CONFIDENCE, Level, as_confidence, as_seeds, estimate
+from .checks.statistics import CONFIDENCE, Level, as_confidence, as_seeds
 from .checks.tolerances import as_tolerance
 from .checks.verdicts import Value, first_outside, is_settled, judge
 from .engine.ensemble import Ensemble, ensemble
 from .engine.given import as_count, as_loss, as_optimizer
-from .engine.recipe import ModelSource, OptimizerFactory, Recipe, choose_device, is_fixed
-from .engine.run import Run
+from .engine.recipe import ModelSource, OptimizerFactory, Recipe, choose_device, fingerprint, is_fixed
 from .engine.steps import StepChoice
-from .engine.trees import tensors_in
-from .errors import BoundError, InapplicableError, TrainabilityError, UsageError
+from .errors import BoundError, TrainabilityError, UsageError
 from .measures import DEFAULT, MEASURES, RECORDED, RECORDED_ALONG_TIME, Measure, find_measure
+from .readings import assemble, read, recorded
 from .records import BaselineRecord, CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
 from .report.explain import explain, explain_baseline
 
@@ -38,21 +35,6 @@ __all__ = ["Context", "Measurement", "TrainabilityFailure", "add_measure", "meas
 
 _ALWAYS = ("log_gain", "growth_rate", "unused_parameters")
 """Read with what the default measures need, at no cost: reports show them."""
-_BACKWARD = frozenset(
-    {
-        "lyapunov_max",
-        "lyapunov_spectrum",
-        "lyapunov_history",
-        "log_gain",
-        "loss_log_gain",
-        "growth_rate",
-        "gradient_norm",
-        "memory_horizon",
-        "precision_horizon",
-        "recurrence_lyapunov_max",
-    }
-)
-"""Measures whose failure the growth along the chain explains."""
 NOTEWORTHY = 3.0
 """Nats of log gain from which a failed plain assert is given a likely cause."""
 
@@ -276,14 +258,38 @@ class Measurement:
         relative_gradient_norm: Profile
         activation_rms: Profile
         forward_log_gain: Estimate
+        saturated_fraction: Profile
+        dead_fraction: Profile
+        sample_similarity: Profile
         memory_horizon: Estimate
         precision_horizon: Estimate
+        jacobian_singular_values: Spectrum
+        max_ftle: Estimate
+        condition_number: Estimate
+        numerical_rank: Estimate
+        isometry_gap: Estimate
         spectral_radius: Profile
         recurrence_lyapunov_max: Profile
+        attention_entropy: Profile
+        branch_gradient_share: Profile
+        branch_ratio: Profile
         nonfinite: Names
         unused_parameters: Names
         initial_loss: Estimate
         excess_loss: Estimate
+        underflow_fraction: Profile
+        overflow_fraction: Profile
+        smallest_loss_scale: Estimate
+        gradient_snr: Profile
+        gradient_confusion: Estimate
+        gradient_noise_scale: Estimate
+        ntk_condition_number: Estimate
+        sharpness: Estimate
+        stable_learning_rate: Estimate
+        update_ratio: Profile
+        loss_drop: Estimate
+        waking_step: Profile
+        asleep_parameters: Names
 
     def __init__(self, recipe: Recipe, asked: tuple[int, ...], name: str | None, context: Context) -> None:
         self._recipe = recipe
@@ -298,7 +304,7 @@ class Measurement:
         self._inapplicable: set[str] = set()
         """Measures that were allowed to have no answer, and have none."""
         self._baseline: BaselineRecord | None = None
-        self._fingerprint = _fingerprint(recipe)
+        self._fingerprint = fingerprint(recipe)
         self._ensemble: Ensemble | None = None
         self._name = name or _given_name(recipe.model)
         self.seconds = 0.0
@@ -431,7 +437,7 @@ class Measurement:
         def settled(readings: Sequence[Mapping[str, Any]]) -> bool:
             return bool(bounds) and all(
                 is_settled(
-                    _assemble(m, [reading[m.name] for reading in readings], self._level), bound, level=self._level
+                    assemble(m, [reading[m.name] for reading in readings], self._level), bound, level=self._level
                 )
                 for m, bound in bounds
                 if readings[0][m.name] is not None
@@ -443,7 +449,7 @@ class Measurement:
             self._recipe,
             seeds,
             needs,
-            lambda run: {m.name: _read(m, run, allowed) for m in wanted},
+            lambda run: {m.name: read(m, run, allowed) for m in wanted},
             known=self._ensemble,
             enough=settled,
         )
@@ -456,7 +462,7 @@ class Measurement:
         Raises:
             UsageError: The recipe's tensors have changed.
         """
-        if _fingerprint(self._recipe) != self._fingerprint:
+        if fingerprint(self._recipe) != self._fingerprint:
             msg = (
                 f"{what} was not measured at first, and the module's parameters or the inputs have changed since. Ask for "
                 f"it beforehand (a bound, or measures=[{what!r}] outside pytest), or measure again."
@@ -465,7 +471,7 @@ class Measurement:
 
     def _assemble(self, measures: Sequence[Measure]) -> None:
         measures = [self._in_its_unit(m) for m in measures]
-        self._values.update({m.name: _assemble(m, self._readings[m.name], self._level) for m in measures})
+        self._values.update({m.name: assemble(m, self._readings[m.name], self._level) for m in measures})
         self._context.record(self._to_record(tuple(self._verdicts.values())))
 
     def _in_its_unit(self, m: Measure) -> Measure:
@@ -582,7 +588,7 @@ class Measurement:
             conditions={"chain": self._chain_text(), "frame": self.frame, "mode": self.mode},
             seeds=self.seeds,
             draws=self._common.draws,
-            measures={m.name: _recorded(self._in_its_unit(m), self._readings[m.name]) for m in measures},
+            measures={m.name: recorded(self._in_its_unit(m), self._readings[m.name]) for m in measures},
         )
 
     def _chain_text(self) -> str:
@@ -626,8 +632,7 @@ class Measurement:
             # What has changed, or is not recorded, is no fault of the growth.
             return False
         if verdicts:
-            failed = (verdict for verdict in verdicts if not verdict.holds and verdict.measure in _BACKWARD)
-            return any(_agrees(verdict, self.log_gain.mean) for verdict in failed)
+            return any(is_about_growth(verdict, self.log_gain.mean) for verdict in verdicts if not verdict.holds)
         return not abs(self.log_gain.mean) < NOTEWORTHY
 
     def _cautions(self) -> Iterator[str]:
@@ -653,70 +658,9 @@ class Measurement:
         return ""
 
 
-def _read(m: Measure, run: Run, allowed: frozenset[str]) -> Any:
-    """Take one measure's numbers from a run; None where it has no answer and is allowed to."""
-    try:
-        return m.read(run)
-    except InapplicableError:
-        if m.name in allowed:
-            return None
-        raise
-
-
-def _assemble(m: Measure, readings: Sequence[Any], level: Level) -> Value:
-    """Average one measure over seeds."""
-
-    def averaged(values: Sequence[float], name: str = "") -> Estimate:
-        return estimate(values, unit=m.unit, name=name, scale=m.scale, level=level)
-
-    if m.kind == "scalar":
-        return averaged(readings)
-    if m.kind == "spectrum":
-        elements = sorted((averaged(values) for values in zip(*readings)), key=lambda element: -element.mean)
-        return Spectrum(tuple(replace(e, name=f"{m.element} {number}") for number, e in enumerate(elements, 1)))
-    if m.kind == "names":
-        return Names(tuple(dict.fromkeys(n for names in readings for n in names)), tuple(len(r) for r in readings))
-    # A step that a seed did not take (stochastic depth) has no value there.
-    names = dict.fromkeys(n for reading in readings for n in reading)
-    return Profile({n: averaged([reading[n] for reading in readings if n in reading], n) for n in names})
-
-
-def _recorded(m: Measure, readings: Sequence[Any]) -> Recorded:
-    """Take one measure's numbers per seed, as a baseline holds them."""
-    if m.kind == "names":
-        return NameSet(tuple(sorted(set.intersection(*(set(names) for names in readings)))))
-    if m.kind == "scalar":
-        return Series(m.unit, m.scale, {"": tuple(readings)})
-    if m.kind == "spectrum":
-        readings = [{f"{m.element} {i}": value for i, value in enumerate(values, 1)} for values in readings]
-    names = dict.fromkeys(name for reading in readings for name in reading)
-    return Series(m.unit, m.scale, {name: tuple(reading.get(name) for reading in readings) for name in names})
-
-
-def _agrees(verdict: VerdictRecord, gain: float) -> bool:
-    """Whether the growth can be to blame: where something is too small it shrinks, where it is too large it grows."""
-    if not (math.isfinite(gain) and math.isfinite(verdict.value)):
-        return True
-    too_small = verdict.low is not None and verdict.value < verdict.low
-    return gain < 0 if too_small else gain > 0
-
-
 def _given_name(model: Any) -> str:
     name = "" if isinstance(model, nn.Module) else str(getattr(model, "__name__", ""))
     return "" if name == "<lambda>" else name
-
-
-def _fingerprint(recipe: Recipe) -> tuple[str, ...]:
-    """Sums over the tensors that a recipe holds: inputs, target and a finished module's parameters and buffers."""
-    held = [*tensors_in(recipe.inputs), *tensors_in(recipe.target)]
-    if isinstance(recipe.model, nn.Module):
-        held += [*recipe.model.parameters(), *recipe.model.buffers()]
-    return tuple(_sum(tensor.detach()) for tensor in held if not (is_lazy(tensor) or tensor.is_meta))
-
-
-def _sum(tensor: torch.Tensor) -> str:
-    short = tensor.dtype in {torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8}
-    return str((tensor.float() if short else tensor).sum().item())
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

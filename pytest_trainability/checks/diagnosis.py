@@ -6,12 +6,30 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median, pstdev
 
-from ..records import StepFacts, format_number
+from ..records import StepFacts, VerdictRecord, format_number
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "is_about_growth"]
 
 NEGLIGIBLE = 0.02
 """Nats per step below which a step is called neutral."""
+
+_BACKWARD = frozenset(
+    {
+        "lyapunov_max",
+        "lyapunov_spectrum",
+        "lyapunov_history",
+        "log_gain",
+        "loss_log_gain",
+        "growth_rate",
+        "gradient_norm",
+        "memory_horizon",
+        "precision_horizon",
+        "recurrence_lyapunov_max",
+        "max_ftle",
+        "underflow_fraction",
+    }
+)
+"""Measures whose failure the growth along the chain explains."""
 
 _ACTIVATIONS = {
     "TanhBackward0": "tanh",
@@ -25,6 +43,19 @@ _ACTIVATIONS = {
     "SoftplusBackward0": "softplus",
 }
 _NORMALIZATIONS = ("BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm", "RMSNorm")
+
+
+def is_about_growth(verdict: VerdictRecord, gain: float) -> bool:
+    """Whether the growth along the chain can be to blame for a verdict that does not hold.
+
+    Where something is too small it shrinks, where it is too large it grows; where gradients underflow, it shrinks.
+    """
+    if verdict.measure not in _BACKWARD:
+        return False
+    if not (math.isfinite(gain) and math.isfinite(verdict.value)):
+        return True
+    too_small = verdict.low is not None and verdict.value < verdict.low
+    return gain < 0 if too_small or verdict.measure == "underflow_fraction" else gain > 0
 
 
 def diagnose(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:

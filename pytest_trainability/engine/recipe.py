@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from ..errors import ModelError, TrainabilityError, UsageError
 from .capture import Capture, Instrument, Loss, capture
@@ -29,6 +29,7 @@ __all__ = [
     "built",
     "choose_device",
     "did_not_fit",
+    "fingerprint",
     "is_fixed",
     "outlines",
     "recorded",
@@ -334,3 +335,16 @@ def _did_not_run(model: nn.Module, inputs: Any, seed: int, device: torch.device,
         f"the model must run on its inputs. {type(model).__name__} (seed {seed}, {device}) with inputs {shapes} raised "
         f"{type(error).__name__}: {_sentence(error)}{hint}"
     )
+
+
+def fingerprint(recipe: Recipe) -> tuple[str, ...]:
+    """Sums over the tensors that a recipe holds: inputs, target and a finished module's parameters and buffers."""
+    held = [*tensors_in(recipe.inputs), *tensors_in(recipe.target)]
+    if isinstance(recipe.model, nn.Module):
+        held += [*recipe.model.parameters(), *recipe.model.buffers()]
+    return tuple(_sum(tensor.detach()) for tensor in held if not (is_lazy(tensor) or tensor.is_meta))
+
+
+def _sum(tensor: torch.Tensor) -> str:
+    short = tensor.dtype in {torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8}
+    return str((tensor.float() if short else tensor).sum().item())

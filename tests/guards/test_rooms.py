@@ -35,7 +35,7 @@ def row(rooms: str, third_party: str = "", *, inside: str = "", third_party_insi
     return Row(*(frozenset(text.split()) for text in (rooms, third_party, inside, third_party_inside)))
 
 
-HEAVY = "engine measures measurement dynamics"
+HEAVY = "engine measures readings measurement dynamics scaling"
 TABLE = {
     "plugin": row(
         "plugin checks records errors",
@@ -51,8 +51,10 @@ TABLE = {
     "engine": row("engine records errors", "torch", third_party_inside="scipy torchdiffeq"),
     "records": row(""),
     "errors": row(""),
-    "measurement": row("checks engine measures report records errors", "torch"),
+    "readings": row("checks engine measures records errors"),
+    "measurement": row("checks engine measures readings report records errors", "torch"),
     "dynamics": row("checks engine records errors", "torch"),
+    "scaling": row("checks engine measures measurement report records errors", "torch"),
     "__main__": row("plugin"),
     "__init__": row("", inside=f"report checks records errors {HEAVY}"),
 }

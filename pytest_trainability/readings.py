@@ -1,0 +1,57 @@
+"""From what was read of each seed's run to values with intervals, and to what a baseline holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from .checks.baselines import NameSet, Recorded, Series
+from .checks.statistics import Level, estimate
+from .checks.verdicts import Value
+from .engine.run import Run
+from .errors import InapplicableError
+from .measures import Measure
+from .records import Estimate, Names, Profile, Spectrum
+
+__all__ = ["assemble", "read", "recorded"]
+
+
+def read(m: Measure, run: Run, allowed: frozenset[str]) -> Any:
+    """Take one measure's numbers from a run; None where it has no answer and is allowed to."""
+    try:
+        return m.read(run)
+    except InapplicableError:
+        if m.name in allowed:
+            return None
+        raise
+
+
+def assemble(m: Measure, readings: Sequence[Any], level: Level) -> Value:
+    """Average one measure over seeds."""
+
+    def averaged(values: Sequence[float], name: str = "") -> Estimate:
+        return estimate(values, unit=m.unit, name=name, scale=m.scale, level=level)
+
+    if m.kind == "scalar":
+        return averaged(readings)
+    if m.kind == "spectrum":
+        elements = sorted((averaged(values) for values in zip(*readings)), key=lambda element: -element.mean)
+        return Spectrum(tuple(replace(e, name=f"{m.element} {number}") for number, e in enumerate(elements, 1)))
+    if m.kind == "names":
+        return Names(tuple(dict.fromkeys(n for names in readings for n in names)), tuple(len(r) for r in readings))
+    # A step that a seed did not take (stochastic depth) has no value there.
+    names = dict.fromkeys(n for reading in readings for n in reading)
+    return Profile({n: averaged([reading[n] for reading in readings if n in reading], n) for n in names})
+
+
+def recorded(m: Measure, readings: Sequence[Any]) -> Recorded:
+    """Take one measure's numbers per seed, as a baseline holds them."""
+    if m.kind == "names":
+        return NameSet(tuple(sorted(set.intersection(*(set(names) for names in readings)))))
+    if m.kind == "scalar":
+        return Series(m.unit, m.scale, {"": tuple(readings)})
+    if m.kind == "spectrum":
+        readings = [{f"{m.element} {i}": value for i, value in enumerate(values, 1)} for values in readings]
+    names = dict.fromkeys(name for reading in readings for name in reading)
+    return Series(m.unit, m.scale, {name: tuple(reading.get(name) for reading in readings) for name in names})
