@@ -15,7 +15,7 @@ from .baselines import ASKED, BASELINES, Baselines
 from .collected import COLLECTED, Collected, send_collected
 from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
 from .extensions import forget_measures
-from .fixture import RECORDS, trainability
+from .fixture import JUDGED, RECORDS, trainability
 from .keeper import Keeper, refuse_partial_prune
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .summary import Summary
@@ -112,6 +112,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Forget what an earlier run of the same test measured."""
     item.stash[RECORDS] = {}
+    item.stash[JUDGED] = False
     item.stash[ASKED] = []
 
 
@@ -134,7 +135,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """See that a test whose marker has bounds measures something."""
     result = yield
-    refuse_unmeasured(item, measured=bool(item.stash.get(RECORDS, {})))
+    refuse_unmeasured(item, judged=item.stash.get(JUDGED, False))
     return result
 
 

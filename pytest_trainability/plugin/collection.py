@@ -83,16 +83,16 @@ def usage_error_of_worker(node: Any) -> None:
         raise pytest.UsageError(message)
 
 
-def refuse_unmeasured(item: pytest.Item, *, measured: bool) -> None:
+def refuse_unmeasured(item: pytest.Item, *, judged: bool) -> None:
     """Fail a test whose own marker has bounds that were judged on nothing.
 
     Markers of classes and modules may stand above tests that do not measure.
     """
     own = [marker for marker in item.own_markers if marker.name == MARKER]
-    if not measured and any(_is_bound(name) or name == _PROFILE for marker in own for name in marker.kwargs):
+    if not judged and any(_is_bound(name) or name == _PROFILE for marker in own for name in marker.kwargs):
         pytest.fail(
             "the bounds of the trainability marker must be judged on a model. This test measured none: take the fixture "
-            "as an argument and call trainability(model, inputs).",
+            "as an argument and call trainability(model, inputs); what a sweep returns has a check() of its own.",
             pytrace=False,
         )
 

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
     from ..measurement import Measurement
     from ..records import CheckRecord
+    from ..scaling import Along, Scaling
 
-__all__ = ["RECORDS", "Trainability", "trainability"]
+__all__ = ["JUDGED", "RECORDS", "Trainability", "trainability"]
 
+JUDGED = pytest.StashKey[bool]()
+"""Whether the bounds of a test's marker were judged, on one model at least; a sweep has a check of its own."""
 RECORDS = pytest.StashKey["dict[str, CheckRecord]"]()
 """What a test measured, by the name of the measurement."""
 
@@ -102,9 +105,44 @@ class Trainability:
         except TrainabilityError as error:
             # What went wrong stands in the message and, where the model raised, in the cause; the way there does not help.
             raise error.with_traceback(None) from error.__cause__
+        self._item.stash[JUDGED] = True
         if bounds:
             measurement.check(profile=None, **bounds)
         return measurement
+
+    def width_sweep(
+        self, build: Callable[[int], nn.Module], widths: Sequence[int], inputs: Any = None, **arguments: Any
+    ) -> Scaling:
+        """Measure models of several widths; the arguments are those of :func:`pytest_trainability.width_sweep`.
+
+        Bounds of the marker, the command line and the ini file are for single models and not judged here.
+        """
+        __tracebackhide__ = True
+        return self._sweep("width", build, widths, inputs, arguments)
+
+    def depth_sweep(
+        self, build: Callable[[int], nn.Module], depths: Sequence[int], inputs: Any = None, **arguments: Any
+    ) -> Scaling:
+        """Measure models of several depths; the arguments are those of :func:`pytest_trainability.depth_sweep`."""
+        __tracebackhide__ = True
+        return self._sweep("depth", build, depths, inputs, arguments)
+
+    def _sweep(self, along: Along, build: Any, sizes: Any, inputs: Any, arguments: dict[str, Any]) -> Scaling:
+        __tracebackhide__ = True
+        from ..errors import TrainabilityError
+        from ..measurement import Context
+        from ..records import plain
+        from ..scaling import sweep_in
+
+        if arguments.get("name") is not None:
+            arguments["name"] = plain(arguments["name"])
+        settings, marked = self._item.config.stash[SETTINGS], marker_settings(self._item)
+        for key in ("seeds", "device", "dtype"):
+            arguments[key] = _first(arguments.get(key), marked.get(key), getattr(settings, key))
+        try:
+            return sweep_in(self._context(Context, arguments.get("name")), along, build, sizes, inputs, **arguments)
+        except TrainabilityError as error:
+            raise error.with_traceback(None) from error.__cause__
 
     def _context(self, context: Callable[..., Any], name: str | None) -> Any:
         """Number the measurements of a test, and listen to their records."""
