@@ -20,7 +20,7 @@ from .checks.dtypes import as_dtype_name
 from .checks.profiles import find_profile
 from .checks.statistics import CONFIDENCE, Level, as_confidence, as_seeds
 from .checks.tolerances import as_tolerance
-from .checks.verdicts import Value, first_outside, is_settled, judge
+from .checks.verdicts import Value, first_outside, is_settled, judge, waking, without
 from .engine.ensemble import Ensemble, ensemble
 from .engine.given import as_count, as_loss, as_optimizer
 from .engine.recipe import ModelSource, OptimizerFactory, Recipe, choose_device, fingerprint, is_fixed
@@ -37,6 +37,11 @@ _ALWAYS = ("log_gain", "growth_rate", "unused_parameters")
 """Read with what the default measures need, at no cost: reports show them."""
 NOTEWORTHY = 3.0
 """Nats of log gain from which a failed plain assert is given a likely cause."""
+
+
+_BY_GRADIENT = frozenset({"gradient_norm", "relative_gradient_norm", "update_ratio"})
+"""Measures by parameter that are zero or undefined where what lies behind a zero by design has no gradient yet. Bounds on them
+leave those parameters out that wake within a few optimizer steps."""
 
 
 _UNITS_OF_TIME = {"nats/step": "nats/time", "steps": "time"}
@@ -273,6 +278,8 @@ class Measurement:
         attention_entropy: Profile
         branch_gradient_share: Profile
         branch_ratio: Profile
+        expert_usage: Profile
+        interacting_samples: Names
         nonfinite: Names
         unused_parameters: Names
         initial_loss: Estimate
@@ -290,6 +297,10 @@ class Measurement:
         loss_drop: Estimate
         waking_step: Profile
         asleep_parameters: Names
+        duplicate_parameters: Names
+        uninitialized_parameters: Names
+        meta_device_differences: Names
+        linear_steps: Names
 
     def __init__(self, recipe: Recipe, asked: tuple[int, ...], name: str | None, context: Context) -> None:
         self._recipe = recipe
@@ -386,6 +397,9 @@ class Measurement:
             InapplicableError: One has no answer here and is not allowed to.
         """
         allowed = allowed | {name for name, bound in (until or {}).items() if bound.if_any}
+        if _BY_GRADIENT & (until or {}).keys():
+            # It costs nothing where no gradient is zero.
+            wanted = [*wanted, MEASURES["waking_step"]]
         known = {*self._values, *(self._inapplicable & allowed)}
         wanted = [m for m in dict.fromkeys(wanted) if m.name not in known]
         if not wanted:
@@ -435,9 +449,12 @@ class Measurement:
         bounds = [(MEASURES[name], bound) for name, bound in (until or {}).items()]
 
         def settled(readings: Sequence[Mapping[str, Any]]) -> bool:
+            woken = self._woken([reading.get("waking_step") for reading in readings])
             return bool(bounds) and all(
                 is_settled(
-                    assemble(m, [reading[m.name] for reading in readings], self._level), bound, level=self._level
+                    _judged(m, assemble(m, [reading[m.name] for reading in readings], self._level), woken),
+                    bound,
+                    level=self._level,
                 )
                 for m, bound in bounds
                 if readings[0][m.name] is not None
@@ -455,6 +472,13 @@ class Measurement:
         )
         self.seconds += time.perf_counter() - began
         return found
+
+    def _woken(self, readings: Sequence[Mapping[str, float] | None]) -> dict[str, int]:
+        """Return what :func:`waking` does of ``waking_step``, as read from each seed; nothing where it was not."""
+        if not readings or any(reading is None for reading in readings):
+            return {}
+        steps = assemble(MEASURES["waking_step"], readings, self._level)
+        return waking(steps) if isinstance(steps, Profile) else {}
 
     def _refuse_changed(self, what: str) -> None:
         """See that a second run would measure the same.
@@ -502,6 +526,8 @@ class Measurement:
             default = find_profile(profile, where=f"{where}: profile") if profile is not None else {}
             judged = {find_measure(n, where=where): bound for n, bound in {**default, **given}.items()}
             self.run(list(judged), allowed=frozenset(m.name for m, bound in judged.items() if bound.if_any))
+            if any(_may_sleep(m, self._values.get(m.name)) for m in judged):
+                self.run([MEASURES["waking_step"]])
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
         self._judge(judged)
@@ -511,7 +537,10 @@ class Measurement:
         values = self._values
         bounds = {m: b for m, b in bounds.items() if not (b.if_any and self._is_empty(m))}
         self._bounds.update({m.name: bound for m, bound in bounds.items()})
-        verdicts = [judge(m.name, values[m.name], b, scale=m.scale, level=self._level) for m, b in bounds.items()]
+        woken = self._woken(self._readings.get("waking_step", []))
+        verdicts = [
+            judge(m.name, _judged(m, values[m.name], woken), b, scale=m.scale, level=self._level) for m, b in bounds.items()
+        ]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
         self._context.record(self._to_record(tuple(self._verdicts.values())))
         if not all(verdict.holds for verdict in verdicts):
@@ -641,6 +670,12 @@ class Measurement:
             named = ", ".join(unused[:2]) + (", …" if len(unused) > 2 else "")
             count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"
             yield f"{count} no gradient at all: {named}"
+        woken = self._woken(self._readings.get("waking_step", [])) if _BY_GRADIENT & self._bounds.keys() else {}
+        for step in sorted(set(woken.values())):
+            names = [name for name, at in woken.items() if at == step]
+            named = ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
+            count = f"{len(names)} parameters wake" if len(names) > 1 else "1 parameter wakes"
+            yield f"{count} at optimizer step {step}, and no bound on gradients or updates counts them: {named}"
         if self.steps.left_out:
             yield f"not on the chain: {self.steps.left_out}"
 
@@ -656,6 +691,18 @@ class Measurement:
                 if index is not None:
                     return f"at {tuple(self.growth_rate)[index]}, {len(growth) - index} of {len(growth)} steps from the output"
         return ""
+
+
+def _may_sleep(m: Measure, value: Value | None) -> bool:
+    """Whether some parameter's gradient may be zero; weight decay moves a parameter without one, too."""
+    if m.name not in _BY_GRADIENT or not isinstance(value, Profile):
+        return False
+    return m.name == "update_ratio" or any(not v > 0 for element in value.values() for v in element.values)
+
+
+def _judged(m: Measure, value: Value, woken: Mapping[str, int]) -> Value:
+    """Return what a bound judges of a measure."""
+    return without(value, woken) if m.name in _BY_GRADIENT else value
 
 
 def _given_name(model: Any) -> str:

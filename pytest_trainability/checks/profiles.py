@@ -11,7 +11,7 @@ import math
 from dataclasses import replace
 
 from ..errors import BoundError
-from .bounds import Bound, at_most, within
+from .bounds import Bound, at_least, at_most, within
 
 __all__ = ["PROFILES", "find_profile"]
 
@@ -34,17 +34,49 @@ _LARGEST_ACTIVATION = 20.0
 """Standardized inputs have an RMS of 1, and a stream to which L branches of that size are added one of sqrt(L): 20 is left to
 400 of them. Bytes that nobody has standardized (147) and embeddings of std 30 lie beyond."""
 
+_WORST_GUESS = 5.0
+"""Nats above that of equal scores. Scores of standard deviation s cost s²/2 more, and those of a linear layer of PyTorch's
+default weights on a stream that has grown to an RMS of 4 cost 3: a network that is worse is sure of what it cannot know."""
+
+_MOST_IDLE = 0.9
+"""Share of units. ReLU is flat for half of its inputs, by chance for two thirds, and a batch of a few samples leaves half of the
+units of a deep network without a single one that they answer to; a layer of which nine in ten are dead or saturated has been
+pushed there by a bias or by the scale of what comes in."""
+
+_LEAST_SPREAD = 0.5
+"""Entropy, as a share of what it can be: at one half a query attends to as good as the square root of the keys that there are, or
+a router uses the square root of its experts. Weights of any common initialization leave attention above 0.8, and a router
+without a preference is above 0.8 on some hundred tokens."""
+
+_NONE = at_most(0)
+
 _ALWAYS = {
-    "nonfinite": at_most(0),
-    "unused_parameters": at_most(0),
+    "nonfinite": _NONE,
+    "uninitialized_parameters": _NONE,
+    "duplicate_parameters": _NONE,
+    "linear_steps": _NONE,
     "activation_rms": at_most(_LARGEST_ACTIVATION),
+    "excess_loss": at_most(_WORST_GUESS),
 }
 
+_USED = {"unused_parameters": _NONE}
+"""A parameter that no path leads to is a bug, or ought to be frozen. Not so in libraries' transformers, which carry parameters
+for other uses than the one that is measured: mask tokens, poolers, experts that no token of the batch is sent to."""
+
+_AWAKE = {"dead_fraction": at_most(_MOST_IDLE), "saturated_fraction": at_most(_MOST_IDLE)}
+"""Not of transformers: GELU and SiLU are hardly ever flat behind a normalization, and the search for them takes as long as all
+the rest."""
+
+_ALONE = {"interacting_samples": _NONE}
+"""What a sample's output is must not depend on who else is in the batch, where no batch normalization is at home."""
+
+_SPREAD = {"attention_entropy": at_least(_LEAST_SPREAD), "expert_usage": at_least(_LEAST_SPREAD)}
+
 PROFILES: dict[str, dict[str, Bound]] = {
-    "mlp": {"log_gain": within(_SLOWEST, _PLAIN_GROWTH), **_ALWAYS},
-    "cnn": {"log_gain": within(_SLOWEST, _ROUND_OFF), **_ALWAYS},
-    "transformer": {"log_gain": within(_SLOWEST, _ROUND_OFF), **_ALWAYS},
-    "rnn": {"log_gain": within(-_ROUND_OFF, _PLAIN_GROWTH), **_ALWAYS},
+    "mlp": {"log_gain": within(_SLOWEST, _PLAIN_GROWTH), **_ALWAYS, **_USED, **_AWAKE},
+    "cnn": {"log_gain": within(_SLOWEST, _ROUND_OFF), **_ALWAYS, **_USED, **_AWAKE},
+    "transformer": {"log_gain": within(_SLOWEST, _ROUND_OFF), **_ALWAYS, **_SPREAD, **_ALONE},
+    "rnn": {"log_gain": within(-_ROUND_OFF, _PLAIN_GROWTH), **_ALWAYS, **_USED, **_ALONE},
 }
 """Bounds by measure, by family."""
 

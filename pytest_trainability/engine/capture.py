@@ -13,6 +13,7 @@ from torch.autograd.graph import Node
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..errors import ModelError
+from .isolation import uncompiled
 from .rollout import Rollout, kind_of
 from .trees import carries_gradient, map_tensors, tensors_in
 
@@ -221,8 +222,9 @@ def evaluate(
     Raises:
         ModelError: The loss raised, or is not one number that carries a gradient.
     """
-    output = _output_of(model, args, kwargs, loss)
-    return output, _loss_of(model, output, target, loss)
+    with uncompiled():
+        output = _output_of(model, args, kwargs, loss)
+        return output, _loss_of(model, output, target, loss)
 
 
 def _output_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss: Loss | None) -> Any:

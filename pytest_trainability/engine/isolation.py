@@ -7,7 +7,7 @@ import hashlib
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "preserved_world",
     "seeded",
     "seeded_unless_seeded",
+    "uncompiled",
 ]
 
 
@@ -213,3 +214,10 @@ def _own_tensors(model: nn.Module) -> list[Tensor]:
             if tensor is not None and not is_lazy(tensor):
                 found[id(tensor)] = tensor
     return list(found.values())
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled models as they were written: a compiled region hides its steps. Without a compiler nothing is loaded."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]

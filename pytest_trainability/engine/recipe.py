@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from ..errors import ModelError, TrainabilityError, UsageError
 from .capture import Capture, Instrument, Loss, capture
-from .isolation import derived_seed, generator_state, preserved_model, seeded
+from .isolation import derived_seed, generator_state, preserved_model, seeded, uncompiled
 from .steps import StepChoice
 from .trees import is_empty, map_tensors, tensors_in, to_tensor_like
 
@@ -219,7 +219,7 @@ def recorded(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Sequen
     restart()
     args, kwargs = arguments(inputs)
     try:
-        with _uncompiled():
+        with uncompiled():
             record = capture(
                 model,
                 args,
@@ -248,13 +248,6 @@ def recorded(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Sequen
 def _sentence(error: Exception) -> str:
     text = str(error).strip()
     return text if text.endswith((".", "!", "?")) else text + "."
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Run compiled models as they were written: a compiled region hides its steps. Without a compiler nothing is loaded."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def _without_own_frames(error: Exception) -> Exception:

@@ -19,7 +19,23 @@ from .hooks import past_hooks, through_hooks
 from .isolation import derived_seed
 from .trees import norm
 
-__all__ = ["Frame", "Sweep", "find_frame", "loss_cotangent", "pull_back", "random_cotangents", "sweep"]
+__all__ = [
+    "Columns",
+    "Frame",
+    "Sweep",
+    "as_columns",
+    "as_rows",
+    "barrier",
+    "dimensions",
+    "find_frame",
+    "is_round_off",
+    "loss_cotangent",
+    "pull_back",
+    "random_cotangents",
+    "sweep",
+    "usual_number",
+    "working_precision",
+]
 
 Columns = list["Tensor | None"]
 """Cotangents of one state: one tensor per edge, ``(k, *shape)`` for k of them; None is zero."""
@@ -103,7 +119,7 @@ def _one_call(
     outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Sequence[Tensor], hooked: frozenset[Edge]
 ) -> list[Tensor | None]:
     batched = len(columns[0]) > 1
-    with _barrier(inputs) as passed, warnings.catch_warnings():
+    with barrier(inputs) as passed, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(batching rule|performance drop|vmap).*")
         found = torch.autograd.grad(
             [GradientEdge(*edge) for edge in outputs],
@@ -122,7 +138,7 @@ def _one_call(
 
 
 @contextmanager
-def _barrier(inputs: Sequence[Edge]) -> Iterator[set[Node]]:
+def barrier(inputs: Sequence[Edge]) -> Iterator[set[Node]]:
     """Let no gradient pass beyond the inputs; yield the set of nodes at which some was stopped.
 
     Autograd collects what arrives at an input, but runs on through it where another input lies upstream, and would count
@@ -384,13 +400,13 @@ def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None =
     Source: Benettin, Galgani, Giorgilli & Strelcyn, Meccanica 15, 9 (1980), applied to the transposed cocycle, which
     has the same exponents.
     """
-    at_once = at_once or _usual_number(chain)
+    at_once = at_once or usual_number(chain)
     count = next(len(c) for c in columns if c is not None)
     if count == 1:
         rates = list(_walk(chain, frame, columns, torch.ones(frame.samples, device="cpu")))
         return Sweep(torch.stack(rates[::-1]).unsqueeze(-1), frame)
     logs = torch.full((len(chain), frame.samples, count), math.nan, dtype=torch.float64, device="cpu")
-    smallest = sum(math.prod(shape) * (1 + own.is_complex) for shape, own in chain.shapes(len(chain))) // frame.samples
+    smallest = dimensions(chain, frame, len(chain))
     if count > smallest:
         msg = (
             f"exponents must be at most the number of dimensions of the last state, {smallest} per trajectory. "
@@ -402,7 +418,7 @@ def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None =
     for index in range(len(chain), 0, -1):
         columns = pull_back(chain, index, columns, at_once=at_once)
         columns, logs[index - 1], living = _orthonormal(chain, frame, index - 1, columns, alive)
-        cancelled = _is_round_off(chain, frame, index, logs[index - 1, :, 0].exp())
+        cancelled = is_round_off(chain, frame, index, logs[index - 1, :, 0].exp())
         logs[index - 1] = torch.where(cancelled[:, None] & alive, -math.inf, logs[index - 1])
         alive = living & ~cancelled[:, None]
         if not alive.any():
@@ -410,7 +426,7 @@ def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None =
     return Sweep(logs, frame)
 
 
-def _usual_number(chain: Chain) -> int | None:
+def usual_number(chain: Chain) -> int | None:
     """Return how many cotangents are best carried at once: on the CPU as many as its caches hold, elsewhere all."""
     largest = max(sum(math.prod(shape) for shape, _ in chain.shapes(index)) for index in range(len(chain) + 1))
     return max(1, 2**20 // max(largest, 1)) if all(device.type == "cpu" for device in chain.devices(0)) else None
@@ -431,11 +447,11 @@ def _walk(chain: Chain, frame: Frame, columns: Columns, sizes: Tensor) -> Iterat
         state = _only(pull_back(chain, index, _batch_of_one(state)))
         vanished = norms == 0
         norms = frame.norms(state)
-        norms = torch.where(_is_round_off(chain, frame, index, norms / sizes), 0.0, norms)
+        norms = torch.where(is_round_off(chain, frame, index, norms / sizes), 0.0, norms)
         yield torch.where(vanished, math.nan, (norms / sizes).log())
 
 
-def _is_round_off(chain: Chain, frame: Frame, index: int, factors: Tensor) -> Tensor:
+def is_round_off(chain: Chain, frame: Frame, index: int, factors: Tensor) -> Tensor:
     """Whether what a step leaves of a unit cotangent is what cancellation leaves of it.
 
     A factor near the working precision is compared with that of a random cotangent of the same state: where the step shrinks
@@ -451,7 +467,7 @@ def _is_round_off(chain: Chain, frame: Frame, index: int, factors: Tensor) -> Te
         return torch.zeros_like(factors, dtype=torch.bool)
     shapes = chain.shapes(index)
     size = sum(math.prod(shape) for shape, _ in shapes) // frame.samples
-    precision = _precision(chain.epsilon(index), size)
+    precision = working_precision(chain.epsilon(index), size)
     if not ((factors > 0) & (factors < precision)).any():
         return torch.zeros_like(factors, dtype=torch.bool)
     generator = torch.Generator("cpu").manual_seed(index)
@@ -467,7 +483,7 @@ COARSEST = 0.05
 """Half precision is taken to be good for a twentieth at least; the others are far better."""
 
 
-def _precision(eps: float, size: int) -> float:
+def working_precision(eps: float, size: int) -> float:
     """Return the part of a result of ``size`` terms that may be round-off: ``8 eps √n``.
 
     Half precision accumulates in float32 and rounds once, to ``8 eps``.
@@ -490,42 +506,79 @@ def _orthonormal(
     A column whose part orthogonal to the earlier ones is below the working precision of the largest column has vanished:
     what is left of it is round-off.
     """
-    shapes = chain.shapes(index)
     count = alive.shape[1]
-    # Over the reals: a backward pass is no complex-linear map where a real tensor comes before or after.
-    real = [torch.Size((*shape, 2)) if own.is_complex else shape for shape, own in shapes]
-    sizes = [math.prod(shape) // frame.samples for shape in real]
-    example = next((c for c in columns if c is not None), None)
-    if example is None:
+    if all(column is None for column in columns):
         return columns, torch.where(alive, -math.inf, math.nan).double(), torch.zeros_like(alive)
-    wide = any(own in {torch.float64, torch.complex128} for _, own in shapes)
-    dtype = torch.float64 if wide else torch.float32
-    device = example.device if example.device.type in {"cpu", "cuda"} else torch.device("cpu")
-    # Column after column, as LAPACK wants them.
-    matrix = torch.zeros((frame.samples, count, max(sum(sizes), count)), dtype=dtype, device=device)
-    offset = 0
-    for column, size in zip(columns, sizes):
-        if column is not None:
-            entries = torch.view_as_real(column) if column.is_complex() else column
-            matrix[:, :, offset : offset + size] = frame.rows(entries)
-        offset += size
-    matrix *= alive[:, :, None].to(device)
+    # Column after column, as LAPACK wants them; padded where there are more of them than dimensions.
+    matrix = as_rows(chain, frame, index, columns, least=count)
+    matrix *= alive[:, :, None].to(matrix.device)
     lengths = torch.linalg.vector_norm(matrix, dim=2).double().cpu()
     q, r = torch.linalg.qr(matrix.transpose(1, 2))
     diagonal = r.diagonal(dim1=-2, dim2=-1).abs().double().cpu()
     # What has come here came through the segment behind the state; at the end of the chain nothing has.
     eps = chain.epsilon(min(index + 1, len(chain)))
-    tolerance = _precision(eps, matrix.shape[2]) * lengths.amax(dim=1, keepdim=True)
+    tolerance = working_precision(eps, matrix.shape[2]) * lengths.amax(dim=1, keepdim=True)
     vanished = diagonal <= tolerance
     logs = torch.where(alive, torch.where(vanished, -math.inf, diagonal.log()), math.nan)
     alive = alive & ~vanished
     q = q * alive[:, None, :].to(q.device)
+    return as_columns(chain, frame, index, q.transpose(1, 2)), logs, alive
+
+
+# States as vectors -----------------------------------------------------------------------------------------------
+
+
+def dimensions(chain: Chain, frame: Frame, index: int) -> int:
+    """Return how many real numbers one trajectory's part of state ``index`` has."""
+    return sum(math.prod(shape) * (1 + own.is_complex) for shape, own in chain.shapes(index)) // frame.samples
+
+
+def as_rows(
+    chain: Chain, frame: Frame, index: int, columns: Columns, *, dtype: torch.dtype | None = None, least: int = 0
+) -> Tensor:
+    """Write k cotangents of state ``index`` as vectors of real numbers, ``(samples, k, n)``.
+
+    A complex number is two real ones: a backward pass is no complex-linear map where a real tensor comes before or after.
+
+    Args:
+        chain: The chain.
+        frame: Its trajectories.
+        index: Which state, 0 … L.
+        columns: For each of its edges a tensor ``(k, *shape)``, or None for zero; at least one is there.
+        dtype: Of the result; float64 where the state has it, else float32, unless given.
+        least: Padded with zeros to this n, if there are fewer dimensions.
+    """
+    shapes = chain.shapes(index)
+    sizes = [size // frame.samples for size in map(math.prod, _real(shapes))]
+    example = next(c for c in columns if c is not None)
+    if dtype is None:
+        wide = any(own in {torch.float64, torch.complex128} for _, own in shapes)
+        dtype = torch.float64 if wide else torch.float32
+    device = example.device if example.device.type in {"cpu", "cuda"} else torch.device("cpu")
+    rows = torch.zeros((frame.samples, len(example), max(sum(sizes), least)), dtype=dtype, device=device)
+    offset = 0
+    for column, size in zip(columns, sizes):
+        if column is not None:
+            entries = torch.view_as_real(column) if column.is_complex() else column
+            rows[:, :, offset : offset + size] = frame.rows(entries)
+        offset += size
+    return rows
+
+
+def as_columns(chain: Chain, frame: Frame, index: int, rows: Tensor) -> Columns:
+    """Undo :func:`as_rows`."""
+    shapes = chain.shapes(index)
     result: Columns = []
     offset = 0
-    for (_, own), shape, size, place in zip(shapes, real, sizes, chain.devices(index)):
-        restored = frame.restore(q[:, offset : offset + size].transpose(1, 2), shape).contiguous()
+    for (_, own), shape, place in zip(shapes, _real(shapes), chain.devices(index)):
+        size = math.prod(shape) // frame.samples
+        restored = frame.restore(rows[:, :, offset : offset + size], shape).contiguous()
         if own.is_complex:
             restored = torch.view_as_complex(restored)
         result.append(restored.to(device=place, dtype=own))
         offset += size
-    return result, logs, alive
+    return result
+
+
+def _real(shapes: Sequence[tuple[torch.Size, torch.dtype]]) -> list[torch.Size]:
+    return [torch.Size((*shape, 2)) if own.is_complex else shape for shape, own in shapes]

@@ -11,10 +11,10 @@ from .measure import Measure
 def excess_loss(run: Run) -> float:
     """Return ``loss − ln(classes)``: what the loss is above that of a model that gives every class the same score.
 
-    With logits of independent N(0, s²) it is ``s²/2 − (e^{s²} − 1) / (2 classes)`` on average. The number of classes is the
-    one that was given (``classes=``); else that of the cross-entropy that the loss computes, if with equal scores it is
-    ``ln(classes)``. It misleads where a part of the loss is not about classes (an auxiliary loss of a mixture of experts): with
-    ``classes`` given that part counts as excess.
+    With logits of independent N(0, s²) it is ``s²/2 − (e^{s²} − 1) / (2 classes)`` on average. The number of classes is
+    the one that was given (``classes=``); else that of the cross-entropy that the loss computes, if with equal scores
+    it is ``ln(classes)``. It misleads where a part of the loss is not about classes (an auxiliary loss of a mixture of
+    experts): with ``classes`` given that part counts as excess.
 
     Returns:
         Nats; exactly zero where all scores are equal, and negative where the model guesses better than at random.

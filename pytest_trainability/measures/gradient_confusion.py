@@ -25,7 +25,8 @@ def gradient_confusion(run: Run) -> float:
     Raises:
         UsageError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).
 
-    Source: Sankararaman, De, Xu, Huang & Goldstein, ICML 2020, who bound ``⟨g_i, g_j⟩ ≥ -η`` and plot the minimum of cosines.
+    Source: Sankararaman, De, Xu, Huang & Goldstein, ICML 2020, who call η with ``g_i · g_j ≥ -η`` the confusion
+    bound. We divide by both norms: a cosine does not depend on the loss's units.
     """
     K = run[GRADIENT_GRAM]
     if not bool(K.isfinite().all()):

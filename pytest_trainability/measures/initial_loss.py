@@ -10,8 +10,8 @@ from .measure import Measure
 def initial_loss(run: Run) -> float:
     """Return the loss of the run's batch, before any step is taken.
 
-    A classifier that knows nothing costs ``ln(classes)``; ``excess_loss`` is what is above that. It misleads where the loss is
-    no mean over samples: a sum grows with the batch.
+    A classifier that knows nothing costs ``ln(classes)``; ``excess_loss`` is what is above that. It misleads where the
+    loss is no mean over samples: a sum grows with the batch.
 
     Returns:
         Loss units, as the loss is reduced.

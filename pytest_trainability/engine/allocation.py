@@ -1,0 +1,106 @@
+"""Parameters and buffers that nobody has given values: built again in memory that is filled with NaN."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import InapplicableError
+from .recipe import built
+from .run import Need, Run, Stage
+
+__all__ = ["UNINITIALIZED", "allocated_as_nan", "as_allocated", "named_tensors", "refuse_finished"]
+
+
+@contextmanager
+def allocated_as_nan() -> Iterator[None]:
+    """Let PyTorch fill what it allocates: with NaN, and integers with the largest one.
+
+    That covers ``torch.empty``, ``empty_like``, ``new_empty``, ``torch.Tensor(n)``, ``resize_``, ``to_empty`` and
+    ``skip_init``; numbers that are drawn stay the same.
+    """
+    enabled, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
+    try:
+        # Operators without a deterministic algorithm may run: they are none of this function's business.
+        torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003  its own signature
+        settings.fill_uninitialized_memory = True
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deterministic.*")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        settings.fill_uninitialized_memory = fills
+
+
+def as_allocated(tensor: Tensor) -> Tensor:
+    """Return which entries are as :func:`allocated_as_nan` leaves them; of integers all or none: one may be large."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return (tensor.float() if tensor.element_size() == 1 else tensor).isnan()
+    if tensor.dtype is torch.bool:
+        return torch.zeros_like(tensor)
+    untouched = tensor == torch.iinfo(tensor.dtype).max
+    return untouched & untouched.all()
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers that have values, by name, each once."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: t.detach() for name, t in named if not is_lazy(t) and t.layout is torch.strided and t.numel()}
+
+
+def refuse_finished(run: Run, measure: str) -> None:
+    """See that the model can be built again.
+
+    Raises:
+        InapplicableError: It came as a module.
+    """
+    if isinstance(run.recipe.model, nn.Module):
+        msg = (
+            f"{measure} builds the model again, and needs a factory. A finished {type(run.recipe.model).__name__} came, which "
+            "cannot be built again. Hand in its class, or a function without arguments that builds it: lambda: Net(width=64)."
+        )
+        raise InapplicableError(msg)
+
+
+class _AllocatedAsZero(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fill with zeros what is allocated."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        return found.zero_() if name in _ALLOCATORS and not found.is_meta else found
+
+
+_ALLOCATORS = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
+
+
+def _uninitialized(run: Run) -> list[str]:
+    refuse_finished(run, "uninitialized_parameters")
+    with allocated_as_nan(), built(run.recipe, run.seed, []) as (model, _):
+        left = {name: as_allocated(tensor) for name, tensor in named_tensors(model).items()}
+    left = {name: places for name, places in left.items() if places.any()}
+    if left:
+        # A NaN that the model has put there is there in zeroed memory, too; ordinary memory may hold one by accident.
+        zeroed: TorchDispatchMode = _AllocatedAsZero()  # type: ignore[no-untyped-call]
+        with zeroed, built(run.recipe, run.seed, []) as (model, _):
+            meant = {name: as_allocated(tensor) for name, tensor in named_tensors(model).items()}
+        left = {name: places & ~meant[name] if name in meant else places for name, places in left.items()}
+    return [name for name, places in left.items() if places.any()]
+
+
+UNINITIALIZED: Need[list[str]] = Need("uninitialized parameters", _uninitialized, Stage.AGAIN)
+"""Names of parameters and buffers that, all or partly, hold what memory held."""

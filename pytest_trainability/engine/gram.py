@@ -1,0 +1,59 @@
+"""Inner products of gradients that need not fit in memory all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["NUMBERS", "Rows", "at_once", "gram_matrix", "pieces"]
+
+NUMBERS = 2**27
+"""So many entries of gradients at most live at once, 0.5 GiB in float32; more where two gradients alone have more."""
+PIECE = 2**18
+"""Of so many columns a copy in float64 is made at a time."""
+
+Rows = Callable[[int, int], Sequence[Tensor]]
+"""Takes the numbers of a first and a last row (which is left out), and returns these rows, in parts: ``(rows, *shape)`` each."""
+
+
+def at_once(count: int, size: int) -> int:
+    """Return how many of ``count`` rows of ``size`` entries to hold: all, or half of what fits, for pairs are multiplied."""
+    if count * size <= NUMBERS:
+        return count
+    return max(1, min(count, NUMBERS // (2 * size)))
+
+
+def gram_matrix(rows: Rows, count: int, size: int) -> Tensor:
+    """Return ``K = G Gᵀ`` of ``count`` rows with ``size`` entries each.
+
+    Rows that do not fit at once are computed again for every pair of chunks, ``n (n + 1) / 2`` chunks in place of n.
+
+    Returns:
+        ``(count, count)`` in float64 on the CPU.
+    """
+    step = at_once(count, size)
+    K = torch.zeros(count, count, dtype=torch.float64, device="cpu")
+    for a in range(0, count, step):
+        left = rows(a, min(a + step, count))
+        for b in range(a, count, step):
+            right = left if a == b else rows(b, min(b + step, count))
+            block = torch.zeros_like(K[a : a + step, b : b + step])
+            for G, H in zip(left, right):
+                for g, h in zip(pieces(G), pieces(H)):
+                    block += (g @ h.T).cpu()
+            K[a : a + step, b : b + step], K[b : b + step, a : a + step] = block, block.T
+    return K
+
+
+def pieces(gradients: Tensor) -> Iterator[Tensor]:
+    """Yield the columns of gradients ``(rows, *shape)`` in float64, some at a time; a complex number is two columns."""
+    if gradients.is_complex():
+        gradients = torch.view_as_real(gradients)
+    flat = gradients.detach().reshape(len(gradients), -1)
+    if flat.device.type == "mps":
+        # It has no float64; its memory is the CPU's.
+        flat = flat.cpu()
+    for first in range(0, flat.shape[1], PIECE):
+        yield flat[:, first : first + PIECE].double()

@@ -1,0 +1,170 @@
+"""What a guess would cost: the loss of a model that gives every class the same score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its own name
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..errors import InapplicableError
+from .capture import with_gradient
+from .replay import Objective
+from .run import Need, Run, Stage
+from .trees import map_tensors, tensors_in
+
+__all__ = ["GUESS", "Guess", "initial_loss"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What a guess costs, in nats, and among how many classes it is made."""
+
+    classes: int
+    loss: float
+
+
+def initial_loss(run: Run) -> Tensor:
+    """Return the loss of a run, a scalar.
+
+    Raises:
+        InapplicableError: It has none.
+    """
+    if run.record.loss is None:
+        msg = (
+            "initial_loss and excess_loss need a loss. Hand one in: loss=F.cross_entropy with target=..., or labels for a "
+            f"model that computes its own. {type(run.record.model).__name__} was run without one."
+        )
+        raise InapplicableError(msg)
+    return run.record.loss.detach()
+
+
+# Where cross-entropies are computed -------------------------------------------------------------------------------
+
+
+def _classes_first(scores: Tensor, *_: Any, **__: Any) -> int:
+    return int(scores.shape[min(scores.dim(), 2) - 1])
+
+
+def _along(scores: Tensor, dim: int | None = None, *_: Any, **__: Any) -> int:
+    return int(scores.shape[-1 if dim is None else dim])
+
+
+def _two(*_: Any, **__: Any) -> int:
+    return 2
+
+
+def _zero(_: int) -> float:
+    return 0.0
+
+
+def _log_probability(classes: int) -> float:
+    return -math.log(classes)
+
+
+def _probability(classes: int) -> float:
+    return 1 / classes
+
+
+_CROSS_ENTROPIES: Mapping[Any, tuple[Callable[..., int], Callable[[int], float]]] = {
+    F.cross_entropy: (_classes_first, _zero),
+    F.nll_loss: (_classes_first, _log_probability),
+    F.log_softmax: (_along, _log_probability),
+    torch.log_softmax: (_along, _log_probability),
+    Tensor.log_softmax: (_along, _log_probability),
+    F.binary_cross_entropy_with_logits: (_two, _zero),
+    F.binary_cross_entropy: (_two, _probability),
+}
+"""Functions that a cross-entropy goes through: how many classes their first argument has, what it is for a guess."""
+_LOG_SOFTMAXES = {F.log_softmax, torch.log_softmax, Tensor.log_softmax}
+
+
+class _EqualScores(TorchFunctionMode):
+    """Give every class the same score wherever a cross-entropy is computed, and note how many classes there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes: dict[int, None] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func not in _CROSS_ENTROPIES:
+            return func(*args, **kwargs)
+        count, score = _CROSS_ENTROPIES[func]
+        scores, *others = (kwargs.pop("input"), *args) if "input" in kwargs else args
+        classes = count(scores, *others, **kwargs)
+        self.classes[classes] = None
+        equal = torch.full_like(scores, score(classes), requires_grad=scores.requires_grad)
+        return equal if func in _LOG_SOFTMAXES else func(equal, *others, **kwargs)
+
+
+# The guess --------------------------------------------------------------------------------------------------------
+
+
+def _guess(run: Run) -> Guess:
+    initial_loss(run)
+    if run.recipe.classes is not None:
+        return Guess(run.recipe.classes, math.log(run.recipe.classes))
+    equal = _EqualScores()
+    with equal:
+        _, loss = Objective(run).outputs()
+    guesses = [] if loss is None else _matching(loss, list(equal.classes), _AUXILIARY)
+    if not guesses and not equal.classes:
+        guesses = _guesses_of_equal_outputs(run)
+    if len(guesses) != 1:
+        raise InapplicableError(_unclear(run, list(equal.classes), loss))
+    return guesses[0]
+
+
+GUESS: Need[Guess] = Need("loss of a guess", _guess, Stage.AGAIN)
+"""Of the number of classes that was given, or else of the one that the loss itself shows: with all scores equal it must
+be its logarithm."""
+
+
+_AUXILIARY = 0.01
+"""A loss of a guess that is ``ln(classes)`` but for one per cent has a small term beside, such as a router's; it stays
+part of the guess, and is no excess."""
+_EXACT = 1e-4
+
+
+def _matching(loss: Tensor, classes: Sequence[int], tolerance: float) -> list[Guess]:
+    """Return the guess among as many classes as make its loss ``ln(classes)``; sums and further terms do not."""
+    value = float(loss.detach())
+    tolerance = max(tolerance, 8 * torch.finfo(loss.dtype).eps)
+    return [Guess(n, value) for n in classes if n > 1 and abs(value / math.log(n) - 1) < tolerance]
+
+
+def _guesses_of_equal_outputs(run: Run) -> list[Guess]:
+    """Return the guess of a loss that is written by hand: what it is where all outputs are equal."""
+    if run.recipe.loss is None:
+        return []
+    output = map_tensors(
+        run.record.output, lambda t: with_gradient(torch.zeros_like(t)) if t.is_floating_point() else t
+    )
+    target = map_tensors(run.record.target, torch.clone)
+    loss = run.recipe.loss(output) if run.record.target is None else run.recipe.loss(output, target)
+    sizes = [size for tensor in tensors_in(output) for size in tensor.shape[1:]]
+    return _matching(loss.reshape(()), list(dict.fromkeys([2, *sizes])), _EXACT)
+
+
+def _unclear(run: Run, classes: Sequence[int], loss: Tensor | None) -> str:
+    if classes and loss is not None:
+        counts = " and ".join(map(str, classes))
+        came = (
+            f"One over {counts} classes was computed, but where every class has the same score the loss is "
+            f"{float(loss.detach()):.4g}, not its logarithm {math.log(classes[0]):.4g}: it is a sum, or has further terms."
+        )
+    else:
+        name = getattr(run.recipe.loss, "__name__", type(run.record.model).__name__)
+        came = f"The loss of {name!r} was not seen to be one."
+    return (
+        f"excess_loss needs a loss that is a mean cross-entropy, and its number of classes. {came} If the loss is to be compared "
+        "with a guess, say among how many classes it is made: classes=10."
+    )

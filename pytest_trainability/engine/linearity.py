@@ -1,0 +1,232 @@
+"""Steps that follow each other without an activation between them, so that two weights are one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from .capture import Call, Edge
+from .duplicates import consumers_of, operator_name
+from .graph import Graph
+from .run import Need, Run
+
+__all__ = ["LINEAR_STEPS"]
+
+# Operators -------------------------------------------------------------------------------------------------------
+
+_LINEAR = {
+    *("T", "Transpose", "Permute", "Movedim", "View", "UnsafeView", "ReshapeAlias", "AsStrided", "Expand", "Unsqueeze"),
+    *(
+        "Squeeze",
+        "Slice",
+        "Select",
+        "Split",
+        "SplitWithSizes",
+        "Unbind",
+        "Narrow",
+        "Diagonal",
+        "Cat",
+        "Stack",
+        "Repeat",
+    ),
+    *(
+        "Roll",
+        "Flip",
+        "ToCopy",
+        "Clone",
+        "Alias",
+        "Add",
+        "Sub",
+        "Rsub",
+        "Neg",
+        "Sum",
+        "Mean",
+        "Cumsum",
+        "NativeDropout",
+    ),
+    *(
+        "AvgPool2D",
+        "AvgPool3D",
+        "AdaptiveAvgPool2D",
+        "AdaptiveAvgPool3D",
+        "MkldnnAdaptiveAvgPool2D",
+        "Im2Col",
+        "Col2Im",
+    ),
+    *("UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleLinear1D", "UpsampleBilinear2D"),
+    *("PixelShuffle", "ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D", "ReplicationPad2D", "ConstantPadNd"),
+    *("ViewAsReal", "ViewAsComplex", "Real", "FftR2C", "FftC2C", "FftC2R"),
+}
+"""Linear in all that they read together."""
+
+_PRODUCTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Mul", "Mm", "Bmm", "Mv", "Linear", "MkldnnLinear"), (0, 1)),
+    **dict.fromkeys(("Addmm", "Baddbmm", "Addbmm", "Addmv"), (1, 2)),
+    **dict.fromkeys(("Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution"), (0, 1)),
+}
+"""Linear in each of their factors, which stand at these places."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Signal:
+    """What depends on the first state."""
+
+    graph: Graph
+    edges: frozenset[Edge]
+    """The first state itself."""
+    nodes: set[Node]
+    constants: frozenset[int]
+    """Addresses of the model's parameters and buffers."""
+
+    def reaches(self, edge: tuple[Node | None, int]) -> bool:
+        return edge[0] is not None and (edge[0] in self.nodes or edge in self.edges)
+
+    def between(self, outputs: Iterable[Edge], inputs: Iterable[Edge]) -> tuple[set[Node], set[Edge]]:
+        """Return the nodes that lead from the inputs to the outputs, and the inputs that they read."""
+        stop = set(inputs)
+        pending = [edge for edge in outputs if self.reaches(edge)]
+        entered: set[Edge] = set()
+        nodes: set[Node] = set()
+        while pending:
+            edge = pending.pop()
+            if edge in stop:
+                entered.add(edge)
+            elif edge[0] not in nodes and edge not in self.edges:
+                nodes.add(edge[0])
+                pending += [read for read in self.graph.reads[edge[0]] if self.reaches(read)]
+        return nodes, entered
+
+    def is_linear_in(self, node: Node) -> bool:
+        """Whether an operator is known to be linear in the signal; one that is not known counts as nonlinear."""
+        operator = operator_name(node)
+        reached = [self.reaches(edge) for edge in node.next_functions]
+        if operator in _LINEAR:
+            return True
+        if operator == "Div":
+            return not any(reached[1:]) and self._is_constant(node, "_saved_other")
+        if (
+            operator not in _PRODUCTS
+            or sum(reached[place] for place in _PRODUCTS[operator] if place < len(reached)) != 1
+        ):
+            return False
+        if operator == "Mul":
+            return self._is_constant(node, "_saved_other" if reached[0] else "_saved_self")
+        return True
+
+    def _is_constant(self, node: Node, factor: str) -> bool:
+        """Whether a factor does not depend on the signal: that of ``x * (x > 0)`` does, in spite of autograd's view."""
+        try:
+            value = getattr(node, factor, None)
+        except RuntimeError:
+            # It was overwritten.
+            return False
+        if not isinstance(value, Tensor) or value.numel() == 1 or value.requires_grad:
+            return True
+        return value.untyped_storage().data_ptr() in self.constants or _is_dropout(value)
+
+
+def _is_dropout(mask: Tensor) -> bool:
+    """Whether a factor is zero here and one number elsewhere, which is not one."""
+    if not mask.is_floating_point():
+        return False
+    kept = mask[mask != 0]
+    return bool(kept.numel() > 0 and (kept == kept[0]).all() and kept[0] != 1)
+
+
+# Steps -----------------------------------------------------------------------------------------------------------
+
+
+def _linear_steps(run: Run) -> list[str]:
+    """Return the steps that an activation was expected in and that have none.
+
+    A weight layer is one map with the layer before it if it reads nothing but that one's output, which nobody else
+    reads, through linear operators only. A step that is made of modules is expected to be nonlinear where another of
+    its class is, and where the step before it is of its class and linear, too.
+    """
+    chain = run.chain
+    if chain.along == "time":
+        return []
+    signal = _signal_of(run)
+    readers = consumers_of(run.graph)
+    linear = [_is_linear(signal, step.outputs, state) for step, state in zip(chain.steps, chain.cut.states)]
+    nonlinear_classes = {type(step.module) for step, is_linear in zip(chain.steps, linear) if not is_linear}
+    found = []
+    for index, (name, step) in enumerate(zip(chain.names, chain.steps)):
+        before = chain.steps[index - 1] if index else None
+        if not linear[index]:
+            continue
+        if _is_layer(step.module):
+            collapses = before is not None and _collapses(signal, before, step, chain.cut.states[index], readers)
+        else:
+            alike = before is not None and type(before.module) is type(step.module)
+            collapses = type(step.module) in nonlinear_classes or (alike and linear[index - 1])
+        if collapses:
+            found.append(name)
+    return found
+
+
+LINEAR_STEPS: Need[list[str]] = Need("linear steps", _linear_steps)
+"""By name, in program order."""
+
+
+def _signal_of(run: Run) -> _Signal:
+    model, first = run.record.model, run.chain.cut.states[0]
+    held = [*model.parameters(), *model.buffers()]
+    constants = frozenset(t.untyped_storage().data_ptr() for t in held if t.layout is torch.strided)
+    return _Signal(run.graph, frozenset(first), run.graph.downstream(first), constants)
+
+
+def _is_linear(signal: _Signal, outputs: Iterable[Edge], inputs: Iterable[Edge]) -> bool:
+    """Whether what lies between is linear in the signal, and something does lie there."""
+    nodes, _ = signal.between(outputs, inputs)
+    return bool(nodes) and all(map(signal.is_linear_in, nodes))
+
+
+def _collapses(signal: _Signal, before: Call, step: Call, state: Iterable[Edge], readers: Mapping[Node, Any]) -> bool:
+    """Whether two layers are one linear map, which nobody has meant to factorize."""
+    if not _is_layer(before.module) or not _is_linear(signal, before.outputs, before.inputs):
+        return False
+    nodes, entered = signal.between(step.outputs, state)
+    inside = nodes - {node for node, _ in step.outputs} | {node for node, _ in entered}
+    read_by_others = any(reader not in nodes for node in inside for reader, _ in readers.get(node, ()))
+    return entered <= set(before.outputs) and not read_by_others and not _factorizes(before.module, step.module)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is one weight, without parts."""
+    return not any(True for _ in module.children())
+
+
+def _factorizes(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two layers without an activation between them are a factorization that is meant.
+
+    That is a bottleneck, narrower inside than at both ends (LoRA, the code of an autoencoder), or a separable
+    convolution: one of the two has groups, or they extend along different dimensions.
+    """
+    if getattr(first, "groups", 1) > 1 or getattr(second, "groups", 1) > 1:
+        return True
+    one, other = _widths(first), _widths(second)
+    if one is not None and other is not None and one[1] < min(one[0], other[1]):
+        return True
+    kernels = _kernel(first), _kernel(second)
+    extended = [any(size > 1 for size in kernel) for kernel in kernels]
+    return all(extended) and len(kernels[0]) == len(kernels[1]) and all(min(sizes) == 1 for sizes in zip(*kernels))
+
+
+def _widths(module: nn.Module) -> tuple[int, int] | None:
+    """Return how many units or channels a layer reads and gives out; None where that is not known."""
+    for entering, leaving in (("in_features", "out_features"), ("in_channels", "out_channels"), ("nx", "nf")):
+        widths = getattr(module, entering, None), getattr(module, leaving, None)
+        if isinstance(widths[0], int) and isinstance(widths[1], int):
+            return widths[0], widths[1]
+    return None
+
+
+def _kernel(module: nn.Module) -> tuple[int, ...]:
+    size = getattr(module, "kernel_size", ())
+    return size if isinstance(size, tuple) else ()

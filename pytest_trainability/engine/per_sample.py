@@ -1,0 +1,371 @@
+"""Gradients of the loss on every sample alone, and what their spread says."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from ..errors import UsageError
+from .capture import Loss, evaluate
+from .gradients import PARAMETER_GRADIENTS
+from .gram import at_once, gram_matrix, pieces
+from .isolation import derived_seed, generator_state, preserved_model, seeded
+from .recipe import arguments
+from .run import Need, Run, Stage
+from .sweep import Frame
+from .trees import batch_size, map_tensors, norm, tensors_in
+
+__all__ = ["GRADIENT_GRAM", "GRADIENT_MOMENTS", "PER_SAMPLE", "Moments", "PerSample", "whole"]
+
+Gradients = dict[str, Tensor]
+"""By parameter, ``(samples, *shape)``."""
+
+ROUND_OFF = 16
+"""What is smaller than so many times the working precision, beside what it is part of, is round-off."""
+
+
+class PerSample:
+    """The gradient of the loss on each sample alone, ``g_i = ∂loss(x_i)/∂w``, by every parameter that the loss depends on.
+
+    Samples are what the first dimension of the inputs counts. Each goes through the model as a batch of one, with dropout masks
+    of its own. Tensors of inputs and target that have this dimension are cut, all others are handed on.
+
+    Raises:
+        UsageError: There is no answer: no loss, one sample only, samples that interact, a model that does not run on one alone.
+    """
+
+    def __init__(self, run: Run) -> None:
+        record = run.record
+        self.seed, self.device, self.loss = run.seed, record.device, record.loss
+        self.model, self.step = record.model, _Step(record.model, run.recipe.loss)
+        self.samples = _Samples((record.inputs, record.target), batch_size(record.inputs) or 0)
+        known = dict(record.model.named_parameters())
+        used = [name for name, gradient in run[PARAMETER_GRADIENTS].items() if gradient is not None]
+        self.parameters: dict[str, nn.Parameter] = {name: known[name] for name in used}
+        self.size = sum(p.numel() for p in self.parameters.values())
+        self.losses: dict[int, float] = {}
+        self.draws = False
+        """Whether the forward pass draws random numbers."""
+        self.together = False
+        """Whether several samples can be differentiated at once."""
+        self._latest: tuple[int, Gradients] | None = None
+        self._require_samples()
+        if self.parameters:
+            self._require_independence(run.frame)
+            self._try()
+
+    def chunks(self) -> Iterator[Gradients]:
+        """Yield the gradients of as many samples at a time as fit in memory.
+
+        Raises:
+            UsageError: The loss of the batch is neither a mean nor a sum of the samples' own.
+        """
+        if not self.parameters:
+            return
+        step = at_once(len(self.samples), self.size)
+        for first in range(0, len(self.samples), step):
+            yield self.gradients(first, min(first + step, len(self.samples)))
+        self.require_mean_or_sum()
+
+    def gradients(self, first: int, last: int) -> Gradients:
+        """Return the gradients of the samples from ``first`` to before ``last``; the latest are kept."""
+        if self._latest is None or self._latest[0] != first:
+            self._latest = None
+            found = self._together(first, last) if self.together else None
+            if found is None:
+                self.together = False
+                alone = [self._alone(sample) for sample in range(first, last)]
+                found = {name: torch.stack([gradients[name] for gradients in alone]) for name in self.parameters}
+            self._latest = first, found
+        return self._latest[1]
+
+    def _together(self, first: int, last: int) -> Gradients | None:
+        """Differentiate several samples at once; None where some operator cannot."""
+
+        def loss(parameters: dict[str, Tensor], *rows: Tensor) -> Tensor:
+            given = self.samples.joined([row.unsqueeze(0) for row in rows])
+            value: Tensor = functional_call(self.step, parameters, given)
+            return value
+
+        parameters = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
+        rows = self.samples.rows(slice(first, last))
+        in_dims = (None, *(0 for _ in rows))
+        with self._undisturbed(first), torch.no_grad():
+            try:
+                found, losses = vmap(grad_and_value(loss), in_dims, randomness="different")(parameters, *rows)
+            except Exception:  # whatever it is: one after the other tells whether it is the model's fault
+                return None
+        self.losses.update(zip(range(first, last), losses.tolist()))
+        return {name: found[f"model.{name}"] for name in self.parameters}
+
+    def _alone(self, sample: int) -> Gradients:
+        """Differentiate one sample, by an ordinary backward pass."""
+        given = self.samples.joined(self.samples.rows(slice(sample, sample + 1)))
+        parameters = list(self.parameters.values())
+        with self._undisturbed(sample):
+            loss = self.step(*given)
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        self.losses[sample] = float(loss.detach())
+        dense = [torch.zeros_like(p) if g is None else g.to_dense() for g, p in zip(found, parameters)]
+        return dict(zip(self.parameters, dense))
+
+    @contextmanager
+    def _undisturbed(self, sample: int) -> Iterator[None]:
+        """Give a sample its own dropout masks, and leave no trace in the model for the next."""
+        seeded(derived_seed(self.seed, f"sample {sample}"))
+        with preserved_model(self.model), _silent():
+            yield
+
+    def _try(self) -> None:
+        """Differentiate the first sample both ways: the fast one is taken where both are the same.
+
+        Raises:
+            UsageError: The model does not run on one sample.
+        """
+        seeded(derived_seed(self.seed, "sample 0"))
+        before = generator_state(), generator_state(self.device)
+        try:
+            alone = self._alone(0)
+        except Exception as error:
+            msg = (
+                "the model and its loss must run on one sample alone for it to have a gradient of its own. On the first of "
+                f"{len(self.samples)} {type(self.model).__name__} (seed {self.seed}) raised {type(error).__name__}: {error} "
+                "Hand in inputs whose first dimension counts samples."
+            )
+            raise UsageError(msg) from error
+        self.draws = before != (generator_state(), generator_state(self.device))
+        together = self._together(0, 1)
+        self.together = together is not None and _same(alone, together)
+
+    # Whether there is an answer
+
+    def _require_samples(self) -> None:
+        if self.loss is None:
+            msg = (
+                "per-sample gradients must be those of a loss. This run has none. Hand one in: loss=F.cross_entropy with "
+                "target=..., or labels for a model that computes its own."
+            )
+            raise UsageError(msg)
+        if len(self.samples) < 2:
+            msg = f"gradients of two samples at least must be there to differ. The inputs hold {len(self.samples)}: use more."
+            raise UsageError(msg)
+
+    def _require_independence(self, frame: Frame) -> None:
+        interact = self._interact()
+        if interact or (interact is None and frame.samples == 1):
+            msg = (
+                "samples must not interact for each to have a gradient of its own. Those of "
+                f"{type(self.model).__name__} in {'train' if self.model.training else 'eval'} mode (seed {self.seed}) do: by "
+                "BatchNorm, a softmax over the batch, or because the first dimension of the inputs is not the batch. Measure "
+                "with train=False, or hand in inputs whose first dimension counts samples."
+            )
+            raise UsageError(msg)
+
+    def _interact(self) -> bool | None:
+        """Whether outputs of the first half change when the other samples do; None where neither can tell."""
+        count = len(self.samples)
+        half = -(-count // 2)
+        rows = self.samples.rows(slice(None))
+        others = [t[(torch.arange(count) % half).to(t.device)] for t in rows]
+        if all(torch.equal(a, b) for a, b in zip(rows, others)):
+            return None
+        found = []
+        for chosen in (rows, others):
+            seeded(derived_seed(self.seed, "forward"))
+            inputs, target = self.samples.joined(chosen)
+            with preserved_model(self.model), _silent():
+                output, _ = evaluate(self.model, *arguments(inputs), target, self.step.loss)
+            found.append([t.detach() for t in tensors_in(output) if t.is_floating_point() or t.is_complex()])
+        told = [_first_samples_agree(a, b, count, half) for a, b in zip(*found)]
+        return None if all(same is None for same in told) else False in told
+
+    def require_mean_or_sum(self) -> None:
+        """See that the loss is one of samples, as far as its value can tell.
+
+        The batch's lies between the smallest and the largest of its samples where it is a mean, however weighted, and on their
+        sum where it is one. A contrastive loss does not.
+        """
+        values = list(self.losses.values())
+        if self.draws or self.loss is None or not all(map(math.isfinite, values)):
+            return
+        whole, total = float(self.loss.detach()), math.fsum(values)
+        slack = 1e-2 * max(map(abs, values)) + 1e-2 * abs(whole)
+        low, high = min(*values, total) - slack, max(*values, total) + slack
+        if not low <= whole <= high:
+            msg = (
+                "the loss must be a mean or a sum over samples for each to have a gradient of its own. Of the batch it is "
+                f"{whole:.4g} (seed {self.seed}), of its samples alone between {min(values):.4g} and {max(values):.4g}: a "
+                "contrastive loss, mostly. It has no per-sample gradients."
+            )
+            raise UsageError(msg)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Show no warnings: what a model has to say it has said when it ran."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class _Step(nn.Module):
+    """The loss of a model as a module, so that the parameters can be handed in."""
+
+    def __init__(self, model: nn.Module, loss: Loss | None) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, inputs: Any, target: Any) -> Tensor:
+        _, loss = evaluate(self.model, *arguments(inputs), target, self.loss)
+        if loss is None:
+            msg = "the loss of one sample carries no gradient"
+            raise RuntimeError(msg)
+        return loss
+
+
+class _Samples:
+    """A tree of tensors, some of which have one row per sample."""
+
+    def __init__(self, tree: Any, count: int) -> None:
+        self.tree, self.count = tree, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, chosen: slice) -> list[Tensor]:
+        """Return these rows of all tensors that have some."""
+        found: list[Tensor] = []
+        map_tensors(self.tree, lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
+        return [t.detach()[chosen] for t in found if self._has_rows(t)]
+
+    def joined(self, rows: Sequence[Tensor]) -> Any:
+        """Return the tree with other rows, in copies, for the model may change them in place."""
+        remaining = iter(rows)
+        return map_tensors(self.tree, lambda t: (next(remaining) if self._has_rows(t) else t.detach()).clone())
+
+    def _has_rows(self, tensor: Tensor) -> bool:
+        return tensor.dim() > 0 and len(tensor) == self.count
+
+
+def _same(found: Gradients, other: Gradients) -> bool:
+    """Whether gradients are the same up to round-off."""
+    whole = math.sqrt(sum(float(norm(g)) ** 2 for g in found.values()))
+    for name, gradient in found.items():
+        eps = torch.finfo(gradient.dtype).eps
+        difference = float(norm(gradient - other[name]))
+        # A gradient that cancels, such as that of a bias of keys, is all round-off.
+        if not difference <= math.sqrt(eps) * float(norm(gradient)) + ROUND_OFF * eps * whole:
+            return False
+    return True
+
+
+def _first_samples_agree(a: Tensor, b: Tensor, count: int, half: int) -> bool | None:
+    """Whether the first samples' parts of two tensors are the same; None where the tensors cannot be divided into samples."""
+    told = None
+    for axis in range(min(a.dim(), 2)):
+        if a.shape == b.shape and a.shape[axis] and a.shape[axis] % count == 0:
+            part = a.shape[axis] // count * half
+            left, right = a.narrow(axis, 0, part), b.narrow(axis, 0, part)
+            tolerance = math.sqrt(torch.finfo(a.dtype).eps) * float(norm(left)) / math.sqrt(left.numel())
+            told = told or bool(torch.isclose(left, right, rtol=0, atol=tolerance, equal_nan=True).all())
+    return told
+
+
+PER_SAMPLE = Need("per-sample gradients", PerSample, Stage.AGAIN, of=(PARAMETER_GRADIENTS,))
+"""Those of the loss on each sample alone."""
+
+
+# What they say ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Of the per-sample gradients of a parameter, or of several, over all entries."""
+
+    mean_square: float
+    """``‖ḡ‖²``, of the mean over samples."""
+    variance: float
+    """``tr Σ = Σ_i ‖g_i − ḡ‖² / (B − 1)``."""
+    samples: int
+    """B."""
+    eps: float
+    """Working precision."""
+
+    @property
+    def agree(self) -> bool:
+        """Whether all samples have the same gradient, up to round-off."""
+        return self.variance <= (ROUND_OFF * self.eps) ** 2 * self.mean_square
+
+
+def whole(moments: Iterable[Moments]) -> Moments:
+    """Return the moments of several parameters' gradients as one vector."""
+    parts = list(moments)
+    return Moments(
+        math.fsum(part.mean_square for part in parts),
+        math.fsum(part.variance for part in parts),
+        max((part.samples for part in parts), default=0),
+        max((part.eps for part in parts), default=0.0),
+    )
+
+
+class _Accumulated:
+    """Sums of what differs from the first sample's gradient, so that equal gradients have no variance at all."""
+
+    def __init__(self, reference: Tensor) -> None:
+        self.reference = reference.clone()
+        self.eps = torch.finfo(reference.dtype).eps
+        self.sums: list[Tensor] = []
+        self.squares, self.samples = 0.0, 0
+
+    def add(self, gradients: Tensor) -> None:
+        """Take in gradients ``(samples, *shape)``."""
+        self.samples += len(gradients)
+        for number, (piece, reference) in enumerate(zip(pieces(gradients), pieces(self.reference))):
+            differences = piece - reference
+            self.squares += float(differences.square().sum())
+            if number == len(self.sums):
+                self.sums.append(torch.zeros_like(differences[0]))
+            self.sums[number] += differences.sum(dim=0)
+
+    def moments(self) -> Moments:
+        """Return what the sums come to."""
+        count = self.samples
+        of_sums = sum(float(total.square().sum()) for total in self.sums)
+        means = (ref[0] + total / count for ref, total in zip(pieces(self.reference), self.sums))
+        mean_square = sum(float(mean.square().sum()) for mean in means)
+        variance = max(self.squares - of_sums / count, 0.0) / (count - 1) if math.isfinite(self.squares) else math.nan
+        return Moments(mean_square, variance, count, self.eps)
+
+
+def _moments(run: Run) -> dict[str, Moments]:
+    found: dict[str, _Accumulated] = {}
+    for gradients in run[PER_SAMPLE].chunks():
+        for name, gradient in gradients.items():
+            found.setdefault(name, _Accumulated(gradient[:1])).add(gradient)
+    return {name: accumulated.moments() for name, accumulated in found.items()}
+
+
+GRADIENT_MOMENTS = Need("moments of per-sample gradients", _moments, Stage.AGAIN, of=(PER_SAMPLE,))
+"""By parameter, of those that the loss depends on."""
+
+
+def _gram(run: Run) -> Tensor:
+    samples = run[PER_SAMPLE]
+    if not samples.parameters:
+        return torch.zeros(len(samples.samples), len(samples.samples), dtype=torch.float64, device="cpu")
+    rows = lambda first, last: list(samples.gradients(first, last).values())  # noqa: E731
+    K = gram_matrix(rows, len(samples.samples), samples.size)
+    samples.require_mean_or_sum()
+    return K
+
+
+GRADIENT_GRAM = Need("inner products of per-sample gradients", _gram, Stage.AGAIN, of=(PER_SAMPLE,))
+"""``g_i · g_j`` over all parameters, ``(samples, samples)`` in float64."""

@@ -1,0 +1,300 @@
+"""What half precision would make of a run's numbers: flushed to zero, or beyond the largest finite one.
+
+A number of a wider type is rounded to the nearest one of the narrower, ties to even. It becomes zero up to half of the
+smallest subnormal, that one included, and infinite from halfway between the largest finite number and the next power of
+two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from ..errors import InapplicableError
+from .capture import Edge, Recorder
+from .run import Need, Run
+
+__all__ = [
+    "GRADIENT_ENTRIES",
+    "STATE_ENTRIES",
+    "Entries",
+    "entries",
+    "loss_scale",
+    "overflow_fractions",
+    "underflow_fractions",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A binary floating format of half width."""
+
+    name: str
+    digits: int
+    """Of the significand, the hidden one included."""
+    lowest: int
+    """Exponent of the smallest subnormal number."""
+    highest: int
+    """Exponent of the power of two behind the largest finite number."""
+
+    @property
+    def overflow(self) -> float:
+        """Smallest number that rounds to infinity."""
+        return math.ldexp(1 - 2.0 ** -(self.digits + 1), self.highest)
+
+    @property
+    def underflow(self) -> int:
+        """Exponent of the largest number that rounds to zero, a power of two."""
+        return self.lowest - 1
+
+
+FLOAT16 = Format("float16", digits=11, lowest=-24, highest=16)
+BFLOAT16 = Format("bfloat16", digits=8, lowest=-133, highest=128)
+FORMATS = (FLOAT16, BFLOAT16)
+
+
+# Entries of gradients ---------------------------------------------------------------------------------------------
+
+_LOWEST, _HIGHEST = -2000, 1100
+"""Beyond the exponents of float64, and of float64 seen under a scale."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entries:
+    """The entries of a gradient, counted by size; several tensors of one state count together."""
+
+    counts: Tensor
+    """How many entries have ``2^(b - 1) < |g| ≤ 2^b``, for b from :data:`_LOWEST` on; int64 on the CPU."""
+    number: int
+    """How many there are, zeros included."""
+    largest: float
+    """Of the absolute values; 0 where all are zero, infinite where one is."""
+    overflowing: tuple[int, ...]
+    """How many each format rounds to infinity, infinite ones included."""
+    undefined: int
+    """How many are NaN."""
+
+    @property
+    def nonzero(self) -> int:
+        """How many are finite and not zero."""
+        return int(self.counts.sum())
+
+    def flushed(self, exponent: int) -> int:
+        """How many non-zero entries are at most ``2^exponent``."""
+        return int(self.counts[: max(0, exponent - _LOWEST + 1)].sum())
+
+    def smallest_kept(self, share: float) -> int:
+        """Return the largest exponent such that at most this share of non-zero entries is at most ``2^exponent``."""
+        behind = self.counts.cumsum(0) > math.floor(share * self.nonzero)
+        return int(behind.int().argmax()) - 1 + _LOWEST
+
+    def __add__(self, other: Entries) -> Entries:
+        return Entries(
+            self.counts + other.counts,
+            self.number + other.number,
+            max(self.largest, other.largest),
+            tuple(map(sum, zip(self.overflowing, other.overflowing))),
+            self.undefined + other.undefined,
+        )
+
+
+def entries(gradient: Tensor, *, exponent: int = 0) -> Entries:
+    """Count the entries of a gradient that was multiplied by ``2^exponent``, as they are without."""
+    values, number = _absolute(gradient)
+    finite = values[values.isfinite() & (values > 0)]
+    fraction, power = torch.frexp(finite)
+    # frexp has 2^b as 0.5 · 2^(b + 1).
+    bins = power - (fraction == 0.5).to(power.dtype) - exponent - _LOWEST
+    counts = torch.bincount(bins.long(), minlength=_HIGHEST - _LOWEST)
+    return Entries(
+        counts.cpu(),
+        number,
+        math.ldexp(float(values.nan_to_num(0.0, math.inf).max()), -exponent) if values.numel() else 0.0,
+        tuple(_at_least(values, half.overflow, exponent) for half in FORMATS),
+        int(values.isnan().sum()),
+    )
+
+
+def _absolute(tensor: Tensor) -> tuple[Tensor, int]:
+    """Return the absolute values, in float32 at least, and how many there are; of a sparse tensor the stored ones."""
+    number = tensor.numel()
+    tensor = tensor.detach()
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    if tensor.is_complex():
+        tensor, number = torch.view_as_real(tensor.resolve_conj()), 2 * number
+    values = tensor if tensor.dtype in {torch.float32, torch.float64} else tensor.float()
+    return values.abs().flatten(), number
+
+
+def _at_least(values: Tensor, bound: float, exponent: int = 0) -> int:
+    return int((values >= math.ldexp(bound, exponent)).sum())
+
+
+# Gradients of parameters and states -------------------------------------------------------------------------------
+
+_LOST = {torch.float16: 12, torch.bfloat16: 96, torch.float32: 96, torch.float64: 768}
+"""By type, the exponent of a scale under which gradients are looked at again that are zero throughout: of a deep
+chain's first layers float32 itself leaves nothing."""
+
+
+def _gradient_entries(run: Run) -> dict[str, Entries]:
+    if run.record.loss is None:
+        msg = (
+            "underflow_fraction and smallest_loss_scale need a loss: without one gradients have no size of their own. Hand one "
+            f"in: loss=F.cross_entropy with target=.... {type(run.record.model).__name__} was run without one."
+        )
+        raise InapplicableError(msg)
+    found = _counted(run, exponent=0)
+    lost = [name for name, of_it in found.items() if of_it.nonzero == 0 and of_it.undefined == 0]
+    if lost:
+        again = _counted(run, exponent=_LOST[run.record.loss.dtype])
+        # Where the scale itself overflows, what it shows is no gradient.
+        found |= {
+            name: again[name] for name in lost if not again[name].undefined and math.isfinite(again[name].largest)
+        }
+    return found
+
+
+GRADIENT_ENTRIES: Need[dict[str, Entries]] = Need("gradient entries", _gradient_entries)
+"""Of the loss's gradient by each parameter and each state: ``"NAME"``, ``"input"``, ``"state after STEP"``."""
+
+
+def _counted(run: Run, *, exponent: int) -> dict[str, Entries]:
+    """Run the backward pass from the loss times ``2^exponent``, in the types of the model, and count what arrives."""
+    parameters = {name: p for name, p in run.record.model.named_parameters() if p.requires_grad}
+    edges = list(dict.fromkeys(edge for state in run.chain.cut.states for edge in state))
+    loss = run.record.loss
+    assert loss is not None
+    wanted: list[Any] = [*parameters.values(), *(GradientEdge(*edge) for edge in edges)]
+    gradients = torch.autograd.grad(
+        [loss],
+        wanted,
+        [torch.full_like(loss, 2.0**exponent)],
+        retain_graph=True,
+        allow_unused=True,
+    )
+    counted = [None if g is None else entries(g, exponent=exponent) for g in gradients]
+    found = {name: of_it for name, of_it in zip(parameters, counted) if of_it is not None}
+    of_edges = dict(zip(edges, counted[len(parameters) :]))
+    return found | dict(_of_states(run, {edge: of_it for edge, of_it in of_edges.items() if of_it is not None}))
+
+
+def _of_states(run: Run, of_edges: Mapping[Edge, Entries]) -> Iterator[tuple[str, Entries]]:
+    for name, state in zip(state_names(run), run.chain.cut.states):
+        reached = [of_edges[edge] for edge in state if edge in of_edges]
+        if reached:
+            yield name, _sum(reached)
+
+
+def _sum(parts: Iterable[Entries]) -> Entries:
+    total, *others = parts
+    for part in others:
+        total += part
+    return total
+
+
+def state_names(run: Run) -> list[str]:
+    """Name the states ``x_0 … x_L``."""
+    return ["input", *(f"state after {name}" for name in run.chain.names)]
+
+
+# Entries of states ------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class StateEntries:
+    """How many entries each grad-carrying tensor has, how many each format rounds to infinity, how many are NaN."""
+
+    counts: dict[Edge, tuple[int, Tensor]] = field(default_factory=dict)
+
+    def look(self, edge: Edge, tensor: Tensor) -> None:
+        """Take in one tensor."""
+        values, number = _absolute(tensor)
+        beyond = [(values >= half.overflow).sum() for half in FORMATS]
+        self.counts[edge] = number, torch.stack([*beyond, values.isnan().sum()])
+
+    def fractions(self, state: Iterable[Edge]) -> dict[str, float]:
+        """Return by format the share that overflows, over the tensors of a state that were seen; empty if none was."""
+        seen = [self.counts[edge] for edge in state if edge in self.counts]
+        number = sum(count for count, _ in seen)
+        if not number:
+            return {}
+        *beyond, undefined = torch.stack([counts for _, counts in seen]).sum(dim=0).tolist()
+        return {f.name: math.nan if undefined else count / number for f, count in zip(FORMATS, beyond)}
+
+
+@contextmanager
+def _watching(recorder: Recorder) -> Iterator[StateEntries]:
+    found = StateEntries()
+    recorder.observers.append(found.look)
+    yield found
+
+
+STATE_ENTRIES: Need[StateEntries] = Need(
+    "state entries", lambda run: run.record.watched[_watching], instruments=(_watching,)
+)
+
+
+# What is read off -------------------------------------------------------------------------------------------------
+
+
+def underflow_fractions(run: Run) -> dict[str, float]:
+    """Return by format and gradient the share of non-zero entries that are rounded to zero; NaN where an entry is NaN.
+
+    Gradients that are zero throughout are left out: nothing is lost of them.
+    """
+    return {
+        f"{half.name} gradient of {name}": (
+            math.nan if of_it.undefined else of_it.flushed(half.underflow) / of_it.nonzero
+        )
+        for half in FORMATS
+        for name, of_it in run[GRADIENT_ENTRIES].items()
+        if of_it.nonzero or of_it.undefined
+    }
+
+
+def overflow_fractions(run: Run) -> dict[str, float]:
+    """Return by format the share of entries that become infinite: of gradients, if there is a loss, and of states."""
+    gradients = {} if run.record.loss is None else run[GRADIENT_ENTRIES]
+    states = {n: run[STATE_ENTRIES].fractions(state) for n, state in zip(state_names(run), run.chain.cut.states)}
+    found = {}
+    for number, half in enumerate(FORMATS):
+        for name, of_it in gradients.items():
+            share = math.nan if of_it.undefined else of_it.overflowing[number] / of_it.number
+            found[f"{half.name} gradient of {name}"] = share
+        found |= {f"{half.name} {name}": shares[half.name] for name, shares in states.items() if shares}
+    return found
+
+
+TOLERATED = 0.01
+"""Share of a gradient's non-zero entries that may be lost."""
+_LARGEST_SCALE = 127
+"""A loss scale is a float32 number."""
+
+
+def loss_scale(found: Iterable[Entries]) -> float:
+    """Return the power of two nearest to 1 under which, in float16, no gradient loses more than 1 % and none overflows.
+
+    Returns:
+        1 where none is needed, ``inf`` where there is none, NaN where a gradient is infinite or NaN as it is.
+    """
+    lowest, highest = -math.inf, float(_LARGEST_SCALE)
+    for of_it in found:
+        if of_it.undefined or math.isinf(of_it.largest):
+            return math.nan
+        if of_it.nonzero:
+            lowest = max(lowest, FLOAT16.underflow - of_it.smallest_kept(TOLERATED))
+            fraction, power = math.frexp(of_it.largest)
+            room = FLOAT16.highest - power
+            highest = min(highest, room - (fraction >= math.ldexp(FLOAT16.overflow, -FLOAT16.highest)))
+    if lowest > highest:
+        return math.inf
+    return math.pow(2, min(max(0.0, lowest), highest))

@@ -1,0 +1,178 @@
+"""Routers of mixtures of experts: how often each expert is chosen, seen where a model chooses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .attention import numbered
+from .capture import Recorder
+from .run import Need, Run
+from .trees import carries_gradient, tensors_in
+
+__all__ = ["EXPERT_USAGE", "usage_entropy"]
+
+MOST_EXPERTS = 1024
+
+_LAYERS = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "einsum", "__matmul__"})
+_GATES = frozenset({"softmax", "sigmoid", "log_softmax"})
+_TURNS = frozenset({"transpose", "permute", "movedim", "swapaxes", "swapdims", "t", "adjoint"})
+_LOOK_UPS = frozenset({"embedding", "embedding_bag"})
+"""Of tokens that were chosen, as in decoding; not of experts."""
+
+
+@dataclass(slots=True, eq=False)
+class _Scores:
+    """What one layer has given the experts."""
+
+    gated: bool = False
+    """Whether they, or those of them that were chosen, have been through a softmax or sigmoid."""
+    choice: _Choice | None = None
+    """The first choice by them that steered the signal; later ones are those of an auxiliary loss."""
+
+
+@dataclass(slots=True, eq=False)
+class _Choice:
+    """One choice of experts for all tokens."""
+
+    path: str
+    counts: Tensor
+    scores: _Scores
+
+
+def usage_entropy(counts: Tensor) -> float:
+    """Return ``-Σ_e p_e ln p_e / ln E`` of how often each of E experts was chosen; NaN where nothing was."""
+    total = float(counts.sum())
+    shares = [count / total for count in counts.tolist() if count] if total else []
+    entropy = -math.fsum(share * math.log(share) for share in shares)
+    return abs(entropy) / math.log(len(counts)) if shares else math.nan
+
+
+class _Watching(TorchFunctionMode):
+    """Follows the scores of experts to the choice that is made by them, and that choice to where it steers the signal.
+
+    Scores come out of a layer with as many outputs as there are experts, and are handed on by everything that keeps these last. A
+    choice is their ``topk``, ``argmax`` or ``max`` over experts. It counts once it is known to be a router's: a softmax or
+    sigmoid makes weights of the scores, or of the chosen ones, and what was chosen picks, masks or weighs what carries a
+    gradient. So a classifier's ``argmax``, decoding, winners of a sparse layer and the best queries of a detector do not.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.found: list[_Scores] = []
+        self._recorder = recorder
+        self._scores = WeakTensorKeyDictionary()
+        self._chosen = WeakTensorKeyDictionary()
+        """What follows from a choice and carries no gradient."""
+        self._values = WeakTensorKeyDictionary()
+        """Scores that were chosen, and what is no larger than all scores and computed from them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        with torch._C.DisableTorchFunction():
+            operands = list(tensors_in((args, tuple(kwargs.values()))))
+            if name in {"topk", "argmax", "max"} and operands and operands[0] in self._scores:
+                self._choose(name, operands[0], args, kwargs, result)
+            else:
+                self._follow(name, operands, args[0] if name == "__setitem__" else result)
+        return result
+
+    def _choose(
+        self,
+        name: str,
+        scores: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Tensor | Sequence[Tensor],
+    ) -> None:
+        place = 2 if name == "topk" else 1
+        dim = args[place] if len(args) > place else kwargs.get("dim", -1 if name == "topk" else None)
+        if dim not in {-1, scores.dim() - 1}:
+            return
+        values, indices = (None, result) if isinstance(result, Tensor) else (result[0], result[1])
+        if indices.numel() >= scores.numel():
+            # All experts are chosen: their order is no choice.
+            return
+        counts = torch.bincount(indices.detach().flatten(), minlength=scores.shape[-1])
+        self._chosen[indices] = _Choice(self._path(), counts, self._scores[scores])
+        if values is not None:
+            self._values[values] = self._scores[scores], scores.numel()
+
+    def _path(self) -> str:
+        call = self._recorder.running[-1] if self._recorder.running else None
+        return (call.path or type(call.module).__name__) if call is not None else "loss"
+
+    def _follow(self, name: str, operands: Sequence[Tensor], result: Any) -> None:
+        results = list(tensors_in(result))
+        if not results:
+            return
+        if name in _LAYERS:
+            self._begin(operands, results[0])
+        elif len(self._scores) and results[0].is_floating_point():
+            self._hand_on_scores(name, operands, results[0])
+            self._hand_on_values(name, operands, results[0])
+        for operand in operands if len(self._chosen) and name not in _LOOK_UPS else ():
+            if operand in self._chosen:
+                self._hand_on_choice(self._chosen[operand], results)
+
+    def _begin(self, operands: Sequence[Tensor], result: Tensor) -> None:
+        experts = result.shape[-1] if result.dim() > 1 else 0
+        weights = [t for t in operands if t.is_leaf and t.dim() == 2 and experts in t.shape]
+        if 2 <= experts <= MOST_EXPERTS and weights and carries_gradient(result):
+            self._scores[result] = _Scores()
+
+    def _hand_on_scores(self, name: str, operands: Sequence[Tensor], result: Tensor) -> None:
+        for operand in operands:
+            if operand in self._scores:
+                self._scores[operand].gated |= name in _GATES
+                same = result.shape[-1:] == operand.shape[-1:] and result.numel() == operand.numel()
+                if same and name not in _TURNS:
+                    self._scores[result] = self._scores[operand]
+                return
+
+    def _hand_on_values(self, name: str, operands: Sequence[Tensor], result: Tensor) -> None:
+        for operand in operands:
+            if operand in self._values:
+                scores, size = self._values[operand]
+                scores.gated |= name in _GATES
+                if result.numel() <= size:
+                    self._values[result] = scores, size
+                return
+
+    def _hand_on_choice(self, choice: _Choice, results: Sequence[Tensor]) -> None:
+        for result in results:
+            if not carries_gradient(result):
+                if result not in self._chosen:
+                    self._chosen[result] = choice
+            elif choice.scores.choice is None:
+                choice.scores.choice = choice
+                self.found.append(choice.scores)
+
+
+@contextmanager
+def _watching(recorder: Recorder) -> Iterator[list[_Scores]]:
+    with _Watching(recorder) as mode:
+        yield mode.found
+
+
+def _usage(run: Run) -> dict[str, float]:
+    found: list[_Scores] = run.record.watched[_watching]
+    choices = [scores.choice for scores in found if scores.gated and scores.choice is not None]
+    names = numbered([choice.path for choice in choices])
+    return {name: usage_entropy(choice.counts) for name, choice in zip(names, choices)}
+
+
+EXPERT_USAGE = Need("expert usage", _usage, instruments=(_watching,))
+"""Normalized entropy of how often each expert is chosen, by router, in program order."""

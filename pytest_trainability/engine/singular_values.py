@@ -1,0 +1,320 @@
+"""Singular values of the chain's Jacobian ``J = J_L … J_1``, in logarithms: at depth 1,000 most leave the range of floats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..errors import CutError
+from .chain import Chain
+from .graded import Graded, log_singular_values
+from .isolation import derived_seed
+from .lanczos import bidiagonalize, spread_of_squares
+from .push import push_forward
+from .replay import twice_differentiable
+from .run import Need, Run
+from .sweep import (
+    Columns,
+    Frame,
+    Sweep,
+    as_columns,
+    as_rows,
+    dimensions,
+    is_round_off,
+    pull_back,
+    usual_number,
+    working_precision,
+)
+
+__all__ = ["SINGULAR_VALUES", "SingularValues", "singular_values"]
+
+DENSE = 512
+"""Dimensions of the smaller end up to which all are computed. So many backward passes cost what the iterative method does."""
+ROWS = 4096
+"""As many trajectories are looked at as have so many columns together; one at least."""
+LARGE, FEW = 2**14, 4
+"""Of the iterative method: dimensions of an end up to which four trajectories are looked at, beyond only one."""
+TOLERANCE = 1e-3
+"""Relative error of the iterative method."""
+BLOCKS, PROBES, ATTEMPTS = 100, 16, 4
+"""Of the iterative method: most steps, and of the estimate of traces vectors at once and how often."""
+AT_ONCE = 64
+"""Vectors that are carried through autograd together where memory is not the CPU's."""
+DOUBTFUL = 100.0
+"""A column that is less than so many times above round-off is judged by a singular value decomposition of the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class SingularValues:
+    """What is known of ``s_1 ≥ … ≥ s_N ≥ 0`` of each trajectory's ``J``, ``N = min(n_0, n_L)``; NaN for what is not.
+
+    ``logs`` is ``ln s``, ``(samples, k)`` in float64 on the CPU, largest first: all N, or where both ends are large the
+    leading ones; ``-inf`` for zeros. ``smallest`` is ``ln s_N``, ``rank`` how many are above the working precision, ``spread``
+    the variance of ``s²`` over its squared mean, all ``(samples,)``; ``time`` is how many steps act on each trajectory, or how
+    long they last.
+    """
+
+    logs: Tensor
+    smallest: Tensor
+    rank: Tensor
+    spread: Tensor
+    time: Tensor
+
+
+def singular_values(chain: Chain, frame: Frame, seed: int, wanted: int = 1) -> SingularValues:
+    """Find the singular values of the whole chain's Jacobian.
+
+    Up to 512 dimensions of one end all are computed: an orthonormal frame that spans the last state is pulled back,
+    ``J_lᵀ Q_l = Q_{l-1} R_l`` (or one of the first state pushed forward), and the triangular factors are multiplied with the
+    logarithms of their rows kept apart. Beyond, the extreme ones are found by bidiagonalization, to 0.1 %, and the traces that
+    the spread needs are estimated.
+
+    Args:
+        chain: The chain.
+        frame: Its trajectories; the first ones are looked at, with 4096 columns together.
+        seed: Of the frame, and of starting vectors.
+        wanted: How many leading values, where not all are computed.
+
+    Raises:
+        CutError: Products with ``J`` itself are needed and a backward pass cannot be differentiated.
+    """
+    first, last = dimensions(chain, frame, 0), dimensions(chain, frame, len(chain))
+    if min(first, last) <= DENSE:
+        end = last if last <= DENSE else first
+        samples = min(frame.samples, max(1, ROWS // end))
+        return _all(_product_of(chain, frame, samples, forward=last > DENSE), seed)
+    samples = min(frame.samples, FEW if max(first, last) <= LARGE else 1)
+    return _extreme(_product_of(chain, frame, samples, forward=first <= last), seed, wanted)
+
+
+def _of_run(run: Run) -> SingularValues:
+    return singular_values(run.chain, run.frame, run.seed, run.recipe.exponents)
+
+
+SINGULAR_VALUES = Need("singular values", _of_run, instruments=(twice_differentiable,))
+"""Of the whole chain's Jacobian."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """``J`` as an operator on vectors of the first trajectories, applied segment by segment."""
+
+    chain: Chain
+    frame: Frame
+    samples: int
+    forward: bool
+    """Whether it begins at the first state, by ``J``, or at the last, by ``Jᵀ``."""
+    at_once: int
+    """How many vectors are carried through autograd together."""
+
+    @property
+    def size(self) -> int:
+        """Dimensions of where it begins."""
+        return dimensions(self.chain, self.frame, 0 if self.forward else len(self.chain))
+
+    @property
+    def least(self) -> int:
+        """Dimensions of the smallest state on the way: the rank is not larger."""
+        return min(dimensions(self.chain, self.frame, index) for index in range(len(self.chain) + 1))
+
+    @property
+    def count(self) -> int:
+        """How many singular values there are."""
+        return min(dimensions(self.chain, self.frame, index) for index in (0, len(self.chain)))
+
+    @property
+    def device(self) -> torch.device:
+        device = self.chain.devices(0)[0]
+        return device if device.type in {"cpu", "cuda"} else torch.device("cpu")
+
+    def order(self, *, forward: bool) -> Sequence[int]:
+        """Return the numbers of the segments in the order in which they are applied."""
+        return range(1, len(self.chain) + 1) if forward else range(len(self.chain), 0, -1)
+
+    def step(self, index: int, rows: Tensor, *, forward: bool) -> Tensor:
+        """Apply ``J_l`` or ``J_lᵀ`` to vectors ``(samples, k, n)`` in float64, as many at once as memory is good for."""
+        before, after = (index - 1, index) if forward else (index, index - 1)
+        parts = []
+        for part in torch.split(rows, self.at_once, dim=1):
+            padded = part.new_zeros(self.frame.samples, *part.shape[1:])
+            padded[: self.samples] = part
+            columns = as_columns(self.chain, self.frame, before, padded)
+            found = (push_forward if forward else pull_back)(self.chain, index, columns)
+            parts.append(self._rows(after, found, part.shape[1])[: self.samples].to(self.device))
+        return torch.cat(parts, dim=1)
+
+    def _rows(self, index: int, columns: Columns, count: int) -> Tensor:
+        if all(column is None for column in columns):
+            size = dimensions(self.chain, self.frame, index)
+            return torch.zeros(self.frame.samples, count, size, dtype=torch.float64, device=self.device)
+        return as_rows(self.chain, self.frame, index, columns, dtype=torch.float64)
+
+    def apply(self, rows: Tensor, *, forward: bool) -> tuple[Tensor, Tensor]:
+        """Apply ``J`` or ``Jᵀ``; return unit vectors, and the logarithms of the factors ``(samples, k)``."""
+        logs = rows.new_zeros(rows.shape[:2])
+        for index in self.order(forward=forward):
+            rows = self.step(index, rows, forward=forward)
+            lengths = torch.linalg.vector_norm(rows, dim=2)
+            logs = logs + lengths.log()
+            rows = rows / torch.where(lengths > 0, lengths, 1.0)[:, :, None]
+        return rows, logs
+
+    def precision(self, index: int, size: int) -> float:
+        """Return the part of what a segment makes of a vector that may be round-off."""
+        return working_precision(self.chain.epsilon(index), size)
+
+    def draw(self, count: int, seed: int, index: int | None = None) -> Tensor:
+        """Draw Gaussian vectors of a state, by default of where it begins; the same for every trajectory."""
+        size = self.size if index is None else dimensions(self.chain, self.frame, index)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        drawn = torch.randn(count, size, generator=generator, dtype=torch.float64, device="cpu")
+        return drawn.to(self.device).expand(self.samples, count, size)
+
+    def time(self) -> Tensor:
+        """Return how many steps act on each trajectory, or how long they last."""
+        durations = torch.tensor(self.chain.durations or [1.0] * len(self.chain), dtype=torch.float64, device="cpu")
+        shape = (len(self.chain), self.frame.samples, 1)
+        taken = Sweep(torch.zeros(shape, device="cpu"), self.frame).taken(self.chain)
+        return (taken * durations[:, None]).sum(dim=0)[: self.samples]
+
+
+def _product_of(chain: Chain, frame: Frame, samples: int, *, forward: bool) -> _Product:
+    """Return the whole chain's Jacobian, of the first so many trajectories."""
+    return _Product(chain, frame, samples, forward, usual_number(chain) or AT_ONCE)
+
+
+# All of them -----------------------------------------------------------------------------------------------------
+
+
+def _all(product: _Product, seed: int) -> SingularValues:
+    logs = log_singular_values(_triangular(product, seed))
+    # Zeros that stand for a larger end's surplus of dimensions are none of them.
+    logs = torch.nn.functional.pad(logs, (0, product.count), value=-math.inf)[:, : product.count]
+    lost = logs.isnan().any(dim=1)
+    logs = torch.where(lost[:, None], math.nan, logs)
+    rank = torch.where(lost, math.nan, (logs > -math.inf).sum(dim=1).double())
+    squares = (2 * (logs - logs[:, :1])).exp()
+    spread = product.count * squares.square().sum(dim=1) / squares.sum(dim=1).square() - 1
+    return SingularValues(logs, logs[:, -1], rank, spread, product.time())
+
+
+def _triangular(product: _Product, seed: int) -> Graded:
+    """Carry an orthonormal basis through the chain; return the product of its triangular factors.
+
+    The basis is drawn at random, so that the first columns of a step of rank r are those that live on.
+
+    Source: Demmel, Dumitriu & Holtz, Numer. Math. 108, 59 (2007), for rank from a random basis and QR without pivoting.
+    """
+    drawn = product.draw(product.size, derived_seed(seed, "basis"))
+    Q = torch.linalg.qr(drawn[0].mT).Q.mT.expand_as(drawn)
+    if product.forward:
+        _check_adjoint(product, seed)
+    found = Graded.identity(product.samples, product.size, product.device)
+    for index in product.order(forward=product.forward):
+        Q, R = _factored(product, index, Q)
+        found = found.times(R)
+    return found
+
+
+def _factored(product: _Product, index: int, Q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the orthonormal rows that a step makes of orthonormal rows, and ``R``; both zero beyond a trajectory's rank."""
+    images = product.step(index, Q, forward=product.forward)
+    lost = ~images.isfinite().all(dim=2).all(dim=1)
+    images = torch.where(lost[:, None, None], 0.0, images)
+    longest = torch.linalg.vector_norm(images, dim=2).amax(dim=1)
+    least = product.precision(index, max(images.shape[1:])) * longest
+    if not product.forward:
+        # Of the other trajectories nothing is known: they count as ordinary.
+        factors = torch.nn.functional.pad(longest.cpu(), (0, product.frame.samples - product.samples), value=1.0)
+        cancelled = is_round_off(product.chain, product.frame, index, factors)[: product.samples]
+        least = torch.where(cancelled.to(least.device), math.inf, least)
+    basis, R = torch.linalg.qr(images.mT)
+    basis, ranks = basis.mT.contiguous(), Q.any(dim=2).sum(dim=1).clamp(max=R.shape[1])
+    smallest = R.diagonal(dim1=-2, dim2=-1).abs()
+    for sample, rank in enumerate(ranks.tolist()):
+        basis[sample, rank:], R[sample, rank:] = 0.0, 0.0
+        if rank and bool(smallest[sample, :rank].min() <= DOUBTFUL * least[sample]):
+            basis[sample], R[sample] = _cut_to_rank(basis[sample], R[sample], float(least[sample]))
+    R[lost] = math.nan
+    most = max(1, int(basis.any(dim=2).sum(dim=1).max()))
+    return basis[:, :most], R[:, :most]
+
+
+def _cut_to_rank(basis: Tensor, R: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Drop directions that are round-off, without which ``R`` is made triangular again.
+
+    Args:
+        basis: Orthonormal rows, ``(m, n)``.
+        R: Upper triangular, ``(m, k)``.
+        least: Singular values not above it are round-off.
+    """
+    W, values, Vt = torch.linalg.svd(R, full_matrices=False)
+    rank = int((values > least).sum())
+    if rank == int(R.any(dim=1).sum()):
+        return basis, R
+    turned, triangular = torch.linalg.qr(values[:rank, None] * Vt[:rank])
+    new_basis, new_R = torch.zeros_like(basis), torch.zeros_like(R)
+    new_basis[:rank] = (W[:, :rank] @ turned).mT @ basis
+    new_R[:rank] = triangular
+    return new_basis, new_R
+
+
+# The extreme ones ------------------------------------------------------------------------------------------------
+
+
+def _extreme(product: _Product, seed: int, wanted: int) -> SingularValues:
+    start = product.draw(wanted, derived_seed(seed, "singular vectors"))
+    start = start / torch.linalg.vector_norm(start, dim=2, keepdim=True)
+    _check_adjoint(product, seed)
+    scale = product.apply(start, forward=product.forward)[1].amax(dim=1)
+    scale = torch.where(scale > -math.inf, scale, 0.0)
+
+    def scaled(rows: Tensor, *, forward: bool) -> Tensor:
+        units, logs = product.apply(rows, forward=forward)
+        return units * (logs - scale[:, None]).exp()[:, :, None]
+
+    there = partial(scaled, forward=product.forward)
+    back = partial(scaled, forward=not product.forward)
+    noise = max(product.precision(index, product.size) for index in product.order(forward=True))
+    if not bool(scale.isfinite().all()):
+        return _unknown(product, wanted)
+    found = bidiagonalize(there, back, start, wanted, tolerance=TOLERANCE, noise=noise, limit=BLOCKS)
+    draw: Callable[[int], Tensor] = lambda attempt: product.draw(PROBES, derived_seed(seed, f"probes {attempt}"))  # noqa: E731
+    spread = spread_of_squares(there, back, found, draw, attempts=ATTEMPTS)
+    smallest = found.smallest.log() + scale
+    rank = torch.where(smallest.isnan(), math.nan, float(product.count))
+    if product.least < product.count:
+        smallest, rank = torch.full_like(smallest, -math.inf), torch.full_like(rank, math.nan)
+    logs = found.largest.log() + scale[:, None]
+    return SingularValues(logs.cpu(), smallest.cpu(), rank.cpu(), spread.cpu(), product.time())
+
+
+def _unknown(product: _Product, wanted: int) -> SingularValues:
+    nothing = torch.full((product.samples,), math.nan, dtype=torch.float64, device="cpu")
+    return SingularValues(nothing[:, None].expand(-1, wanted), nothing, nothing, nothing, product.time())
+
+
+def _check_adjoint(product: _Product, seed: int) -> None:
+    """Compare ``⟨u, J_l v⟩`` with ``⟨J_lᵀ u, v⟩`` for random vectors.
+
+    A backward pass that leaves autograd (numpy, ``.detach()``) loses its derivative without a word.
+    """
+    for index in product.order(forward=True):
+        v = product.draw(1, derived_seed(seed, "tangent"), index - 1)
+        u = product.draw(1, derived_seed(seed, "probe"), index)
+        back = product.step(index, u, forward=False)
+        difference = (product.step(index, v, forward=True) * u).sum(dim=2) - (back * v).sum(dim=2)
+        allowed = (1e-3 + 16 * product.chain.epsilon(index)) * torch.linalg.vector_norm(back, dim=2)
+        if bool((difference.abs() > allowed).any()):
+            msg = (
+                "the backward pass must be differentiable itself where both ends of the chain are large, or the last state is. "
+                f"Differentiating that of step {product.chain.names[index - 1]!r} does not give its Jacobian: something on "
+                "the way leaves autograd (numpy, .detach(), .data in a custom backward). Choose steps whose last state has "
+                f"at most {DENSE} numbers per trajectory, or differentiable operators for the measurement."
+            )
+            raise CutError(msg)

@@ -1,0 +1,172 @@
+"""The empirical neural tangent kernel of a batch: inner products of the outputs' gradients."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from .gram import NUMBERS, gram_matrix
+from .isolation import derived_seed
+from .replay import Objective
+from .run import Need, Run, Stage
+from .trees import batch_size, carries_gradient, tensors_in
+
+__all__ = ["TANGENT_KERNEL", "TangentKernel", "outputs_of"]
+
+ROWS = 512
+"""Outputs of a batch up to which every one has a row of the kernel; beyond, every sample has one."""
+COLUMNS, ENTRIES = 32, 2**24
+"""So many outputs, whose cotangents have so many entries, at most are differentiated at once."""
+ROUND_OFF = 8
+"""A singular value of J below so many times the working precision, beside the largest one, is round-off."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TangentKernel:
+    """``Θ = J Jᵀ``, in float64 on the CPU, of ``J = ∂outputs/∂parameters``."""
+
+    matrix: Tensor
+    eps: float
+    """Working precision of J."""
+
+    def condition_number(self) -> float:
+        """Return ``λ_max / λ_min``; ``inf`` where λ_min is round-off, NaN where all is zero or not finite.
+
+        J is known to a few ``eps ‖J‖``, and the singular values are the roots of Θ's eigenvalues: what is below
+        ``(8 eps)² λ_max`` cannot be told from zero, nor what is below Θ's own rounding in float64.
+        """
+        if not bool(self.matrix.isfinite().all()):
+            return math.nan
+        values = torch.linalg.eigvalsh(self.matrix)
+        smallest, largest = float(values[0]), float(values[-1])
+        if largest <= 0:
+            return math.nan
+        floor = max((ROUND_OFF * self.eps) ** 2, len(values) * torch.finfo(torch.float64).eps)
+        return largest / smallest if smallest > floor * largest else math.inf
+
+
+def outputs_of(output: Any, loss: Tensor | None) -> Tensor | None:
+    """Return the tensor that a model answers with: its ``logits`` where it names some, else its first tensor that is no loss.
+
+    Hidden states, attentions and auxiliary outputs come later in what models return, and are left out.
+    """
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(output, Mapping):
+        output = {key: value for key, value in output.items() if key != "loss"}
+    candidates = (named,) if isinstance(named, Tensor) else tensors_in(output)
+    return next((t for t in candidates if t is not loss and t.dim() > 0 and carries_gradient(t)), None)
+
+
+def _tangent_kernel(run: Run) -> TangentKernel:
+    objective = Objective(run)
+    parameters = list(objective.parameters.values())
+    outputs = outputs_of(*objective.outputs()) if parameters else None
+    if outputs is None:
+        what = "returns nothing but its loss" if parameters else "has nothing to train"
+        msg = (
+            "the tangent kernel must be that of outputs and trainable parameters. "
+            f"{type(run.record.model).__name__} {what}. Hand in a model that returns its outputs, and loss=... beside it."
+        )
+        raise UsageError(msg)
+    if outputs.is_complex():
+        outputs = torch.view_as_real(outputs)
+    size = sum(p.numel() for p in parameters)
+    functionals = _functionals(outputs, batch_size(run.record.inputs) or 1, size, run.seed)
+    rows = partial(_rows, functionals, parameters)
+    eps = max(torch.finfo(t.dtype).eps for t in (outputs, *parameters))
+    return TangentKernel(gram_matrix(rows, len(functionals), size), eps)
+
+
+TANGENT_KERNEL = Need("tangent kernel", _tangent_kernel, Stage.AGAIN)
+"""Of all outputs of the batch, or of one random functional of each sample's where they are many."""
+
+
+# Rows ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Functionals:
+    """What the rows of J are gradients of."""
+
+    outputs: Tensor
+    weights: Tensor | None = None
+    """Of one sample's outputs, the same for all; None where every output stands for itself."""
+    axis: int = 0
+    """Which dimension of the outputs counts samples."""
+
+    def __len__(self) -> int:
+        if self.weights is None:
+            return self.outputs.numel()
+        return self.outputs.shape[self.axis] // self.weights.shape[self.axis]
+
+    def cotangents(self, first: int, last: int) -> Tensor:
+        """Return their gradients with respect to the outputs, ``(last - first, *shape)``."""
+        found = self.outputs.new_zeros(last - first, *self.outputs.shape)
+        if self.weights is None:
+            found.view(last - first, -1)[range(last - first), range(first, last)] = 1
+            return found
+        length = self.weights.shape[self.axis]
+        for row, sample in zip(found, range(first, last)):
+            row.narrow(self.axis, sample * length, length).copy_(self.weights)
+        return found
+
+
+def _functionals(outputs: Tensor, batch: int, size: int, seed: int) -> _Functionals:
+    """Choose the rows: every output where they are few, else one random functional a sample.
+
+    Raises:
+        UsageError: The outputs are too many, and cannot be divided into two samples or more.
+    """
+    if 1 < outputs.numel() <= ROWS and outputs.numel() * size <= NUMBERS:
+        return _Functionals(outputs)
+    axis = next((axis for axis, length in enumerate(outputs.shape[:2]) if length % batch == 0), None)
+    if batch < 2 or axis is None:
+        msg = (
+            "the tangent kernel must have rows to compare: up to 512 outputs, or two samples along the first dimension of inputs "
+            f"and outputs. Got outputs of shape {tuple(outputs.shape)} for a batch of {batch}. Use a larger batch."
+        )
+        raise UsageError(msg)
+    shape = [length // batch if i == axis else length for i, length in enumerate(outputs.shape)]
+    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "direction of the outputs"))
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return _Functionals(outputs, (drawn / drawn.norm()).to(device=outputs.device, dtype=outputs.dtype), axis)
+
+
+def _rows(functionals: _Functionals, parameters: Sequence[Tensor], first: int, last: int) -> list[Tensor]:
+    """Return rows of J, ``(last - first, *shape)`` for every parameter that the outputs depend on."""
+    parts: list[Sequence[Tensor | None]] = []
+    step = max(1, min(COLUMNS, ENTRIES // functionals.outputs.numel()))
+    while first < last:
+        count = min(step, last - first)
+        try:
+            parts.append(_pulled_back(functionals.outputs, parameters, functionals.cotangents(first, first + count)))
+            first += count
+        except RuntimeError:
+            if count == 1:
+                raise
+            # An operator without a batching rule (custom autograd functions, mostly): one row after the other.
+            step = 1
+    return [torch.cat([g for g in part if g is not None]) for part in zip(*parts) if part[0] is not None]
+
+
+def _pulled_back(outputs: Tensor, parameters: Sequence[Tensor], cotangents: Tensor) -> list[Tensor | None]:
+    batched = len(cotangents) > 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(batching rule|performance drop|vmap).*")
+        found = torch.autograd.grad(
+            outputs,
+            parameters,
+            cotangents if batched else cotangents[0],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    return [None if g is None else g if batched else g.to_dense().unsqueeze(0) for g in found]

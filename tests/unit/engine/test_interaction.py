@@ -1,0 +1,157 @@
+"""Steps that mix samples: none is missed, and none is suspected."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import faults
+import models
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_trainability import measure
+from pytest_trainability.engine.interaction import halves
+from pytest_trainability.errors import InapplicableError
+
+WIDTH, BATCH = 8, 5
+
+
+class Mixing(nn.Module):
+    """A layer, and something that a step does to its batch."""
+
+    def __init__(self, mix: Callable[[Tensor], Tensor] = lambda y: y) -> None:
+        super().__init__()
+        self.inner, self.mix = nn.Linear(WIDTH, WIDTH), mix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(torch.tanh(self.inner(x)))
+
+
+def one_pair(y: Tensor) -> Tensor:
+    """Let the third sample read the fourth, and nothing else."""
+    return torch.cat([y[:2], y[2:3] + y[3:4], y[3:]])
+
+
+MIXES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax over the batch": lambda y: y.softmax(0),
+    "mean": lambda y: y - y.mean(0),
+    "earlier samples": lambda y: y.cumsum(0),
+    "later samples": lambda y: y.flip(0).cumsum(0).flip(0),
+    "neighbor": lambda y: y.roll(1, 0),
+    "one pair": one_pair,
+    "reshape": lambda y: y.t().reshape(y.shape),
+    "a trace": lambda y: y + 1e-3 * y.mean(0),
+}
+
+
+@pytest.mark.parametrize("samples", range(1, 18))
+def test_halves_part_every_pair(samples):
+    found = [set(half.nonzero().flatten().tolist()) for half in halves(samples)]
+    assert len(found) == 2 * (samples - 1).bit_length()
+    for a, b in itertools.permutations(range(samples), 2):
+        assert any(a in half and b not in half for half in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+def test_the_step_that_mixes_is_named(mix, dtype):
+    def build() -> nn.Module:
+        return nn.Sequential(Mixing(), Mixing(mix), Mixing())
+
+    result = measure(build, torch.randn(BATCH, WIDTH), steps=Mixing, dtype=dtype, measures=["interacting_samples"])
+    assert result.frame == "joint"
+    assert list(result.interacting_samples) == ["1"]
+
+
+def test_samples_on_their_own():
+    result = measure(lambda: nn.Sequential(Mixing(), Mixing()), torch.randn(BATCH, WIDTH))
+    assert result.frame == "per sample"
+    assert list(result.interacting_samples) == []
+    result.check(interacting_samples=(None, 0))
+
+
+def test_one_sample_is_alone():
+    result = measure(lambda: nn.Sequential(Mixing(MIXES["mean"]), Mixing()), torch.randn(1, WIDTH))
+    assert list(result.interacting_samples) == []
+
+
+def test_batch_norm():
+    """It is listed in training mode, in which it mixes, and not in the other one."""
+    case = next(case for case in models.ARCHITECTURES if case.joint and case.train and "batch" in case.id)
+    training = measure(case.build, case.inputs, steps=case.steps, seeds=1)
+    assert list(training.interacting_samples) == list(training.steps)
+    other = measure(case.build, case.inputs, steps=case.steps, seeds=1, train=False)
+    assert list(other.interacting_samples) == []
+
+
+def test_softmax_over_the_batch_in_attention():
+    """Fault 32 of the benchmark, in one layer of three."""
+    layer, wrong = faults.Layer, lambda: faults.Attention(across=0)
+    model = nn.Sequential(layer(), layer(attention=wrong), layer())
+    x = torch.randn(4, 6, faults.WIDTH)
+    assert list(measure(model, x, steps=layer).interacting_samples) == ["1"]
+    assert list(measure(model[::2], x, steps=layer).interacting_samples) == []
+
+
+def test_samples_along_the_second_dimension():
+    """Attention over the first dimension is right where that is time; the batch's size comes first in the inputs only."""
+
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.TransformerEncoderLayer(WIDTH, 2, WIDTH, dropout=0.0) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.transpose(0, 1)
+            for index, layer in enumerate(self.layers):
+                x = layer(x)
+                if index == 1:
+                    x = x + x.mean(1, keepdim=True)
+            return x
+
+    result = measure(TimeFirst, torch.randn(3, 4, WIDTH), seeds=1)
+    assert result.frame == "joint"
+    assert list(result.interacting_samples) == ["layers.2"]
+
+
+def test_states_without_samples():
+    """The first state is a vector for all samples together: there is no answer, and the message says why."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.mean(0)
+            for layer in self.layers:
+                x = torch.tanh(layer(x))
+            return x
+
+    result = measure(Pooled, torch.randn(BATCH, WIDTH), seeds=1)
+    with pytest.raises(
+        InapplicableError, match=r"needs states in which samples have places of their own.*batch of 5.*\(8,\)"
+    ):
+        _ = result.interacting_samples
+
+
+def test_a_loss_that_crosses_the_steps_is_of_no_sample():
+    """It makes the frame a joint one, and no step mix."""
+    case = next(case for case in models.ARCHITECTURES if case.id == "early-loss")
+    result = measure(case.build, case.inputs, seeds=1)
+    assert result.frame == "joint"
+    assert list(result.interacting_samples) == []
+
+
+def test_every_seed_is_looked_at():
+    """A mix that only some seeds have is listed with how many do."""
+
+    def build() -> nn.Module:
+        mixes = bool(torch.rand(()) < 0.5)
+        return nn.Sequential(Mixing(MIXES["mean"]), Mixing(MIXES["mean"] if mixes else lambda y: y))
+
+    result = measure(build, torch.randn(BATCH, WIDTH), steps=Mixing, seeds=8)
+    assert list(result.interacting_samples) == ["0", "1"]
+    assert set(result.interacting_samples.counts) == {1, 2}

@@ -1,0 +1,287 @@
+"""Optimizers of every kind take their steps, what they change is put back, and what cannot be is said."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  its own name
+from torch import Tensor, nn
+
+from pytest_trainability import measure
+from pytest_trainability.errors import InapplicableError, ModelError, UsageError
+
+WIDTH, CLASSES, BATCH = 5, 3, 6
+EVERYTHING = ("update_ratio", "loss_drop", "waking_step", "asleep_parameters")
+LABELS = torch.arange(BATCH) % CLASSES
+
+
+def vectors() -> Tensor:
+    return torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH).sin()
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, CLASSES)
+    )
+
+
+def probe(model: Any = mlp, *measures: str, inputs: Any = None, **settings: Any) -> Any:
+    given = {"inputs": vectors() if inputs is None else inputs, "loss": F.cross_entropy, "target": LABELS, **settings}
+    return measure(model, measures=measures or EVERYTHING, **given)
+
+
+def muon(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Muon([p for p in parameters if p.dim() == 2], lr=0.01)
+
+
+def quasi_newton(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Evaluate the loss several times a step, where it pleases."""
+    return torch.optim.LBFGS(parameters, max_iter=5, line_search_fn="strong_wolfe")
+
+
+def groups(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Weights decay, biases do not: the parameters are gone through twice."""
+    decaying = [p for p in parameters if p.dim() >= 2]
+    rest = [p for p in parameters if p.dim() < 2]
+    return torch.optim.AdamW([{"params": decaying}, {"params": rest, "weight_decay": 0.0}], lr=1e-2)
+
+
+OPTIMIZERS = [
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adafactor,
+    torch.optim.Adagrad,
+    torch.optim.RMSprop,
+    torch.optim.Rprop,
+    torch.optim.NAdam,
+    quasi_newton,
+    muon,
+    groups,
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.__name__)
+def test_optimizers_of_every_kind(optimizer):
+    if optimizer is muon and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this version of torch has no Muon")
+    found = probe(optimizer=optimizer, seeds=2)
+    assert found.loss_drop > 0
+    assert found.update_ratio.matching("*.weight") > 0
+    assert all(step == 0 for step in found.waking_step.values())
+    assert not found.asleep_parameters
+
+
+def test_sparse_gradients():
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Embedding(7, WIDTH, sparse=True), nn.Linear(WIDTH, CLASSES).requires_grad_(False))
+
+    ids = torch.arange(BATCH) % 5
+    found = probe(build, inputs=ids, optimizer=torch.optim.SparseAdam, steps=nn.Linear)
+    assert found.update_ratio["0.weight"] > 0
+    assert found.waking_step["0.weight"] == 0
+    with pytest.raises(UsageError, match=r"AdamW.step raised RuntimeError(?s:.*)SparseAdam and SGD take them"):
+        probe(build, inputs=ids, steps=nn.Linear)
+
+
+def test_asked_alone_and_together_with_the_rest_it_is_the_same():
+    together = probe(mlp, *EVERYTHING, "sharpness", "gradient_norm", "lyapunov_max", seeds=2)
+    alone = probe(mlp, "gradient_norm", seeds=2)
+    for name in EVERYTHING[:3]:
+        one, other = getattr(together, name), getattr(alone, name)
+        values = (lambda x: {n: e.values for n, e in x.items()}) if name != "loss_drop" else (lambda x: x.values)
+        assert values(one) == values(other)
+
+
+def test_only_what_is_asked_for_makes_an_optimizer():
+    made = []
+
+    def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        made.append(len(parameters))
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    probe(mlp, "waking_step", optimizer=optimizer)
+    assert made == []  # all gradients are there at initialization: no step is needed
+    probe(mlp, "update_ratio", optimizer=optimizer, seeds=2)
+    assert made == [6, 6]
+
+
+# No harm -----------------------------------------------------------------------------------------------------------
+
+
+class Counting(nn.Module):
+    """Has everything that a training changes: weights, statistics, a counter, dropout, an LSTM's flat weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.dropout = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Dropout(0.2)
+        self.lstm, self.head = nn.LSTM(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
+        self.calls = 0
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.head(self.lstm(self.dropout(self.norm(self.first(x)))[None])[0][0])
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [None, quasi_newton, lambda p: torch.optim.SGD(p, lr=1e30)],
+    ids=["default", "quasi-Newton", "diverges"],
+)
+def test_a_finished_module_is_left_as_it_was(optimizer):
+    torch.manual_seed(0)
+    model = Counting()
+    model.norm.weight.grad = torch.full((WIDTH,), 3.0)
+    grad = model.norm.weight.grad
+    model.first.bias.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    places = {name: p.data_ptr() for name, p in model.named_parameters()}
+    state = torch.get_rng_state()
+    probe(model, *EVERYTHING, "sharpness", optimizer=optimizer, steps="layers")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == places
+    assert model.calls == 0
+    assert model.norm.weight.grad is grad and bool((grad == 3).all())
+    assert all(p.grad is None for name, p in model.named_parameters() if name != "norm.weight")
+    assert not model.first.bias.requires_grad
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_optimizer_may_change_gradients_in_place():
+    """Others still need them: those of the run are copied."""
+
+    def clipped(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        class Clipped(torch.optim.SGD):
+            def step(self, closure: Any = None) -> Any:
+                nn.utils.clip_grad_norm_(parameters, 1e-6)
+                return super().step(closure)
+
+        return Clipped(parameters, lr=0.1)
+
+    measures = "update_ratio", "gradient_norm", "relative_gradient_norm"
+    torch.manual_seed(0)
+    model = mlp()
+    one, other = (probe(model, *measures, optimizer=o).gradient_norm for o in (clipped, None))
+    assert {n: e.values for n, e in one.items()} == {n: e.values for n, e in other.items()}
+
+
+def test_the_numbers_do_not_depend_on_what_grad_held():
+    model = mlp()
+    clean = probe(model, "update_ratio")
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    assert {n: e.values for n, e in probe(model, "update_ratio").update_ratio.items()} == {
+        n: e.values for n, e in clean.update_ratio.items()
+    }
+
+
+# Numbers that are none ---------------------------------------------------------------------------------------------
+
+
+class Undefined(nn.Module):
+    """Its first weight has a gradient that is not a number; everything else is fine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = mlp()
+        self.layers[0].weight.register_hook(lambda gradient: gradient * math.nan)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not bool(torch.isfinite(self.layers[0].weight).all()):
+            msg = "probabilities must be finite"
+            raise ValueError(msg)
+        return self.layers(x)
+
+
+def raising(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make an optimizer that refuses gradients which are not finite."""
+
+    class Careful(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            if any(not bool(p.grad.isfinite().all()) for group in self.param_groups for p in group["params"]):
+                msg = "gradients must be finite"
+                raise RuntimeError(msg)
+            return super().step(closure)
+
+    return Careful(parameters, lr=0.1)
+
+
+@pytest.mark.parametrize("optimizer", [None, raising], ids=["steps", "refuses"])
+def test_gradients_that_are_not_finite_are_an_outcome_and_no_exception(optimizer):
+    found = probe(Undefined, optimizer=optimizer)
+    assert all(math.isnan(ratio) for ratio in found.update_ratio.values())
+    assert math.isnan(found.loss_drop)
+    assert all(step == 0 for step in found.waking_step.values())  # undefined is not zero
+
+
+def test_what_cannot_be_told_is_not_said_to_be_asleep():
+    def build() -> nn.Module:
+        model = Undefined()
+        nn.init.zeros_(model.layers[2].weight)
+        return model
+
+    found = probe(build, "waking_step", "asleep_parameters", optimizer=lambda p: torch.optim.SGD(p, lr=math.inf))
+    assert math.isnan(found.waking_step["layers.0.bias"])
+    assert not found.asleep_parameters
+
+
+# What cannot be done -----------------------------------------------------------------------------------------------
+
+
+def another(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make an optimizer of some other model."""
+    return torch.optim.SGD(mlp().parameters(), lr=0.1)
+
+
+REFUSED: list[tuple[Callable[..., Any], str]] = [
+    (lambda p: torch.optim.SGD(p, lr=-1), "raised ValueError: Invalid learning rate"),
+    (lambda p, rate: torch.optim.SGD(p, rate), "Bind further arguments in a lambda"),
+    (lambda p: "sgd", "returned str"),
+    (another, "`another` holds none of Sequential's"),
+    (lambda p: torch.optim.Muon(p), "2D"),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "said"), REFUSED)
+def test_what_makes_no_optimizer_is_misuse(optimizer, said):
+    with pytest.raises(UsageError, match=f"optimizer must be a function of the parameters(?s:.*){said}"):
+        probe(mlp, "update_ratio", optimizer=optimizer)
+
+
+def test_a_model_that_does_not_run_after_a_step_is_named():
+    class Once(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.start = mlp(), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.layers[0].weight.detach()
+            self.start = weight.clone() if self.start is None else self.start
+            if not torch.equal(weight, self.start):
+                msg = "weights have moved"
+                raise RuntimeError(msg)
+            return self.layers(x)
+
+    with pytest.raises(
+        ModelError, match=r"again after an optimizer step\. Once raised RuntimeError: weights have moved\."
+    ):
+        probe(Once, "loss_drop")
+
+
+def test_without_a_loss_none_can_fall():
+    with pytest.raises(InapplicableError, match="loss_drop needs a loss"):
+        print(measure(mlp, vectors()).loss_drop)
+
+
+def test_without_parameters_nothing_moves():
+    model = mlp().requires_grad_(False)
+    found = measure(model, vectors(), measures=["update_ratio", "waking_step", "asleep_parameters"])
+    assert not found.update_ratio and not found.waking_step and not found.asleep_parameters
+    with pytest.raises(InapplicableError, match="parameters to train"):
+        print(measure(copy.deepcopy(model), vectors(), loss=torch.sum).loss_drop)
