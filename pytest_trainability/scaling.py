@@ -20,11 +20,11 @@ from torch.nn.parameter import is_lazy
 from .checks.bounds import BoundLike, as_bound
 from .checks.statistics import CONFIDENCE, Level, as_confidence, as_seeds, estimate
 from .checks.verdicts import judge
-from .engine.capture import evaluate
 from .engine.given import as_count, as_optimizer
-from .engine.isolation import derived_seed, preserved_generators, preserved_model, seeded
-from .engine.recipe import OptimizerFactory, Recipe, arguments, choose_device, recorded
-from .engine.trees import map_tensors, norm, tensors_in
+from .engine.isolation import preserved_generators, preserved_model
+from .engine.recipe import OptimizerFactory, Recipe, choose_device, recorded
+from .engine.replay import Objective
+from .engine.training import Training, changes, outputs_of_modules
 from .errors import BoundError, ModelError, TrainabilityError, UsageError
 from .measurement import Context, Measurement, TrainabilityFailure, as_dtype, measure_in
 from .measurement import measure as measure_once
@@ -333,7 +333,7 @@ class _Training:
     """Steps of an optimizer on the batch that is measured, with its loss."""
 
     steps: int
-    optimizer: OptimizerFactory
+    optimizer: OptimizerFactory | None
     settings: Mapping[str, Any]
     worker: int
 
@@ -360,100 +360,23 @@ class _Training:
         # A first run draws the batch that will be measured, and gives lazy modules their weights.
         with nullcontext() if lazy else preserved_model(model):
             batch = recorded(recipe, model, seed)
-        objective = _Objective(model, batch.inputs, batch.target, recipe.loss)
         if batch.loss is None:
             msg = "after_steps= must come with a loss to train on. Hand in loss=, or a model that computes its own."
             raise UsageError(msg)
+        objective = Objective(batch, recipe.loss, seed)
         del batch
-        before = objective.activations(seed) if compare else {}
-        self._train(objective, seed)
-        return _changes(before, objective.activations(seed)) if compare else {}
-
-    def _train(self, objective: _Objective, seed: int) -> None:
-        made: Any = self.optimizer([p for p in objective.model.parameters() if p.requires_grad])
-        if not isinstance(made, torch.optim.Optimizer):
-            msg = (
-                f"optimizer must make a torch.optim.Optimizer of the trainable parameters. It made {type(made).__name__}. For "
-                "instance optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)."
-            )
-            raise UsageError(msg)
-        objective.model.train()
-        for number in range(self.steps):
-            # Every step draws dropout masks of its own.
-            step_seed = derived_seed(seed, f"training step {number}")
-
-            def closure(step_seed: int = step_seed) -> float:
-                made.zero_grad()
-                loss = objective(step_seed)
-                loss.backward()  # type: ignore[no-untyped-call]
-                return float(loss.detach())
-
-            made.step(closure)
-        made.zero_grad(set_to_none=True)
-        objective.model.train(self.settings["train"])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Objective:
-    """The loss of a model on one batch."""
-
-    model: nn.Module
-    inputs: Any
-    target: Any
-    loss: Callable[..., Any] | None
-
-    def __call__(self, seed: int) -> Tensor:
-        seeded(seed)
-        args, kwargs = arguments(map_tensors(self.inputs, lambda t: t.detach().clone()))
-        value = evaluate(self.model, args, kwargs, self.target, self.loss)[1]
-        assert value is not None, "the first run had a loss"
-        return value
-
-    def activations(self, seed: int) -> dict[str, list[Tensor]]:
-        """Return what each call of a module returns, with the random numbers that the measurement will draw."""
-        found: dict[str, list[Tensor]] = {}
-        counts: dict[str, int] = {}
-        paths = {module: path or "output" for path, module in self.model.named_modules()}
-
-        def look(module: nn.Module, _: Any, output: Any) -> None:
-            path = paths[module]
-            index = counts[path] = counts.get(path, -1) + 1
-            tensors = [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
-            # A copy: what comes after may work in place.
-            found[f"{path}[{index}]" if index else path] = [t.detach().clone() for t in tensors]
-
-        handles = [module.register_forward_hook(look) for module in paths]
-        try:
-            with preserved_model(self.model):
-                self(derived_seed(seed, "forward"))
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found
-
-
-def _changes(before: Mapping[str, list[Tensor]], after: Mapping[str, list[Tensor]]) -> dict[str, float]:
-    """Return the RMS of ``x_t - x_0`` by module; NaN where they are not alike."""
-    found = {}
-    for name, tensors in before.items():
-        others = after.get(name, [])
-        if [t.shape for t in tensors] != [t.shape for t in others]:
-            found[name] = math.nan
-        elif count := sum(t.numel() for t in tensors):
-            squares = (float(norm(b - a)) ** 2 for a, b in zip(tensors, others))
-            found[name] = math.sqrt(math.fsum(squares) / count)
-    return found
+        before = outputs_of_modules(objective) if compare else {}
+        model.train()
+        Training(objective, self.optimizer).take(self.steps)
+        model.train(recipe.train)
+        objective.seed = seed
+        return changes(before, outputs_of_modules(objective)) if compare else {}
 
 
 def _as_training(context: Context, after_steps: Any, settings: Mapping[str, Any]) -> _Training | None:
     as_count("after_steps", after_steps, least=0)
-    optimizer = as_optimizer(settings["optimizer"]) or _adamw
+    optimizer = as_optimizer(settings["optimizer"])
     return _Training(after_steps, optimizer, settings, context.worker) if after_steps else None
-
-
-def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make the optimizer that measures take, too, where none is given."""
-    return torch.optim.AdamW(parameters, lr=1e-3)
 
 
 class _Factory:

@@ -854,14 +854,14 @@ FAULTS: tuple[Case, ...] = (
         "attention_entropy",
         "log_gain",
     ),
-    _fault(19, "all weights of std 1", _GPT, partial(GPT, std=1.0), "log_gain", "initial_loss"),
+    _fault(19, "all weights of std 1", _GPT, partial(GPT, std=1.0), "log_gain", "excess_loss"),
     _fault(20, "embedding of std 30", _GPT, partial(GPT, embedding_std=30.0), "activation_rms", "branch_ratio"),
-    _fault(21, "BatchNorm removed", _RESNET, partial(resnet, norm=False), "initial_loss", "log_gain"),
+    _fault(21, "BatchNorm removed", _RESNET, partial(resnet, norm=False), "excess_loss", "log_gain"),
     _fault(22, "skips removed, BatchNorm kept", _RESNET, partial(resnet, skip=False), "baseline", "log_gain"),
     _fault(23, "convolutions of std 0.01", _CONVOLUTIONS, partial(conv_tower, std=0.01), "log_gain"),
     _fault(24, "RNN of gain 0.7", _RNN, partial(rnn, 0.7), "log_gain"),
-    _fault(25, "RNN of gain 1.6", _RNN, partial(rnn, 1.6), "lyapunov_max"),
-    _fault(26, "fan of depthwise convolutions", _DEPTHWISE, partial(depthwise_tower, counts_groups=False), "baseline"),
+    _fault(25, "RNN of gain 1.6", _RNN, partial(rnn, 1.6), "log_gain"),
+    _fault(26, "fan of depthwise convolutions", _DEPTHWISE, partial(depthwise_tower, counts_groups=False), "log_gain"),
     _fault(
         27,
         "a parameter of torch.empty",
@@ -876,8 +876,7 @@ FAULTS: tuple[Case, ...] = (
         "decoder never initialized",
         _TRANSLATOR,
         partial(Translator, slip=True),
-        "baseline",
-        "relative_gradient_norm",
+        "duplicate_parameters",
     ),
     _fault(31, "branches detached", _RESIDUAL, partial(residual_tower, detached=True), "unused_parameters"),
     _fault(
@@ -887,7 +886,7 @@ FAULTS: tuple[Case, ...] = (
         partial(GPT, layer=partial(Layer, attention=partial(Attention, across=0))),
         "interacting_samples",
     ),
-    _fault(33, "LSTM with forget bias -5", _LSTM, partial(lstm, -5.0), "lyapunov_max"),
+    _fault(33, "LSTM with forget bias -5", _LSTM, partial(lstm, -5.0), "log_gain"),
     _fault(
         34, "gradients that float16 flushes", _HALF, GPT, "underflow_fraction", loss=_mean_of_mean, score=token_loss
     ),
@@ -905,11 +904,12 @@ FAULTS: tuple[Case, ...] = (
 # Judging ----------------------------------------------------------------------------------------------------------
 
 
-def measured(case: Case, seeds: range) -> Measurement:
-    """Measure what the family's profile asks for, on all seeds at once."""
+def measured(case: Case, seeds: range, *, profile: bool = True) -> Measurement:
+    """Measure what the family's profile asks for, or what a baseline records only, on all seeds."""
     given: dict[str, Any] = dict.fromkeys(("target", "loss", "dtype"))
     given |= {"exponents": 1, "device": "cpu", "train": True, **case.arguments}
-    found = measure_in(Context(), case.build, seeds=seeds, until=find_profile(case.family), **given)
+    until = find_profile(case.family) if profile else {}
+    found = measure_in(Context(), case.build, seeds=seeds, until=until, measures=RECORDED, **given)
     found.complete()
     return found
 

@@ -53,7 +53,7 @@ class Hessian:
     """
 
     def __init__(self, run: Run) -> None:
-        self._objective = Objective(run)
+        self._objective = Objective.of(run)
         self.parameters: list[nn.Parameter] = list(self._objective.parameters.values())
         self.device = run.record.device
         wide = any(p.dtype in {torch.float64, torch.complex128} for p in self.parameters)

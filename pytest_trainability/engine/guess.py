@@ -114,7 +114,7 @@ def _guess(run: Run) -> Guess:
         return Guess(run.recipe.classes, math.log(run.recipe.classes))
     equal = _EqualScores()
     with equal:
-        _, loss = Objective(run).outputs()
+        _, loss = Objective.of(run).outputs()
     guesses = [] if loss is None else _matching(loss, list(equal.classes), _AUXILIARY)
     if not guesses and not equal.classes:
         guesses = _guesses_of_equal_outputs(run)

@@ -71,7 +71,9 @@ class Entries:
     """The entries of a gradient, counted by size; several tensors of one state count together."""
 
     counts: Tensor
-    """How many entries have ``2^(b - 1) < |g| ≤ 2^b``, for b from :data:`_LOWEST` on; int64 on the CPU."""
+    """How many that are more than round-off have ``2^(b - 1) < |g| ≤ 2^b``, for b from :data:`_LOWEST` on; on the CPU."""
+    nonzero: int
+    """How many are finite and not zero, round-off included."""
     number: int
     """How many there are, zeros included."""
     largest: float
@@ -81,23 +83,19 @@ class Entries:
     undefined: int
     """How many are NaN."""
 
-    @property
-    def nonzero(self) -> int:
-        """How many are finite and not zero."""
-        return int(self.counts.sum())
-
     def flushed(self, exponent: int) -> int:
-        """How many non-zero entries are at most ``2^exponent``."""
+        """How many are more than round-off, and at most ``2^exponent``."""
         return int(self.counts[: max(0, exponent - _LOWEST + 1)].sum())
 
-    def smallest_kept(self, share: float) -> int:
-        """Return the largest exponent such that at most this share of non-zero entries is at most ``2^exponent``."""
+    def smallest_kept(self, share: float) -> float:
+        """Return the largest exponent such that at most this share of non-zero entries is flushed by ``2^exponent``."""
         behind = self.counts.cumsum(0) > math.floor(share * self.nonzero)
-        return int(behind.int().argmax()) - 1 + _LOWEST
+        return int(behind.int().argmax()) - 1 + _LOWEST if bool(behind.any()) else math.inf
 
     def __add__(self, other: Entries) -> Entries:
         return Entries(
             self.counts + other.counts,
+            self.nonzero + other.nonzero,
             self.number + other.number,
             max(self.largest, other.largest),
             tuple(map(sum, zip(self.overflowing, other.overflowing))),
@@ -105,16 +103,24 @@ class Entries:
         )
 
 
-def entries(gradient: Tensor, *, exponent: int = 0) -> Entries:
-    """Count the entries of a gradient that was multiplied by ``2^exponent``, as they are without."""
-    values, number = _absolute(gradient)
-    finite = values[values.isfinite() & (values > 0)]
-    fraction, power = torch.frexp(finite)
+def entries(gradient: Tensor, *, exponent: int = 0, known: Tensor | None = None) -> Entries:
+    """Count the entries of a gradient that was multiplied by ``2^exponent``, as they are without.
+
+    Args:
+        gradient: Any tensor.
+        exponent: Of the scale.
+        known: Which of its numbers, ``(n,)``, are more than round-off; all where left out.
+    """
+    signed, number = _numbers(gradient)
+    values = signed.abs()
+    nonzero = values.isfinite() & (values > 0)
+    fraction, power = torch.frexp(values[nonzero if known is None else nonzero & known])
     # frexp has 2^b as 0.5 · 2^(b + 1).
     bins = power - (fraction == 0.5).to(power.dtype) - exponent - _LOWEST
     counts = torch.bincount(bins.long(), minlength=_HIGHEST - _LOWEST)
     return Entries(
         counts.cpu(),
+        int(nonzero.sum()),
         number,
         math.ldexp(float(values.nan_to_num(0.0, math.inf).max()), -exponent) if values.numel() else 0.0,
         tuple(_at_least(values, half.overflow, exponent) for half in FORMATS),
@@ -122,8 +128,8 @@ def entries(gradient: Tensor, *, exponent: int = 0) -> Entries:
     )
 
 
-def _absolute(tensor: Tensor) -> tuple[Tensor, int]:
-    """Return the absolute values, in float32 at least, and how many there are; of a sparse tensor the stored ones."""
+def _numbers(tensor: Tensor) -> tuple[Tensor, int]:
+    """Return the real numbers ``(n,)``, in float32 at least, and how many there are; of a sparse tensor the stored ones."""
     number = tensor.numel()
     tensor = tensor.detach()
     if tensor.is_sparse:
@@ -131,7 +137,7 @@ def _absolute(tensor: Tensor) -> tuple[Tensor, int]:
     if tensor.is_complex():
         tensor, number = torch.view_as_real(tensor.resolve_conj()), 2 * number
     values = tensor if tensor.dtype in {torch.float32, torch.float64} else tensor.float()
-    return values.abs().flatten(), number
+    return values.flatten(), number
 
 
 def _at_least(values: Tensor, bound: float, exponent: int = 0) -> int:
@@ -169,22 +175,50 @@ GRADIENT_ENTRIES: Need[dict[str, Entries]] = Need("gradient entries", _gradient_
 
 def _counted(run: Run, *, exponent: int) -> dict[str, Entries]:
     """Run the backward pass from the loss times ``2^exponent``, in the types of the model, and count what arrives."""
-    parameters = {name: p for name, p in run.record.model.named_parameters() if p.requires_grad}
-    edges = list(dict.fromkeys(edge for state in run.chain.cut.states for edge in state))
+    gradients = _backward(run, 2.0**exponent)
+    counted = {wanted: entries(g, exponent=exponent) for wanted, g in gradients.items()}
+    if any(of_it.flushed(FLOAT16.underflow) for of_it in counted.values()):
+        known = _more_than_round_off(run, gradients, 2.0**exponent)
+        counted = {wanted: entries(g, exponent=exponent, known=known[wanted]) for wanted, g in gradients.items()}
+    of_edges = {wanted: of_it for wanted, of_it in counted.items() if not isinstance(wanted, str)}
+    of_parameters = {wanted: of_it for wanted, of_it in counted.items() if isinstance(wanted, str)}
+    return of_parameters | dict(_of_states(run, of_edges))
+
+
+def _backward(run: Run, factor: float) -> dict[str | Edge, Tensor]:
+    """Return the gradients of the loss times a factor, by parameter name and by edge of a state, where there is one."""
     loss = run.record.loss
     assert loss is not None
+    parameters = {name: p for name, p in run.record.model.named_parameters() if p.requires_grad}
+    edges = list(dict.fromkeys(edge for state in run.chain.cut.states for edge in state))
     wanted: list[Any] = [*parameters.values(), *(GradientEdge(*edge) for edge in edges)]
-    gradients = torch.autograd.grad(
-        [loss],
-        wanted,
-        [torch.full_like(loss, 2.0**exponent)],
-        retain_graph=True,
-        allow_unused=True,
-    )
-    counted = [None if g is None else entries(g, exponent=exponent) for g in gradients]
-    found = {name: of_it for name, of_it in zip(parameters, counted) if of_it is not None}
-    of_edges = dict(zip(edges, counted[len(parameters) :]))
-    return found | dict(_of_states(run, {edge: of_it for edge, of_it in of_edges.items() if of_it is not None}))
+    seed = torch.full_like(loss, factor)
+    gradients = torch.autograd.grad([loss], wanted, [seed], retain_graph=True, allow_unused=True)
+    return {of_what: g for of_what, g in zip((*parameters, *edges), gradients) if g is not None}
+
+
+def _more_than_round_off(run: Run, gradients: Mapping[str | Edge, Tensor], factor: float) -> dict[str | Edge, Tensor]:
+    """Tell numbers from what cancellation leaves of them, which nobody misses.
+
+    Softmax makes the gradient of a key's bias zero, and a normalization that of a bias in front of it. What is computed is the
+    round-off of larger numbers. Under factors that are no powers of two everything is rounded otherwise: what changes by more
+    than a hundredth is not known to two digits. Numbers so small that they have fewer digits themselves count as known.
+    """
+    chain = run.chain
+    coarsest = max(chain.epsilon(index) for index in range(1, len(chain) + 1))
+    tolerance = max(UNKNOWN, 32 * coarsest)
+    numbers = {wanted: _numbers(g)[0] for wanted, g in gradients.items()}
+    known = {wanted: torch.ones_like(g, dtype=torch.bool) for wanted, g in numbers.items()}
+    for odd in (3.0, 5.0):
+        for wanted, g in _backward(run, odd * factor).items():
+            plain = numbers[wanted]
+            changed = (_numbers(g)[0] / odd - plain).abs() > tolerance * plain.abs()
+            known[wanted] &= ~changed | (plain.abs() < 2**8 * torch.finfo(gradients[wanted].dtype).tiny)
+    return known
+
+
+UNKNOWN = 0.01
+"""An entry that other roundings change by more is round-off itself. One in 10^5 entries of pure round-off changes by less, twice."""
 
 
 def _of_states(run: Run, of_edges: Mapping[Edge, Entries]) -> Iterator[tuple[str, Entries]]:
@@ -217,7 +251,8 @@ class StateEntries:
 
     def look(self, edge: Edge, tensor: Tensor) -> None:
         """Take in one tensor."""
-        values, number = _absolute(tensor)
+        values, number = _numbers(tensor)
+        values = values.abs()
         beyond = [(values >= half.overflow).sum() for half in FORMATS]
         self.counts[edge] = number, torch.stack([*beyond, values.isnan().sum()])
 
@@ -247,9 +282,9 @@ STATE_ENTRIES: Need[StateEntries] = Need(
 
 
 def underflow_fractions(run: Run) -> dict[str, float]:
-    """Return by format and gradient the share of non-zero entries that are rounded to zero; NaN where an entry is NaN.
+    """Return by format and gradient the share of non-zero entries, round-off aside, that are rounded to zero.
 
-    Gradients that are zero throughout are left out: nothing is lost of them.
+    Gradients that are zero throughout are left out: nothing is lost of them. NaN where an entry is NaN.
     """
     return {
         f"{half.name} gradient of {name}": (

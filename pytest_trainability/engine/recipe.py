@@ -33,6 +33,7 @@ __all__ = [
     "is_fixed",
     "outlines",
     "recorded",
+    "sentence",
 ]
 
 ModelSource: TypeAlias = "nn.Module | Callable[[], nn.Module]"
@@ -245,7 +246,8 @@ def recorded(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Sequen
     return record
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """Return what an error says, with a full stop."""
     text = str(error).strip()
     return text if text.endswith((".", "!", "?")) else text + "."
 
@@ -326,7 +328,7 @@ def _did_not_run(model: nn.Module, inputs: Any, seed: int, device: torch.device,
         )
     return (
         f"the model must run on its inputs. {type(model).__name__} (seed {seed}, {device}) with inputs {shapes} raised "
-        f"{type(error).__name__}: {_sentence(error)}{hint}"
+        f"{type(error).__name__}: {sentence(error)}{hint}"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture import evaluate
+from .capture import Capture, Loss, evaluate
 from .gradients import functional
 from .isolation import derived_seed, seeded
 from .recipe import arguments
@@ -20,20 +20,30 @@ __all__ = ["Objective", "twice_differentiable"]
 
 
 class Objective:
-    """The loss of a run, or its random functional where there is none, as a function of the model's parameters.
+    """The loss of a model on a batch, or a random functional of its output where it has none, as a function of the parameters.
 
-    Every evaluation draws the same dropout masks as the run did. To be used in a need of stage ``AGAIN``: buffers (BatchNorm's
-    statistics) change as in any forward pass, and are put back with the parameters when the need is met.
+    Every evaluation draws the same dropout masks, those of the run that left the record. Buffers (BatchNorm's statistics) change
+    as in any forward pass.
+
+    Args:
+        record: Model, inputs and target.
+        loss: The loss that is called on the output; None where the model computes its own, or there is none.
+        seed: Of the run.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.model: nn.Module = run.record.model
+    def __init__(self, record: Capture, loss: Loss | None, seed: int) -> None:
+        self.model: nn.Module = record.model
         self.parameters: dict[str, nn.Parameter] = {
             name: p for name, p in self.model.named_parameters() if p.requires_grad
         }
-        self.inputs, self.target = run.record.inputs, run.record.target
-        self.loss = run.recipe.loss
-        self.seed = run.seed
+        self.inputs, self.target = record.inputs, record.target
+        self.loss = loss
+        self.seed = seed
+
+    @classmethod
+    def of(cls, run: Run) -> Objective:
+        """Take the loss of a run; in a need of stage ``AGAIN``, which puts parameters and buffers back."""
+        return cls(run.record, run.recipe.loss, run.seed)
 
     def outputs(self) -> tuple[Any, Tensor | None]:
         """Run the model; return its output and its loss, None where it has none."""

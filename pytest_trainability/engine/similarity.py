@@ -109,10 +109,12 @@ def _samples(run: Run) -> tuple[int, int | None] | None:
     if run.frame.samples > 1:
         return run.frame.samples, run.frame.axis
     batch = batch_size(run.record.inputs)
-    shapes = [shape for index in range(len(run.chain) + 1) for shape, _ in run.chain.shapes(index)]
-    if batch is not None and all(len(shape) > 0 and shape[0] % batch == 0 for shape in shapes):
+    states = [shape for index in range(len(run.chain) + 1) for shape, _ in run.chain.shapes(index)]
+    # A loss on the way is no vector.
+    shapes = [shape for shape in states if len(shape) > 1]
+    if batch is not None and shapes and all(shape[0] % batch == 0 for shape in shapes):
         return batch, 0
-    if batch is not None and all(len(shape) > 1 and shape[1] == batch for shape in shapes):
+    if batch is not None and shapes and all(shape[1] == batch for shape in shapes):
         return batch, 1
     return None
 
@@ -147,7 +149,7 @@ def _similarities(run: Run) -> dict[str, float]:
         shapes = [shape for shape, _ in run.chain.shapes(index)]
         places = [shape.index(number) if axis is None else axis for shape in shapes]
         state = list(zip(run.chain.cut.states[index], shapes, places))
-        if number > 1:
+        if number > 1 and any(len(shape) > 1 for shape in shapes):
             seen = [watched.between_samples.get(edge, {}).get((number, place)) for edge, _, place in state]
             result[name] = _average([mean for mean in seen if mean is not None])
         tokens = [
@@ -157,6 +159,9 @@ def _similarities(run: Run) -> dict[str, float]:
         ]
         if tokens:
             result[f"{name} tokens"] = _average(tokens)
+    if math.isnan(result.get("input", 0.0)):
+        # An initial state of zeros has no directions, and is given, not made.
+        del result["input"]
     return result
 
 

@@ -66,7 +66,7 @@ def outputs_of(output: Any, loss: Tensor | None) -> Tensor | None:
 
 
 def _tangent_kernel(run: Run) -> TangentKernel:
-    objective = Objective(run)
+    objective = Objective.of(run)
     parameters = list(objective.parameters.values())
     outputs = outputs_of(*objective.outputs()) if parameters else None
     if outputs is None:

@@ -20,7 +20,8 @@ def sample_similarity(run: Run) -> dict[str, float]:
     Returns:
         Pure numbers from -1 to 1, 0 for independent samples: ``"input"``, then by step, each followed by its tokens (``"h.3
         tokens"``) where there are any. Samples are left out of a batch of one, tokens along time. NaN where no module reads or
-        writes the state, or fewer than two vectors have a direction. Empty where states are not made of samples.
+        writes the state, or fewer than two vectors have a direction; the input is left out then, for an initial state of zeros
+        is given. So are states that are no vectors, such as a loss. Empty where states are not made of samples.
 
     Source: Poole et al., NeurIPS 2016, eq. 7 (correlation map); Dong, Cordonnier & Loukas, ICML 2021 (tokens).
     """

@@ -292,6 +292,42 @@ def test_a_batch_of_one_has_tokens_only():
     assert list(similarity(nn.Linear(4, 4), torch.randn(1, 4))) == []
 
 
+def test_a_state_that_is_no_vector_is_left_out():
+    """The last step computes the loss."""
+
+    class Losing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).square().mean()
+
+    assert list(similarity(nn.Sequential(nn.Linear(4, 4), Losing()), torch.randn(3, 4), steps=["0", "1"])) == [
+        "input",
+        "0",
+    ]
+
+
+def test_a_recurrence():
+    """The initial state of zeros has no direction; the ones after it are those of an RNN that is run by hand."""
+    rnn = nn.RNN(3, 5, batch_first=True, dtype=F64)
+    inputs = torch.randn(4, 6, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
+    found = similarity(Recurrent(rnn), inputs, steps="time")
+    assert list(found) == [f"rnn[{time}]" for time in range(6)]
+    for state, estimate in zip(rnn(inputs)[0].detach().unbind(1), found.values()):
+        assert float(estimate) == pytest.approx(mean_cosine(state[None]), abs=1e-12)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, rnn: nn.RNN) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0][:, -1]
+
+
 def test_samples_along_the_second_dimension():
     """As ``nn.TransformerEncoder`` has them unless told otherwise, (tokens, samples, channels)."""
     layer = nn.TransformerEncoderLayer(CHANNELS, 2, 16, dropout=0.0, dtype=F64)

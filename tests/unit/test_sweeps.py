@@ -134,12 +134,12 @@ FAILING = {
     "no optimizer": (
         {"after_steps": 1, "loss": Tensor.sum, "optimizer": lambda parameters: None},
         UsageError,
-        "at width 2: optimizer must make a torch.optim.Optimizer of the trainable parameters. It made NoneType.",
+        "at width 2: optimizer must be a function of the parameters that makes a torch.optim.Optimizer of them. `<lambda>` returned None",
     ),
     "does not train": (
         {"after_steps": 1, "loss": Tensor.sum, "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=-1)},
-        ModelError,
-        "at width 2: the model must train. ValueError: Invalid learning rate",
+        UsageError,
+        "at width 2: optimizer must be a function of the parameters that makes a torch.optim.Optimizer of them. `<lambda>`, given",
     ),
 }
 

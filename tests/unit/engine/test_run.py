@@ -101,7 +101,7 @@ def test_the_objective_is_the_runs_loss_and_the_model_is_put_back(added: Add, *,
     differences = []
 
     def provide(run: Run) -> None:
-        objective = Objective(run)
+        objective = Objective.of(run)
         found = objective.gradients()
         for name, gradient in found.items():
             assert gradient is not None and run[PARAMETER_GRADIENTS][name] is not None
