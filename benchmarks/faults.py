@@ -4,6 +4,7 @@
     python benchmarks/faults.py --untrained   # what is flagged only, in half a minute
     python benchmarks/faults.py 7 14 22       # some of the faults, by number
     python benchmarks/faults.py --reference   # the log gain of well-known architectures, which the bounds refer to
+    python benchmarks/faults.py --memory      # what recurrent layers learn of the first of many steps, beside the log gain
 
 The faults and the healthy models are those of ``tests/faults.py``. What is flagged is judged by the profile of the model's
 family (``pytest_trainability/checks/profiles.py``) on eight seeds, and by a comparison with the healthy twin's baseline on
@@ -49,6 +50,8 @@ from faults import (  # noqa: E402
     lenet,
     lstm,
     measured,
+    rnn,
+    sequence,
 )
 
 from pytest_trainability import measure  # noqa: E402
@@ -92,18 +95,19 @@ BUDGETS = {
 # Training ---------------------------------------------------------------------------------------------------------
 
 
-def trained(case: Case, seed: int, rate: float) -> float:
+def trained(case: Case, seed: int, rate: float, *, steps: int | None = None) -> float:
     """Train one model and return the mean loss over the last fifth of the steps; infinite where it is not finite."""
     budget = BUDGETS[case.family]
+    count = steps or budget.steps
     torch.manual_seed(seed)
     model, losses = case.build(), []
     optimizer = budget.optimizer(model.parameters(), rate)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(budget.steps):
+    for _ in range(count):
         losses.append(step(case, model, optimizer, budget, generator))
         if not math.isfinite(losses[-1]):
             return math.inf
-    last = losses[-(budget.steps // 5) :]
+    last = losses[-(count // 5) :]
     return sum(last) / len(last)
 
 
@@ -319,16 +323,43 @@ def report_reference() -> None:
         print(f"{name:<40} {found.steps.description:<28} {gain:>+15.2f} {gain / len(found.steps):>+9.3f}", flush=True)
 
 
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+RECURRENT: dict[str, Callable[[], nn.Module]] = {
+    "nn.GRU, PyTorch's weights": partial(recurrent, nn.GRU),
+    "nn.LSTM, PyTorch's weights": partial(recurrent, nn.LSTM),
+    "nn.LSTM, forget bias 1": partial(lstm, 1.0),
+    "nn.LSTM, forget bias 2": partial(lstm, 2.0),
+    "nn.LSTM, forget bias 3": partial(lstm, 3.0),
+    "tanh, orthogonal, gain 0.8": partial(rnn, 0.8),
+    "tanh, orthogonal, gain 0.9": partial(rnn, 0.9),
+    "tanh, orthogonal, gain 1": partial(rnn, 1.0),
+}
+
+
+def report_memory() -> None:
+    """Print the log gain over so many steps, and the loss after training on what only the first of them tells."""
+    print(f"{'layer':<32} {'steps':>6} {'log gain, nats':>15} {'loss, nats':>11}")
+    for name, build in RECURRENT.items():
+        for length in (20, 50, 100):
+            case = Case(name, "rnn", build, partial(sequence, length=length), steps="time")
+            gain = measure(build, seeds=2, **case.arguments).log_gain.mean
+            loss = min(trained(case, 0, rate, steps=200) for rate in (1e-3, 3e-3, 1e-2))
+            print(f"{name:<32} {length:>6} {gain:>+15.1f} {loss:>11.2f}", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("numbers", nargs="*", type=int, metavar="NUMBER", help="which faults; all by default")
     parser.add_argument("--untrained", action="store_true", help="train nothing")
     parser.add_argument("--reference", action="store_true", help="measure well-known architectures instead")
+    parser.add_argument("--memory", action="store_true", help="train recurrent layers on sequences instead")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.reference:
-        report_reference()
-        return 0
+    for asked, report in ((given.reference, report_reference), (given.memory, report_memory)):
+        if asked:
+            report()
+            return 0
     began = time.perf_counter()
     cases = [case for case in FAULTS if not given.numbers or case.number in given.numbers]
     rows = report_faults(cases, train=not given.untrained)

@@ -194,7 +194,8 @@ def _backward(run: Run, factor: float) -> dict[str | Edge, Tensor]:
     wanted: list[Any] = [*parameters.values(), *(GradientEdge(*edge) for edge in edges)]
     seed = torch.full_like(loss, factor)
     gradients = torch.autograd.grad([loss], wanted, [seed], retain_graph=True, allow_unused=True)
-    return {of_what: g for of_what, g in zip((*parameters, *edges), gradients) if g is not None}
+    names: list[str | Edge] = [*parameters, *edges]
+    return {name: g for name, g in zip(names, gradients) if g is not None}
 
 
 def _more_than_round_off(run: Run, gradients: Mapping[str | Edge, Tensor], factor: float) -> dict[str | Edge, Tensor]:
@@ -218,7 +219,7 @@ def _more_than_round_off(run: Run, gradients: Mapping[str | Edge, Tensor], facto
 
 
 UNKNOWN = 0.01
-"""An entry that other roundings change by more is round-off itself. One in 10^5 entries of pure round-off changes by less, twice."""
+"""An entry that other roundings change by more is round-off itself; of pure round-off one in 10^5 changes by less, twice."""
 
 
 def _of_states(run: Run, of_edges: Mapping[Edge, Entries]) -> Iterator[tuple[str, Entries]]:

@@ -10,9 +10,11 @@ from .measure import Measure
 def underflow_fraction(run: Run) -> dict[str, float]:
     """Return the share of each gradient's non-zero entries that a cast to half precision rounds to zero.
 
-    Those are ``|g| ≤ 2^-25`` for float16 and ``2^-134`` for bfloat16, half of the smallest subnormal number, ties to even.
-    Gradients of the loss with respect to every parameter and every state ``x_0 … x_L`` are taken in the model's own type. For
-    Gaussian entries of standard deviation σ it is ``erf(2^-25 / (σ √2))``. It misleads where the model itself is in half
+    Those are ``|g| ≤ 2^-25`` for float16 and ``2^-134`` for bfloat16, half of the smallest subnormal number, ties to
+    even. Gradients of the loss with respect to every parameter and every state ``x_0 … x_L`` are taken in the model's
+    own type. For Gaussian entries of standard deviation σ it is ``erf(2^-25 / (σ √2))``. Entries that are round-off
+    themselves, for they change by more than 1 % when everything is rounded otherwise, are no loss (the gradient of a
+    key's bias, which softmax makes zero). It misleads where the model itself is in half
     precision: what that has flushed already is zero here.
 
     Returns:

@@ -159,27 +159,51 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any, Any]] = {
 }
 
 
+def is_zero_by_algebra(name: str) -> bool:
+    """Whether a gradient is zero but for round-off: in front of a normalization by the mean, or of a softmax over keys."""
+    return name == "0.bias" or name.endswith("key.bias")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", MODELS)
 def test_fractions_are_those_of_a_real_cast(case: str, dtype: torch.dtype) -> None:
-    """Of every parameter, entry for entry: the fractions equal those of ``.half()`` and ``.bfloat16()``."""
+    """Of every parameter, entry for entry: the fractions equal those of ``.half()`` and ``.bfloat16()``.
+
+    Round-off is no loss: gradients that are zero by algebra lose nothing, though the cast flushes all of them. In float64 no
+    other entry is round-off to two digits; in float32 entries a ten-thousandth of the others are, one in a thousand at most.
+    """
     build, inputs, loss = MODELS[case]
     found = measure(build, inputs, loss=loss, seeds=1, dtype=dtype, device="cpu")
     expected_zero, expected_infinite = {}, {}
     for name, gradient in real_gradients(build, inputs, loss, dtype).items():
+        by_algebra = case in {"batch norm", "bert"} and is_zero_by_algebra(name)
         for kind, half in TYPES.items():
             cast, nonzero = gradient.to(half), gradient != 0
             expected_infinite[f"{kind} gradient of {name}"] = float(cast.isinf().double().mean())
             if nonzero.any():
                 flushed = int(((cast == 0) & nonzero).sum())
-                expected_zero[f"{kind} gradient of {name}"] = flushed / int(nonzero.sum())
+                assert not by_algebra or kind == "bfloat16" or flushed == nonzero.sum()
+                expected_zero[f"{kind} gradient of {name}"] = 0 if by_algebra else flushed / int(nonzero.sum())
     of_parameters = found.underflow_fraction.matching(*expected_zero)
-    assert {name: e.mean for name, e in of_parameters.items()} == expected_zero
+    tolerance = 1e-3 if dtype is torch.float32 else 0
+    assert {name: e.mean for name, e in of_parameters.items()} == pytest.approx(expected_zero, rel=0, abs=tolerance)
     of_parameters = found.overflow_fraction.matching(*expected_infinite)
     assert {name: e.mean for name, e in of_parameters.items()} == expected_infinite
     assert found.underflow_fraction.matching("float16 *").max > 0 or "large" in case
     assert found.overflow_fraction.matching("float16 gradient *").max > 0 or "large" not in case
     assert found.underflow_fraction.matching("bfloat16 *").max == 0
+
+
+def test_round_off_needs_no_scale() -> None:
+    """A BERT whose gradients are about 1e-3 needs no scale, for all that those of its keys' biases are about 1e-11."""
+
+    def loss(output: Any) -> Tensor:
+        return output.loss * 2.0**10
+
+    found = measure(bert, words, loss=loss, seeds=2)
+    assert found.gradient_norm.matching("*key.bias").max < 1e-5
+    assert found.smallest_loss_scale == 1
+    assert found.underflow_fraction.max <= 0.01
 
 
 def test_states_are_those_of_a_real_run() -> None:

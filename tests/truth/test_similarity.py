@@ -161,7 +161,7 @@ def test_relu_correlation_is_the_arc_cosine_kernel():
 
 @pytest.mark.parametrize("depth", [2, 4, 12])
 def test_relu_tower(depth):
-    """Under He's initialization samples become alike layer by layer: 0, 0.32, 0.49, … 0.87 after twelve."""
+    """Under He's initialization samples become alike layer by layer: 0, 0.32, 0.49, … 0.89 at the twelfth."""
     width, seeds = 256, 24
     relu = CorrelationMap(torch.relu, 2.0, 0.0, 1.0)
     expected, variance = relu.after(0.0, depth, width)
