@@ -539,7 +539,8 @@ class Measurement:
         self._bounds.update({m.name: bound for m, bound in bounds.items()})
         woken = self._woken(self._readings.get("waking_step", []))
         verdicts = [
-            judge(m.name, _judged(m, values[m.name], woken), b, scale=m.scale, level=self._level) for m, b in bounds.items()
+            judge(m.name, _judged(m, values[m.name], woken), b, scale=m.scale, level=self._level)
+            for m, b in bounds.items()
         ]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
         self._context.record(self._to_record(tuple(self._verdicts.values())))

@@ -23,9 +23,10 @@ from ..errors import ModelError
 from .capture import Edge, Recorder, edge_of
 from .chain import Chain
 from .ensemble import ALONG_TIME
+from .frames import Frame
+from .products import pull_back, random_cotangents
 from .recipe import recorded
 from .run import Need, Run, Stage
-from .sweep import Frame, pull_back, random_cotangents
 from .trees import norm
 
 __all__ = ["BRANCH_GRADIENTS", "BRANCH_SIZES", "SKIPS", "Skip", "skips_of"]

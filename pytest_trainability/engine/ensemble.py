@@ -17,6 +17,8 @@ from ..records import StepFacts, Steps
 from .capture import Call, Capture
 from .chain import Chain, chain_of, describe, graph_of
 from .exponents import SWEEP
+from .frames import Frame
+from .framing import find_frame
 from .graph import Graph, freed_in_order
 from .isolation import digest, generator_state, preserved_world
 from .recipe import Recipe, built, did_not_fit, outlines, recorded
@@ -25,7 +27,6 @@ from .rollout import Rollout
 from .run import Need, Run, with_further
 from .solvers import solver_steps
 from .steps import choose_steps
-from .sweep import Frame, find_frame
 from .trees import batch_size, tensors_in
 from .unroll import Unrolling
 

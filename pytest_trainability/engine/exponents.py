@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from ..errors import CutError, InapplicableError
+from .framing import find_frame
+from .products import loss_cotangent, random_cotangents
 from .recurrence import chain_along
 from .run import Need, Run
-from .sweep import Sweep, find_frame, loss_cotangent, random_cotangents, sweep
+from .sweep import Sweep, sweep
 from .trees import batch_size
 
 __all__ = ["LOSS_SWEEP", "RECURRENCES", "SWEEP", "exponents", "horizon"]

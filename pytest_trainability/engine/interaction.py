@@ -9,9 +9,10 @@ from torch import Tensor, finfo
 
 from ..errors import InapplicableError
 from .chain import Chain
+from .frames import Frame
 from .isolation import derived_seed
+from .products import pull_back
 from .run import Need, Run
-from .sweep import Frame, pull_back
 from .trees import batch_size
 
 __all__ = ["INTERACTING_STEPS", "halves", "mixes"]

@@ -15,12 +15,12 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from ..errors import UsageError
 from .capture import Loss, evaluate
+from .frames import Frame
 from .gradients import PARAMETER_GRADIENTS
 from .gram import at_once, gram_matrix, pieces
 from .isolation import derived_seed, generator_state, preserved_model, seeded
 from .recipe import arguments
 from .run import Need, Run, Stage
-from .sweep import Frame
 from .trees import batch_size, map_tensors, norm, tensors_in
 
 __all__ = ["GRADIENT_GRAM", "GRADIENT_MOMENTS", "PER_SAMPLE", "Moments", "PerSample", "whole"]

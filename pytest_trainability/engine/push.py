@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 from ..errors import CutError
 from .capture import Edge
 from .chain import Chain
-from .sweep import Columns, barrier
+from .products import Columns, barrier
 
 __all__ = ["push_forward"]
 

@@ -11,11 +11,11 @@ from typing import Any, Generic, TypeVar
 from ..errors import InapplicableError
 from .capture import Capture, Instrument
 from .chain import Chain
+from .frames import Frame
 from .graph import Graph
 from .isolation import preserved_model, preserved_world
 from .recipe import Recipe
 from .recurrence import Recurrence
-from .sweep import Frame
 
 __all__ = ["Need", "Run", "Stage", "with_further"]
 

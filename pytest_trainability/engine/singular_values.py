@@ -12,24 +12,15 @@ from torch import Tensor
 
 from ..errors import CutError
 from .chain import Chain
+from .frames import Frame, as_columns, as_rows, dimensions
 from .graded import Graded, log_singular_values
 from .isolation import derived_seed
 from .lanczos import bidiagonalize, spread_of_squares
+from .products import Columns, pull_back
 from .push import push_forward
 from .replay import twice_differentiable
 from .run import Need, Run
-from .sweep import (
-    Columns,
-    Frame,
-    Sweep,
-    as_columns,
-    as_rows,
-    dimensions,
-    is_round_off,
-    pull_back,
-    usual_number,
-    working_precision,
-)
+from .sweep import Sweep, is_round_off, usual_number, working_precision
 
 __all__ = ["SINGULAR_VALUES", "SingularValues", "singular_values"]
 

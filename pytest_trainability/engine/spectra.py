@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .chain import Chain
+from .frames import Frame
 from .isolation import derived_seed
+from .products import Columns, pull_back
 from .run import Need
-from .sweep import Columns, Frame, pull_back
 
 __all__ = ["SPECTRAL_RADII", "spectral_radii"]
 

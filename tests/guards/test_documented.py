@@ -49,7 +49,9 @@ def test_measurement_is_annotated_with_all() -> None:
     found = {
         node.target.id: node.annotation.id
         for node in ast.walk(tree)
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.annotation, ast.Name)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(node.annotation, ast.Name)
     }
     assert found == {name: TYPES[measure.kind] for name, measure in MEASURES.items()}
 

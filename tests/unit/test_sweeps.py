@@ -134,12 +134,12 @@ FAILING = {
     "no optimizer": (
         {"after_steps": 1, "loss": Tensor.sum, "optimizer": lambda parameters: None},
         UsageError,
-        "at width 2: optimizer must be a function of the parameters that makes a torch.optim.Optimizer of them. `<lambda>` returned None",
+        "at width 2: optimizer must be a function of the parameters that makes a torch.optim.Optimizer of them.",
     ),
     "does not train": (
         {"after_steps": 1, "loss": Tensor.sum, "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=-1)},
         UsageError,
-        "at width 2: optimizer must be a function of the parameters that makes a torch.optim.Optimizer of them. `<lambda>`, given",
+        "at width 2: optimizer must be a function of the parameters that makes a torch.optim.Optimizer of them.",
     ),
 }
 

@@ -16,8 +16,7 @@ from models import BATCH, VOCAB, WIDTH
 from torch import Tensor, nn
 
 from pytest_trainability import measure
-from pytest_trainability.engine import isolation
-from pytest_trainability.engine import sweep as sweep_module
+from pytest_trainability.engine import isolation, products
 from pytest_trainability.engine.recipe import choose_device
 from pytest_trainability.errors import CutError, ModelError, TrainabilityError, UsageError
 
@@ -639,7 +638,7 @@ def test_devices() -> None:
 def test_columns_that_do_not_fit_are_carried_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     """More memory is a matter of speed: fewer columns at once give the same spectrum."""
     expected = measure(models.mlp, FLOATS, seeds=1, exponents=5, dtype="float64")
-    whole, sizes = sweep_module._one_call, []
+    whole, sizes = products._one_call, []
 
     def small(outputs: Any, inputs: Any, columns: Sequence[Tensor], *hooked: Any) -> Any:
         sizes.append(len(columns[0]))
@@ -648,7 +647,7 @@ def test_columns_that_do_not_fit_are_carried_in_portions(monkeypatch: pytest.Mon
             raise torch.OutOfMemoryError(msg)
         return whole(outputs, inputs, columns, *hooked)
 
-    monkeypatch.setattr(sweep_module, "_one_call", small)
+    monkeypatch.setattr(products, "_one_call", small)
     found = measure(models.mlp, FLOATS, seeds=1, exponents=5, dtype="float64")
     assert max(sizes) == 5
     assert [e.mean for e in found.lyapunov_spectrum] == pytest.approx(
@@ -663,7 +662,7 @@ def test_one_column_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatc
         msg = "CUDA out of memory"
         raise torch.OutOfMemoryError(msg)
 
-    monkeypatch.setattr(sweep_module, "_one_call", never)
+    monkeypatch.setattr(products, "_one_call", never)
     with pytest.raises(ModelError, match="one cotangent must fit on the device") as caught:
         measure(models.mlp, FLOATS, seeds=1, exponents=5)
     assert "smaller batch" in str(caught.value)

@@ -15,8 +15,11 @@ from torch.autograd.graph import GradientEdge, Node
 
 from pytest_trainability.engine.capture import Edge
 from pytest_trainability.engine.chain import Chain, describe
+from pytest_trainability.engine.frames import Frame
+from pytest_trainability.engine.framing import find_frame
 from pytest_trainability.engine.graph import Graph
-from pytest_trainability.engine.sweep import Frame, find_frame, loss_cotangent, pull_back, random_cotangents, sweep
+from pytest_trainability.engine.products import loss_cotangent, pull_back, random_cotangents
+from pytest_trainability.engine.sweep import sweep
 from pytest_trainability.engine.trees import tensors_in
 
 CPU = torch.device("cpu")

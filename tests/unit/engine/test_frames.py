@@ -13,7 +13,10 @@ from models import ARCHITECTURES, BATCH, LENGTH, WIDTH, Architecture, Cutting
 from torch import Tensor, nn
 
 from pytest_trainability.engine.chain import Chain
-from pytest_trainability.engine.sweep import Frame, find_frame, random_cotangents, sweep
+from pytest_trainability.engine.frames import Frame
+from pytest_trainability.engine.framing import find_frame
+from pytest_trainability.engine.products import random_cotangents
+from pytest_trainability.engine.sweep import sweep
 from pytest_trainability.engine.trees import batch_size
 
 CPU = torch.device("cpu")

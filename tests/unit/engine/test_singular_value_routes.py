@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pytest_trainability import measure
+from pytest_trainability.engine.frames import Frame, as_columns, as_rows, dimensions
+from pytest_trainability.engine.framing import find_frame
 from pytest_trainability.engine.graded import Graded, log_singular_values
 from pytest_trainability.engine.lanczos import Krylov, bidiagonalize, spread_of_squares
+from pytest_trainability.engine.products import pull_back
 from pytest_trainability.engine.push import push_forward
 from pytest_trainability.engine.singular_values import (
     DENSE,
@@ -26,7 +29,6 @@ from pytest_trainability.engine.singular_values import (
     _product_of,
     singular_values,
 )
-from pytest_trainability.engine.sweep import Frame, as_columns, as_rows, dimensions, find_frame, pull_back
 from pytest_trainability.engine.trees import batch_size
 from pytest_trainability.errors import CutError
 

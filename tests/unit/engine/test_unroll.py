@@ -17,8 +17,8 @@ from pytest_trainability import CutError, measure
 from pytest_trainability.engine.capture import Capture, capture
 from pytest_trainability.engine.chain import Chain, graph_of
 from pytest_trainability.engine.ensemble import ALONG_TIME
+from pytest_trainability.engine.products import pull_back
 from pytest_trainability.engine.recurrence import chain_along, choose_recurrence, find_recurrences
-from pytest_trainability.engine.sweep import pull_back
 from pytest_trainability.engine.trees import tensors_in
 
 WIDTH, FEATURES, BATCH, LENGTH = 3, 4, 3, 5

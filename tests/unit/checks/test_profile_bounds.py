@@ -69,5 +69,5 @@ def test_an_unknown_name(name: str, hint: str) -> None:
 
 
 def test_no_name_at_all() -> None:
-    with pytest.raises(BoundError, match="^profile= must name a profile. None is none"):
+    with pytest.raises(BoundError, match=r"^profile= must name a profile\. None is none"):
         find_profile(None)  # type: ignore[arg-type]
