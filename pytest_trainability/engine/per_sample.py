@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from ..errors import UsageError
+from ..errors import InapplicableError
 from .capture import Loss, evaluate
 from .frames import Frame
 from .gradients import PARAMETER_GRADIENTS
@@ -39,7 +39,7 @@ class PerSample:
     of its own. Tensors of inputs and target that have this dimension are cut, all others are handed on.
 
     Raises:
-        UsageError: There is no answer: no loss, one sample only, samples that interact, a model that does not run on one alone.
+        InapplicableError: There is no answer: no loss, one sample only, samples that interact, a model that does not run on one alone.
     """
 
     def __init__(self, run: Run) -> None:
@@ -66,7 +66,7 @@ class PerSample:
         """Yield the gradients of as many samples at a time as fit in memory.
 
         Raises:
-            UsageError: The loss of the batch is neither a mean nor a sum of the samples' own.
+            InapplicableError: The loss of the batch is neither a mean nor a sum of the samples' own.
         """
         if not self.parameters:
             return
@@ -128,7 +128,7 @@ class PerSample:
         """Differentiate the first sample both ways: the fast one is taken where both are the same.
 
         Raises:
-            UsageError: The model does not run on one sample.
+            InapplicableError: The model does not run on one sample.
         """
         seeded(derived_seed(self.seed, "sample 0"))
         before = generator_state(), generator_state(self.device)
@@ -140,7 +140,7 @@ class PerSample:
                 f"{len(self.samples)} {type(self.model).__name__} (seed {self.seed}) raised {type(error).__name__}: {error} "
                 "Hand in inputs whose first dimension counts samples."
             )
-            raise UsageError(msg) from error
+            raise InapplicableError(msg) from error
         self.draws = before != (generator_state(), generator_state(self.device))
         together = self._together(0, 1)
         self.together = together is not None and _same(alone, together)
@@ -153,10 +153,10 @@ class PerSample:
                 "per-sample gradients must be those of a loss. This run has none. Hand one in: loss=F.cross_entropy with "
                 "target=..., or labels for a model that computes its own."
             )
-            raise UsageError(msg)
+            raise InapplicableError(msg)
         if len(self.samples) < 2:
             msg = f"gradients of two samples at least must be there to differ. The inputs hold {len(self.samples)}: use more."
-            raise UsageError(msg)
+            raise InapplicableError(msg)
 
     def _require_independence(self, frame: Frame) -> None:
         interact = self._interact()
@@ -167,7 +167,7 @@ class PerSample:
                 "BatchNorm, a softmax over the batch, or because the first dimension of the inputs is not the batch. Measure "
                 "with train=False, or hand in inputs whose first dimension counts samples."
             )
-            raise UsageError(msg)
+            raise InapplicableError(msg)
 
     def _interact(self) -> bool | None:
         """Whether outputs of the first half change when the other samples do; None where neither can tell."""
@@ -205,7 +205,7 @@ class PerSample:
                 f"{whole:.4g} (seed {self.seed}), of its samples alone between {min(values):.4g} and {max(values):.4g}: a "
                 "contrastive loss, mostly. It has no per-sample gradients."
             )
-            raise UsageError(msg)
+            raise InapplicableError(msg)
 
 
 @contextmanager

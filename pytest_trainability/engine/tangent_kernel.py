@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import InapplicableError
 from .gram import NUMBERS, gram_matrix
 from .isolation import derived_seed
 from .replay import Objective
@@ -75,7 +75,7 @@ def _tangent_kernel(run: Run) -> TangentKernel:
             "the tangent kernel must be that of outputs and trainable parameters. "
             f"{type(run.record.model).__name__} {what}. Hand in a model that returns its outputs, and loss=... beside it."
         )
-        raise UsageError(msg)
+        raise InapplicableError(msg)
     if outputs.is_complex():
         outputs = torch.view_as_real(outputs)
     size = sum(p.numel() for p in parameters)
@@ -123,7 +123,7 @@ def _functionals(outputs: Tensor, batch: int, size: int, seed: int) -> _Function
     """Choose the rows: every output where they are few, else one random functional a sample.
 
     Raises:
-        UsageError: The outputs are too many, and cannot be divided into two samples or more.
+        InapplicableError: The outputs are too many, and cannot be divided into two samples or more.
     """
     if 1 < outputs.numel() <= ROWS and outputs.numel() * size <= NUMBERS:
         return _Functionals(outputs)
@@ -133,7 +133,7 @@ def _functionals(outputs: Tensor, batch: int, size: int, seed: int) -> _Function
             "the tangent kernel must have rows to compare: up to 512 outputs, or two samples along the first dimension of inputs "
             f"and outputs. Got outputs of shape {tuple(outputs.shape)} for a batch of {batch}. Use a larger batch."
         )
-        raise UsageError(msg)
+        raise InapplicableError(msg)
     shape = [length // batch if i == axis else length for i, length in enumerate(outputs.shape)]
     generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "direction of the outputs"))
     drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")

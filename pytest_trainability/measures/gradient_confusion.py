@@ -23,7 +23,7 @@ def gradient_confusion(run: Run) -> float:
         A pure number from -1 to 1; NaN where fewer than two samples have a gradient.
 
     Raises:
-        UsageError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).
+        InapplicableError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).
 
     Source: Sankararaman, De, Xu, Huang & Goldstein, ICML 2020, who call η with ``g_i · g_j ≥ -η`` the confusion
     bound. We divide by both norms: a cosine does not depend on the loss's units.

@@ -23,7 +23,7 @@ def gradient_noise_scale(run: Run) -> float:
         where all have none.
 
     Raises:
-        UsageError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).
+        InapplicableError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).
 
     Source: McCandlish, Kaplan, Amodei et al., arXiv:1812.06162 (2018), equation 2.9, and appendix A.1 with ``B_small = 1``.
     They average both estimates over batches before they divide; here each seed has a ratio of its own.

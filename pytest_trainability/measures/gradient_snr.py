@@ -23,7 +23,7 @@ def gradient_snr(run: Run) -> dict[str, float]:
         unused parameters are left out.
 
     Raises:
-        UsageError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).
+        InapplicableError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).
 
     Source: abs mean over standard deviation is the ratio of Rainforth et al., ICML 2018; its square, per entry, is the GSNR
     of Liu et al., ICLR 2020. We divide sums over entries: the mean of the entries' ratios is infinite in expectation for two

@@ -25,7 +25,7 @@ def ntk_condition_number(run: Run) -> float:
         outputs, for it is round-off then. NaN where no output depends on a parameter.
 
     Raises:
-        UsageError: There are no two rows, nothing to train, or no output but the loss.
+        InapplicableError: There are no two rows, nothing to train, or no output but the loss.
 
     Source: Jacot, Gabriel & Hongler, NeurIPS 2018 (Θ); Xiao, Pennington & Schoenholz, ICML 2020 (κ). One functional in place
     of all outputs: Mohamadi, Bae & Sutherland, ICML 2023, who take their sum, which a softmax or a LayerNorm makes constant.
