@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ from .engine.ensemble import Ensemble, ensemble
 from .engine.given import as_count, as_loss, as_optimizer
 from .engine.recipe import ModelSource, OptimizerFactory, Recipe, choose_device, fingerprint, is_fixed
 from .engine.steps import StepChoice
-from .errors import BoundError, TrainabilityError, UsageError
+from .errors import BoundError, InapplicableError, TrainabilityError, UsageError
 from .measures import DEFAULT, MEASURES, RECORDED, RECORDED_ALONG_TIME, Measure, find_measure
 from .readings import assemble, read, recorded
 from .records import BaselineRecord, CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
@@ -39,10 +41,14 @@ NOTEWORTHY = 3.0
 """Nats of log gain from which a failed plain assert is given a likely cause."""
 
 
-_BY_GRADIENT = frozenset({"gradient_norm", "relative_gradient_norm", "update_ratio"})
+_BY_GRADIENT = ("gradient_norm", "relative_gradient_norm", "update_ratio")
 """Measures by parameter that are zero or undefined where what lies behind a zero by design has no gradient yet. Bounds on them
 leave those parameters out that wake within a few optimizer steps."""
+_BESIDE = {**dict.fromkeys(_BY_GRADIENT, "waking_step"), "initial_loss": "excess_loss"}
+"""What is measured, where it can be, beside a measure that has a bound: to judge it, or to say what it ought to be."""
 
+_Tolerated: TypeAlias = "Mapping[str, type[TrainabilityError]]"
+"""By measure that need not have an answer, for which reasons."""
 
 _UNITS_OF_TIME = {"nats/step": "nats/time", "steps": "time"}
 
@@ -384,34 +390,34 @@ class Measurement:
         wanted: Sequence[Measure],
         *,
         until: Mapping[str, Bound] | None = None,
-        allowed: frozenset[str] = frozenset(),
+        tolerated: _Tolerated = MappingProxyType({}),
     ) -> None:
         """Make the seeded run, again if need be, for what is wanted and not known yet.
 
         Args:
             wanted: Measures.
             until: At the first run, bounds which, once all are settled, make further seeds needless.
-            allowed: Names of measures that may have no answer here.
+            tolerated: Measures that may have no answer here, and why.
 
         Raises:
-            InapplicableError: One has no answer here and is not allowed to.
+            InapplicableError: One has no answer here and needs to.
         """
-        allowed = allowed | {name for name, bound in (until or {}).items() if bound.if_any}
-        if _BY_GRADIENT & (until or {}).keys():
-            # It costs nothing where no gradient is zero.
-            wanted = [*wanted, MEASURES["waking_step"]]
-        known = {*self._values, *(self._inapplicable & allowed)}
+        if until:
+            beside = {_BESIDE[name]: TrainabilityError for name in until if name in _BESIDE}
+            tolerated = {**tolerated, **beside, **_without_answer(until)}
+            wanted = [*wanted, *(MEASURES[name] for name in beside)]
+        known = {*self._values, *(self._inapplicable & tolerated.keys())}
         wanted = [m for m in dict.fromkeys(wanted) if m.name not in known]
         if not wanted:
             return
         if self._ensemble is None:
             # Looking after every seed has its price: intervals that hold whenever one stops.
             self._level = Level(self._level.confidence, len(self._asked) if until else None)
-            self._ensemble = self._sample(wanted, self._asked, allowed, until=until)
+            self._ensemble = self._sample(wanted, self._asked, tolerated, until=until)
             found = self._ensemble
         else:
             self._refuse_changed(wanted[0].name)
-            found = self._sample(wanted, self.seeds, allowed)
+            found = self._sample(wanted, self.seeds, tolerated)
         missing = {m.name for m in wanted for reading in found.readings if reading[m.name] is None}
         self._inapplicable |= missing
         wanted = [m for m in wanted if m.name not in missing]
@@ -442,7 +448,7 @@ class Measurement:
         self,
         wanted: Sequence[Measure],
         seeds: Sequence[int],
-        allowed: frozenset[str] = frozenset(),
+        tolerated: _Tolerated = MappingProxyType({}),
         *,
         until: Mapping[str, Bound] | None = None,
     ) -> Ensemble:
@@ -466,7 +472,7 @@ class Measurement:
             self._recipe,
             seeds,
             needs,
-            lambda run: {m.name: read(m, run, allowed) for m in wanted},
+            lambda run: {m.name: read(m, run, tolerated.get(m.name)) for m in wanted},
             known=self._ensemble,
             enough=settled,
         )
@@ -525,9 +531,11 @@ class Measurement:
             given = {n: as_bound(b, measure=n, where=where) for n, b in bounds.items()}
             default = find_profile(profile, where=f"{where}: profile") if profile is not None else {}
             judged = {find_measure(n, where=where): bound for n, bound in {**default, **given}.items()}
-            self.run(list(judged), allowed=frozenset(m.name for m, bound in judged.items() if bound.if_any))
-            if any(_may_sleep(m, self._values.get(m.name)) for m in judged):
-                self.run([MEASURES["waking_step"]])
+            self.run(list(judged), tolerated=_without_answer({m.name: bound for m, bound in judged.items()}))
+            beside = [
+                _BESIDE[m.name] for m in judged if m.name == "initial_loss" or _may_sleep(m, self._values.get(m.name))
+            ]
+            self.run([MEASURES[name] for name in beside], tolerated=dict.fromkeys(beside, TrainabilityError))
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
         self._judge(judged)
@@ -539,13 +547,23 @@ class Measurement:
         self._bounds.update({m.name: bound for m, bound in bounds.items()})
         woken = self._woken(self._readings.get("waking_step", []))
         verdicts = [
-            judge(m.name, _judged(m, values[m.name], woken), b, scale=m.scale, level=self._level)
+            replace(
+                judge(m.name, _judged(m, values[m.name], woken), b, scale=m.scale, level=self._level),
+                remark=self._guess() if m.name == "initial_loss" else "",
+            )
             for m, b in bounds.items()
         ]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
         self._context.record(self._to_record(tuple(self._verdicts.values())))
         if not all(verdict.holds for verdict in verdicts):
             raise TrainabilityFailure(explain(self._to_record(tuple(verdicts))))
+
+    def _guess(self) -> str:
+        """Say what a guess would cost, which the initial loss of a classifier ought to be."""
+        if "excess_loss" not in self._values:
+            return ""
+        guess = self.initial_loss.mean - self.excess_loss.mean
+        return f"a guess among {math.exp(guess):.0f} classes costs {guess:.4g}"
 
     def _is_empty(self, m: Measure) -> bool:
         """Whether there is nothing to judge."""
@@ -671,7 +689,7 @@ class Measurement:
             named = ", ".join(unused[:2]) + (", …" if len(unused) > 2 else "")
             count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"
             yield f"{count} no gradient at all: {named}"
-        woken = self._woken(self._readings.get("waking_step", [])) if _BY_GRADIENT & self._bounds.keys() else {}
+        woken = self._woken(self._readings.get("waking_step", [])) if self._bounds.keys() & set(_BY_GRADIENT) else {}
         for step in sorted(set(woken.values())):
             names = [name for name, at in woken.items() if at == step]
             named = ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
@@ -692,6 +710,11 @@ class Measurement:
                 if index is not None:
                     return f"at {tuple(self.growth_rate)[index]}, {len(growth) - index} of {len(growth)} steps from the output"
         return ""
+
+
+def _without_answer(bounds: Mapping[str, Bound]) -> _Tolerated:
+    """Return the measures whose bounds hold where there is nothing to judge."""
+    return {name: InapplicableError for name, bound in bounds.items() if bound.if_any}
 
 
 def _may_sleep(m: Measure, value: Value | None) -> bool:

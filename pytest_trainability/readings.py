@@ -10,19 +10,19 @@ from .checks.baselines import NameSet, Recorded, Series
 from .checks.statistics import Level, estimate
 from .checks.verdicts import Value
 from .engine.run import Run
-from .errors import InapplicableError
+from .errors import TrainabilityError
 from .measures import Measure
 from .records import Estimate, Names, Profile, Spectrum
 
 __all__ = ["assemble", "read", "recorded"]
 
 
-def read(m: Measure, run: Run, allowed: frozenset[str]) -> Any:
-    """Take one measure's numbers from a run; None where it has no answer and is allowed to."""
+def read(m: Measure, run: Run, tolerated: type[TrainabilityError] | None) -> Any:
+    """Take one measure's numbers from a run; None where it has none for a reason that is tolerated."""
     try:
         return m.read(run)
-    except InapplicableError:
-        if m.name in allowed:
+    except TrainabilityError as error:
+        if tolerated is not None and isinstance(error, tolerated):
             return None
         raise
 

@@ -438,11 +438,14 @@ class VerdictRecord:
     """Elements outside the bound, worst first, at most five."""
     seeds_needed: float = 0
     """About how many seeds would settle a marginal verdict; infinite where none would, 0 where it is not marginal."""
+    remark: str = ""
+    """What the value ought to be."""
 
     @property
     def value_text(self) -> str:
-        """The value with its interval and unit."""
-        return format_value(self.value, self.value_low, self.value_high, unit=self.unit, scale=self.scale)
+        """The value with its interval and unit, and what is remarked on it."""
+        text = format_value(self.value, self.value_low, self.value_high, unit=self.unit, scale=self.scale)
+        return f"{text} ({self.remark})" if self.remark else text
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Generic, TypeVar
 
-from ..errors import InapplicableError
+from ..errors import TrainabilityError
 from .capture import Capture, Instrument
 from .chain import Chain
 from .frames import Frame
@@ -66,12 +66,12 @@ class Run:
     recurrence: Recurrence | None = None
     """Along time: the one whose steps are the chain."""
     found: dict[Need[Any], Any] = field(default_factory=dict)
-    _inapplicable: dict[Need[Any], InapplicableError] = field(default_factory=dict)
+    _unmet: dict[Need[Any], TrainabilityError] = field(default_factory=dict)
     _stage: Stage = Stage.GRAPH
 
     def __getitem__(self, need: Need[_Found]) -> _Found:
-        if need in self._inapplicable:
-            raise self._inapplicable[need]
+        if need in self._unmet:
+            raise self._unmet[need]
         if need not in self.found:
             if need.stage < self._stage:
                 msg = f"a measure must name what it needs: {need.name!r} is asked for when the run's graph is gone."
@@ -83,13 +83,13 @@ class Run:
         return found
 
     def fulfil(self, needs: frozenset[Need[Any]]) -> None:
-        """Compute what is needed, stage by stage; what has no answer here is said to whoever reads it."""
+        """Compute what is needed, stage by stage; why one cannot be met is said to whoever reads it."""
         for need in sorted(needs, key=lambda need: (need.stage, need.name)):
             self._stage = need.stage
             try:
                 self[need]
-            except InapplicableError as error:
-                self._inapplicable[need] = error
+            except TrainabilityError as error:
+                self._unmet[need] = error
         self._stage = Stage.AGAIN
 
 
