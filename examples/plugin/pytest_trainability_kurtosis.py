@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_trainability import Measure, Run
     from torch import nn
+
+    from pytest_trainability import Measure, Run
 
 
 def pytest_trainability_measures() -> list[Measure]:
