@@ -5,6 +5,7 @@
     python benchmarks/faults.py 7 14 22       # some of the faults, by number
     python benchmarks/faults.py --reference   # the log gain of well-known architectures, which the bounds refer to
     python benchmarks/faults.py --memory      # what recurrent layers learn of the first of many steps, beside the log gain
+    python benchmarks/faults.py --zoo         # what is flagged of all small models of transformers in tests/zoo.py
 
 The faults and the healthy models are those of ``tests/faults.py``. What is flagged is judged by the profile of the model's
 family (``pytest_trainability/checks/profiles.py``) on eight seeds, and by a comparison with the healthy twin's baseline on
@@ -36,6 +37,7 @@ from torchvision_for_cpu import declare_torchvision_operators  # noqa: E402
 
 declare_torchvision_operators()
 
+import zoo  # noqa: E402
 from faults import (  # noqa: E402
     CLASSES,
     FAULTS,
@@ -54,7 +56,7 @@ from faults import (  # noqa: E402
     sequence,
 )
 
-from pytest_trainability import measure  # noqa: E402
+from pytest_trainability import TrainabilityFailure, measure  # noqa: E402
 from pytest_trainability.measurement import Measurement  # noqa: E402
 
 SEEDS = range(8)
@@ -348,15 +350,35 @@ def report_memory() -> None:
             print(f"{name:<32} {length:>6} {gain:>+15.1f} {loss:>11.2f}", flush=True)
 
 
+# Models that nobody here wrote ------------------------------------------------------------------------------------------
+
+CONVOLUTIONAL = {"convnext", "resnet", "mobilenet-v2", "efficientnet", "regnet", "poolformer"}
+
+
+def report_zoo() -> None:
+    """Print what their families' profiles flag, on four seeds."""
+    count = 0
+    for model in zoo.CASES:
+        found = measure(model.build, model.inputs, seeds=4)
+        try:
+            found.check(profile="cnn" if model.id in CONVOLUTIONAL else "transformer")
+        except TrainabilityFailure as failure:
+            count += 1
+            print(f"{model.id}: {failure}\n", flush=True)
+    print(f"flagged {count} of {len(zoo.CASES)}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("numbers", nargs="*", type=int, metavar="NUMBER", help="which faults; all by default")
     parser.add_argument("--untrained", action="store_true", help="train nothing")
     parser.add_argument("--reference", action="store_true", help="measure well-known architectures instead")
     parser.add_argument("--memory", action="store_true", help="train recurrent layers on sequences instead")
+    parser.add_argument("--zoo", action="store_true", help="judge the models of transformers instead")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for asked, report in ((given.reference, report_reference), (given.memory, report_memory)):
+    others = {report_reference: given.reference, report_memory: given.memory, report_zoo: given.zoo}
+    for report, asked in others.items():
         if asked:
             report()
             return 0

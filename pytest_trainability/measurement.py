@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
+from keyword import iskeyword
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -226,7 +227,7 @@ def measure_in(
     return measurement
 
 
-def add_measure(measure: Any) -> None:
+def add_measure(added: Any) -> None:
     """Let a measure of your own be an attribute of every measurement and a name for bounds, in this process.
 
     A pytest plugin returns its measures from the hook ``pytest_trainability_measures`` instead.
@@ -234,18 +235,19 @@ def add_measure(measure: Any) -> None:
     Raises:
         UsageError: It is no measure, or its name is taken.
     """
-    if not isinstance(measure, Measure):
-        msg = f"a measure must be a pytest_trainability.Measure. Got {type(measure).__name__}."
+    if not isinstance(added, Measure):
+        msg = f"a measure must be a pytest_trainability.Measure. Got {type(added).__name__}."
         raise UsageError(msg)
-    name = measure.name
-    taken = {*_RESERVED, *dir(Measurement), *signature(measure_in).parameters} - set(MEASURES)
-    if not name.isidentifier() or name.startswith("_") or name in taken or MEASURES.get(name, measure) is not measure:
+    name = added.name
+    taken = {*_RESERVED, *dir(Measurement), *signature(measure).parameters} - set(MEASURES)
+    unfit = not name.isidentifier() or iskeyword(name) or name.startswith("_")
+    if unfit or name in taken or MEASURES.get(name, added) is not added:
         msg = (
             "a measure must have a name of its own, which can be an attribute: a noun such as gradient_kurtosis. "
             f"{name!r} is taken or cannot be one."
         )
         raise UsageError(msg)
-    MEASURES[name] = measure
+    MEASURES[name] = added
 
 
 _RESERVED = ("profile", "tolerances")

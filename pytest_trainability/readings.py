@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 from .checks.baselines import NameSet, Recorded, Series
 from .checks.statistics import Level, estimate
 from .checks.verdicts import Value
 from .engine.run import Run
-from .errors import TrainabilityError
+from .errors import TrainabilityError, UsageError
 from .measures import Measure
 from .records import Estimate, Names, Profile, Spectrum
 
@@ -20,11 +21,32 @@ __all__ = ["assemble", "read", "recorded"]
 def read(m: Measure, run: Run, tolerated: type[TrainabilityError] | None) -> Any:
     """Take one measure's numbers from a run; None where it has none for a reason that is tolerated."""
     try:
-        return m.read(run)
+        found = m.read(run)
     except TrainabilityError as error:
         if tolerated is not None and isinstance(error, tolerated):
             return None
         raise
+    if not _is_of_kind(found, m.kind):
+        msg = f"the measure {m.name!r} must read {_READS[m.kind]}, for it is a {m.kind}. It returned {found!r:.80}."
+        raise UsageError(msg)
+    return found
+
+
+_READS = {
+    "scalar": "a number",
+    "spectrum": "a list of numbers",
+    "profile": "numbers by name",
+    "names": "a list of names",
+}
+
+
+def _is_of_kind(found: Any, kind: str) -> bool:
+    if kind == "scalar":
+        return isinstance(found, Real)
+    if kind == "profile":
+        return isinstance(found, Mapping) and all(isinstance(n, str) and isinstance(v, Real) for n, v in found.items())
+    wanted: type = str if kind == "names" else Real
+    return isinstance(found, (list, tuple)) and all(isinstance(element, wanted) for element in found)
 
 
 def assemble(m: Measure, readings: Sequence[Any], level: Level) -> Value:

@@ -8,7 +8,7 @@ that it can be told whether a fault trains worse.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +20,7 @@ import zoo
 from torch import Tensor, nn
 
 from pytest_trainability.checks.baselines import compare
+from pytest_trainability.checks.bounds import Bound
 from pytest_trainability.checks.profiles import find_profile
 from pytest_trainability.measurement import Context, Measurement, TrainabilityFailure, measure_in
 from pytest_trainability.measures import MEASURES, RECORDED
@@ -728,7 +729,7 @@ _DEPTHWISE = Case("depthwise and pointwise convolutions", "cnn", depthwise_tower
 
 _GPT = Case("pre-LN GPT", "transformer", GPT, text, token_loss)
 _DEEP_GPT = Case("pre-LN GPT of 24 layers", "transformer", partial(GPT, 24), text, token_loss)
-_MOE = Case("GPT with a mixture of experts", "transformer", partial(GPT, layer=_MIXTURE), text, token_loss)
+_MOE = Case("GPT with a mixture of experts", "transformer", partial(GPT, 2, layer=_MIXTURE), text, token_loss)
 _ENCODER = Case(
     "torch.nn.TransformerEncoder, redrawn", "transformer", partial(TorchEncoder, redrawn=True), text, token_loss
 )
@@ -781,8 +782,8 @@ def _fault(number: int, name: str, twin: Case, build: Build, *caught_by: str, **
 
 
 def _mean_of_mean(logits: Tensor, labels: Tensor) -> Tensor:
-    """Divide by the tokens of all accumulated batches what is a mean over tokens already."""
-    return token_loss(logits, labels) / 2**17
+    """Divide by the million tokens of all accumulated batches what is a mean over tokens already."""
+    return token_loss(logits, labels) / 2**20
 
 
 FAULTS: tuple[Case, ...] = (
@@ -895,7 +896,7 @@ FAULTS: tuple[Case, ...] = (
         36,
         "router that favors two experts",
         _MOE,
-        partial(GPT, layer=partial(Layer, feed_forward=partial(Mixture, favored=8.0))),
+        partial(GPT, 2, layer=partial(Layer, feed_forward=partial(Mixture, favored=8.0))),
         "expert_usage",
     ),
 )
@@ -904,11 +905,11 @@ FAULTS: tuple[Case, ...] = (
 # Judging ----------------------------------------------------------------------------------------------------------
 
 
-def measured(case: Case, seeds: range, *, profile: bool = True) -> Measurement:
-    """Measure what the family's profile asks for, or what a baseline records only, on all seeds."""
+def measured(case: Case, seeds: range, *, bounds: Mapping[str, Bound] | None = None) -> Measurement:
+    """Measure what the family's profile asks for, or other bounds, and what a baseline records, on all seeds."""
     given: dict[str, Any] = dict.fromkeys(("target", "loss", "dtype"))
     given |= {"exponents": 1, "device": "cpu", "train": True, **case.arguments}
-    until = find_profile(case.family) if profile else {}
+    until = find_profile(case.family) if bounds is None else bounds
     found = measure_in(Context(), case.build, seeds=seeds, until=until, measures=RECORDED, **given)
     found.complete()
     return found

@@ -126,7 +126,8 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
         elif isinstance(before, Series) and isinstance(after, Series):
             found += _renamed(name, _always(before) - set(after.values), _always(after) - set(before.values))
             shared = [element for element in after.values if element in before.values]
-            test = _Test(pairs, repeatable, tolerances.get(name, 0.0), error / max(len(shared), 1))
+            tolerance = max(tolerances.get(name, 0.0), STORED)
+            test = _Test(pairs, repeatable, tolerance, error / max(len(shared), 1))
             # One for both: what is zero in both must not move with what it is set beside.
             low = max(_round_off(old, before), _round_off(new, after))
             found += sorted(_shifts(name, shared, before, after, low, test), key=lambda change: -_size(change))
@@ -223,6 +224,10 @@ def _mean(values: Iterable[float | None], scale: str) -> float:
     known = [value for value in (_on_scale(v, scale, 0.0) for v in values) if value is not None]
     mean = sum(known) / len(known) if known else math.nan
     return math.exp(min(mean, 709.0)) if scale == "log" else mean
+
+
+STORED = 1e-4
+"""Files hold four decimals, or five digits of a scale: nothing finer is a change."""
 
 
 @dataclass(frozen=True, slots=True)

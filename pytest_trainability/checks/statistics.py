@@ -85,6 +85,9 @@ def estimate(
     if scale == "log":
         mean, half = _mean_and_half_width([_log(value) for value in values], level)
         mean, low, high = _exp(mean), _exp(mean - half), _exp(mean + half)
+        if len(set(values)) == 1:
+            # Exactly: of 2^22 the exponential of the logarithm is more, and no bound of 2^22 would hold.
+            mean = values[0]
     else:
         mean, half = _mean_and_half_width(values, level)
         low, high = mean - half, mean + half

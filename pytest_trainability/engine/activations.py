@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from .capture import Edge, Recorder, edge_of
 from .channels import Layout
 from .elementwise import Application, generator_states, steepest_slope
 from .run import Need, Run
 from .trees import carries_gradient, tensors_in
+from .watching import FunctionWatch, numbered
 
 __all__ = ["ACTIVATIONS", "Slopes"]
 
@@ -86,11 +85,11 @@ class _Frame:
     found: list[_Seen] = field(default_factory=list)
 
 
-class _Watch(TorchFunctionMode):
+class _Watch(FunctionWatch):
     """Sees each function that a model calls, the outermost one, and each module."""
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+        super().__init__(recorder)
         self.paths = recorder.paths
         model = recorder.record.model
         self.frames = [_Frame(None, type(model).__name__)]
@@ -103,15 +102,12 @@ class _Watch(TorchFunctionMode):
         """Calls of activations, in the order of their return."""
         return self.frames[0].found
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", type(func).__name__)
-        kwargs = kwargs or {}
         overwrites = _may_overwrite(name, args, kwargs)
-        return self.call(func, func, name.strip("_"), args, kwargs, overwrites=overwrites)
+        return self.apply(func, func, name.strip("_"), args, kwargs, overwrites=overwrites)
 
-    def call(
+    def apply(
         self,
         function: Callable[..., Any],
         identity: Hashable,
@@ -280,7 +276,7 @@ def _custom_functions(watch: _Watch) -> Iterator[None]:
         return
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        return watch.call(partial(super(base, cls).apply), cls, cls.__name__, args, kwargs)
+        return watch.apply(partial(super(base, cls).apply), cls, cls.__name__, args, kwargs)
 
     base.apply = classmethod(apply)
     try:
@@ -295,11 +291,9 @@ def _custom_functions(watch: _Watch) -> Iterator[None]:
 def _activations(run: Run) -> dict[str, Slopes]:
     """Name the calls of activations, and find which dimension counts the units of each."""
     watch: _Watch = run.record.watched[_watching]
-    layout, count, number = Layout(), Counter(seen.name for seen in watch.found), Counter[str]()
+    layout = Layout()
     found = {}
-    for seen in watch.found:
-        name = f"{seen.name}[{number[seen.name]}]" if count[seen.name] > 1 else seen.name
-        number[seen.name] += 1
+    for name, seen in zip(numbered([seen.name for seen in watch.found]), watch.found):
         axis = layout.channel_axis(seen.given, seen.shape)
         found[name] = Slopes(seen.saturated, seen.dead_entries if axis is None else seen.dead[axis])
     return found

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import InapplicableError
 from .recipe import built
+from .requirements import require_factory
 from .run import Need, Run, Stage
+from .trees import is_float
 
-__all__ = ["UNINITIALIZED", "allocated_as_nan", "as_allocated", "named_tensors", "refuse_finished"]
+__all__ = ["UNINITIALIZED", "allocated_as_nan", "as_allocated", "named_tensors"]
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def allocated_as_nan() -> Iterator[None]:
 
 def as_allocated(tensor: Tensor) -> Tensor:
     """Return which entries are as :func:`allocated_as_nan` leaves them; of integers all or none: one may be large."""
-    if tensor.is_floating_point() or tensor.is_complex():
+    if is_float(tensor):
         return (tensor.float() if tensor.element_size() == 1 else tensor).isnan()
     if tensor.dtype is torch.bool:
         return torch.zeros_like(tensor)
@@ -58,20 +59,6 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters and buffers that have values, by name, each once."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name: t.detach() for name, t in named if not is_lazy(t) and t.layout is torch.strided and t.numel()}
-
-
-def refuse_finished(run: Run, measure: str) -> None:
-    """See that the model can be built again.
-
-    Raises:
-        InapplicableError: It came as a module.
-    """
-    if isinstance(run.recipe.model, nn.Module):
-        msg = (
-            f"{measure} builds the model again, and needs a factory. A finished {type(run.recipe.model).__name__} came, which "
-            "cannot be built again. Hand in its class, or a function without arguments that builds it: lambda: Net(width=64)."
-        )
-        raise InapplicableError(msg)
 
 
 class _AllocatedAsZero(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -89,7 +76,7 @@ _ALLOCATORS = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_em
 
 
 def _uninitialized(run: Run) -> list[str]:
-    refuse_finished(run, "uninitialized_parameters")
+    require_factory(run, "uninitialized_parameters")
     with allocated_as_nan(), built(run.recipe, run.seed, []) as (model, _):
         left = {name: as_allocated(tensor) for name, tensor in named_tensors(model).items()}
     left = {name: places for name, places in left.items() if places.any()}

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .capture import Recorder
 from .run import Need, Run
 from .trees import tensors_in
+from .watching import FunctionWatch, numbered
 
-__all__ = ["ATTENTION_ENTROPIES", "Entropy", "entropy_of", "numbered"]
+__all__ = ["ATTENTION_ENTROPIES", "Entropy", "entropy_of"]
 
 AT_ONCE = 2**23
 """How many weights are computed at once: 32 MiB of float32."""
@@ -164,7 +164,7 @@ def _take_in(found: Entropy, given: _Operands) -> None:
 # The instrument ---------------------------------------------------------------------------------------------------
 
 
-class _Watching(TorchFunctionMode):
+class _Attentions(FunctionWatch):
     """Sees fused attention, and attention in plain operations: a product, a softmax of it, a product with that.
 
     Scores are what a product of two tensors that are no parameters gives, and what is as large and computed from
@@ -173,16 +173,12 @@ class _Watching(TorchFunctionMode):
     """
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+        super().__init__(recorder)
         self.found: list[Entropy] = []
-        self._recorder = recorder
         self._scores = WeakTensorKeyDictionary()
         self._weights = WeakTensorKeyDictionary()
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is multi_head_attention_forward:
             with self:
                 return _OPENED(*args, **kwargs)
@@ -199,15 +195,11 @@ class _Watching(TorchFunctionMode):
                     self._follow(name, list(tensors_in((args, tuple(kwargs.values())))), target)
         return result
 
-    def _path(self) -> str:
-        call = self._recorder.running[-1] if self._recorder.running else None
-        return (call.path or type(call.module).__name__) if call is not None else "loss"
-
     def _see_fused(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         query = args[0] if args else kwargs["query"]
         if query.is_nested:
             return
-        entropy = Entropy(self._path())
+        entropy = Entropy(self.path)
         with _plainly(query):
             _take_in(entropy, _operands(*args, **kwargs))
         self.found.append(entropy)
@@ -217,7 +209,7 @@ class _Watching(TorchFunctionMode):
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
         if scores in self._scores and scores.dim() >= 3 and dim in {-1, scores.dim() - 1}:
             with _plainly(scores):
-                self._weights[weights] = entropy_of(self._path(), scores)
+                self._weights[weights] = entropy_of(self.path, scores)
 
     def _follow(self, name: str, operands: Sequence[Tensor], result: Tensor) -> None:
         if name in _PRODUCTS:
@@ -252,26 +244,10 @@ def _plainly(like: Tensor) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _watching(recorder: Recorder) -> Iterator[list[Entropy]]:
-    with _Watching(recorder) as mode:
-        yield mode.found
-
-
 def _entropies(run: Run) -> dict[str, float]:
-    found: list[Entropy] = run.record.watched[_watching]
+    found: list[Entropy] = run.record.watched[_Attentions].found
     return {name: entropy.mean for name, entropy in zip(numbered([entropy.path for entropy in found]), found)}
 
 
-def numbered(paths: Sequence[str]) -> list[str]:
-    """Tell those apart that occur more than once: ``attn[0]``, ``attn[1]`` and so on."""
-    counts: dict[str, int] = {}
-    names = []
-    for path in paths:
-        counts[path] = counts.get(path, -1) + 1
-        names.append(f"{path}[{counts[path]}]" if paths.count(path) > 1 else path)
-    return names
-
-
-ATTENTION_ENTROPIES = Need("attention entropies", _entropies, instruments=(_watching,))
+ATTENTION_ENTROPIES = Need("attention entropies", _entropies, instruments=(_Attentions,))
 """Mean normalized entropy of every attention, by the module that computes it, in program order."""

@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
-from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
 from .capture import Edge, Recorder, edge_of
@@ -27,7 +26,8 @@ from .frames import Frame
 from .products import pull_back, random_cotangents
 from .recipe import recorded
 from .run import Need, Run, Stage
-from .trees import norm
+from .trees import is_float, norm
+from .watching import FunctionWatch
 
 __all__ = ["BRANCH_GRADIENTS", "BRANCH_SIZES", "SKIPS", "Skip", "skips_of"]
 
@@ -198,31 +198,28 @@ _Addition = tuple[str, int, int]
 """Which addition of which call of which module."""
 
 
-class _Additions(TorchFunctionMode):
+class _Additions(FunctionWatch):
     """Numbers additions of two tensors in each call of a module, and shows each to ``look`` before it is made."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+    def __init__(self, recorder: Recorder, look: Callable[[_Addition, Tensor, Tensor], None] | None = None) -> None:
+        super().__init__(recorder)
         self.made: dict[Edge, _Addition] = {}
         """Those that carry a gradient."""
         self.counts: Counter[tuple[str, int]] = Counter()
         """By call."""
-        self.look: Callable[[_Addition, Tensor, Tensor], None] = lambda number, left, right: None
-        self._recorder = recorder
+        self._look = look
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
         operands = [*args, *kwargs.values()][:2]
-        if name not in _NAMES or not all(isinstance(t, Tensor) and _is_number(t) for t in operands):
+        if name not in _NAMES or not all(isinstance(t, Tensor) and is_float(t) for t in operands):
             return func(*args, **kwargs)
         number = self._next()
         left, right = operands
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            factor = kwargs.get("alpha", 1) * (-1 if "sub" in name else 1)
-            self.look(number, left.detach(), right.detach() if factor == 1 else factor * right.detach())
+        if self._look is not None:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                factor = kwargs.get("alpha", 1) * (-1 if "sub" in name else 1)
+                self._look(number, left.detach(), right.detach() if factor == 1 else factor * right.detach())
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             if isinstance(result, Tensor) and result.grad_fn is not None:
@@ -230,23 +227,13 @@ class _Additions(TorchFunctionMode):
         return result
 
     def _next(self) -> _Addition:
-        call = self._recorder.running[-1] if self._recorder.running else None
+        call = self.caller
         key = (call.path, call.index) if call is not None else ("", -1)
         self.counts[key] += 1
         return (*key, self.counts[key])
 
 
-def _is_number(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
 _NAMES = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "subtract", "__sub__", "__isub__"})
-
-
-@contextmanager
-def _counting(recorder: Recorder) -> Iterator[_Additions]:
-    with _Additions(recorder) as mode:
-        yield mode
 
 
 @dataclass(slots=True, eq=False)
@@ -304,7 +291,7 @@ class _Wanted:
 
 
 def _branch_sizes(run: Run) -> dict[str, float]:
-    first: _Additions = run.record.watched[_counting]
+    first: _Additions = run.record.watched[_Additions]
     wanted, of_steps = _Wanted(), run[SKIPS]
     for name, skips in zip(run.chain.names, of_steps):
         for skip in skips:
@@ -312,12 +299,7 @@ def _branch_sizes(run: Run) -> dict[str, float]:
     if not wanted.by_addition:
         return dict.fromkeys(wanted.by_step, math.nan)
 
-    @contextmanager
-    def looking(recorder: Recorder) -> Iterator[_Additions]:
-        with _Additions(recorder) as mode:
-            mode.look = wanted.look
-            yield mode
-
+    looking = partial(_Additions, look=wanted.look)
     instruments = [instrument for instrument in run.record.watched if instrument in ALONG_TIME]
     again = recorded(run.recipe, run.record.model, run.seed, instruments=(*instruments, looking))
     counts = again.watched[looking].counts
@@ -343,5 +325,5 @@ def _ratio(found: Iterable[_Sizes]) -> float:
     return math.sqrt(branch / stream)
 
 
-BRANCH_SIZES = Need("branch sizes", _branch_sizes, Stage.AGAIN, instruments=(_counting,), of=(SKIPS,))
+BRANCH_SIZES = Need("branch sizes", _branch_sizes, Stage.AGAIN, instruments=(_Additions,), of=(SKIPS,))
 """RMS of what each residual step adds, over that of the stream that enters it, by step; the model is run again."""

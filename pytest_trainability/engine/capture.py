@@ -317,8 +317,10 @@ class Recorder:
         edge = edge_of(tensor)
         if self.observers and edge not in self._seen:
             self._seen.add(edge)
-            for observer in self.observers:
-                observer(edge, tensor)
+            # What observers compute is none of the model's doing, for whoever watches functions.
+            with torch._C.DisableTorchFunction():
+                for observer in self.observers:
+                    observer(edge, tensor)
         return edge
 
     @contextmanager

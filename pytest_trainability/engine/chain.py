@@ -42,6 +42,11 @@ class Chain:
     def __len__(self) -> int:
         return len(self.steps)
 
+    @property
+    def spans(self) -> tuple[float, ...]:
+        """Time that each step spans, one where steps are counted."""
+        return self.durations or (1.0,) * len(self)
+
     def shapes(self, index: int) -> list[tuple[Size, dtype]]:
         """Return shape and type of each tensor of state ``index``, 0 … L."""
         found = []

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .capture import Edge
+from .graph import zeros_at
 
 __all__ = ["Layout"]
 
@@ -76,15 +77,13 @@ def _unit_dims(parameter: Tensor, shape: Sequence[int]) -> list[int]:
 
 def _selectivity(edge: Edge, parameter: Tensor, dim: int, axis: int) -> float:
     """Return which part of the gradient of the first entries along ``axis`` reaches the parameter's first entry along ``dim``."""
-    node, number = edge
-    entry = node._input_metadata[number]
-    cotangent = torch.zeros(tuple(entry.shape), dtype=entry.dtype, device=entry.device)
+    cotangent = zeros_at(edge)
     cotangent.select(axis, 0).fill_(1)
     found: Tensor | None = torch.autograd.grad(
         [GradientEdge(*edge)], [parameter], [cotangent], retain_graph=True, allow_unused=True
     )[0]
     if found is None:
         return 0.0
-    sizes = (found.to_dense() if found.is_sparse else found).detach().abs().double().cpu()
+    sizes = found.to_dense().detach().abs().double().cpu()
     total = float(sizes.sum())
     return float(sizes.select(dim, 0).sum()) / total if total > 0 else 0.0

@@ -1,11 +1,9 @@
-"""The largest eigenvalue of the loss's Hessian, by Lanczos' method on products with vectors."""
+"""The Hessian of a run's loss, by its products with vectors, and its largest eigenvalue."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,32 +12,17 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InapplicableError
-from .isolation import derived_seed
+from .isolation import generator_of
+from .lanczos import TOLERANCE, Eigenvalue, largest_eigenvalue
 from .replay import Objective, twice_differentiable
+from .requirements import require_loss, require_trainable
 from .run import Need, Run, Stage
-from .trees import norm
+from .trees import as_real, norm
 
-__all__ = ["LARGEST_CURVATURE", "Eigenvalue", "Hessian", "largest_eigenvalue"]
+__all__ = ["LARGEST_CURVATURE", "Hessian"]
 
-TOLERANCE = 1e-3
-"""Relative residual at which an eigenvalue counts as found; its error is mostly the square of it."""
-MOST_PRODUCTS = 100
 KEPT_BYTES = 2**31
 """Of Lanczos vectors that later ones are made orthogonal to; the two that the recurrence needs are always kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Eigenvalue:
-    """What Lanczos' method has found of a symmetric map."""
-
-    value: float
-    """Largest Ritz value; NaN where it has not converged."""
-    error: float
-    """Residual norm of its Ritz vector: some eigenvalue of the map is as near as this."""
-    products: int
-    """How many vectors the map was applied to."""
-    asymmetry: float
-    """Largest ``|⟨q_{k-1}, H q_k⟩ − ⟨q_k, H q_{k-1}⟩|`` seen, relative to the largest Ritz value's modulus."""
 
 
 class Hessian:
@@ -63,7 +46,7 @@ class Hessian:
         gradients = self._differentiated(lambda: list(self._objective.gradients(create_graph=True).values()))
         # Where a gradient does not depend on the parameters, its rows of the Hessian are zero, and so are its columns.
         known = [(index, g) for index, g in enumerate(gradients) if g is not None and g.requires_grad]
-        self._roots = {index: g.to_dense() if g.is_sparse else g for index, g in known}
+        self._roots = {index: g.to_dense() for index, g in known}
 
     def __call__(self, vector: Tensor) -> Tensor:
         """Return the product with a vector, ``(size,)``, in the map's dtype on its device."""
@@ -80,8 +63,7 @@ class Hessian:
 
     def start(self, seed: int) -> Tensor:
         """Draw a direction, the same on every device."""
-        generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "curvature"))
-        drawn = torch.randn(self.size, generator=generator, dtype=torch.float64, device="cpu")
+        drawn = torch.randn(self.size, generator=generator_of(seed, "curvature"), dtype=torch.float64, device="cpu")
         return drawn.to(dtype=self.dtype).to(self.device)
 
     def is_change_of_gradient(self, direction: Tensor) -> bool:
@@ -110,7 +92,7 @@ class Hessian:
         parts = [
             torch.zeros(_real(p).numel(), dtype=self.dtype, device=self.device)
             if t is None
-            else _real(t.to_dense() if t.is_sparse else t).reshape(-1).to(device=self.device, dtype=self.dtype)
+            else _real(t.to_dense()).reshape(-1).to(device=self.device, dtype=self.dtype)
             for t, p in zip(tensors, self.parameters)
         ]
         return torch.cat(parts)
@@ -151,20 +133,12 @@ class _DifferentiableWeightNorm(TorchFunctionMode):
 
 
 def _real(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return as_real(tensor.detach())
 
 
 def _largest_curvature(run: Run) -> Eigenvalue:
-    if run.record.loss is None:
-        msg = (
-            "sharpness needs a loss. Hand one in: loss=F.cross_entropy with target=..., or labels for a model that computes "
-            "its own."
-        )
-        raise InapplicableError(msg)
-    if not any(p.requires_grad for p in run.record.model.parameters()):
-        msg = f"sharpness needs parameters to train. {type(run.record.model).__name__} has none that require grad."
-        raise InapplicableError(msg)
+    require_loss(run, "sharpness")
+    require_trainable(run, "sharpness")
     with twice_differentiable(), _DifferentiableWeightNorm():
         hessian = Hessian(run)
         start = hessian.start(run.seed)
@@ -203,71 +177,3 @@ def _refuse_false_products(run: Run, hessian: Hessian, found: Eigenvalue, start:
 
 LARGEST_CURVATURE = Need("largest curvature", _largest_curvature, Stage.AGAIN)
 """Largest eigenvalue of the Hessian of the loss by all trainable parameters."""
-
-
-def largest_eigenvalue(
-    product: Callable[[Tensor], Tensor],
-    start: Tensor,
-    *,
-    tolerance: float = TOLERANCE,
-    most: int = MOST_PRODUCTS,
-    kept: int = MOST_PRODUCTS,
-) -> Eigenvalue:
-    """Return the largest eigenvalue of a symmetric map, the algebraically largest one, by Lanczos' method.
-
-    ``H Q_k = Q_k T_k + β_k q_{k+1} e_kᵀ`` with ``Q_k`` orthonormal and ``T_k`` tridiagonal. For an eigenpair ``(θ, s)`` of
-    ``T_k`` the residual of the Ritz vector ``Q_k s`` is ``β_k |e_kᵀ s|``: *some* eigenvalue is no further from θ than that, and
-    the iteration ends when it is at most ``tolerance |θ|``. That it is the largest one is not certain but overwhelmingly likely:
-    from a random start, θ falls short of it by more than ``ε (λ_max − λ_min)`` with probability
-    ``1.648 √n exp(−√ε (2k − 1))`` at most.
-
-    Args:
-        product: The map.
-        start: Vector ``(n,)`` to start from, drawn at random; its dtype is that of the vectors. The coefficients of ``T_k``
-            are float64.
-        tolerance: On the residual, relative to the eigenvalue.
-        most: Products after which to give up: the value is NaN.
-        kept: How many of the last vectors a new one is made orthogonal to, at least two. With fewer than ``most``, Ritz values
-            that have converged may come twice, which does no harm to the largest one (Paige 1980).
-
-    Returns:
-        The eigenvalue, in the map's unit; NaN where the map gives something that is not finite, too.
-
-    Source: Lanczos, J. Res. Natl. Bur. Stand. 45, 255 (1950); Paige, Linear Algebra Appl. 34, 235 (1980); for the probability
-    Kuczyński & Woźniakowski, SIAM J. Matrix Anal. Appl. 13, 1094 (1992), applied to ``H − λ_min``.
-    """
-    Q: deque[Tensor] = deque(maxlen=max(2, kept))
-    diagonal: list[float] = []
-    beside: list[float] = []
-    q, size, roundoff, asymmetry = start / norm(start).to(start), len(start), 100 * torch.finfo(start.dtype).eps, 0.0
-    while True:
-        w = product(q)
-        if beside:
-            asymmetry = max(asymmetry, abs(float(torch.dot(Q[-1], w)) - beside[-1]))
-        Q.append(q)
-        diagonal.append(float(torch.dot(q, w)))
-        # Twice is enough (Giraud & Langou 2002).
-        for vector in (*Q, *Q):
-            w -= torch.dot(vector, w) * vector
-        beta, count = float(norm(w)), len(diagonal)
-        if not math.isfinite(beta + diagonal[-1]):
-            return Eigenvalue(math.nan, math.nan, count, math.nan)
-        values, vectors = _eigenpairs(diagonal, beside)
-        theta, largest = float(values[-1]), float(values.abs().max())
-        error = 0.0 if count == size else beta * abs(float(vectors[-1, -1]))
-        if error <= max(tolerance * abs(theta), roundoff * largest) or beta <= roundoff * largest:
-            return Eigenvalue(theta, error, count, asymmetry / largest if largest else 0.0)
-        if count == most:
-            return Eigenvalue(math.nan, error, count, asymmetry / largest)
-        beside.append(beta)
-        q = w / beta
-
-
-def _eigenpairs(diagonal: Sequence[float], beside: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues, smallest first, and eigenvectors of a symmetric tridiagonal matrix."""
-    T = torch.diag(torch.tensor(diagonal, dtype=torch.float64, device="cpu"))
-    if beside:
-        off = torch.tensor(beside, dtype=torch.float64, device="cpu")
-        T += torch.diag(off, 1) + torch.diag(off, -1)
-    values, vectors = torch.linalg.eigh(T)
-    return values, vectors

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from .graph import Graph
+from .operators import CONVOLUTIONS, MOVES, TRANSPOSES, operator_name
 from .run import Need, Run
+from .trees import as_real
 
-__all__ = ["DUPLICATES", "consumers_of", "equal_rows", "operator_name"]
+__all__ = ["DUPLICATES", "equal_rows"]
 
 
 # What reads a parameter -------------------------------------------------------------------------------------------
@@ -29,27 +30,7 @@ class Use:
     """Of a convolution: units of different groups read different channels, and may be alike."""
 
 
-_MOVES = (
-    *("T", "Transpose", "Permute", "Movedim", "View", "UnsafeView", "ReshapeAlias", "AsStrided", "Expand", "Unsqueeze"),
-    *(
-        "Squeeze",
-        "Slice",
-        "Select",
-        "Split",
-        "SplitWithSizes",
-        "Unbind",
-        "Narrow",
-        "ToCopy",
-        "Clone",
-        "Alias",
-        "Cat",
-        "Stack",
-    ),
-)
-"""Operators that move the numbers of a parameter on to what reads them."""
-_TRANSPOSES = {"T", "Transpose", "Permute", "Movedim"}
 _TABLES = {"Embedding", "EmbeddingBag"}
-_CONVOLUTIONS = {"Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution", "SlowConv2D"}
 _RIGHT_FACTORS = {"Addmm": 2, "Mm": 1}
 """Products of matrices, and where their right factor stands among what they read: its units are columns."""
 _PRODUCTS = {
@@ -58,18 +39,13 @@ _PRODUCTS = {
 }
 
 
-def operator_name(node: Node) -> str:
-    """Return the name of a node's operator: ``"Addmm"`` of ``AddmmBackward0``."""
-    return type(node).__name__.rstrip("0123456789").removesuffix("Backward").lstrip("_")
-
-
 def _weights(run: Run) -> dict[str, tuple[nn.Parameter, Use]]:
     """Return the trainable parameters by which the model multiplies matrices, convolves or looks up, in its order.
 
     What scales (normalizations, LayerScale), adds (biases, position tables) or is computed with first (the decay of a
     state space) is not among them, and may well be constant or the same in every layer.
     """
-    consumers = consumers_of(run.graph)
+    consumers = run.graph.consumers()
     accumulating: list[Any] = [node for node in run.graph.nodes if type(node).__name__ == "AccumulateGrad"]
     leaves: dict[int, Node] = {id(node.variable): node for node in accumulating}
     found = {}
@@ -83,28 +59,18 @@ def _weights(run: Run) -> dict[str, tuple[nn.Parameter, Use]]:
     return found
 
 
-def consumers_of(graph: Graph) -> dict[Node, list[tuple[Node, int]]]:
-    """Return for each node those that read from it, each with the place where it does."""
-    found: dict[Node, list[tuple[Node, int]]] = {}
-    for node in graph.nodes:
-        for position, (producer, _) in enumerate(node.next_functions):
-            if producer is not None:
-                found.setdefault(producer, []).append((node, position))
-    return found
-
-
 def _uses(leaf: Node, consumers: Mapping[Node, list[tuple[Node, int]]], dim: int) -> Iterator[Use]:
     pending, seen = [(leaf, False)], {leaf}
     while pending:
         producer, transposed = pending.pop()
         for node, position in consumers.get(producer, ()):
             operator = operator_name(node)
-            if operator in _MOVES and node not in seen:
+            if operator in MOVES and node not in seen:
                 seen.add(node)
-                pending.append((node, transposed or operator in _TRANSPOSES))
+                pending.append((node, transposed or operator in TRANSPOSES))
             elif operator in _TABLES:
                 yield Use(None)
-            elif operator in _CONVOLUTIONS:
+            elif operator in CONVOLUTIONS:
                 turned = bool(getattr(node, "_saved_transposed", False))
                 yield Use(1 if turned else 0, int(getattr(node, "_saved_groups", 1)))
             elif operator in _PRODUCTS:
@@ -191,7 +157,7 @@ def _duplicates(run: Run) -> list[str]:
     firsts: dict[tuple[object, ...], tuple[str, Tensor]] = {}
     memories: set[tuple[object, ...]] = set()
     for name, (parameter, use) in _weights(run).items():
-        weight = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter.detach()
+        weight = as_real(parameter.detach())
         memory = (weight.untyped_storage().data_ptr(), weight.storage_offset(), weight.shape, weight.stride())
         if memory in memories or weight.numel() == 0 or weight.element_size() not in _BITS:
             continue

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ..errors import CutError, InapplicableError
+from ..errors import CutError
+from .frames import acting
 from .framing import find_frame
 from .products import loss_cotangent, random_cotangents
 from .recurrence import chain_along
+from .requirements import require_loss
 from .run import Need, Run
 from .sweep import Sweep, sweep
 from .trees import batch_size
@@ -27,13 +29,8 @@ SWEEP = Need("sweep", _random_sweep)
 
 
 def _sweep_of_the_loss(run: Run) -> Sweep:
-    if run.record.loss is None:
-        msg = (
-            "loss_log_gain needs a loss. Hand one in: loss=F.cross_entropy with target=..., or labels for a model "
-            "that computes its own."
-        )
-        raise InapplicableError(msg)
-    return sweep(run.chain, run.frame, loss_cotangent(run.chain, run.record.loss))
+    loss = require_loss(run, "loss_log_gain")
+    return sweep(run.chain, run.frame, loss_cotangent(run.chain, loss))
 
 
 LOSS_SWEEP = Need("sweep of the loss", _sweep_of_the_loss)
@@ -74,12 +71,11 @@ def horizon(run: Run, loss: float) -> float:
     It is the geometric mean over trajectories, each from its own end. Beyond the chain it is extrapolated at the trajectory's
     average rate; ``inf`` where that is not negative.
     """
-    taken = run[SWEEP].taken(run.chain)
-    durations = run.chain.durations or (1.0,) * len(run.chain)
+    taken = acting(run.chain, run.frame)
     averages = run[SWEEP].averages(run.chain)[:, 0].tolist()
     found = []
     for sample, average in enumerate(averages):
-        rates = zip(run[SWEEP].logs[:, sample, 0].tolist(), durations, taken[:, sample].tolist())
+        rates = zip(run[SWEEP].logs[:, sample, 0].tolist(), run.chain.spans, taken[:, sample].tolist())
         steps = [(rate, duration) for rate, duration, acts in rates if acts]
         found.append(_time_to_lose(loss, reversed(steps), average))
     return math.exp(sum(map(math.log, found)) / len(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .chain import Chain
 from .products import Columns
-from .trees import norm
+from .trees import as_real, norm
 
-__all__ = ["Frame", "as_columns", "as_rows", "dimensions"]
+__all__ = ["Frame", "acting", "as_columns", "as_rows", "dimensions", "divisions", "factorized_on"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,14 @@ class Frame:
         return total.sqrt()
 
 
+def divisions(shapes: Sequence[Sequence[int]], batch: int) -> Iterator[Frame]:
+    """Yield the ways in which tensors may hold the samples of a batch: all along the first dimension, or all along the second."""
+    if all(len(shape) > 0 and shape[0] % batch == 0 for shape in shapes):
+        yield Frame(batch, 0)
+    if all(len(shape) > 1 and shape[1] == batch for shape in shapes):
+        yield Frame(batch, 1)
+
+
 # States as vectors -----------------------------------------------------------------------------------------------
 
 
@@ -80,8 +88,23 @@ def dimensions(chain: Chain, frame: Frame, index: int) -> int:
     return sum(math.prod(shape) * (1 + own.is_complex) for shape, own in chain.shapes(index)) // frame.samples
 
 
+def acting(chain: Chain, frame: Frame) -> Tensor:
+    """Return which steps act on which trajectories, ``(L, samples)``: all, but where packed sequences end early."""
+    if not chain.active or chain.shapes(0)[0][0][0] != frame.samples:
+        return torch.ones(len(chain), frame.samples, dtype=torch.bool, device="cpu")
+    active = torch.tensor([frame.samples if number is None else number for number in chain.active], device="cpu")
+    return torch.arange(frame.samples, device="cpu") < active[:, None]
+
+
 def as_rows(
-    chain: Chain, frame: Frame, index: int, columns: Columns, *, dtype: torch.dtype | None = None, least: int = 0
+    chain: Chain,
+    frame: Frame,
+    index: int,
+    columns: Sequence[Tensor | None],
+    *,
+    count: int | None = None,
+    dtype: torch.dtype | None = None,
+    least: int = 0,
 ) -> Tensor:
     """Write k cotangents of state ``index`` as vectors of real numbers, ``(samples, k, n)``.
 
@@ -91,25 +114,31 @@ def as_rows(
         chain: The chain.
         frame: Its trajectories.
         index: Which state, 0 … L.
-        columns: For each of its edges a tensor ``(k, *shape)``, or None for zero; at least one is there.
+        columns: For each of its edges a tensor ``(k, *shape)``, or None for zero.
+        count: The number k; left out where at least one tensor is there.
         dtype: Of the result; float64 where the state has it, else float32, unless given.
         least: Padded with zeros to this n, if there are fewer dimensions.
     """
     shapes = chain.shapes(index)
     sizes = [size // frame.samples for size in map(math.prod, _real(shapes))]
-    example = next(c for c in columns if c is not None)
+    example = next((column for column in columns if column is not None), None)
+    count = len(example) if count is None and example is not None else count or 0
+    place = factorized_on(chain.devices(index)[0] if example is None else example.device)
     if dtype is None:
         wide = any(own in {torch.float64, torch.complex128} for _, own in shapes)
         dtype = torch.float64 if wide else torch.float32
-    device = example.device if example.device.type in {"cpu", "cuda"} else torch.device("cpu")
-    rows = torch.zeros((frame.samples, len(example), max(sum(sizes), least)), dtype=dtype, device=device)
+    rows = torch.zeros((frame.samples, count, max(sum(sizes), least)), dtype=dtype, device=place)
     offset = 0
     for column, size in zip(columns, sizes):
         if column is not None:
-            entries = torch.view_as_real(column) if column.is_complex() else column
-            rows[:, :, offset : offset + size] = frame.rows(entries)
+            rows[:, :, offset : offset + size] = frame.rows(as_real(column))
         offset += size
     return rows
+
+
+def factorized_on(place: torch.device) -> torch.device:
+    """Return where vectors from a device are factorized: there, or on the CPU where it has no such operators."""
+    return place if place.type in {"cpu", "cuda"} else torch.device("cpu")
 
 
 def as_columns(chain: Chain, frame: Frame, index: int, rows: Tensor) -> Columns:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .chain import Chain
-from .frames import Frame
-from .isolation import derived_seed
+from .frames import Frame, divisions
+from .isolation import generator_of
 from .products import Columns, random_cotangents
 from .sweep import Sweep, walk
 
@@ -50,10 +50,7 @@ def _possible_frames(chain: Chain, batch: int | None) -> list[Frame]:
         lengths = set.intersection(*({shape[0], *shape[1:2]} if len(shape) > 2 else {shape[0]} for shape in shapes))
         frames += [Frame(n, 0 if first == {n} else None) for n in sorted(lengths - {1}, reverse=True)]
     if batch is not None and batch > 1:
-        if all(shape[0] % batch == 0 for shape in shapes):
-            frames.append(Frame(batch, 0))
-        if all(len(shape) > 1 and shape[1] == batch for shape in shapes):
-            frames.append(Frame(batch, 1))
+        frames += divisions(shapes, batch)
     if len(first) == 1 and max(first) > 1:
         frames.append(Frame(max(first)))
     return list(dict.fromkeys(frames))
@@ -70,7 +67,7 @@ SAME_RATE = 1e-3
 
 def _sizes(frame: Frame, seed: int, spread: int) -> Tensor:
     """Return a power of two for each trajectory, spread evenly over ``2^0 … 2^spread`` in random order."""
-    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "sizes"))
+    generator = generator_of(seed, "sizes")
     order = torch.randperm(frame.samples, generator=generator, device="cpu").double() / max(frame.samples - 1, 1)
     return torch.exp2((spread * order).round())
 

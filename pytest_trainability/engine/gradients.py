@@ -6,23 +6,28 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .isolation import derived_seed
+from .isolation import generator_of
 from .run import Need, Run, Stage
 from .trees import carries_gradient, tensors_in
 
-__all__ = ["PARAMETER_GRADIENTS", "functional"]
+__all__ = ["PARAMETER_GRADIENTS", "functional", "trainable_parameters"]
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that require grad, by name, each once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _parameter_gradients(run: Run) -> dict[str, Tensor | None]:
     record = run.record
-    names = {name: p for name, p in record.model.named_parameters() if p.requires_grad}
-    if not names:
+    parameters = trainable_parameters(record.model)
+    if not parameters:
         return {}
     roots, weights = functional(record.output, record.loss, run.seed)
-    found = torch.autograd.grad(roots, list(names.values()), weights, allow_unused=True)
-    return dict(zip(names, found))
+    found = torch.autograd.grad(roots, list(parameters.values()), weights, allow_unused=True)
+    return dict(zip(parameters, found))
 
 
 PARAMETER_GRADIENTS = Need("parameter gradients", _parameter_gradients, Stage.BACKWARD)
@@ -37,7 +42,7 @@ def functional(output: Any, loss: Tensor | None, seed: int) -> tuple[list[Tensor
     if loss is not None:
         return [loss], [torch.ones_like(loss)]
     outputs = list({id(t): t for t in tensors_in(output) if carries_gradient(t)}.values())
-    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "functional"))
+    generator = generator_of(seed, "functional")
     drawn = [torch.randn(t.shape, generator=generator, dtype=torch.float64, device="cpu") for t in outputs]
     norm = math.sqrt(sum(float(u.square().sum()) for u in drawn))
     return outputs, [(u / norm).to(device=t.device, dtype=t.dtype) for t, u in zip(outputs, drawn)]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .trees import as_float64, as_real
+
 __all__ = ["NUMBERS", "Rows", "at_once", "gram_matrix", "pieces"]
 
 NUMBERS = 2**27
@@ -49,11 +51,6 @@ def gram_matrix(rows: Rows, count: int, size: int) -> Tensor:
 
 def pieces(gradients: Tensor) -> Iterator[Tensor]:
     """Yield the columns of gradients ``(rows, *shape)`` in float64, some at a time; a complex number is two columns."""
-    if gradients.is_complex():
-        gradients = torch.view_as_real(gradients)
-    flat = gradients.detach().reshape(len(gradients), -1)
-    if flat.device.type == "mps":
-        # It has no float64; its memory is the CPU's.
-        flat = flat.cpu()
+    flat = as_real(gradients.detach()).reshape(len(gradients), -1)
     for first in range(0, flat.shape[1], PIECE):
-        yield flat[:, first : first + PIECE].double()
+        yield as_float64(flat[:, first : first + PIECE])

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
 from torch.autograd.graph import Node
 
 from ..errors import CutError
 from .capture import Edge
 
-__all__ = ["Cut", "Graph", "Segment", "freed_in_order"]
+__all__ = ["Cut", "Graph", "Segment", "freed_in_order", "zeros_at"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,13 @@ def freed_in_order() -> Iterator[list[Node]]:
     finally:
         while nodes:
             nodes.pop()
+
+
+def zeros_at(edge: Edge) -> Tensor:
+    """Return zeros like the tensor that an edge stands for."""
+    node, number = edge
+    entry = node._input_metadata[number]
+    return torch.zeros(tuple(entry.shape), dtype=entry.dtype, device=entry.device)
 
 
 class Graph:
@@ -99,6 +108,15 @@ class Graph:
             if self.place[node] >= since and any(e in sources or e[0] in reached for e in self.reads[node]):
                 reached.add(node)
         return reached
+
+    def consumers(self) -> dict[Node, list[tuple[Node, int]]]:
+        """Return for each node those that read from it, each with the place where it does."""
+        found: dict[Node, list[tuple[Node, int]]] = {}
+        for node in self.nodes:
+            for position, (producer, _) in enumerate(node.next_functions):
+                if producer is not None:
+                    found.setdefault(producer, []).append((node, position))
+        return found
 
     def cut(self, x0: Sequence[Edge], moments: Sequence[int], last: Sequence[Edge]) -> Cut:
         """Cut the graph at moments in program order.

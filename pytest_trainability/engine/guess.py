@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import InapplicableError
 from .capture import with_gradient
 from .replay import Objective
+from .requirements import require_loss
 from .run import Need, Run, Stage
 from .trees import map_tensors, tensors_in
 
@@ -30,18 +31,8 @@ class Guess:
 
 
 def initial_loss(run: Run) -> Tensor:
-    """Return the loss of a run, a scalar.
-
-    Raises:
-        InapplicableError: It has none.
-    """
-    if run.record.loss is None:
-        msg = (
-            "initial_loss and excess_loss need a loss. Hand one in: loss=F.cross_entropy with target=..., or labels for a "
-            f"model that computes its own. {type(run.record.model).__name__} was run without one."
-        )
-        raise InapplicableError(msg)
-    return run.record.loss.detach()
+    """Return the loss of a run, a scalar; there must be one."""
+    return require_loss(run, "initial_loss", "excess_loss").detach()
 
 
 # Where cross-entropies are computed -------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from torch import Tensor, finfo
 
 from ..errors import InapplicableError
 from .chain import Chain
-from .frames import Frame
-from .isolation import derived_seed
-from .products import pull_back
+from .frames import Frame, divisions
+from .isolation import generator_of
+from .products import gaussian_state, pull_back
 from .run import Need, Run
 from .trees import batch_size
 
@@ -54,13 +54,8 @@ def mixes(chain: Chain, index: int, frame: Frame, seed: int) -> bool:
 
 def _drawn(chain: Chain, index: int, seed: int) -> list[Tensor | None]:
     """Draw a Gaussian cotangent of a state; none of a number without dimensions, a loss so far, which is of no sample."""
-    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, f"interaction {index}"))
-    found: list[Tensor | None] = []
-    for (shape, dtype), device in zip(chain.shapes(index), chain.devices(index)):
-        kind = torch.complex64 if dtype.is_complex else torch.float32
-        column = torch.randn(shape, generator=generator, dtype=kind, device="cpu")
-        found.append(column.to(device=device, dtype=dtype) if shape else None)
-    return found
+    columns = gaussian_state(chain, index, generator_of(seed, f"interaction {index}"))
+    return [column if column.dim() else None for column in columns]
 
 
 def _division(chain: Chain, index: int, batch: int) -> Frame | None:
@@ -69,11 +64,7 @@ def _division(chain: Chain, index: int, batch: int) -> Frame | None:
     if all(len(shape) < 2 for shape in shapes):
         # One dimension alone is one sample's units.
         return None
-    if all(shape[0] % batch == 0 for shape in shapes):
-        return Frame(batch, 0)
-    if all(len(shape) > 1 and shape[1] == batch for shape in shapes):
-        return Frame(batch, 1)
-    return None
+    return next(divisions(shapes, batch), None)
 
 
 def _interacting_steps(run: Run) -> list[str]:

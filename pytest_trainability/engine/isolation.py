@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 __all__ = [
     "derived_seed",
     "digest",
+    "generator_of",
     "generator_state",
     "preserved_generators",
     "preserved_model",
@@ -31,6 +32,11 @@ def derived_seed(seed: int, purpose: str) -> int:
     """Return the seed of one purpose ("inputs", "cotangent 0"), independent of that of every other purpose."""
     digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator_of(seed: int, purpose: str) -> torch.Generator:
+    """Return the generator of one purpose; on the CPU, so that its numbers are the same whatever they are moved to."""
+    return torch.Generator("cpu").manual_seed(derived_seed(seed, purpose))
 
 
 def seeded(seed: int) -> None:
@@ -163,9 +169,10 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
     """Restore parameters, buffers, ``.grad``, ``requires_grad``, attributes, flags and hooks of a user's module.
 
     The attributes of every submodule are restored by reference (a counter, a cached mask); a list that the model
-    itself appends to keeps what was appended.
+    itself appends to keeps what was appended. Of a scripted module, whose attributes are not Python's, the tensors are.
     """
-    attributes = [(module, dict(vars(module)), _copied_tables(module)) for module in model.modules()]
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    attributes = [(module, dict(vars(module)), _copied_tables(module)) for module in modules]
     tensors = [(tensor, tensor.detach().clone()) for tensor in _own_tensors(model)]
     gradients = [(p, p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()]
     try:

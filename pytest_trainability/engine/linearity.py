@@ -11,45 +11,18 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from .capture import Call, Edge
-from .duplicates import consumers_of, operator_name
 from .graph import Graph
+from .operators import CONVOLUTIONS, MOVES, operator_name
 from .run import Need, Run
 
 __all__ = ["LINEAR_STEPS"]
 
 # Operators -------------------------------------------------------------------------------------------------------
 
-_LINEAR = {
-    *("T", "Transpose", "Permute", "Movedim", "View", "UnsafeView", "ReshapeAlias", "AsStrided", "Expand", "Unsqueeze"),
-    *(
-        "Squeeze",
-        "Slice",
-        "Select",
-        "Split",
-        "SplitWithSizes",
-        "Unbind",
-        "Narrow",
-        "Diagonal",
-        "Cat",
-        "Stack",
-        "Repeat",
-    ),
-    *(
-        "Roll",
-        "Flip",
-        "ToCopy",
-        "Clone",
-        "Alias",
-        "Add",
-        "Sub",
-        "Rsub",
-        "Neg",
-        "Sum",
-        "Mean",
-        "Cumsum",
-        "NativeDropout",
-    ),
-    *(
+_LINEAR = frozenset(
+    MOVES
+    | {"Diagonal", "Repeat", "Roll", "Flip", "Add", "Sub", "Rsub", "Neg", "Sum", "Mean", "Cumsum", "NativeDropout"}
+    | {
         "AvgPool2D",
         "AvgPool3D",
         "AdaptiveAvgPool2D",
@@ -57,17 +30,17 @@ _LINEAR = {
         "MkldnnAdaptiveAvgPool2D",
         "Im2Col",
         "Col2Im",
-    ),
-    *("UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleLinear1D", "UpsampleBilinear2D"),
-    *("PixelShuffle", "ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D", "ReplicationPad2D", "ConstantPadNd"),
-    *("ViewAsReal", "ViewAsComplex", "Real", "FftR2C", "FftC2C", "FftC2R"),
-}
+    }
+    | {"UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleLinear1D", "UpsampleBilinear2D"}
+    | {"PixelShuffle", "ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D", "ReplicationPad2D", "ConstantPadNd"}
+    | {"ViewAsReal", "ViewAsComplex", "Real", "FftR2C", "FftC2C", "FftC2R"}
+)
 """Linear in all that they read together."""
 
 _PRODUCTS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("Mul", "Mm", "Bmm", "Mv", "Linear", "MkldnnLinear"), (0, 1)),
     **dict.fromkeys(("Addmm", "Baddbmm", "Addbmm", "Addmv"), (1, 2)),
-    **dict.fromkeys(("Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution"), (0, 1)),
+    **dict.fromkeys(CONVOLUTIONS, (0, 1)),
 }
 """Linear in each of their factors, which stand at these places."""
 
@@ -152,7 +125,7 @@ def _linear_steps(run: Run) -> list[str]:
     if chain.along == "time":
         return []
     signal = _signal_of(run)
-    readers = consumers_of(run.graph)
+    readers = run.graph.consumers()
     linear = [_is_linear(signal, step.outputs, state) for step, state in zip(chain.steps, chain.cut.states)]
     nonlinear_classes = {type(step.module) for step, is_linear in zip(chain.steps, linear) if not is_linear}
     found = []

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InapplicableError
-from .allocation import allocated_as_nan, as_allocated, named_tensors, refuse_finished
+from .allocation import allocated_as_nan, as_allocated, named_tensors
 from .isolation import derived_seed, seeded
 from .recipe import built
+from .requirements import require_factory
 from .run import Need, Run, Stage
 
 __all__ = ["META_DIFFERENCES"]
@@ -82,7 +83,7 @@ def _call(initialize: Callable[[], object]) -> None:
 
 
 def _differences(run: Run) -> list[str]:
-    refuse_finished(run, "meta_device_differences")
+    require_factory(run, "meta_device_differences")
     with built(run.recipe, run.seed, []) as (model, _):
         usual, ties = named_tensors(model), _ties(model)
     with built(run.recipe, derived_seed(run.seed, "another draw"), []) as (model, _):

@@ -1,12 +1,11 @@
-"""Gradients of the loss on every sample alone, and what their spread says."""
+"""Gradients of the loss on every sample alone."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +16,13 @@ from ..errors import InapplicableError
 from .capture import Loss, evaluate
 from .frames import Frame
 from .gradients import PARAMETER_GRADIENTS
-from .gram import at_once, gram_matrix, pieces
+from .gram import at_once
 from .isolation import derived_seed, generator_state, preserved_model, seeded
 from .recipe import arguments
 from .run import Need, Run, Stage
-from .trees import batch_size, map_tensors, norm, tensors_in
+from .trees import batch_size, is_float, map_tensors, norm, tensors_in
 
-__all__ = ["GRADIENT_GRAM", "GRADIENT_MOMENTS", "PER_SAMPLE", "Moments", "PerSample", "whole"]
+__all__ = ["PER_SAMPLE", "PerSample"]
 
 Gradients = dict[str, Tensor]
 """By parameter, ``(samples, *shape)``."""
@@ -39,7 +38,8 @@ class PerSample:
     of its own. Tensors of inputs and target that have this dimension are cut, all others are handed on.
 
     Raises:
-        InapplicableError: There is no answer: no loss, one sample only, samples that interact, a model that does not run on one alone.
+        InapplicableError: There is no answer: no loss, one sample only, samples that interact, a model that does not run
+            on one alone.
     """
 
     def __init__(self, run: Run) -> None:
@@ -183,7 +183,7 @@ class PerSample:
             inputs, target = self.samples.joined(chosen)
             with preserved_model(self.model), _silent():
                 output, _ = evaluate(self.model, *arguments(inputs), target, self.step.loss)
-            found.append([t.detach() for t in tensors_in(output) if t.is_floating_point() or t.is_complex()])
+            found.append([t.detach() for t in tensors_in(output) if is_float(t)])
         told = [_first_samples_agree(a, b, count, half) for a, b in zip(*found)]
         return None if all(same is None for same in told) else False in told
 
@@ -281,91 +281,3 @@ def _first_samples_agree(a: Tensor, b: Tensor, count: int, half: int) -> bool | 
 
 PER_SAMPLE = Need("per-sample gradients", PerSample, Stage.AGAIN, of=(PARAMETER_GRADIENTS,))
 """Those of the loss on each sample alone."""
-
-
-# What they say ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Of the per-sample gradients of a parameter, or of several, over all entries."""
-
-    mean_square: float
-    """``‖ḡ‖²``, of the mean over samples."""
-    variance: float
-    """``tr Σ = Σ_i ‖g_i − ḡ‖² / (B − 1)``."""
-    samples: int
-    """B."""
-    eps: float
-    """Working precision."""
-
-    @property
-    def agree(self) -> bool:
-        """Whether all samples have the same gradient, up to round-off."""
-        return self.variance <= (ROUND_OFF * self.eps) ** 2 * self.mean_square
-
-
-def whole(moments: Iterable[Moments]) -> Moments:
-    """Return the moments of several parameters' gradients as one vector."""
-    parts = list(moments)
-    return Moments(
-        math.fsum(part.mean_square for part in parts),
-        math.fsum(part.variance for part in parts),
-        max((part.samples for part in parts), default=0),
-        max((part.eps for part in parts), default=0.0),
-    )
-
-
-class _Accumulated:
-    """Sums of what differs from the first sample's gradient, so that equal gradients have no variance at all."""
-
-    def __init__(self, reference: Tensor) -> None:
-        self.reference = reference.clone()
-        self.eps = torch.finfo(reference.dtype).eps
-        self.sums: list[Tensor] = []
-        self.squares, self.samples = 0.0, 0
-
-    def add(self, gradients: Tensor) -> None:
-        """Take in gradients ``(samples, *shape)``."""
-        self.samples += len(gradients)
-        for number, (piece, reference) in enumerate(zip(pieces(gradients), pieces(self.reference))):
-            differences = piece - reference
-            self.squares += float(differences.square().sum())
-            if number == len(self.sums):
-                self.sums.append(torch.zeros_like(differences[0]))
-            self.sums[number] += differences.sum(dim=0)
-
-    def moments(self) -> Moments:
-        """Return what the sums come to."""
-        count = self.samples
-        of_sums = sum(float(total.square().sum()) for total in self.sums)
-        means = (ref[0] + total / count for ref, total in zip(pieces(self.reference), self.sums))
-        mean_square = sum(float(mean.square().sum()) for mean in means)
-        variance = max(self.squares - of_sums / count, 0.0) / (count - 1) if math.isfinite(self.squares) else math.nan
-        return Moments(mean_square, variance, count, self.eps)
-
-
-def _moments(run: Run) -> dict[str, Moments]:
-    found: dict[str, _Accumulated] = {}
-    for gradients in run[PER_SAMPLE].chunks():
-        for name, gradient in gradients.items():
-            found.setdefault(name, _Accumulated(gradient[:1])).add(gradient)
-    return {name: accumulated.moments() for name, accumulated in found.items()}
-
-
-GRADIENT_MOMENTS = Need("moments of per-sample gradients", _moments, Stage.AGAIN, of=(PER_SAMPLE,))
-"""By parameter, of those that the loss depends on."""
-
-
-def _gram(run: Run) -> Tensor:
-    samples = run[PER_SAMPLE]
-    if not samples.parameters:
-        return torch.zeros(len(samples.samples), len(samples.samples), dtype=torch.float64, device="cpu")
-    rows = lambda first, last: list(samples.gradients(first, last).values())  # noqa: E731
-    K = gram_matrix(rows, len(samples.samples), samples.size)
-    samples.require_mean_or_sum()
-    return K
-
-
-GRADIENT_GRAM = Need("inner products of per-sample gradients", _gram, Stage.AGAIN, of=(PER_SAMPLE,))
-"""``g_i · g_j`` over all parameters, ``(samples, samples)`` in float64."""

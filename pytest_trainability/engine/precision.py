@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from ..errors import InapplicableError
 from .capture import Edge, Recorder
+from .gradients import trainable_parameters
+from .requirements import require_loss
 from .run import Need, Run
+from .trees import as_real, stored_values
 
 __all__ = [
     "GRADIENT_ENTRIES",
@@ -130,14 +132,9 @@ def entries(gradient: Tensor, *, exponent: int = 0, known: Tensor | None = None)
 
 def _numbers(tensor: Tensor) -> tuple[Tensor, int]:
     """Return the real numbers ``(n,)``, in float32 at least, and how many there are; of a sparse tensor the stored ones."""
-    number = tensor.numel()
-    tensor = tensor.detach()
-    if tensor.is_sparse:
-        tensor = tensor.coalesce().values()
-    if tensor.is_complex():
-        tensor, number = torch.view_as_real(tensor.resolve_conj()), 2 * number
-    values = tensor if tensor.dtype in {torch.float32, torch.float64} else tensor.float()
-    return values.flatten(), number
+    number = tensor.numel() * (2 if tensor.is_complex() else 1)
+    values = as_real(stored_values(tensor))
+    return (values if values.dtype == torch.float64 else values.float()).flatten(), number
 
 
 def _at_least(values: Tensor, bound: float, exponent: int = 0) -> int:
@@ -152,16 +149,12 @@ chain's first layers float32 itself leaves nothing."""
 
 
 def _gradient_entries(run: Run) -> dict[str, Entries]:
-    if run.record.loss is None:
-        msg = (
-            "underflow_fraction and smallest_loss_scale need a loss: without one gradients have no size of their own. Hand one "
-            f"in: loss=F.cross_entropy with target=.... {type(run.record.model).__name__} was run without one."
-        )
-        raise InapplicableError(msg)
+    # Without one gradients have no size of their own.
+    loss = require_loss(run, "underflow_fraction", "smallest_loss_scale")
     found = _counted(run, exponent=0)
-    lost = [name for name, of_it in found.items() if of_it.nonzero == 0 and of_it.undefined == 0]
+    lost = [name for name, counted in found.items() if counted.nonzero == 0 and counted.undefined == 0]
     if lost:
-        again = _counted(run, exponent=_LOST[run.record.loss.dtype])
+        again = _counted(run, exponent=_LOST[loss.dtype])
         # Where the scale itself overflows, what it shows is no gradient.
         found |= {
             name: again[name] for name in lost if not again[name].undefined and math.isfinite(again[name].largest)
@@ -177,11 +170,11 @@ def _counted(run: Run, *, exponent: int) -> dict[str, Entries]:
     """Run the backward pass from the loss times ``2^exponent``, in the types of the model, and count what arrives."""
     gradients = _backward(run, 2.0**exponent)
     counted = {wanted: entries(g, exponent=exponent) for wanted, g in gradients.items()}
-    if any(of_it.flushed(FLOAT16.underflow) for of_it in counted.values()):
+    if any(gradient.flushed(FLOAT16.underflow) for gradient in counted.values()):
         known = _more_than_round_off(run, gradients, 2.0**exponent)
         counted = {wanted: entries(g, exponent=exponent, known=known[wanted]) for wanted, g in gradients.items()}
-    of_edges = {wanted: of_it for wanted, of_it in counted.items() if not isinstance(wanted, str)}
-    of_parameters = {wanted: of_it for wanted, of_it in counted.items() if isinstance(wanted, str)}
+    of_edges = {edge: part for edge, part in counted.items() if not isinstance(edge, str)}
+    of_parameters = {name: part for name, part in counted.items() if isinstance(name, str)}
     return of_parameters | dict(_of_states(run, of_edges))
 
 
@@ -189,7 +182,7 @@ def _backward(run: Run, factor: float) -> dict[str | Edge, Tensor]:
     """Return the gradients of the loss times a factor, by parameter name and by edge of a state, where there is one."""
     loss = run.record.loss
     assert loss is not None
-    parameters = {name: p for name, p in run.record.model.named_parameters() if p.requires_grad}
+    parameters = trainable_parameters(run.record.model)
     edges = list(dict.fromkeys(edge for state in run.chain.cut.states for edge in state))
     wanted: list[Any] = [*parameters.values(), *(GradientEdge(*edge) for edge in edges)]
     seed = torch.full_like(loss, factor)
@@ -289,11 +282,11 @@ def underflow_fractions(run: Run) -> dict[str, float]:
     """
     return {
         f"{half.name} gradient of {name}": (
-            math.nan if of_it.undefined else of_it.flushed(half.underflow) / of_it.nonzero
+            math.nan if counted.undefined else counted.flushed(half.underflow) / counted.nonzero
         )
         for half in FORMATS
-        for name, of_it in run[GRADIENT_ENTRIES].items()
-        if of_it.nonzero or of_it.undefined
+        for name, counted in run[GRADIENT_ENTRIES].items()
+        if counted.nonzero or counted.undefined
     }
 
 
@@ -303,8 +296,8 @@ def overflow_fractions(run: Run) -> dict[str, float]:
     states = {n: run[STATE_ENTRIES].fractions(state) for n, state in zip(state_names(run), run.chain.cut.states)}
     found = {}
     for number, half in enumerate(FORMATS):
-        for name, of_it in gradients.items():
-            share = math.nan if of_it.undefined else of_it.overflowing[number] / of_it.number
+        for name, counted in gradients.items():
+            share = math.nan if counted.undefined else counted.overflowing[number] / counted.number
             found[f"{half.name} gradient of {name}"] = share
         found |= {f"{half.name} {name}": shares[half.name] for name, shares in states.items() if shares}
     return found
@@ -323,12 +316,12 @@ def loss_scale(found: Iterable[Entries]) -> float:
         1 where none is needed, ``inf`` where there is none, NaN where a gradient is infinite or NaN as it is.
     """
     lowest, highest = -math.inf, float(_LARGEST_SCALE)
-    for of_it in found:
-        if of_it.undefined or math.isinf(of_it.largest):
+    for counted in found:
+        if counted.undefined or math.isinf(counted.largest):
             return math.nan
-        if of_it.nonzero:
-            lowest = max(lowest, FLOAT16.underflow - of_it.smallest_kept(TOLERATED))
-            fraction, power = math.frexp(of_it.largest)
+        if counted.nonzero:
+            lowest = max(lowest, FLOAT16.underflow - counted.smallest_kept(TOLERATED))
+            fraction, power = math.frexp(counted.largest)
             room = FLOAT16.highest - power
             highest = min(highest, room - (fraction >= math.ldexp(FLOAT16.overflow, -FLOAT16.highest)))
     if lowest > highest:

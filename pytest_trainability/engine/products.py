@@ -15,9 +15,18 @@ from ..errors import ModelError
 from .capture import Edge, edge_of
 from .chain import Chain
 from .hooks import past_hooks, through_hooks
-from .isolation import derived_seed
+from .isolation import generator_of
 
-__all__ = ["Columns", "barrier", "loss_cotangent", "pull_back", "random_cotangents"]
+__all__ = [
+    "Columns",
+    "backward",
+    "barrier",
+    "gaussian_state",
+    "loss_cotangent",
+    "pull_back",
+    "quiet_batching",
+    "random_cotangents",
+]
 
 Columns = list["Tensor | None"]
 """Cotangents of one state: one tensor per edge, ``(k, *shape)`` for k of them; None is zero."""
@@ -97,23 +106,42 @@ def _products(
 def _one_call(
     outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Sequence[Tensor], hooked: frozenset[Edge]
 ) -> list[Tensor | None]:
-    batched = len(columns[0]) > 1
-    with barrier(inputs) as passed, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(batching rule|performance drop|vmap).*")
-        found = torch.autograd.grad(
-            [GradientEdge(*edge) for edge in outputs],
-            [GradientEdge(*edge) for edge in inputs],
-            list(columns) if batched else [column[0] for column in columns],
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
+    with barrier(inputs) as passed:
+        products = backward(
+            [GradientEdge(*edge) for edge in outputs], [GradientEdge(*edge) for edge in inputs], columns
         )
-    products: list[Tensor | None] = [g if g is None or batched else g.unsqueeze(0) for g in found]
     for i, (edge, product) in enumerate(zip(inputs, products)):
         # Where autograd runs on through an input, it collects the gradient in front of the hooks, else behind them.
         if product is not None and edge in hooked and edge[0] in passed:
             products[i] = torch.stack([through_hooks(edge, column) for column in product])
     return products
+
+
+def backward(
+    outputs: Sequence[Tensor] | Sequence[GradientEdge],
+    inputs: Sequence[Tensor] | Sequence[GradientEdge],
+    columns: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Carry k cotangents of some outputs, ``(k, *shape)`` each, to the inputs in one backward pass, which keeps the graph."""
+    batched = len(columns[0]) > 1
+    with quiet_batching():
+        found = torch.autograd.grad(
+            outputs,
+            inputs,
+            list(columns) if batched else [column[0] for column in columns],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    return [g if g is None or batched else g.to_dense().unsqueeze(0) for g in found]
+
+
+@contextmanager
+def quiet_batching() -> Iterator[None]:
+    """Keep to itself that an operator is batched slowly."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(batching rule|performance drop|vmap).*")
+        yield
 
 
 @contextmanager
@@ -151,15 +179,18 @@ def random_cotangents(chain: Chain, count: int, seed: int) -> Columns:
 
     The first k columns are the same whichever number is drawn, on every device and, up to rounding, in every type.
     """
-    shapes, devices = chain.shapes(len(chain)), chain.devices(len(chain))
-    columns: list[list[Tensor]] = [[] for _ in shapes]
-    for number in range(count):
-        generator = torch.Generator("cpu").manual_seed(derived_seed(seed, f"cotangent {number}"))
-        for found, (shape, dtype), device in zip(columns, shapes, devices):
-            drawn = torch.complex64 if dtype.is_complex else torch.float32
-            column = torch.randn(shape, generator=generator, dtype=drawn, device="cpu")
-            found.append(column.to(device=device, dtype=dtype))
-    return [torch.stack(found) for found in columns]
+    drawn = [gaussian_state(chain, len(chain), generator_of(seed, f"cotangent {number}")) for number in range(count)]
+    return [torch.stack(columns) for columns in zip(*drawn)]
+
+
+def gaussian_state(chain: Chain, index: int, generator: torch.Generator) -> list[Tensor]:
+    """Draw one Gaussian cotangent of state ``index``, 0 … L: in single precision on the CPU, whatever its type and device."""
+    found = []
+    for (shape, dtype), device in zip(chain.shapes(index), chain.devices(index)):
+        single = torch.complex64 if dtype.is_complex else torch.float32
+        column = torch.randn(shape, generator=generator, dtype=single, device="cpu")
+        found.append(column.to(device=device, dtype=dtype))
+    return found
 
 
 def loss_cotangent(chain: Chain, loss: Tensor) -> Columns:

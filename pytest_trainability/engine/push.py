@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +11,8 @@ from torch.autograd.graph import GradientEdge
 from ..errors import CutError
 from .capture import Edge
 from .chain import Chain
-from .products import Columns, barrier
+from .graph import zeros_at
+from .products import Columns, barrier, quiet_batching
 
 __all__ = ["push_forward"]
 
@@ -54,7 +54,7 @@ def push_forward(chain: Chain, index: int, columns: Columns) -> Columns:
 
 
 def _tangents(outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Columns) -> list[Tensor | None]:
-    cotangents = [_zeros(edge) for edge in outputs]
+    cotangents = [zeros_at(edge).requires_grad_() for edge in outputs]
     with barrier(inputs):
         products = torch.autograd.grad(
             [GradientEdge(*edge) for edge in outputs],
@@ -82,19 +82,12 @@ def _tangents(outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Columns)
 def _differentiated(
     roots: Sequence[Tensor], cotangents: Sequence[Tensor], carried: Sequence[Tensor], *, batched: bool = False
 ) -> list[Tensor | None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(batching rule|performance drop|vmap).*")
+    with quiet_batching():
         return list(
             torch.autograd.grad(
                 roots, cotangents, carried, retain_graph=True, allow_unused=True, is_grads_batched=batched
             )
         )
-
-
-def _zeros(edge: Edge) -> Tensor:
-    node, number = edge
-    entry = node._input_metadata[number]
-    return torch.zeros(tuple(entry.shape), dtype=entry.dtype, device=entry.device, requires_grad=True)
 
 
 def _without_hooks(chain: Chain, index: int) -> None:

@@ -17,7 +17,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from ..errors import ModelError, TrainabilityError, UsageError
 from .capture import Capture, Instrument, Loss, capture
-from .isolation import derived_seed, generator_state, preserved_model, seeded, uncompiled
+from .isolation import derived_seed, generator_of, generator_state, preserved_model, seeded, uncompiled
 from .steps import StepChoice
 from .trees import is_empty, map_tensors, tensors_in, to_tensor_like
 
@@ -64,7 +64,7 @@ class Recipe:
     optimizer: OptimizerFactory | None = None
     """Makes the optimizer of the parameters it is given."""
     classes: int | None = None
-    """How many there are to choose from; None to find it out from the output."""
+    """How many there are to choose from; None to find it out from the loss."""
 
     def of(self, model: nn.Module) -> Recipe:
         """Return the recipe with what is to be found out from the model: how it is cut."""
@@ -115,6 +115,9 @@ def built(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) -> 
     """
     drawn = b""
     with ExitStack() as stack:
+        if isinstance(recipe.loss, nn.Module):
+            # A loss may keep statistics of its own.
+            stack.enter_context(preserved_model(recipe.loss))
         if isinstance(recipe.model, nn.Module):
             model = recipe.model
             _refuse_unmaterialized(model, fixed=True)
@@ -262,7 +265,7 @@ def _without_own_frames(error: Exception) -> Exception:
 
 def _inputs(recipe: Recipe, seed: int, device: torch.device | None) -> tuple[Any, Any]:
     seeded(derived_seed(seed, "inputs"))
-    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "inputs"))
+    generator = generator_of(seed, "inputs")
 
     def made(given: Any, what: str) -> Any:
         if callable(given) and not isinstance(given, (Tensor, Mapping)):

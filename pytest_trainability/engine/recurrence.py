@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ from .capture import Call, Capture, Edge, Recorder, edge_of, unique, with_gradie
 from .chain import Chain, call_name, inner_eps
 from .graph import Graph
 from .hooks import hooked_edges
-from .trees import carries_gradient
+from .trees import carries_gradient, is_float
 
 __all__ = ["Recurrence", "chain_along", "choose_recurrence", "find_recurrences", "initial_states"]
 
@@ -59,23 +59,17 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
             return None
         copies = handed[module] = []
 
-        def given(tree: Any) -> Any:
-            # Lists and dictionaries are left alone: a step may put its new state there.
-            if isinstance(tree, tuple):
-                items = [given(item) for item in tree]
-                return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
-            if not isinstance(tree, torch.Tensor) or carries_gradient(tree):
-                return tree
-            if not (tree.is_floating_point() or tree.is_complex()):
-                return tree
-            copy = with_gradient(tree)
-            copies.append((tree, copy, copy._version, copy.grad_fn))
+        def given(tensor: torch.Tensor) -> torch.Tensor:
+            if carries_gradient(tensor) or not is_float(tensor):
+                return tensor
+            copy = with_gradient(tensor)
+            copies.append((tensor, copy, copy._version, copy.grad_fn))
             record.given.add(edge_of(copy))
             return copy
 
         if isinstance(module, nn.RNNCellBase):
             args, kwargs = _with_initial_state(module, args, kwargs)
-        return given(args), {name: given(value) for name, value in kwargs.items()}
+        return _changed(args, given), {name: _changed(value, given) for name, value in kwargs.items()}
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # A step may write its new state into the tensor that it was given.
@@ -95,6 +89,14 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _changed(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Change the tensors in nested tuples; lists and dictionaries are left alone: a step may put its new state there."""
+    if isinstance(tree, tuple):
+        items = [_changed(item, change) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    return change(tree) if isinstance(tree, torch.Tensor) else tree
 
 
 def _with_initial_state(

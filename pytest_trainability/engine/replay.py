@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .capture import Capture, Loss, evaluate
-from .gradients import functional
+from .gradients import functional, trainable_parameters
 from .isolation import derived_seed, seeded
 from .recipe import arguments
 from .run import Run
@@ -33,9 +33,7 @@ class Objective:
 
     def __init__(self, record: Capture, loss: Loss | None, seed: int) -> None:
         self.model: nn.Module = record.model
-        self.parameters: dict[str, nn.Parameter] = {
-            name: p for name, p in self.model.named_parameters() if p.requires_grad
-        }
+        self.parameters = trainable_parameters(self.model)
         self.inputs, self.target = record.inputs, record.target
         self.loss = loss
         self.seed = seed
@@ -59,11 +57,15 @@ class Objective:
             value = torch.stack([(root * weight).sum() for root, weight in zip(roots, weights)]).sum()
         return value
 
-    def gradients(self, *, create_graph: bool = False) -> dict[str, Tensor | None]:
-        """Run the model and differentiate the loss by every trainable parameter; None where no path leads to it."""
-        found = torch.autograd.grad(
-            self(), list(self.parameters.values()), create_graph=create_graph, allow_unused=True
-        )
+    def gradients(self, loss: Tensor | None = None, *, create_graph: bool = False) -> dict[str, Tensor | None]:
+        """Differentiate the loss by every trainable parameter; None where no path leads to it.
+
+        Args:
+            loss: What an evaluation has returned; the model is run unless given.
+            create_graph: Whether the gradients are to be differentiated again.
+        """
+        loss = self() if loss is None else loss
+        found = torch.autograd.grad(loss, list(self.parameters.values()), create_graph=create_graph, allow_unused=True)
         return dict(zip(self.parameters, found))
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .attention import numbered
 from .capture import Recorder
 from .run import Need, Run
 from .trees import carries_gradient, tensors_in
+from .watching import FunctionWatch, numbered
 
 __all__ = ["EXPERT_USAGE", "usage_entropy"]
 
@@ -56,7 +54,7 @@ def usage_entropy(counts: Tensor) -> float:
     return abs(entropy) / math.log(len(counts)) if shares else math.nan
 
 
-class _Watching(TorchFunctionMode):
+class _Routers(FunctionWatch):
     """Follows the scores of experts to the choice that is made by them, and that choice to where it steers the signal.
 
     Scores come out of a layer with as many outputs as there are experts, and are handed on by everything that keeps these last. A
@@ -66,19 +64,15 @@ class _Watching(TorchFunctionMode):
     """
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+        super().__init__(recorder)
         self.found: list[_Scores] = []
-        self._recorder = recorder
         self._scores = WeakTensorKeyDictionary()
         self._chosen = WeakTensorKeyDictionary()
         """What follows from a choice and carries no gradient."""
         self._values = WeakTensorKeyDictionary()
         """Scores that were chosen, and what is no larger than all scores and computed from them."""
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         with torch._C.DisableTorchFunction():
@@ -106,13 +100,9 @@ class _Watching(TorchFunctionMode):
             # All experts are chosen: their order is no choice.
             return
         counts = torch.bincount(indices.detach().flatten(), minlength=scores.shape[-1])
-        self._chosen[indices] = _Choice(self._path(), counts, self._scores[scores])
+        self._chosen[indices] = _Choice(self.path, counts, self._scores[scores])
         if values is not None:
             self._values[values] = self._scores[scores], scores.numel()
-
-    def _path(self) -> str:
-        call = self._recorder.running[-1] if self._recorder.running else None
-        return (call.path or type(call.module).__name__) if call is not None else "loss"
 
     def _follow(self, name: str, operands: Sequence[Tensor], result: Any) -> None:
         results = list(tensors_in(result))
@@ -161,18 +151,12 @@ class _Watching(TorchFunctionMode):
                 self.found.append(choice.scores)
 
 
-@contextmanager
-def _watching(recorder: Recorder) -> Iterator[list[_Scores]]:
-    with _Watching(recorder) as mode:
-        yield mode.found
-
-
 def _usage(run: Run) -> dict[str, float]:
-    found: list[_Scores] = run.record.watched[_watching]
+    found: list[_Scores] = run.record.watched[_Routers].found
     choices = [scores.choice for scores in found if scores.gated and scores.choice is not None]
     names = numbered([choice.path for choice in choices])
     return {name: usage_entropy(choice.counts) for name, choice in zip(names, choices)}
 
 
-EXPERT_USAGE = Need("expert usage", _usage, instruments=(_watching,))
+EXPERT_USAGE = Need("expert usage", _usage, instruments=(_Routers,))
 """Normalized entropy of how often each expert is chosen, by router, in program order."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Generic, TypeVar
+
+from torch import nn
 
 from ..errors import TrainabilityError
 from .capture import Capture, Instrument
@@ -76,8 +78,11 @@ class Run:
             if need.stage < self._stage:
                 msg = f"a measure must name what it needs: {need.name!r} is asked for when the run's graph is gone."
                 raise LookupError(msg)
-            again = need.stage is Stage.AGAIN
-            with preserved_model(self.record.model) if again else nullcontext(), preserved_world():
+            with ExitStack() as stack:
+                stack.enter_context(preserved_world())
+                for module in (self.record.model, self.recipe.loss) if need.stage is Stage.AGAIN else ():
+                    if isinstance(module, nn.Module):
+                        stack.enter_context(preserved_model(module))
                 self.found[need] = need.provide(self)
         found: _Found = self.found[need]
         return found

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from .capture import Edge, Recorder
 from .channels import Layout
+from .frames import Frame, divisions
 from .run import Need, Run
-from .trees import batch_size
+from .trees import as_float64, as_real, batch_size
 
 __all__ = ["SIMILARITIES", "mean_cosine"]
 
@@ -34,7 +35,7 @@ def mean_cosine(vectors: Tensor) -> float:
     Returns:
         From ``-1 / (n - 1)`` to 1; NaN where no set has two vectors with a direction, or where one is not finite.
     """
-    wide = (vectors.cpu() if vectors.device.type == "mps" else vectors).double()
+    wide = as_float64(vectors)
     if vectors.dtype == torch.float64:
         # The square of 1e-200 vanishes; no other type goes as far.
         largest = wide.abs().amax(dim=2, keepdim=True)
@@ -65,7 +66,7 @@ class Similarities:
         if values.layout is not torch.strided or values.dim() < 2 or values.numel() == 0:
             return
         if values.is_complex():
-            values = torch.view_as_real(values).flatten(-2)
+            values = as_real(values).flatten(-2)
         self.batch = self.batch or len(values)
         # The second dimension may be that of samples: of (tokens, samples, channels), of (layers, samples, units).
         axes = (0, 1) if values.dim() == 3 or values.shape[1] == self.batch else (0,)
@@ -104,19 +105,15 @@ def _watching(recorder: Recorder) -> Iterator[Similarities]:
         handle.remove()
 
 
-def _samples(run: Run) -> tuple[int, int | None] | None:
-    """Return how many samples there are and along which dimension, as a frame does; None where states are not made of samples."""
+def _division(run: Run) -> Frame | None:
+    """Return how states are made of samples, whether these interact or not; None where they are not."""
     if run.frame.samples > 1:
-        return run.frame.samples, run.frame.axis
+        return run.frame
     batch = batch_size(run.record.inputs)
     states = [shape for index in range(len(run.chain) + 1) for shape, _ in run.chain.shapes(index)]
     # A loss on the way is no vector.
     shapes = [shape for shape in states if len(shape) > 1]
-    if batch is not None and shapes and all(shape[0] % batch == 0 for shape in shapes):
-        return batch, 0
-    if batch is not None and shapes and all(shape[1] == batch for shape in shapes):
-        return batch, 1
-    return None
+    return next(divisions(shapes, batch), None) if batch is not None and shapes else None
 
 
 def _are_channels_last(run: Run) -> dict[Edge, bool]:
@@ -139,10 +136,10 @@ def _are_channels_last(run: Run) -> dict[Edge, bool]:
 
 def _similarities(run: Run) -> dict[str, float]:
     watched: Similarities = run.record.watched[_watching]
-    samples = _samples(run)
-    if samples is None:
+    division = _division(run)
+    if division is None:
         return {}
-    number, axis = samples
+    number, axis = division.samples, division.axis
     channels_last = _are_channels_last(run) if run.chain.along == "depth" else {}
     result = {}
     for index, name in enumerate(("input", *run.chain.names)):

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ..errors import CutError
 from .chain import Chain
-from .frames import Frame, as_columns, as_rows, dimensions
+from .frames import Frame, acting, as_columns, as_rows, dimensions, factorized_on
 from .graded import Graded, log_singular_values
-from .isolation import derived_seed
+from .isolation import generator_of
 from .lanczos import bidiagonalize, spread_of_squares
-from .products import Columns, pull_back
+from .products import pull_back
 from .push import push_forward
 from .replay import twice_differentiable
 from .run import Need, Run
-from .sweep import Sweep, is_round_off, usual_number, working_precision
+from .sweep import is_round_off, usual_number, working_precision
 
 __all__ = ["SINGULAR_VALUES", "SingularValues", "singular_values"]
 
@@ -120,8 +120,7 @@ class _Product:
 
     @property
     def device(self) -> torch.device:
-        device = self.chain.devices(0)[0]
-        return device if device.type in {"cpu", "cuda"} else torch.device("cpu")
+        return factorized_on(self.chain.devices(0)[0])
 
     def order(self, *, forward: bool) -> Sequence[int]:
         """Return the numbers of the segments in the order in which they are applied."""
@@ -136,14 +135,9 @@ class _Product:
             padded[: self.samples] = part
             columns = as_columns(self.chain, self.frame, before, padded)
             found = (push_forward if forward else pull_back)(self.chain, index, columns)
-            parts.append(self._rows(after, found, part.shape[1])[: self.samples].to(self.device))
+            images = as_rows(self.chain, self.frame, after, found, count=part.shape[1], dtype=torch.float64)
+            parts.append(images[: self.samples].to(self.device))
         return torch.cat(parts, dim=1)
-
-    def _rows(self, index: int, columns: Columns, count: int) -> Tensor:
-        if all(column is None for column in columns):
-            size = dimensions(self.chain, self.frame, index)
-            return torch.zeros(self.frame.samples, count, size, dtype=torch.float64, device=self.device)
-        return as_rows(self.chain, self.frame, index, columns, dtype=torch.float64)
 
     def apply(self, rows: Tensor, *, forward: bool) -> tuple[Tensor, Tensor]:
         """Apply ``J`` or ``Jᵀ``; return unit vectors, and the logarithms of the factors ``(samples, k)``."""
@@ -159,19 +153,16 @@ class _Product:
         """Return the part of what a segment makes of a vector that may be round-off."""
         return working_precision(self.chain.epsilon(index), size)
 
-    def draw(self, count: int, seed: int, index: int | None = None) -> Tensor:
+    def draw(self, count: int, seed: int, purpose: str, index: int | None = None) -> Tensor:
         """Draw Gaussian vectors of a state, by default of where it begins; the same for every trajectory."""
         size = self.size if index is None else dimensions(self.chain, self.frame, index)
-        generator = torch.Generator("cpu").manual_seed(seed)
-        drawn = torch.randn(count, size, generator=generator, dtype=torch.float64, device="cpu")
+        drawn = torch.randn(count, size, generator=generator_of(seed, purpose), dtype=torch.float64, device="cpu")
         return drawn.to(self.device).expand(self.samples, count, size)
 
     def time(self) -> Tensor:
         """Return how many steps act on each trajectory, or how long they last."""
-        durations = torch.tensor(self.chain.durations or [1.0] * len(self.chain), dtype=torch.float64, device="cpu")
-        shape = (len(self.chain), self.frame.samples, 1)
-        taken = Sweep(torch.zeros(shape, device="cpu"), self.frame).taken(self.chain)
-        return (taken * durations[:, None]).sum(dim=0)[: self.samples]
+        spans = torch.tensor(self.chain.spans, dtype=torch.float64, device="cpu")
+        return (acting(self.chain, self.frame) * spans[:, None]).sum(dim=0)[: self.samples]
 
 
 def _product_of(chain: Chain, frame: Frame, samples: int, *, forward: bool) -> _Product:
@@ -201,7 +192,7 @@ def _triangular(product: _Product, seed: int) -> Graded:
 
     Source: Demmel, Dumitriu & Holtz, Numer. Math. 108, 59 (2007), for rank from a random basis and QR without pivoting.
     """
-    drawn = product.draw(product.size, derived_seed(seed, "basis"))
+    drawn = product.draw(product.size, seed, "basis")
     Q = torch.linalg.qr(drawn[0].mT).Q.mT.expand_as(drawn)
     if product.forward:
         _check_adjoint(product, seed)
@@ -259,7 +250,7 @@ def _cut_to_rank(basis: Tensor, R: Tensor, least: float) -> tuple[Tensor, Tensor
 
 
 def _extreme(product: _Product, seed: int, wanted: int) -> SingularValues:
-    start = product.draw(wanted, derived_seed(seed, "singular vectors"))
+    start = product.draw(wanted, seed, "singular vectors")
     start = start / torch.linalg.vector_norm(start, dim=2, keepdim=True)
     _check_adjoint(product, seed)
     scale = product.apply(start, forward=product.forward)[1].amax(dim=1)
@@ -275,7 +266,7 @@ def _extreme(product: _Product, seed: int, wanted: int) -> SingularValues:
     if not bool(scale.isfinite().all()):
         return _unknown(product, wanted)
     found = bidiagonalize(there, back, start, wanted, tolerance=TOLERANCE, noise=noise, limit=BLOCKS)
-    draw: Callable[[int], Tensor] = lambda attempt: product.draw(PROBES, derived_seed(seed, f"probes {attempt}"))  # noqa: E731
+    draw: Callable[[int], Tensor] = lambda attempt: product.draw(PROBES, seed, f"probes {attempt}")  # noqa: E731
     spread = spread_of_squares(there, back, found, draw, attempts=ATTEMPTS)
     smallest = found.smallest.log() + scale
     rank = torch.where(smallest.isnan(), math.nan, float(product.count))
@@ -296,8 +287,8 @@ def _check_adjoint(product: _Product, seed: int) -> None:
     A backward pass that leaves autograd (numpy, ``.detach()``) loses its derivative without a word.
     """
     for index in product.order(forward=True):
-        v = product.draw(1, derived_seed(seed, "tangent"), index - 1)
-        u = product.draw(1, derived_seed(seed, "probe"), index)
+        v = product.draw(1, seed, "tangent", index - 1)
+        u = product.draw(1, seed, "probe", index)
         back = product.step(index, u, forward=False)
         difference = (product.step(index, v, forward=True) * u).sum(dim=2) - (back * v).sum(dim=2)
         allowed = (1e-3 + 16 * product.chain.epsilon(index)) * torch.linalg.vector_norm(back, dim=2)

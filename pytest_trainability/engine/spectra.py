@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .chain import Chain
-from .frames import Frame
-from .isolation import derived_seed
-from .products import Columns, pull_back
+from .frames import Frame, as_columns, as_rows, dimensions
+from .isolation import generator_of
+from .products import pull_back
 from .run import Need
 
 __all__ = ["SPECTRAL_RADII", "spectral_radii"]
@@ -51,7 +51,7 @@ SPECTRAL_RADII = Need("spectral radii", lambda run: spectral_radii(run.chain, ru
 
 
 def _radius(chain: Chain, frame: Frame, index: int, order: Sequence[int], seed: int) -> float:
-    size = sum(math.prod(shape) for shape, _ in chain.shapes(index)) // frame.samples
+    size = dimensions(chain, frame, index)
     # The first samples are those that a packed sequence's step acts on.
     active = chain.active[index - 1] if chain.active else None
     samples = min(frame.samples, active or frame.samples, 4 if size <= LARGE else 1)
@@ -64,10 +64,10 @@ def _radius(chain: Chain, frame: Frame, index: int, order: Sequence[int], seed: 
 
 def _dense(chain: Chain, frame: Frame, index: int, order: Sequence[int], size: int, samples: int) -> list[float]:
     """Return the spectral radius of the first trajectories' Jacobians, from all their columns."""
-    parts = []
-    for units in torch.eye(size, device="cpu").chunk(-(-size // 64)):
-        columns = _columns(chain, frame, index, units.expand(frame.samples, *units.shape))
-        parts.append(_rows(chain, frame, index - 1, order, pull_back(chain, index, columns), len(units))[:samples])
+    parts = [
+        _pulled_back(chain, frame, index, order, units.expand(frame.samples, *units.shape))[:samples]
+        for units in torch.eye(size, device="cpu").chunk(-(-size // 64))
+    ]
     # Of what is not finite LAPACK would look for eigenvalues for ever.
     return [
         float(torch.linalg.eigvals(jacobian).abs().max()) if bool(jacobian.isfinite().all()) else math.nan
@@ -81,10 +81,9 @@ def _iterated(chain: Chain, frame: Frame, index: int, order: Sequence[int], size
     def apply(vector: Any) -> Any:
         rows = torch.zeros(frame.samples, 1, size, dtype=torch.float64, device="cpu")
         rows[sample, 0] = torch.from_numpy(vector.reshape(-1))
-        found = pull_back(chain, index, _columns(chain, frame, index, rows))
-        return _rows(chain, frame, index - 1, order, found, 1)[sample, 0].numpy()
+        return _pulled_back(chain, frame, index, order, rows)[sample, 0].numpy()
 
-    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "eigenvector"))
+    generator = generator_of(seed, "eigenvector")
     start = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").numpy()
     image = torch.from_numpy(apply(start))
     if not bool(image.isfinite().all()):
@@ -101,27 +100,9 @@ def _iterated(chain: Chain, frame: Frame, index: int, order: Sequence[int], size
     return float(abs(values).max())
 
 
-def _columns(chain: Chain, frame: Frame, index: int, rows: Tensor) -> Columns:
-    """Turn vectors ``(samples, k, size)`` into cotangents of a state."""
-    columns: Columns = []
-    done = 0
-    for (shape, dtype), device in zip(chain.shapes(index), chain.devices(index)):
-        size = math.prod(shape) // frame.samples
-        columns.append(frame.restore(rows[:, :, done : done + size], shape).to(device=device, dtype=dtype))
-        done += size
-    return columns
-
-
-def _rows(
-    chain: Chain, frame: Frame, index: int, order: Sequence[int], columns: Sequence[Tensor | None], count: int
-) -> Tensor:
-    """Undo :func:`_columns`, with the state's tensors in the given order, in float64 on the CPU; zero for no gradient."""
-    parts = []
-    shapes = chain.shapes(index)
-    for column, (shape, _) in ((columns[i], shapes[i]) for i in order):
-        size = math.prod(shape) // frame.samples
-        if column is None:
-            parts.append(torch.zeros(frame.samples, count, size, dtype=torch.float64, device="cpu"))
-        else:
-            parts.append(frame.rows(column).double().cpu())
-    return torch.cat(parts, dim=2)
+def _pulled_back(chain: Chain, frame: Frame, index: int, order: Sequence[int], rows: Tensor) -> Tensor:
+    """Apply ``J_lᵀ`` to vectors ``(samples, k, n)``; the tensors of the state before are put in the order of those after."""
+    found = pull_back(chain, index, as_columns(chain, frame, index, rows))
+    # In that order they have the shapes of the state after.
+    ordered = [found[i] for i in order]
+    return as_rows(chain, frame, index, ordered, count=rows.shape[1], dtype=torch.float64).cpu()

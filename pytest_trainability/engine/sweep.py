@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import UsageError
 from .chain import Chain
-from .frames import Frame, as_columns, as_rows, dimensions
-from .products import Columns, pull_back
+from .frames import Frame, acting, as_columns, as_rows, dimensions
+from .products import Columns, gaussian_state, pull_back
 
 __all__ = ["Sweep", "is_round_off", "sweep", "usual_number", "walk", "working_precision"]
 
@@ -41,10 +41,10 @@ class Sweep:
         Returns:
             Of shape ``(L, samples, k)``; ``-inf`` from where a column vanishes on, NaN where nothing counts yet.
         """
-        taken = self.taken(chain)
+        taken = acting(chain, self.frame)
         number, count = taken.cumsum(dim=0), taken.sum(dim=0)
         counted = taken & (number > warmup) & (number <= count - alignment)
-        durations = torch.tensor(chain.durations or [1.0] * len(chain), dtype=torch.float64, device="cpu")
+        durations = torch.tensor(chain.spans, dtype=torch.float64, device="cpu")
         total = torch.where(counted[:, :, None], self.logs, 0.0).flip(0)
         vanished = (self.logs == -math.inf).flip(0).cumsum(dim=0) > 0
         total = torch.where(vanished, -math.inf, total.cumsum(dim=0))
@@ -57,15 +57,7 @@ class Sweep:
         Samples without any are left out.
         """
         found = self.running(chain, warmup, alignment)[warmup]
-        return found[self.taken(chain).sum(dim=0) > warmup + alignment]
-
-    def taken(self, chain: Chain) -> Tensor:
-        """Return which steps act on which samples, ``(L, samples)``: all, but where packed sequences end early."""
-        samples = self.logs.shape[1]
-        if not chain.active or chain.shapes(0)[0][0][0] != samples:
-            return torch.ones(len(chain), samples, dtype=torch.bool, device="cpu")
-        active = torch.tensor([samples if number is None else number for number in chain.active], device="cpu")
-        return torch.arange(samples, device="cpu") < active[:, None]
+        return found[acting(chain, self.frame).sum(dim=0) > warmup + alignment]
 
 
 def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None = None) -> Sweep:
@@ -141,18 +133,13 @@ def is_round_off(chain: Chain, frame: Frame, index: int, factors: Tensor) -> Ten
     """
     if not (factors < COARSEST).any():
         return torch.zeros_like(factors, dtype=torch.bool)
-    shapes = chain.shapes(index)
-    size = sum(math.prod(shape) for shape, _ in shapes) // frame.samples
+    size = sum(math.prod(shape) for shape, _ in chain.shapes(index)) // frame.samples
     precision = working_precision(chain.epsilon(index), size)
     if not ((factors > 0) & (factors < precision)).any():
         return torch.zeros_like(factors, dtype=torch.bool)
-    generator = torch.Generator("cpu").manual_seed(index)
-    drawn: Columns = [
-        torch.randn((1, *shape), generator=generator, device="cpu").to(device=device, dtype=dtype)
-        for (shape, dtype), device in zip(shapes, chain.devices(index))
-    ]
-    usual = frame.norms(_only(pull_back(chain, index, drawn)))
-    return factors < precision * usual / frame.norms(_only(drawn))
+    drawn = gaussian_state(chain, index, torch.Generator("cpu").manual_seed(index))
+    usual = frame.norms(_only(pull_back(chain, index, _batch_of_one(drawn))))
+    return factors < precision * usual / frame.norms(drawn)
 
 
 COARSEST = 0.05
@@ -171,7 +158,7 @@ def _only(columns: Columns) -> Columns:
     return [None if column is None else column[0] for column in columns]
 
 
-def _batch_of_one(state: Columns) -> Columns:
+def _batch_of_one(state: Sequence[Tensor | None]) -> Columns:
     return [None if column is None else column.unsqueeze(0) for column in state]
 
 

@@ -57,7 +57,8 @@ def random_frame(state: Any, count: int, seed: int, *, batched: bool) -> Tensor:
     tensors = list(tensors_in(state))
     trajectories = len(tensors[0]) if batched else 1
     size = sum(t.numel() for t in tensors) // trajectories
-    drawn = torch.randn(size, min(count, size), generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = torch.randn(size, min(count, size), generator=generator, dtype=torch.float64, device="cpu")
     frame: Tensor = torch.linalg.qr(drawn).Q.to(device=tensors[0].device, dtype=tensors[0].dtype)
     return frame.expand(trajectories, *frame.shape).clone()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +13,11 @@ from torch import Tensor
 
 from ..errors import InapplicableError
 from .gram import NUMBERS, gram_matrix
-from .isolation import derived_seed
+from .isolation import generator_of
+from .products import backward
 from .replay import Objective
 from .run import Need, Run, Stage
-from .trees import batch_size, carries_gradient, tensors_in
+from .trees import as_real, batch_size, carries_gradient, tensors_in
 
 __all__ = ["TANGENT_KERNEL", "TangentKernel", "outputs_of"]
 
@@ -76,8 +76,7 @@ def _tangent_kernel(run: Run) -> TangentKernel:
             f"{type(run.record.model).__name__} {what}. Hand in a model that returns its outputs, and loss=... beside it."
         )
         raise InapplicableError(msg)
-    if outputs.is_complex():
-        outputs = torch.view_as_real(outputs)
+    outputs = as_real(outputs)
     size = sum(p.numel() for p in parameters)
     functionals = _functionals(outputs, batch_size(run.record.inputs) or 1, size, run.seed)
     rows = partial(_rows, functionals, parameters)
@@ -135,7 +134,7 @@ def _functionals(outputs: Tensor, batch: int, size: int, seed: int) -> _Function
         )
         raise InapplicableError(msg)
     shape = [length // batch if i == axis else length for i, length in enumerate(outputs.shape)]
-    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "direction of the outputs"))
+    generator = generator_of(seed, "direction of the outputs")
     drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     return _Functionals(outputs, (drawn / drawn.norm()).to(device=outputs.device, dtype=outputs.dtype), axis)
 
@@ -147,7 +146,8 @@ def _rows(functionals: _Functionals, parameters: Sequence[Tensor], first: int, l
     while first < last:
         count = min(step, last - first)
         try:
-            parts.append(_pulled_back(functionals.outputs, parameters, functionals.cotangents(first, first + count)))
+            cotangents = functionals.cotangents(first, first + count)
+            parts.append(backward([functionals.outputs], parameters, [cotangents]))
             first += count
         except RuntimeError:
             if count == 1:
@@ -155,18 +155,3 @@ def _rows(functionals: _Functionals, parameters: Sequence[Tensor], first: int, l
             # An operator without a batching rule (custom autograd functions, mostly): one row after the other.
             step = 1
     return [torch.cat([g for g in part if g is not None]) for part in zip(*parts) if part[0] is not None]
-
-
-def _pulled_back(outputs: Tensor, parameters: Sequence[Tensor], cotangents: Tensor) -> list[Tensor | None]:
-    batched = len(cotangents) > 1
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(batching rule|performance drop|vmap).*")
-        found = torch.autograd.grad(
-            outputs,
-            parameters,
-            cotangents if batched else cotangents[0],
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
-    return [None if g is None else g if batched else g.to_dense().unsqueeze(0) for g in found]

@@ -15,9 +15,9 @@ from .isolation import derived_seed, preserved_model
 from .recipe import OptimizerFactory, sentence
 from .replay import Objective
 from .run import Run
-from .trees import norm, tensors_in
+from .trees import is_float, norm, stored_values, tensors_in
 
-__all__ = ["Gradients", "Training", "changes", "entries", "outputs_of_modules"]
+__all__ = ["Gradients", "Training", "changes", "outputs_of_modules"]
 
 Gradients = Mapping[str, "Tensor | None"]
 """By parameter; None where no path leads to it."""
@@ -36,7 +36,7 @@ class Training:
 
     def __init__(self, objective: Objective, make: OptimizerFactory | None = None) -> None:
         self.objective = objective
-        self.parameters: dict[str, nn.Parameter] = objective.parameters
+        self.parameters = objective.parameters
         self._seed, self._model = objective.seed, type(objective.model).__name__
         self.optimizer = _optimizer(make or _adamw, list(self.parameters.values()), self._model)
 
@@ -65,11 +65,6 @@ class Training:
                 f"{type(error).__name__}: {sentence(error)}"
             )
             raise ModelError(msg) from error
-
-    def gradients(self, loss: Tensor) -> Gradients:
-        """Differentiate the loss by every trainable parameter; None where no path leads to it."""
-        found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
-        return dict(zip(self.parameters, found))
 
     def step(self, gradients: Gradients) -> bool:
         """Take one optimizer step.
@@ -104,7 +99,7 @@ class Training:
         """Take steps with dropout masks of their own, and leave no gradients behind; once a parameter is not finite, none."""
         for number in range(steps):
             self.draw_anew(number)
-            if not self.step(self.gradients(self.loss())):
+            if not self.step(self.objective.gradients(self.loss())):
                 break
         for parameter in self.parameters.values():
             parameter.grad = None
@@ -112,7 +107,7 @@ class Training:
     def _closure(self) -> Tensor:
         with torch.enable_grad():
             loss = self.loss()
-            self._hold(self.gradients(loss))
+            self._hold(self.objective.gradients(loss))
         return loss.detach()
 
     def _hold(self, gradients: Gradients) -> None:
@@ -155,14 +150,8 @@ def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     return given is not None and given.default is inspect.Parameter.empty
 
 
-def entries(tensor: Tensor) -> Tensor:
-    """Return the values that a tensor holds; of a sparse one those that it stores."""
-    tensor = tensor.detach()
-    return tensor.coalesce().values() if tensor.is_sparse else tensor
-
-
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(torch.isfinite(entries(tensor)).all()) for tensor in tensors)
+    return all(bool(torch.isfinite(stored_values(tensor)).all()) for tensor in tensors)
 
 
 def outputs_of_modules(objective: Objective) -> dict[str, list[Tensor]]:
@@ -174,7 +163,7 @@ def outputs_of_modules(objective: Objective) -> dict[str, list[Tensor]]:
     def look(module: nn.Module, _: Any, output: Any) -> None:
         path = paths[module]
         index = counts[path] = counts.get(path, -1) + 1
-        tensors = [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
+        tensors = [t for t in tensors_in(output) if is_float(t)]
         # A copy: what comes after may work in place.
         found[f"{path}[{index}]" if index else path] = [t.detach().clone() for t in tensors]
 

@@ -11,7 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["batch_size", "carries_gradient", "is_empty", "map_tensors", "norm", "tensors_in", "to_tensor_like"]
+__all__ = [
+    "as_float64",
+    "as_real",
+    "batch_size",
+    "carries_gradient",
+    "is_empty",
+    "is_float",
+    "map_tensors",
+    "norm",
+    "stored_values",
+    "tensors_in",
+    "to_tensor_like",
+]
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
@@ -71,13 +83,18 @@ def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
+def is_float(tensor: Tensor) -> bool:
+    """Whether its numbers are floating or complex, and not counts, indices or masks."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def carries_gradient(tensor: Tensor) -> bool:
     """Whether gradients flow into this tensor: floating or complex, and part of the autograd graph."""
-    return tensor.requires_grad and (tensor.is_floating_point() or tensor.is_complex())
+    return tensor.requires_grad and is_float(tensor)
 
 
 def batch_size(tree: Any) -> int | None:
-    """Length of the first dimension that all tensors with a dimension share, or that of the first one."""
+    """Return the length of the first dimension of the first tensor that has one; None where none has."""
     for tensor in tensors_in(tree):
         if tensor.dim() > 0:
             return int(tensor.shape[0])
@@ -96,11 +113,25 @@ def to_tensor_like(value: Tensor, *, device: torch.device | None, dtype: torch.d
     return value.to(device=device)
 
 
+def stored_values(tensor: Tensor) -> Tensor:
+    """Return the values of a tensor, without a graph; of a sparse one those that it stores, each once."""
+    tensor = tensor.detach()
+    return tensor.coalesce().values() if tensor.is_sparse else tensor
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Return a view of complex numbers as pairs of real ones, along a last dimension of its own; others as they are."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def as_float64(tensor: Tensor) -> Tensor:
+    """Return real numbers in float64; from MPS, which has none, in the CPU's memory, which is its own."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def norm(tensor: Tensor, dim: int | None = None) -> Tensor:
     """Return the Euclidean norm in float64, where squares of 1e-23 do not vanish; along a dimension, on the CPU."""
-    tensor = tensor.detach()
-    if tensor.is_sparse:
-        tensor = tensor.coalesce().values()
+    tensor = stored_values(tensor)
     if dim is None and tensor.dtype == torch.float32 and tensor.device.type == "cpu":
         # Three times faster, and as good where squares are far from the ends of float32's range.
         length: Tensor = torch.linalg.vector_norm(tensor)

@@ -132,6 +132,10 @@ class Unrolling(TorchFunctionMode):
         super().__init__()
         self._recorder = recorder
 
+    def __enter__(self) -> None:
+        # It yields nothing: the record would hold the recorder, by which it is held.
+        super().__enter__()  # type: ignore[no-untyped-call]
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

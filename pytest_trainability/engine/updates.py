@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..errors import InapplicableError
 from .gradients import PARAMETER_GRADIENTS
+from .requirements import require_loss, require_trainable
 from .run import Need, Run, Stage
-from .training import Gradients, Training, entries
-from .trees import norm
+from .training import Gradients, Training
+from .trees import norm, stored_values
 
 __all__ = ["FIRST_UPDATES", "LOSSES", "LOSS_DROP_STEPS", "PROBING_STEPS", "WAKING_STEPS", "Update"]
 
@@ -24,7 +24,7 @@ LOSS_DROP_STEPS = 10
 
 
 def _is_zero(gradient: Tensor) -> bool:
-    return not bool((entries(gradient) != 0).any())
+    return not bool((stored_values(gradient) != 0).any())
 
 
 # The first step ---------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def _probed(training: Training, gradients: Gradients) -> Iterator[tuple[int, Gra
             yield step, None
             return
         training.draw_anew(step)
-        gradients = training.gradients(training.loss())
+        gradients = training.objective.gradients(training.loss())
         yield step, gradients
 
 
@@ -94,20 +94,13 @@ after the last one, NaN where that could not be told for a parameter that is not
 
 
 def _losses(run: Run) -> tuple[float, float]:
-    if run.record.loss is None:
-        msg = (
-            "loss_drop needs a loss. Hand one in: loss=F.cross_entropy with target=..., or labels for a model that computes "
-            "its own."
-        )
-        raise InapplicableError(msg)
-    if not any(p.requires_grad for p in run.record.model.parameters()):
-        msg = f"loss_drop needs parameters to train. {type(run.record.model).__name__} has none that require grad."
-        raise InapplicableError(msg)
+    require_loss(run, "loss_drop")
+    require_trainable(run, "loss_drop")
     training = Training.of(run)
     before, loss = math.nan, training.loss()
     for step in range(LOSS_DROP_STEPS):
         before = before if step else float(loss.detach())
-        if not training.step(training.gradients(loss)):
+        if not training.step(training.objective.gradients(loss)):
             return before, math.nan
         loss = training.loss()
     return before, float(loss.detach())

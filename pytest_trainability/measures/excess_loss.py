@@ -20,7 +20,7 @@ def excess_loss(run: Run) -> float:
         Nats; exactly zero where all scores are equal, and negative where the model guesses better than at random.
 
     Raises:
-        UsageError: There is no loss, or none that shows among how many classes it chooses.
+        InapplicableError: There is no loss, or none that shows among how many classes it chooses.
 
     Source: Karpathy, A Recipe for Training Neural Networks (2019), "verify loss @ init".
     """

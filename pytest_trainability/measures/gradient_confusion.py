@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..engine.per_sample import GRADIENT_GRAM
+from ..engine.gradient_statistics import GRADIENT_GRAM
 from ..engine.run import Run
 from .measure import Measure
 

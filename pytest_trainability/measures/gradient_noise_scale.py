@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..engine.per_sample import GRADIENT_MOMENTS, whole
+from ..engine.gradient_statistics import GRADIENT_MOMENTS, total
 from ..engine.run import Run
 from .measure import Measure
 
@@ -28,7 +28,7 @@ def gradient_noise_scale(run: Run) -> float:
     Source: McCandlish, Kaplan, Amodei et al., arXiv:1812.06162 (2018), equation 2.9, and appendix A.1 with ``B_small = 1``.
     They average both estimates over batches before they divide; here each seed has a ratio of its own.
     """
-    moments = whole(run[GRADIENT_MOMENTS].values())
+    moments = total(run[GRADIENT_MOMENTS].values())
     if moments.agree:
         return 0.0 if moments.mean_square > 0 else math.nan
     signal = moments.mean_square - moments.variance / moments.samples

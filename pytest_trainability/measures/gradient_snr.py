@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..engine.per_sample import GRADIENT_MOMENTS
+from ..engine.gradient_statistics import GRADIENT_MOMENTS
 from ..engine.run import Run
 from .measure import Measure
 

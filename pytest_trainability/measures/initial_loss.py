@@ -17,7 +17,7 @@ def initial_loss(run: Run) -> float:
         Loss units, as the loss is reduced.
 
     Raises:
-        UsageError: There is no loss.
+        InapplicableError: There is no loss.
 
     Source: Karpathy, A Recipe for Training Neural Networks (2019), "verify loss @ init".
     """

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from ..engine.run import Need, Run
+from ..errors import UsageError
 
 __all__ = ["Kind", "Measure", "Reading", "Scale"]
 
@@ -39,3 +40,15 @@ class Measure:
     read: Callable[[Run], Reading]
     tolerance: float = 0.0
     element: str = "exponent"
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("kind", self.kind, get_args(Kind)), ("scale", self.scale, get_args(Scale))):
+            if value not in known:
+                msg = f"the {what} of a measure must be one of {', '.join(map(repr, known))}. That of {self.name!r} is {value!r}."
+                raise UsageError(msg)
+        object.__setattr__(self, "needs", frozenset(self.needs))
+        if not all(isinstance(need, Need) for need in self.needs) or not callable(self.read):
+            msg = (
+                f"a measure must have needs that are Needs, and a function that reads a Run. {self.name!r} has others."
+            )
+            raise UsageError(msg)

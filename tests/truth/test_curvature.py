@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pytest_trainability import measure
-from pytest_trainability.engine.curvature import TOLERANCE, largest_eigenvalue
 from pytest_trainability.engine.isolation import derived_seed
+from pytest_trainability.engine.lanczos import TOLERANCE, largest_eigenvalue
 from pytest_trainability.errors import InapplicableError, UsageError
 
 F64 = torch.float64

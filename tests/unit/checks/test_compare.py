@@ -259,11 +259,11 @@ def test_a_scalar_has_nothing_to_be_small_beside() -> None:
     """A quantity alone, or on a linear scale, is compared however small it is."""
     (change,) = changes(norms({"w": [1e-20] * 4}), norms({"w": [1e-18] * 4}))
     assert change.shift == pytest.approx(math.log(100))
-    steps = {"block.0": [5.0] * 4, "block.1": [1e-9] * 4}
+    steps = {"block.0": [5e3] * 4, "block.1": [1e-3] * 4}
     (change,) = compare(
         entry({"growth_rate": steps}),
-        entry({"growth_rate": {**steps, "block.1": [7e-9] * 4}}),
-        {"growth_rate": 1e-9},
+        entry({"growth_rate": {**steps, "block.1": [7e-3] * 4}}),
+        {"growth_rate": 1e-3},
     )
     assert change.element == "block.1"
 

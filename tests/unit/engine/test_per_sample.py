@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from pytest_trainability import measure
 from pytest_trainability.engine import gram
 from pytest_trainability.engine.ensemble import ensemble
+from pytest_trainability.engine.gradient_statistics import GRADIENT_GRAM, GRADIENT_MOMENTS
 from pytest_trainability.engine.gradients import PARAMETER_GRADIENTS
-from pytest_trainability.engine.per_sample import GRADIENT_GRAM, GRADIENT_MOMENTS, PER_SAMPLE
+from pytest_trainability.engine.per_sample import PER_SAMPLE
 from pytest_trainability.engine.recipe import Recipe
 from pytest_trainability.engine.run import Run
 from pytest_trainability.engine.trees import tensors_in

@@ -181,3 +181,35 @@ def test_adding_a_measure_twice_is_no_error(added: Add) -> None:
     add_measure(added("twice", read=lambda run: 0.0))
     with pytest.raises(UsageError, match="Got str"):
         add_measure("twice")
+
+
+@pytest.mark.parametrize(
+    ("kind", "found", "says"),
+    [
+        ("scalar", None, "must read a number, for it is a scalar. It returned None"),
+        ("scalar", "3", "must read a number"),
+        ("profile", [1.0], "must read numbers by name"),
+        ("profile", {"a": None}, "must read numbers by name"),
+        ("spectrum", 1.0, "must read a list of numbers"),
+        ("names", "abc", "must read a list of names"),
+    ],
+)
+def test_what_a_measure_returns_must_be_of_its_kind(added: Add, kind: str, found: Any, says: str) -> None:
+    added("odd", read=lambda run: found, kind=kind)
+    with pytest.raises(UsageError, match=f"the measure 'odd' {says}"):
+        measure(tower, batch, seeds=1, measures=["odd"])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"kind": "vector"}, {"scale": "logarithmic"}, {"needs": ["sweep"]}, {"read": 1.0}], ids=str
+)
+def test_a_measure_that_cannot_be_one_is_refused(changes: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"kind": "scalar", "scale": "linear", "needs": (), "read": lambda run: 0.0, **changes}
+    with pytest.raises(UsageError, match="odd"):
+        Measure("odd", unit="", **given)
+
+
+@pytest.mark.parametrize("name", ["class", "confidence", "measures"])
+def test_names_that_no_bound_could_have_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="must have a name of its own"):
+        add_measure(Measure(name, "scalar", "", "linear", frozenset(), lambda run: 0.0))
