@@ -154,13 +154,15 @@ class _Watch(FunctionWatch):
     def _judged(self, key: Hashable, name: str, pending: _Pending, result: Tensor) -> list[_Seen]:
         """Return what was seen if the call was one of an activation, as a list of one, else an empty one."""
         application = pending.application
-        if key not in self._steepest:
-            self._steepest[key] = steepest_slope(application)
-        steepest = self._steepest[key]
-        if steepest is None:
-            return []
-        saturated, dead, dead_entries = _shares(application.slope(), steepest)
-        return [_Seen(name, pending.given, edge_of(result), tuple(result.shape), saturated, dead, dead_entries)]
+        # What is computed here is none of the model's doing, for whoever watches functions.
+        with torch._C.DisableTorchFunction():
+            if key not in self._steepest:
+                self._steepest[key] = steepest_slope(application)
+            steepest = self._steepest[key]
+            if steepest is None:
+                return []
+            saturated, dead, dead_entries = _shares(application.slope(), steepest)
+            return [_Seen(name, pending.given, edge_of(result), tuple(result.shape), saturated, dead, dead_entries)]
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note that a call of a module begins."""

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch
@@ -199,7 +200,7 @@ _Addition = tuple[str, int, int]
 
 
 class _Additions(FunctionWatch):
-    """Numbers additions of two tensors in each call of a module, and shows each to ``look`` before it is made."""
+    """Numbers additions to tensors in each call of a module, and shows each to ``look`` before it is made."""
 
     def __init__(self, recorder: Recorder, look: Callable[[_Addition, Tensor, Tensor], None] | None = None) -> None:
         super().__init__(recorder)
@@ -211,15 +212,15 @@ class _Additions(FunctionWatch):
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
-        operands = [*args, *kwargs.values()][:2]
-        if name not in _NAMES or not all(isinstance(t, Tensor) and is_float(t) for t in operands):
+        operands = _operands_of(args, kwargs) if name in _NAMES else None
+        if operands is None:
             return func(*args, **kwargs)
         number = self._next()
-        left, right = operands
         if self._look is not None:
             with torch._C.DisableTorchFunction(), torch.no_grad():
+                left, right = _as_tensors(*operands)
                 factor = kwargs.get("alpha", 1) * (-1 if "sub" in name else 1)
-                self._look(number, left.detach(), right.detach() if factor == 1 else factor * right.detach())
+                self._look(number, left, right if factor == 1 else factor * right)
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             if isinstance(result, Tensor) and result.grad_fn is not None:
@@ -234,6 +235,21 @@ class _Additions(FunctionWatch):
 
 
 _NAMES = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "subtract", "__sub__", "__isub__"})
+
+
+def _operands_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    """Return what is added, two float tensors or one and a number; None where it is something else."""
+    given = {**dict(zip(("input", "other"), args)), **kwargs}
+    left, right = given.get("input"), given.get("other")
+    tensors = [operand for operand in (left, right) if not isinstance(operand, Real)]
+    return (left, right) if tensors and all(isinstance(t, Tensor) and is_float(t) for t in tensors) else None
+
+
+def _as_tensors(left: Any, right: Any) -> tuple[Tensor, Tensor]:
+    """Write a plain number as a tensor, like the other operand."""
+    like: Tensor = left if isinstance(left, Tensor) else right
+    of_left, of_right = (t.detach() if isinstance(t, Tensor) else like.new_tensor(t) for t in (left, right))
+    return of_left, of_right
 
 
 @dataclass(slots=True, eq=False)

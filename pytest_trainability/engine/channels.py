@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node
 
 from .capture import Edge
 from .graph import zeros_at
@@ -28,8 +28,8 @@ class Layout:
         """Return the dimension that counts units, each of which has weights of its own; None where no parameter tells.
 
         The nearest parameter upstream whose length (a bias, the scale of a norm) or number of rows or columns (a weight) is
-        that of a dimension tells. Where it is that of several, that one is taken whose first entry's gradient reaches the
-        first entry of the parameter alone.
+        that of a dimension tells; of one operator's those with one dimension, which count nothing else. Where it is that of
+        several, that one is taken whose first entry's gradient reaches the first row, or column, of the parameter alone.
         """
         for parameter in _upstream(edge):
             matches = {
@@ -37,12 +37,24 @@ class Layout:
             }
             # Rows that point to one dimension and columns that point to another do not tell.
             if matches and len(set(matches.values())) == 1:
-                dim, axes = next(iter(matches.items()))
-                key = id(parameter), tuple(shape)
-                if len(axes) > 1 and key not in self._known:
-                    self._known[key] = max(axes, key=lambda axis: (_selectivity(edge, parameter, dim, axis), axis))
-                return axes[0] if len(axes) == 1 else self._known[key]
+                axes = next(iter(matches.values()))
+                return axes[0] if len(axes) == 1 else self._most_selective(edge, shape, parameter, matches)
         return None
+
+    def _most_selective(
+        self, edge: Edge, shape: Sequence[int], parameter: Tensor, matches: Mapping[int, Sequence[int]]
+    ) -> int:
+        """Return the dimension along which entries have parameters of their own: rows of most weights, columns of some.
+
+        Where the first column is all that an input of few features needs, it is so along every dimension, which does not tell.
+        """
+        key = id(parameter), tuple(shape)
+        if key not in self._known:
+            found = [
+                [(_selectivity(edge, parameter, dim, axis), axis) for axis in axes] for dim, axes in matches.items()
+            ]
+            self._known[key] = max(max(found, key=lambda of_axes: max(of_axes)[0] - min(of_axes)[0]))[1]
+        return self._known[key]
 
 
 def _axes(shape: Sequence[int], size: int) -> tuple[int, ...]:
@@ -57,10 +69,16 @@ def _upstream(edge: Edge) -> Iterator[Tensor]:
         variable = getattr(node, "variable", None)
         if isinstance(variable, Tensor):
             yield variable
-        for further, _ in node.next_functions:
-            if further is not None and further not in seen:
+        for further in sorted((node for node, _ in node.next_functions if node is not None), key=_is_weight):
+            if further not in seen:
                 seen.add(further)
                 pending.append(further)
+
+
+def _is_weight(node: Node) -> bool:
+    """Whether this is a parameter with several dimensions, of which a transposed convolution's first one counts what it reads."""
+    variable = getattr(node, "variable", None)
+    return isinstance(variable, Tensor) and variable.dim() > 1
 
 
 def _unit_dims(parameter: Tensor, shape: Sequence[int]) -> list[int]:

@@ -23,6 +23,9 @@ def find_frame(chain: Chain, batch: int | None, seed: int) -> tuple[Frame, Sweep
     rates jump. Where rates differ much between samples, a second sweep at equal sizes tells whether that is why. If so, there
     is one joint frame; there is one, too, where the tensors of the states cannot be divided into samples at all.
 
+    An influence in one direction only may be missed, where the part that leaks is small beside the one that it leaks into. To
+    look at both would cost another sweep; :mod:`.interaction` does.
+
     Returns:
         The frame and, where it is per sample, the sweep of the first random cotangent, which this has cost already.
     """

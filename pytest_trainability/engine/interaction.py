@@ -69,11 +69,13 @@ def _division(chain: Chain, index: int, batch: int) -> Frame | None:
 
 def _interacting_steps(run: Run) -> list[str]:
     batch = batch_size(run.record.inputs) or 1
-    if run.frame.samples > 1 or batch < 2:
+    # That samples were found to have trajectories of their own does not mean that none is influenced at all.
+    known = run.frame if run.frame.samples > 1 else None
+    if known is None and batch < 2:
         return []
     found = []
     for index, name in enumerate(run.chain.names, 1):
-        frame = _division(run.chain, index, batch)
+        frame = known or _division(run.chain, index, batch)
         if frame is None:
             shapes = ", ".join(
                 str(tuple(shape)) for state in (index - 1, index) for shape, _ in run.chain.shapes(state)

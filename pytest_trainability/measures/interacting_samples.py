@@ -15,8 +15,8 @@ def interacting_samples(run: Run) -> list[str]:
     not looked at. Samples are what lies along the batch's dimension: of a graph network's batch these are nodes.
 
     Returns:
-        Names of steps in program order. None for a batch of one, and where each sample has a trajectory of its own
-        (``frame == "per sample"``), which is measured in any case.
+        Names of steps in program order; none for a batch of one. It is looked at in any case, for the frame may be
+        ``"per sample"`` where one sample reads others that do not read it.
 
     Raises:
         InapplicableError: The states cannot be divided into samples.

@@ -53,10 +53,13 @@ class Step(nn.Module):
             return y.unsqueeze(0).squeeze(0) + f / 2
         if self.way == "turned":
             return (x.T + f.T).T
+        if self.way == "summed":
+            # Python's sum begins with 0.
+            return sum([x, f])
         return x + f
 
 
-WAYS = ["plus", "reversed", "in place", "into the branch", "scaled", "minus", "views", "turned"]
+WAYS = ["plus", "reversed", "in place", "into the branch", "scaled", "minus", "views", "turned", "summed"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
@@ -108,6 +111,44 @@ def test_two_branches_are_summed():
         u = u + added
     # Cancellation in u + Fᵀu - u costs a digit.
     assert means(result.branch_gradient_share) == pytest.approx(shares, rel=1e-11)
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda x, f: x + 0.5 + f,
+        lambda x, f: 0.5 + x + f,
+        lambda x, f: f + (x - (-0.5)),
+        lambda x, f: torch.add(x, 1, alpha=0.5) + f,
+        lambda x, f: torch.add(input=x, alpha=0.25, other=2) + f,
+        lambda x, f: (x + f).add_(0.5),
+    ],
+    ids=["plus", "reversed", "minus", "alpha", "by name", "in place"],
+)
+def test_a_number_is_a_branch_of_its_size(add):
+    """`x + ½ + g Q x`."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = orthogonal(WIDTH, 0.3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return add(x, self.inner(x))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Shifted(), Shifted()).double()
+    x = torch.randn(BATCH, WIDTH, dtype=F64)
+    result = measure(model, x, steps=Shifted, measures=BOTH)
+    expected = {}
+    with torch.no_grad():
+        for name, step in model.named_children():
+            branch = 0.5 + step.inner(x)
+            expected[name] = float(branch.norm() / x.norm())
+            x = x + branch
+    assert means(result.branch_ratio) == pytest.approx(expected, rel=1e-12)
+    # A number is the same whatever the input is: no gradient comes through it.
+    assert result.branch_gradient_share.max == pytest.approx(0.09 / 1.09, rel=1e-11)
 
 
 def test_share_gives_the_growth_rate_of_uncorrelated_branches():

@@ -277,6 +277,26 @@ class Merged(ChannelsLast):
         return super().forward(x).sum() + F.relu(self.up(x.movedim(1, -1).flatten(0, -2)))
 
 
+class Buried(nn.Module):
+    """A layer without a bias, two units of which have weights of zero and a slope of zero at zero."""
+
+    def __init__(self, layer: nn.Module, rows: int) -> None:
+        super().__init__()
+        self.layer = layer
+        with torch.no_grad():
+            layer.weight.narrow(rows, 6, 2).zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class OneChannel(nn.Module):
+    """All channels but the first are dark."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, :1], torch.zeros_like(x[:, 1:])], 1)
+
+
 UNITS_OF = [
     pytest.param(lambda: nn.Sequential(with_dead(nn.Linear(8, 8), 2), nn.ReLU()), (8, 8), id="batch as long as units"),
     pytest.param(lambda: nn.Sequential(with_dead(nn.Linear(5, 8), 2), nn.ReLU()), (4, 6, 5), id="sequence"),
@@ -286,6 +306,26 @@ UNITS_OF = [
     pytest.param(lambda: nn.Sequential(with_dead(nn.Conv1d(3, 8, 3), 2), nn.ReLU()), (8, 3, 10), id="signal"),
     pytest.param(
         lambda: nn.Sequential(with_dead(nn.ConvTranspose2d(3, 8, 3), 2), nn.ReLU()), (4, 3, 6, 6), id="transposed"
+    ),
+    pytest.param(
+        lambda: nn.Sequential(with_dead(nn.ConvTranspose2d(8, 8, 3, padding=1), 2), nn.ReLU()),
+        (8, 8, 8, 8),
+        id="transposed, all as long as units",
+    ),
+    pytest.param(
+        lambda: nn.Sequential(with_dead(nn.ConvTranspose2d(4, 8, 3, padding=1, groups=2), 2), nn.ReLU()),
+        (4, 4, 4, 4),
+        id="transposed groups, all as long as weights",
+    ),
+    pytest.param(
+        lambda: nn.Sequential(Buried(nn.ConvTranspose2d(8, 8, 3, padding=1, bias=False), 1), nn.ReLU()),
+        (8, 8, 8, 8),
+        id="transposed without a bias",
+    ),
+    pytest.param(
+        lambda: nn.Sequential(OneChannel(), Buried(nn.Conv2d(8, 8, 3, padding=1, bias=False), 0), nn.ReLU()),
+        (8, 8, 8, 8),
+        id="without a bias, of one channel",
     ),
     pytest.param(lambda: ChannelsLast(8, 2), (4, 3, 8, 7), id="channels last"),
     pytest.param(lambda: Merged(8, 2), (4, 3, 8, 7), id="merged"),

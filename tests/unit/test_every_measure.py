@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 
 import pytest
@@ -97,28 +96,3 @@ def test_a_measure_is_the_same_on_cuda(name: str) -> None:
     for element, expected in on_cpu.items():
         # Float64 throughout: what differs is the order of sums. Iterative methods stop at a thousandth.
         assert on_cuda[element] == pytest.approx(expected, rel=2e-3, abs=1e-9, nan_ok=True), element
-
-
-def test_all_together_are_what_each_is_alone() -> None:
-    applicable = [name for name in MEASURES if isinstance(reference(name, "cpu"), (dict, tuple))]
-    generator = torch.Generator().manual_seed(0)
-    together = measure(
-        Classifier,
-        torch.randint(11, (6, 4), generator=generator),
-        target=torch.randint(5, (6,), generator=generator),
-        loss=F.cross_entropy,
-        seeds=2,
-        device="cpu",
-        dtype="float64",
-        measures=applicable,
-    )
-    for name in applicable:
-        alone, beside = reference(name, "cpu"), values(together, name)
-        if not isinstance(alone, dict) or not isinstance(beside, dict):
-            assert alone == beside, name
-            continue
-        assert alone.keys() == beside.keys(), name
-        for element, expected in alone.items():
-            # Asked for with the Jacobian's measures, attention runs on other kernels: that is round-off.
-            assert beside[element] == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True), (name, element)
-    assert any(math.isfinite(v) for v in together.log_gain.values)

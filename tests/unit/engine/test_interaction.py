@@ -65,6 +65,43 @@ def test_the_step_that_mixes_is_named(mix, dtype):
     assert list(result.interacting_samples) == ["1"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("reader", ["first", "last"])
+@pytest.mark.parametrize("samples", [2, 3, 16])
+def test_one_sample_reads_the_others(samples, reader, dtype):
+    """The frame may be one per sample, for what one sample's part of a cotangent leaks may be small beside the others' parts."""
+
+    def mix(y: Tensor) -> Tensor:
+        y = y.flip(0) if reader == "last" else y
+        mixed = torch.cat([y[:1] - y[1:].mean(0, keepdim=True), y[1:]])
+        return mixed.flip(0) if reader == "last" else mixed
+
+    def build() -> nn.Module:
+        return nn.Sequential(Mixing(), Mixing(mix), Mixing())
+
+    inputs = torch.randn(samples, WIDTH)
+    result = measure(build, inputs, steps=Mixing, dtype=dtype, seeds=4, measures=["interacting_samples"])
+    assert list(result.interacting_samples) == ["1"]
+    assert result.interacting_samples.counts == (1, 1, 1, 1)
+
+
+def test_samples_on_their_own_along_time():
+    """Sequences in a batch, padded and packed or not, and in layers: nothing comes back on others, to the last bit."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.LSTM(WIDTH, WIDTH, num_layers=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, [6, 4, 4, 1])
+            return nn.utils.rnn.pad_packed_sequence(self.cell(packed)[0])[0]
+
+    result = measure(Recurrent, torch.randn(6, 4, WIDTH), steps="time", seeds=2, measures=["interacting_samples"])
+    assert result.frame == "per sample"
+    assert list(result.interacting_samples) == []
+
+
 def test_samples_on_their_own():
     result = measure(lambda: nn.Sequential(Mixing(), Mixing()), torch.randn(BATCH, WIDTH))
     assert result.frame == "per sample"
