@@ -237,6 +237,7 @@ def sweep_in(
     sweep = _Sweep(along, found, context, as_seeds(given["seeds"]))
     for size in found:
         sweep.measure(_Factory(build, along, size, training), _inputs_at(size, inputs, inputs_of), measure, given)
+    sweep.refuse_alike(measure)
     scaling = sweep.scaling(measure, summary, matching, excluding)
     sweep.reading = scaling.reading
     sweep.record(scaling)
@@ -391,11 +392,14 @@ class _Factory:
         self.compare = False
         self.changes: dict[int, dict[str, float]] = {}
         """Of every seed, by module."""
+        self.shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+        """Of the parameters of the model that was built last."""
 
     def __call__(self) -> nn.Module:
         # Whoever builds has seeded the generator with the number of the draw.
         seed = torch.initial_seed()
         model = self._built()
+        self.shapes = tuple((name, () if is_lazy(p) else tuple(p.shape)) for name, p in model.named_parameters())
         if self.training is None:
             return model
         if not self.changes:
@@ -463,6 +467,27 @@ class _Sweep:
             raise type(told)(msg) from told.__cause__
         self.measurements.append(found)
         self.factories.append(factory)
+
+    def refuse_alike(self, measure: str) -> None:
+        """Refuse models that do not depend on their size.
+
+        Weights of the same shapes are no proof of that: a layer may be applied several times. Nor are the same numbers: zeros
+        are, at every size. Both together are.
+        """
+        if len({factory.shapes for factory in self.factories}) > 1:
+            return
+        found = [
+            ({name: repr(e.values) for name, e in elements.items()}, repr(measurement.log_gain.values))
+            for elements, measurement in zip(self.elements(measure), self.measurements)
+        ]
+        if all(one == found[0] for one in found):
+            factory = self.factories[0]
+            msg = (
+                f"build must use the {self.along}: models of {self.sizes[0]} and {self.sizes[-1]} are alike. At every "
+                f"{self.along} `{factory.__name__}` built one with the same parameters, and {measure} is the same to the last "
+                f"digit. For instance lambda {self.along}: Net({self.along}={self.along})."
+            )
+            raise UsageError(msg)
 
     def elements(self, measure: str) -> list[dict[str, Estimate]]:
         """Return the elements of a measure by name, for each size; a scalar is one without a name."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import InapplicableError
 from .gram import gram_matrix, pieces
 from .per_sample import PER_SAMPLE, ROUND_OFF
 from .run import Need, Run, Stage
@@ -77,25 +78,69 @@ class _Accumulated:
 
 def _moments(run: Run) -> dict[str, Moments]:
     found: dict[str, _Accumulated] = {}
+    if not run[PER_SAMPLE].draws:
+        run[GRADIENT_GRAM]  # which sees that the gradient of the batch is made of those of the samples
     for gradients in run[PER_SAMPLE].chunks():
         for name, gradient in gradients.items():
             found.setdefault(name, _Accumulated(gradient[:1])).add(gradient)
     return {name: accumulated.moments() for name, accumulated in found.items()}
 
 
-GRADIENT_MOMENTS = Need("moments of per-sample gradients", _moments, Stage.AGAIN, of=(PER_SAMPLE,))
-"""By parameter, of those that the loss depends on."""
-
-
 def _gram(run: Run) -> Tensor:
     samples = run[PER_SAMPLE]
     if not samples.parameters:
         return torch.zeros(len(samples.samples), len(samples.samples), dtype=torch.float64, device="cpu")
+    count = len(samples.samples)
     rows = lambda first, last: list(samples.gradients(first, last).values())  # noqa: E731
-    K = gram_matrix(rows, len(samples.samples), samples.size)
+    batch = [] if samples.draws else [gradient.unsqueeze(0) for gradient in samples.of_batch().values()]
+    K = gram_matrix(rows, count, samples.size, further=batch)
     samples.require_mean_or_sum()
-    return K
+    if batch and bool(K.isfinite().all()):
+        _require_in_span(K, max(torch.finfo(gradient.dtype).eps for gradient in batch), run.seed)
+    return K[:count, :count]
 
 
 GRADIENT_GRAM = Need("inner products of per-sample gradients", _gram, Stage.AGAIN, of=(PER_SAMPLE,))
 """``g_i · g_j`` over all parameters, ``(samples, samples)`` in float64."""
+
+
+GRADIENT_MOMENTS = Need("moments of per-sample gradients", _moments, Stage.AGAIN, of=(PER_SAMPLE, GRADIENT_GRAM))
+"""By parameter, of those that the loss depends on."""
+
+
+# Whether the batch is made of its samples --------------------------------------------------------------------------
+
+OUTSIDE = 1e-2
+"""Share of the batch's squared gradient, a tenth of its length, that may come from no sample alone. Round-off is far below in
+any precision, so is a small auxiliary loss of the whole batch, such as a router's; a loss that compares samples is far above."""
+
+
+def _require_in_span(K: Tensor, eps: float, seed: int) -> None:
+    """See that the batch's gradient is a sum of the samples' own, however weighted.
+
+    ``min over a of ‖g − Σ_i a_i g_i‖² = ‖g‖² − cᵀ G⁺ c`` with ``G_ij = g_i · g_j`` and ``c_i = g_i · g``.
+
+    Args:
+        K: Inner products of the samples' gradients and, last, the batch's.
+        eps: Working precision of the gradients.
+        seed: Of the run.
+
+    Raises:
+        InapplicableError: It is none: the loss compares samples.
+    """
+    G, c, square = K[:-1, :-1], K[:-1, -1], float(K[-1, -1])
+    # Where the samples' gradients cancel, what is left is their round-off.
+    allowed = OUTSIDE * square + (ROUND_OFF * eps) ** 2 * float(G.diagonal().sqrt().sum()) ** 2 / len(c)
+    # A mean or a sum needs no eigenvectors, which take long where samples are many.
+    if square - float(c.sum()) ** 2 / max(float(G.sum()), torch.finfo(G.dtype).tiny) <= allowed:
+        return
+    values, vectors = torch.linalg.eigh(G)
+    known = values > max((ROUND_OFF * eps) ** 2, len(c) * torch.finfo(G.dtype).eps) * values[-1]
+    residual = square - float(((vectors.T @ c)[known].square() / values[known]).sum())
+    if residual > allowed:
+        msg = (
+            "the loss must be a mean or a sum over samples for each to have a gradient of its own. Of the batch's gradient "
+            f"(seed {seed}) {math.sqrt(residual / square):.0%} comes from no sample alone: the loss, or a part of it, compares "
+            "samples, or is a regularizer beside a sum. Measure it without that part."
+        )
+        raise InapplicableError(msg)

@@ -27,26 +27,49 @@ def at_once(count: int, size: int) -> int:
     return max(1, min(count, NUMBERS // (2 * size)))
 
 
-def gram_matrix(rows: Rows, count: int, size: int) -> Tensor:
+def gram_matrix(rows: Rows, count: int, size: int, *, further: Sequence[Tensor] = ()) -> Tensor:
     """Return ``K = G Gᵀ`` of ``count`` rows with ``size`` entries each.
 
     Rows that do not fit at once are computed again for every pair of chunks, ``n (n + 1) / 2`` chunks in place of n.
 
+    Args:
+        rows: Computes some of them.
+        count: How many there are.
+        size: Entries of each.
+        further: Rows that are there already and come after these, in the same parts.
+
     Returns:
-        ``(count, count)`` in float64 on the CPU.
+        ``(count + further, count + further)`` in float64 on the CPU.
     """
     step = at_once(count, size)
-    K = torch.zeros(count, count, dtype=torch.float64, device="cpu")
+    whole = count + (len(further[0]) if further else 0)
+    K = torch.zeros(whole, whole, dtype=torch.float64, device="cpu")
     for a in range(0, count, step):
         left = rows(a, min(a + step, count))
         for b in range(a, count, step):
             right = left if a == b else rows(b, min(b + step, count))
-            block = torch.zeros_like(K[a : a + step, b : b + step])
-            for G, H in zip(left, right):
-                for g, h in zip(pieces(G), pieces(H)):
-                    block += (g @ h.T).cpu()
-            K[a : a + step, b : b + step], K[b : b + step, a : a + step] = block, block.T
+            _fill(K, a, b, _products(left, right))
+        if further:
+            _fill(K, a, count, _products(left, further))
+    if further:
+        _fill(K, count, count, _products(further, further))
     return K
+
+
+def _fill(K: Tensor, a: int, b: int, block: Tensor) -> None:
+    """Write a block of a symmetric matrix, whose first entry is at row a and column b, and its mirror image."""
+    rows, columns = block.shape
+    K[a : a + rows, b : b + columns], K[b : b + columns, a : a + rows] = block, block.T
+
+
+def _products(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Return ``G Hᵀ`` of rows in parts, in float64 on the CPU."""
+    rows, columns = (len(side[0]) if side else 0 for side in (left, right))
+    block = torch.zeros(rows, columns, dtype=torch.float64, device="cpu")
+    for G, H in zip(left, right):
+        for g, h in zip(pieces(G), pieces(H)):
+            block += (g @ h.T).cpu()
+    return block
 
 
 def pieces(gradients: Tensor) -> Iterator[Tensor]:

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InapplicableError
-from .capture import with_gradient
+from .capture import Loss, with_gradient
 from .replay import Objective
 from .requirements import require_loss
 from .run import Need, Run, Stage
-from .trees import map_tensors, tensors_in
+from .trees import carries_gradient, map_tensors, tensors_in
 
 __all__ = ["GUESS", "Guess", "initial_loss"]
 
@@ -92,7 +92,8 @@ class _EqualScores(TorchFunctionMode):
         scores, *others = (kwargs.pop("input"), *args) if "input" in kwargs else args
         classes = count(scores, *others, **kwargs)
         self.classes[classes] = None
-        equal = torch.full_like(scores, score(classes), requires_grad=scores.requires_grad)
+        # With a gradient, for that is what a loss is known by, even of a model that is frozen.
+        equal = torch.full_like(scores, score(classes), requires_grad=True)
         return equal if func in _LOG_SOFTMAXES else func(equal, *others, **kwargs)
 
 
@@ -104,8 +105,10 @@ def _guess(run: Run) -> Guess:
     if run.recipe.classes is not None:
         return Guess(run.recipe.classes, math.log(run.recipe.classes))
     equal = _EqualScores()
+    objective = Objective.of(run)
+    objective.loss = None if objective.loss is None else _with_gradient(objective.loss)
     with equal:
-        _, loss = Objective.of(run).outputs()
+        _, loss = objective.outputs()
     guesses = [] if loss is None else _matching(loss, list(equal.classes), _AUXILIARY)
     if not guesses and not equal.classes:
         guesses = _guesses_of_equal_outputs(run)
@@ -117,6 +120,16 @@ def _guess(run: Run) -> Guess:
 GUESS: Need[Guess] = Need("loss of a guess", _guess, Stage.AGAIN)
 """Of the number of classes that was given, or else of the one that the loss itself shows: with all scores equal it must
 be its logarithm."""
+
+
+def _with_gradient(loss: Loss) -> Loss:
+    """Let a loss carry a gradient where nothing that it is computed from is trained: here its value is all that counts."""
+
+    def evaluated(*given: Any) -> Any:
+        value = loss(*given)
+        return with_gradient(value) if isinstance(value, Tensor) and not carries_gradient(value) else value
+
+    return evaluated
 
 
 _AUXILIARY = 0.01
@@ -146,16 +159,26 @@ def _guesses_of_equal_outputs(run: Run) -> list[Guess]:
 
 
 def _unclear(run: Run, classes: Sequence[int], loss: Tensor | None) -> str:
+    must = "excess_loss needs a loss that is a mean cross-entropy, and its number of classes."
     if classes and loss is not None:
+        value, guess = float(loss.detach()), math.log(max(classes[0], 2))
         counts = " and ".join(map(str, classes))
-        came = (
-            f"One over {counts} classes was computed, but where every class has the same score the loss is "
-            f"{float(loss.detach()):.4g}, not its logarithm {math.log(classes[0]):.4g}: it is a sum, or has further terms."
-        )
+        came = f"One over {counts} classes was computed, but where every class has the same score the loss is"
+        if math.isnan(value):
+            return f"{must} {came} not a number. Look for a batch without a label, such as one whose targets are all ignored."
+        came += f" {value:.4g}, not its logarithm {guess:.4g}"
+        if _is_multiple(value / guess, loss.dtype):
+            return f"{must} {came}, but {value / guess:.0f} times that: it is a sum. Reduce it by mean."
+        came += ": it is a sum, or has further terms."
     else:
         name = getattr(run.recipe.loss, "__name__", type(run.record.model).__name__)
         came = f"The loss of {name!r} was not seen to be one."
     return (
-        f"excess_loss needs a loss that is a mean cross-entropy, and its number of classes. {came} If the loss is to be compared "
-        "with a guess, say among how many classes it is made: classes=10."
+        f"{must} {came} If the loss is to be compared with a guess, say among how many classes it is made: classes=10."
     )
+
+
+def _is_multiple(ratio: float, dtype: torch.dtype) -> bool:
+    """Whether a ratio is a whole number of at least two, as far as sums of numbers of this type can tell."""
+    round_off = 8 * torch.finfo(dtype).eps * ratio
+    return ratio > 1.5 and round_off < 0.1 and abs(ratio - round(ratio)) <= max(round_off, _EXACT)

@@ -170,11 +170,13 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
 
     The attributes of every submodule are restored by reference (a counter, a cached mask); a list that the model
     itself appends to keeps what was appended. Of a scripted module, whose attributes are not Python's, the tensors are.
+    So are the tensors' version counters: a graph that the user has kept can still be differentiated.
     """
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     attributes = [(module, dict(vars(module)), _copied_tables(module)) for module in modules]
     tensors = [(tensor, tensor.detach().clone()) for tensor in _own_tensors(model)]
     gradients = [(p, p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()]
+    versions = _preserved_versions([tensor for tensor, _ in tensors])
     try:
         yield
     finally:
@@ -194,6 +196,17 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
         for parameter, gradient, _, requires_grad in gradients:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
+        versions.close()
+
+
+def _preserved_versions(tensors: list[Tensor]) -> ExitStack:
+    """Put the version counters of tensors back when it is closed, by which time they must have their values back."""
+    stack = ExitStack()
+    for tensor in tensors:
+        # A tensor that was made in inference mode counts no versions.
+        if not tensor.is_inference():
+            stack.enter_context(torch.autograd.grad_mode._unsafe_preserve_version_counter(tensor))
+    return stack
 
 
 def _put_back(tensor: Tensor, value: Tensor) -> None:

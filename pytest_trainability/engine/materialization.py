@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import InapplicableError
 from .allocation import allocated_as_nan, as_allocated, named_tensors
@@ -85,6 +86,7 @@ def _call(initialize: Callable[[], object]) -> None:
 def _differences(run: Run) -> list[str]:
     require_factory(run, "meta_device_differences")
     with built(run.recipe, run.seed, []) as (model, _):
+        _require_weights(model)
         usual, ties = named_tensors(model), _ties(model)
     with built(run.recipe, derived_seed(run.seed, "another draw"), []) as (model, _):
         redrawn = named_tensors(model)
@@ -94,6 +96,18 @@ def _differences(run: Run) -> list[str]:
     differences += [(name, f"no longer tied to {first}") for name, first in ties.items() if tied.get(name) != first]
     differences += [(name, "left on the meta device") for name in _left_on_meta(model)]
     return [f"{name}: {difference}" for name, difference in differences if difference]
+
+
+def _require_weights(model: nn.Module) -> None:
+    """Refuse a model whose weights get their shapes in its first forward pass."""
+    lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        msg = (
+            "meta_device_differences needs a factory whose parameters have shapes when they are built: only those get memory "
+            f"afterwards. {lazy[0]} of {type(model).__name__} gets its own in the first forward pass. Give the layer its number "
+            "of inputs: nn.Linear(16, 4) in place of nn.LazyLinear(4)."
+        )
+        raise InapplicableError(msg)
 
 
 META_DIFFERENCES: Need[list[str]] = Need("differences by the meta device", _differences, Stage.AGAIN)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -108,14 +110,25 @@ class PerSample:
 
     def _alone(self, sample: int) -> Gradients:
         """Differentiate one sample, by an ordinary backward pass."""
-        given = self.samples.joined(self.samples.rows(slice(sample, sample + 1)))
+        gradients, self.losses[sample] = self._differentiated(slice(sample, sample + 1))
+        return gradients
+
+    def of_batch(self) -> Gradients:
+        """Return the gradient of the loss on all samples together, in the state in which each alone is differentiated.
+
+        That of the run may be of another: spectral normalization takes a step at every forward pass.
+        """
+        return self._differentiated(slice(None))[0]
+
+    def _differentiated(self, chosen: slice) -> tuple[Gradients, float]:
+        """Differentiate the loss on some samples; return its value, too."""
+        given = self.samples.joined(self.samples.rows(chosen))
         parameters = list(self.parameters.values())
-        with self._undisturbed(sample):
+        with self._undisturbed(chosen.start or 0):
             loss = self.step(*given)
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        self.losses[sample] = float(loss.detach())
         dense = [torch.zeros_like(p) if g is None else g.to_dense() for g, p in zip(found, parameters)]
-        return dict(zip(self.parameters, dense))
+        return dict(zip(self.parameters, dense)), float(loss.detach())
 
     @contextmanager
     def _undisturbed(self, sample: int) -> Iterator[None]:
@@ -131,7 +144,7 @@ class PerSample:
             InapplicableError: The model does not run on one sample.
         """
         seeded(derived_seed(self.seed, "sample 0"))
-        before = generator_state(), generator_state(self.device)
+        before = _generators(self.device)
         try:
             alone = self._alone(0)
         except Exception as error:
@@ -141,7 +154,7 @@ class PerSample:
                 "Hand in inputs whose first dimension counts samples."
             )
             raise InapplicableError(msg) from error
-        self.draws = before != (generator_state(), generator_state(self.device))
+        self.draws = before != _generators(self.device)
         together = self._together(0, 1)
         self.together = together is not None and _same(alone, together)
 
@@ -188,13 +201,16 @@ class PerSample:
         return None if all(same is None for same in told) else False in told
 
     def require_mean_or_sum(self) -> None:
-        """See that the loss is one of samples, as far as its value can tell.
+        """See that the loss is one of samples, as far as its values can tell.
 
         The batch's lies between the smallest and the largest of its samples where it is a mean, however weighted, and on their
-        sum where it is one. A contrastive loss does not.
+        sum where it is one. A contrastive loss does not. Random numbers make it another loss.
         """
         values = list(self.losses.values())
-        if self.draws or self.loss is None or not all(map(math.isfinite, values)):
+        if self.loss is None or not bool(self.loss.isfinite()):
+            return
+        self._require_numbers()
+        if self.draws:
             return
         whole, total = float(self.loss.detach()), math.fsum(values)
         slack = 1e-2 * max(map(abs, values)) + 1e-2 * abs(whole)
@@ -207,6 +223,17 @@ class PerSample:
             )
             raise InapplicableError(msg)
 
+    def _require_numbers(self) -> None:
+        """The loss of the batch is a number: that of each sample must be one, too."""
+        for sample, value in sorted(self.losses.items()):
+            if not math.isfinite(value):
+                msg = (
+                    "the loss of every sample alone must be a number for it to have a gradient of its own. Of the batch it is "
+                    f"one, of sample {sample} alone (seed {self.seed}) it is {value}: a loss that compares samples, or a sample "
+                    "without a label. Hand in a loss that is a mean over samples, and samples that have one."
+                )
+                raise InapplicableError(msg)
+
 
 @contextmanager
 def _silent() -> Iterator[None]:
@@ -214,6 +241,13 @@ def _silent() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _generators(device: torch.device) -> tuple[object, ...]:
+    """Return the states of all generators that a model may draw from."""
+    numpy = sys.modules.get("numpy")
+    drawn = "" if numpy is None else repr(numpy.random.get_state())
+    return generator_state(), generator_state(device), random.getstate(), drawn
 
 
 class _Step(nn.Module):

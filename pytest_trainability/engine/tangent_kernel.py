@@ -56,13 +56,27 @@ class TangentKernel:
 def outputs_of(output: Any, loss: Tensor | None) -> Tensor | None:
     """Return the tensor that a model answers with: its ``logits`` where it names some, else its first tensor that is no loss.
 
-    Hidden states, attentions and auxiliary outputs come later in what models return, and are left out.
+    Hidden states, attentions and auxiliary outputs come later in what models return, and are left out. A tensor of one element,
+    such as a part of the loss that is reported beside it, is the answer only where there is no other.
     """
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    losses = [t for t in (loss, _named_loss(output)) if isinstance(t, Tensor)]
     if isinstance(output, Mapping):
         output = {key: value for key, value in output.items() if key != "loss"}
-    candidates = (named,) if isinstance(named, Tensor) else tensors_in(output)
-    return next((t for t in candidates if t is not loss and t.dim() > 0 and carries_gradient(t)), None)
+    candidates = [named] if isinstance(named, Tensor) else list(tensors_in(output))
+    found = [
+        t for t in candidates if t.dim() > 0 and carries_gradient(t) and not any(_same(t, other) for other in losses)
+    ]
+    return next((t for t in found if t.numel() > 1), found[0] if found else None)
+
+
+def _named_loss(output: Any) -> Any:
+    return output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+
+
+def _same(tensor: Tensor, loss: Tensor) -> bool:
+    """Whether a tensor is a loss, in whatever shape."""
+    return tensor is loss or (tensor.numel() == loss.numel() and tensor.data_ptr() == loss.data_ptr())
 
 
 def _tangent_kernel(run: Run) -> TangentKernel:

@@ -127,7 +127,9 @@ def _optimizer(make: object, parameters: list[nn.Parameter], model: str) -> torc
     name = getattr(make, "__name__", type(make).__name__)
     must = "optimizer must be a function of the parameters that makes a torch.optim.Optimizer of them."
     try:
-        optimizer: object = make(parameters)
+        # Lists of their own: a function may change what it is given.
+        optimizer: object = make([*parameters])
+        another: object = make([*parameters])
     except Exception as error:
         msg = (
             f"{must} `{name}`, given the {len(parameters)} trainable parameters of {model}, raised {type(error).__name__}: "
@@ -140,6 +142,13 @@ def _optimizer(make: object, parameters: list[nn.Parameter], model: str) -> torc
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if held.isdisjoint(map(id, parameters)):
         msg = f"{must} That of `{name}` holds none of {model}'s. Use the parameters that it is given: every seed has its own."
+        raise UsageError(msg)
+    if another is optimizer:
+        msg = (
+            f"optimizer must make a new optimizer each time it is called. `{name}` returned the same {type(optimizer).__name__} "
+            "twice, which keeps from one training to the next what it has seen. Make it inside of the function: "
+            "lambda p: torch.optim.SGD(p, lr=0.1)."
+        )
         raise UsageError(msg)
     return optimizer
 

@@ -17,7 +17,7 @@ from pytest_trainability.measurement import Measurement
 from pytest_trainability.measures import MEASURES
 from pytest_trainability.records import Estimate, Names, Profile
 
-ALL = range(8)
+ALL = range(4)
 TWO = range(2)
 """Seeds that a fault is measured on; it must be flagged on each."""
 FOUR = range(4)

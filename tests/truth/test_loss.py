@@ -254,7 +254,44 @@ def test_a_loss_that_is_no_mean_cross_entropy(loss: Loss, text: str) -> None:
     assert found.initial_loss > 0
     with pytest.raises(UsageError, match=text) as raised:
         found.excess_loss  # noqa: B018  reading it measures
-    assert "classes=10" in str(raised.value)
+    # Of a sum, classes= would subtract one logarithm from many.
+    assert ("classes=10" in str(raised.value)) != ("Reduce it by mean" in str(raised.value))
+
+
+def test_a_sum_is_to_be_reduced() -> None:
+    with pytest.raises(InapplicableError, match=f"but {BATCH} times that: it is a sum. Reduce it by mean") as raised:
+        measure(
+            classifier(),
+            vectors,
+            target=labels(BATCH),
+            loss=nn.CrossEntropyLoss(reduction="sum"),
+            measures=["excess_loss"],
+        )
+    assert "classes=" not in str(raised.value)
+
+
+def test_a_loss_that_is_no_number_is_no_sum() -> None:
+    ignored = torch.full((BATCH,), -100)
+    with pytest.raises(InapplicableError, match=r"the loss is not a number. Look for a batch without a label"):
+        measure(classifier(), vectors, target=ignored, loss=F.cross_entropy, measures=["excess_loss"])
+
+
+def test_a_frozen_model_can_be_compared_with_a_guess() -> None:
+    """What is not trained has a loss all the same, however the cross-entropy is computed."""
+
+    def by_hand(logits: Tensor, target: Tensor) -> Tensor:
+        return (logits.exp().sum(dim=1).log() - logits.gather(1, target[:, None])[:, 0]).mean()
+
+    for loss in (F.cross_entropy, of_log_softmax, by_hand):
+        found = measure(
+            lambda: classifier()().requires_grad_(False),
+            vectors,
+            target=labels(BATCH),
+            loss=loss,
+            measures=["excess_loss"],
+        )
+        whole = measure(classifier(), vectors, target=labels(BATCH), loss=loss, measures=["excess_loss"])
+        assert found.excess_loss.values == whole.excess_loss.values
 
 
 def test_a_small_loss_beside_is_part_of_the_guess() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import models
 import pytest
@@ -210,6 +211,12 @@ def test_outputs_are_the_logits_or_the_first_tensor():
     assert outputs_of({"loss": loss[None], "hidden": hidden}, loss) is hidden
     assert outputs_of((loss, torch.ones(2, 3), hidden, logits), loss) is hidden
     assert outputs_of(loss, loss) is None
+    # A loss in another shape, or a part of it.
+    one = loss[None]
+    assert outputs_of((one, logits), one[0]) is logits
+    assert outputs_of(SimpleNamespace(loss=one), loss) is None
+    assert outputs_of((logits.mean().reshape(1), logits), loss) is logits
+    assert outputs_of((logits[:1, 0],), loss) is not None
 
 
 # Singular --------------------------------------------------------------------------------------------------------

@@ -261,6 +261,28 @@ def test_other_measures_of_the_same_models():
         found.of("activation_change")
 
 
+@pytest.mark.parametrize("name", ["activation_rms", "gradient_norm"])
+def test_a_function_that_ignores_the_size_is_refused(name):
+    with pytest.raises(
+        UsageError, match=r"build must use the width: models of 4 and 16 are alike. At every width `<lambda>`"
+    ):
+        width_sweep(lambda _: perceptron(8), [4, 8, 16], vectors, seeds=2, measure=name)
+
+
+def test_one_layer_that_is_applied_several_times_is_no_such_function():
+    class Looped(nn.Module):
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            self.depth, self.layer = depth, nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(self.depth):
+                x = self.layer(x)
+            return x
+
+    assert depth_sweep(Looped, [2, 4], vectors, seeds=1).slope < 0
+
+
 def test_parts_of_a_scaling():
     found = width_sweep(lambda n: scaled(n, n), [2, 4, 16], ONES, seeds=1)
     assert list(found.matching("[01]").slope) == ["0", "1"]

@@ -160,6 +160,18 @@ def test_gradients_are_left_as_they_were() -> None:
     assert model[2].weight.grad is None
 
 
+@pytest.mark.parametrize("name", ["update_ratio", "loss_drop"])
+def test_graph_that_the_user_has_kept_can_be_differentiated(name: str) -> None:
+    """Optimizer steps are taken back, and so is the number of changes that autograd compares."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    x = torch.linspace(-1, 1, 24).reshape(6, 4).sin()
+    expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    kept = model(x).square().sum()
+    measure(model, x, loss=lambda output: (output - 1).square().mean(), measures=[name])
+    kept.backward()
+    assert all(torch.equal(p.grad, gradient) for p, gradient in zip(model.parameters(), expected))
+
+
 def test_mixed_training_flags_are_left_as_they_were() -> None:
     """A frozen BatchNorm in eval mode inside a model in train mode is measured like that, and stays."""
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH).eval(), nn.Linear(WIDTH, WIDTH))

@@ -108,7 +108,19 @@ def test_only_what_is_asked_for_makes_an_optimizer():
     probe(mlp, "waking_step", optimizer=optimizer)
     assert made == []  # all gradients are there at initialization: no step is needed
     probe(mlp, "update_ratio", optimizer=optimizer, seeds=2)
-    assert made == [6, 6]
+    assert made == [6, 6] * 2  # twice for each seed: every time it must be another
+
+
+def test_an_optimizer_that_is_there_already_is_refused():
+    """It would keep its momentum from one training to the next, and is the user's own."""
+    model = mlp()
+    own = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for name in ("loss_drop", "update_ratio"):
+        with pytest.raises(
+            UsageError, match=r"must make a new optimizer each time it is called. `<lambda>` returned the same SGD"
+        ):
+            probe(model, name, optimizer=lambda _: own)
+    assert not own.state
 
 
 # No harm -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from pytest_trainability import measure
 from pytest_trainability.engine import gram
 from pytest_trainability.engine.ensemble import ensemble
-from pytest_trainability.engine.gradient_statistics import GRADIENT_GRAM, GRADIENT_MOMENTS
+from pytest_trainability.engine.gradient_statistics import GRADIENT_GRAM, GRADIENT_MOMENTS, _require_in_span
 from pytest_trainability.engine.gradients import PARAMETER_GRADIENTS
 from pytest_trainability.engine.per_sample import PER_SAMPLE
 from pytest_trainability.engine.recipe import Recipe
@@ -476,6 +477,97 @@ def test_a_contrastive_loss_is_none_of_samples():
         assert "must be a mean or a sum over samples" in text
 
 
+LABELS = torch.arange(BATCH) % WIDTH
+
+
+def decorrelated(output: Tensor, target: Tensor) -> Tensor:
+    """A cross-entropy, and a term that is zero for one sample."""
+    directions = F.normalize(output, dim=1)
+    return F.cross_entropy(output, target) + (directions @ directions.T - torch.eye(len(output))).square().mean()
+
+
+def ranking(output: Tensor, target: Tensor) -> Tensor:
+    """Compares every pair; for one sample there is nothing but the regularizer."""
+    scores = output[:, 0]
+    return F.softplus(scores[None] - scores[:, None]).mean() + 0.1 * output.square().mean()
+
+
+@pytest.mark.parametrize("loss", [decorrelated, ranking])
+@pytest.mark.parametrize("name", NOISE)
+def test_a_loss_that_compares_samples_beside_is_refused(loss, name):
+    """Its value lies among those of samples: only its gradient shows that it is none of theirs."""
+    text = refused(models.mlp, models.vectors(), loss=loss, target=LABELS, measures=[name])
+    assert "comes from no sample alone" in text or "between" in text
+
+
+def test_how_much_of_the_gradient_comes_from_no_sample():
+    """Gradients 3 e₁ + 4 e₃ of a batch of samples with e₁ and e₂: 4/5 of its length, and with ε e₃ none to speak of."""
+    G = torch.eye(3, dtype=F64)[:2]
+    for outside, share in [(4.0, "80%"), (0.2, ""), (0.0, "")]:
+        rows = torch.cat([G, torch.tensor([[3.0, 0.0, outside]], dtype=F64)])
+        if share:
+            with pytest.raises(UsageError, match=f"{share} comes from no sample alone"):
+                _require_in_span(rows @ rows.T, 2e-16, 0)
+        else:
+            _require_in_span(rows @ rows.T, 2e-16, 0)
+
+
+def test_rows_that_are_there_already_come_last():
+    generator = torch.Generator().manual_seed(0)
+    G, g = torch.randn(4, 3, 2, generator=generator, dtype=F64), torch.randn(1, 3, 2, generator=generator, dtype=F64)
+    K = gram.gram_matrix(lambda first, last: [G[first:last]], 4, 2**26, further=[g])
+    flat = torch.cat([G, g]).flatten(1)
+    assert torch.allclose(K, flat @ flat.T, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16])
+def test_weights_of_classes_leave_it_a_loss_of_samples(dtype):
+    def weighted(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target, weight=torch.linspace(1, 9, WIDTH, dtype=output.dtype))
+
+    for loss in (weighted, lambda o, t: F.cross_entropy(o, t, reduction="sum")):
+        found = measure(models.mlp, models.vectors(), loss=loss, target=LABELS, dtype=dtype, measures=NOISE)
+        assert math.isfinite(float(found.gradient_confusion))
+
+
+def test_a_state_that_changes_with_every_pass_is_no_comparison():
+    """Power iteration goes on between the run and the samples: their gradients are compared in one state."""
+    case = next(case for case in models.ARCHITECTURES if case.id == "spectral-norm-old")
+    found = measure(case.build, case.inputs, loss=mean_square, seeds=2, measures=NOISE)
+    assert math.isfinite(float(found.gradient_confusion))
+
+
+def test_gradients_that_cancel_are_no_comparison():
+    """Of opposite samples the batch has no gradient but round-off, which lies in no span."""
+    x = torch.ones(2, WIDTH)
+    target = torch.tensor([1.0, -1.0])
+    loss = lambda output, target: (output.sum(dim=1) * target).mean()  # noqa: E731
+    found = measure(models.mlp, x, loss=loss, target=target, measures=NOISE)
+    # A cosine of two float32 vectors that differ by round-off, 1e-7 each: one by its square.
+    assert float(found.gradient_confusion) == pytest.approx(-1, abs=1e-12)
+
+
+def test_a_loss_that_is_no_number_for_one_sample_is_refused():
+    def spread(output: Tensor) -> Tensor:
+        return torch.relu(1 - output.std(dim=0)).mean() + output.square().mean()
+
+    for model in (models.mlp, dropping):
+        text = refused(model, models.vectors(BATCH, WIDTH), loss=spread)
+        assert "of sample 0 alone (seed 0) it is nan" in text
+
+
+def test_random_numbers_of_python_are_random_numbers():
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = models.mlp(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x) * (1 + random.random())
+
+    assert find(Skipping, models.vectors()).draws
+
+
 def test_the_kernel_is_refused_where_there_is_none():
     wanted = ["ntk_condition_number"]
     generator = torch.Generator().manual_seed(0)
@@ -489,4 +581,5 @@ def test_the_kernel_is_refused_where_there_is_none():
 
 def test_needs_are_shared():
     """Moments and inner products come from the same gradients."""
-    assert GRADIENT_MOMENTS.of == GRADIENT_GRAM.of == (PER_SAMPLE,)
+    assert GRADIENT_MOMENTS.of == (PER_SAMPLE, GRADIENT_GRAM)
+    assert GRADIENT_GRAM.of == (PER_SAMPLE,)

@@ -741,6 +741,15 @@ def test_along_time_nothing_is_expected() -> None:
 
 # Together --------------------------------------------------------------------------------------------------------
 
+
+def test_weights_that_have_no_shape_yet_cannot_be_materialized() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.LazyLinear(WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh())
+
+    with pytest.raises(InapplicableError, match=r"parameters have shapes when they are built.*0.weight of Sequential"):
+        measure(build, vectors, measures=["meta_device_differences"])
+
+
 ALL = ["duplicate_parameters", "uninitialized_parameters", "meta_device_differences", "linear_steps"]
 
 
