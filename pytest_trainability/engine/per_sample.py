@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
 
 from ..errors import InapplicableError
 from .capture import Loss, evaluate
@@ -91,6 +90,8 @@ class PerSample:
 
     def _together(self, first: int, last: int) -> Gradients | None:
         """Differentiate several samples at once; None where some operator cannot."""
+        # It takes a tenth of a second to load, which only those pay who ask.
+        from torch.func import functional_call, grad_and_value, vmap
 
         def loss(parameters: dict[str, Tensor], *rows: Tensor) -> Tensor:
             given = self.samples.joined([row.unsqueeze(0) for row in rows])
