@@ -85,7 +85,7 @@ def estimate(
     if scale == "log":
         mean, half = _mean_and_half_width([_log(value) for value in values], level)
         mean, low, high = _exp(mean), _exp(mean - half), _exp(mean + half)
-        if len(set(values)) == 1:
+        if len(set(values)) == 1 and values[0] > 0:
             # Exactly: of 2^22 the exponential of the logarithm is more, and no bound of 2^22 would hold.
             mean = values[0]
     else:

@@ -19,7 +19,7 @@ def example(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     pytester.syspathinsert(EXAMPLE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (EXAMPLE, pytester.path))))
     pytester.makepyfile(
-        models="""
+        nets_of_the_example="""
         import torch
         from torch import nn
 
@@ -47,7 +47,7 @@ def test_measure_of_the_example_is_an_attribute_and_a_bound(example: pytest.Pyte
     example.makepyfile(
         """
         import pytest
-        from models import tower, x
+        from nets_of_the_example import tower, x
         from pytest_trainability import at_least, at_most
 
         @pytest.mark.trainability(gradient_kurtosis=at_least(1))
@@ -85,7 +85,7 @@ def test_without_the_plugin_the_measure_is_unknown(example: pytest.Pytester) -> 
 
 def test_measures_are_gone_with_the_session(example: pytest.Pytester) -> None:
     example.makepyfile(
-        "from models import *\ndef test_it(trainability):\n    trainability(tower(), x).gradient_kurtosis"
+        "from nets_of_the_example import *\ndef test_it(trainability):\n    trainability(tower(), x).gradient_kurtosis"
     )
     result = example.runpytest_inprocess("-p", NAME)
     result.assert_outcomes(passed=1)
@@ -97,7 +97,7 @@ def test_measures_are_gone_with_the_session(example: pytest.Pytester) -> None:
 def test_plugin_says_how_a_model_is_cut_unless_the_user_does(example: pytest.Pytester) -> None:
     example.makepyfile(
         """
-        from models import TwoStreamNet, tower, x
+        from nets_of_the_example import TwoStreamNet, tower, x
 
         def test_steps(trainability):
             assert list(trainability(TwoStreamNet, x).steps) == ["pairs.0", "pairs.1", "pairs.2"]
@@ -114,7 +114,7 @@ def test_plugin_says_how_a_model_is_cut_unless_the_user_does(example: pytest.Pyt
 
 def test_environment_keeps_baselines_apart(example: pytest.Pytester) -> None:
     example.makepyfile(
-        test_it="from models import tower, x\ndef test_it(trainability):\n    trainability(tower(), x).check_baseline()"
+        test_it="from nets_of_the_example import tower, x\ndef test_it(trainability):\n    trainability(tower(), x).check_baseline()"
     )
     example.runpytest_subprocess("-p", NAME, "--trainability-baseline=new").assert_outcomes(passed=1)
     stored = json.loads((example.path / "__trainability__" / "test_it.json").read_text())

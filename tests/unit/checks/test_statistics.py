@@ -142,3 +142,10 @@ def test_confidence_lies_between_zero_and_one() -> None:
     for given in (0, 1, -0.5, 99, "99%", "", None, NAN, [0.9], INF):
         with pytest.raises(UsageError, match=r"confidence must lie between 0 and 1, as 0.99 does\. Got "):
             as_confidence(given)  # type: ignore[arg-type]
+
+
+def test_equal_values_of_a_scale_have_that_mean_exactly() -> None:
+    """Of 2^22 the exponential of the logarithm is more: a bound of 2^22 would not hold."""
+    for power in range(60):
+        assert estimate([2.0**power] * 3, scale="log").mean == 2.0**power
+    assert math.isnan(estimate([-0.5], scale="log").mean), "a negative value is on no scale"
