@@ -114,7 +114,8 @@ def test_plugin_says_how_a_model_is_cut_unless_the_user_does(example: pytest.Pyt
 
 def test_environment_keeps_baselines_apart(example: pytest.Pytester) -> None:
     example.makepyfile(
-        test_it="from nets_of_the_example import tower, x\ndef test_it(trainability):\n    trainability(tower(), x).check_baseline()"
+        test_it="from nets_of_the_example import tower, x\n"
+        "def test_it(trainability):\n    trainability(tower(), x).check_baseline()"
     )
     example.runpytest_subprocess("-p", NAME, "--trainability-baseline=new").assert_outcomes(passed=1)
     stored = json.loads((example.path / "__trainability__" / "test_it.json").read_text())
