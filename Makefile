@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types docs bench flakes matrix clean
+.PHONY: demo test lint types docs bench flakes faults matrix clean
 
 demo: $(VENV)/.demo ## Run the examples: green models, red ones, and the report
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -25,11 +25,15 @@ docs: $(VENV)/.dev
 
 bench: $(VENV)/.demo ## Print cost ratios, measured side by side in one run
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/cost.py
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/measures.py
 	$(VENV)/bin/python benchmarks/startup.py
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/along_time.py
 
 flakes: $(VENV)/.test ## Count how often verdicts and baselines are wrong on healthy models
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/flakes.py
+
+faults: $(VENV)/.test ## Which of 36 faults the profiles flag, and which train worse
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/faults.py
 
 matrix: ## Run the plugin's tests over environments and options: no xdist, the oldest pytest, other plugins
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) tests/matrix.py
@@ -56,3 +60,4 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 cuda: $(VENV)/.test $(VENV)/.demo ## All checks and timings that need a GPU
 	HF_HUB_OFFLINE=1 $(RUN) pytest -m cuda -v
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/cost.py --device cuda
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/measures.py --device cuda
