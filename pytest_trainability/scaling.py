@@ -662,8 +662,8 @@ class Scaling:
     def local_slopes(self) -> tuple[Estimate | Profile, ...]:
         """The same between each size and the next. They are alike where there is a power law."""
         return tuple(
-            self._of_each(lambda name, i=i: self._slope_of(self._at(name)[i : i + 2], self.sizes[i : i + 2]))  # type: ignore[misc]
-            for i in range(len(self.sizes) - 1)
+            replace(self, sizes=pair, values=self.values[i : i + 2]).slope
+            for i, pair in enumerate(pairwise(self.sizes))
         )
 
     @property

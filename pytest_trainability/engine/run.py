@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Generic, TypeVar
@@ -78,14 +78,20 @@ class Run:
             if need.stage < self._stage:
                 msg = f"a measure must name what it needs: {need.name!r} is asked for when the run's graph is gone."
                 raise LookupError(msg)
-            with ExitStack() as stack:
-                stack.enter_context(preserved_world())
-                for module in (self.record.model, self.recipe.loss) if need.stage is Stage.AGAIN else ():
-                    if isinstance(module, nn.Module):
-                        stack.enter_context(preserved_model(module))
+            with self._put_back() if need.stage is Stage.AGAIN else nullcontext():
                 self.found[need] = need.provide(self)
         found: _Found = self.found[need]
         return found
+
+    @contextmanager
+    def _put_back(self) -> Iterator[None]:
+        """Put back what another run of the model, its loss or an optimizer changes."""
+        with ExitStack() as stack:
+            stack.enter_context(preserved_world())
+            for module in (self.record.model, self.recipe.loss):
+                if isinstance(module, nn.Module):
+                    stack.enter_context(preserved_model(module))
+            yield
 
     def fulfil(self, needs: frozenset[Need[Any]]) -> None:
         """Compute what is needed, stage by stage; why one cannot be met is said to whoever reads it."""

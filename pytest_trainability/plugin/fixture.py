@@ -79,8 +79,6 @@ class Trainability:
         from ..records import plain
 
         name = None if name is None else plain(name)
-        settings = self._item.config.stash[SETTINGS]
-        marked = marker_settings(self._item)
         bounds = bounds_of(self._item)
         try:
             measurement = measure_in(
@@ -89,13 +87,11 @@ class Trainability:
                 inputs,
                 target=target,
                 loss=loss,
-                seeds=_first(seeds, marked.get("seeds"), settings.seeds),
+                **self._settled(seeds=seeds, device=device, dtype=dtype),
                 steps=steps,
                 exponents=exponents,
                 warmup=warmup,
                 alignment=alignment,
-                device=_first(device, marked.get("device"), settings.device),
-                dtype=_first(dtype, marked.get("dtype"), settings.dtype),
                 train=train,
                 name=name,
                 optimizer=optimizer,
@@ -136,13 +132,16 @@ class Trainability:
 
         if arguments.get("name") is not None:
             arguments["name"] = plain(arguments["name"])
-        settings, marked = self._item.config.stash[SETTINGS], marker_settings(self._item)
-        for key in ("seeds", "device", "dtype"):
-            arguments[key] = _first(arguments.get(key), marked.get(key), getattr(settings, key))
+        arguments |= self._settled(**{key: arguments.get(key) for key in ("seeds", "device", "dtype")})
         try:
             return sweep_in(self._context(Context, arguments.get("name")), along, build, sizes, inputs, **arguments)
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
+
+    def _settled(self, **given: Any) -> dict[str, Any]:
+        """Return each argument as given in the call, else by the nearest marker, the command line or the ini file."""
+        settings, marked = self._item.config.stash[SETTINGS], marker_settings(self._item)
+        return {name: _first(value, marked.get(name), getattr(settings, name)) for name, value in given.items()}
 
     def _context(self, context: Callable[..., Any], name: str | None) -> Any:
         """Number the measurements of a test, and listen to their records."""
