@@ -23,7 +23,8 @@ from .checks.dtypes import as_dtype_name
 from .checks.profiles import find_profile
 from .checks.statistics import CONFIDENCE, Level, as_confidence, as_seeds
 from .checks.tolerances import as_tolerance
-from .checks.verdicts import Value, first_outside, is_settled, judge, waking, without
+from .checks.verdicts import Value, first_outside, is_settled, judge
+from .checks.waking import BY_GRADIENT, judged_of, may_sleep, waking, waking_texts
 from .engine.ensemble import Ensemble, ensemble
 from .engine.given import as_count, as_loss, as_optimizer
 from .engine.recipe import ModelSource, OptimizerFactory, Recipe, choose_device, fingerprint, is_fixed
@@ -42,10 +43,7 @@ NOTEWORTHY = 3.0
 """Nats of log gain from which a failed plain assert is given a likely cause."""
 
 
-_BY_GRADIENT = ("gradient_norm", "relative_gradient_norm", "update_ratio")
-"""Measures by parameter that are zero or undefined where what lies behind a zero by design has no gradient yet. Bounds on them
-leave those parameters out that wake within a few optimizer steps."""
-_BESIDE = {**dict.fromkeys(_BY_GRADIENT, "waking_step"), "initial_loss": "excess_loss"}
+_BESIDE = {**dict.fromkeys(BY_GRADIENT, "waking_step"), "initial_loss": "excess_loss"}
 """What is measured, where it can be, beside a measure that has a bound: to judge it, or to say what it ought to be."""
 
 _Tolerated: TypeAlias = "Mapping[str, type[TrainabilityError]]"
@@ -460,7 +458,7 @@ class Measurement:
             woken = self._woken([reading.get("waking_step") for reading in readings])
             return bool(bounds) and all(
                 is_settled(
-                    _judged(m, assemble(m, [reading[m.name] for reading in readings], self._level), woken),
+                    judged_of(m.name, assemble(m, [reading[m.name] for reading in readings], self._level), woken),
                     bound,
                     level=self._level,
                 )
@@ -535,7 +533,9 @@ class Measurement:
             judged = {find_measure(n, where=where): bound for n, bound in {**default, **given}.items()}
             self.run(list(judged), tolerated=_without_answer({m.name: bound for m, bound in judged.items()}))
             beside = [
-                _BESIDE[m.name] for m in judged if m.name == "initial_loss" or _may_sleep(m, self._values.get(m.name))
+                _BESIDE[m.name]
+                for m in judged
+                if m.name == "initial_loss" or may_sleep(m.name, self._values.get(m.name))
             ]
             self.run([MEASURES[name] for name in beside], tolerated=dict.fromkeys(beside, TrainabilityError))
         except TrainabilityError as error:
@@ -550,7 +550,7 @@ class Measurement:
         woken = self._woken(self._readings.get("waking_step", []))
         verdicts = [
             replace(
-                judge(m.name, _judged(m, values[m.name], woken), b, scale=m.scale, level=self._level),
+                judge(m.name, judged_of(m.name, values[m.name], woken), b, scale=m.scale, level=self._level),
                 remark=self._guess() if m.name == "initial_loss" else "",
             )
             for m, b in bounds.items()
@@ -691,12 +691,8 @@ class Measurement:
             named = ", ".join(unused[:2]) + (", …" if len(unused) > 2 else "")
             count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"
             yield f"{count} no gradient at all: {named}"
-        woken = self._woken(self._readings.get("waking_step", [])) if self._bounds.keys() & set(_BY_GRADIENT) else {}
-        for step in sorted(set(woken.values())):
-            names = [name for name, at in woken.items() if at == step]
-            named = ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
-            count = f"{len(names)} parameters wake" if len(names) > 1 else "1 parameter wakes"
-            yield f"{count} at optimizer step {step}, and no bound on gradients or updates counts them: {named}"
+        woken = self._woken(self._readings.get("waking_step", [])) if self._bounds.keys() & set(BY_GRADIENT) else {}
+        yield from waking_texts(woken)
         if self.steps.left_out:
             yield f"not on the chain: {self.steps.left_out}"
 
@@ -717,18 +713,6 @@ class Measurement:
 def _without_answer(bounds: Mapping[str, Bound]) -> _Tolerated:
     """Return the measures whose bounds hold where there is nothing to judge."""
     return {name: InapplicableError for name, bound in bounds.items() if bound.if_any}
-
-
-def _may_sleep(m: Measure, value: Value | None) -> bool:
-    """Whether some parameter's gradient may be zero; weight decay moves a parameter without one, too."""
-    if m.name not in _BY_GRADIENT or not isinstance(value, Profile):
-        return False
-    return m.name == "update_ratio" or any(not v > 0 for element in value.values() for v in element.values)
-
-
-def _judged(m: Measure, value: Value, woken: Mapping[str, int]) -> Value:
-    """Return what a bound judges of a measure."""
-    return without(value, woken) if m.name in _BY_GRADIENT else value
 
 
 def _given_name(model: Any) -> str:

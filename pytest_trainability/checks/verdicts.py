@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from ..records import Estimate, Names, Profile, Spectrum, VerdictRecord
 from .bounds import Bound
 from .statistics import FIXED, Level, estimate, seeds_to_settle
 
-__all__ = ["Value", "first_outside", "is_settled", "judge", "waking", "without"]
+__all__ = ["Value", "first_outside", "is_settled", "judge"]
 
 Value: TypeAlias = "Estimate | Spectrum | Profile | Names"
 
@@ -92,31 +92,6 @@ def is_settled(value: Value, bound: Bound, *, level: Level) -> bool:
     elements = _elements(value, level)
     shared = level.shared(len(elements)) if elements else level
     return any(_is_outside(e, bound, shared) for e in elements) or all(_is_inside(e, bound) for e in elements)
-
-
-def waking(steps: Profile) -> dict[str, int]:
-    """Return the parameters that get no gradient at first, by design: a zero that optimizer steps move lies in front of them.
-
-    Args:
-        steps: ``waking_step``.
-
-    Returns:
-        By name the latest step, over seeds, after which the gradient is not zero. Of those only whose gradient is zero
-        at initialization on some seed, and that wake on all.
-    """
-    return {
-        name: int(max(step.values))
-        for name, step in steps.items()
-        if all(map(math.isfinite, step.values)) and max(step.values) > 0
-    }
-
-
-def without(value: Value, aside: Collection[str]) -> Value:
-    """Leave elements of a profile out, unless that would leave nothing to judge."""
-    if not isinstance(value, Profile):
-        return value
-    kept = {name: element for name, element in value.items() if name not in aside}
-    return Profile(kept) if kept else value
 
 
 def _is_inside(value: Estimate, bound: Bound) -> bool:
