@@ -554,7 +554,9 @@ def test_a_cache_is_written_over_what_autograd_has_saved(case: Recurrent, dtype:
     model.step.copied = True
     (copied,) = torch.autograd.grad(model(x)[0], x, cotangent)
     assert allowed.any()
-    torch.testing.assert_close(allowed, copied, rtol=1e-5, atol=1e-5)
+    # Round-off of float32, with the order of a product that depends on where its memory lies; a derivative at what was
+    # written over would be off by its own size.
+    assert float((allowed - copied).norm() / copied.norm()) < 1e-3
 
 
 def test_rwkv_mixes_the_samples_of_a_batch_token_by_token():
