@@ -196,23 +196,26 @@ def _more_than_round_off(run: Run, gradients: Mapping[str | Edge, Tensor], facto
 
     Softmax makes the gradient of a key's bias zero, and a normalization that of a bias in front of it. What is computed is the
     round-off of larger numbers. Under factors that are no powers of two everything is rounded otherwise: what changes by more
-    than a hundredth is not known to two digits. Numbers so small that they have fewer digits themselves count as known.
+    than a hundredth is not known to two digits. Round-off is a small whole number of last bits, which three times as large
+    a sum often has three times of: the factors are those that whole numbers come least near to. Numbers so small that they have fewer digits themselves count as known.
     """
     chain = run.chain
     coarsest = max(chain.epsilon(index) for index in range(1, len(chain) + 1))
     tolerance = max(UNKNOWN, 32 * coarsest)
     numbers = {wanted: _numbers(g)[0] for wanted, g in gradients.items()}
     known = {wanted: torch.ones_like(g, dtype=torch.bool) for wanted, g in numbers.items()}
-    for odd in (3.0, 5.0):
-        for wanted, g in _backward(run, odd * factor).items():
+    for irrational in IRRATIONAL:
+        for wanted, g in _backward(run, irrational * factor).items():
             plain = numbers[wanted]
-            changed = (_numbers(g)[0] / odd - plain).abs() > tolerance * plain.abs()
+            changed = (_numbers(g)[0] / irrational - plain).abs() > tolerance * plain.abs()
             known[wanted] &= ~changed | (plain.abs() < 2**8 * torch.finfo(gradients[wanted].dtype).tiny)
     return known
 
 
 UNKNOWN = 0.01
-"""An entry that other roundings change by more is round-off itself; of pure round-off one in 10^5 changes by less, twice."""
+"""An entry that other roundings change by more is round-off itself; of pure round-off one in 10^7 changes by less, three times."""
+IRRATIONAL = ((1 + math.sqrt(5)) / 2, math.sqrt(2), math.sqrt(3))
+"""No multiple of these by k is nearer to a whole number than some ``1/(3 k)``."""
 
 
 def _of_states(run: Run, of_edges: Mapping[Edge, Entries]) -> Iterator[tuple[str, Entries]]:

@@ -18,6 +18,7 @@ from .isolation import generator_of
 from .lanczos import bidiagonalize, spread_of_squares
 from .products import pull_back
 from .push import push_forward
+from .rank import doubtful, without_round_off
 from .replay import twice_differentiable
 from .run import Need, Run
 from .sweep import is_round_off, usual_number, working_precision
@@ -36,8 +37,6 @@ BLOCKS, PROBES, ATTEMPTS = 100, 16, 4
 """Of the iterative method: most steps, and of the estimate of traces vectors at once and how often."""
 AT_ONCE = 64
 """Vectors that are carried through autograd together where memory is not the CPU's."""
-DOUBTFUL = 100.0
-"""A column that is less than so many times above round-off is judged by a singular value decomposition of the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +216,10 @@ def _factored(product: _Product, index: int, Q: Tensor) -> tuple[Tensor, Tensor]
         least = torch.where(cancelled.to(least.device), math.inf, least)
     basis, R = torch.linalg.qr(images.mT)
     basis, ranks = basis.mT.contiguous(), Q.any(dim=2).sum(dim=1).clamp(max=R.shape[1])
-    smallest = R.diagonal(dim1=-2, dim2=-1).abs()
     for sample, rank in enumerate(ranks.tolist()):
         basis[sample, rank:], R[sample, rank:] = 0.0, 0.0
-        if rank and bool(smallest[sample, :rank].min() <= DOUBTFUL * least[sample]):
-            basis[sample], R[sample] = _cut_to_rank(basis[sample], R[sample], float(least[sample]))
+    for sample in doubtful(R, ranks, least):
+        basis[sample], R[sample] = _cut_to_rank(basis[sample], R[sample], float(least[sample]))
     R[lost] = math.nan
     most = max(1, int(basis.any(dim=2).sum(dim=1).max()))
     return basis[:, :most], R[:, :most]
@@ -235,13 +233,13 @@ def _cut_to_rank(basis: Tensor, R: Tensor, least: float) -> tuple[Tensor, Tensor
         R: Upper triangular, ``(m, k)``.
         least: Singular values not above it are round-off.
     """
-    W, values, Vt = torch.linalg.svd(R, full_matrices=False)
-    rank = int((values > least).sum())
+    W, B = without_round_off(R, least)
+    rank = len(B)
     if rank == int(R.any(dim=1).sum()):
         return basis, R
-    turned, triangular = torch.linalg.qr(values[:rank, None] * Vt[:rank])
+    turned, triangular = torch.linalg.qr(B)
     new_basis, new_R = torch.zeros_like(basis), torch.zeros_like(R)
-    new_basis[:rank] = (W[:, :rank] @ turned).mT @ basis
+    new_basis[:rank] = (W @ turned).mT @ basis
     new_R[:rank] = triangular
     return new_basis, new_R
 

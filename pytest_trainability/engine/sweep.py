@@ -13,6 +13,7 @@ from ..errors import UsageError
 from .chain import Chain
 from .frames import Frame, acting, as_columns, as_rows, dimensions
 from .products import Columns, gaussian_state, pull_back
+from .rank import doubtful, without_round_off
 
 __all__ = ["Sweep", "is_round_off", "sweep", "usual_number", "walk", "working_precision"]
 
@@ -165,28 +166,56 @@ def _batch_of_one(state: Sequence[Tensor | None]) -> Columns:
 def _orthonormal(
     chain: Chain, frame: Frame, index: int, columns: Columns, alive: Tensor
 ) -> tuple[Columns, Tensor, Tensor]:
-    """QR of each trajectory's columns of state ``index``.
+    """QR of each trajectory's columns of state ``index``, those that are alive.
 
     Returns:
         ``Q`` as columns, ``ln diag R`` as ``(samples, k)``, and which columns live on.
 
     A column whose part orthogonal to the earlier ones is below the working precision of the largest column has vanished:
-    what is left of it is round-off.
+    what is left of it is round-off. So has one more than there are dimensions, however long what is left of it.
     """
-    count = alive.shape[1]
     if all(column is None for column in columns):
         return columns, torch.where(alive, -math.inf, math.nan).double(), torch.zeros_like(alive)
     # Column after column, as LAPACK wants them; padded where there are more of them than dimensions.
-    matrix = as_rows(chain, frame, index, columns, least=count)
-    matrix *= alive[:, :, None].to(matrix.device)
-    lengths = torch.linalg.vector_norm(matrix, dim=2).double().cpu()
-    q, r = torch.linalg.qr(matrix.transpose(1, 2))
-    diagonal = r.diagonal(dim1=-2, dim2=-1).abs().double().cpu()
+    matrix = as_rows(chain, frame, index, columns, least=alive.shape[1])
+    # Those that are alive come first: QR makes up a direction for a zero column, which later ones would lose a part to.
+    alive = alive.to(matrix.device)
+    order = alive.int().sort(dim=1, descending=True, stable=True).indices
+    matrix = (matrix * alive[:, :, None]).gather(1, order[:, :, None].expand_as(matrix))
+    Q, R = torch.linalg.qr(matrix.mT)
     # What has come here came through the segment behind the state; at the end of the chain nothing has.
     eps = chain.epsilon(min(index + 1, len(chain)))
-    tolerance = working_precision(eps, matrix.shape[2]) * lengths.amax(dim=1, keepdim=True)
-    vanished = diagonal <= tolerance
-    logs = torch.where(alive, torch.where(vanished, -math.inf, diagonal.log()), math.nan)
-    alive = alive & ~vanished
-    q = q * alive[:, None, :].to(q.device)
-    return as_columns(chain, frame, index, q.transpose(1, 2)), logs, alive
+    least = working_precision(eps, matrix.shape[2]) * torch.linalg.vector_norm(matrix, dim=2).amax(dim=1)
+    lengths = R.diagonal(dim1=-2, dim2=-1).abs().clone()
+    ranks = alive.sum(dim=1)
+    for sample in doubtful(R, ranks, least):
+        _cut_to_rank(matrix[sample], Q[sample], R[sample], lengths[sample], int(ranks[sample]), float(least[sample]))
+    logs = torch.zeros_like(lengths).double().scatter(1, order, lengths.double().log()).where(alive, math.nan)
+    Q = torch.zeros_like(matrix).scatter(1, order[:, :, None].expand_as(matrix), Q.mT)
+    alive = alive & (logs != -math.inf)
+    return as_columns(chain, frame, index, Q * alive[:, :, None]), logs.cpu(), alive.cpu()
+
+
+def _cut_to_rank(matrix: Tensor, Q: Tensor, R: Tensor, lengths: Tensor, rank: int, least: float) -> None:
+    """Leave as many columns as a matrix has dimensions, the first that are independent: in ``Q``, and zeros for the others' lengths."""
+    _, B = without_round_off(R[:, :rank], least)
+    leading = bool((lengths[: len(B)] > least).all())
+    kept = list(range(len(B))) if leading else _independent(B, least)
+    q, triangular = torch.linalg.qr(matrix[kept].T)
+    lengths.zero_()
+    lengths[kept] = triangular.diagonal().abs()
+    Q[:, kept] = q
+
+
+def _independent(B: Tensor, least: float) -> list[int]:
+    """Return the columns of which more than round-off is left beside the earlier ones, as many as there are rows at most."""
+    kept: list[int] = []
+    basis = B[:, :0]
+    for number, column in enumerate(B.T):
+        for _ in range(2):
+            column = column - basis @ (basis.T @ column)
+        length = torch.linalg.vector_norm(column)
+        if len(kept) < len(B) and length > least:
+            kept.append(number)
+            basis = torch.cat([basis, (column / length)[:, None]], dim=1)
+    return kept
