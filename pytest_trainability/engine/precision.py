@@ -196,8 +196,9 @@ def _more_than_round_off(run: Run, gradients: Mapping[str | Edge, Tensor], facto
 
     Softmax makes the gradient of a key's bias zero, and a normalization that of a bias in front of it. What is computed is the
     round-off of larger numbers. Under factors that are no powers of two everything is rounded otherwise: what changes by more
-    than a hundredth is not known to two digits. Round-off is a small whole number of last bits, which three times as large
-    a sum often has three times of: the factors are those that whole numbers come least near to. Numbers so small that they have fewer digits themselves count as known.
+    than a hundredth is not known to two digits. Round-off is a small whole number of last bits, often three times as many in
+    a sum three times as large: multiples of the factors taken are not near whole numbers. Numbers so small that they have fewer
+    digits themselves count as known.
     """
     chain = run.chain
     coarsest = max(chain.epsilon(index) for index in range(1, len(chain) + 1))
@@ -213,7 +214,7 @@ def _more_than_round_off(run: Run, gradients: Mapping[str | Edge, Tensor], facto
 
 
 UNKNOWN = 0.01
-"""An entry that other roundings change by more is round-off itself; of pure round-off one in 10^7 changes by less, three times."""
+"""An entry that other roundings change by more is round-off itself; of pure round-off one in 10^7 does not, each time."""
 IRRATIONAL = ((1 + math.sqrt(5)) / 2, math.sqrt(2), math.sqrt(3))
 """No multiple of these by k is nearer to a whole number than some ``1/(3 k)``."""
 

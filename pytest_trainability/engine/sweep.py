@@ -197,7 +197,7 @@ def _orthonormal(
 
 
 def _cut_to_rank(matrix: Tensor, Q: Tensor, R: Tensor, lengths: Tensor, rank: int, least: float) -> None:
-    """Leave as many columns as a matrix has dimensions, the first that are independent: in ``Q``, and zeros for the others' lengths."""
+    """Keep as many columns as the matrix has dimensions, the first that are independent; zero is the length of others."""
     _, B = without_round_off(R[:, :rank], least)
     leading = bool((lengths[: len(B)] > least).all())
     kept = list(range(len(B))) if leading else _independent(B, least)
