@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from ..measurement import Measurement
     from ..records import CheckRecord
-    from ..scaling import Along, Scaling
+    from ..scaling import Scaling
+    from ..scaling.arguments import Along
 
 __all__ = ["JUDGED", "RECORDS", "Trainability", "trainability"]
 

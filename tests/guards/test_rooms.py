@@ -54,7 +54,7 @@ TABLE = {
     "readings": row("checks engine measures records errors"),
     "measurement": row("checks engine measures readings report records errors", "torch"),
     "dynamics": row("checks engine records errors", "torch"),
-    "scaling": row("checks engine measures measurement report records errors", "torch"),
+    "scaling": row("scaling checks engine measures measurement report records errors", "torch"),
     "__main__": row("plugin"),
     "__init__": row("", inside=f"report checks records errors {HEAVY}"),
 }
