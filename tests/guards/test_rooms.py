@@ -35,7 +35,7 @@ def row(rooms: str, third_party: str = "", *, inside: str = "", third_party_insi
     return Row(*(frozenset(text.split()) for text in (rooms, third_party, inside, third_party_inside)))
 
 
-HEAVY = "engine measures readings measurement dynamics scaling"
+HEAVY = "engine measures measurement dynamics scaling"
 TABLE = {
     "plugin": row(
         "plugin checks records errors",
@@ -51,8 +51,7 @@ TABLE = {
     "engine": row("engine records errors", "torch", third_party_inside="scipy torchdiffeq"),
     "records": row(""),
     "errors": row(""),
-    "readings": row("checks engine measures records errors"),
-    "measurement": row("checks engine measures readings report records errors", "torch"),
+    "measurement": row("measurement checks engine measures report records errors", "torch"),
     "dynamics": row("checks engine records errors", "torch"),
     "scaling": row("scaling checks engine measures measurement report records errors", "torch"),
     "__main__": row("plugin"),
@@ -227,8 +226,16 @@ PLANTED = {
     "records know tensors": ("records.py", "def f():\n    import torch", "records must not import torch"),
     "records import errors": ("records.py", "from .errors import UsageError", "records must not import errors"),
     "errors import records": ("errors.py", "from . import records", "errors must not import records"),
-    "facade asks the plugin": ("measurement.py", "from .plugin import options", "measurement must not import plugin"),
-    "facade knows pytest": ("measurement.py", "def f():\n    import pytest", "measurement must not import pytest"),
+    "facade asks the plugin": (
+        "measurement/result.py",
+        "from ..plugin import options",
+        "measurement must not import plugin",
+    ),
+    "facade knows pytest": (
+        "measurement/result.py",
+        "def f():\n    import pytest",
+        "measurement must not import pytest",
+    ),
     "package is eager": ("__init__.py", "from .records import Estimate", "__init__ must not import records at import"),
     "package loads itself": ("engine/a.py", "import pytest_trainability", "engine must not import __init__"),
     "unknown third party": ("engine/a.py", "import pandas", "engine must not import pandas"),
@@ -260,7 +267,10 @@ ALLOWED = {
         "import torch\nfrom ..engine.ensemble import Run\nfrom .measure import M",
     ),
     "registry": ("measures/__init__.py", "from . import log_gain, lyapunov_max\nfrom .measure import Measure"),
-    "facade": ("measurement.py", "import torch\nfrom .engine.ensemble import x\nfrom .report.explain import explain"),
+    "facade": (
+        "measurement/result.py",
+        "import torch\nfrom ..engine.ensemble import x\nfrom ..report.explain import explain",
+    ),
 }
 
 

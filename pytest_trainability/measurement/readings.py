@@ -7,13 +7,13 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any
 
-from .checks.baselines import NameSet, Recorded, Series
-from .checks.statistics import Level, estimate
-from .checks.verdicts import Value
-from .engine.run import Run
-from .errors import TrainabilityError, UsageError
-from .measures import Measure
-from .records import Estimate, Names, Profile, Spectrum
+from ..checks.baselines import NameSet, Recorded, Series
+from ..checks.statistics import Level, estimate
+from ..checks.verdicts import Value
+from ..engine.run import Run
+from ..errors import TrainabilityError, UsageError
+from ..measures import Measure
+from ..records import Estimate, Names, Profile, Spectrum
 
 __all__ = ["assemble", "read", "recorded"]
 

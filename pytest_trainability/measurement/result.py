@@ -1,0 +1,298 @@
+"""What was measured, judged and compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from ..checks.bounds import Bound, BoundLike, as_bound
+from ..checks.profiles import find_profile
+from ..checks.tolerances import as_tolerance
+from ..checks.verdicts import Value, judge
+from ..checks.waking import BY_GRADIENT, judged_of, may_sleep
+from ..errors import BoundError, TrainabilityError, UsageError
+from ..measures import MEASURES, RECORDED, RECORDED_ALONG_TIME, Measure, find_measure
+from ..records import BaselineRecord, CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
+from ..report.explain import explain, explain_baseline
+from .context import Context, TrainabilityFailure
+from .samples import BESIDE, Samples, Tolerated, without_answer
+from .writing import check_record, entry
+
+__all__ = ["Measurement"]
+
+
+class Measurement:
+    """What was measured: one attribute per measure, and what it was measured on.
+
+    A measure that was not asked for repeats the seeded run when it is first read.
+    """
+
+    if TYPE_CHECKING:
+        lyapunov_max: Estimate
+        lyapunov_spectrum: Spectrum
+        lyapunov_history: Profile
+        log_gain: Estimate
+        growth_rate: Profile
+        loss_log_gain: Estimate
+        gradient_norm: Profile
+        relative_gradient_norm: Profile
+        activation_rms: Profile
+        forward_log_gain: Estimate
+        saturated_fraction: Profile
+        dead_fraction: Profile
+        sample_similarity: Profile
+        memory_horizon: Estimate
+        precision_horizon: Estimate
+        jacobian_singular_values: Spectrum
+        max_ftle: Estimate
+        condition_number: Estimate
+        numerical_rank: Estimate
+        isometry_gap: Estimate
+        spectral_radius: Profile
+        recurrence_lyapunov_max: Profile
+        attention_entropy: Profile
+        branch_gradient_share: Profile
+        branch_ratio: Profile
+        expert_usage: Profile
+        interacting_samples: Names
+        nonfinite: Names
+        unused_parameters: Names
+        initial_loss: Estimate
+        excess_loss: Estimate
+        underflow_fraction: Profile
+        overflow_fraction: Profile
+        smallest_loss_scale: Estimate
+        gradient_snr: Profile
+        gradient_confusion: Estimate
+        gradient_noise_scale: Estimate
+        ntk_condition_number: Estimate
+        sharpness: Estimate
+        stable_learning_rate: Estimate
+        update_ratio: Profile
+        loss_drop: Estimate
+        waking_step: Profile
+        asleep_parameters: Names
+        duplicate_parameters: Names
+        uninitialized_parameters: Names
+        meta_device_differences: Names
+        linear_steps: Names
+
+    def __init__(self, samples: Samples, name: str, context: Context) -> None:
+        self._samples = samples
+        self._name = name
+        self._context = context
+        self._verdicts: dict[str, VerdictRecord] = {}
+        self._bounds: dict[str, Bound] = {}
+        """Those that were judged."""
+        self._baseline: BaselineRecord | None = None
+
+    def __getattr__(self, name: str) -> Value:
+        if name.startswith("_") or name not in MEASURES:
+            msg = f"a measurement has no attribute {name!r}; it has the measures {', '.join(sorted(MEASURES))}"
+            raise AttributeError(msg)
+        if name not in self._samples.values:
+            self.run([MEASURES[name]])
+        return self._samples.values[name]
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *MEASURES})
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.steps}, {self.frame}, {self.mode} mode, {self.device}, log gain {self.log_gain!r}>"
+
+    @property
+    def name(self) -> str:
+        """Name of the model in reports: as given, that of the factory, or its class."""
+        return self._name or self._samples.common.model_name
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that were drawn: all that were asked for, or as many as settled the bounds of the test's marker."""
+        return self._samples.common.seeds
+
+    @property
+    def steps(self) -> Steps:
+        """The steps of the chain, in program order; prints as ``12 × GPT2Block``."""
+        return self._samples.common.steps
+
+    @property
+    def frame(self) -> str:
+        """``"per sample"`` (one trajectory per sample) or ``"joint"`` (samples interact)."""
+        return self._samples.common.plan.frame.name
+
+    @property
+    def mode(self) -> str:
+        """``"train"`` or ``"eval"``."""
+        return self._samples.common.mode
+
+    @property
+    def device(self) -> str:
+        """Where it was measured, as in ``"cuda:0"``."""
+        return self._samples.common.device
+
+    @property
+    def dtype(self) -> str:
+        """Type of the parameters, as in ``"float32"``."""
+        return self._samples.common.dtype
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the numbers ought to know."""
+        return self._samples.common.notes
+
+    @property
+    def seconds(self) -> float:
+        """How long all runs took together."""
+        return self._samples.seconds
+
+    def run(
+        self,
+        wanted: Sequence[Measure],
+        *,
+        until: Mapping[str, Bound] | None = None,
+        tolerated: Tolerated = MappingProxyType({}),
+    ) -> None:
+        """Make the seeded run, again if need be, for what is wanted and not known yet.
+
+        Args:
+            wanted: Measures.
+            until: At the first run, bounds which, once all are settled, make further seeds needless.
+            tolerated: Measures that may have no answer here, and why.
+
+        Raises:
+            InapplicableError: One has no answer here and needs to.
+        """
+        self._samples.run(wanted, until=until, tolerated=tolerated)
+        self._tell()
+
+    def complete(self) -> None:
+        """Draw the seeds that settled bounds have made needless, for whoever wants all that were asked for.
+
+        Raises:
+            TrainabilityFailure: On all of them a bound does not hold that was settled before: at most as often as the
+                confidence lets intervals be wrong.
+        """
+        __tracebackhide__ = True
+        if self._samples.complete():
+            self._judge({MEASURES[name]: bound for name, bound in self._bounds.items()})
+
+    def check(self, *, profile: str | None = None, **bounds: BoundLike) -> None:
+        """Judge bounds, all of them, and raise one failure that lists every violation.
+
+        >>> result.check(log_gain=within(3), gradient_norm=at_least(1e-7))  # doctest: +SKIP
+
+        Args:
+            profile: Default bounds of a family of models, ``"mlp"``, ``"cnn"``, ``"transformer"``, ``"rnn"``, beside those given.
+            bounds: By measure: ``within(eps)``, ``within(low, high)``, ``at_least(x)``, ``at_most(x)`` or ``(low, high)``. A
+                bound on a profile holds for every element, one on names for their number.
+
+        Raises:
+            TrainabilityFailure: A bound does not hold.
+            BoundError: A name is no measure, or a value no bound.
+        """
+        __tracebackhide__ = True
+        if not bounds and profile is None:
+            msg = "check() must be given a bound, such as log_gain=within(3), or profile=."
+            raise BoundError(msg)
+        where = f"check() in {self._context.test}" if self._context.test else "check()"
+        try:
+            given = {n: as_bound(b, measure=n, where=where) for n, b in bounds.items()}
+            default = find_profile(profile, where=f"{where}: profile") if profile is not None else {}
+            judged = {find_measure(n, where=where): bound for n, bound in {**default, **given}.items()}
+            self.run(list(judged), tolerated=without_answer({m.name: bound for m, bound in judged.items()}))
+            beside = [
+                BESIDE[m.name]
+                for m in judged
+                if m.name == "initial_loss" or may_sleep(m.name, self._samples.values.get(m.name))
+            ]
+            self.run([MEASURES[name] for name in beside], tolerated=dict.fromkeys(beside, TrainabilityError))
+        except TrainabilityError as error:
+            raise error.with_traceback(None) from error.__cause__
+        self._judge(judged)
+
+    def _judge(self, bounds: Mapping[Measure, Bound]) -> None:
+        __tracebackhide__ = True
+        values, level = self._samples.values, self._samples.level
+        bounds = {m: b for m, b in bounds.items() if not (b.if_any and self._is_empty(m))}
+        self._bounds.update({m.name: bound for m, bound in bounds.items()})
+        woken = self._samples.woken()
+        verdicts = [
+            replace(
+                judge(m.name, judged_of(m.name, values[m.name], woken), b, scale=m.scale, level=level),
+                remark=self._guess() if m.name == "initial_loss" else "",
+            )
+            for m, b in bounds.items()
+        ]
+        self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
+        self._tell()
+        if not all(verdict.holds for verdict in verdicts):
+            raise TrainabilityFailure(explain(self._to_record(verdicts)))
+
+    def _guess(self) -> str:
+        """Say what a guess would cost, which the initial loss of a classifier ought to be."""
+        if "excess_loss" not in self._samples.values:
+            return ""
+        guess = self.initial_loss.mean - self.excess_loss.mean
+        return f"a guess among {math.exp(guess):.0f} classes costs {guess:.4g}"
+
+    def _is_empty(self, m: Measure) -> bool:
+        """Whether there is nothing to judge."""
+        value = self._samples.values.get(m.name)
+        return value is None or (isinstance(value, (Profile, Spectrum)) and not len(value))
+
+    def check_baseline(self, *measures: str, **tolerances: float) -> None:
+        """Compare with the baseline that is committed beside the test, in ``__trainability__/<test module>.json``.
+
+        A change is reported when it is larger than the tolerance of its measure and no accident, in either direction;
+        measures, parameters and steps that have vanished or are new are changes, too. All seeds that were asked for are
+        drawn, even if fewer have settled the bounds. ``--trainability-baseline=new`` records what has no baseline yet,
+        ``update`` what has changed.
+
+        >>> result.check_baseline(log_gain=0.5)  # doctest: +SKIP
+
+        Args:
+            measures: Which to record beside ``log_gain``, ``growth_rate``, ``activation_rms``, ``gradient_norm``,
+                ``unused_parameters`` (along time ``lyapunov_max`` in the place of the profiles by step) and those that the test
+                has bounds for.
+            tolerances: By measure, in its unit; of a scale such as ``gradient_norm`` in nats of ratio (0.1 is about ten
+                percent). Over those of the marker, the command line, the ini file and the measure.
+
+        Raises:
+            TrainabilityFailure: It has changed, or there is no baseline.
+            BaselineError: The baseline cannot be read.
+            UsageError: A tolerance is no number, a name no measure, or this is no test.
+        """
+        __tracebackhide__ = True
+        if self._context.baseline is None:
+            msg = (
+                "check_baseline() must be called in a test, on what the trainability fixture has measured: the baseline is "
+                "kept beside the test. Got a measurement of measure()."
+            )
+            raise UsageError(msg)
+        where = f"check_baseline() in {self._context.test}"
+        try:
+            bounded = [n for n, b in self._bounds.items() if not b.if_any and n not in self._context.of_this_session]
+            always = RECORDED_ALONG_TIME if self._samples.common.along == "time" else RECORDED
+            wanted = [find_measure(n, where=where) for n in (*always, *bounded, *measures, *tolerances)]
+            given = {n: as_tolerance(value, measure=n, where=where) for n, value in tolerances.items()}
+            self.complete()
+            self.run(wanted)
+            found = entry(self._samples, wanted, self._context.environment())
+            allowed = {m.name: m.tolerance for m in MEASURES.values()} | {**self._context.tolerances, **given}
+            self._baseline = self._context.baseline(self._context.name or self.name, found, allowed)
+        except TrainabilityError as error:
+            raise error.with_traceback(None) from error.__cause__
+        self._tell()
+        if not self._baseline.holds:
+            raise TrainabilityFailure(explain_baseline(self._to_record(list(self._verdicts.values()))))
+
+    def _tell(self) -> None:
+        """Tell the session what has been measured and judged so far."""
+        self._context.record(self._to_record(list(self._verdicts.values())))
+
+    def _to_record(self, verdicts: Sequence[VerdictRecord]) -> CheckRecord:
+        sleeping = bool(self._bounds.keys() & set(BY_GRADIENT))
+        return check_record(self, self._samples, self._context, verdicts, sleeping=sleeping, baseline=self._baseline)

@@ -1,0 +1,175 @@
+"""The runs of every seed, and what measures read of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from ..checks.bounds import Bound
+from ..checks.statistics import CONFIDENCE, Level
+from ..checks.verdicts import Value, is_settled
+from ..checks.waking import BY_GRADIENT, judged_of, waking
+from ..engine.ensemble import Ensemble, ensemble
+from ..engine.recipe import Recipe, fingerprint
+from ..errors import InapplicableError, TrainabilityError, UsageError
+from ..measures import MEASURES, Measure
+from ..records import Profile
+from .readings import assemble, read
+
+__all__ = ["BESIDE", "Samples", "Tolerated", "without_answer"]
+
+BESIDE = {**dict.fromkeys(BY_GRADIENT, "waking_step"), "initial_loss": "excess_loss"}
+"""What is measured, where it can be, beside a measure that has a bound: to judge it, or to say what it ought to be."""
+
+Tolerated: TypeAlias = "Mapping[str, type[TrainabilityError]]"
+"""By measure that need not have an answer, for which reasons."""
+
+_UNITS_OF_TIME = {"nats/step": "nats/time", "steps": "time"}
+
+
+class Samples:
+    """What is known of a recipe's models: readings by measure and seed, and the values that they make."""
+
+    def __init__(self, recipe: Recipe, asked: tuple[int, ...], confidence: float | None) -> None:
+        self.recipe, self.asked = recipe, asked
+        self.level = Level(confidence or CONFIDENCE)
+        self.readings: dict[str, list[Any]] = {}
+        self.values: dict[str, Value] = {}
+        self.seconds = 0.0
+        self._inapplicable: set[str] = set()
+        """Measures that were allowed to have no answer, and have none."""
+        self._fingerprint = fingerprint(recipe)
+        self._ensemble: Ensemble | None = None
+
+    @property
+    def common(self) -> Ensemble:
+        """What all seeds share, from the first run on."""
+        assert self._ensemble is not None
+        return self._ensemble
+
+    def run(
+        self,
+        wanted: Sequence[Measure],
+        *,
+        until: Mapping[str, Bound] | None = None,
+        tolerated: Tolerated = MappingProxyType({}),
+    ) -> None:
+        """Make the seeded run, again if need be, for what is wanted and not known yet.
+
+        Args:
+            wanted: Measures.
+            until: At the first run, bounds which, once all are settled, make further seeds needless.
+            tolerated: Measures that may have no answer here, and why.
+
+        Raises:
+            InapplicableError: One has no answer here and needs to.
+        """
+        if until:
+            beside = {BESIDE[name]: TrainabilityError for name in until if name in BESIDE}
+            tolerated = {**tolerated, **beside, **without_answer(until)}
+            wanted = [*wanted, *(MEASURES[name] for name in beside)]
+        known = {*self.values, *(self._inapplicable & tolerated.keys())}
+        wanted = [m for m in dict.fromkeys(wanted) if m.name not in known]
+        if not wanted:
+            return
+        if self._ensemble is None:
+            # Looking after every seed has its price: intervals that hold whenever one stops.
+            self.level = Level(self.level.confidence, len(self.asked) if until else None)
+            self._ensemble = self._draw(wanted, self.asked, tolerated, until=until)
+            found = self._ensemble
+        else:
+            self._refuse_changed(wanted[0].name)
+            found = self._draw(wanted, self.common.seeds, tolerated)
+        missing = {m.name for m in wanted for reading in found.readings if reading[m.name] is None}
+        self._inapplicable |= missing
+        wanted = [m for m in wanted if m.name not in missing]
+        self.readings.update({m.name: [reading[m.name] for reading in found.readings] for m in wanted})
+        self._assemble(wanted)
+
+    def complete(self) -> bool:
+        """Draw the seeds that settled bounds have made needless; return whether there were any."""
+        rest = self.asked[len(self.common.seeds) :]
+        if not rest:
+            return False
+        self._refuse_changed("the rest of the seeds")
+        measures = [MEASURES[name] for name in self.readings]
+        found = self._draw(measures, rest)
+        for name, readings in self.readings.items():
+            readings += [reading[name] for reading in found.readings]
+        self._ensemble = replace(self.common, seeds=self.asked, draws=(*self.common.draws, *found.draws))
+        self._assemble(measures)
+        return True
+
+    def woken(self) -> dict[str, int]:
+        """Return what :func:`waking` does of ``waking_step``; nothing where it was not measured."""
+        return self._woken(self.readings.get("waking_step", []))
+
+    def in_its_unit(self, m: Measure) -> Measure:
+        """Return the measure with the unit that it has here: what is per step, or in steps, may be in time."""
+        return m if self.common.time is None else replace(m, unit=_UNITS_OF_TIME.get(m.unit, m.unit))
+
+    def _draw(
+        self,
+        wanted: Sequence[Measure],
+        seeds: Sequence[int],
+        tolerated: Tolerated = MappingProxyType({}),
+        *,
+        until: Mapping[str, Bound] | None = None,
+    ) -> Ensemble:
+        bounds = [(MEASURES[name], bound) for name, bound in (until or {}).items()]
+
+        def settled(readings: Sequence[Mapping[str, Any]]) -> bool:
+            woken = self._woken([reading.get("waking_step") for reading in readings])
+            return bool(bounds) and all(
+                is_settled(
+                    judged_of(m.name, assemble(m, [reading[m.name] for reading in readings], self.level), woken),
+                    bound,
+                    level=self.level,
+                )
+                for m, bound in bounds
+                if readings[0][m.name] is not None
+            )
+
+        needs = frozenset().union(*(m.needs for m in wanted))
+        began = time.perf_counter()
+        found = ensemble(
+            self.recipe,
+            seeds,
+            needs,
+            lambda run: {m.name: read(m, run, tolerated.get(m.name)) for m in wanted},
+            known=self._ensemble,
+            enough=settled,
+        )
+        self.seconds += time.perf_counter() - began
+        return found
+
+    def _woken(self, readings: Sequence[Mapping[str, float] | None]) -> dict[str, int]:
+        if not readings or any(reading is None for reading in readings):
+            return {}
+        steps = assemble(MEASURES["waking_step"], readings, self.level)
+        return waking(steps) if isinstance(steps, Profile) else {}
+
+    def _refuse_changed(self, what: str) -> None:
+        """See that a second run would measure the same.
+
+        Raises:
+            UsageError: The recipe's tensors have changed.
+        """
+        if fingerprint(self.recipe) != self._fingerprint:
+            msg = (
+                f"{what} was not measured at first, and the module's parameters or the inputs have changed since. Ask for "
+                f"it beforehand (a bound, or measures=[{what!r}] outside pytest), or measure again."
+            )
+            raise UsageError(msg)
+
+    def _assemble(self, measures: Sequence[Measure]) -> None:
+        measures = [self.in_its_unit(m) for m in measures]
+        self.values.update({m.name: assemble(m, self.readings[m.name], self.level) for m in measures})
+
+
+def without_answer(bounds: Mapping[str, Bound]) -> Tolerated:
+    """Return the measures whose bounds hold where there is nothing to judge."""
+    return {name: InapplicableError for name, bound in bounds.items() if bound.if_any}

@@ -1,0 +1,151 @@
+"""A measurement as plain numbers: what reports show and baselines keep."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..checks.baselines import Entry
+from ..checks.bounds import Bound
+from ..checks.diagnosis import diagnose, is_about_growth
+from ..checks.verdicts import first_outside
+from ..checks.waking import waking_texts
+from ..errors import UsageError
+from ..measures import Measure
+from ..records import BaselineRecord, CheckRecord, VerdictRecord
+from .context import Context
+from .readings import recorded
+from .samples import Samples
+
+if TYPE_CHECKING:
+    from .result import Measurement
+
+__all__ = ["check_record", "entry"]
+
+NOTEWORTHY = 3.0
+"""Nats of log gain from which a failed plain assert is given a likely cause."""
+
+
+def entry(samples: Samples, measures: Sequence[Measure], added: Mapping[str, str]) -> Entry:
+    """Return what a baseline records of some measures.
+
+    Args:
+        samples: Where they were read.
+        measures: Which.
+        added: What plugins add to the environment.
+
+    Raises:
+        UsageError: They add what is the project's.
+    """
+    common = samples.common
+    environment = {
+        "device": torch.device(common.device).type,
+        "dtype": common.dtype,
+        "platform": f"{sys.platform} {platform.machine()}",
+        "torch": torch.__version__.partition("+")[0],
+        # As torch is set up in this process: a worker of xdist takes its share of the cores while it measures.
+        "threads": str(torch.get_num_threads()),
+    }
+    if taken := sorted(environment.keys() & added.keys()):
+        msg = f"what plugins add to the environment must have names of its own. {taken[0]!r} is the project's."
+        raise UsageError(msg)
+    # Of a solver without how many steps it takes, which may differ between machines.
+    chain = common.steps.description
+    chain = chain if common.time is None else chain.partition(" × ")[2]
+    return Entry(
+        environment={**environment, **added},
+        conditions={"chain": chain, "frame": common.plan.frame.name, "mode": common.mode},
+        seeds=common.seeds,
+        draws=common.draws,
+        measures={m.name: recorded(samples.in_its_unit(m), samples.readings[m.name]) for m in measures},
+    )
+
+
+def check_record(
+    result: Measurement,
+    samples: Samples,
+    context: Context,
+    verdicts: Sequence[VerdictRecord],
+    *,
+    sleeping: bool,
+    baseline: BaselineRecord | None,
+) -> CheckRecord:
+    """Write a measurement and what was judged of it.
+
+    Args:
+        result: The measurement.
+        samples: Where it was read.
+        context: The test.
+        verdicts: Those to show.
+        sleeping: Whether a bound was asked of what may be asleep.
+        baseline: What the comparison with it has found.
+    """
+    growth = tuple(e.mean for e in result.growth_rate.values())
+    about_growth = _is_about_growth(verdicts, result.log_gain.mean, baseline)
+    return CheckRecord(
+        test=context.test,
+        name=context.name,
+        model=result.name,
+        steps=result.steps.description,
+        step_names=tuple(result.growth_rate),
+        frame=result.frame,
+        mode=result.mode,
+        device=result.device,
+        dtype=result.dtype,
+        seeds=result.seeds,
+        asked=samples.asked,
+        fixed=samples.recipe.fixed,
+        seconds=samples.seconds,
+        log_gain=result.log_gain.mean,
+        log_gain_low=result.log_gain.low,
+        log_gain_high=result.log_gain.high,
+        growth=growth,
+        verdicts=tuple(verdicts),
+        leaves_band=_leaves_band(samples, verdicts, growth, tuple(result.growth_rate)),
+        cause=tuple(diagnose(growth, samples.common.facts)) if about_growth else (),
+        notes=result.notes,
+        cautions=tuple(_cautions(result, samples.woken() if sleeping else {})),
+        reproduce=context.reproduce,
+        baseline=baseline,
+        along=samples.common.along,
+    )
+
+
+def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baseline: BaselineRecord | None) -> bool:
+    if baseline is not None and all(verdict.holds for verdict in verdicts):
+        # What has changed, or is not recorded, is no fault of the growth.
+        return False
+    if verdicts:
+        return any(is_about_growth(verdict, log_gain) for verdict in verdicts if not verdict.holds)
+    return not abs(log_gain) < NOTEWORTHY
+
+
+def _cautions(result: Measurement, woken: Mapping[str, int]) -> Iterator[str]:
+    unused = result.unused_parameters
+    if unused:
+        named = ", ".join(unused[:2]) + (", …" if len(unused) > 2 else "")
+        count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"
+        yield f"{count} no gradient at all: {named}"
+    yield from waking_texts(woken)
+    if result.steps.left_out:
+        yield f"not on the chain: {result.steps.left_out}"
+
+
+def _leaves_band(
+    samples: Samples, verdicts: Sequence[VerdictRecord], growth: Sequence[float], names: Sequence[str]
+) -> str:
+    """Say at which step the accumulated log gain leaves the band that a failed bound gives it."""
+    factors = {"log_gain": 1.0}
+    if samples.recipe.warmup == samples.recipe.alignment == 0:
+        factors["lyapunov_max"] = samples.common.time or len(growth)
+    for verdict in verdicts:
+        if verdict.measure in factors and not verdict.holds:
+            ends = (None if end is None else factors[verdict.measure] * end for end in (verdict.low, verdict.high))
+            index = first_outside(growth, Bound(*ends))
+            if index is not None:
+                return f"at {names[index]}, {len(growth) - index} of {len(growth)} steps from the output"
+    return ""
