@@ -239,7 +239,7 @@ def measure_seeds(name: str, seeds: Sequence[int], threads: int = 1, other_masks
         measures=RECORDED,
     )
     entry = found._entry([MEASURES[measure] for measure in RECORDED])
-    readings = [{m: found._readings[m][i] for m in RECORDED} for i in range(len(seeds))]
+    readings = [{m: found._samples.readings[m][i] for m in RECORDED} for i in range(len(seeds))]
     return Pool(entry.environment, readings, entry.draws)
 
 

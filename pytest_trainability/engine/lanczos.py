@@ -203,6 +203,8 @@ def _spread(found: Krylov, squares: Tensor, fourth: Tensor) -> Tensor:
 TOLERANCE = 1e-3
 """Relative residual at which an eigenvalue counts as found; its error is mostly the square of it."""
 MOST_PRODUCTS = 100
+ZERO = 4
+"""Times the last bit of the largest modulus: an eigenvalue that is no larger is zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,8 @@ def largest_eigenvalue(
 
     ``H Q_k = Q_k T_k + β_k q_{k+1} e_kᵀ`` with ``Q_k`` orthonormal and ``T_k`` tridiagonal. For an eigenpair ``(θ, s)`` of
     ``T_k`` the residual of the Ritz vector ``Q_k s`` is ``β_k |e_kᵀ s|``: *some* eigenvalue is no further from θ than that, and
-    the iteration ends when it is at most ``tolerance |θ|``. That it is the largest one is not certain but overwhelmingly likely:
+    the iteration ends when it is at most ``tolerance |θ|``, or θ is zero up to round-off of the eigenvalue of largest modulus.
+    Where round-off of that one is more than ``tolerance |θ|``, θ is not to be had. That it is the largest one is not certain but overwhelmingly likely:
     from a random start, θ falls short of it by more than ``ε (λ_max − λ_min)`` with probability
     ``1.648 √n exp(−√ε (2k − 1))`` at most.
 
@@ -245,7 +248,8 @@ def largest_eigenvalue(
             that have converged may come twice, which does no harm to the largest one (Paige 1980).
 
     Returns:
-        The eigenvalue, in the map's unit; NaN where the map gives something that is not finite, too.
+        The eigenvalue, in the map's unit; NaN where the map gives something that is not finite, and where an eigenvalue below
+        zero is so large that in the dtype of the vectors little is left of the one asked for.
 
     Source: Lanczos, J. Res. Natl. Bur. Stand. 45, 255 (1950); Paige, Linear Algebra Appl. 34, 235 (1980); for the probability
     Kuczyński & Woźniakowski, SIAM J. Matrix Anal. Appl. 13, 1094 (1992), applied to ``H − λ_min``.
@@ -253,7 +257,7 @@ def largest_eigenvalue(
     Q: deque[Tensor] = deque(maxlen=max(2, kept))
     diagonal: list[float] = []
     beside: list[float] = []
-    q, size, roundoff, asymmetry = start / norm(start).to(start), len(start), 100 * torch.finfo(start.dtype).eps, 0.0
+    q, size, eps, asymmetry = start / norm(start).to(start), len(start), torch.finfo(start.dtype).eps, 0.0
     while True:
         w = product(q)
         if beside:
@@ -269,9 +273,10 @@ def largest_eigenvalue(
         values, vectors = _eigenpairs(diagonal, beside)
         theta, largest = float(values[-1]), float(values.abs().max())
         error = 0.0 if count == size else beta * abs(float(vectors[-1, -1]))
-        if error <= max(tolerance * abs(theta), roundoff * largest) or beta <= roundoff * largest:
+        roundoff = eps * largest
+        if max(error, roundoff) <= tolerance * abs(theta) or max(error, abs(theta)) <= ZERO * roundoff:
             return Eigenvalue(theta, error, count, asymmetry / largest if largest else 0.0)
-        if count == most:
+        if beta <= roundoff or count == most:
             return Eigenvalue(math.nan, error, count, asymmetry / largest)
         beside.append(beta)
         q = w / beta

@@ -132,14 +132,25 @@ def as_float64(tensor: Tensor) -> Tensor:
 def norm(tensor: Tensor, dim: int | None = None) -> Tensor:
     """Return the Euclidean norm in float64, where squares of 1e-23 do not vanish; along a dimension, on the CPU."""
     tensor = stored_values(tensor)
-    if dim is None and tensor.dtype == torch.float32 and tensor.device.type == "cpu":
-        # Three times faster, and as good where squares are far from the ends of float32's range.
-        length: Tensor = torch.linalg.vector_norm(tensor)
+    if dim is None and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() > _BLOCK:
+        # Several times faster, and as good where squares are far from the ends of float32's range.
+        length = _norm_of_blocks(tensor.reshape(-1))
         if 1e-15 < float(length) < 1e15:
-            return length.double()
+            return length
     if tensor.device.type == "mps":
         # It has no float64; its memory is the CPU's.
         tensor = tensor.cpu()
     wide = torch.complex128 if tensor.is_complex() else torch.float64
     length = torch.linalg.vector_norm(tensor, dim=dim, dtype=wide)
     return length.double().cpu() if dim is not None else length.double()
+
+
+_BLOCK = 1024
+"""Numbers whose squares are summed in float32; over millions, one after the other, the sum would lose a percent."""
+
+
+def _norm_of_blocks(numbers: Tensor) -> Tensor:
+    whole = len(numbers) - len(numbers) % _BLOCK
+    lengths = torch.linalg.vector_norm(numbers[:whole].view(-1, _BLOCK), dim=1).double()
+    rest = torch.linalg.vector_norm(numbers[whole:], dtype=torch.float64)
+    return (lengths.square().sum() + rest.square()).sqrt()

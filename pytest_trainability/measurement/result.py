@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from ..checks.baselines import Entry
 from ..checks.bounds import Bound, BoundLike, as_bound
 from ..checks.profiles import find_profile
 from ..checks.tolerances import as_tolerance
@@ -280,7 +281,7 @@ class Measurement:
             given = {n: as_tolerance(value, measure=n, where=where) for n, value in tolerances.items()}
             self.complete()
             self.run(wanted)
-            found = entry(self._samples, wanted, self._context.environment())
+            found = self._entry(wanted)
             allowed = {m.name: m.tolerance for m in MEASURES.values()} | {**self._context.tolerances, **given}
             self._baseline = self._context.baseline(self._context.name or self.name, found, allowed)
         except TrainabilityError as error:
@@ -288,6 +289,10 @@ class Measurement:
         self._tell()
         if not self._baseline.holds:
             raise TrainabilityFailure(explain_baseline(self._to_record(list(self._verdicts.values()))))
+
+    def _entry(self, measures: Sequence[Measure]) -> Entry:
+        """Return what a baseline records of this measurement."""
+        return entry(self._samples, measures, self._context.environment())
 
     def _tell(self) -> None:
         """Tell the session what has been measured and judged so far."""
