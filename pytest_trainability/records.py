@@ -72,7 +72,7 @@ def format_value(mean: float, low: float, high: float, *, unit: str = "", scale:
     >>> format_value(-14.41, -14.7, -14.12, unit="nats"), format_value(3e-9, 2e-9, 4.5e-9, scale="log")
     ('-14.41 ± 0.29 nats', '3.00e-09 ×/÷ 1.5')
     """
-    sign = "+" if unit.startswith("nats") else ""
+    sign = "+" if unit.startswith("nats") and not math.isnan(mean) else ""
     half = (high - low) / 2
     if not (math.isfinite(half) and math.isfinite(mean)) or half <= 0:
         parts = [f"{mean:{sign}.4g}", unit]
@@ -404,7 +404,7 @@ class StepFacts:
     weights: int
     """How many parameters of two or more dimensions it holds."""
     operations: tuple[str, ...]
-    """Autograd nodes on the way through it, such as ``TanhBackward0``."""
+    """Autograd nodes on the way through it, such as ``TanhBackward0``, in the order of the last ones of each."""
     recurrent: bool = False
     """Whether it is a step in time."""
     forget_bias: float = math.nan

@@ -42,6 +42,7 @@ _ACTIVATIONS = {
     "HardtanhBackward0": "hardtanh",
     "SoftplusBackward0": "softplus",
 }
+_PRODUCTS = ("Convolution", "Addmm", "Mm", "Bmm", "MkldnnConvolution", "CudnnConvolution")
 _NORMALIZATIONS = ("BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm", "RMSNorm")
 
 
@@ -58,12 +59,13 @@ def is_about_growth(verdict: VerdictRecord, gain: float) -> bool:
     return gain < 0 if too_small or verdict.measure == "underflow_fraction" else gain > 0
 
 
-def diagnose(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
+def diagnose(growth: Sequence[float], facts: Sequence[StepFacts], not_finite: Sequence[str] = ()) -> list[str]:
     """Say in a line or two why the gradient grows or shrinks along the chain.
 
     Args:
         growth: Growth rate of each step, nats, in program order.
         facts: About each of these steps.
+        not_finite: What holds NaN or infinity, in the order of the forward pass.
 
     Returns:
         Lines of text; none where there is nothing to say.
@@ -72,7 +74,7 @@ def diagnose(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
         return []
     for index in range(len(growth) - 1, -1, -1):
         if math.isnan(growth[index]) or growth[index] == math.inf:
-            return [f"the gradient is not finite from {facts[index].name} on: look for overflow or NaN there"]
+            return [_not_finite(facts[index].name, not_finite)]
         if growth[index] == -math.inf:
             return [_dead(facts[index])]
     outlier = _outlier(growth)
@@ -81,6 +83,13 @@ def diagnose(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
         where = "what it is given there" if facts[outlier].recurrent else "its initialization"
         return [f"{facts[outlier].name} alone contributes {share}: look at {where}"]
     return _steady(growth, facts)
+
+
+def _not_finite(step: str, holders: Sequence[str]) -> str:
+    forward = [holder for holder in holders if not holder.startswith("gradient of ")]
+    if forward:
+        return f"the first that is not finite: {forward[0]}"
+    return f"the gradient is not finite from {step} on: look for overflow or NaN there"
 
 
 def _dead(facts: StepFacts) -> str:
@@ -143,14 +152,19 @@ def _is_residual(facts: StepFacts) -> bool:
 
 
 def _residual_cure(rate: float, count: int, facts: StepFacts) -> list[str]:
-    normalized = any(mark in name for name in facts.operations for mark in _NORMALIZATIONS)
+    norms = [i for i, name in enumerate(facts.operations) if any(mark in name for mark in _NORMALIZATIONS)]
+    products = [i for i, name in enumerate(facts.operations) if name.startswith(_PRODUCTS)]
     if rate < 0:
         return [
             "residual steps should not shrink it: is the skip scaled, or is a norm on the stream itself (post-norm)?"
         ]
     scale = 1 / math.sqrt(2 * count)
+    if norms and products and norms[-1] > products[-1]:
+        # Which makes good for the scale of any weight in front of it.
+        gain = f"1/sqrt({count}) = {format_number(1 / math.sqrt(count))}"
+        return [f"start the gain of each branch's last normalization at {gain}"]
     cure = f"scale the branch's last projection by 1/sqrt(2 × {count}) = {format_number(scale)}"
-    return [cure if normalized else f"the branches have no normalization: add one before each, or {cure}"]
+    return [cure if norms else f"the branches have no normalization: add one before each, or {cure}"]
 
 
 def _plain_cure(rate: float, facts: StepFacts) -> list[str]:

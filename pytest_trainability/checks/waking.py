@@ -1,4 +1,4 @@
-"""Bounds on gradients, and parameters whose gradient is zero by design until optimizer steps have moved what hides them."""
+"""Bounds on gradients and branches that are zero by design until optimizer steps have moved what hides them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,59 @@ from collections.abc import Collection, Iterator, Mapping
 from ..records import Profile
 from .verdicts import Value
 
-__all__ = ["BY_GRADIENT", "judged_of", "may_sleep", "waking", "waking_texts"]
+__all__ = ["BY_GRADIENT", "OF_BRANCHES", "is_all_aside", "judged_of", "may_sleep", "waking_texts"]
 
-BY_GRADIENT = ("gradient_norm", "relative_gradient_norm", "update_ratio")
+BY_GRADIENT = ("gradient_norm", "relative_gradient_norm", "update_ratio", "gradient_snr")
 """Measures by parameter that are zero or undefined where what lies behind a zero by design has no gradient yet. Bounds on them
 leave those parameters out that wake within a few optimizer steps."""
+OF_BRANCHES = ("branch_ratio", "branch_gradient_share")
+"""Measures by residual step that are zero where its branch is, by design. Bounds on them leave those steps out whose parameters
+all get a gradient within a few optimizer steps."""
 
 
-def waking(steps: Profile) -> dict[str, int]:
-    """Return the parameters that get no gradient at first, by design: a zero that optimizer steps move lies in front of them.
+def may_sleep(measure: str, value: Value | None) -> bool:
+    """Whether something that a bound judges may be zero by design; weight decay moves a parameter without a gradient, too."""
+    if measure not in {*BY_GRADIENT, *OF_BRANCHES} or not isinstance(value, Profile):
+        return False
+    return measure == "update_ratio" or any(not v > 0 for element in value.values() for v in element.values)
+
+
+def judged_of(measure: str, value: Value, waking_step: Profile | None) -> Value:
+    """Return what a bound judges of a measure: not what is set aside.
 
     Args:
-        steps: ``waking_step``.
+        measure: Its name.
+        value: What it is.
+        waking_step: By parameter, where it was measured.
+
+    Returns:
+        A profile without those elements. It is empty where all branches are zero by design, which no bound on them is about;
+        where all parameters wake later, they are judged.
+    """
+    aside = _set_aside(measure, value, waking_step) if isinstance(value, Profile) else ()
+    if not isinstance(value, Profile) or not aside:
+        return value
+    kept = {name: element for name, element in value.items() if name not in aside}
+    return Profile(kept) if kept or measure in OF_BRANCHES else value
+
+
+def is_all_aside(judged: Value) -> bool:
+    """Whether nothing of a measure that has elements is left for a bound to judge."""
+    return isinstance(judged, Profile) and not judged
+
+
+def _set_aside(measure: str, value: Profile, waking_step: Profile | None) -> Collection[str]:
+    if waking_step is None:
+        return ()
+    if measure in BY_GRADIENT:
+        return _waking(waking_step)
+    if measure in OF_BRANCHES:
+        return [name for name, e in value.items() if not any(e.values) and _will_move(name, waking_step)]
+    return ()
+
+
+def _waking(waking_step: Profile) -> dict[str, int]:
+    """Return the parameters that get no gradient at first, by design: a zero that optimizer steps move lies in front of them.
 
     Returns:
         By name the latest step, over seeds, after which the gradient is not zero. Of those only whose gradient is zero
@@ -27,30 +68,34 @@ def waking(steps: Profile) -> dict[str, int]:
     """
     return {
         name: int(max(step.values))
-        for name, step in steps.items()
+        for name, step in waking_step.items()
         if all(map(math.isfinite, step.values)) and max(step.values) > 0
     }
 
 
-def may_sleep(measure: str, value: Value | None) -> bool:
-    """Whether some parameter's gradient may be zero; weight decay moves a parameter without one, too."""
-    if measure not in BY_GRADIENT or not isinstance(value, Profile):
-        return False
-    return measure == "update_ratio" or any(not v > 0 for element in value.values() for v in element.values)
+def _will_move(step: str, waking_step: Profile) -> bool:
+    """Whether a step has parameters and all get a gradient in time."""
+    module = step.partition("[")[0]
+    own = [e for name, e in waking_step.items() if name.startswith(f"{module}.")]
+    return bool(own) and all(math.isfinite(v) for e in own for v in e.values)
 
 
-def judged_of(measure: str, value: Value, woken: Collection[str]) -> Value:
-    """Return what a bound judges of a measure: of gradients, those not in ``woken``, unless that would leave nothing to judge."""
-    if measure not in BY_GRADIENT or not isinstance(value, Profile):
-        return value
-    kept = {name: element for name, element in value.items() if name not in woken}
-    return Profile(kept) if kept else value
-
-
-def waking_texts(woken: Mapping[str, int]) -> Iterator[str]:
-    """Name what was set aside, by the step at which it wakes."""
+def waking_texts(bounded: Mapping[str, Value], waking_step: Profile | None) -> Iterator[str]:
+    """Name what was set aside of measures that have bounds: parameters by the step at which they wake, and branches."""
+    if waking_step is None:
+        return
+    woken = _waking(waking_step) if bounded.keys() & set(BY_GRADIENT) else {}
     for step in sorted(set(woken.values())):
         names = [name for name, at in woken.items() if at == step]
-        named = ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
         count = f"{len(names)} parameters wake" if len(names) > 1 else "1 parameter wakes"
-        yield f"{count} at optimizer step {step}, and no bound on gradients or updates counts them: {named}"
+        yield f"{count} at optimizer step {step}, and no bound on gradients or updates counts them: {_named(names)}"
+    for measure in OF_BRANCHES:
+        value = bounded.get(measure)
+        names = list(_set_aside(measure, value, waking_step)) if isinstance(value, Profile) else []
+        if names:
+            count = f"{len(names)} branches are" if len(names) > 1 else "1 branch is"
+            yield f"{count} zero at first, and no bound on {measure} counts what wakes: {_named(names)}"
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (", …" if len(names) > 2 else "")

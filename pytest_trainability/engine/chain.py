@@ -77,15 +77,17 @@ class Chain:
         """Return where each tensor of state ``index`` is."""
         return [node._input_metadata[number].device for node, number in self.cut.states[index]]
 
-    def operations(self, graph: Graph) -> list[frozenset[str]]:
-        """Return for each step the names of the autograd nodes that its signal passes through."""
+    def operations(self, graph: Graph) -> list[tuple[str, ...]]:
+        """Return for each step the names of the autograd nodes that its signal passes through, in the order of their last ones."""
         moments = [call.end for call in self.steps]
-        found: list[set[str]] = [set() for _ in self.steps]
-        for node in graph.downstream(self.cut.states[0]):
+        found: list[dict[str, None]] = [{} for _ in self.steps]
+        for node in sorted(graph.downstream(self.cut.states[0]), key=graph.place.__getitem__):
             index = bisect_right(moments, graph.place[node])
             if index < len(found):
-                found[index].add(type(node).__name__)
-        return [frozenset(names) for names in found]
+                names, name = found[index], type(node).__name__
+                names.pop(name, None)
+                names[name] = None
+        return [tuple(names) for names in found]
 
 
 def graph_of(record: Capture) -> Graph:

@@ -114,10 +114,11 @@ class Hessian:
             raise
         except (RuntimeError, NotImplementedError) as error:
             first = str(error).strip().partition("\n")[0]
+            instead = "attn_implementation='eager'" if "attention" in first else "another in the place of that one"
             msg = (
                 f"sharpness needs a loss that can be differentiated twice. The second backward pass of {self._model} raised "
                 f"{type(error).__name__}: {first.rstrip('.')}. Measure without compilation and with plain operators "
-                "(attn_implementation='eager', sparse=False), or leave sharpness out."
+                f"({instead}), or leave sharpness out."
             )
             raise InapplicableError(msg) from error
 

@@ -334,7 +334,7 @@ def _facts(chain: Chain, graph: Graph) -> tuple[StepFacts, ...]:
     for name, call, names in zip(chain.names, chain.steps, chain.operations(graph)):
         if call.module not in known:
             known[call.module] = _step_facts(call, recurrent=chain.along == "time")
-        facts.append(replace(known[call.module], name=name, operations=tuple(sorted(names))))
+        facts.append(replace(known[call.module], name=name, operations=names))
     return tuple(facts)
 
 

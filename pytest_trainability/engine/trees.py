@@ -134,7 +134,7 @@ def norm(tensor: Tensor, dim: int | None = None) -> Tensor:
     tensor = stored_values(tensor)
     if dim is None and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() > _BLOCK:
         # Several times faster, and as good where squares are far from the ends of float32's range.
-        length = _norm_of_blocks(tensor.reshape(-1))
+        length: Tensor = _norm_of_blocks(tensor.reshape(-1))
         if 1e-15 < float(length) < 1e15:
             return length
     if tensor.device.type == "mps":
@@ -153,4 +153,4 @@ def _norm_of_blocks(numbers: Tensor) -> Tensor:
     whole = len(numbers) - len(numbers) % _BLOCK
     lengths = torch.linalg.vector_norm(numbers[:whole].view(-1, _BLOCK), dim=1).double()
     rest = torch.linalg.vector_norm(numbers[whole:], dtype=torch.float64)
-    return (lengths.square().sum() + rest.square()).sqrt()
+    return torch.hypot(torch.linalg.vector_norm(lengths), rest)

@@ -13,7 +13,7 @@ from ..checks.bounds import Bound, BoundLike, as_bound
 from ..checks.profiles import find_profile
 from ..checks.tolerances import as_tolerance
 from ..checks.verdicts import Value, judge
-from ..checks.waking import BY_GRADIENT, judged_of, may_sleep
+from ..checks.waking import is_all_aside, judged_of, may_sleep
 from ..errors import BoundError, TrainabilityError, UsageError
 from ..measures import MEASURES, RECORDED, RECORDED_ALONG_TIME, Measure, find_measure
 from ..records import BaselineRecord, CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
@@ -216,16 +216,16 @@ class Measurement:
 
     def _judge(self, bounds: Mapping[Measure, Bound]) -> None:
         __tracebackhide__ = True
-        values, level = self._samples.values, self._samples.level
         bounds = {m: b for m, b in bounds.items() if not (b.if_any and self._is_empty(m))}
         self._bounds.update({m.name: bound for m, bound in bounds.items()})
-        woken = self._samples.woken()
+        judged = {m: judged_of(m.name, self._samples.values[m.name], self._samples.waking_step) for m in bounds}
         verdicts = [
             replace(
-                judge(m.name, judged_of(m.name, values[m.name], woken), b, scale=m.scale, level=level),
+                judge(m.name, value, bounds[m], scale=m.scale, level=self._samples.level),
                 remark=self._guess() if m.name == "initial_loss" else "",
             )
-            for m, b in bounds.items()
+            for m, value in judged.items()
+            if self._is_empty(m) or not is_all_aside(value)
         ]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
         self._tell()
@@ -299,5 +299,5 @@ class Measurement:
         self._context.record(self._to_record(list(self._verdicts.values())))
 
     def _to_record(self, verdicts: Sequence[VerdictRecord]) -> CheckRecord:
-        sleeping = bool(self._bounds.keys() & set(BY_GRADIENT))
-        return check_record(self, self._samples, self._context, verdicts, sleeping=sleeping, baseline=self._baseline)
+        bounded = {name: self._samples.values[name] for name in self._bounds}
+        return check_record(self, self._samples, self._context, verdicts, bounded=bounded, baseline=self._baseline)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from ..checks.bounds import Bound
 from ..checks.statistics import CONFIDENCE, Level
 from ..checks.verdicts import Value, is_settled
-from ..checks.waking import BY_GRADIENT, judged_of, waking
+from ..checks.waking import BY_GRADIENT, OF_BRANCHES, judged_of
 from ..engine.ensemble import Ensemble, ensemble
 from ..engine.recipe import Recipe, fingerprint
 from ..errors import InapplicableError, TrainabilityError, UsageError
@@ -21,7 +21,7 @@ from .readings import assemble, read
 
 __all__ = ["BESIDE", "Samples", "Tolerated", "without_answer"]
 
-BESIDE = {**dict.fromkeys(BY_GRADIENT, "waking_step"), "initial_loss": "excess_loss"}
+BESIDE = {**dict.fromkeys((*BY_GRADIENT, *OF_BRANCHES), "waking_step"), "initial_loss": "excess_loss"}
 """What is measured, where it can be, beside a measure that has a bound: to judge it, or to say what it ought to be."""
 
 Tolerated: TypeAlias = "Mapping[str, type[TrainabilityError]]"
@@ -103,9 +103,10 @@ class Samples:
         self._assemble(measures)
         return True
 
-    def woken(self) -> dict[str, int]:
-        """Return what :func:`waking` does of ``waking_step``; nothing where it was not measured."""
-        return self._woken(self.readings.get("waking_step", []))
+    @property
+    def waking_step(self) -> Profile | None:
+        """After how many optimizer steps each parameter gets a gradient, where that was measured."""
+        return self._waking_step(self.readings.get("waking_step", []))
 
     def in_its_unit(self, m: Measure) -> Measure:
         """Return the measure with the unit that it has here: what is per step, or in steps, may be in time."""
@@ -122,10 +123,10 @@ class Samples:
         bounds = [(MEASURES[name], bound) for name, bound in (until or {}).items()]
 
         def settled(readings: Sequence[Mapping[str, Any]]) -> bool:
-            woken = self._woken([reading.get("waking_step") for reading in readings])
+            steps = self._waking_step([reading.get("waking_step") for reading in readings])
             return bool(bounds) and all(
                 is_settled(
-                    judged_of(m.name, assemble(m, [reading[m.name] for reading in readings], self.level), woken),
+                    judged_of(m.name, assemble(m, [reading[m.name] for reading in readings], self.level), steps),
                     bound,
                     level=self.level,
                 )
@@ -146,11 +147,11 @@ class Samples:
         self.seconds += time.perf_counter() - began
         return found
 
-    def _woken(self, readings: Sequence[Mapping[str, float] | None]) -> dict[str, int]:
+    def _waking_step(self, readings: Sequence[Mapping[str, float] | None]) -> Profile | None:
         if not readings or any(reading is None for reading in readings):
-            return {}
-        steps = assemble(MEASURES["waking_step"], readings, self.level)
-        return waking(steps) if isinstance(steps, Profile) else {}
+            return None
+        found = assemble(MEASURES["waking_step"], readings, self.level)
+        return found if isinstance(found, Profile) else None
 
     def _refuse_changed(self, what: str) -> None:
         """See that a second run would measure the same.

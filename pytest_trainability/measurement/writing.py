@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +13,11 @@ import torch
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound
 from ..checks.diagnosis import diagnose, is_about_growth
-from ..checks.verdicts import first_outside
+from ..checks.verdicts import Value, first_outside
 from ..checks.waking import waking_texts
-from ..errors import UsageError
+from ..errors import TrainabilityError, UsageError
 from ..measures import Measure
-from ..records import BaselineRecord, CheckRecord, VerdictRecord
+from ..records import BaselineRecord, CheckRecord, Profile, VerdictRecord
 from .context import Context
 from .readings import recorded
 from .samples import Samples
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_record", "entry"]
 
-NOTEWORTHY = 3.0
+NOTEWORTHY = 5.0
 """Nats of log gain from which a failed plain assert is given a likely cause."""
 
 
@@ -71,7 +72,7 @@ def check_record(
     context: Context,
     verdicts: Sequence[VerdictRecord],
     *,
-    sleeping: bool,
+    bounded: Mapping[str, Value],
     baseline: BaselineRecord | None,
 ) -> CheckRecord:
     """Write a measurement and what was judged of it.
@@ -81,7 +82,7 @@ def check_record(
         samples: Where it was read.
         context: The test.
         verdicts: Those to show.
-        sleeping: Whether a bound was asked of what may be asleep.
+        bounded: Measures that have a bound.
         baseline: What the comparison with it has found.
     """
     growth = tuple(e.mean for e in result.growth_rate.values())
@@ -106,9 +107,9 @@ def check_record(
         growth=growth,
         verdicts=tuple(verdicts),
         leaves_band=_leaves_band(samples, verdicts, growth, tuple(result.growth_rate)),
-        cause=tuple(diagnose(growth, samples.common.facts)) if about_growth else (),
+        cause=tuple(diagnose(growth, samples.common.facts, _not_finite(result, growth))) if about_growth else (),
         notes=result.notes,
-        cautions=tuple(_cautions(result, samples.woken() if sleeping else {})),
+        cautions=tuple(_cautions(result, bounded, samples.waking_step)),
         reproduce=context.reproduce,
         baseline=baseline,
         along=samples.common.along,
@@ -124,13 +125,23 @@ def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baselin
     return not abs(log_gain) < NOTEWORTHY
 
 
-def _cautions(result: Measurement, woken: Mapping[str, int]) -> Iterator[str]:
+def _not_finite(result: Measurement, growth: Sequence[float]) -> Sequence[str]:
+    """Return what holds NaN or infinity, in the order of the forward pass, where the gradient does."""
+    if all(rate < math.inf for rate in growth):
+        return ()
+    try:
+        return result.nonfinite
+    except TrainabilityError:
+        return ()
+
+
+def _cautions(result: Measurement, bounded: Mapping[str, Value], waking_step: Profile | None) -> Iterator[str]:
     unused = result.unused_parameters
     if unused:
         named = ", ".join(unused[:2]) + (", …" if len(unused) > 2 else "")
         count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"
         yield f"{count} no gradient at all: {named}"
-    yield from waking_texts(woken)
+    yield from waking_texts(bounded, waking_step)
     if result.steps.left_out:
         yield f"not on the chain: {result.steps.left_out}"
 

@@ -6,6 +6,7 @@ measures and judges is imported when a test measures.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -148,7 +149,11 @@ def pytest_runtest_makereport(
     if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
         from ..records import plain
 
-        report.trainability = plain(list(item.stash[RECORDS].values()))  # type: ignore[attr-defined]
+        records = list(item.stash[RECORDS].values())
+        if call.excinfo is not None and not call.excinfo.errisinstance((AssertionError, pytest.fail.Exception)):
+            # Growth along the chain explains no error.
+            records = [replace(record, cause=()) for record in records]
+        report.trainability = plain(records)  # type: ignore[attr-defined]
         report.trainability_asked = plain(item.stash[ASKED])  # type: ignore[attr-defined]
     return report
 

@@ -9,7 +9,10 @@ import pytest
 from .options import SETTINGS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..records import CheckRecord
+    from ..report.terminal import Outcome
     from .keeper import Keeper
 
 __all__ = ["Summary"]
@@ -22,7 +25,7 @@ class Summary:
         self._required = config.stash[SETTINGS].require
         self._collect_only = config.option.collectonly
         self._keeper = keeper
-        self._found: dict[str, list[tuple[dict[str, Any], bool]]] = {}
+        self._found: dict[str, tuple[list[dict[str, Any]], Outcome]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the records from a test's report, and forget those of an earlier attempt when another one begins."""
@@ -30,7 +33,8 @@ class Summary:
             self._found.pop(report.nodeid, None)
         records = getattr(report, "trainability", ())
         if records:
-            self._found[report.nodeid] = [(plain, not report.failed) for plain in records]
+            xfailed = report.skipped and hasattr(report, "wasxfail")
+            self._found[report.nodeid] = records, "failed" if report.failed else "xfailed" if xfailed else "passed"
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -39,7 +43,7 @@ class Summary:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _missing(self) -> bool:
-        return sum(map(len, self._found.values())) < self._required and not self._collect_only
+        return sum(len(records) for records, _ in self._found.values()) < self._required and not self._collect_only
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show one line per check, details of the failures and what was done to the baselines, where there is something."""
@@ -50,8 +54,10 @@ class Summary:
         from ..report.terminal import Line, section
         from ..report.terminal import baselines as lines_of_baselines
 
-        checks: list[tuple[CheckRecord, bool]] = [
-            (CheckRecord.from_plain(plain), passed) for found in self._found.values() for plain, passed in found
+        checks = [
+            check
+            for records, outcome in self._found.values()
+            for check in _blamed([CheckRecord.from_plain(plain) for plain in records], outcome)
         ]
         writer = terminalreporter._tw
         width, encoding = writer.fullwidth, getattr(writer._file, "encoding", None) or "ascii"
@@ -64,6 +70,12 @@ class Summary:
         terminalreporter.section("trainability")
         for line in lines:
             _write(terminalreporter, line)
+
+
+def _blamed(records: Sequence[CheckRecord], outcome: Outcome) -> list[tuple[CheckRecord, Outcome]]:
+    """Say what became of each check of a test: where some do not hold, it failed for them and not for the others."""
+    told = any(not record.holds for record in records)
+    return [(record, "passed" if told and record.holds else outcome) for record in records]
 
 
 def _write(terminalreporter: pytest.TerminalReporter, line: Any) -> None:

@@ -36,6 +36,8 @@ LABEL = 15
 SEEDS_WIDTH = 12
 WORST_SHOWN, WORST_NAMED = 5, 2
 MOST_SEEDS_NAMED = 10_000
+BARELY = 1.05
+"""Ratio up to which one is told in percent."""
 
 
 def explain(record: CheckRecord, *, width: int = 80) -> str:
@@ -126,6 +128,8 @@ def shift_text(change: BaselineChange) -> str:
     """Return ``by +1.55, more than 0.3`` or, for a scale, ``by a factor of 2.1, more than 1.35``."""
     if not math.isfinite(change.shift):
         return "finite in one only"
+    if change.scale == "log" and 0 in {change.old, change.new}:
+        return "no longer zero" if change.old == 0 else "zero now"
     if change.scale == "log":
         factor, most = (format_number(_exp(abs(value))) for value in (change.shift, change.tolerance))
         return f"{factor} times {'larger' if change.shift > 0 else 'smaller'}, more than {most}"
@@ -231,8 +235,9 @@ def _margin_text(verdict: VerdictRecord) -> str:
     if end is None or math.isinf(verdict.value):
         return "outside"
     if not verdict.unit.startswith("nats") and verdict.value > 0 and end > 0:
-        ratio = max(verdict.value, end) / min(verdict.value, end)
-        return f"{float(f'{ratio:.2g}'):,.6g} times too {'small' if verdict.value < end else 'large'}"
+        ratio, way = max(verdict.value, end) / min(verdict.value, end), "small" if verdict.value < end else "large"
+        by = f"{float(f'{ratio:.2g}'):,.6g} times" if ratio > BARELY else f"{100 * (ratio - 1):.2g} %"
+        return f"{by} too {way}"
     return f"{format_number(abs(verdict.value - end), 2)} outside"
 
 

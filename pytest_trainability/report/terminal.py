@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from ..records import BaselineRecord, BaselineSummary, CheckRecord
 from .explain import (
@@ -21,9 +21,15 @@ from .explain import (
     stopped_early,
 )
 
-__all__ = ["Line", "baselines", "section"]
+__all__ = ["Line", "Outcome", "baselines", "section"]
 
 NARROWEST = 60
+
+Outcome: TypeAlias = Literal["passed", "failed", "xfailed"]
+"""What became of a check: ``failed`` where its test did and no other check of it is to blame."""
+
+
+Color: TypeAlias = Literal["", "red", "green", "yellow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +37,16 @@ class Line:
     """One line of the section and its colour."""
 
     text: str
-    color: Literal["", "red", "green", "yellow"] = ""
+    color: Color = ""
 
 
 def section(
-    checks: Sequence[tuple[CheckRecord, bool]], *, width: int = 80, verbosity: int = 0, encoding: str = "utf-8"
+    checks: Sequence[tuple[CheckRecord, Outcome]], *, width: int = 80, verbosity: int = 0, encoding: str = "utf-8"
 ) -> list[Line]:
     """Lay out the section.
 
     Args:
-        checks: Records, each with whether its test passed.
+        checks: Records, each with what became of it.
         width: Columns of the terminal; lines stay within, but for commands to copy.
         verbosity: Below 0 only failures and updated baselines are listed; above 0 every bound and the course along the chain
             is shown, too.
@@ -50,10 +56,10 @@ def section(
         Lines without newlines.
     """
     width = max(width, NARROWEST)
-    groups: dict[tuple[str, str], list[tuple[CheckRecord, bool]]] = {}
-    for record, passed in checks:
-        if verbosity >= 0 or not _holds(record, passed) or _is_updated(record):
-            groups.setdefault((record.test.partition("::")[0], _conditions(record)), []).append((record, passed))
+    groups: dict[tuple[str, str], list[tuple[CheckRecord, Outcome]]] = {}
+    for record, outcome in checks:
+        if verbosity >= 0 or _is_broken(record, outcome) or _is_updated(record):
+            groups.setdefault((record.test.partition("::")[0], _conditions(record)), []).append((record, outcome))
     lines: list[Line] = []
     columns = _widths([record for members in groups.values() for record, _ in members], width) if groups else (0, 0, 0)
     for (file, conditions), members in sorted(groups.items(), key=lambda group: group[0][0]):
@@ -64,8 +70,8 @@ def section(
             [Line(head)] if len(head) <= width else [Line(cut_left(file, width)), Line(_cut_right(conditions, width))]
         )
         lines += _rows(members, columns, width, verbosity)
-    for record, passed in checks:
-        if not _holds(record, passed):
+    for record, outcome in checks:
+        if _is_broken(record, outcome):
             lines += _details(record, width)
     lines.append(_total(checks))
     return [Line(shown_in(line.text, encoding), line.color) for line in lines]
@@ -75,7 +81,7 @@ def baselines(summary: BaselineSummary, *, width: int = 80, encoding: str = "utf
     """Lay out what a session did to the baselines, and what it found there."""
     lines: list[Line] = []
 
-    def tell(text: str, color: Literal["", "red", "green", "yellow"] = "") -> None:
+    def tell(text: str, color: Color = "") -> None:
         lines.extend(Line(line, color) for line in labelled("baselines", text, max(width, NARROWEST)))
 
     for file, recorded, updated in summary.written:
@@ -103,9 +109,9 @@ def baselines(summary: BaselineSummary, *, width: int = 80, encoding: str = "utf
     return [Line(shown_in(line.text, encoding), line.color) for line in lines]
 
 
-def _holds(record: CheckRecord, passed: bool) -> bool:  # noqa: FBT001
+def _is_broken(record: CheckRecord, outcome: Outcome) -> bool:
     """A check is good when its bounds hold and its test did not fail for another reason, such as a plain assert."""
-    return record.holds and passed
+    return outcome == "failed" or (outcome == "passed" and not record.holds)
 
 
 def _is_updated(record: CheckRecord) -> bool:
@@ -125,18 +131,15 @@ def _widths(records: Sequence[CheckRecord], width: int) -> tuple[int, int, int]:
 
 
 def _rows(
-    members: Sequence[tuple[CheckRecord, bool]], columns: tuple[int, int, int], width: int, verbosity: int
+    members: Sequence[tuple[CheckRecord, Outcome]], columns: tuple[int, int, int], width: int, verbosity: int
 ) -> Iterable[Line]:
     """Write test, steps and log gain in columns."""
-    for record, passed in members:
-        good = _holds(record, passed)
+    for record, outcome in members:
+        mark, color = _mark(record, outcome)
         cells = cut_left(_title(record), columns[0]), _cut_right(record.steps, columns[1]), _gain(record)
         test, steps, gain = (f"{cell:{align}{size}}" for cell, align, size in zip(cells, "<<>", columns))
         marginal = [verdict for verdict in record.verdicts if verdict.holds and verdict.marginal]
-        yield Line(
-            f"  {'✔' if good else '✘'} {test}  {steps}  {gain}",
-            "red" if not good else "yellow" if marginal else "green",
-        )
+        yield Line(f"  {mark} {test}  {steps}  {gain}", "yellow" if marginal and color == "green" else color)
         for verdict in marginal:
             text = f"{verdict.value_text}, {bound_text(verdict)}{marginal_text(verdict)}"
             yield from (Line("      " + line, "yellow") for line in labelled(verdict.measure, text, width - 6))
@@ -146,6 +149,12 @@ def _rows(
             yield from (Line("      " + text, "yellow") for text in labelled("note", caution, width - 6))
         if verbosity > 0:
             yield from (Line("      " + text) for text in _verbose(record, width - 6))
+
+
+def _mark(record: CheckRecord, outcome: Outcome) -> tuple[str, Color]:
+    if outcome == "xfailed":
+        return "x", "yellow"
+    return ("✘", "red") if _is_broken(record, outcome) else ("✔", "green")
 
 
 def _baseline(baseline: BaselineRecord, width: int, verbosity: int) -> Iterable[str]:
@@ -190,11 +199,13 @@ def _details(record: CheckRecord, width: int) -> Iterable[Line]:
         yield Line("  " + text)
 
 
-def _total(checks: Sequence[tuple[CheckRecord, bool]]) -> Line:
-    good = sum(_holds(record, passed) for record, passed in checks)
+def _total(checks: Sequence[tuple[CheckRecord, Outcome]]) -> Line:
+    expected = sum(outcome == "xfailed" for _, outcome in checks)
+    broken = sum(_is_broken(record, outcome) for record, outcome in checks)
     seconds = math.fsum(record.seconds for record, _ in checks)
-    text = f"{good} of {len(checks)} hold, measured in {seconds:.1f} s"
-    return Line(text, "green" if good == len(checks) else "red")
+    xfailed = f", {expected} expected not to" if expected else ""
+    text = f"{len(checks) - broken - expected} of {len(checks)} hold{xfailed}, measured in {seconds:.1f} s"
+    return Line(text, "red" if broken else "green")
 
 
 def _cut_right(text: str, width: int) -> str:

@@ -168,6 +168,55 @@ def test_forgotten():
     assert result.ret != pytest.ExitCode.OK or "trainability" in "".join(result.stdout.lines[5:])
 
 
+def test_of_two_checks_the_one_that_fails_is_to_blame(project: Pytester) -> None:
+    project.makepyfile(
+        test_it=HEAD
+        + """
+def test_two(trainability):
+    first = trainability(net, images, seeds=2, name="first")
+    first.check(log_gain=within(100))
+    trainability(net, images, seeds=2, name="second").check(log_gain=within(0.01))
+
+@pytest.mark.xfail
+def test_expected(trainability):
+    trainability(net, images, seeds=2).check(log_gain=within(0.01))
+
+def test_plain(trainability):
+    trainability(net, images, seeds=2)
+    assert 1 + 1 == 3
+"""
+    )
+    result = project.runpytest_inprocess()
+    result.assert_outcomes(failed=2, xfailed=1)
+    rows = {line.split("  ")[1] for line in result.stdout.lines if re.match(r"  [✔✘x] ", line)}
+    assert rows == {"✔ test_two (first)", "✘ test_two (second)", "x test_expected", "✘ test_plain"}
+    assert any(line.startswith("1 of 4 hold, 1 expected not to, measured in") for line in result.stdout.lines)
+
+
+def test_an_error_has_no_likely_cause(project: Pytester) -> None:
+    """Growth along the chain explains a gradient, and no mistake of another kind."""
+    project.makepyfile(
+        test_it=HEAD
+        + """
+deep = tower(60)
+
+def test_error(trainability):
+    trainability(deep, torch.randn(4, 8), seeds=2)
+    raise KeyError("no such file")
+
+def test_assert(trainability):
+    assert trainability(deep, torch.randn(4, 8), seeds=2).log_gain.mean > -1
+"""
+    )
+    result = project.runpytest_inprocess()
+    result.assert_outcomes(failed=2)
+    text = result.stdout.str()
+    error, plain = text.index("\ntest_it.py::test_error\n"), text.index("\ntest_it.py::test_assert\n")
+    told = text.index("likely cause", text.index("= trainability ="))
+    assert min(error, plain) < told
+    assert "likely cause" not in text[error : plain if error < plain else text.index(" hold, measured")]
+
+
 def test_overflow_is_a_status_not_an_exception(project: Pytester) -> None:
     """Design, section 6: whoever asserts that nothing overflows must be told that something does."""
     project.makepyfile(

@@ -77,6 +77,14 @@ def test_nan_is_told_where_the_backward_pass_first_meets_it() -> None:
     assert line.startswith("the gradient is not finite from 1 on")
 
 
+def test_what_holds_nan_first_is_named() -> None:
+    """The backward pass is NaN from its beginning, whichever layer is at fault."""
+    (line,) = diagnose([NAN] * 4, tower(4), ("parameter 1.weight", "state after 2", "loss", "gradient of 0.weight"))
+    assert line == "the first that is not finite: parameter 1.weight"
+    (line,) = diagnose([NAN] * 4, tower(4), ("gradient of 0.weight",))
+    assert line.startswith("the gradient is not finite from 3 on")
+
+
 def test_infinity_is_not_a_dead_step() -> None:
     (line,) = diagnose([0.1, INF, 0.1, 0.1], tower(4))
     assert "not finite from 1 on" in line
@@ -93,6 +101,16 @@ def test_residual_blocks_have_cures_of_their_own() -> None:
     assert "the branches have no normalization" in diagnose([0.3] * 8, tower(8, **block))[1]
     assert diagnose([0.3] * 8, tower(8, **normed))[1] == "scale the branch's last projection by 1/sqrt(2 × 8) = 0.25"
     assert "post-norm" in diagnose([-0.3] * 8, tower(8, **normed))[1]
+
+
+def test_a_normalization_at_the_end_of_a_branch_makes_good_for_weights() -> None:
+    """Then its gain decides; in front of the weights, as in a pre-norm block, it does not."""
+    block = {"weights": 3, "kind": "Bottleneck"}
+    last = ("ConvolutionBackward0", "NativeBatchNormBackward0", "AddBackward0", "ReluBackward0")
+    first = ("NativeBatchNormBackward0", "ReluBackward0", "ConvolutionBackward0", "AddBackward0")
+    cure = "start the gain of each branch's last normalization at 1/sqrt(16) = 0.25"
+    assert diagnose([0.3] * 16, tower(16, operations=last, **block))[1] == cure
+    assert "last projection" in diagnose([0.3] * 16, tower(16, operations=first, **block))[1]
 
 
 def test_without_weights_there_is_only_the_factor() -> None:

@@ -142,6 +142,7 @@ def test_the_command_names_what_is_not_the_default(make_record: MakeRecord) -> N
         ({"low": None, "value": 7.0}, "must be ≤ 5: 2 outside"),
         ({"unit": "", "value": 1e-9, "low": 1e-6, "high": None}, "must be ≥ 1e-06: 1,000 times too small"),
         ({"unit": "", "value": 50.0, "low": None, "high": 5.0}, "must be ≤ 5: 10 times too large"),
+        ({"unit": "", "value": 0.478, "low": 0.5, "high": None}, "must be ≥ 0.5: 4.6 % too small"),
         ({"unit": "", "value": 3.0, "low": None, "high": 0.0}, "must be ≤ 0: 3 outside"),
         ({"elements": 0}, "nothing was measured, must lie in [-5, 5]: no element to judge"),
     ],

@@ -8,25 +8,28 @@ from typing import Any
 import pytest
 
 from pytest_trainability.records import BaselineChange, BaselineRecord, BaselineSummary, CheckRecord, VerdictRecord
-from pytest_trainability.report.terminal import Line, baselines, section
+from pytest_trainability.report.terminal import Line, Outcome, baselines, section
 
 MakeRecord = Callable[..., CheckRecord]
 MakeVerdict = Callable[..., VerdictRecord]
 
 
 def rows(lines: list[Line]) -> list[Line]:
-    return [line for line in lines if line.text.startswith(("  ✔ ", "  ✘ "))]
+    return [line for line in lines if line.text.startswith(("  ✔ ", "  ✘ ", "  x "))]
 
 
 @pytest.mark.parametrize(
-    ("holds", "marginal", "passed", "mark", "color"),
+    ("holds", "marginal", "outcome", "mark", "color"),
     [
-        (True, False, True, "✔", "green"),
-        (True, True, True, "✔", "yellow"),
-        (False, False, False, "✘", "red"),
-        (False, True, False, "✘", "red"),
-        (None, False, True, "✔", "green"),
-        (None, False, False, "✘", "red"),
+        (True, False, "passed", "✔", "green"),
+        (True, True, "passed", "✔", "yellow"),
+        (False, False, "failed", "✘", "red"),
+        (False, True, "failed", "✘", "red"),
+        (None, False, "passed", "✔", "green"),
+        (None, False, "failed", "✘", "red"),
+        # Its failure was caught: with pytest.raises, say.
+        (False, False, "passed", "✘", "red"),
+        (False, False, "xfailed", "x", "yellow"),
     ],
 )
 def test_one_line_a_check_in_its_colour(
@@ -34,12 +37,12 @@ def test_one_line_a_check_in_its_colour(
     make_verdict: MakeVerdict,
     holds: bool | None,
     marginal: bool,
-    passed: bool,
+    outcome: Outcome,
     mark: str,
     color: str,
 ) -> None:
     verdicts = [] if holds is None else [make_verdict(holds=holds, marginal=marginal)]
-    (row,) = rows(section([(make_record(*verdicts), passed)]))
+    (row,) = rows(section([(make_record(*verdicts), outcome)]))
     assert row.text.split()[0] == mark
     assert row.color == color
     assert "test_tower" in row.text
@@ -49,31 +52,44 @@ def test_one_line_a_check_in_its_colour(
 
 def test_the_total_counts_what_holds(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
     good, bad = make_record(make_verdict(holds=True)), make_record(make_verdict())
-    assert section([(good, True), (bad, False), (good, True)])[-1] == Line("2 of 3 hold, measured in 0.8 s", "red")
-    assert section([(good, True)])[-1] == Line("1 of 1 hold, measured in 0.2 s", "green")
+    assert section([(good, "passed"), (bad, "failed"), (good, "passed")])[-1] == Line(
+        "2 of 3 hold, measured in 0.8 s", "red"
+    )
+    assert section([(good, "passed")])[-1] == Line("1 of 1 hold, measured in 0.2 s", "green")
+
+
+def test_what_is_expected_not_to_hold_is_no_failure(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    good, bad = make_record(make_verdict(holds=True)), make_record(make_verdict())
+    lines = section([(good, "passed"), (bad, "xfailed")])
+    assert lines[-1] == Line("1 of 2 hold, 1 expected not to, measured in 0.5 s", "green")
+    # No details, and with -q nothing at all.
+    assert not any("must" in line.text for line in lines)
+    assert len(section([(bad, "xfailed")], verbosity=-1)) == 1
 
 
 def test_conditions_are_said_once_for_all_that_share_them(make_record: MakeRecord) -> None:
-    lines = section([(make_record(), True), (make_record(), True), (make_record(device="cuda:0"), True)])
+    lines = section([(make_record(), "passed"), (make_record(), "passed"), (make_record(device="cuda:0"), "passed")])
     heads = [line.text for line in lines if "float32" in line.text]
     assert len(heads) == 2
     assert all("per sample · seeds 0-3" in head for head in heads)
 
 
 def test_names_of_measurements_tell_lines_apart(make_record: MakeRecord) -> None:
-    assert "test_tower (student)" in rows(section([(make_record(name="student"), True)]))[0].text
+    assert "test_tower (student)" in rows(section([(make_record(name="student"), "passed")]))[0].text
 
 
 def test_quiet_hides_what_holds(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
     good, bad = make_record(make_verdict(holds=True)), make_record(make_verdict(), test="test_init.py::test_bad")
-    assert [row.text.split()[1] for row in rows(section([(good, True), (bad, False)], verbosity=-1))] == ["test_bad"]
-    assert section([(good, True)], verbosity=-1) == [Line("1 of 1 hold, measured in 0.2 s", "green")]
+    assert [row.text.split()[1] for row in rows(section([(good, "passed"), (bad, "failed")], verbosity=-1))] == [
+        "test_bad"
+    ]
+    assert section([(good, "passed")], verbosity=-1) == [Line("1 of 1 hold, measured in 0.2 s", "green")]
 
 
 def test_verbose_shows_every_bound(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
     record = make_record(make_verdict(holds=True, low=-20.0), notes=("a note",))
-    assert "must lie in" not in "\n".join(line.text for line in section([(record, True)]))
-    text = "\n".join(line.text for line in section([(record, True)], verbosity=1))
+    assert "must lie in" not in "\n".join(line.text for line in section([(record, "passed")]))
+    text = "\n".join(line.text for line in section([(record, "passed")], verbosity=1))
     for part in ("must lie in [-20, 5]", "along depth", "a note", "0.2 s"):
         assert part in text
 
@@ -114,32 +130,34 @@ def test_every_line_can_be_written_on_the_terminal(
     make_record: MakeRecord, make_verdict: MakeVerdict, encoding: str
 ) -> None:
     record = make_record(make_verdict(), test="test_größe.py::test_日本")
-    for line in section([(record, False)], encoding=encoding, verbosity=1):
+    for line in section([(record, "failed")], encoding=encoding, verbosity=1):
         line.text.encode("ascii" if encoding.startswith("no") else encoding)
 
 
 def test_where_signs_can_be_shown_they_are(make_record: MakeRecord) -> None:
-    assert any("✔" in line.text for line in section([(make_record(), True)], encoding="utf-8"))
+    assert any("✔" in line.text for line in section([(make_record(), "passed")], encoding="utf-8"))
 
 
 @pytest.mark.parametrize("changes", [{"growth": (), "step_names": ()}, {"log_gain": float("-inf")}, {"seconds": 0.0}])
 def test_odd_records_are_shown(make_record: MakeRecord, make_verdict: MakeVerdict, changes: dict[str, Any]) -> None:
     for verbosity in (-1, 0, 1):
-        assert section([(make_record(make_verdict(), **changes), False)], verbosity=verbosity)
+        assert section([(make_record(make_verdict(), **changes), "failed")], verbosity=verbosity)
 
 
 def test_seeds_are_a_ceiling_where_bounds_were_settled_before(make_record: MakeRecord) -> None:
     early = make_record(seeds=(0, 1), asked=(0, 1, 2, 3))
-    assert section([(early, True)])[0].text.endswith("seeds 0-3 at most")
-    assert section([(make_record(), True)])[0].text.endswith("seeds 0-3")
-    assert "settled        after 2 of 4 seeds" in "\n".join(line.text for line in section([(early, True)], verbosity=1))
+    assert section([(early, "passed")])[0].text.endswith("seeds 0-3 at most")
+    assert section([(make_record(), "passed")])[0].text.endswith("seeds 0-3")
+    assert "settled        after 2 of 4 seeds" in "\n".join(
+        line.text for line in section([(early, "passed")], verbosity=1)
+    )
 
 
 def test_a_marginal_pass_says_how_many_seeds_would_settle_it(
     make_record: MakeRecord, make_verdict: MakeVerdict
 ) -> None:
     verdict = make_verdict(holds=True, marginal=True, low=-14.5, seeds_needed=23)
-    lines = section([(make_record(verdict), True)])
+    lines = section([(make_record(verdict), "passed")])
     text = " ".join(" ".join(line.text.split()) for line in lines if line.color == "yellow")
     assert text.endswith(
         "log_gain -14.40 ± 0.30 nats, must lie in [-14.5, 5], marginal: about 23 seeds would settle it"
@@ -160,10 +178,17 @@ def baseline(status: Any, *changes: BaselineChange) -> BaselineRecord:
     )
 
 
+@pytest.mark.parametrize(("old", "new", "said"), [(0.0, 7.13, "no longer zero"), (7.13, 0.0, "zero now")])
+def test_from_zero_there_is_no_factor(make_record: MakeRecord, old: float, new: float, said: str) -> None:
+    moved = BaselineChange("gradient_norm", "moved", "w", old=old, new=new, shift=13.0, tolerance=0.3, scale="log")
+    text = "\n".join(line.text for line in section([(make_record(baseline=baseline("changed", moved)), "failed")]))
+    assert f"1 of 1 moved, {said}: w ({old:g} → {new:g})" in text
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_changed_baseline_is_red_and_told_old_and_new(make_record: MakeRecord, width: int) -> None:
     record = make_record(baseline=baseline("changed", MOVED, GONE, GREW))
-    lines = [line.text for line in section([(record, False)], width=width)]
+    lines = [line.text for line in section([(record, "failed")], width=width)]
     text = " ".join(" ".join(lines).split())
     assert "✘ test_tower" in text
     assert "log_gain +0.22 → +1.77 nats: by 1.55, more than 0.3" in text
@@ -176,14 +201,14 @@ def test_a_changed_baseline_is_red_and_told_old_and_new(make_record: MakeRecord,
 
 def test_a_baseline_that_is_the_same_is_told_with_v_only(make_record: MakeRecord) -> None:
     record = make_record(baseline=baseline("same"))
-    plain, verbose = (" ".join(line.text for line in section([(record, True)], verbosity=v)) for v in (0, 1))
+    plain, verbose = (" ".join(line.text for line in section([(record, "passed")], verbosity=v)) for v in (0, 1))
     assert "baseline" not in plain
     assert "the same, recorded with torch 2.6" in verbose
 
 
 @pytest.mark.parametrize("verbosity", [-1, 0, 1])
 def test_an_update_is_told_however_quiet(make_record: MakeRecord, verbosity: int) -> None:
-    lines = section([(make_record(baseline=baseline("updated", MOVED)), True)], verbosity=verbosity)
+    lines = section([(make_record(baseline=baseline("updated", MOVED)), "passed")], verbosity=verbosity)
     assert "log_gain       +0.22 → +1.77 nats" in "\n".join(line.text for line in lines)
 
 

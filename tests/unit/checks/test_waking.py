@@ -1,0 +1,96 @@
+"""What bounds on gradients and branches set aside: zeros by design that optimizer steps move."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  its own name
+from torch import Tensor, nn
+
+from pytest_trainability import at_least, measure
+from pytest_trainability.checks.waking import judged_of, waking_texts
+from pytest_trainability.records import Estimate, Profile
+
+INF = math.inf
+
+
+def profile(**values: tuple[float, ...]) -> Profile:
+    return Profile(
+        {n.replace("_", "."): Estimate(mean=v[0], low=v[0], high=v[0], values=v, name=n) for n, v in values.items()}
+    )
+
+
+STEPS = profile(h_0_up=(1.0, 1.0), h_0_down=(0.0, 0.0), h_1_up=(INF, INF), h_1_down=(0.0, 0.0), head=(0.0, 0.0))
+
+
+def test_parameters_that_wake_are_set_aside() -> None:
+    value = profile(h_0_up=(0.0, 0.0), h_0_down=(1.0, 1.0), h_1_up=(0.0, 0.0), head=(1.0, 1.0))
+    assert list(judged_of("gradient_snr", value, STEPS)) == ["h.0.down", "h.1.up", "head"]
+
+
+def test_branches_are_set_aside_whose_parameters_all_wake() -> None:
+    """A branch that is dead stays: some of its parameters never get a gradient. So does one that has none."""
+    value = profile(h_0=(0.0, 0.0), h_1=(0.0, 0.0), h_2=(0.0, 0.0))
+    assert list(judged_of("branch_ratio", value, STEPS)) == ["h.1", "h.2"]
+    # With all of them aside nothing is left to judge.
+    assert not judged_of("branch_ratio", profile(h_0=(0.0, 0.0)), STEPS)
+    # None is set aside that is zero on one seed only, or not a number.
+    for values in ((0.0, 0.1), (math.nan, math.nan)):
+        assert list(judged_of("branch_ratio", profile(h_0=values), STEPS)) == ["h.0"]
+
+
+def test_what_was_not_probed_is_judged() -> None:
+    value = profile(h_0=(0.0, 0.0))
+    assert judged_of("branch_ratio", value, None) is value
+    assert list(waking_texts({"branch_ratio": value}, None)) == []
+
+
+def test_what_was_set_aside_is_named() -> None:
+    bounded = {"gradient_norm": profile(head=(1.0, 1.0)), "branch_ratio": profile(h_0=(0.0, 0.0))}
+    assert list(waking_texts(bounded, STEPS)) == [
+        "1 parameter wakes at optimizer step 1, and no bound on gradients or updates counts them: h.0.up",
+        "1 branch is zero at first, and no bound on branch_ratio counts what wakes: h.0",
+    ]
+    assert list(waking_texts({"log_gain": bounded["gradient_norm"]}, STEPS)) == []
+
+
+# On real models ----------------------------------------------------------------------------------------------------
+
+X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+LOSS = {"loss": F.cross_entropy, "target": torch.tensor([0, 1, 2, 0, 1, 2])}
+
+
+class Block(nn.Module):
+    def __init__(self, *, dead: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        if dead:
+            nn.init.constant_(self.up.bias, -100.0)
+            nn.init.zeros_(self.down.bias)
+        else:
+            nn.init.zeros_(self.down.weight)
+            nn.init.zeros_(self.down.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).relu())
+
+
+def blocks(*, dead: bool) -> nn.Module:
+    return nn.Sequential(Block(dead=False), Block(dead=dead), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("name", ["branch_ratio", "branch_gradient_share", "gradient_snr"])
+def test_branches_that_start_at_zero_need_no_exceptions(name: str) -> None:
+    result = measure(lambda: blocks(dead=False), X, steps=Block, seeds=2, **LOSS)
+    result.check(**{name: at_least(1e-9)})
+
+
+@pytest.mark.parametrize("name", ["branch_ratio", "branch_gradient_share"])
+def test_a_dead_branch_fails_beside_one_that_wakes(name: str) -> None:
+    result = measure(lambda: blocks(dead=True), X, steps=Block, seeds=2, **LOSS)
+    with pytest.raises(AssertionError, match=f"{name} out of bounds") as failure:
+        result.check(**{name: at_least(1e-9)})
+    text = " ".join(str(failure.value).split())
+    assert "1 branch is zero at first" in text and "must be ≥ 1e-09: 1e-09 outside 1 " in text
