@@ -6,6 +6,7 @@ report and in a file.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -195,6 +196,15 @@ class Estimate:
     def __rpow__(self, base: float) -> float:
         return float(base**self.mean)
 
+    def __floordiv__(self, other: Any) -> float:
+        return float(self.mean // float(other))
+
+    def __mod__(self, other: Any) -> float:
+        return float(self.mean % float(other))
+
+    def __int__(self) -> int:
+        return int(self.mean)
+
     def __round__(self, digits: int | None = None) -> float:
         return round(self.mean, digits) if digits is not None else round(self.mean)
 
@@ -305,7 +315,16 @@ class Profile(_Elements, Mapping[str, Estimate]):
         return tuple(self.estimates.values())
 
     def __getitem__(self, name: str) -> Estimate:
-        return self.estimates[name]
+        try:
+            return self.estimates[name]
+        except KeyError:
+            near = difflib.get_close_matches(str(name), self.estimates, n=3)
+            hint = f" Nearest: {', '.join(near)}." if near else ""
+            msg = f"a profile must have the element asked for. {name!r} is none of {len(self)}.{hint}"
+            raise KeyError(msg) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.estimates
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.estimates)

@@ -253,10 +253,7 @@ def _loss_of(model: nn.Module, output: Any, target: Any, loss: Loss | None) -> T
             raise ModelError(msg) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            msg = (
-                f"the loss must be one number, a tensor with one element. `{name}` returned {came}. Reduce it, for "
-                "instance with .mean()."
-            )
+            msg = f"the loss must be one number, a tensor with one element. `{name}` returned {came}. {_cure_of_loss(value)}"
             raise ModelError(msg)
         if not carries_gradient(value):
             msg = (
@@ -354,3 +351,11 @@ class Recorder:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _cure_of_loss(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "Reduce it, for instance with .mean()."
+    if value is None:
+        return "A return is missing."
+    return "Return the tensor itself, without .item(), float() or a container."

@@ -155,11 +155,16 @@ def chain_of(record: Capture, graph: Graph, calls: Sequence[Call]) -> Chain:
     return best
 
 
+def _sentence(error: Exception | None) -> str:
+    text = str(error or "")
+    return text[:1].upper() + text[1:]
+
+
 def _cut_message(record: Capture, calls: Sequence[Call], reason: CutError | None) -> str:
     first, last = call_name(calls[0], calls), call_name(calls[-1], calls)
     what = "the loss" if record.loss is not None else "the output"
     return (
-        f"the signal must flow from step {first!r} through step {last!r} to {what}. {reason or ''} "
+        f"the signal must flow from step {first!r} through step {last!r} to {what}. {_sentence(reason)} "
         f"Either {what} does not depend on what enters {first!r}, or something on the way (torch.no_grad, .detach(), "
         "argmax, integers) stops the gradient. Choose other steps with steps=..., or repair the path."
     ).replace("  ", " ")

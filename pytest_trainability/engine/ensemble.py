@@ -188,7 +188,7 @@ def _cut(
     recipe: Recipe, record: Capture, graph: Graph, along: str | None, known: Ensemble | None, seed: int
 ) -> _Cutting:
     if along is None:
-        calls = choose_steps(record, graph, recipe.steps) if known is None else _planned(known.plan, record, seed)
+        calls = _chosen(record, graph, recipe) if known is None else _planned(known.plan, record, seed)
         return _Cutting(chain_of(record, graph, calls), calls)
     recurrences = find_recurrences(record, graph)
     chosen = choose_recurrence(record, recurrences, along if known is None else known.plan.recurrence)
@@ -326,6 +326,16 @@ def _before(record: Capture, chain: Chain) -> str:
         if chain.along == "depth"
         else ""
     )
+
+
+def _chosen(record: Capture, graph: Graph, recipe: Recipe) -> list[Call]:
+    try:
+        return choose_steps(record, graph, recipe.steps)
+    except UsageError as error:
+        if not recipe.told:
+            raise
+        msg = f"what pytest_trainability_steps of a plugin returns must be steps of the model. It returned {recipe.steps!r}: {error}"
+        raise UsageError(msg) from None
 
 
 def _facts(chain: Chain, graph: Graph) -> tuple[StepFacts, ...]:

@@ -234,8 +234,8 @@ def largest_eigenvalue(
     ``H Q_k = Q_k T_k + β_k q_{k+1} e_kᵀ`` with ``Q_k`` orthonormal and ``T_k`` tridiagonal. For an eigenpair ``(θ, s)`` of
     ``T_k`` the residual of the Ritz vector ``Q_k s`` is ``β_k |e_kᵀ s|``: *some* eigenvalue is no further from θ than that, and
     the iteration ends when it is at most ``tolerance |θ|``, or θ is zero up to round-off of the eigenvalue of largest modulus.
-    Where round-off of that one is more than ``tolerance |θ|``, θ is not to be had. That it is the largest one is not certain but overwhelmingly likely:
-    from a random start, θ falls short of it by more than ``ε (λ_max − λ_min)`` with probability
+    Where round-off of that one is more than ``tolerance |θ|``, θ is not to be had. That it is the largest one is not certain but
+    overwhelmingly likely: from a random start, θ falls short of it by more than ``ε (λ_max − λ_min)`` with probability
     ``1.648 √n exp(−√ε (2k − 1))`` at most.
 
     Args:

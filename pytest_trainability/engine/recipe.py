@@ -57,6 +57,8 @@ class Recipe:
     threads: int | None = None
     cut_by: Callable[[nn.Module], StepChoice | None] = lambda model: None
     """Asked, where ``steps`` is ``"auto"``, how a model is cut; None where it does not know."""
+    told: bool = False
+    """Whether ``steps`` is what was answered."""
     warmup: int = 0
     """First steps that the exponents are not averaged over: the state finds its attractor."""
     alignment: int = 0
@@ -69,7 +71,7 @@ class Recipe:
     def of(self, model: nn.Module) -> Recipe:
         """Return the recipe with what is to be found out from the model: how it is cut."""
         steps = self.cut_by(model) if self.steps == "auto" else None
-        return self if steps is None else replace(self, steps=steps)
+        return self if steps is None else replace(self, steps=steps, told=True)
 
     @property
     def fixed(self) -> bool:
@@ -162,7 +164,7 @@ def _build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
     except Exception as error:
         msg = f"the factory must build a model when called without arguments. `{name}` raised {type(error).__name__}: {error}"
         if isinstance(error, TypeError) and isinstance(factory, type):
-            msg += f" Give it its arguments in a lambda: lambda: {name}(...)."
+            msg += f". Give it its arguments in a lambda: lambda: {name}(...)."
         raise ModelError(msg) from error
     if not isinstance(model, nn.Module):
         msg = f"the factory must return a torch.nn.Module. `{name}` returned {type(model).__name__}."

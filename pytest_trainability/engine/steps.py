@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeAlias
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -73,11 +74,16 @@ def choose_steps(record: Capture, graph: Graph, steps: StepChoice) -> list[Call]
 
 
 def _no_step(record: Capture) -> list[Call]:
-    name = type(record.model).__name__
+    model = record.model
+    if isinstance(model, torch.jit.ScriptModule):
+        cure = "Calls inside of a scripted module cannot be seen: measure it as it was before torch.jit."
+    elif len(record.calls) <= 1:
+        cure = "It calls no module of its own: what is a step must be one, an nn.Module that the model calls."
+    else:
+        cure = "Name the steps: steps=SomeModuleClass, steps='layers.*' or steps=['stem', 'body', 'head']."
     msg = (
         f"a chain needs steps: a block that is called {FEWEST_CALLS} times or more, or layers with weights. "
-        f"{name} was run, and no call of either kind was seen. Name the steps: steps=SomeModuleClass, "
-        "steps='layers.*' or steps=['stem', 'body', 'head']."
+        f"{type(model).__name__} was run, and no call of either kind was seen. {cure}"
     )
     raise CutError(msg)
 

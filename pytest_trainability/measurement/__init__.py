@@ -143,6 +143,8 @@ def measure_in(
             f"the model must be a torch.nn.Module, a class or a factory without arguments. Got {type(model).__name__}."
         )
         raise UsageError(msg)
+    _refuse_type("train", train, bool, "True or False: the mode that it is measured in")
+    _refuse_type("name", name, (str, type(None)), "a text")
     fixed = is_fixed(model, inputs)
     recipe = Recipe(
         model=model,
@@ -191,6 +193,12 @@ def add_measure(added: Any) -> None:
         )
         raise UsageError(msg)
     MEASURES[name] = added
+
+
+def _refuse_type(name: str, value: Any, wanted: type | tuple[type, ...], what: str) -> None:
+    if not isinstance(value, wanted):
+        msg = f"{name} must be {what}. Got {value!r}."
+        raise UsageError(msg)
 
 
 def _given_name(model: Any) -> str:

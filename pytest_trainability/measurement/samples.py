@@ -161,8 +161,9 @@ class Samples:
         """
         if fingerprint(self.recipe) != self._fingerprint:
             msg = (
-                f"{what} was not measured at first, and the module's parameters or the inputs have changed since. Ask for "
-                f"it beforehand (a bound, or measures=[{what!r}] outside pytest), or measure again."
+                f"{what} was not measured at first, and the module's parameters, its buffers (those of BatchNorm, in a forward "
+                f"pass) or the inputs have changed since. Ask for it beforehand (a bound, or measures=[{what!r}] outside "
+                "pytest), or measure again."
             )
             raise UsageError(msg)
 

@@ -93,4 +93,11 @@ def added_environment(config: pytest.Config) -> dict[str, str]:
 def _answers(config: pytest.Config, hook: str) -> Iterator[tuple[str, Any]]:
     """Ask one plugin after the other; yield its name and what it returned."""
     for implementation in getattr(config.hook, hook).get_hookimpls():
-        yield implementation.plugin_name, implementation.function()
+        try:
+            answer = implementation.function()
+        except Exception as error:
+            from ..errors import UsageError
+
+            msg = f"{hook} of {implementation.plugin_name} must not raise. It raised {type(error).__name__}: {error}"
+            raise UsageError(msg) from error
+        yield implementation.plugin_name, answer

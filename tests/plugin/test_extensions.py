@@ -142,6 +142,10 @@ def _entries(tree):
         ("def pytest_trainability_measures():\n    return ['x']", ["must be a pytest_trainability.Measure. Got str"]),
         ("def pytest_trainability_measures():\n    return None", ["must return measures", "None"]),
         (
+            "def pytest_trainability_measures():\n    raise OSError('no file')",
+            ["pytest_trainability_measures of", "conftest.py must not raise. It raised OSError: no file"],
+        ),
+        (
             """
             def pytest_trainability_measures():
                 from pytest_trainability import Measure
@@ -196,7 +200,9 @@ def test_steps_that_do_not_exist_are_refused_like_the_users(pytester: pytest.Pyt
     )
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(failed=1)
-    assert "blocks_that_are_not" in result.stdout.str()
+    said = result.stdout.str()
+    assert "what pytest_trainability_steps of a plugin returns must be steps of the model" in said
+    assert "It returned 'blocks_that_are_not.*': steps='blocks_that_are_not.*' must name a module of Linear" in said
 
 
 def test_loading_the_example_plugin_does_not_load_torch(example: pytest.Pytester) -> None:

@@ -312,3 +312,17 @@ def test_a_record_holds_when_every_verdict_does(
     assert make_record().holds
     assert make_record(good, good).holds
     assert not make_record(good, make_verdict()).holds
+
+
+def test_an_unknown_element_names_the_nearest() -> None:
+    e = Estimate(1.0, 1.0, 1.0, (1.0,))
+    profile = Profile({"0.weight": e, "0.bias": e})
+    with pytest.raises(KeyError, match=r"'0\.wieght' is none of 2\. Nearest: 0\.weight"):
+        profile["0.wieght"]
+    assert "0.wieght" not in profile
+    assert profile.get("0.wieght") is None
+
+
+def test_whole_numbers_of_an_estimate() -> None:
+    x = Estimate(7.5, 7.0, 8.0, (7.5,))
+    assert (int(x), x // 2, x % 2) == (7, 3.0, 1.5)
