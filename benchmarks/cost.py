@@ -42,7 +42,9 @@ def transformer(name: str, **settings: int) -> Callable[[], nn.Module]:
         import transformers
 
         config = getattr(transformers, f"{name}Config")(**settings)
-        heads = {"GPT2": "GPT2LMHeadModel", "Bert": "BertForMaskedLM", "Mamba": "MambaForCausalLM"}
+        heads = {"GPT2": "GPT2LMHeadModel", "Bert": "BertForMaskedLM"} | {
+            n: f"{n}ForCausalLM" for n in ("Mamba", "Mixtral")
+        }
         return getattr(transformers, heads.get(name, f"{name}ForImageClassification"))(config)
 
     return build

@@ -16,6 +16,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from cost import Timer, images, text, to, training_step, transformer
@@ -54,22 +55,56 @@ def vectors() -> Inputs:
     return {"x": torch.randn(32, 256, generator=generator), "labels": torch.randint(10, (32,), generator=generator)}
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs], bool]] = {
-    "tanh, 12 × 256": (Tower, vectors, True),
+class Reader(nn.Module):
+    """Reads sequences with an LSTM, and classifies them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(64, 128, batch_first=True), nn.Linear(128, 10)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Output:
+        logits = self.head(self.rnn(x)[0][:, -1])
+        return Output(nn.functional.cross_entropy(logits, labels), logits)
+
+
+def sequences() -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    return {"x": torch.randn(16, 50, 64, generator=generator), "labels": torch.randint(10, (16,), generator=generator)}
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs], dict[str, Any]]] = {
+    "tanh, 12 × 256": (Tower, vectors, {}),
     "GPT-2, 4 × 128": (
         transformer(
             "GPT2", vocab_size=1000, n_embd=128, n_head=4, n_layer=4, n_positions=64, bos_token_id=0, eos_token_id=0
         ),
         lambda: text(8, 64),
-        True,
+        {},
+    ),
+    "Mixtral, 4 × 128": (
+        transformer(
+            "Mixtral",
+            vocab_size=1000,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            num_local_experts=4,
+        ),
+        lambda: text(8, 64),
+        {},
     ),
     "ResNet-26, 64 px": (
         transformer("ResNet", num_labels=10, depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], embedding_size=32),
         lambda: images(8, 64),
         # Batch statistics make samples interact, of which per-sample gradients know nothing.
-        False,
+        {"train": False},
     ),
+    "LSTM, 50 steps": (Reader, sequences, {"steps": "time"}),
 }
+BUILDING = {"uninitialized_parameters", "meta_device_differences"}
+"""They build models themselves, which is their cost; the others are given models that were built beforehand."""
 
 
 def cost(name: str, model: str, device: str, repeats: int) -> float | None:
@@ -79,18 +114,15 @@ def cost(name: str, model: str, device: str, repeats: int) -> float | None:
 
 
 def ratio(
-    name: str, build: Callable[[], nn.Module], make: Callable[[], Inputs], train: bool, device: str
+    name: str, build: Callable[[], nn.Module], make: Callable[[], Inputs], settings: dict[str, Any], device: str
 ) -> float | None:
     """Time one measure beside training steps before and after it."""
     timer, inputs = Timer(device), to(make(), device)
-    model = build().to(device).train(train)
-    # Built beforehand; what builds models itself does so.
-    drawn = [build().to(device) for _ in range(2 * SEEDS)]
-    result = measure(
-        lambda: drawn.pop() if drawn else build().to(device), inputs, seeds=SEEDS, device=device, train=train
-    )
+    model = build().to(device).train(settings.get("train", True))
+    drawn = [] if name in BUILDING else [build().to(device) for _ in range(2 * SEEDS)]
+    result = measure(lambda: drawn.pop() if drawn else build(), inputs, seeds=SEEDS, device=device, **settings)
     # Of the default measures, which are known already.
-    result._values.pop(name, None)
+    result._samples.values.pop(name, None)
 
     def steps() -> list[float]:
         return [timer(lambda: training_step(model, inputs)) for _ in range(3)]

@@ -37,11 +37,10 @@ def judged_of(measure: str, value: Value, waking_step: Profile | None) -> Value:
         A profile without those elements. It is empty where all branches are zero by design, which no bound on them is about;
         where all parameters wake later, they are judged.
     """
-    aside = _set_aside(measure, value, waking_step) if isinstance(value, Profile) else ()
+    aside = _set_aside(measure, value, waking_step)
     if not isinstance(value, Profile) or not aside:
         return value
-    kept = {name: element for name, element in value.items() if name not in aside}
-    return Profile(kept) if kept or measure in OF_BRANCHES else value
+    return Profile({name: element for name, element in value.items() if name not in aside})
 
 
 def is_all_aside(judged: Value) -> bool:
@@ -49,11 +48,12 @@ def is_all_aside(judged: Value) -> bool:
     return isinstance(judged, Profile) and not judged
 
 
-def _set_aside(measure: str, value: Profile, waking_step: Profile | None) -> Collection[str]:
-    if waking_step is None:
+def _set_aside(measure: str, value: Value, waking_step: Profile | None) -> Collection[str]:
+    if waking_step is None or not isinstance(value, Profile):
         return ()
     if measure in BY_GRADIENT:
-        return _waking(waking_step)
+        woken = _waking(waking_step)
+        return () if woken.keys() >= set(value) else woken
     if measure in OF_BRANCHES:
         return [name for name, e in value.items() if not any(e.values) and _will_move(name, waking_step)]
     return ()
@@ -84,14 +84,14 @@ def waking_texts(bounded: Mapping[str, Value], waking_step: Profile | None) -> I
     """Name what was set aside of measures that have bounds: parameters by the step at which they wake, and branches."""
     if waking_step is None:
         return
-    woken = _waking(waking_step) if bounded.keys() & set(BY_GRADIENT) else {}
+    aside = any(_set_aside(name, value, waking_step) for name, value in bounded.items() if name in BY_GRADIENT)
+    woken = _waking(waking_step) if aside else {}
     for step in sorted(set(woken.values())):
         names = [name for name, at in woken.items() if at == step]
         count = f"{len(names)} parameters wake" if len(names) > 1 else "1 parameter wakes"
         yield f"{count} at optimizer step {step}, and no bound on gradients or updates counts them: {_named(names)}"
     for measure in OF_BRANCHES:
-        value = bounded.get(measure)
-        names = list(_set_aside(measure, value, waking_step)) if isinstance(value, Profile) else []
+        names = list(_set_aside(measure, bounded[measure], waking_step)) if measure in bounded else []
         if names:
             count = f"{len(names)} branches are" if len(names) > 1 else "1 branch is"
             yield f"{count} zero at first, and no bound on {measure} counts what wakes: {_named(names)}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,12 +32,20 @@ Gradients = dict[str, Tensor]
 ROUND_OFF = 16
 """What is smaller than so many times the working precision, beside what it is part of, is round-off."""
 
+MOST_SHARED = 3
+"""So many inputs that have a row for every sample by accident are recognized."""
+SHARED = (
+    "Where another input, the same for all samples (a table, say), has as many rows as there are samples by accident, use "
+    "another batch size."
+)
+
 
 class PerSample:
     """The gradient of the loss on each sample alone, ``g_i = ∂loss(x_i)/∂w``, by every parameter that the loss depends on.
 
     Samples are what the first dimension of the inputs counts. Each goes through the model as a batch of one, with dropout masks
-    of its own. Tensors of inputs and target that have this dimension are cut, all others are handed on.
+    of its own. Tensors of inputs and target that have this dimension are cut, all others are handed on; so are those that have
+    as many rows by accident, without which as they are the model does not run on one sample more.
 
     Raises:
         InapplicableError: There is no answer: no loss, one sample only, samples that interact, a model that does not run
@@ -60,6 +69,7 @@ class PerSample:
         self._latest: tuple[int, Gradients] | None = None
         self._require_samples()
         if self.parameters:
+            self._tell_shared()
             self._require_independence(run.frame)
             self._try()
 
@@ -152,12 +162,37 @@ class PerSample:
             msg = (
                 "the model and its loss must run on one sample alone for it to have a gradient of its own. On the first of "
                 f"{len(self.samples)} {type(self.model).__name__} (seed {self.seed}) raised {type(error).__name__}: {error} "
-                "Hand in inputs whose first dimension counts samples."
+                f"Hand in inputs whose first dimension counts samples. {SHARED}"
             )
             raise InapplicableError(msg) from error
         self.draws = before != _generators(self.device)
         together = self._together(0, 1)
         self.together = together is not None and _same(alone, together)
+
+    def _tell_shared(self) -> None:
+        """Find out which tensors have as many rows as there are samples by accident, and hand them on as they are."""
+        cut = sorted(self.samples.cut)
+        for number in range(min(len(cut), MOST_SHARED + 1) if len(cut) > 1 else 0):
+            for shared in itertools.combinations(cut, number):
+                samples = self.samples.sharing(shared)
+                if self._runs_on_more(samples):
+                    self.samples = samples
+                    return
+
+    def _runs_on_more(self, samples: _Samples) -> bool:
+        """Whether the model and its loss run when the first sample comes once more."""
+        try:
+            self._output(samples, samples.rows([*range(len(samples)), 0]))
+        except Exception:  # whatever it is: a mask that is one row too long, for instance
+            return False
+        return True
+
+    def _output(self, samples: _Samples, rows: Sequence[Tensor]) -> Any:
+        """Return what the model answers to other rows, all with the same random numbers."""
+        seeded(derived_seed(self.seed, "forward"))
+        inputs, target = samples.joined(rows)
+        with preserved_model(self.model), _silent():
+            return evaluate(self.model, *arguments(inputs), target, self.step.loss)[0]
 
     # Whether there is an answer
 
@@ -179,7 +214,7 @@ class PerSample:
                 "samples must not interact for each to have a gradient of its own. Those of "
                 f"{type(self.model).__name__} in {'train' if self.model.training else 'eval'} mode (seed {self.seed}) do: by "
                 "BatchNorm, a softmax over the batch, or because the first dimension of the inputs is not the batch. Measure "
-                "with train=False, or hand in inputs whose first dimension counts samples."
+                f"with train=False, or hand in inputs whose first dimension counts samples. {SHARED}"
             )
             raise InapplicableError(msg)
 
@@ -193,10 +228,7 @@ class PerSample:
             return None
         found = []
         for chosen in (rows, others):
-            seeded(derived_seed(self.seed, "forward"))
-            inputs, target = self.samples.joined(chosen)
-            with preserved_model(self.model), _silent():
-                output, _ = evaluate(self.model, *arguments(inputs), target, self.step.loss)
+            output = self._output(self.samples, chosen)
             found.append([t.detach() for t in tensors_in(output) if is_float(t)])
         told = [_first_samples_agree(a, b, count, half) for a, b in zip(*found)]
         return None if all(same is None for same in told) else False in told
@@ -269,25 +301,29 @@ class _Step(nn.Module):
 class _Samples:
     """A tree of tensors, some of which have one row per sample."""
 
-    def __init__(self, tree: Any, count: int) -> None:
+    def __init__(self, tree: Any, count: int, shared: Collection[int] = ()) -> None:
         self.tree, self.count = tree, count
+        self.tensors: list[Tensor] = []
+        map_tensors(tree, lambda t: self.tensors.append(t) or t)  # type: ignore[func-returns-value]
+        as_long = {number for number, t in enumerate(self.tensors) if t.dim() > 0 and len(t) == count}
+        self.cut = as_long - set(shared)
+        """Numbers of the tensors that have one row per sample."""
 
     def __len__(self) -> int:
         return self.count
 
-    def rows(self, chosen: slice) -> list[Tensor]:
+    def sharing(self, shared: Collection[int]) -> _Samples:
+        """Return the same tree with some tensors that have as many rows but are the same for all samples."""
+        return _Samples(self.tree, self.count, shared)
+
+    def rows(self, chosen: slice | list[int]) -> list[Tensor]:
         """Return these rows of all tensors that have some."""
-        found: list[Tensor] = []
-        map_tensors(self.tree, lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
-        return [t.detach()[chosen] for t in found if self._has_rows(t)]
+        return [t.detach()[chosen] for number, t in enumerate(self.tensors) if number in self.cut]
 
     def joined(self, rows: Sequence[Tensor]) -> Any:
         """Return the tree with other rows, in copies, for the model may change them in place."""
-        remaining = iter(rows)
-        return map_tensors(self.tree, lambda t: (next(remaining) if self._has_rows(t) else t.detach()).clone())
-
-    def _has_rows(self, tensor: Tensor) -> bool:
-        return tensor.dim() > 0 and len(tensor) == self.count
+        remaining, numbers = iter(rows), itertools.count()
+        return map_tensors(self.tree, lambda t: (next(remaining) if next(numbers) in self.cut else t.detach()).clone())
 
 
 def _same(found: Gradients, other: Gradients) -> bool:
@@ -309,9 +345,16 @@ def _first_samples_agree(a: Tensor, b: Tensor, count: int, half: int) -> bool | 
         if a.shape == b.shape and a.shape[axis] and a.shape[axis] % count == 0:
             part = a.shape[axis] // count * half
             left, right = a.narrow(axis, 0, part), b.narrow(axis, 0, part)
-            tolerance = math.sqrt(torch.finfo(a.dtype).eps) * float(norm(left)) / math.sqrt(left.numel())
-            told = told or bool(torch.isclose(left, right, rtol=0, atol=tolerance, equal_nan=True).all())
+            told = told or _close(left, right)
     return told
+
+
+def _close(left: Tensor, right: Tensor) -> bool:
+    """Whether entries are the same up to round-off of those that are numbers."""
+    numbers = left[left.isfinite()]
+    usual = float(norm(numbers)) / math.sqrt(max(1, numbers.numel()))
+    tolerance = math.sqrt(torch.finfo(left.dtype).eps) * usual
+    return bool(torch.isclose(left, right, rtol=0, atol=tolerance, equal_nan=True).all())
 
 
 PER_SAMPLE = Need("per-sample gradients", PerSample, Stage.AGAIN, of=(PARAMETER_GRADIENTS,))

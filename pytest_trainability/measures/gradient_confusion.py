@@ -20,7 +20,7 @@ def gradient_confusion(run: Run) -> float:
     model of many parameters pairs that agree on nothing have cosines near zero.
 
     Returns:
-        A pure number from -1 to 1; NaN where fewer than two samples have a gradient.
+        A pure number from -1 to 1; NaN where fewer than two samples have a gradient, or one is not finite.
 
     Raises:
         InapplicableError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).

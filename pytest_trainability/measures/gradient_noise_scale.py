@@ -20,7 +20,7 @@ def gradient_noise_scale(run: Run) -> float:
 
     Returns:
         Samples; ``inf`` where the estimate of ``‖G‖²`` is not positive, zero where all samples have the same gradient, NaN
-        where all have none.
+        where all have none, or one is not finite.
 
     Raises:
         InapplicableError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).

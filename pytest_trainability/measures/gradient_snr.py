@@ -19,8 +19,8 @@ def gradient_snr(run: Run) -> dict[str, float]:
     it is the ratio of round-off.
 
     Returns:
-        Pure numbers by parameter name; ``inf`` where all samples have the same gradient, NaN where all have none. Frozen and
-        unused parameters are left out.
+        Pure numbers by parameter name; ``inf`` where all samples have the same gradient, NaN where all have none, or one
+        that is not finite. Frozen and unused parameters are left out.
 
     Raises:
         InapplicableError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).

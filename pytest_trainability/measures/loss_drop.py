@@ -26,6 +26,8 @@ def loss_drop(run: Run) -> float:
         InapplicableError: There is no loss, or nothing to train.
         UsageError: ``optimizer=`` makes no optimizer of the parameters, or it cannot step on these gradients.
         ModelError: The model does not run after a step.
+
+    Source: Karpathy, A Recipe for Training Neural Networks (2019), "overfit one batch"; ten steps and the unit are our choice.
     """
     before, after = run[LOSSES]
     return (before - after) / abs(before) if before and math.isfinite(before) and math.isfinite(after) else math.nan

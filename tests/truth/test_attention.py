@@ -158,6 +158,14 @@ def test_a_choice_of_one_key_is_none():
         assert math.isnan(found)
 
 
+@pytest.mark.parametrize("score", [-8.9e3, -9.5e3, -1e6])
+def test_low_scores_are_no_mask_where_all_are_low(score):
+    """Keys are masked by being far below others: scores of -9500 throughout attend to all keys alike."""
+    found = attention.entropy_of("", torch.full((1, 3, 4), score))
+    assert found.count == 3
+    assert found.mean == pytest.approx(1, rel=1e-6)
+
+
 def test_two_keys():
     """Two scores that differ by d: entropy ln(1 + e^-d) + d / (1 + e^d), over ln 2."""
     scores = torch.tensor([[[0.0, 1.5], [1.5, 0.0]]], dtype=F64)

@@ -169,6 +169,142 @@ def test_share_gives_the_growth_rate_of_uncorrelated_branches():
         assert result.growth_rate[name].mean == pytest.approx(-0.5 * math.log1p(-share.mean), abs=4 * 0.03 / 2)
 
 
+def test_a_branch_that_is_overwritten_once_it_was_added():
+    """`h = x + b`, then b becomes something else, then `h + k`: what was added is summed, not what is left of it."""
+
+    class Reused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = orthogonal(WIDTH, 0.5), orthogonal(WIDTH, 0.25)
+
+        def forward(self, x: Tensor) -> Tensor:
+            branch = self.first(x)
+            h = x + branch
+            branch.mul_(0)
+            return h + self.second(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Reused(), Reused())
+    x = torch.randn(BATCH, WIDTH, dtype=F64)
+    result = measure(model, x, steps=Reused, measures=["branch_ratio"])
+    expected = {}
+    with torch.no_grad():
+        for name, step in model.named_children():
+            branch = step.first(x) + step.second(x)
+            expected[name] = float(branch.norm() / x.norm())
+            x = x + branch
+    assert means(result.branch_ratio) == pytest.approx(expected, rel=1e-12)
+
+
+def test_two_streams_count_together():
+    """As in reversible networks: what both branches add, over both streams."""
+
+    class Coupled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = orthogonal(WIDTH, 0.1), orthogonal(WIDTH, 3.0)
+
+        def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            return a + self.left(b), b + self.right(a)
+
+    class Streams(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Coupled() for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = x, 2 * x
+            for block in self.blocks:
+                a, b = block(a, b)
+            return a + b
+
+    torch.manual_seed(0)
+    model = Streams()
+    x = torch.randn(BATCH, WIDTH, dtype=F64)
+    result = measure(model, x, steps=Coupled, measures=["branch_ratio"])
+    a, b, expected = x, 2 * x, {}
+    with torch.no_grad():
+        for number, block in enumerate(model.blocks):
+            added = torch.cat([block.left(b), block.right(a)])
+            expected[f"blocks.{number}"] = float(added.norm() / torch.cat([a, b]).norm())
+            a, b = block(a, b)
+    assert means(result.branch_ratio) == pytest.approx(expected, rel=1e-12)
+
+
+def test_shares_where_gradients_leave_the_range_of_floats():
+    """Sixty steps `x - 0.9 x` take 1e-60 off a gradient, which float32 has no number for: 0.81 to 0.01 at each."""
+
+    class Shrinking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(-0.9 * torch.eye(WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x @ self.weight
+
+    model = nn.Sequential(*(Shrinking() for _ in range(60)))
+    result = measure(model, torch.ones(BATCH, WIDTH), dtype=torch.float32, measures=["branch_gradient_share"])
+    # 0.1 u - u is -0.9 u to the rounding of u.
+    assert means(result.branch_gradient_share) == pytest.approx(
+        dict.fromkeys(map(str, range(60)), 0.81 / 1.81), rel=1e-5
+    )
+
+
+def test_samples_without_a_gradient_have_no_share():
+    """Half of the samples is masked behind the steps: the mean is over the others."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = orthogonal(WIDTH, 1.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) * (torch.arange(len(x)) % 2)[:, None]
+
+    model = nn.Sequential(Step(0.5), Step(2.0), Masked())
+    result = measure(model, normal(4, WIDTH), steps=["0", "1", "2"], measures=["branch_gradient_share"])
+    assert result.frame == "per sample"
+    assert means(result.branch_gradient_share) == pytest.approx({"0": 0.2, "1": 0.8}, rel=1e-11)
+
+
+def test_gradients_of_later_readers_are_those_of_the_stream():
+    """A later module reads a state, too: what comes back past the step adds to what comes through its skip.
+
+    The last state is (x_1, x_2, x_3), for the sum behind the steps reads all three.
+    """
+
+    class Collecting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Step(gain) for gain in (0.5, 1.0, 2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            states = [x]
+            for block in self.blocks:
+                states.append(block(states[-1]))
+            return states[1] + states[2] + states[3]
+
+    torch.manual_seed(0)
+    model, x = Collecting(), torch.randn(1, WIDTH, dtype=F64)
+    result = measure(model, x, steps=Step, measures=["branch_gradient_share"])
+    generator = torch.Generator().manual_seed(derived_seed(0, "cotangent 0"))
+    u1, u2, u3 = (torch.randn(1, WIDTH, generator=generator).double() for _ in range(3))
+    shares = {}
+    with torch.no_grad():
+        first, second, third = (block.inner.weight for block in model.blocks)
+        shares["blocks.2"] = share(u3 @ third, u3 + u2)
+        u2 = u2 + u3 + u3 @ third
+        shares["blocks.1"] = share(u2 @ second, u2 + u1)
+        u1 = u1 + u2 + u2 @ second
+        shares["blocks.0"] = share(u1 @ first, u1)
+    # Cancellation in the sums costs a digit.
+    assert means(result.branch_gradient_share) == pytest.approx(shares, rel=1e-11)
+
+
+def share(by_branch: Tensor, by_skip: Tensor) -> float:
+    return float(by_branch.square().sum() / (by_branch.square().sum() + by_skip.square().sum()))
+
+
 # Healthy and broken models ----------------------------------------------------------------------------------------
 
 

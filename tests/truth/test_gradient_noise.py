@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from towers import F64, linear
 
-from pytest_trainability import measure
+from pytest_trainability import UsageError, measure
 
 NOISE = ["gradient_snr", "gradient_confusion", "gradient_noise_scale"]
 
@@ -165,3 +165,35 @@ def test_units_of_loss_and_input_do_not_matter():
     assert float(tiny.gradient_noise_scale) == pytest.approx(float(plain.gradient_noise_scale), rel=1e-4)
     for name, snr in plain.gradient_snr.items():
         assert float(tiny.gradient_snr[name]) == pytest.approx(float(snr), rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("copies", [1, 6], ids=["samples differ", "samples are equal"])
+def test_what_is_not_finite_has_no_numbers(value, copies):
+    """One weight that is none: a numerical outcome, as of every measure, and no error."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    nn.init.constant_(model[2].weight[0, :1], value)
+    x = torch.randn(6 // copies, 4, generator=torch.Generator().manual_seed(0)).repeat(copies, 1)
+    result = measure(model, x, target=torch.ones(6), loss=half_square, measures=NOISE)
+    assert len(result.gradient_snr) == 4
+    assert all(math.isnan(snr.mean) for snr in result.gradient_snr.values())
+    assert math.isnan(float(result.gradient_confusion))
+    assert math.isnan(float(result.gradient_noise_scale))
+
+
+def test_a_sample_that_is_not_finite_hides_no_interaction():
+    """One sample's outputs overflow; the others are still seen to depend on each other."""
+
+    class Centered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.inner(x)
+            return h - torch.tanh(h).mean(dim=0)
+
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    x[0, 0] = math.inf
+    with pytest.raises(UsageError, match="must not interact"):
+        measure(Centered, x, target=torch.ones(6), loss=half_square, measures=NOISE)

@@ -233,6 +233,55 @@ def test_states_are_those_of_a_real_run() -> None:
     assert found.overflow_fraction["float16 gradient of state after 6"] > 0
 
 
+@pytest.mark.parametrize(("value", "share"), [(65519.0, 0.0), (65520.0, 1.0)])
+def test_a_state_at_the_edge_of_float16(value: float, share: float) -> None:
+    """Halfway beyond the largest finite number, 65504, ties go to even, which is infinite."""
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Identity(), nn.Linear(4, 4, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(value * torch.eye(4))
+    found = measure(model, torch.ones(2, 4), steps=["0", "2"], measures=["overflow_fraction"], device="cpu")
+    assert (torch.full((), value).half().isinf()) == bool(share)
+    assert found.overflow_fraction["float16 state after 0"] == share
+
+
+def test_all_tensors_of_a_state_count() -> None:
+    """Two streams, one of which the loss all but ignores: half of each state's gradient is flushed."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            return self.left(a), self.right(b)
+
+    class Streams(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Pair() for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = x, 2 * x
+            for block in self.blocks:
+                a, b = block(a, b)
+            return a.mean() + 1e-12 * b.mean()
+
+    found = measure(Streams, vectors, loss=lambda output: output, seeds=1, steps=Pair, measures=["underflow_fraction"])
+    states = found.underflow_fraction.matching("float16 gradient of state after *")
+    assert len(states) == 3
+    assert all(share == 0.5 for share in states.values())
+
+
+def test_numbers_that_are_subnormal_already_are_lost() -> None:
+    """A loss times 1e-42 leaves float32 a few digits of its gradients, or none: they are small, and no round-off."""
+    found = measure(
+        tower(), vectors, loss=lambda y: (y * 1e-22).sum() * 1e-20, seeds=1, measures=["underflow_fraction"]
+    )
+    shares = found.underflow_fraction.matching("float16 *")
+    assert len(shares) > 8
+    assert all(share == 1 for share in shares.values())
+
+
 @pytest.mark.parametrize("deviation", [2.0**-24, 2.0**-22])
 def test_gaussian_gradients(deviation: float) -> None:
     """Entries N(0, σ²): the share is erf(2^-25 / (σ √2)).

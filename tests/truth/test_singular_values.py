@@ -274,6 +274,18 @@ def test_bottleneck_is_rank_deficient():
     assert len(values) == 9 and all(v > 0 for v in values[:5]) and values[5:] == [0.0] * 4
 
 
+def test_the_mean_of_what_was_normalized_is_round_off():
+    """A LayerNorm's outputs sum to zero whatever comes in: their mean has no derivative but what rounding leaves."""
+
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(dim=-1, keepdim=True).expand_as(x) * 1.0
+
+    layers = lambda: nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16, elementwise_affine=False), Mean())  # noqa: E731
+    result = measure(layers, torch.randn(2, 16), steps=["0", "1", "2"], measures=ALL)
+    assert result.numerical_rank == 0 and result.max_ftle == -math.inf
+
+
 def test_nothing_comes_through():
     model = nn.Sequential(linear(torch.zeros(4, 4, dtype=F64)), nn.Linear(4, 4, dtype=F64))
     result = measure(model, torch.ones(1, 4, dtype=F64), measures=ALL)

@@ -239,6 +239,22 @@ def test_singular_kernels_are_infinitely_ill_conditioned(dtype, last, copies):
     assert math.isinf(float(measure(model, x, dtype=dtype, measures=WANTED).ntk_condition_number))
 
 
+def test_a_coarse_layer_under_a_fine_head_is_coarse():
+    """Two samples that bfloat16 hardly tells apart: what its rounding leaves is no eigenvalue, though the head is float32."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(8, 8).bfloat16(), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(x.bfloat16()).float().tanh())
+
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    x[1] = x[0] + 1e-2
+    assert math.isinf(float(measure(Mixed, x, seeds=1, measures=WANTED).ntk_condition_number))
+
+
 def test_more_outputs_than_parameters():
     model = nn.Linear(2, 2, bias=False)
     assert math.isinf(float(measure(model, torch.randn(5, 2), measures=WANTED).ntk_condition_number))

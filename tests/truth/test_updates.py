@@ -322,6 +322,28 @@ def test_a_diffusion_transformer_wakes_in_two_steps():
     assert not found.asleep_parameters
 
 
+def test_three_zeros_one_inside_the_other_wake_in_three_steps():
+    """A zero head, a zero gate before it, and a zero gate inside of that gate's branch."""
+
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.entry, self.outer, self.inner = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+            self.gates = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in range(2))
+            self.head = zero(nn.Linear(WIDTH, CLASSES))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.entry(x)
+            branch = self.outer(h).tanh() + self.gates[1] * self.inner(h).tanh()
+            return self.head(h + self.gates[0] * branch)
+
+    found = probe(Nested, "waking_step", "asleep_parameters", optimizer=sgd(0.1))
+    steps = {name: step.mean for name, step in found.waking_step.items()}
+    expected = {"head": 0, "entry": 1, "gates.0": 1, "outer": 2, "gates.1": 2, "inner": 3}
+    assert all(steps[name] == step for name in steps for start, step in expected.items() if name.startswith(start))
+    assert not found.asleep_parameters
+
+
 def test_fixup_wakes():
     """Zhang et al. (2019): the last layer of each branch and the head are zero, scalar biases around, one scalar gain."""
 

@@ -51,6 +51,43 @@ def test_what_sleeps_on_is_not() -> None:
         result.check(gradient_norm=at_least(1e-9))
 
 
+def test_what_wakes_later_on_some_seed_wakes_that_late() -> None:
+    """The latest step of all seeds: behind a head that is zero on every other seed everything takes one step more."""
+
+    def sometimes() -> nn.Module:
+        late = torch.initial_seed() % 2
+        model = residual()
+        if late:
+            nn.init.zeros_(model[2].weight)
+        return model
+
+    result = measure(sometimes, X, seeds=2, **LOSS)
+    assert sorted(result.waking_step["0.up.weight"].values) == [1, 2]
+    with pytest.raises(AssertionError) as failure:
+        result.check(gradient_norm=at_least(1e6))
+    text = " ".join(str(failure.value).split())
+    assert "parameters wake at optimizer step 1" in text and "0.down.weight" in text.partition("step 2")[0]
+    assert "4 parameters wake at optimizer step 2" in text and "0.up.weight" in text.partition("step 2")[2]
+
+
+def test_where_all_wake_later_the_bound_still_judges() -> None:
+    """Of a product `a b` one factor is zero on every other seed, and the other one on the others: both wake by design."""
+
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.full((8, 1), float(i == torch.initial_seed() % 2))) for i in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.a) * (x @ self.b)
+
+    loss = {"loss": lambda output: (output - 1).square().mean()}
+    result = measure(Product, X, seeds=2, steps=Product, **loss)
+    assert {name: max(step.values) for name, step in result.waking_step.items()} == {"a": 1, "b": 1}
+    with pytest.raises(AssertionError, match="2 of 2 outside, worst a 0, b 0"):
+        result.check(gradient_norm=at_least(1e-9))
+
+
 def test_a_failure_elsewhere_says_what_was_set_aside() -> None:
     result = measure(residual, X, seeds=2, **LOSS)
     with pytest.raises(AssertionError) as failure:

@@ -6,7 +6,7 @@ import math
 import random
 import re
 from collections import OrderedDict
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
@@ -301,6 +301,16 @@ def test_parts_of_a_scaling():
     assert str(found) == "activation_rms of 1 grows like width^2 (widths 2, 4, 16)"
 
 
+@pytest.mark.parametrize("sizes", [(2, 4), (4, 16), (2, 4, 16)])
+def test_another_measure_of_a_part_is_of_the_same_part(sizes):
+    found = width_sweep(lambda n: scaled(n, n), [2, 4, 16], ONES, seeds=1)
+    first = found.sizes.index(sizes[0])
+    part = replace(found, sizes=sizes, values=found.values[first : first + len(sizes)])
+    again = part.of("activation_rms", matching="0")
+    assert again.sizes == sizes
+    assert [value["0"].mean for value in again.values] == pytest.approx(sizes, rel=1e-6)
+
+
 # Verdicts -----------------------------------------------------------------------------------------------------------
 
 
@@ -543,6 +553,40 @@ def test_only_training_steps_are_seen_by_buffers(measure):
     )
     rms = found.of("activation_rms").values
     assert [value["0"].mean for value in rms] == pytest.approx([2 * 4, 4 * 4], rel=1e-6)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_rate_of_zero_changes_nothing(train):
+    """What is compared before and after training has the same dropout masks, or none."""
+    found = width_sweep(
+        lambda n: nn.Sequential(nn.Linear(6, n), nn.Dropout(0.5), nn.Linear(n, 2)),
+        [8, 16],
+        vectors,
+        seeds=1,
+        measure="activation_change",
+        after_steps=2,
+        loss=lambda output: output.square().mean(),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0),
+        train=train,
+    )
+    assert [[change.mean for change in value.values()] for value in found.values] == [[0.0] * 4] * 2
+
+
+def test_training_is_in_train_mode_though_the_measurement_is_not():
+    """With a momentum of 1 BatchNorm knows the batch by then: four samples of variance 1, up to Bessel's correction."""
+    found = width_sweep(
+        lambda n: nn.Sequential(nn.Linear(6, n), nn.BatchNorm1d(n, momentum=1.0, eps=1e-12)),
+        [8, 16],
+        vectors,
+        seeds=1,
+        after_steps=1,
+        loss=Tensor.mean,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0),
+        train=False,
+        steps=["0", "1"],
+    )
+    # float32: means over four numbers of size one.
+    assert [value["1"].mean for value in found.values] == pytest.approx([math.sqrt(3 / 4)] * 2, rel=1e-5)
 
 
 def test_a_change_cannot_be_asked_for_afterwards():

@@ -54,6 +54,8 @@ def test_what_was_set_aside_is_named() -> None:
         "1 branch is zero at first, and no bound on branch_ratio counts what wakes: h.0",
     ]
     assert list(waking_texts({"log_gain": bounded["gradient_norm"]}, STEPS)) == []
+    # Where all wake all are judged, and none is said to be set aside.
+    assert list(waking_texts({"gradient_norm": profile(h_0_up=(0.0, 0.0))}, STEPS)) == []
 
 
 # On real models ----------------------------------------------------------------------------------------------------

@@ -277,6 +277,115 @@ def test_a_sum_over_samples_is_a_loss_of_samples():
     assert agree({name: g.sum(dim=0) for name, g in found.samples.items()}, batch, tolerance=1e-12)
 
 
+# What is one per sample ------------------------------------------------------------------------------------------
+
+
+class Masked(nn.Module):
+    """Attends under a mask, and knows positions by number, both of which are the same for all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(LENGTH, WIDTH)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(WIDTH, 2, 8, dropout=0.0, batch_first=True) for _ in range(2)
+        )
+        self.head = nn.Linear(WIDTH, 1)
+
+    def forward(self, x: Tensor, mask: Tensor, position_ids: Tensor, keep: Tensor | None = None) -> Tensor:
+        x = x + self.places(position_ids)
+        for layer in self.layers:
+            absent = None if keep is None else torch.zeros_like(x[:, :, 0]).masked_fill(~keep, -math.inf)
+            x = layer(x, src_mask=mask, src_key_padding_mask=absent)
+        return self.head(x)[:, :, 0]
+
+
+CAUSAL = torch.full((LENGTH, LENGTH), -math.inf).triu(1)
+MASKS = {
+    "causal": CAUSAL,
+    # Whichever rows it has, they are the same; PyTorch asks for all of them.
+    "of equal rows": torch.tensor([0.0, -1.0, 0.5]).repeat(3)[:LENGTH].expand(LENGTH, LENGTH).clone(),
+}
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["plain", "beside one per sample"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_inputs_that_are_the_same_for_all_samples_may_have_as_many_rows(mask, padded):
+    """A mask over time and positions, for as many samples as time steps: each sample is handed all of them."""
+    x = torch.randn(LENGTH, LENGTH, WIDTH, generator=torch.Generator().manual_seed(0))
+    inputs = {"x": x, "mask": MASKS[mask], "position_ids": torch.arange(LENGTH)}
+    if padded:
+        inputs["keep"] = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril(LENGTH - 2)
+    found = find(Masked, inputs)
+    assert agree(found.samples, found.alone, tolerance=1e-12)
+    batch = {name: g for name, g in found.batch.items() if g is not None}
+    assert agree({name: g.mean(dim=0) for name, g in found.samples.items()}, batch, tolerance=1e-12)
+    fewer = find(Masked, {n: t[:-1] if n in {"x", "keep"} else t for n, t in inputs.items()})
+    assert agree({name: g[:-1] for name, g in found.samples.items()}, fewer.samples, tolerance=1e-12)
+
+
+def test_the_mask_may_come_first():
+    class MaskedFirst(Masked):
+        def forward(self, mask: Tensor, x: Tensor) -> Tensor:
+            return super().forward(x, mask, torch.arange(LENGTH))
+
+    x = torch.randn(LENGTH, LENGTH, WIDTH, generator=torch.Generator().manual_seed(0))
+    found = find(MaskedFirst, (CAUSAL, x))
+    assert agree(found.samples, found.alone, tolerance=1e-12)
+    batch = {name: g for name, g in found.batch.items() if g is not None}
+    assert agree({name: g.mean(dim=0) for name, g in found.samples.items()}, batch, tolerance=1e-12)
+
+
+def test_weights_of_classes_may_be_as_many_as_samples():
+    """Beside the labels, in the target, that are one per sample."""
+
+    def weighted(output: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(output, target[0], weight=target[1].to(output.dtype), reduction="sum")
+
+    x = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))
+    found = find(models.mlp, x, target=(torch.arange(WIDTH), torch.linspace(1, 9, WIDTH)), loss=weighted)
+    batch = {name: g for name, g in found.batch.items() if g is not None}
+    assert agree({name: g.sum(dim=0) for name, g in found.samples.items()}, batch, tolerance=1e-12)
+
+
+def test_samples_that_are_compared_are_not_the_same_for_all():
+    """Pairs of a batch, and a mean over one side of them: the model runs on more, so that they are one per sample."""
+
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.left(x) @ self.right(y).T
+
+    class Centered(Pairs):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.left(x) * self.right(y).mean(dim=0)
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = tuple(torch.randn(BATCH, WIDTH, generator=generator) for _ in range(2))
+    for model in (Pairs, Centered):
+        assert "must not interact" in refused(model, inputs, loss=mean_square)
+
+
+def test_a_table_as_long_as_the_batch_is_named_as_a_reason():
+    """Rows that samples look up by number could be one per sample; whoever reads the message knows better."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = models.mlp(3)
+
+        def forward(self, ids: Tensor, table: Tensor) -> Tensor:
+            return self.layers(table[ids])
+
+    table = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(BATCH).flip(0)
+    text = refused(Table, (ids, table), loss=mean_square)
+    assert "as many rows as there are samples" in text
+    assert math.isfinite(float(measure(Table, (ids[1:], table), loss=mean_square, measures=NOISE).gradient_confusion))
+
+
 # Randomness ------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +403,26 @@ def test_every_sample_has_dropout_masks_of_its_own():
     gradients = first.samples["0.up.weight"]
     assert all(not torch.equal(gradients[0], other) for other in gradients[1:])
     assert not find(models.mlp, x).draws
+
+
+def test_every_sample_has_masks_of_its_own_one_by_one_too():
+    """Equal samples behind a Python branch on a value, which PyTorch cannot differentiate together."""
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(WIDTH, 64), nn.Linear(64, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.dropout(self.up(x), 0.5, training=True)
+            return self.down(h * 2 if h.sum() > 1e9 else h)
+
+    x = torch.ones(BATCH, WIDTH)
+    found = find(Branching, x)
+    assert found.draws and not found.together
+    gradients = found.samples["down.weight"]
+    assert all(not torch.equal(gradients[0], other) for other in gradients[1:])
+    assert math.isfinite(measure(Branching, x, loss=mean_square, measures=NOISE).gradient_snr["down.weight"].mean)
 
 
 def test_masks_stay_when_chunks_are_computed_again(monkeypatch):

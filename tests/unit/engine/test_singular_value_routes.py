@@ -237,6 +237,15 @@ def test_backward_pass_that_cannot_be_differentiated(function: type[torch.autogr
     assert measure(small, torch.randn(2, 8), measures=["max_ftle"]).max_ftle > 0
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_every_step_is_asked(place: int) -> None:
+    """One backward pass of three that cannot be differentiated is enough, wherever it is."""
+    width = DENSE + 1
+    steps = [Custom(Detached, width) if i == place else nn.Linear(width, width) for i in range(3)]
+    with pytest.raises(CutError, match=f"step '{place}' does not give its Jacobian"):
+        measure(nn.Sequential(*steps), torch.randn(2, width), steps=["0", "1", "2"], seeds=1, measures=["max_ftle"])
+
+
 # As a measure ------------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +345,18 @@ def test_rows_scaled_by_logarithms(logs: list[float]) -> None:
     assert torch.allclose(found, d, rtol=4e-16, atol=1e-12)
 
 
+def test_rows_in_all_directions_need_many_factorizations() -> None:
+    """Unit rows that are not orthogonal, 3 nats apart: no few steps part them. The sum is the logarithm of the determinant."""
+    size = 500
+    U = torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=F64)
+    U = U / U.norm(dim=1, keepdim=True)
+    d = torch.linspace(0, -1500, size, dtype=F64)
+    found = log_singular_values(Graded(d[None], U[None]))[0]
+    expected = float(d.sum() + torch.linalg.slogdet(U).logabsdet)
+    # 375000 nats to eps, and 500 values, each right to some 500 eps.
+    assert abs(math.fsum(found.tolist()) - expected) < 375000 * 2.2e-16 * 10 + size * size * 2.2e-16 * 10
+
+
 def test_product_of_triangular_factors_over_a_wide_range() -> None:
     """Turned back and forth between graded factors of 100 nats each: 10 of them are one of 1000."""
     d = torch.linspace(0, -100, 12, dtype=F64)
@@ -429,3 +450,24 @@ def test_zero_singular_values_leave_the_smallest_open() -> None:
     found, _ = krylov(rotation(100, 6) * (torch.arange(100) % 2))
     assert float(found.largest[0, 0]) == pytest.approx(1, rel=1e-12)
     assert bool(found.smallest.isnan().all())
+
+
+def test_what_probes_hardly_meet_is_no_estimate() -> None:
+    """Three values of 600 hold nine tenths of the fourth powers: 16 probes tell the spread to no 5 %, and say so."""
+    squares = torch.cat([torch.ones(597), torch.full((3,), 144.0)]).double()
+    A = torch.diag(squares.sqrt())
+    nothing = torch.zeros(1, dtype=F64)
+    found = Krylov(
+        torch.ones(1, 1, dtype=F64), torch.ones(1, dtype=F64), torch.zeros(1, 1, 600, dtype=F64), nothing, nothing
+    )
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(attempt: int) -> Tensor:
+        return torch.randn(1, 16, 600, generator=generator, dtype=F64)
+
+    assert math.isnan(float(spread_of_squares(lambda v: v @ A.T, lambda u: u @ A, found, draw, attempts=1)))
+    # With enough of them it is one: a probe's ‖AᵀA g‖² varies by sqrt(2/3) of its mean.
+    generator = torch.Generator().manual_seed(0)
+    exact = float(squares.var(correction=0) / squares.mean().square())
+    spread = float(spread_of_squares(lambda v: v @ A.T, lambda u: u @ A, found, draw, attempts=400))
+    assert spread == pytest.approx(exact, rel=2 * 0.05)
