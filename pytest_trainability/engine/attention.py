@@ -246,8 +246,10 @@ def _plainly(like: Tensor) -> Iterator[None]:
 
 def _entropies(run: Run) -> dict[str, float]:
     found: list[Entropy] = run.record.watched[_Attentions].found
-    return {name: entropy.mean for name, entropy in zip(numbered([entropy.path for entropy in found]), found)}
+    named = zip(numbered([entropy.path for entropy in found]), found)
+    return {name: entropy.mean for name, entropy in named if entropy.count}
 
 
 ATTENTION_ENTROPIES = Need("attention entropies", _entropies, instruments=(_Attentions,))
-"""Mean normalized entropy of every attention, by the module that computes it, in program order."""
+"""Mean normalized entropy over queries, heads and samples of every attention in which some query has a choice, by the module that
+computes it, in program order."""

@@ -152,10 +152,20 @@ def test_one_key_takes_all():
 
 
 def test_a_choice_of_one_key_is_none():
-    """Every query sees itself only: 0/0."""
+    """Every query sees itself only: there is nothing to measure, and no bound to fail."""
     for kind in ("fused", "plain"):
-        (found,) = entropies(Attention(kind=kind, mask=added(torch.eye(LENGTH, dtype=torch.bool)))).values()
-        assert math.isnan(found)
+        assert entropies(Attention(kind=kind, mask=added(torch.eye(LENGTH, dtype=torch.bool)))) == {}
+
+
+def test_an_attention_without_a_choice_leaves_the_names_of_others():
+    """The module attends twice, first to one key."""
+
+    class Twice(Attention):
+        def forward(self, x):
+            return super().forward(x[:, :1]) + super().forward(x)
+
+    for kind in ("fused", "plain"):
+        assert list(entropies(lambda kind=kind: nn.Sequential(Twice(kind=kind), nn.Linear(WIDTH, 2)))) == ["0[1]"]
 
 
 @pytest.mark.parametrize("score", [-8.9e3, -9.5e3, -1e6])
