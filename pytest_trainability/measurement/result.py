@@ -156,15 +156,10 @@ class Measurement:
         until: Mapping[str, Bound] | None = None,
         tolerated: Tolerated = MappingProxyType({}),
     ) -> None:
-        """Make the seeded run, again if need be, for what is wanted and not known yet.
-
-        Args:
-            wanted: Measures.
-            until: At the first run, bounds which, once all are settled, make further seeds needless.
-            tolerated: Measures that may have no answer here, and why.
+        """Make the seeded run as :meth:`Samples.run` does, and tell the session.
 
         Raises:
-            InapplicableError: One has no answer here and needs to.
+            InapplicableError: A measure has no answer here and needs to.
         """
         self._samples.run(wanted, until=until, tolerated=tolerated)
         self._tell()
