@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -47,10 +48,8 @@ class _Seen:
     made: Edge
     shape: tuple[int, ...]
     saturated: float
-    dead: tuple[float, ...]
-    """Share of dead units if these lie along the first dimension, the second, …"""
-    dead_entries: float
-    """The same if each entry of a sample is a unit."""
+    dead: Mapping[tuple[int, ...], float]
+    """Share of dead units by the dimensions that these lie along."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,8 +160,9 @@ class _Watch(FunctionWatch):
             steepest = self._steepest[key]
             if steepest is None:
                 return []
-            saturated, dead, dead_entries = _shares(application.slope(), steepest)
-            return [_Seen(name, pending.given, edge_of(result), tuple(result.shape), saturated, dead, dead_entries)]
+            slope = application.slope()
+            saturated, dead = _saturated(slope, steepest), _dead(slope)
+            return [_Seen(name, pending.given, edge_of(result), tuple(result.shape), saturated, dead)]
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note that a call of a module begins."""
@@ -217,20 +217,28 @@ def _has_drawn(application: Application) -> bool:
     return any(not torch.equal(generator.get_state(), state) for generator, state in application.generators)
 
 
-def _shares(slope: Tensor, steepest: float) -> tuple[float, tuple[float, ...], float]:
-    """Return the share of saturated entries, those of dead units along each dimension, and that of dead entries of a sample."""
+def _saturated(slope: Tensor, steepest: float) -> float:
+    """Return the share of entries whose slope is below a hundredth of the steepest; NaN where one is NaN."""
     if bool(slope.isnan().any()):
-        return math.nan, (math.nan,) * slope.dim(), math.nan
-    slope = slope.reshape(1) if slope.dim() == 0 else slope
-    alive = slope != 0
+        return math.nan
+    return float((slope.abs() < SATURATED * steepest).sum()) / slope.numel()
 
-    def dead(units: Tensor) -> float:
-        return 1 - float(units.sum()) / units.numel()
 
-    others = [[other for other in range(slope.dim()) if other != axis] for axis in range(slope.dim())]
-    along = tuple(dead(alive.any(dim=dims) if dims else alive) for dims in others)
-    saturated = float((slope.abs() < SATURATED * steepest).sum()) / slope.numel()
-    return saturated, along, dead(alive.any(dim=0))
+def _dead(slope: Tensor) -> dict[tuple[int, ...], float]:
+    """Return the share of units without a slope if these lie along the first dimension, or along any others together.
+
+    Those along all but the first are the entries of a sample. NaN where a slope is NaN.
+    """
+    alive = (slope if slope.dim() else slope.reshape(1)) != 0
+    entries = alive.any(dim=0)
+    further = range(1, alive.dim())
+    units: dict[tuple[int, ...], Tensor] = {(0,): alive.flatten(1).any(dim=1) if further else alive}
+    for count in range(len(further) + 1):
+        for along in combinations(further, count):
+            others = [axis - 1 for axis in further if axis not in along]
+            units[along] = entries.any(dim=others) if others else entries
+    is_known = not bool(slope.isnan().any())
+    return {along: 1 - float(u.sum()) / u.numel() if is_known else math.nan for along, u in units.items()}
 
 
 @contextmanager
@@ -293,11 +301,12 @@ def _custom_functions(watch: _Watch) -> Iterator[None]:
 def _activations(run: Run) -> dict[str, Slopes]:
     """Name the calls of activations, and find which dimension counts the units of each."""
     watch: _Watch = run.record.watched[_watching]
-    layout = Layout()
+    layout = Layout(run.graph.nodes)
     found = {}
     for name, seen in zip(numbered([seen.name for seen in watch.found]), watch.found):
-        axis = layout.channel_axis(seen.given, seen.shape)
-        found[name] = Slopes(seen.saturated, seen.dead_entries if axis is None else seen.dead[axis])
+        entries = tuple(range(1, len(seen.shape)))
+        units = layout.unit_axes(seen.given, seen.shape)
+        found[name] = Slopes(seen.saturated, seen.dead[units if units in seen.dead and units else entries])
     return found
 
 

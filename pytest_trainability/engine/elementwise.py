@@ -19,7 +19,9 @@ __all__ = ["Application", "generator_states", "steepest_slope"]
 REACH = 20.0
 """How far from zero an activation is tried."""
 POINTS = 513
-"""At how many values; they stand 0.014 apart at zero, which is one of them, where the largest slope is found to 1e-4."""
+"""At how many values; they stand 0.014 apart at zero, which is one of them.
+
+The largest slope of what bends within a distance of one is found to 1e-4 around there."""
 GROWTH = 1.5
 """By what factor the largest slope may be larger beyond half the reach than within it; that of ``x²`` doubles."""
 BEND = 0.01

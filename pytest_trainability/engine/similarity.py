@@ -121,15 +121,15 @@ def _are_channels_last(run: Run) -> dict[Edge, bool]:
 
     Where no parameter says so, as of the model's input, it is taken to be as in the first state with as many dimensions.
     """
-    layout, found, usual = Layout(), dict[Edge, bool](), dict[int, bool]()
+    layout, found, usual = Layout(run.graph.nodes), dict[Edge, bool](), dict[int, bool]()
     unknown: dict[Edge, int] = {}
     for index, state in enumerate(run.chain.cut.states):
         for edge, (shape, _) in zip(state, run.chain.shapes(index)):
-            axis = layout.channel_axis(edge, shape)
-            if axis is None:
+            axes = layout.unit_axes(edge, shape)
+            if not axes:
                 unknown[edge] = len(shape)
             else:
-                found[edge] = axis == len(shape) - 1
+                found[edge] = axes == (len(shape) - 1,)
                 usual.setdefault(len(shape), found[edge])
     return found | {edge: usual.get(dims, False) for edge, dims in unknown.items()}
 

@@ -11,8 +11,8 @@ def dead_fraction(run: Run) -> dict[str, float]:
     """Return the share of units of each activation with ``φ'(x) = 0`` in the whole batch, at every position.
 
     A unit is what has weights of its own: a neuron, a feature of a sequence, a channel of an image. Along which dimension
-    units lie is told by the nearest parameter that the activation's input was computed with; where none tells, each entry of
-    a sample is a unit.
+    units lie is told by the nearest parameters that the activation's input was computed with, by their gradients; where none
+    tells, each entry of a sample is a unit.
 
     It misleads on small batches: a healthy ReLU unit is off in all of n independent samples with probability 2⁻ⁿ. A slope
     that underflows to zero in the precision of the run counts as zero.

@@ -7,6 +7,8 @@ the interval that it is the probability of.
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +19,9 @@ from torch import Tensor, nn
 from towers import F64, Elementwise
 
 from pytest_trainability import measure
+from pytest_trainability.engine.capture import edge_of
+from pytest_trainability.engine.channels import Layout
+from pytest_trainability.engine.elementwise import Application, steepest_slope
 
 SAMPLES, UNITS = 64, 64
 COUNT = SAMPLES * UNITS
@@ -127,6 +132,60 @@ def test_inputs_of_0_to_255_saturate():
     shifted = measure(model, bytes_, measures=["saturated_fraction"])
     # Pre-activations have a deviation of ‖x‖ √(1/3 / 64) ≈ 148/√3 = 85: all but P(|z| < 2.99/85) = 3 %.
     assert shifted.saturated_fraction["1"] > 0.9
+
+
+def test_each_activation_has_a_steepest_slope_of_its_own():
+    """One function, called by two modules with slopes of their own: 1 is flat beside 200, and neither is beside 0.25."""
+    first, second = (nn.PReLU(init=slope, dtype=F64) for slope in (0.25, 200.0))
+    model = nn.Sequential(passing(), first, passing(), second, passing())
+    found = measure(model, quantiles(), measures=["saturated_fraction"]).saturated_fraction
+    assert found["1"] == 0
+    assert found["3"] == pytest.approx(0.5, abs=1 / COUNT)
+
+
+@pytest.mark.parametrize(
+    ("function", "steepest"),
+    [
+        pytest.param(torch.tanh, 1.0, id="tanh"),
+        # GELU'' = (2 - x²) φ(x)
+        pytest.param(F.gelu, float(gelu_slope(torch.tensor(math.sqrt(2), dtype=F64))), id="gelu"),
+        # SiLU'' = σ (1 - σ) (2 + x (1 - 2σ)) is zero where x tanh(x/2) = 2
+        pytest.param(F.silu, float(silu_slope(torch.tensor(2.3993572805154678, dtype=F64))), id="silu"),
+        # steepest at ±1
+        pytest.param(lambda x: torch.exp(-(x**2) / 2), math.exp(-0.5), id="bell"),
+    ],
+)
+def test_the_largest_slope_is_found_to_1e_4(function, steepest):
+    inputs = torch.zeros(SAMPLES, UNITS, dtype=F64, requires_grad=True) * 1.0
+    application = Application(function, (inputs,), {}, inputs, inputs.detach(), ())
+    assert steepest_slope(application) == pytest.approx(steepest, rel=1e-4)
+
+
+class Counting(nn.Module):
+    """A SiLU that grows with every call, by a buffer that is replaced or written to."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("calls", torch.zeros((), dtype=F64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_place:
+            self.calls.add_(1)
+        else:
+            self.calls = self.calls + 1
+        return x * torch.sigmoid(x) * self.calls.clone()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_it_leaves_the_run_as_it_is(in_place):
+    """An activation that is tried out, several times, does so with buffers that are lent to it."""
+    layer, swish = passing(), Counting(in_place=in_place)
+    model = nn.Sequential(layer, swish, layer, swish, layer)
+    alone = measure(model, quantiles(), measures=["activation_rms"], steps=nn.Linear)
+    both = measure(model, quantiles(), measures=["activation_rms", "saturated_fraction"], steps=nn.Linear)
+    assert len(both.saturated_fraction) == 2
+    assert both.activation_rms == alone.activation_rms
 
 
 # However it is written ------------------------------------------------------------------------------------------------
@@ -252,10 +311,11 @@ def test_dead_fraction_of_independent_samples(batch):
     assert result.dead_fraction["Shifted relu"] == pytest.approx(truth, abs=tolerance)
 
 
-def with_dead(layer: nn.Module, dead: int) -> nn.Module:
-    """Bury the first units of a layer under a bias."""
+def with_dead(layer: nn.Module, dead: int, *, above: float = 0.0) -> nn.Module:
+    """Bury the first units of a layer under a bias, and lift the others."""
     with torch.no_grad():
         layer.bias[:dead] = -1e3
+        layer.bias[dead:] += above
     return layer
 
 
@@ -277,6 +337,27 @@ class Merged(ChannelsLast):
         return super().forward(x).sum() + F.relu(self.up(x.movedim(1, -1).flatten(0, -2)))
 
 
+class Part(nn.Module):
+    """An activation of a part of a layer's units, as in gated layers and the cells of recurrent ones."""
+
+    def __init__(self, layer: nn.Module, part: Callable[[Tensor], Tensor], dead: slice) -> None:
+        super().__init__()
+        self.layer, self.part = layer, part
+        with torch.no_grad():
+            layer.bias[dead] = -1e3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.part(self.layer(x)))
+
+
+class Gated(Part):
+    """ReGLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.layer(x).chunk(2, -1)
+        return F.relu(gate) * value
+
+
 class Buried(nn.Module):
     """A layer without a bias, two units of which have weights of zero and a slope of zero at zero."""
 
@@ -296,6 +377,32 @@ class OneChannel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x[:, :1], torch.zeros_like(x[:, 1:])], 1)
 
+
+class AddedPerPosition(nn.Module):
+    """Positions have parameters of their own, too, which are those of no unit."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.positions
+
+
+class Attending(nn.Module):
+    """Attention, whose scores depend on all units and whose values do not mix them."""
+
+    def __init__(self, channels: int, dead: int) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.v = with_dead(nn.Linear(channels, channels), dead)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.q(x) @ self.k(x).transpose(-2, -1)
+        return F.relu(scores.softmax(-1) @ self.v(x))
+
+
+FIRST, LAST = slice(0, 2), slice(-2, None)
 
 UNITS_OF = [
     pytest.param(lambda: nn.Sequential(with_dead(nn.Linear(8, 8), 2), nn.ReLU()), (8, 8), id="batch as long as units"),
@@ -329,15 +436,162 @@ UNITS_OF = [
     ),
     pytest.param(lambda: ChannelsLast(8, 2), (4, 3, 8, 7), id="channels last"),
     pytest.param(lambda: Merged(8, 2), (4, 3, 8, 7), id="merged"),
+    pytest.param(lambda: Gated(nn.Linear(5, 16), nn.Identity(), FIRST), (32, 5), id="gated"),
+    pytest.param(lambda: Gated(nn.Linear(5, 16), nn.Identity(), FIRST), (4, 6, 5), id="gated sequence"),
+    pytest.param(lambda: Gated(nn.Linear(8, 16), nn.Identity(), FIRST), (8, 8, 8), id="gated, all as long as units"),
+    pytest.param(lambda: Gated(nn.Linear(8, 16), nn.Identity(), FIRST), (16, 16, 8), id="gated, all as long as both"),
+    pytest.param(lambda: Part(nn.Linear(5, 16), lambda x: x.chunk(2, -1)[1], LAST), (4, 6, 5), id="second of two"),
+    pytest.param(lambda: Part(nn.Linear(5, 21), lambda x: x.split((13, 8), -1)[1], LAST), (9, 6, 5), id="split"),
+    pytest.param(lambda: Part(nn.Linear(5, 32), lambda x: x.narrow(-1, 2, 8), slice(8, 10)), (9, 6, 5), id="narrowed"),
+    pytest.param(lambda: Part(nn.Conv2d(3, 16, 3), lambda x: x.chunk(2, 1)[0], FIRST), (4, 3, 9, 11), id="gated image"),
+    pytest.param(
+        lambda: Part(nn.Conv2d(3, 16, 3), lambda x: x.chunk(2, 1)[0], FIRST), (8, 3, 10, 10), id="gated square image"
+    ),
+    pytest.param(
+        lambda: Part(nn.Linear(5, 24), lambda x: x.unflatten(-1, (3, 4, 2)).permute(2, 0, 3, 1, 4)[0], FIRST),
+        (9, 6, 5),
+        id="heads",
+    ),
+    pytest.param(lambda: Attending(8, 2), (8, 8, 8), id="attention, all as long as units"),
+    pytest.param(
+        lambda: nn.Sequential(with_dead(nn.Conv2d(3, 32, 3), 8), nn.PixelShuffle(2), nn.ReLU()),
+        (8, 3, 6, 10),
+        id="several channels to one",
+    ),
+    pytest.param(
+        lambda: nn.Sequential(with_dead(nn.Conv2d(3, 8, 3), 2, above=1e2), nn.Flatten(), nn.ReLU()),
+        (8, 3, 10, 10),
+        id="flattened",
+    ),
+    pytest.param(
+        lambda: nn.Sequential(with_dead(nn.Linear(5, 8), 2), nn.LayerNorm(8, elementwise_affine=False), nn.ReLU()),
+        (8, 8, 5),
+        id="normalized",
+    ),
+    pytest.param(
+        lambda: nn.Sequential(
+            with_dead(nn.Conv2d(3, 8, 3), 2), nn.GroupNorm(2, 8, affine=False), AddedPerPosition(8, 8), nn.ReLU()
+        ),
+        (8, 3, 10, 10),
+        id="normalized in groups, behind positions",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("build", "shape"), UNITS_OF)
 def test_a_unit_is_what_has_weights_of_its_own(build, shape):
-    """Two of eight units are buried; by entries of a sample, or along another dimension, the share were another."""
+    """Two of eight units are buried; by entries of a sample, or along another dimension, the share were another.
+
+    But for what is flattened, whose entries are the units; all others are lifted above zero there.
+    """
     result = measure(build, lambda generator: torch.randn(shape, generator=generator), measures=["dead_fraction"])
     for fraction in result.dead_fraction.values():
         assert float(fraction) == 0.25
+
+
+def scores(x: Tensor) -> Tensor:
+    """Units are summed over; positions are as many."""
+    q, k = nn.Linear(16, 16, dtype=F64), nn.Linear(16, 16, dtype=F64)
+    return q(x) @ k(x).transpose(-2, -1)
+
+
+def flattened(x: Tensor) -> Tensor:
+    """Samples are as many as channels are read."""
+    return nn.Conv2d(16, 20, 3, bias=False, dtype=F64)(x.reshape(16, 16, 4, 4)).flatten(1)
+
+
+def looked_up(x: Tensor) -> Tensor:
+    """Samples have rows of their own, as units have columns."""
+    return nn.Embedding(32, 32, dtype=F64)(torch.arange(len(x))).chunk(2, -1)[0]
+
+
+def chosen(x: Tensor) -> Tensor:
+    """The same, without the name of an embedding."""
+    return nn.Parameter(torch.randn(32, 32, dtype=F64))[torch.arange(len(x))].chunk(2, -1)[0]
+
+
+def without_units(x: Tensor) -> Tensor:
+    """Samples have rows of their own, and columns are averaged."""
+    return nn.Embedding(32, 32, dtype=F64)(torch.arange(len(x))).mean(-1)
+
+
+def averaged(x: Tensor) -> Tensor:
+    """No unit is left, and the first sample alone reads the first column."""
+    samples = torch.tensor([[1.0, 0.0]] + 15 * [[0.0, 1.0]], dtype=F64)
+    return nn.Linear(2, 16, bias=False, dtype=F64)(samples).mean(-1)
+
+
+def scaled(x: Tensor) -> Tensor:
+    """The nearest parameter is that of a layer whose units are averaged."""
+    gate = nn.Linear(16, 16, dtype=F64)(x).mean(-1, keepdim=True)
+    return gate * nn.Linear(16, 16, dtype=F64)(x).transpose(1, 2).contiguous().transpose(1, 2).contiguous()
+
+
+def normalized(x: Tensor) -> Tensor:
+    """A norm without a scale of its own mixes units, each a little."""
+    return F.layer_norm(nn.Linear(16, 16, dtype=F64)(x), (16,))
+
+
+def heads(x: Tensor) -> Tensor:
+    """Units are four heads of four dimensions each, positions and samples are four, too."""
+    return nn.Linear(16, 48, dtype=F64)(x[:4, :4]).reshape(4, 4, 3, 4, 4).permute(2, 0, 3, 1, 4)[1]
+
+
+TOLD = [
+    (normalized, (2,)),
+    (scores, ()),
+    (flattened, ()),
+    (looked_up, (1,)),
+    (chosen, (1,)),
+    (without_units, ()),
+    (averaged, ()),
+    (scaled, (2,)),
+    (heads, (1, 3)),
+]
+
+
+@pytest.mark.parametrize(("compute", "expected"), TOLD)
+@pytest.mark.parametrize("seed", range(4))
+def test_units_are_told_from_samples_and_positions(compute, expected, seed):
+    """All of them are sixteen."""
+    torch.manual_seed(seed)
+    found = compute(torch.randn(16, 16, 16, dtype=F64))
+    assert Layout(()).unit_axes(edge_of(found), found.shape) == expected
+
+
+GROUP_NORM = """
+import torch
+from torch import nn
+from pytest_trainability import measure
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, 2)
+        self.norm = nn.GroupNorm(4, 16)
+        self.unused = nn.Sequential(nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU())
+        with torch.no_grad():
+            self.norm.bias[:4] = -1e3
+
+    def forward(self, x):
+        self.unused(x)
+        x = self.norm(self.first(x)).relu()
+        return self.norm(self.second(x)).relu()
+
+images = torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)
+result = measure(lambda: Twice().to(memory_format=torch.channels_last), images, measures=["dead_fraction"], seeds=1)
+print(len(result.dead_fraction), float(result.dead_fraction["Twice relu[0]"]))
+"""
+
+
+def test_a_group_norm_that_reads_channels_last():
+    """PyTorch 2.13 dies where its parameters' gradients alone are asked for: in a process of its own, not to die with it.
+
+    One norm is used twice: what it read the first time is to be asked for, too. The output does not depend on the other.
+    """
+    found = subprocess.run([sys.executable, "-c", GROUP_NORM], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["3", "0.25"]
 
 
 def test_leaky_units_never_die():

@@ -40,6 +40,13 @@ def test_it_is_the_mean_over_pairs(dtype, scale):
     assert mean_cosine(vectors) == pytest.approx(sum(pairs) / len(pairs), abs=1e-14)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_vectors_whose_squares_are_out_of_range(scale):
+    vectors = torch.randn(3, 5, 7, dtype=F64, generator=torch.Generator().manual_seed(0))
+    # Round-off of the scaled vectors' entries, and of sums of five.
+    assert mean_cosine(scale * vectors) == pytest.approx(mean_cosine(vectors), abs=1e-14)
+
+
 def test_vectors_without_a_direction():
     vectors = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]])
     assert mean_cosine(vectors) == pytest.approx(math.sqrt(0.5), abs=1e-15)
@@ -285,6 +292,35 @@ def test_which_states_have_tokens(layer, shape, has_tokens):
     assert found[0] == "input"
     assert ("input tokens" in found) == has_tokens
     assert len(found) == (4 if has_tokens else 2), name
+
+
+class Gate(nn.Module):
+    """A layer of twice as many units as it returns, half of which are gates."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.both = nn.Linear(width, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.both(x).chunk(2, -1)
+        return gate.sigmoid() * value
+
+
+class Patches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 4, 4)
+        self.gates = nn.Sequential(Gate(16), Gate(24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gates(self.embed(x).flatten(2).transpose(1, 2)).mean(1)
+
+
+@pytest.mark.parametrize("batch", [3, 8, 16, 24, 48])
+def test_gated_layers_have_tokens_whatever_the_batch(batch):
+    """No parameter is as long as the 24 units; the batch may be as long as some."""
+    found = similarity(Patches, torch.randn(batch, 3, 8, 8), seeds=1, steps=Gate)
+    assert list(found) == ["input", "input tokens", "gates.0", "gates.0 tokens", "gates.1", "gates.1 tokens"]
 
 
 def test_a_batch_of_one_has_tokens_only():
