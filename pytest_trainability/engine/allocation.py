@@ -22,7 +22,7 @@ __all__ = ["UNINITIALIZED", "allocated_as_nan", "as_allocated", "named_tensors"]
 
 @contextmanager
 def allocated_as_nan() -> Iterator[None]:
-    """Let PyTorch fill what it allocates: with NaN, and integers with the largest one.
+    """Let PyTorch fill what it allocates: with NaN, integers with the largest one, and truth values with True.
 
     That covers ``torch.empty``, ``empty_like``, ``new_empty``, ``torch.Tensor(n)``, ``resize_``, ``to_empty`` and
     ``skip_init``; numbers that are drawn stay the same.
@@ -46,12 +46,13 @@ def allocated_as_nan() -> Iterator[None]:
 
 
 def as_allocated(tensor: Tensor) -> Tensor:
-    """Return which entries are as :func:`allocated_as_nan` leaves them; of integers all or none: one may be large."""
+    """Return which entries are as :func:`allocated_as_nan` leaves them.
+
+    Of integers and truth values it is all or none: one may be large, or true.
+    """
     if is_float(tensor):
         return (tensor.float() if tensor.element_size() == 1 else tensor).isnan()
-    if tensor.dtype is torch.bool:
-        return torch.zeros_like(tensor)
-    untouched = tensor == torch.iinfo(tensor.dtype).max
+    untouched = tensor if tensor.dtype is torch.bool else tensor == torch.iinfo(tensor.dtype).max
     return untouched & untouched.all()
 
 
@@ -81,7 +82,7 @@ def _uninitialized(run: Run) -> list[str]:
         left = {name: as_allocated(tensor) for name, tensor in named_tensors(model).items()}
     left = {name: places for name, places in left.items() if places.any()}
     if left:
-        # A NaN that the model has put there is there in zeroed memory, too; ordinary memory may hold one by accident.
+        # A NaN, or True, that the model has put there is there in zeroed memory, too; ordinary memory may hold one by accident.
         zeroed: TorchDispatchMode = _AllocatedAsZero()  # type: ignore[no-untyped-call]
         with zeroed, built(run.recipe, run.seed, []) as (model, _):
             meant = {name: as_allocated(tensor) for name, tensor in named_tensors(model).items()}

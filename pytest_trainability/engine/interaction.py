@@ -34,11 +34,14 @@ def halves(samples: int) -> Iterator[Tensor]:
         yield ~digit
 
 
-def mixes(chain: Chain, index: int, frame: Frame, seed: int) -> bool:
+def mixes(chain: Chain, index: int, frame: Frame, seed: int) -> bool | None:
     """Whether a cotangent that lives on some samples comes back from step ``index`` (1 … L) on others.
 
     Gaussian cotangents of the state after the step are pulled back from each half of the samples in turn, which misses no pair.
     What comes back on others counts from the working precision of what comes back at all.
+
+    Returns:
+        None where what comes back is not finite: zero times NaN is none.
     """
     drawn = _drawn(chain, index, seed)
     own = [len(shape) > 0 for shape, _ in chain.shapes(index - 1)]
@@ -47,6 +50,8 @@ def mixes(chain: Chain, index: int, frame: Frame, seed: int) -> bool:
         sent = [None if column is None else frame.scale(column, half.double()).unsqueeze(0) for column in drawn]
         returned = pull_back(chain, index, sent)
         norms = frame.norms([column[0] for column, kept in zip(returned, own) if kept and column is not None])
+        if not bool(norms.isfinite().all()):
+            return None
         if norms[~half].max() > eps * norms.max():
             return True
     return False
@@ -85,10 +90,11 @@ def _interacting_steps(run: Run) -> list[str]:
                 f"second. Around step {name!r} of a batch of {batch} they have the shapes {shapes}. Bound another measure."
             )
             raise InapplicableError(msg)
-        if mixes(run.chain, index, frame, run.seed):
-            found.append(name)
+        is_mixed = mixes(run.chain, index, frame, run.seed)
+        if is_mixed is not False:
+            found.append(name if is_mixed else f"{name}: not finite")
     return found
 
 
 INTERACTING_STEPS = Need("interacting steps", _interacting_steps)
-"""Names of the steps across which samples interact, in program order."""
+"""Names of the steps across which samples interact, in program order; ``"NAME: not finite"`` where that cannot be told."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from .capture import Call, Edge
+from .capture import Call, Edge, Recorder, now
 from .graph import Graph
 from .operators import CONVOLUTIONS, MOVES, operator_name
 from .run import Need, Run
+from .trees import carries_gradient, tensors_in
+from .watching import FunctionWatch
 
 __all__ = ["LINEAR_STEPS"]
 
@@ -31,8 +35,12 @@ _LINEAR = frozenset(
         "Im2Col",
         "Col2Im",
     }
-    | {"UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleLinear1D", "UpsampleBilinear2D"}
-    | {"PixelShuffle", "ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D", "ReplicationPad2D", "ConstantPadNd"}
+    | {"UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleLinear1D", "UpsampleTrilinear3D"}
+    | {"UpsampleNearestExact1D", "UpsampleNearestExact2D", "UpsampleNearestExact3D"}
+    | {"UpsampleBilinear2D", "UpsampleBilinear2DAa", "UpsampleBicubic2D", "UpsampleBicubic2DAa"}
+    | {"PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "NativeChannelShuffle", "ConstantPadNd"}
+    | {"ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D"}
+    | {"ReplicationPad1D", "ReplicationPad2D", "ReplicationPad3D"}
     | {"ViewAsReal", "ViewAsComplex", "Real", "FftR2C", "FftC2C", "FftC2R"}
 )
 """Linear in all that they read together."""
@@ -43,6 +51,54 @@ _PRODUCTS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(CONVOLUTIONS, (0, 1)),
 }
 """Linear in each of their factors, which stand at these places."""
+
+_BATCH_NORMS = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"})
+
+
+def _is_linear_by_setting(node: Node) -> bool:
+    """Whether an operator is linear as it was called: BatchNorm by running averages, a leaky ReLU without a leak."""
+    operator = operator_name(node)
+    if operator in _BATCH_NORMS:
+        return getattr(node, "_saved_training", True) is False
+    return operator == "LeakyRelu" and getattr(node, "_saved_negative_slope", 0.0) == 1.0
+
+
+# What autograd does not see --------------------------------------------------------------------------------------
+
+
+def _reads_shape(name: str) -> bool:
+    """Whether a function reads the shape of its first argument, not its numbers."""
+    return name.endswith("_like") or name.startswith("new_")
+
+
+class _Masks(FunctionWatch):
+    """Sees masks, norms and the like that are made from the signal without a gradient, and which operators read them.
+
+    Autograd takes them for constants, and ``x * (x > 0)`` for linear.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(recorder)
+        self.readers: set[int] = set()
+        """Sequence numbers of autograd nodes, not the nodes, which would be kept alive."""
+        self._made = WeakTensorKeyDictionary()
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        before = now()
+        result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            name = getattr(func, "__name__", "")
+            read = list(tensors_in((args[_reads_shape(name) :], kwargs)))
+            made_from_signal = any(map(self._is_made, read))
+            if made_from_signal:
+                self.readers.update(range(before, now()))
+            if made_from_signal or any(carries_gradient(t) and not t.is_leaf for t in read):
+                for made in tensors_in(args[0] if name == "__setitem__" else result):
+                    self._made[made] = True
+        return result
+
+    def _is_made(self, tensor: Tensor) -> bool:
+        return not carries_gradient(tensor) and tensor in self._made
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +111,8 @@ class _Signal:
     nodes: set[Node]
     constants: frozenset[int]
     """Addresses of the model's parameters and buffers."""
+    masked: Collection[int]
+    """Sequence numbers of the nodes that read what was made from the signal without a gradient."""
 
     def reaches(self, edge: tuple[Node | None, int]) -> bool:
         return edge[0] is not None and (edge[0] in self.nodes or edge in self.edges)
@@ -78,7 +136,9 @@ class _Signal:
         """Whether an operator is known to be linear in the signal; one that is not known counts as nonlinear."""
         operator = operator_name(node)
         reached = [self.reaches(edge) for edge in node.next_functions]
-        if operator in _LINEAR:
+        if node._sequence_nr() in self.masked:
+            return False
+        if operator in _LINEAR or _is_linear_by_setting(node):
             return True
         if operator == "Div":
             return not any(reached[1:]) and self._is_constant(node, "_saved_other")
@@ -92,7 +152,7 @@ class _Signal:
         return True
 
     def _is_constant(self, node: Node, factor: str) -> bool:
-        """Whether a factor does not depend on the signal: that of ``x * (x > 0)`` does, in spite of autograd's view."""
+        """Whether a factor is known not to depend on the signal."""
         try:
             value = getattr(node, factor, None)
         except RuntimeError:
@@ -127,7 +187,8 @@ def _linear_steps(run: Run) -> list[str]:
     signal = _signal_of(run)
     readers = run.graph.consumers()
     linear = [_is_linear(signal, step.outputs, state) for step, state in zip(chain.steps, chain.cut.states)]
-    nonlinear_classes = {type(step.module) for step, is_linear in zip(chain.steps, linear) if not is_linear}
+    classes = [type_before_parametrizations(step.module) for step in chain.steps]
+    nonlinear_classes = {cls for cls, is_linear in zip(classes, linear) if not is_linear}
     found = []
     for index, (name, step) in enumerate(zip(chain.names, chain.steps)):
         before = chain.steps[index - 1] if index else None
@@ -136,14 +197,14 @@ def _linear_steps(run: Run) -> list[str]:
         if _is_layer(step.module):
             collapses = before is not None and _collapses(signal, before, step, chain.cut.states[index], readers)
         else:
-            alike = before is not None and type(before.module) is type(step.module)
-            collapses = type(step.module) in nonlinear_classes or (alike and linear[index - 1])
+            alike = before is not None and classes[index - 1] is classes[index]
+            collapses = classes[index] in nonlinear_classes or (alike and linear[index - 1])
         if collapses:
             found.append(name)
     return found
 
 
-LINEAR_STEPS: Need[list[str]] = Need("linear steps", _linear_steps)
+LINEAR_STEPS: Need[list[str]] = Need("linear steps", _linear_steps, instruments=(_Masks,))
 """By name, in program order."""
 
 
@@ -151,7 +212,8 @@ def _signal_of(run: Run) -> _Signal:
     model, first = run.record.model, run.chain.cut.states[0]
     held = [*model.parameters(), *model.buffers()]
     constants = frozenset(t.untyped_storage().data_ptr() for t in held if t.layout is torch.strided)
-    return _Signal(run.graph, frozenset(first), run.graph.downstream(first), constants)
+    masked = run.record.watched[_Masks].readers
+    return _Signal(run.graph, frozenset(first), run.graph.downstream(first), constants, masked)
 
 
 def _is_linear(signal: _Signal, outputs: Iterable[Edge], inputs: Iterable[Edge]) -> bool:
@@ -171,8 +233,9 @@ def _collapses(signal: _Signal, before: Call, step: Call, state: Iterable[Edge],
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether a module is one weight, without parts."""
-    return not any(True for _ in module.children())
+    """Whether a module is one weight, without parts but those that make it (weight norm)."""
+    parts = [name for name, _ in module.named_children()]
+    return not parts or (is_parametrized(module) and parts == ["parametrizations"])
 
 
 def _factorizes(first: nn.Module, second: nn.Module) -> bool:

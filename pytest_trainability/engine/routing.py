@@ -20,8 +20,14 @@ __all__ = ["EXPERT_USAGE", "usage_entropy"]
 
 MOST_EXPERTS = 1024
 
-_LAYERS = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "einsum", "__matmul__"})
-_GATES = frozenset({"softmax", "sigmoid", "log_softmax"})
+_LAYERS = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "einsum"})
+_GATES = frozenset({"softmax", "sigmoid", "log_softmax", "gumbel_softmax"})
+_CHOICES = frozenset({"topk", "argmax", "max"})
+_ORDERINGS = frozenset({"amax", "kthvalue", "sort", "msort"})
+"""These give out scores that others are compared with."""
+_COMPARISONS = {"ge": True, "gt": True, "eq": True, "le": False, "lt": False, "ne": False}
+"""Whether what is chosen is what is true, where scores are compared with one of them: it is what is large."""
+_FLIPPED = {"ge": "le", "gt": "lt", "le": "ge", "lt": "gt"}
 _TURNS = frozenset({"transpose", "permute", "movedim", "swapaxes", "swapdims", "t", "adjoint"})
 _LOOK_UPS = frozenset({"embedding", "embedding_bag"})
 """Of tokens that were chosen, as in decoding; not of experts."""
@@ -58,9 +64,11 @@ class _Routers(FunctionWatch):
     """Follows the scores of experts to the choice that is made by them, and that choice to where it steers the signal.
 
     Scores come out of a layer with as many outputs as there are experts, and are handed on by everything that keeps these last. A
-    choice is their ``topk``, ``argmax`` or ``max`` over experts. It counts once it is known to be a router's: a softmax or
+    choice is their ``topk``, ``argmax`` or ``max`` over experts, their comparison with one of them, as in
+    ``p >= p.topk(2)[0][..., -1:]``, or a hard ``gumbel_softmax``. It counts once it is known to be a router's: a softmax or
     sigmoid makes weights of the scores, or of the chosen ones, and what was chosen picks, masks or weighs what carries a
-    gradient. So a classifier's ``argmax``, decoding, winners of a sparse layer and the best queries of a detector do not.
+    gradient. So a classifier's ``argmax``, decoding, codes of a table, winners of a sparse layer and the best queries of a
+    detector do not.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -68,19 +76,26 @@ class _Routers(FunctionWatch):
         self.found: list[_Scores] = []
         self._scores = WeakTensorKeyDictionary()
         self._chosen = WeakTensorKeyDictionary()
-        """What follows from a choice and carries no gradient."""
+        """What follows from a choice and nothing else that carries a gradient."""
         self._values = WeakTensorKeyDictionary()
-        """Scores that were chosen, and what is no larger than all scores and computed from them."""
+        """Scores that were chosen or put in order, and what is no larger than all scores and computed from them."""
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").strip("_")
         with torch._C.DisableTorchFunction():
             operands = list(tensors_in((args, tuple(kwargs.values()))))
-            if name in {"topk", "argmax", "max"} and operands and operands[0] in self._scores:
+            is_of_scores = bool(operands) and operands[0] in self._scores
+            if name in _CHOICES and is_of_scores:
                 self._choose(name, operands[0], args, kwargs, result)
+            elif name in _ORDERINGS and is_of_scores:
+                self._values[next(tensors_in(result))] = self._scores[operands[0]], operands[0].numel()
             else:
-                self._follow(name, operands, args[0] if name == "__setitem__" else result)
+                self._follow(name, operands, args[0] if name == "setitem" else result)
+            if name in _COMPARISONS and len(operands) == 2:
+                self._compare(name, operands, result)
+            if name == "gumbel_softmax" and is_of_scores:
+                self._sample(operands[0], args, kwargs, result)
         return result
 
     def _choose(
@@ -92,7 +107,9 @@ class _Routers(FunctionWatch):
         result: Tensor | Sequence[Tensor],
     ) -> None:
         place = 2 if name == "topk" else 1
-        dim = args[place] if len(args) > place else kwargs.get("dim", -1 if name == "topk" else None)
+        dim = (
+            args[place] if len(args) > place else kwargs.get("dim", kwargs.get("axis", -1 if name == "topk" else None))
+        )
         if dim not in {-1, scores.dim() - 1}:
             return
         values, indices = (None, result) if isinstance(result, Tensor) else (result[0], result[1])
@@ -104,6 +121,31 @@ class _Routers(FunctionWatch):
         if values is not None:
             self._values[values] = self._scores[scores], scores.numel()
 
+    def _compare(self, name: str, operands: Sequence[Tensor], result: Tensor) -> None:
+        """Take for a choice where scores are no less than one of them, which was found by their order."""
+        scores, threshold = operands
+        if scores not in self._scores:
+            scores, threshold, name = threshold, scores, _FLIPPED.get(name, name)
+        if scores not in self._scores or threshold not in self._values or threshold.shape[-1:] != (1,):
+            return
+        if self._values[threshold][0] is not self._scores[scores] or result.shape != scores.shape:
+            return
+        is_chosen = result if _COMPARISONS[name] else ~result
+        # Of equal scores one counts, as by topk.
+        is_equal = is_chosen & (scores == threshold)
+        is_chosen = is_chosen & ~(is_equal & (is_equal.cumsum(-1) > 1))
+        if not bool(is_chosen.all()):
+            counts = is_chosen.flatten(0, -2).sum(0)
+            self._chosen[result] = _Choice(self.path, counts, self._scores[scores])
+
+    def _sample(self, scores: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+        """Take for a choice what ``gumbel_softmax(scores, tau, hard, eps, dim)`` draws."""
+        hard = args[2] if len(args) > 2 else kwargs.get("hard", False)
+        dim = args[4] if len(args) > 4 else kwargs.get("dim", -1)
+        if hard and dim in {-1, scores.dim() - 1}:
+            counts = torch.bincount(result.detach().argmax(-1).flatten(), minlength=scores.shape[-1])
+            self._chosen[result] = _Choice(self.path, counts, self._scores[scores])
+
     def _follow(self, name: str, operands: Sequence[Tensor], result: Any) -> None:
         results = list(tensors_in(result))
         if not results:
@@ -113,9 +155,13 @@ class _Routers(FunctionWatch):
         elif len(self._scores) and results[0].is_floating_point():
             self._hand_on_scores(name, operands, results[0])
             self._hand_on_values(name, operands, results[0])
-        for operand in operands if len(self._chosen) and name not in _LOOK_UPS else ():
-            if operand in self._chosen:
-                self._hand_on_choice(self._chosen[operand], results)
+        chosen = [operand for operand in operands if operand in self._chosen] if len(self._chosen) else []
+        others = [t for t in operands if carries_gradient(t) and t not in self._chosen] if chosen else []
+        is_look_up = name in _LOOK_UPS or (
+            name in _LAYERS and bool(others) and all(t.is_leaf and t.dim() == 2 for t in others)
+        )
+        for operand in chosen if not is_look_up else ():
+            self._hand_on_choice(self._chosen[operand], results, steers=bool(others))
 
     def _begin(self, operands: Sequence[Tensor], result: Tensor) -> None:
         experts = result.shape[-1] if result.dim() > 1 else 0
@@ -141,9 +187,9 @@ class _Routers(FunctionWatch):
                     self._values[result] = scores, size
                 return
 
-    def _hand_on_choice(self, choice: _Choice, results: Sequence[Tensor]) -> None:
+    def _hand_on_choice(self, choice: _Choice, results: Sequence[Tensor], *, steers: bool) -> None:
         for result in results:
-            if not carries_gradient(result):
+            if not steers or not carries_gradient(result):
                 if result not in self._chosen:
                     self._chosen[result] = choice
             elif choice.scores.choice is None:

@@ -16,8 +16,9 @@ def expert_usage(run: Run) -> dict[str, float]:
     Returns:
         Between 0 (one expert is always chosen; of k experts the least is ``ln k / ln E``) and 1 (all are, alike), by the module
         that chooses, in program order; with a number where one does so more than once. Empty for a model in which no router is
-        seen: one chooses by ``topk``, ``argmax`` or ``max`` over the last dimension of what a layer gave out, and weighs by a
-        softmax or sigmoid. Where experts choose tokens there is nothing to measure.
+        seen: one chooses by ``topk``, ``argmax`` or ``max`` over the last dimension of what a layer gave out, by comparing this
+        with one of its own numbers, or by a hard ``gumbel_softmax``, and weighs by a softmax or sigmoid. Where experts choose
+        tokens there is nothing to measure.
 
     Source: Shazeer et al., ICLR 2017; Fedus, Zoph & Shazeer, JMLR 23 (2022).
     """

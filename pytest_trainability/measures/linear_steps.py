@@ -14,7 +14,8 @@ def linear_steps(run: Run) -> list[str]:
     nothing but the output of the weight layer before it, through linear operators only, and nobody else reads that; a
     step that is made of modules if it is linear where another of its class is not, or where the one before it is linear
     as well. Meant are, and not named, bottlenecks (LoRA) and separable convolutions. It misleads where an operator is
-    linear that is not known to be, and where a normalization stands between: neither is named.
+    linear that is not known to be, and where a normalization stands between that takes its averages from the batch:
+    neither is named.
 
     Returns:
         Step names, in program order; the step before the missing activation is the one before. None along time, where

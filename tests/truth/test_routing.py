@@ -49,7 +49,38 @@ class Experts(nn.Module):
             scores = scores.masked_fill(allowed.repeat_interleave(EXPERTS // 2, dim=1) == 0, 0.0)
             indices = scores.topk(self.chosen, dim=-1, sorted=False)[1]
             return torch.zeros_like(logits).scatter(1, indices, scores.gather(1, indices))
+        if self.way == "gumbel":
+            return F.gumbel_softmax(logits, hard=True)
+        if self.way == "gumbel by place":
+            return F.gumbel_softmax(logits, 0.5, True, dim=1)
+        if self.way == "gumbel, soft":
+            return F.gumbel_softmax(logits)
+        if self.way == "below, softmax":
+            dropped = logits < logits.topk(self.chosen)[0][..., -1, None]
+            return logits.masked_fill(dropped, -torch.inf).softmax(-1)
         probabilities = torch.softmax(logits, dim=-1)
+        if self.way == "at least topk":
+            return probabilities * (probabilities >= probabilities.topk(self.chosen)[0][..., -1:])
+        if self.way == "at most the kth":
+            kth = probabilities.kthvalue(EXPERTS - self.chosen + 1, dim=-1, keepdim=True)[0]
+            return torch.where(kth <= probabilities, probabilities, 0.0)
+        if self.way == "at least sorted":
+            return probabilities * (
+                probabilities >= probabilities.sort(-1, descending=True)[0][:, self.chosen - 1, None]
+            )
+        if self.way == "equal to amax":
+            return probabilities * (probabilities == probabilities.amax(-1, keepdim=True))
+        if self.way == "less than max":
+            return probabilities.masked_fill(probabilities < probabilities.max(-1, keepdim=True)[0], 0.0)
+        if self.way == "argmax, axis":
+            return F.one_hot(torch.argmax(probabilities, axis=-1), EXPERTS) * probabilities
+        if self.way == "dispatched":
+            places = torch.eye(EXPERTS, dtype=F64)[None].expand(len(logits), -1, -1)
+            mask = F.one_hot(probabilities.argmax(-1), EXPERTS).to(probabilities)
+            return probabilities * torch.einsum("te,tec->tc", mask, places)
+        if self.way == "straight through":
+            hard = F.one_hot(probabilities.argmax(-1), EXPERTS).to(probabilities)
+            return hard - probabilities.detach() + probabilities
         if self.way == "max":
             values, indices = probabilities.max(dim=-1, keepdim=True)
             return torch.zeros_like(logits).scatter(-1, indices, values)
@@ -62,7 +93,9 @@ class Experts(nn.Module):
 
 WAYS = [
     *((way, 2) for way in ("softmax, topk", "topk, softmax", "scatter, sigmoid", "biased, gather")),
-    *((way, 1) for way in ("softmax, topk", "max", "argmax")),
+    *((way, 2) for way in ("below, softmax", "at least topk", "at most the kth", "at least sorted")),
+    *((way, 1) for way in ("softmax, topk", "max", "argmax", "argmax, axis", "equal to amax", "less than max")),
+    *((way, 1) for way in ("dispatched", "gumbel", "gumbel by place", "straight through", "at least topk")),
 ]
 
 
@@ -189,6 +222,11 @@ class Distractor(nn.Module):
         # The winners of a sparse layer.
         values, indices = h.topk(4, dim=-1)
         x = x + torch.zeros_like(h).scatter(-1, indices, values)
+        x = x + h * (h >= h.topk(4)[0][..., -1:])
+        # Codes that are looked up.
+        x = x + F.gumbel_softmax(self.head(x), hard=True) @ self.words.weight
+        # A gate that follows no choice, and one that is as large as the largest of something else.
+        x = x * (self.head(x).softmax(-1) >= self.head(h).softmax(-1).amax(-1, keepdim=True)).any(-1, keepdim=True)
         # A classifier that keeps its accuracy, and decodes what it is surest of.
         logits = self.head(x)
         probabilities = logits.softmax(-1)
@@ -199,6 +237,32 @@ class Distractor(nn.Module):
         x = x.index_add(0, best, x[best])
         # Pooling.
         return x + x.max(dim=-1, keepdim=True)[0]
+
+
+@pytest.mark.parametrize("way", ["softmax, topk", "topk, softmax", "at least topk", "at least sorted"])
+def test_all_experts_are_no_choice(way):
+    """Of a ``topk`` of all it is the order that is used, and usage is even whatever the router does."""
+    assert usage(lambda: nn.Sequential(Experts(way, EXPERTS, favored=12.0)), steps=Experts) == {}
+
+
+@pytest.mark.parametrize(
+    ("way", "chosen"), [("softmax, topk", 2), ("at least topk", 2), ("below, softmax", 2), ("argmax", 1)]
+)
+def test_equal_scores(way, chosen):
+    """A router of zeros whose bias favors one expert: of those that are equal one is taken, as by ``topk``."""
+
+    def build() -> nn.Module:
+        experts = Experts(way, chosen)
+        nn.init.zeros_(experts.router.weight)
+        nn.init.constant_(experts.bias[:1], 50.0)
+        return nn.Sequential(experts)
+
+    (values,) = usage(build, steps=Experts).values()
+    assert values == pytest.approx([math.log(chosen) / math.log(EXPERTS)], abs=1e-14)
+
+
+def test_a_soft_mixture_is_no_choice():
+    assert usage(lambda: nn.Sequential(Experts("gumbel, soft", EXPERTS, favored=12.0)), steps=Experts) == {}
 
 
 def test_other_choices_are_no_routers():

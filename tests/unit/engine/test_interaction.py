@@ -182,6 +182,33 @@ def test_a_loss_that_crosses_the_steps_is_of_no_sample():
     assert list(result.interacting_samples) == []
 
 
+def times(number: float) -> Callable[[Tensor], Tensor]:
+    return lambda y: y.softmax(0) * torch.tensor(number)
+
+
+@pytest.mark.parametrize("mix", [times(torch.nan), times(torch.inf), lambda y: y * torch.tensor(torch.nan)])
+def test_what_cannot_be_judged_is_told(mix):
+    """Not a number is not zero: whether samples interact across that step nobody knows, and no bound of 0 holds."""
+
+    def build() -> nn.Module:
+        return nn.Sequential(Mixing(), Mixing(mix), Mixing())
+
+    inputs = torch.randn(BATCH, WIDTH)
+    result = measure(build, inputs, steps=Mixing, measures=["interacting_samples"])
+    # Nor does anybody know it of the next step, whose activation has no slope where its argument is no number.
+    assert list(result.interacting_samples) == ["1: not finite", "2: not finite"]
+    with pytest.raises(AssertionError, match="not finite"):
+        result.check(interacting_samples=(None, 0))
+
+
+def test_a_step_that_mixes_is_named_beside_one_that_is_not_finite():
+    def build() -> nn.Module:
+        return nn.Sequential(Mixing(MIXES["mean"]), Mixing(), Mixing(lambda y: y * torch.tensor(torch.nan)))
+
+    result = measure(build, torch.randn(BATCH, WIDTH), steps=Mixing, measures=["interacting_samples"])
+    assert list(result.interacting_samples) == ["0", "2: not finite"]
+
+
 def test_every_seed_is_looked_at():
     """A mix that only some seeds have is listed with how many do."""
 

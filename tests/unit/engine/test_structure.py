@@ -64,6 +64,7 @@ def test_equal_rows_are_counted_once_each() -> None:
     rows = torch.stack([a, zero, b, a, c, -zero, b, a])
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         assert equal_rows(rows.to(dtype)) == (5, 2)
+        assert equal_rows(torch.tensor([[0.0, 1.0], [-0.0, 1.0]], dtype=dtype)) == (2, 1)
     assert equal_rows(rows.T.contiguous().T) == (5, 2)
     assert equal_rows(zero.expand(4, -1)) == (0, 0)
     assert equal_rows(torch.zeros(0, 10)) == (0, 0)
@@ -125,6 +126,157 @@ class RightFactor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x @ self.weight, (0, WIDTH - 12))
+
+
+class Multiplying(nn.Module):
+    """A product with one weight."""
+
+    def __init__(self, weight: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight, self.multiply = nn.Parameter(weight), multiply
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(x, self.weight).tanh()
+
+
+PRODUCTS: dict[
+    str, tuple[tuple[int, ...], tuple[int, ...], Callable[[Tensor, Tensor], Tensor], tuple[int, ...], str]
+] = {
+    # Shape of the input, shape of the weight, the product, dimensions along which its units lie, what they are called.
+    "x @ w": ((4, 16), (16, 12), lambda x, w: x @ w, (1,), "12 equal columns"),
+    "w @ x": ((16, 4), (12, 16), lambda x, w: w @ x, (0,), "12 equal rows"),
+    "a vector": ((16,), (16, 12), lambda x, w: x @ w, (1,), "12 equal columns"),
+    "addmm": ((4, 16), (16, 12), lambda x, w: torch.addmm(torch.ones(12), x, w), (1,), "12 equal columns"),
+    "linear": ((2, 3, 16), (12, 16), lambda x, w: F.linear(x, w), (0,), "12 equal rows"),
+    "transposed": ((4, 16), (12, 16), lambda x, w: x @ w.mT, (0,), "12 equal rows"),
+    "bc,cd->bd": ((4, 16), (16, 12), lambda x, w: torch.einsum("bc,cd->bd", x, w), (1,), "12 equal columns"),
+    "bc,dc->bd": ((4, 16), (12, 16), lambda x, w: torch.einsum("bc,dc->bd", x, w), (0,), "12 equal rows"),
+    "cd,bc->bd": ((4, 16), (16, 12), lambda x, w: torch.einsum("cd,bc->bd", w, x), (1,), "12 equal columns"),
+    "tensordot": ((4, 16), (12, 16), lambda x, w: torch.tensordot(x, w, dims=([1], [1])), (0,), "12 equal rows"),
+    "tensordot last": ((4, 16), (16, 12), lambda x, w: torch.tensordot(x, w, dims=1), (1,), "12 equal columns"),
+    "bmm": ((1, 4, 16), (16, 12), lambda x, w: x.bmm(w[None]), (1,), "12 equal columns"),
+    "expanded": ((2, 4, 16), (16, 12), lambda x, w: x.bmm(w.expand(2, -1, -1)), (1,), "12 equal columns"),
+    "heads": ((2, 3, 16), (16, 4, 5), lambda x, w: torch.einsum("btd,dhk->bthk", x, w), (1, 2), "20 equal units"),
+    "heads out": ((2, 3, 4, 5), (4, 5, 16), lambda x, w: torch.einsum("bthk,hkd->btd", x, w), (2,), "16 equal units"),
+    "half": ((4, 16), (24, 16), lambda x, w: F.linear(x, w.chunk(2)[1]), (0,), "24 equal rows"),
+    "autocast": ((4, 16), (16, 12), lambda x, w: (x.bfloat16() @ w.bfloat16()).float(), (1,), "12 equal columns"),
+    "convolution": ((4, 3, 8), (16, 3, 3), lambda x, w: F.conv1d(x, w), (0,), "16 equal rows"),
+    "turned": ((4, 3, 8), (3, 16, 3), lambda x, w: F.conv1d(x, w.transpose(0, 1)), (1,), "16 equal units"),
+    "bilinear": ((4, 6), (12, 6, 6), lambda x, w: F.bilinear(x, x, w), (0,), "12 equal rows"),
+    "normed": ((4, 16), (16, 12), lambda x, w: x @ torch._weight_norm(w, torch.ones(16, 1)), (1,), "12 equal columns"),
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_units_lie_where_a_product_leaves_them(product: str) -> None:
+    """Weights that are equal along what the product leaves are equal units; along what it sums over they are none."""
+    shape, weights, multiply, units, name = PRODUCTS[product]
+    inputs = torch.randn(shape)
+
+    def found(*alike: int) -> list[str]:
+        values = torch.randn([1 if dim in alike else size for dim, size in enumerate(weights)])
+        model = nn.Sequential(Multiplying(values.expand(weights).clone(), multiply))
+        return duplicates(model, inputs, steps=Multiplying)
+
+    assert found() == []
+    assert found(*units) == [f"0.weight: {name}"]
+    assert found(*[dim for dim in range(len(weights)) if dim not in units]) == []
+
+
+EXPERTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "at once": lambda x, w: torch.einsum("etd,edf->etf", x, w),
+    "one by one": lambda x, w: torch.stack([tokens @ expert for tokens, expert in zip(x, w)]),
+    "by number": lambda x, w: torch.stack([x[e] @ w[e] for e in range(3)]),
+}
+
+
+@pytest.mark.parametrize("way", EXPERTS)
+def test_units_of_experts_are_compared_within_each(way: str) -> None:
+    """Experts that read tokens of their own may be alike entry by entry; as a whole, or unit by unit, they are named."""
+    fills: dict[str, tuple[Callable[[Tensor], Tensor], list[str]]] = {
+        "drawn": (lambda w: w, []),
+        "equal inputs": (lambda w: w[:, :1].expand_as(w).clone(), []),
+        "one unit in all": (lambda w: torch.cat([w[:1, :, :1].expand(3, -1, -1), w[:, :, 1:]], dim=2), []),
+        "equal units": (lambda w: w[..., :1].expand_as(w).clone(), ["0.weight: 36 units that equal another"]),
+        "equal experts": (lambda w: w[:1].expand_as(w).clone(), ["0.weight: 3 equal matrices"]),
+    }
+    for fill, expected in fills.values():
+        mixture = Multiplying(fill(torch.randn(3, WIDTH, 12)), EXPERTS[way])
+        assert duplicates(nn.Sequential(mixture), torch.randn(3, 5, WIDTH), steps=Multiplying) == expected
+
+
+def test_units_of_groups_are_compared_within_each() -> None:
+    """The same kernel in two groups reads other channels; twice in one group it does not."""
+
+    def found(weight: Tensor) -> list[str]:
+        model = nn.Sequential(Multiplying(weight, lambda x, w: F.conv1d(x, w, groups=2)))
+        return duplicates(model, torch.randn(BATCH, 8, 9), steps=Multiplying)
+
+    one, other = torch.randn(3, 4, 3), torch.randn(3, 4, 3)
+    assert found(torch.cat([one, one])) == []
+    assert found(torch.cat([one, other[:1], other[:1], other[:1]])) == ["0.weight: 3 equal rows"]
+
+
+def test_of_units_that_cannot_be_told_nothing_is_said() -> None:
+    """Rows that are half of what is summed over, and a transposed convolution in groups."""
+    halves = torch.randn(8, WIDTH)
+    halves[1::2] = halves[1]
+    product = Multiplying(halves, lambda x, w: w.view(4, 2 * WIDTH) @ torch.cat([x, x], 1).T)
+    assert duplicates(nn.Sequential(product), torch.randn(BATCH, WIDTH), steps=Multiplying) == []
+    alike = torch.randn(8, 1, 3).repeat(1, 4, 1)
+    turned = Multiplying(alike, lambda x, w: F.conv_transpose1d(x, w, groups=2))
+    assert duplicates(nn.Sequential(turned), torch.randn(BATCH, 8, 9), steps=Multiplying) == []
+
+
+def test_a_weight_that_is_used_both_ways_has_equal_units_if_it_has_them_both_ways() -> None:
+    """The rows of a tied autoencoder's weight are units on the way in, its columns on the way out."""
+
+    class Tied(nn.Module):
+        def __init__(self, *alike: int) -> None:
+            super().__init__()
+            values = torch.randn([1 if dim in alike else WIDTH for dim in range(2)])
+            self.weight = nn.Parameter(values.expand(WIDTH, WIDTH).clone())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.weight.T).tanh() @ self.weight
+
+    def found(*alike: int) -> list[str]:
+        return duplicates(lambda: nn.Sequential(Tied(*alike)), vectors, seeds=1, steps=Tied)
+
+    assert found(0) == found(1) == []
+    assert found(0, 1) == ["0.weight: 16 equal rows"]
+
+
+def test_short_rows_and_tables_are_named_where_all_are_alike() -> None:
+    """Rows of zeros aside: a padding row changes nothing. Pairs are no fault of rows that are short or looked up."""
+
+    class Looking(nn.Module):
+        def __init__(self, table: Tensor, low: Tensor) -> None:
+            super().__init__()
+            self.table, self.layer = nn.Embedding(10, 8, padding_idx=0), nn.Linear(8, 2)
+            self.low = nn.Linear(2, len(low), bias=False)
+            self.table.weight.data.copy_(table)
+            self.low.weight.data.copy_(low)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.low(self.layer(self.table(ids).tanh()).tanh())
+
+    def found(table: Tensor, low: Tensor) -> list[str]:
+        return duplicates(lambda: nn.Sequential(Looking(table, low)), torch.arange(9).reshape(3, 3), seeds=1)
+
+    padded = torch.full((10, 8), 0.3)
+    padded[0] = 0
+    pairs, short_pairs = torch.randn(5, 8).repeat(2, 1), torch.randn(2, 2).repeat(2, 1)
+    drawn, short = torch.randn(10, 8), torch.randn(4, 2)
+    alike = torch.tensor([[1.0, 2.0]]).repeat(4, 1)
+    one_zero = alike * torch.tensor([[0.0], [1.0], [1.0], [1.0]])
+    assert found(drawn, short) == []
+    assert found(pairs, short_pairs) == []
+    assert found(padded, short) == ["0.table.weight: 9 equal rows"]
+    assert found(torch.full((10, 8), 0.3), alike) == ["0.table.weight: 10 equal rows", "0.low.weight: 4 equal rows"]
+    assert found(drawn, one_zero) == ["0.low.weight: 3 equal rows"]
+    # Two rows of two may agree by design.
+    assert found(drawn, one_zero[:3]) == []
 
 
 def test_a_few_units_that_are_alike_among_others() -> None:
@@ -310,7 +462,7 @@ def test_what_was_allocated_and_not_written_to(allocation: str) -> None:
 
 
 def test_numbers_that_look_like_it_and_were_meant() -> None:
-    """NaN that the model has put there, the largest integer, truth values; integers that nobody has written."""
+    """NaN that the model has put there, the largest integer, truth values; integers and truth values that nobody has written."""
     largest = torch.iinfo(torch.int64).max
 
     def meant(cached: Callable[[], Tensor]) -> Build:
@@ -320,6 +472,12 @@ def test_numbers_that_look_like_it_and_were_meant() -> None:
     assert uninitialized(meant(lambda: torch.full((3,), largest)), vectors) == []
     assert uninitialized(meant(lambda: torch.ones(3, dtype=torch.bool)), vectors) == []
     assert uninitialized(meant(lambda: torch.empty(3, dtype=torch.int64)), vectors) == ["cached"]
+    assert uninitialized(meant(lambda: torch.empty(3, dtype=torch.bool)), vectors) == ["cached"]
+    # One that is written in part is told by nobody from one that holds the largest number.
+    assert (
+        uninitialized(meant(lambda: torch.cat([torch.empty(3, dtype=torch.int64), torch.zeros(3).long()])), vectors)
+        == []
+    )
 
 
 @pytest.mark.parametrize("filled", [False, True], ids=["ordinary", "deterministic"])
@@ -597,6 +755,12 @@ class Function(nn.Module):
         return self.function(x)
 
 
+def written(x: Tensor) -> Tensor:
+    mask = torch.zeros(x.shape)
+    mask[x > 0] = 2.0
+    return x * mask
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": F.relu,
@@ -611,6 +775,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mask": lambda x: x * (x > 0),
     "mask as numbers": lambda x: (x > 0).float() * x,
     "leaky mask": lambda x: x * torch.where(x > 0, 1.0, 0.1),
+    "mask with a gain": lambda x: x * ((x > 0) * 2**0.5),
+    "mask with a gain, chosen": lambda x: x * torch.where(x > 0, 2.0, 0.0),
+    "mask with a gain, in place": lambda x: x * torch.zeros_like(x).masked_fill_(x.detach() > 0, 2.0),
+    "mask with a gain, written": written,
+    "mask of the largest": lambda x: x * torch.zeros_like(x).scatter(1, x.topk(4)[1], 2.0),
+    "divided by a mask": lambda x: x / torch.where(x > 0, 0.5, torch.inf),
+    "normalized by the size of all": lambda x: x / x.detach().norm(),
+    "plus its sign": lambda x: x + x.detach().sign(),
+    "in its order": lambda x: x.gather(1, x.argsort(1)),
     "gate": lambda x: x * x.sigmoid(),
     "square": lambda x: x * x,
     "normalized by its own size": lambda x: x / x.detach().abs().mean(1, keepdim=True),
@@ -629,6 +802,17 @@ def test_activations_of_all_kinds(activation: str) -> None:
     assert linear_steps(lambda: tower(5, activation=kind, without=(2,)), vectors) == ["5"]
 
 
+class Pruned(nn.Module):
+    """Keeps some units, by a mask that is made from a parameter, not from the signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.linspace(-1, 1, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * ((self.scores > 0) * 2.0)
+
+
 LINEAR_BETWEEN: dict[str, Callable[[], nn.Module]] = {
     "nothing": nn.Identity,
     "dropout": lambda: nn.Dropout(0.3),
@@ -636,6 +820,17 @@ LINEAR_BETWEEN: dict[str, Callable[[], nn.Module]] = {
     "flip": lambda: Function(lambda x: x.flip(1)),
     "shape": lambda: nn.Unflatten(1, (4, WIDTH // 4)),
     "mean": lambda: Function(lambda x: x - x.mean(1, keepdim=True)),
+    "drop path": lambda: Function(lambda x: x * x.new_empty(len(x), 1).bernoulli_(0.7).div_(0.7)),
+    "pruning": Pruned,
+    "something else's size": lambda: Function(lambda x: x * torch.randn(WIDTH).abs().max()),
+    "dropout by hand": lambda: Function(lambda x: x * ((torch.rand_like(x) > 0.3) / 0.7)),
+    "leaky without a leak": lambda: nn.LeakyReLU(1.0),
+    "shuffled": lambda: Function(lambda x: F.channel_shuffle(x.view(-1, 4, 4, 1), 2)),
+    "unshuffled pixels": lambda: Function(lambda x: F.pixel_unshuffle(x.view(-1, 1, 4, 4), 2)),
+    "resized": lambda: Function(lambda x: F.interpolate(x.view(-1, 1, 4, 4), (4, 4), mode="bicubic", antialias=True)),
+    "resized as bicubic": lambda: Function(lambda x: F.interpolate(x.view(-1, 1, 4, 4), (2, 8), mode="bicubic")),
+    "resized as exact": lambda: Function(lambda x: F.interpolate(x.view(-1, 1, 4, 4), (2, 8), mode="nearest-exact")),
+    "resized in space": lambda: Function(lambda x: F.interpolate(x.view(-1, 1, 4, 2, 2), (2, 2, 4), mode="trilinear")),
 }
 
 
@@ -648,6 +843,40 @@ def test_what_is_linear_is_no_activation(between: str) -> None:
         return nn.Sequential(first, nn.Tanh(), nn.Linear(WIDTH, WIDTH), LINEAR_BETWEEN[between](), nn.Flatten(), last)
 
     assert linear_steps(build, vectors) == ["5"]
+
+
+def test_a_normalization_by_running_averages_is_linear() -> None:
+    """BatchNorm scales and shifts when it is evaluated; in training it divides by what the batch holds."""
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, WIDTH), nn.Tanh())
+
+    assert linear_steps(build, vectors, train=False) == ["2"]
+    assert linear_steps(build, vectors) == []
+    without = nn.BatchNorm1d(WIDTH, affine=False, track_running_stats=False)
+    assert linear_steps(nn.Sequential(*build()[:1], without, *build()[2:]), vectors, train=False) == []
+
+
+PARAMETRIZATIONS: dict[str, Callable[[nn.Linear], nn.Module]] = {
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+}
+
+
+@pytest.mark.parametrize("steps", ["auto", "layers"])
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+def test_layers_that_are_parametrized_are_layers(parametrization: str, steps: str) -> None:
+    """Each has a class of its own, and a part that makes its weight."""
+
+    def build(between: Callable[[], nn.Module]) -> Build:
+        def layer() -> nn.Module:
+            return PARAMETRIZATIONS[parametrization](nn.Linear(WIDTH, WIDTH))
+
+        return lambda: nn.Sequential(*[m for _ in range(3) for m in (layer(), between())], layer())
+
+    assert linear_steps(build(nn.Identity), vectors, steps=steps) == ["2", "4", "6"]
+    assert linear_steps(build(nn.Tanh), vectors, steps=steps) == []
 
 
 def test_a_tower_without_any_activation() -> None:
@@ -719,6 +948,25 @@ def test_no_step_of_a_real_model_is_linear(name: str, steps: str) -> None:
     """Queries, keys and values side by side, projections that others read, gates, downsampling beside the branch."""
     case = architecture(name)
     assert linear_steps(case.build, case.inputs, steps=steps) == []
+
+
+def test_blocks_that_are_parametrized_are_of_one_class() -> None:
+    """A part of each that holds a weight of its own besides."""
+
+    class Scaled(Block):
+        def __init__(self, activation: Callable[[], nn.Module]) -> None:
+            super().__init__(activation)
+            self.scale = nn.Parameter(torch.ones(1, WIDTH))
+            nn.utils.parametrize.register_parametrization(self, "scale", nn.Softplus())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.scale
+
+    def build(*linear: int) -> Build:
+        return lambda: nn.Sequential(*[Scaled(nn.Identity if number in linear else nn.Tanh) for number in range(4)])
+
+    assert linear_steps(build(), vectors, steps=["0", "1", "2", "3"]) == []
+    assert linear_steps(build(2), vectors, steps=["0", "1", "2", "3"]) == ["2"]
 
 
 def test_a_feed_forward_layer_without_activation() -> None:
