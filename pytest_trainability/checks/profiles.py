@@ -45,8 +45,8 @@ pushed there by a bias or by the scale of what comes in."""
 
 _LEAST_SPREAD = 0.5
 """Entropy, as a share of what it can be: at one half a query attends to as good as the square root of the keys that there are, or
-a router uses the square root of its experts. Weights of any common initialization leave attention above 0.8, and a router
-without a preference is above 0.8 on some hundred tokens."""
+a router uses, of E experts of which each token chooses k, as good as √(kE). Weights of any common initialization leave attention
+above 0.8, and a router without a preference is above 0.8 on some hundred tokens."""
 
 _NONE = at_most(0)
 

@@ -78,7 +78,7 @@ class Chain:
         return [node._input_metadata[number].device for node, number in self.cut.states[index]]
 
     def operations(self, graph: Graph) -> list[tuple[str, ...]]:
-        """Return for each step the names of the autograd nodes that its signal passes through, in the order of their last ones."""
+        """Return for each step the names of the autograd nodes that its signal passes, in the order of the last ones of each."""
         moments = [call.end for call in self.steps]
         found: list[dict[str, None]] = [{} for _ in self.steps]
         for node in sorted(graph.downstream(self.cut.states[0]), key=graph.place.__getitem__):

@@ -334,7 +334,10 @@ def _chosen(record: Capture, graph: Graph, recipe: Recipe) -> list[Call]:
     except UsageError as error:
         if not recipe.told:
             raise
-        msg = f"what pytest_trainability_steps of a plugin returns must be steps of the model. It returned {recipe.steps!r}: {error}"
+        msg = (
+            "what pytest_trainability_steps of a plugin returns must be steps of the model. "
+            f"It returned {recipe.steps!r}: {error}"
+        )
         raise UsageError(msg) from None
 
 

@@ -49,15 +49,21 @@ class _Choice:
 
     path: str
     counts: Tensor
+    tokens: int
     scores: _Scores
 
 
-def usage_entropy(counts: Tensor) -> float:
-    """Return ``-Σ_e p_e ln p_e / ln E`` of how often each of E experts was chosen; NaN where nothing was."""
+def usage_entropy(counts: Tensor, tokens: int) -> float:
+    """Return ``(H - ln k) / (ln E - ln k)`` with ``H = -Σ_e p_e ln p_e`` of how often each of E experts was chosen.
+
+    k is how many a token chooses on average: as no expert has more than 1/k of the choices, H is ln k at least. NaN where nothing
+    was chosen, or all were.
+    """
     total = float(counts.sum())
     shares = [count / total for count in counts.tolist() if count] if total else []
+    least, most = math.log(max(total / tokens, 1.0)), math.log(len(counts))
     entropy = -math.fsum(share * math.log(share) for share in shares)
-    return abs(entropy) / math.log(len(counts)) if shares else math.nan
+    return max(0.0, entropy - least) / (most - least) if shares and least < most else math.nan
 
 
 class _Routers(FunctionWatch):
@@ -117,7 +123,7 @@ class _Routers(FunctionWatch):
             # All experts are chosen: their order is no choice.
             return
         counts = torch.bincount(indices.detach().flatten(), minlength=scores.shape[-1])
-        self._chosen[indices] = _Choice(self.path, counts, self._scores[scores])
+        self._chosen[indices] = self._choice(counts, scores)
         if values is not None:
             self._values[values] = self._scores[scores], scores.numel()
 
@@ -135,8 +141,7 @@ class _Routers(FunctionWatch):
         is_equal = is_chosen & (scores == threshold)
         is_chosen = is_chosen & ~(is_equal & (is_equal.cumsum(-1) > 1))
         if not bool(is_chosen.all()):
-            counts = is_chosen.flatten(0, -2).sum(0)
-            self._chosen[result] = _Choice(self.path, counts, self._scores[scores])
+            self._chosen[result] = self._choice(is_chosen.flatten(0, -2).sum(0), scores)
 
     def _sample(self, scores: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         """Take for a choice what ``gumbel_softmax(scores, tau, hard, eps, dim)`` draws."""
@@ -144,7 +149,10 @@ class _Routers(FunctionWatch):
         dim = args[4] if len(args) > 4 else kwargs.get("dim", -1)
         if hard and dim in {-1, scores.dim() - 1}:
             counts = torch.bincount(result.detach().argmax(-1).flatten(), minlength=scores.shape[-1])
-            self._chosen[result] = _Choice(self.path, counts, self._scores[scores])
+            self._chosen[result] = self._choice(counts, scores)
+
+    def _choice(self, counts: Tensor, scores: Tensor) -> _Choice:
+        return _Choice(self.path, counts, scores.numel() // scores.shape[-1], self._scores[scores])
 
     def _follow(self, name: str, operands: Sequence[Tensor], result: Any) -> None:
         results = list(tensors_in(result))
@@ -201,7 +209,7 @@ def _usage(run: Run) -> dict[str, float]:
     found: list[_Scores] = run.record.watched[_Routers].found
     choices = [scores.choice for scores in found if scores.gated and scores.choice is not None]
     names = numbered([choice.path for choice in choices])
-    return {name: usage_entropy(choice.counts) for name, choice in zip(names, choices)}
+    return {name: usage_entropy(choice.counts, choice.tokens) for name, choice in zip(names, choices)}
 
 
 EXPERT_USAGE = Need("expert usage", _usage, instruments=(_Routers,))

@@ -19,8 +19,8 @@ def attention_entropy(run: Run) -> dict[str, float]:
 
     Returns:
         Between 0 (every query attends to one key) and 1 (to all alike), by the module that computes it, in program order;
-        with a number where a module does so more than once. One in which no query has two keys is left out. Empty for a model without
-        attention that is seen: ``nn.MultiheadAttention``, ``scaled_dot_product_attention`` and plain operations (product,
+        with a number where a module does so more than once. One in which no query has two keys is left out. Empty for a
+        model without attention that is seen: ``nn.MultiheadAttention``, ``scaled_dot_product_attention`` and plain operations (product,
         softmax over the last dimension, product) are; linear and sigmoid attention, ``flex_attention``, kernels of other
         packages and scripted functions are not.
 

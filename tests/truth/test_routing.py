@@ -107,12 +107,12 @@ def usage(model: Any, inputs: Any = None, **settings: Any) -> dict[str, list[flo
 
 @pytest.mark.parametrize(("way", "chosen"), WAYS)
 def test_collapsed_router(way, chosen):
-    """All tokens choose the same k experts: ln k / ln E."""
+    """All tokens choose the same k experts, however many of all experts these are."""
     # Scores are N(0, 1): two of them differ by 12 once in 1e17 times.
     found = usage(lambda: nn.Sequential(Experts(way, chosen, favored=12.0)), seeds=2, steps=Experts)
     assert list(found) == ["0"]
     for values in found.values():
-        assert values == pytest.approx([math.log(chosen) / math.log(EXPERTS)] * 2, abs=1e-14)
+        assert values == pytest.approx([0, 0], abs=1e-14)
 
 
 @pytest.mark.parametrize(("way", "chosen"), WAYS)
@@ -126,14 +126,19 @@ def test_balanced_router(way, chosen):
     bias = (EXPERTS - chosen) / (2 * TOKENS * chosen)
     mean = sum(values) / seeds
     # The shortfall is a χ² of E - 1 degrees, scaled: its standard deviation is √(2 / (E - 1)) of its mean.
-    assert 1 - mean == pytest.approx(bias / math.log(EXPERTS), rel=4 * math.sqrt(2 / (EXPERTS - 1) / seeds))
+    assert 1 - mean == pytest.approx(bias / math.log(EXPERTS / chosen), rel=4 * math.sqrt(2 / (EXPERTS - 1) / seeds))
 
 
 def test_known_counts():
-    assert usage_entropy(torch.tensor([5, 0, 0, 0])) == 0
-    assert usage_entropy(torch.tensor([3, 3, 3, 3])) == pytest.approx(1, rel=1e-15)
-    assert usage_entropy(torch.tensor([1, 1, 0, 0])) == pytest.approx(0.5, rel=1e-15)
-    assert math.isnan(usage_entropy(torch.tensor([0, 0])))
+    assert usage_entropy(torch.tensor([5, 0, 0, 0]), 5) == 0
+    assert usage_entropy(torch.tensor([3, 3, 3, 3]), 12) == pytest.approx(1, rel=1e-15)
+    assert usage_entropy(torch.tensor([1, 1, 0, 0]), 2) == pytest.approx(0.5, rel=1e-15)
+    # Two of eight each: the same two, four of them, all.
+    for used, expected in ((2, 0), (4, 0.5), (8, 1)):
+        counts = torch.tensor([16 // used] * used + [0] * (8 - used))
+        assert usage_entropy(counts, 8) == pytest.approx(expected, abs=1e-15)
+    assert math.isnan(usage_entropy(torch.tensor([0, 0]), 1))
+    assert math.isnan(usage_entropy(torch.tensor([3, 3]), 3))
 
 
 def test_a_mixture_in_a_language_model():
@@ -153,9 +158,9 @@ def test_a_mixture_in_a_language_model():
     healthy, collapsed = (usage(lambda favored=favored: build(favored), inputs) for favored in (0.0, 50.0))
     assert list(healthy) == list(collapsed) == ["layers.0.feed_forward", "layers.1.feed_forward"]
     # Half of all choices are the first expert; the other half may be spread over the other three.
-    most = (0.5 * math.log(2) + 0.5 * math.log(6)) / math.log(4)
+    most = (0.5 * math.log(2) + 0.5 * math.log(6) - math.log(2)) / (math.log(4) - math.log(2))
     for name in healthy:
-        assert collapsed[name][0] <= most < 0.9 < healthy[name][0]
+        assert collapsed[name][0] <= most < 0.8 < healthy[name][0]
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen2-moe", "switch"])
@@ -258,7 +263,7 @@ def test_equal_scores(way, chosen):
         return nn.Sequential(experts)
 
     (values,) = usage(build, steps=Experts).values()
-    assert values == pytest.approx([math.log(chosen) / math.log(EXPERTS)], abs=1e-14)
+    assert values == pytest.approx([0], abs=1e-14)
 
 
 def test_a_soft_mixture_is_no_choice():

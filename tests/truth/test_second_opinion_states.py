@@ -601,7 +601,8 @@ def test_usage_is_a_count(order, experts, chosen):
     for layer, value in zip(model, found.values(), strict=True):
         counts = layer.router(x).topk(chosen).indices.flatten().bincount(minlength=experts).double()
         shares = counts[counts > 0] / counts.sum()
-        assert float(value) == pytest.approx(-float((shares * shares.log()).sum()) / math.log(experts), abs=1e-12)
+        entropy, least = -float((shares * shares.log()).sum()), math.log(chosen)
+        assert float(value) == pytest.approx((entropy - least) / (math.log(experts) - least), abs=1e-12)
         x = layer(x)
 
 
