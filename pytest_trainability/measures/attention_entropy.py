@@ -18,11 +18,11 @@ def attention_entropy(run: Run) -> dict[str, float]:
     heads hides a single one. Bias that falls off with distance is part of the scores, and lowers the value.
 
     Returns:
-        Between 0 (every query attends to one key) and 1 (to all alike), by the module that computes it, in program order;
-        with a number where a module does so more than once. One in which no query has two keys is left out. Empty for a
-        model without attention that is seen: ``nn.MultiheadAttention``, ``scaled_dot_product_attention`` and plain operations (product,
-        softmax over the last dimension, product) are; linear and sigmoid attention, ``flex_attention``, kernels of other
-        packages and scripted functions are not.
+        Between 0 (every query attends to one key) and 1 (to all alike), by the module that computes it, in program
+        order; with a number where a module does so more than once. One in which no query has two keys is left out.
+        Empty for a model without attention that is seen: ``nn.MultiheadAttention``, ``scaled_dot_product_attention``
+        and plain operations (product, softmax over the last dimension, product) are; linear and sigmoid attention,
+        ``flex_attention``, kernels of other packages and scripted functions are not.
 
     Source: Zhai et al., ICML 2023, who see training diverge where it collapses; Dong, Cordonnier & Loukas, ICML 2021.
     """

@@ -17,10 +17,11 @@ def expert_usage(run: Run) -> dict[str, float]:
     and less where n k is not many times E. Tokens of padding count, too. Routers whose weights are zero choose the first experts.
 
     Returns:
-        Between 0 (the same experts are always chosen) and 1 (all are, alike), by the module that chooses, in program order;
-        with a number where one does so more than once. Empty for a model in which no router is seen: one chooses by ``topk``, ``argmax`` or ``max`` over the last dimension of what a layer gave out, by comparing this
-        with one of its own numbers, or by a hard ``gumbel_softmax``, and weighs by a softmax or sigmoid. Where experts choose
-        tokens there is nothing to measure.
+        Between 0 (the same experts are always chosen) and 1 (all are, alike), by the module that chooses, in program
+        order; with a number where one does so more than once. Empty for a model in which no router is seen: one
+        chooses by ``topk``, ``argmax`` or ``max`` over the last dimension of what a layer gave out, by comparing this
+        with one of its own numbers, or by a hard ``gumbel_softmax``, and weighs by a softmax or sigmoid. Where
+        experts choose tokens there is nothing to measure.
 
     Source: Shazeer et al., ICLR 2017; Fedus, Zoph & Shazeer, JMLR 23 (2022).
     """
