@@ -79,6 +79,7 @@ def _interacting_steps(run: Run) -> list[str]:
     if known is None and batch < 2:
         return []
     found = []
+    operations = run.chain.operations(run.graph)
     for index, name in enumerate(run.chain.names, 1):
         frame = known or _division(run.chain, index, batch)
         if frame is None:
@@ -91,10 +92,14 @@ def _interacting_steps(run: Run) -> list[str]:
             )
             raise InapplicableError(msg)
         is_mixed = mixes(run.chain, index, frame, run.seed)
-        if is_mixed is not False:
-            found.append(name if is_mixed else f"{name}: not finite")
+        if is_mixed is None:
+            found.append(f"{name}: not finite")
+        elif is_mixed:
+            normalized = any("BatchNorm" in operation for operation in operations[index - 1])
+            found.append(f"{name}: BatchNorm" if normalized else name)
     return found
 
 
 INTERACTING_STEPS = Need("interacting steps", _interacting_steps)
-"""Names of the steps across which samples interact, in program order; ``"NAME: not finite"`` where that cannot be told."""
+"""Names of the steps across which samples interact, in program order; ``"NAME: BatchNorm"`` of those that have one, and
+``"NAME: not finite"`` where that cannot be told."""

@@ -16,8 +16,8 @@ def interacting_samples(run: Run) -> list[str]:
 
     Returns:
         Names of steps in program order; none for a batch of one. It is looked at in any case, for the frame may be
-        ``"per sample"`` where one sample reads others that do not read it. ``"NAME: not finite"`` where the step's Jacobian
-        holds NaN or infinity, so that nobody can tell.
+        ``"per sample"`` where one sample reads others that do not read it. ``"NAME: BatchNorm"`` where the step has one,
+        ``"NAME: not finite"`` where its Jacobian holds NaN or infinity, so that nobody can tell.
 
     Raises:
         InapplicableError: The states cannot be divided into samples.

@@ -115,10 +115,10 @@ def test_one_sample_is_alone():
 
 
 def test_batch_norm():
-    """It is listed in training mode, in which it mixes, and not in the other one."""
+    """It is listed in training mode, in which it mixes, with its name as the reason, and not in the other one."""
     case = next(case for case in models.ARCHITECTURES if case.joint and case.train and "batch" in case.id)
     training = measure(case.build, case.inputs, steps=case.steps, seeds=1)
-    assert list(training.interacting_samples) == list(training.steps)
+    assert list(training.interacting_samples) == [f"{step}: BatchNorm" for step in training.steps]
     other = measure(case.build, case.inputs, steps=case.steps, seeds=1, train=False)
     assert list(other.interacting_samples) == []
 
