@@ -27,6 +27,7 @@ __all__ = [
     "StepFacts",
     "Steps",
     "VerdictRecord",
+    "format_names",
     "format_number",
     "format_value",
     "plain",
@@ -65,6 +66,15 @@ def format_number(value: float, digits: int = 3) -> str:
     if not math.isfinite(value):
         return str(value)
     return f"{value + 0.0:.{digits}g}"
+
+
+def format_names(names: Sequence[str], most: int = 2) -> str:
+    """Write the first few names.
+
+    >>> format_names(["a", "b", "c"])
+    'a, b, …'
+    """
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def format_value(mean: float, low: float, high: float, *, unit: str = "", scale: str = "linear") -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 
-from ..records import Profile
+from ..records import Profile, format_names
 from .verdicts import Value
 
-__all__ = ["BY_GRADIENT", "OF_BRANCHES", "is_all_aside", "judged_of", "may_sleep", "waking_texts"]
+__all__ = ["BY_GRADIENT", "OF_BRANCHES", "judged_of", "may_sleep", "waking_texts"]
 
 BY_GRADIENT = ("gradient_norm", "relative_gradient_norm", "update_ratio", "gradient_snr")
 """Measures by parameter that are zero or undefined where what lies behind a zero by design has no gradient yet. Bounds on them
@@ -41,11 +41,6 @@ def judged_of(measure: str, value: Value, waking_step: Profile | None) -> Value:
     if not isinstance(value, Profile) or not aside:
         return value
     return Profile({name: element for name, element in value.items() if name not in aside})
-
-
-def is_all_aside(judged: Value) -> bool:
-    """Whether nothing of a measure that has elements is left for a bound to judge."""
-    return isinstance(judged, Profile) and not judged
 
 
 def _set_aside(measure: str, value: Value, waking_step: Profile | None) -> Collection[str]:
@@ -89,13 +84,9 @@ def waking_texts(bounded: Mapping[str, Value], waking_step: Profile | None) -> I
     for step in sorted(set(woken.values())):
         names = [name for name, at in woken.items() if at == step]
         count = f"{len(names)} parameters wake" if len(names) > 1 else "1 parameter wakes"
-        yield f"{count} at optimizer step {step}, and no bound on gradients or updates counts them: {_named(names)}"
+        yield f"{count} at optimizer step {step}, and no bound on gradients or updates counts them: {format_names(names)}"
     for measure in OF_BRANCHES:
         names = list(_set_aside(measure, bounded[measure], waking_step)) if measure in bounded else []
         if names:
             count = f"{len(names)} branches are" if len(names) > 1 else "1 branch is"
-            yield f"{count} zero at first, and no bound on {measure} counts what wakes: {_named(names)}"
-
-
-def _named(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
+            yield f"{count} zero at first, and no bound on {measure} counts what wakes: {format_names(names)}"

@@ -10,7 +10,18 @@ import torch
 from ..errors import UsageError
 from .recipe import OptimizerFactory
 
-__all__ = ["as_count", "as_loss", "as_optimizer"]
+__all__ = ["as_count", "as_loss", "as_optimizer", "refuse_type"]
+
+
+def refuse_type(name: str, value: Any, wanted: type | tuple[type, ...], what: str) -> None:
+    """Refuse an argument of another type than the one wanted.
+
+    Raises:
+        UsageError: It is of another; the message says what it must be.
+    """
+    if not isinstance(value, wanted):
+        msg = f"{name} must be {what}. Got {value!r}."
+        raise UsageError(msg)
 
 
 def as_count(name: str, value: Any, *, least: int = 1, otherwise: str = "") -> int:

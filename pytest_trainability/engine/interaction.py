@@ -79,7 +79,7 @@ def _interacting_steps(run: Run) -> list[str]:
     if known is None and batch < 2:
         return []
     found = []
-    operations = run.chain.operations(run.graph)
+    operations: list[tuple[str, ...]] = []
     for index, name in enumerate(run.chain.names, 1):
         frame = known or _division(run.chain, index, batch)
         if frame is None:
@@ -95,6 +95,8 @@ def _interacting_steps(run: Run) -> list[str]:
         if is_mixed is None:
             found.append(f"{name}: not finite")
         elif is_mixed:
+            # A walk over the whole graph, which most models need not take.
+            operations = operations or run.chain.operations(run.graph)
             normalized = any("BatchNorm" in operation for operation in operations[index - 1])
             found.append(f"{name}: BatchNorm" if normalized else name)
     return found

@@ -13,7 +13,7 @@ from torch import nn
 from ..checks.bounds import Bound
 from ..checks.dtypes import as_dtype_name
 from ..checks.statistics import CONFIDENCE, as_confidence, as_seeds
-from ..engine.given import as_count, as_loss, as_optimizer
+from ..engine.given import as_count, as_loss, as_optimizer, refuse_type
 from ..engine.recipe import ModelSource, OptimizerFactory, Recipe, choose_device, is_fixed
 from ..engine.steps import StepChoice
 from ..errors import UsageError
@@ -143,8 +143,8 @@ def measure_in(
             f"the model must be a torch.nn.Module, a class or a factory without arguments. Got {type(model).__name__}."
         )
         raise UsageError(msg)
-    _refuse_type("train", train, bool, "True or False: the mode that it is measured in")
-    _refuse_type("name", name, (str, type(None)), "a text")
+    refuse_type("train", train, bool, "True or False: the mode that it is measured in")
+    refuse_type("name", name, (str, type(None)), "a text")
     fixed = is_fixed(model, inputs)
     recipe = Recipe(
         model=model,
@@ -193,12 +193,6 @@ def add_measure(added: Any) -> None:
         )
         raise UsageError(msg)
     MEASURES[name] = added
-
-
-def _refuse_type(name: str, value: Any, wanted: type | tuple[type, ...], what: str) -> None:
-    if not isinstance(value, wanted):
-        msg = f"{name} must be {what}. Got {value!r}."
-        raise UsageError(msg)
 
 
 def _given_name(model: Any) -> str:

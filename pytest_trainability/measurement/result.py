@@ -13,7 +13,7 @@ from ..checks.bounds import Bound, BoundLike, as_bound
 from ..checks.profiles import find_profile
 from ..checks.tolerances import as_tolerance
 from ..checks.verdicts import Value, judge
-from ..checks.waking import is_all_aside, judged_of, may_sleep
+from ..checks.waking import judged_of, may_sleep
 from ..errors import BoundError, TrainabilityError, UsageError
 from ..measures import MEASURES, RECORDED, RECORDED_ALONG_TIME, Measure, find_measure
 from ..records import BaselineRecord, CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
@@ -161,8 +161,8 @@ class Measurement:
         Raises:
             InapplicableError: A measure has no answer here and needs to.
         """
-        self._samples.run(wanted, until=until, tolerated=tolerated)
-        self._tell()
+        if self._samples.run(wanted, until=until, tolerated=tolerated):
+            self._tell()
 
     def complete(self) -> None:
         """Draw the seeds that settled bounds have made needless, for whoever wants all that were asked for.
@@ -211,16 +211,18 @@ class Measurement:
 
     def _judge(self, bounds: Mapping[Measure, Bound]) -> None:
         __tracebackhide__ = True
-        bounds = {m: b for m, b in bounds.items() if not (b.if_any and self._is_empty(m))}
+        values = self._samples.values
+        bounds = {m: b for m, b in bounds.items() if not (b.if_any and _is_empty(values.get(m.name)))}
         self._bounds.update({m.name: bound for m, bound in bounds.items()})
-        judged = {m: judged_of(m.name, self._samples.values[m.name], self._samples.waking_step) for m in bounds}
+        judged = {m: judged_of(m.name, values[m.name], self._samples.waking_step) for m in bounds}
         verdicts = [
             replace(
                 judge(m.name, value, bounds[m], scale=m.scale, level=self._samples.level),
                 remark=self._guess() if m.name == "initial_loss" else "",
             )
             for m, value in judged.items()
-            if self._is_empty(m) or not is_all_aside(value)
+            # Where all of it was set aside there is nothing left to judge; where it was empty, that is a failure.
+            if _is_empty(values[m.name]) or not _is_empty(value)
         ]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
         self._tell()
@@ -233,11 +235,6 @@ class Measurement:
             return ""
         guess = self.initial_loss.mean - self.excess_loss.mean
         return f"a guess among {math.exp(guess):.0f} classes costs {guess:.4g}"
-
-    def _is_empty(self, m: Measure) -> bool:
-        """Whether there is nothing to judge."""
-        value = self._samples.values.get(m.name)
-        return value is None or (isinstance(value, (Profile, Spectrum)) and not len(value))
 
     def check_baseline(self, *measures: str, **tolerances: float) -> None:
         """Compare with the baseline that is committed beside the test, in ``__trainability__/<test module>.json``.
@@ -296,3 +293,8 @@ class Measurement:
     def _to_record(self, verdicts: Sequence[VerdictRecord]) -> CheckRecord:
         bounded = {name: self._samples.values[name] for name in self._bounds}
         return check_record(self, self._samples, self._context, verdicts, bounded=bounded, baseline=self._baseline)
+
+
+def _is_empty(value: Value | None) -> bool:
+    """Whether there is nothing to judge."""
+    return value is None or (isinstance(value, (Profile, Spectrum)) and not len(value))

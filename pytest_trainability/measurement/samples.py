@@ -56,8 +56,8 @@ class Samples:
         *,
         until: Mapping[str, Bound] | None = None,
         tolerated: Tolerated = MappingProxyType({}),
-    ) -> None:
-        """Make the seeded run, again if need be, for what is wanted and not known yet.
+    ) -> bool:
+        """Make the seeded run, again if need be, for what is wanted and not known yet; return whether there was any.
 
         Args:
             wanted: Measures.
@@ -74,7 +74,7 @@ class Samples:
         known = {*self.values, *(self._inapplicable & tolerated.keys())}
         wanted = [m for m in dict.fromkeys(wanted) if m.name not in known]
         if not wanted:
-            return
+            return False
         if self._ensemble is None:
             # Looking after every seed has its price: intervals that hold whenever one stops.
             self.level = Level(self.level.confidence, len(self.asked) if until else None)
@@ -88,6 +88,7 @@ class Samples:
         wanted = [m for m in wanted if m.name not in missing]
         self.readings.update({m.name: [reading[m.name] for reading in found.readings] for m in wanted})
         self._assemble(wanted)
+        return True
 
     def complete(self) -> bool:
         """Draw the seeds that settled bounds have made needless; return whether there were any."""
@@ -106,7 +107,8 @@ class Samples:
     @property
     def waking_step(self) -> Profile | None:
         """After how many optimizer steps each parameter gets a gradient, where that was measured."""
-        return self._waking_step(self.readings.get("waking_step", []))
+        found = self.values.get("waking_step")
+        return found if isinstance(found, Profile) else None
 
     def in_its_unit(self, m: Measure) -> Measure:
         """Return the measure with the unit that it has here: what is per step, or in steps, may be in time."""
@@ -123,7 +125,7 @@ class Samples:
         bounds = [(MEASURES[name], bound) for name, bound in (until or {}).items()]
 
         def settled(readings: Sequence[Mapping[str, Any]]) -> bool:
-            steps = self._waking_step([reading.get("waking_step") for reading in readings])
+            steps = self._assembled_steps([reading.get("waking_step") for reading in readings])
             return bool(bounds) and all(
                 is_settled(
                     judged_of(m.name, assemble(m, [reading[m.name] for reading in readings], self.level), steps),
@@ -147,7 +149,7 @@ class Samples:
         self.seconds += time.perf_counter() - began
         return found
 
-    def _waking_step(self, readings: Sequence[Mapping[str, float] | None]) -> Profile | None:
+    def _assembled_steps(self, readings: Sequence[Mapping[str, float] | None]) -> Profile | None:
         if not readings or any(reading is None for reading in readings):
             return None
         found = assemble(MEASURES["waking_step"], readings, self.level)

@@ -17,7 +17,7 @@ from ..checks.verdicts import Value, first_outside
 from ..checks.waking import waking_texts
 from ..errors import TrainabilityError, UsageError
 from ..measures import Measure
-from ..records import BaselineRecord, CheckRecord, Profile, VerdictRecord
+from ..records import BaselineRecord, CheckRecord, Profile, VerdictRecord, format_names
 from .context import Context
 from .readings import recorded
 from .samples import Samples
@@ -138,9 +138,8 @@ def _not_finite(result: Measurement, growth: Sequence[float]) -> Sequence[str]:
 def _cautions(result: Measurement, bounded: Mapping[str, Value], waking_step: Profile | None) -> Iterator[str]:
     unused = result.unused_parameters
     if unused:
-        named = ", ".join(unused[:2]) + (", …" if len(unused) > 2 else "")
         count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"
-        yield f"{count} no gradient at all: {named}"
+        yield f"{count} no gradient at all: {format_names(unused)}"
     yield from waking_texts(bounded, waking_step)
     if result.steps.left_out:
         yield f"not on the chain: {result.steps.left_out}"

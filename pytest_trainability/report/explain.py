@@ -8,7 +8,16 @@ from numbers import Real
 from typing import Any
 
 from ..checks.bounds import Bound
-from ..records import BaselineChange, BaselineRecord, CheckRecord, Profile, Spectrum, VerdictRecord, format_number
+from ..records import (
+    BaselineChange,
+    BaselineRecord,
+    CheckRecord,
+    Profile,
+    Spectrum,
+    VerdictRecord,
+    format_names,
+    format_number,
+)
 
 __all__ = [
     "baseline_lines",
@@ -111,7 +120,7 @@ def change_texts(changes: Sequence[BaselineChange]) -> list[str]:
     texts: list[str] = []
     for change in changes:
         if change.kind != "moved":
-            named = ", ".join(change.elements[:WORST_NAMED]) + (", …" if len(change.elements) > WORST_NAMED else "")
+            named = format_names(change.elements, WORST_NAMED)
             is_new = "new" if change.kind == "new" else "gone"
             texts.append(f"{len(change.elements)} {is_new}: {named}" if change.elements else f"{is_new} as a whole")
     moved = [change for change in changes if change.kind == "moved"]

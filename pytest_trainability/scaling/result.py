@@ -14,7 +14,7 @@ from ..checks.statistics import estimate
 from ..checks.verdicts import judge
 from ..errors import BoundError, UsageError
 from ..measurement import Measurement, TrainabilityFailure
-from ..records import Estimate, Profile, VerdictRecord, format_number
+from ..records import Estimate, Profile, VerdictRecord, format_names, format_number
 from ..report.explain import explain, labelled, reproduce_command
 from .arguments import CHANGE, SUMMARIES, Along, Patterns, Summary, refuse_measure
 from .fits import fit, heights, misfit, why_broken
@@ -171,8 +171,7 @@ class Scaling:
     def cautions(self) -> Iterator[str]:
         """Say what a reader of the slope must know."""
         if self.left_out:
-            named = ", ".join(self.left_out[:2]) + (", …" if len(self.left_out) > 2 else "")
-            yield f"not at every {self.along} and seed, and not followed: {named}"
+            yield f"not at every {self.along} and seed, and not followed: {format_names(self.left_out)}"
 
     def _read(self, name: str) -> str:
         """Say in words how one element scales."""
