@@ -61,7 +61,7 @@ def usage_entropy(counts: Tensor, tokens: int) -> float:
     """
     total = float(counts.sum())
     shares = [count / total for count in counts.tolist() if count] if total else []
-    least, most = math.log(max(total / tokens, 1.0)), math.log(len(counts))
+    least, most = math.log(max(total / max(tokens, 1), 1.0)), math.log(len(counts))
     entropy = -math.fsum(share * math.log(share) for share in shares)
     return max(0.0, entropy - least) / (most - least) if shares and least < most else math.nan
 

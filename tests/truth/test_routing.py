@@ -138,6 +138,7 @@ def test_known_counts():
         counts = torch.tensor([16 // used] * used + [0] * (8 - used))
         assert usage_entropy(counts, 8) == pytest.approx(expected, abs=1e-15)
     assert math.isnan(usage_entropy(torch.tensor([0, 0]), 1))
+    assert math.isnan(usage_entropy(torch.tensor([0, 0]), 0))
     assert math.isnan(usage_entropy(torch.tensor([3, 3]), 3))
 
 
