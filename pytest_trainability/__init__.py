@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checks.bounds import Bound, at_least, at_most, within
-    from .dynamics import LyapunovExponents, lyapunov_spectrum
-    from .engine.rollout import Rollout
-    from .engine.run import Need, Run, Stage
+    from .dynamics.lyapunov import LyapunovExponents, lyapunov_spectrum
+    from .engine.capture.rollout import Rollout
+    from .engine.runs.run import Need, Run, Stage
     from .errors import (
         BaselineError,
         BoundError,
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
         InapplicableError,
         ModelError,
         TrainabilityError,
+        TrainabilityFailure,
         UsageError,
     )
-    from .measurement import Measurement, TrainabilityFailure, add_measure, measure
+    from .measurement import Measurement, add_measure, measure
     from .measures.measure import Measure
     from .plugin.fixture import Trainability
-    from .records import Estimate, Names, Profile, Spectrum, Steps
+    from .records.estimates import Estimate, Names, Profile, Spectrum, Steps
     from .scaling import Scaling, depth_sweep, width_sweep
 
 _HOME = {
@@ -33,30 +34,30 @@ _HOME = {
     "Bound": "checks.bounds",
     "BoundError": "errors",
     "CutError": "errors",
-    "Estimate": "records",
+    "Estimate": "records.estimates",
     "InapplicableError": "errors",
-    "LyapunovExponents": "dynamics",
+    "LyapunovExponents": "dynamics.lyapunov",
     "Measure": "measures.measure",
     "Measurement": "measurement",
     "ModelError": "errors",
-    "Names": "records",
-    "Need": "engine.run",
-    "Profile": "records",
-    "Rollout": "engine.rollout",
-    "Run": "engine.run",
+    "Names": "records.estimates",
+    "Need": "engine.runs.run",
+    "Profile": "records.estimates",
+    "Rollout": "engine.capture.rollout",
+    "Run": "engine.runs.run",
     "Scaling": "scaling",
-    "Spectrum": "records",
-    "Stage": "engine.run",
-    "Steps": "records",
+    "Spectrum": "records.estimates",
+    "Stage": "engine.runs.run",
+    "Steps": "records.estimates",
     "Trainability": "plugin.fixture",
     "TrainabilityError": "errors",
-    "TrainabilityFailure": "measurement",
+    "TrainabilityFailure": "errors",
     "UsageError": "errors",
     "add_measure": "measurement",
     "at_least": "checks.bounds",
     "at_most": "checks.bounds",
     "depth_sweep": "scaling",
-    "lyapunov_spectrum": "dynamics",
+    "lyapunov_spectrum": "dynamics.lyapunov",
     "measure": "measurement",
     "width_sweep": "scaling",
     "within": "checks.bounds",

@@ -9,6 +9,7 @@ __all__ = [
     "InapplicableError",
     "ModelError",
     "TrainabilityError",
+    "TrainabilityFailure",
     "UsageError",
 ]
 
@@ -39,3 +40,9 @@ class CutError(TrainabilityError):
 
 class BaselineError(TrainabilityError):
     """A baseline file that cannot be read or written; what was in it is left alone."""
+
+
+class TrainabilityFailure(AssertionError):
+    """A bound does not hold; the message lists every violation."""
+
+    __module__ = "pytest_trainability"

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from pytest_trainability.checks.baselines import compare
 from pytest_trainability.checks.bounds import Bound
-from pytest_trainability.checks.profiles import find_profile
+from pytest_trainability.checks.presets import find_profile
 from pytest_trainability.measurement import Context, Measurement, TrainabilityFailure, measure_in
 from pytest_trainability.measures import MEASURES, RECORDED
-from pytest_trainability.records import BaselineChange, VerdictRecord
+from pytest_trainability.records.reports import BaselineChange, VerdictRecord
 
 Build = Callable[[], nn.Module]
 Task = Callable[[torch.Generator], tuple[Any, Tensor]]

@@ -18,12 +18,12 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pytest_trainability.engine.capture import Capture, Loss, capture
-from pytest_trainability.engine.chain import Chain, chain_of, graph_of
-from pytest_trainability.engine.ensemble import ALONG_TIME
-from pytest_trainability.engine.graph import Graph
-from pytest_trainability.engine.recurrence import chain_along, choose_recurrence, find_recurrences
-from pytest_trainability.engine.steps import StepChoice, choose_steps
+from pytest_trainability.engine.capture.chain import Chain, chain_of, graph_of
+from pytest_trainability.engine.capture.graph import Graph
+from pytest_trainability.engine.capture.recorder import Capture, Loss, capture
+from pytest_trainability.engine.capture.recurrence import chain_along, choose_recurrence, find_recurrences
+from pytest_trainability.engine.capture.steps import StepChoice, choose_steps
+from pytest_trainability.engine.runs.ensemble import ALONG_TIME
 
 Build = Callable[[], nn.Module]
 Inputs = Callable[[torch.Generator], Any]

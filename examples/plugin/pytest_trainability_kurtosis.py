@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def pytest_trainability_measures() -> list[Measure]:
     """Add ``gradient_kurtosis``."""
     from pytest_trainability import Measure
-    from pytest_trainability.engine.gradients import PARAMETER_GRADIENTS
+    from pytest_trainability.engine.runs.common_needs import PARAMETER_GRADIENTS
 
     def gradient_kurtosis(run: Run) -> dict[str, float]:
         """Return ``E(g - E g)⁴ / Var(g)²`` over the entries of each parameter's gradient: 3 for Gaussian ones.

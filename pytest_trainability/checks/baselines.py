@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, TypeAlias
 
-from ..records import BaselineChange
+from ..records.reports import BaselineChange
 
 __all__ = ["Entry", "NameSet", "Recorded", "Series", "compare", "environment_key", "find_entry"]
 

@@ -6,30 +6,13 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median, pstdev
 
-from ..records import StepFacts, VerdictRecord, format_number
+from ..records.reports import StepFacts, VerdictRecord
+from ..records.text import format_number
 
 __all__ = ["diagnose", "is_about_growth"]
 
 NEGLIGIBLE = 0.02
 """Nats per step below which a step is called neutral."""
-
-_BACKWARD = frozenset(
-    {
-        "lyapunov_max",
-        "lyapunov_spectrum",
-        "lyapunov_history",
-        "log_gain",
-        "loss_log_gain",
-        "growth_rate",
-        "gradient_norm",
-        "memory_horizon",
-        "precision_horizon",
-        "recurrence_lyapunov_max",
-        "max_ftle",
-        "underflow_fraction",
-    }
-)
-"""Measures whose failure the growth along the chain explains."""
 
 _ACTIVATIONS = {
     "TanhBackward0": "tanh",
@@ -46,17 +29,24 @@ _PRODUCTS = ("Convolution", "Addmm", "Mm", "Bmm", "MkldnnConvolution", "CudnnCon
 _NORMALIZATIONS = ("BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm", "RMSNorm")
 
 
-def is_about_growth(verdict: VerdictRecord, gain: float) -> bool:
-    """Whether the growth along the chain can be to blame for a verdict that does not hold.
+def is_about_growth(verdict: VerdictRecord, explained_by_growth: int, gain: float) -> bool:
+    """Whether growth along the chain can explain a verdict that does not hold.
 
-    Where something is too small it shrinks, where it is too large it grows; where gradients underflow, it shrinks.
+    A measure that increases with the log gain is too small where gradients shrink and too large where they grow; one that
+    decreases with it the other way round.
+
+    Args:
+        verdict: One that does not hold.
+        explained_by_growth: As the measure declares it: 1, -1 or 0.
+        gain: Log gain of the chain, nats.
     """
-    if verdict.measure not in _BACKWARD:
+    if not explained_by_growth:
         return False
     if not (math.isfinite(gain) and math.isfinite(verdict.value)):
         return True
     too_small = verdict.low is not None and verdict.value < verdict.low
-    return gain < 0 if too_small or verdict.measure == "underflow_fraction" else gain > 0
+    shrinks = too_small == (explained_by_growth > 0)
+    return gain < 0 if shrinks else gain > 0
 
 
 def diagnose(growth: Sequence[float], facts: Sequence[StepFacts], not_finite: Sequence[str] = ()) -> list[str]:

@@ -12,7 +12,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 from ..errors import UsageError
-from ..records import Estimate
+from ..records.estimates import Estimate
 
 __all__ = ["CONFIDENCE", "DEFAULT_SEEDS", "FIXED", "Level", "as_confidence", "as_seeds", "estimate", "seeds_to_settle"]
 

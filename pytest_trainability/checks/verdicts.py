@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from ..records import Estimate, Names, Profile, Spectrum, VerdictRecord
+from ..records.estimates import Estimate, Names, Profile, Spectrum
+from ..records.reports import VerdictRecord
 from .bounds import Bound
 from .statistics import FIXED, Level, estimate, seeds_to_settle
 

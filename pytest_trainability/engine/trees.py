@@ -11,19 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = [
-    "as_float64",
-    "as_real",
-    "batch_size",
-    "carries_gradient",
-    "is_empty",
-    "is_float",
-    "map_tensors",
-    "norm",
-    "stored_values",
-    "tensors_in",
-    "to_tensor_like",
-]
+__all__ = ["batch_size", "carries_gradient", "is_empty", "is_float", "map_tensors", "tensors_in", "to_tensor_like"]
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
@@ -111,46 +99,3 @@ def to_tensor_like(value: Tensor, *, device: torch.device | None, dtype: torch.d
     if dtype is not None and value.is_floating_point():
         return value.to(device=device, dtype=dtype)
     return value.to(device=device)
-
-
-def stored_values(tensor: Tensor) -> Tensor:
-    """Return the values of a tensor, without a graph; of a sparse one those that it stores, each once."""
-    tensor = tensor.detach()
-    return tensor.coalesce().values() if tensor.is_sparse else tensor
-
-
-def as_real(tensor: Tensor) -> Tensor:
-    """Return a view of complex numbers as pairs of real ones, along a last dimension of its own; others as they are."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def as_float64(tensor: Tensor) -> Tensor:
-    """Return real numbers in float64; from MPS, which has none, in the CPU's memory, which is its own."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
-def norm(tensor: Tensor, dim: int | None = None) -> Tensor:
-    """Return the Euclidean norm in float64, where squares of 1e-23 do not vanish; along a dimension, on the CPU."""
-    tensor = stored_values(tensor)
-    if dim is None and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() > _BLOCK:
-        # Several times faster, and as good where squares are far from the ends of float32's range.
-        length: Tensor = _norm_of_blocks(tensor.reshape(-1))
-        if 1e-15 < float(length) < 1e15:
-            return length
-    if tensor.device.type == "mps":
-        # It has no float64; its memory is the CPU's.
-        tensor = tensor.cpu()
-    wide = torch.complex128 if tensor.is_complex() else torch.float64
-    length = torch.linalg.vector_norm(tensor, dim=dim, dtype=wide)
-    return length.double().cpu() if dim is not None else length.double()
-
-
-_BLOCK = 1024
-"""Numbers whose squares are summed in float32; over millions, one after the other, the sum would lose a percent."""
-
-
-def _norm_of_blocks(numbers: Tensor) -> Tensor:
-    whole = len(numbers) - len(numbers) % _BLOCK
-    lengths = torch.linalg.vector_norm(numbers[:whole].view(-1, _BLOCK), dim=1).double()
-    rest = torch.linalg.vector_norm(numbers[whole:], dtype=torch.float64)
-    return torch.hypot(torch.linalg.vector_norm(lengths), rest)

@@ -13,16 +13,17 @@ from torch import nn
 from ..checks.bounds import Bound
 from ..checks.dtypes import as_dtype_name
 from ..checks.statistics import CONFIDENCE, as_confidence, as_seeds
-from ..engine.given import as_count, as_loss, as_optimizer, refuse_type
-from ..engine.recipe import ModelSource, OptimizerFactory, Recipe, choose_device, is_fixed
-from ..engine.steps import StepChoice
+from ..engine.capture.steps import StepChoice
+from ..engine.runs.arguments import as_count, as_loss, as_optimizer, refuse_type
+from ..engine.runs.building import choose_device
+from ..engine.runs.recipe import ModelSource, OptimizerFactory, Recipe, is_fixed
 from ..errors import UsageError
 from ..measures import DEFAULT, MEASURES, Measure, find_measure
-from .context import Context, TrainabilityFailure
+from .context import Context
 from .result import Measurement
 from .samples import Samples
 
-__all__ = ["Context", "Measurement", "TrainabilityFailure", "add_measure", "as_dtype", "measure", "measure_in"]
+__all__ = ["Context", "Measurement", "add_measure", "as_dtype", "measure", "measure_in"]
 
 _ALWAYS = ("log_gain", "growth_rate", "unused_parameters")
 """Read with what the default measures need, at no cost: reports show them."""

@@ -8,16 +8,10 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..checks.baselines import Entry
-from ..engine.steps import StepChoice
-from ..records import BaselineRecord, CheckRecord
+from ..engine.capture.steps import StepChoice
+from ..records.reports import BaselineRecord, CheckRecord
 
-__all__ = ["Context", "TrainabilityFailure"]
-
-
-class TrainabilityFailure(AssertionError):
-    """A bound does not hold; the message lists every violation."""
-
-    __module__ = "pytest_trainability"
+__all__ = ["Context"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from typing import Any
 from ..checks.baselines import NameSet, Recorded, Series
 from ..checks.statistics import Level, estimate
 from ..checks.verdicts import Value
-from ..engine.run import Run
+from ..engine.runs.run import Run
 from ..errors import TrainabilityError, UsageError
 from ..measures import Measure
-from ..records import Estimate, Names, Profile, Spectrum
+from ..records.estimates import Estimate, Names, Profile, Spectrum
 
 __all__ = ["assemble", "read", "recorded"]
 

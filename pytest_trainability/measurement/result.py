@@ -6,80 +6,31 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound, BoundLike, as_bound
-from ..checks.profiles import find_profile
+from ..checks.presets import find_profile
 from ..checks.tolerances import as_tolerance
 from ..checks.verdicts import Value, judge
-from ..checks.waking import judged_of, may_sleep
-from ..errors import BoundError, TrainabilityError, UsageError
-from ..measures import MEASURES, RECORDED, RECORDED_ALONG_TIME, Measure, find_measure
-from ..records import BaselineRecord, CheckRecord, Estimate, Names, Profile, Spectrum, Steps, VerdictRecord
+from ..checks.waking import may_be_zero_by_design, without_zero_initialized
+from ..errors import BoundError, TrainabilityError, TrainabilityFailure, UsageError
+from ..measures import MEASURES, Measure, find_measure, recorded_along
+from ..measures.attributes import Attributes
+from ..records.estimates import Profile, Spectrum, Steps
+from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
 from ..report.explain import explain, explain_baseline
-from .context import Context, TrainabilityFailure
-from .samples import BESIDE, Samples, Tolerated, without_answer
+from .context import Context
+from .samples import Samples, Tolerated, without_answer
 from .writing import check_record, entry
 
 __all__ = ["Measurement"]
 
 
-class Measurement:
+class Measurement(Attributes):
     """What was measured: one attribute per measure, and what it was measured on.
 
     A measure that was not asked for repeats the seeded run when it is first read.
     """
-
-    if TYPE_CHECKING:
-        lyapunov_max: Estimate
-        lyapunov_spectrum: Spectrum
-        lyapunov_history: Profile
-        log_gain: Estimate
-        growth_rate: Profile
-        loss_log_gain: Estimate
-        gradient_norm: Profile
-        relative_gradient_norm: Profile
-        activation_rms: Profile
-        forward_log_gain: Estimate
-        saturated_fraction: Profile
-        dead_fraction: Profile
-        sample_similarity: Profile
-        memory_horizon: Estimate
-        precision_horizon: Estimate
-        jacobian_singular_values: Spectrum
-        max_ftle: Estimate
-        condition_number: Estimate
-        numerical_rank: Estimate
-        isometry_gap: Estimate
-        spectral_radius: Profile
-        recurrence_lyapunov_max: Profile
-        attention_entropy: Profile
-        branch_gradient_share: Profile
-        branch_ratio: Profile
-        expert_usage: Profile
-        interacting_samples: Names
-        nonfinite: Names
-        unused_parameters: Names
-        initial_loss: Estimate
-        excess_loss: Estimate
-        underflow_fraction: Profile
-        overflow_fraction: Profile
-        smallest_loss_scale: Estimate
-        gradient_snr: Profile
-        gradient_confusion: Estimate
-        gradient_noise_scale: Estimate
-        ntk_condition_number: Estimate
-        sharpness: Estimate
-        stable_learning_rate: Estimate
-        update_ratio: Profile
-        loss_drop: Estimate
-        waking_step: Profile
-        asleep_parameters: Names
-        duplicate_parameters: Names
-        uninitialized_parameters: Names
-        meta_device_differences: Names
-        linear_steps: Names
 
     def __init__(self, samples: Samples, name: str, context: Context) -> None:
         self._samples = samples
@@ -199,12 +150,8 @@ class Measurement:
             default = find_profile(profile, where=f"{where}: profile") if profile is not None else {}
             judged = {find_measure(n, where=where): bound for n, bound in {**default, **given}.items()}
             self.run(list(judged), tolerated=without_answer({m.name: bound for m, bound in judged.items()}))
-            beside = [
-                BESIDE[m.name]
-                for m in judged
-                if m.name == "initial_loss" or may_sleep(m.name, self._samples.values.get(m.name))
-            ]
-            self.run([MEASURES[name] for name in beside], tolerated=dict.fromkeys(beside, TrainabilityError))
+            companions = [m.measured_with for m in judged if self._asks_for_companion(m)]
+            self.run([MEASURES[name] for name in companions], tolerated=dict.fromkeys(companions, TrainabilityError))
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
         self._judge(judged)
@@ -214,7 +161,9 @@ class Measurement:
         values = self._samples.values
         bounds = {m: b for m, b in bounds.items() if not (b.if_any and _is_empty(values.get(m.name)))}
         self._bounds.update({m.name: bound for m, bound in bounds.items()})
-        judged = {m: judged_of(m.name, values[m.name], self._samples.waking_step) for m in bounds}
+        judged = {
+            m: without_zero_initialized(m.zero_by_design, values[m.name], self._samples.waking_step) for m in bounds
+        }
         verdicts = [
             replace(
                 judge(m.name, value, bounds[m], scale=m.scale, level=self._samples.level),
@@ -228,6 +177,12 @@ class Measurement:
         self._tell()
         if not all(verdict.holds for verdict in verdicts):
             raise TrainabilityFailure(explain(self._to_record(verdicts)))
+
+    def _asks_for_companion(self, m: Measure) -> bool:
+        """Whether a measure that is judged needs another one to be judged, or to be explained."""
+        if not m.measured_with:
+            return False
+        return not m.zero_by_design or may_be_zero_by_design(m.zero_by_design, self._samples.values.get(m.name))
 
     def _guess(self) -> str:
         """Say what a guess would cost, which the initial loss of a classifier ought to be."""
@@ -268,8 +223,8 @@ class Measurement:
         where = f"check_baseline() in {self._context.test}"
         try:
             bounded = [n for n, b in self._bounds.items() if not b.if_any and n not in self._context.of_this_session]
-            always = RECORDED_ALONG_TIME if self._samples.common.along == "time" else RECORDED
-            wanted = [find_measure(n, where=where) for n in (*always, *bounded, *measures, *tolerances)]
+            named = [find_measure(n, where=where) for n in (*bounded, *measures, *tolerances)]
+            wanted = [*recorded_along(self._samples.common.along), *named]
             given = {n: as_tolerance(value, measure=n, where=where) for n, value in tolerances.items()}
             self.complete()
             self.run(wanted)

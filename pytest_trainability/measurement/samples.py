@@ -11,18 +11,17 @@ from typing import Any, TypeAlias
 from ..checks.bounds import Bound
 from ..checks.statistics import CONFIDENCE, Level
 from ..checks.verdicts import Value, is_settled
-from ..checks.waking import BY_GRADIENT, OF_BRANCHES, judged_of
-from ..engine.ensemble import Ensemble, ensemble
-from ..engine.recipe import Recipe, fingerprint
+from ..checks.waking import without_zero_initialized
+from ..engine.runs.description import Ensemble
+from ..engine.runs.ensemble import ensemble
+from ..engine.runs.forward_pass import fingerprint
+from ..engine.runs.recipe import Recipe
 from ..errors import InapplicableError, TrainabilityError, UsageError
 from ..measures import MEASURES, Measure
-from ..records import Profile
+from ..records.estimates import Profile
 from .readings import assemble, read
 
-__all__ = ["BESIDE", "Samples", "Tolerated", "without_answer"]
-
-BESIDE = {**dict.fromkeys((*BY_GRADIENT, *OF_BRANCHES), "waking_step"), "initial_loss": "excess_loss"}
-"""What is measured, where it can be, beside a measure that has a bound: to judge it, or to say what it ought to be."""
+__all__ = ["Samples", "Tolerated", "without_answer"]
 
 Tolerated: TypeAlias = "Mapping[str, type[TrainabilityError]]"
 """By measure that need not have an answer, for which reasons."""
@@ -68,9 +67,9 @@ class Samples:
             InapplicableError: One has no answer here and needs to.
         """
         if until:
-            beside = {BESIDE[name]: TrainabilityError for name in until if name in BESIDE}
-            tolerated = {**tolerated, **beside, **without_answer(until)}
-            wanted = [*wanted, *(MEASURES[name] for name in beside)]
+            companions = {MEASURES[n].measured_with: TrainabilityError for n in until if MEASURES[n].measured_with}
+            tolerated = {**tolerated, **companions, **without_answer(until)}
+            wanted = [*wanted, *(MEASURES[name] for name in companions)]
         known = {*self.values, *(self._inapplicable & tolerated.keys())}
         wanted = [m for m in dict.fromkeys(wanted) if m.name not in known]
         if not wanted:
@@ -128,7 +127,9 @@ class Samples:
             steps = self._assembled_steps([reading.get("waking_step") for reading in readings])
             return bool(bounds) and all(
                 is_settled(
-                    judged_of(m.name, assemble(m, [reading[m.name] for reading in readings], self.level), steps),
+                    without_zero_initialized(
+                        m.zero_by_design, assemble(m, [reading[m.name] for reading in readings], self.level), steps
+                    ),
                     bound,
                     level=self.level,
                 )

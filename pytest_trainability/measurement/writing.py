@@ -16,8 +16,10 @@ from ..checks.diagnosis import diagnose, is_about_growth
 from ..checks.verdicts import Value, first_outside
 from ..checks.waking import waking_texts
 from ..errors import TrainabilityError, UsageError
-from ..measures import Measure
-from ..records import BaselineRecord, CheckRecord, Profile, VerdictRecord, format_names
+from ..measures import MEASURES, Measure
+from ..records.estimates import Profile
+from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
+from ..records.text import format_names
 from .context import Context
 from .readings import recorded
 from .samples import Samples
@@ -121,7 +123,8 @@ def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baselin
         # What has changed, or is not recorded, is no fault of the growth.
         return False
     if verdicts:
-        return any(is_about_growth(verdict, log_gain) for verdict in verdicts if not verdict.holds)
+        failed = [verdict for verdict in verdicts if not verdict.holds]
+        return any(is_about_growth(v, MEASURES[v.measure].explained_by_growth, log_gain) for v in failed)
     return not abs(log_gain) < NOTEWORTHY
 
 
@@ -140,7 +143,7 @@ def _cautions(result: Measurement, bounded: Mapping[str, Value], waking_step: Pr
     if unused:
         count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"
         yield f"{count} no gradient at all: {format_names(unused)}"
-    yield from waking_texts(bounded, waking_step)
+    yield from waking_texts({n: (MEASURES[n].zero_by_design, v) for n, v in bounded.items()}, waking_step)
     if result.steps.left_out:
         yield f"not on the chain: {result.steps.left_out}"
 

@@ -1,134 +1,56 @@
-"""The measures, one quantity a file, and the registry."""
+"""The measures, one quantity a file, by family; and their registry.
+
+The registry is what the families declare: every :class:`Measure` that a module of theirs holds.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import pkgutil
+from collections.abc import Iterable, Iterator
+from importlib import import_module
 
 from ..errors import BoundError
-from . import (
-    activation_rms,
-    asleep_parameters,
-    attention_entropy,
-    branch_gradient_share,
-    branch_ratio,
-    condition_number,
-    dead_fraction,
-    duplicate_parameters,
-    excess_loss,
-    expert_usage,
-    forward_log_gain,
-    gradient_confusion,
-    gradient_noise_scale,
-    gradient_norm,
-    gradient_snr,
-    growth_rate,
-    initial_loss,
-    interacting_samples,
-    isometry_gap,
-    jacobian_singular_values,
-    linear_steps,
-    log_gain,
-    loss_drop,
-    loss_log_gain,
-    lyapunov_history,
-    lyapunov_max,
-    lyapunov_spectrum,
-    max_ftle,
-    memory_horizon,
-    meta_device_differences,
-    nonfinite,
-    ntk_condition_number,
-    numerical_rank,
-    overflow_fraction,
-    precision_horizon,
-    recurrence_lyapunov_max,
-    relative_gradient_norm,
-    sample_similarity,
-    saturated_fraction,
-    sharpness,
-    smallest_loss_scale,
-    spectral_radius,
-    stable_learning_rate,
-    underflow_fraction,
-    uninitialized_parameters,
-    unused_parameters,
-    update_ratio,
-    waking_step,
-)
 from .measure import Measure
 
-__all__ = ["DEFAULT", "MEASURES", "RECORDED", "RECORDED_ALONG_TIME", "Measure", "find_measure"]
+__all__ = ["DEFAULT", "FAMILIES", "MEASURES", "Measure", "declared_measures", "find_measure", "recorded_along"]
 
-MEASURES: dict[str, Measure] = {
-    module.MEASURE.name: module.MEASURE
-    for module in (
-        lyapunov_max,
-        lyapunov_spectrum,
-        lyapunov_history,
-        log_gain,
-        growth_rate,
-        loss_log_gain,
-        gradient_norm,
-        relative_gradient_norm,
-        activation_rms,
-        forward_log_gain,
-        saturated_fraction,
-        dead_fraction,
-        sample_similarity,
-        memory_horizon,
-        precision_horizon,
-        jacobian_singular_values,
-        max_ftle,
-        condition_number,
-        numerical_rank,
-        isometry_gap,
-        spectral_radius,
-        recurrence_lyapunov_max,
-        attention_entropy,
-        branch_gradient_share,
-        branch_ratio,
-        expert_usage,
-        interacting_samples,
-        nonfinite,
-        unused_parameters,
-        initial_loss,
-        excess_loss,
-        underflow_fraction,
-        overflow_fraction,
-        smallest_loss_scale,
-        gradient_snr,
-        gradient_confusion,
-        gradient_noise_scale,
-        ntk_condition_number,
-        sharpness,
-        stable_learning_rate,
-        update_ratio,
-        loss_drop,
-        waking_step,
-        asleep_parameters,
-        duplicate_parameters,
-        uninitialized_parameters,
-        meta_device_differences,
-        linear_steps,
-    )
-}
+FAMILIES = ("depth", "jacobian", "activations", "gradients", "loss", "structure")
+
+
+def declared_measures() -> Iterator[Measure]:
+    """Yield the measures of all families, in the order of families, files and lines."""
+    for family in FAMILIES:
+        package = import_module(f".{family}", __name__)
+        for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
+            module = import_module(f".{found.name}", package.__name__)
+            yield from (
+                m for m in vars(module).values() if isinstance(m, Measure) and m.read.__module__ == module.__name__
+            )
+
+
+MEASURES: dict[str, Measure] = {m.name: m for m in declared_measures()}
+"""By name; a plugin's join it when they are loaded."""
 
 DEFAULT: tuple[str, ...] = ("lyapunov_max", "gradient_norm", "activation_rms")
 """What is measured when nothing is asked for."""
 
-RECORDED: tuple[str, ...] = ("log_gain", "growth_rate", "activation_rms", "gradient_norm", "unused_parameters")
-"""What a baseline holds beside the measures that a test has bounds for."""
 
-RECORDED_ALONG_TIME: tuple[str, ...] = ("log_gain", "lyapunov_max", "gradient_norm", "unused_parameters")
-"""The same along time, where steps are many and alike."""
+def recorded_along(chain: str) -> tuple[Measure, ...]:
+    """Return what a baseline along ``"depth"`` or ``"time"`` holds, in addition to the measures that a test has bounds for."""
+    return tuple(m for m in MEASURES.values() if chain in m.recorded)
 
 
 def find_measure(name: str, *, where: str = "", known: Iterable[str] = MEASURES) -> Measure:
     """Return the measure of that name.
 
+    Args:
+        name: Of the measure.
+        where: Where it was asked for, for the message.
+        known: Names that the message may suggest.
+
     Raises:
-        BoundError: There is none; the message names ``where`` it was asked for, and the nearest names.
+        BoundError: There is none; the message names ``where`` it was asked for, and the nearest name.
     """
     if name in MEASURES:
         return MEASURES[name]

@@ -147,7 +147,7 @@ def pytest_runtest_makereport(
     """Send what a test measured along with its report, as plain data that crosses processes."""
     report = yield
     if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
-        from ..records import plain
+        from ..records.reports import plain
 
         records = list(item.stash[RECORDS].values())
         if call.excinfo is not None and not call.excinfo.errisinstance((AssertionError, pytest.fail.Exception)):
@@ -160,7 +160,7 @@ def pytest_runtest_makereport(
 
 def pytest_assertrepr_compare(op: str, left: Any, right: Any) -> list[str] | None:
     """Explain a failing comparison of a profile or spectrum with a number."""
-    if "pytest_trainability.records" not in {type(left).__module__, type(right).__module__}:
+    if "pytest_trainability.records.estimates" not in {type(left).__module__, type(right).__module__}:
         return None
     from ..report.explain import explain_comparison
 

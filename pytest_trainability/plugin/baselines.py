@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..checks.baseline_files import Contents
     from ..checks.baselines import Entry
-    from ..records import BaselineRecord
+    from ..records.reports import BaselineRecord
 
 __all__ = ["ASKED", "BASELINES", "Asked", "Baselines"]
 
@@ -75,7 +75,7 @@ class Baselines:
         from ..checks.baseline_files import baseline_path, entry_to_plain
         from ..checks.baselines import compare
         from ..errors import UsageError
-        from ..records import BaselineRecord
+        from ..records.reports import BaselineRecord
 
         if any(asked.name == name and asked.key != key for asked in item.stash[ASKED]):
             msg = (

@@ -126,7 +126,7 @@ def bounds_of(item: pytest.Item) -> dict[str, Bound]:
         BoundError: A name is no measure or a value no bound; the message says where it stands.
     """
     from ..checks.bounds import as_bound
-    from ..checks.profiles import find_profile
+    from ..checks.presets import find_profile
     from ..errors import BoundError
     from ..measures import find_measure
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..checks.baseline_files import Contents
     from ..checks.baselines import Entry
-    from ..records import BaselineChange
+    from ..records.reports import BaselineChange
 
 __all__ = ["main"]
 

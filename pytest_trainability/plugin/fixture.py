@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..measurement import Measurement
-    from ..records import CheckRecord
+    from ..records.reports import CheckRecord
     from ..scaling import Scaling
     from ..scaling.arguments import Along
 
@@ -77,7 +77,7 @@ class Trainability:
         __tracebackhide__ = True
         from ..errors import TrainabilityError
         from ..measurement import Context, measure_in
-        from ..records import plain
+        from ..records.reports import plain
 
         name = None if name is None else plain(name)
         bounds = bounds_of(self._item)
@@ -128,7 +128,7 @@ class Trainability:
         __tracebackhide__ = True
         from ..errors import TrainabilityError
         from ..measurement import Context
-        from ..records import plain
+        from ..records.reports import plain
         from ..scaling import sweep_in
 
         if arguments.get("name") is not None:

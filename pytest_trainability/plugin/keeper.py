@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ..checks.baseline_files import Contents
-    from ..records import BaselineSummary
+    from ..records.reports import BaselineSummary
 
 __all__ = ["Keeper", "refuse_partial_prune"]
 
@@ -91,7 +91,7 @@ class Keeper:
         Returns:
             Whether pruning was asked for and refused.
         """
-        from ..records import BaselineSummary
+        from ..records.reports import BaselineSummary
 
         written = tuple(self._write())
         if self._settings.measured is not None:

@@ -202,7 +202,7 @@ def _dtype(given: Any) -> str:
 
 
 def _profile(given: Any) -> str:
-    from ..checks.profiles import find_profile
+    from ..checks.presets import find_profile
 
     find_profile(given)
     return str(given)

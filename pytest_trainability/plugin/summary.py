@@ -11,7 +11,7 @@ from .options import SETTINGS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..records import CheckRecord
+    from ..records.reports import CheckRecord
     from ..report.terminal import Outcome
     from .keeper import Keeper
 
@@ -50,7 +50,7 @@ class Summary:
         baselines = self._keeper.summary
         if not self._found and not self._missing() and (baselines is None or baselines == type(baselines)()):
             return
-        from ..records import CheckRecord
+        from ..records.reports import CheckRecord
         from ..report.terminal import Line, section
         from ..report.terminal import baselines as lines_of_baselines
 

@@ -8,16 +8,9 @@ from numbers import Real
 from typing import Any
 
 from ..checks.bounds import Bound
-from ..records import (
-    BaselineChange,
-    BaselineRecord,
-    CheckRecord,
-    Profile,
-    Spectrum,
-    VerdictRecord,
-    format_names,
-    format_number,
-)
+from ..records.estimates import Profile, Spectrum
+from ..records.reports import BaselineChange, BaselineRecord, CheckRecord, VerdictRecord
+from ..records.text import format_names, format_number
 
 __all__ = [
     "baseline_lines",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from ..records import BaselineRecord, BaselineSummary, CheckRecord
+from ..records.reports import BaselineRecord, BaselineSummary, CheckRecord
 from .explain import (
     bound_text,
     change_lines,

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..engine.given import as_count, as_optimizer
 from ..engine.isolation import preserved_generators, preserved_model
-from ..engine.recipe import OptimizerFactory, Recipe, choose_device, recorded
-from ..engine.replay import Objective
-from ..engine.training import Training, changes, outputs_of_modules
+from ..engine.runs.arguments import as_count, as_optimizer
+from ..engine.runs.building import choose_device
+from ..engine.runs.forward_pass import forward_pass
+from ..engine.runs.objective import Objective
+from ..engine.runs.recipe import OptimizerFactory, Recipe
+from ..engine.runs.training import Training, changes, outputs_of_modules
 from ..errors import ModelError, TrainabilityError, UsageError
 from ..measurement import Context, as_dtype
 
@@ -52,7 +54,7 @@ class TrainingBefore:
         lazy = any(is_lazy(p) for p in model.parameters())
         # A first run draws the batch that will be measured, and gives lazy modules their weights.
         with nullcontext() if lazy else preserved_model(model):
-            batch = recorded(recipe, model, seed)
+            batch = forward_pass(recipe, model, seed)
         if batch.loss is None:
             msg = "after_steps= must come with a loss to train on. Hand in loss=, or a model that computes its own."
             raise UsageError(msg)

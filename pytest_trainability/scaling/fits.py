@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..records import Estimate
+from ..records.estimates import Estimate
 
 __all__ = ["fit", "heights", "misfit", "why_broken"]
 

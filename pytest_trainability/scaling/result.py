@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from ..checks.bounds import BoundLike, as_bound
 from ..checks.statistics import estimate
 from ..checks.verdicts import judge
-from ..errors import BoundError, UsageError
-from ..measurement import Measurement, TrainabilityFailure
-from ..records import Estimate, Profile, VerdictRecord, format_names, format_number
+from ..errors import BoundError, TrainabilityFailure, UsageError
+from ..measurement import Measurement
+from ..records.estimates import Estimate, Profile
+from ..records.reports import VerdictRecord
+from ..records.text import format_names, format_number
 from ..report.explain import explain, labelled, reproduce_command
 from .arguments import CHANGE, SUMMARIES, Along, Patterns, Summary, refuse_measure
 from .fits import fit, heights, misfit, why_broken

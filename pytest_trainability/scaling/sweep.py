@@ -13,7 +13,8 @@ from ..checks.statistics import CONFIDENCE, Level, as_seeds, estimate
 from ..errors import TrainabilityError, UsageError
 from ..measurement import Context, Measurement, measure_in
 from ..measures import MEASURES
-from ..records import CheckRecord, Estimate, Profile, Spectrum, VerdictRecord
+from ..records.estimates import Estimate, Profile, Spectrum
+from ..records.reports import CheckRecord, VerdictRecord
 from .arguments import (
     CHANGE,
     DEFAULT,

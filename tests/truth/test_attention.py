@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from towers import F64
 
 from pytest_trainability import measure
-from pytest_trainability.engine import attention
+from pytest_trainability.measures.activations import attention
 
 HEADS, WIDTH, BATCH, LENGTH = 2, 16, 3, 7
 CAUSAL = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()

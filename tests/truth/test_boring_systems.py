@@ -16,7 +16,7 @@ from towers import F64, Block, Elementwise, Residual, gaussian, linear, normal, 
 
 from pytest_trainability import measure
 from pytest_trainability.errors import UsageError
-from pytest_trainability.records import Estimate, Spectrum
+from pytest_trainability.records.estimates import Estimate, Spectrum
 
 BATCHES = pytest.mark.parametrize("batch", [1, 3], ids=["joint", "per sample"])
 

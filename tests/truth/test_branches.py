@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from towers import F64, Residual, gaussian, normal, orthogonal, repeated
 
 from pytest_trainability import measure
-from pytest_trainability.engine.branches import skips_of
 from pytest_trainability.engine.isolation import derived_seed
+from pytest_trainability.measures.depth.residual_branches import skips_of
 
 WIDTH, BATCH = 12, 5
 BOTH = ["branch_ratio", "branch_gradient_share"]

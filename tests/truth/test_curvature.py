@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from pytest_trainability import measure
 from pytest_trainability.engine.isolation import derived_seed
-from pytest_trainability.engine.lanczos import TOLERANCE, largest_eigenvalue
+from pytest_trainability.engine.linalg.lanczos import TOLERANCE, largest_eigenvalue
 from pytest_trainability.errors import InapplicableError, UsageError
 
 F64 = torch.float64

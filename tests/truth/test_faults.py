@@ -12,10 +12,10 @@ import pytest
 from faults import FAULTS, HEALTHY, Case, changed, flagged, measured
 
 from pytest_trainability import measure
-from pytest_trainability.checks.profiles import find_profile
+from pytest_trainability.checks.presets import find_profile
 from pytest_trainability.measurement import Measurement
 from pytest_trainability.measures import MEASURES
-from pytest_trainability.records import Estimate, Names, Profile
+from pytest_trainability.records.estimates import Estimate, Names, Profile
 
 ALL = range(4)
 TWO = range(2)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from towers import F64, Block, Residual, gaussian, normal, on_sphere, repeated, standard_error
 
 from pytest_trainability import measure
-from pytest_trainability.engine.capture import capture
-from pytest_trainability.engine.chain import chain_of, graph_of
-from pytest_trainability.engine.products import pull_back
-from pytest_trainability.engine.steps import choose_steps
+from pytest_trainability.engine.capture.chain import chain_of, graph_of
+from pytest_trainability.engine.capture.recorder import capture
+from pytest_trainability.engine.capture.steps import choose_steps
+from pytest_trainability.engine.jacobian.vjp import pull_back
 
 # Row 7: BatchNorm in training mode explodes gradients ---------------------------------------------------------------
 

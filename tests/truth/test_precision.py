@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pytest_trainability import InapplicableError, measure
 from pytest_trainability.engine.isolation import derived_seed
-from pytest_trainability.engine.precision import entries, loss_scale
+from pytest_trainability.measures.gradients.half_precision import entries, loss_scale
 
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 WIDTH, BATCH = 16, 8

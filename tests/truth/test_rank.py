@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from towers import F64, normal
 
-from pytest_trainability.engine.framing import find_frame
-from pytest_trainability.engine.products import random_cotangents
-from pytest_trainability.engine.singular_values import singular_values
-from pytest_trainability.engine.sweep import sweep
+from pytest_trainability.engine.jacobian.qr_sweep import sweep
+from pytest_trainability.engine.jacobian.sample_independence import find_frame
+from pytest_trainability.engine.jacobian.vjp import random_cotangents
+from pytest_trainability.measures.jacobian.singular_values import singular_values
 
 PRIME = 2**61 - 1
 BATCH = 8

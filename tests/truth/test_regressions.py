@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pytest_trainability.checks.baselines import Entry, Series, compare
 from pytest_trainability.measurement import Context, measure_in
 from pytest_trainability.measures import MEASURES, RECORDED
-from pytest_trainability.records import BaselineChange
+from pytest_trainability.records.reports import BaselineChange
 
 TOLERANCES = {m.name: m.tolerance for m in MEASURES.values()}
 EIGHT, OTHERS = range(8), range(100, 108)

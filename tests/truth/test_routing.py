@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from towers import F64, normal, orthogonal
 
 from pytest_trainability import measure
-from pytest_trainability.engine.routing import usage_entropy
+from pytest_trainability.measures.activations.routing import usage_entropy
 
 WIDTH, EXPERTS, TOKENS = 16, 8, 200
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from towers import F64, Elementwise
 
 from pytest_trainability import measure
-from pytest_trainability.engine.capture import edge_of
-from pytest_trainability.engine.channels import Layout
-from pytest_trainability.engine.elementwise import Application, steepest_slope
+from pytest_trainability.engine.capture.recorder import edge_of
+from pytest_trainability.measures.activations.elementwise import Application, steepest_slope
+from pytest_trainability.measures.activations.unit_axes import Layout
 
 SAMPLES, UNITS = 64, 64
 COUNT = SAMPLES * UNITS

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from towers import F64, gaussian
 
 from pytest_trainability import measure
-from pytest_trainability.engine.similarity import mean_cosine
+from pytest_trainability.measures.activations.similarity import mean_cosine
 
 
 def similarity(model, inputs, **options):

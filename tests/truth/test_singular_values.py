@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from towers import F64, Block, gaussian, linear, normal, orthogonal, repeated, stacked, standard_error
 
 from pytest_trainability import measure
-from pytest_trainability.engine.framing import find_frame
-from pytest_trainability.engine.singular_values import SingularValues, singular_values
+from pytest_trainability.engine.jacobian.sample_independence import find_frame
+from pytest_trainability.measures.jacobian.singular_values import SingularValues, singular_values
 
 ALL = ["jacobian_singular_values", "max_ftle", "condition_number", "numerical_rank", "isometry_gap"]
 

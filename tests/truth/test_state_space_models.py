@@ -34,7 +34,7 @@ from towers import F64
 
 from pytest_trainability import measure
 from pytest_trainability.engine.isolation import derived_seed
-from pytest_trainability.records import Estimate, Spectrum
+from pytest_trainability.records.estimates import Estimate, Spectrum
 
 transformers = pytest.importorskip("transformers")
 

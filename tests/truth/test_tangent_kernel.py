@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from towers import F64, linear
 
 from pytest_trainability import measure
-from pytest_trainability.engine.ensemble import ensemble
 from pytest_trainability.engine.isolation import derived_seed
-from pytest_trainability.engine.recipe import Recipe
-from pytest_trainability.engine.tangent_kernel import TANGENT_KERNEL, outputs_of
+from pytest_trainability.engine.runs.ensemble import ensemble
+from pytest_trainability.engine.runs.recipe import Recipe
+from pytest_trainability.measures.loss.tangent_kernel import TANGENT_KERNEL, outputs_of
 
 WANTED = ["ntk_condition_number"]
 

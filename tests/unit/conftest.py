@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_trainability.records import CheckRecord, VerdictRecord
+from pytest_trainability.records.reports import CheckRecord, VerdictRecord
 
 
 def verdict(**changes: Any) -> VerdictRecord:

@@ -10,9 +10,9 @@ from torch import nn
 
 from pytest_trainability import Measurement, Rollout, measure
 from pytest_trainability.checks.baselines import Entry, compare, find_entry
-from pytest_trainability.engine.capture import capture
-from pytest_trainability.engine.recipe import choose_device
-from pytest_trainability.engine.unroll import Unrolling
+from pytest_trainability.engine.capture.fused_rnn import Unrolling
+from pytest_trainability.engine.capture.recorder import capture
+from pytest_trainability.engine.runs.building import choose_device
 from pytest_trainability.measures import MEASURES, RECORDED
 
 pytestmark = [

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from pytest_trainability import Estimate, Names, Profile, Spectrum, Steps
-from pytest_trainability.records import CheckRecord, VerdictRecord, format_number, format_value
+from pytest_trainability.records.reports import CheckRecord, VerdictRecord
+from pytest_trainability.records.text import format_number, format_value
 
 NAN, INF = math.nan, math.inf
 

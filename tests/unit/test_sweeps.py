@@ -28,7 +28,7 @@ from pytest_trainability import (
     within,
 )
 from pytest_trainability.measurement import Context
-from pytest_trainability.records import CheckRecord
+from pytest_trainability.records.reports import CheckRecord
 from pytest_trainability.scaling import sweep_in
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_trainability.checks import baselines
 from pytest_trainability.checks.baselines import Entry, NameSet, Series, compare, environment_key
-from pytest_trainability.records import BaselineChange
+from pytest_trainability.records.reports import BaselineChange
 
 NAN, INF = math.nan, math.inf
 TOLERANCES = {

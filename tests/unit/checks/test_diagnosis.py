@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_trainability.checks.diagnosis import diagnose
-from pytest_trainability.records import StepFacts
+from pytest_trainability.records.reports import StepFacts
 
 NAN, INF = math.nan, math.inf
 

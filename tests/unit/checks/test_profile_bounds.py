@@ -8,7 +8,7 @@ import re
 import pytest
 
 from pytest_trainability.checks.bounds import Bound
-from pytest_trainability.checks.profiles import PROFILES, find_profile
+from pytest_trainability.checks.presets import PROFILES, find_profile
 from pytest_trainability.errors import BoundError
 from pytest_trainability.measures import MEASURES
 

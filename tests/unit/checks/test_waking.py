@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_trainability import at_least, measure
 from pytest_trainability.checks.waking import judged_of, waking_texts
-from pytest_trainability.records import Estimate, Profile
+from pytest_trainability.records.estimates import Estimate, Profile
 
 INF = math.inf
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pytest_trainability import measure
-from pytest_trainability.engine.elementwise import Application, generator_states, steepest_slope
+from pytest_trainability.measures.activations.elementwise import Application, generator_states, steepest_slope
 
 WIDTH = 8
 

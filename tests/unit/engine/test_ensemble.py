@@ -16,8 +16,9 @@ from models import BATCH, VOCAB, WIDTH
 from torch import Tensor, nn
 
 from pytest_trainability import measure
-from pytest_trainability.engine import isolation, products
-from pytest_trainability.engine.recipe import choose_device
+from pytest_trainability.engine import isolation
+from pytest_trainability.engine.jacobian import vjp as products
+from pytest_trainability.engine.runs.building import choose_device
 from pytest_trainability.errors import CutError, ModelError, TrainabilityError, UsageError
 
 FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)

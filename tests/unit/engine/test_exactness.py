@@ -13,13 +13,13 @@ from models import ARCHITECTURES, Architecture, Cutting
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from pytest_trainability.engine.capture import Edge
-from pytest_trainability.engine.chain import Chain, describe
-from pytest_trainability.engine.frames import Frame
-from pytest_trainability.engine.framing import find_frame
-from pytest_trainability.engine.graph import Graph
-from pytest_trainability.engine.products import loss_cotangent, pull_back, random_cotangents
-from pytest_trainability.engine.sweep import sweep
+from pytest_trainability.engine.capture.chain import Chain, describe
+from pytest_trainability.engine.capture.graph import Graph
+from pytest_trainability.engine.capture.recorder import Edge
+from pytest_trainability.engine.jacobian.qr_sweep import sweep
+from pytest_trainability.engine.jacobian.sample_independence import find_frame
+from pytest_trainability.engine.jacobian.trajectories import Frame
+from pytest_trainability.engine.jacobian.vjp import loss_cotangent, pull_back, random_cotangents
 from pytest_trainability.engine.trees import tensors_in
 
 CPU = torch.device("cpu")

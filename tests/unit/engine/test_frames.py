@@ -12,11 +12,11 @@ import torch
 from models import ARCHITECTURES, BATCH, LENGTH, WIDTH, Architecture, Cutting
 from torch import Tensor, nn
 
-from pytest_trainability.engine.chain import Chain
-from pytest_trainability.engine.frames import Frame
-from pytest_trainability.engine.framing import find_frame
-from pytest_trainability.engine.products import random_cotangents
-from pytest_trainability.engine.sweep import sweep
+from pytest_trainability.engine.capture.chain import Chain
+from pytest_trainability.engine.jacobian.qr_sweep import sweep
+from pytest_trainability.engine.jacobian.sample_independence import find_frame
+from pytest_trainability.engine.jacobian.trajectories import Frame
+from pytest_trainability.engine.jacobian.vjp import random_cotangents
 from pytest_trainability.engine.trees import batch_size
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_trainability import measure
-from pytest_trainability.engine.interaction import halves
 from pytest_trainability.errors import InapplicableError
+from pytest_trainability.measures.structure.sample_mixing import halves
 
 WIDTH, BATCH = 8, 5
 

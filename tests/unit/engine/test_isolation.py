@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pytest_trainability import measure
 from pytest_trainability.engine.isolation import derived_seed
-from pytest_trainability.engine.products import random_cotangents
+from pytest_trainability.engine.jacobian.vjp import random_cotangents
 from pytest_trainability.errors import ModelError, TrainabilityError
 
 BY_ID = {case.id: case for case in ARCHITECTURES}

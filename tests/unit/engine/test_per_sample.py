@@ -16,15 +16,15 @@ from models import BATCH, LENGTH, VOCAB, WIDTH
 from torch import Tensor, nn
 
 from pytest_trainability import measure
-from pytest_trainability.engine import gram
-from pytest_trainability.engine.ensemble import ensemble
-from pytest_trainability.engine.gradient_statistics import GRADIENT_GRAM, GRADIENT_MOMENTS, _require_in_span
-from pytest_trainability.engine.gradients import PARAMETER_GRADIENTS
-from pytest_trainability.engine.per_sample import PER_SAMPLE
-from pytest_trainability.engine.recipe import Recipe
-from pytest_trainability.engine.run import Run
+from pytest_trainability.engine.linalg import gram
+from pytest_trainability.engine.runs.common_needs import PARAMETER_GRADIENTS
+from pytest_trainability.engine.runs.ensemble import ensemble
+from pytest_trainability.engine.runs.recipe import Recipe
+from pytest_trainability.engine.runs.run import Run
 from pytest_trainability.engine.trees import tensors_in
 from pytest_trainability.errors import UsageError
+from pytest_trainability.measures.gradients.per_sample import PER_SAMPLE
+from pytest_trainability.measures.gradients.statistics import GRADIENT_GRAM, GRADIENT_MOMENTS, _require_in_span
 
 NOISE = ["gradient_snr", "gradient_confusion", "gradient_noise_scale"]
 F64 = torch.float64

@@ -20,17 +20,17 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from pytest_trainability import Rollout, measure
-from pytest_trainability.engine import spectra
-from pytest_trainability.engine.capture import Capture, capture
-from pytest_trainability.engine.chain import Chain, graph_of
-from pytest_trainability.engine.ensemble import ALONG_TIME
-from pytest_trainability.engine.frames import Frame
-from pytest_trainability.engine.framing import find_frame
-from pytest_trainability.engine.products import pull_back, random_cotangents
-from pytest_trainability.engine.recurrence import Recurrence, chain_along, choose_recurrence, find_recurrences
-from pytest_trainability.engine.sweep import sweep
+from pytest_trainability.engine.capture.chain import Chain, graph_of
+from pytest_trainability.engine.capture.recorder import Capture, capture
+from pytest_trainability.engine.capture.recurrence import Recurrence, chain_along, choose_recurrence, find_recurrences
+from pytest_trainability.engine.jacobian.qr_sweep import sweep
+from pytest_trainability.engine.jacobian.sample_independence import find_frame
+from pytest_trainability.engine.jacobian.trajectories import Frame
+from pytest_trainability.engine.jacobian.vjp import pull_back, random_cotangents
+from pytest_trainability.engine.runs.ensemble import ALONG_TIME
 from pytest_trainability.engine.trees import tensors_in
 from pytest_trainability.errors import CutError, UsageError
+from pytest_trainability.measures.depth import spectral_radius as spectra
 
 WIDTH, FEATURES, BATCH, LENGTH = 3, 4, 2, 4
 Blocks = tuple[Tensor, ...]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_trainability import InapplicableError, Measure, Need, Run, Stage, UsageError, add_measure, at_least, measure
-from pytest_trainability.engine.capture import Recorder
-from pytest_trainability.engine.gradients import PARAMETER_GRADIENTS
-from pytest_trainability.engine.replay import Objective
+from pytest_trainability.engine.capture.recorder import Recorder
+from pytest_trainability.engine.runs.common_needs import PARAMETER_GRADIENTS
+from pytest_trainability.engine.runs.objective import Objective
 from pytest_trainability.measures import MEASURES
 
 Add = Callable[..., Measure]

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pytest_trainability import measure
-from pytest_trainability.engine.frames import Frame, as_columns, as_rows, dimensions
-from pytest_trainability.engine.framing import find_frame
-from pytest_trainability.engine.graded import Graded, log_singular_values
-from pytest_trainability.engine.lanczos import Krylov, bidiagonalize, spread_of_squares
-from pytest_trainability.engine.products import pull_back
-from pytest_trainability.engine.push import push_forward
-from pytest_trainability.engine.singular_values import (
+from pytest_trainability.engine.jacobian.jvp import push_forward
+from pytest_trainability.engine.jacobian.sample_independence import find_frame
+from pytest_trainability.engine.jacobian.trajectories import Frame, as_columns, as_rows, dimensions
+from pytest_trainability.engine.jacobian.vjp import pull_back
+from pytest_trainability.engine.linalg.bidiagonalization import Krylov, bidiagonalize, spread_of_squares
+from pytest_trainability.engine.linalg.graded_products import Graded, log_singular_values
+from pytest_trainability.engine.trees import batch_size
+from pytest_trainability.errors import CutError
+from pytest_trainability.measures.jacobian.singular_values import (
     DENSE,
     SingularValues,
     _all,
@@ -29,8 +31,6 @@ from pytest_trainability.engine.singular_values import (
     _product_of,
     singular_values,
 )
-from pytest_trainability.engine.trees import batch_size
-from pytest_trainability.errors import CutError
 
 F64 = torch.float64
 ALL = ["jacobian_singular_values", "max_ftle", "condition_number", "numerical_rank", "isometry_gap"]

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from pytest_trainability import measure
-from pytest_trainability.engine.capture import Capture, capture
-from pytest_trainability.engine.chain import Chain, graph_of
-from pytest_trainability.engine.ensemble import ALONG_TIME
-from pytest_trainability.engine.frames import Frame
-from pytest_trainability.engine.framing import find_frame
-from pytest_trainability.engine.products import pull_back, random_cotangents
-from pytest_trainability.engine.recurrence import chain_along, choose_recurrence, find_recurrences
+from pytest_trainability.engine.capture.chain import Chain, graph_of
+from pytest_trainability.engine.capture.recorder import Capture, capture
+from pytest_trainability.engine.capture.recurrence import chain_along, choose_recurrence, find_recurrences
+from pytest_trainability.engine.jacobian.sample_independence import find_frame
+from pytest_trainability.engine.jacobian.trajectories import Frame
+from pytest_trainability.engine.jacobian.vjp import pull_back, random_cotangents
+from pytest_trainability.engine.runs.ensemble import ALONG_TIME
 from pytest_trainability.engine.trees import tensors_in
 from pytest_trainability.errors import CutError, ModelError
 

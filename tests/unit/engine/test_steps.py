@@ -10,8 +10,8 @@ import torch
 from models import ARCHITECTURES, Architecture
 from torch import Tensor, nn
 
-from pytest_trainability.engine.chain import describe
-from pytest_trainability.engine.products import pull_back, random_cotangents
+from pytest_trainability.engine.capture.chain import describe
+from pytest_trainability.engine.jacobian.vjp import pull_back, random_cotangents
 from pytest_trainability.errors import CutError, TrainabilityError, UsageError
 
 BY_ID = {case.id: case for case in ARCHITECTURES}

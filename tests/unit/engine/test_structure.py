@@ -15,8 +15,8 @@ import zoo
 from torch import Tensor, nn
 
 from pytest_trainability import InapplicableError, measure
-from pytest_trainability.engine.duplicates import equal_rows
-from pytest_trainability.engine.materialization import _drawn_otherwise
+from pytest_trainability.measures.structure.duplicates import equal_rows
+from pytest_trainability.measures.structure.meta_device import _drawn_otherwise
 
 WIDTH, BATCH, LENGTH = 16, 4, 6
 Build = Callable[[], nn.Module]

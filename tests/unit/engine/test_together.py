@@ -13,7 +13,7 @@ from pytest_trainability import measure
 from pytest_trainability.errors import InapplicableError
 from pytest_trainability.measurement import Measurement
 from pytest_trainability.measures import MEASURES
-from pytest_trainability.records import Estimate, Names, Profile, Spectrum
+from pytest_trainability.records.estimates import Estimate, Names, Profile, Spectrum
 
 WIDTH, SAMPLES, TOKENS = 6, 4, 5
 

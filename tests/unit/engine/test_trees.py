@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pytest_trainability.engine.trees import norm
+from pytest_trainability.engine.linalg.norms import norm
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1024, 1025, 100_000, 20_000_000])

@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 from torch.utils.checkpoint import checkpoint
 
 from pytest_trainability import CutError, measure
-from pytest_trainability.engine.capture import Capture, capture
-from pytest_trainability.engine.chain import Chain, graph_of
-from pytest_trainability.engine.ensemble import ALONG_TIME
-from pytest_trainability.engine.products import pull_back
-from pytest_trainability.engine.recurrence import chain_along, choose_recurrence, find_recurrences
+from pytest_trainability.engine.capture.chain import Chain, graph_of
+from pytest_trainability.engine.capture.recorder import Capture, capture
+from pytest_trainability.engine.capture.recurrence import chain_along, choose_recurrence, find_recurrences
+from pytest_trainability.engine.jacobian.vjp import pull_back
+from pytest_trainability.engine.runs.ensemble import ALONG_TIME
 from pytest_trainability.engine.trees import tensors_in
 
 WIDTH, FEATURES, BATCH, LENGTH = 3, 4, 3, 5

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_trainability import Estimate, Profile, Spectrum
 from pytest_trainability.checks.statistics import as_seeds
-from pytest_trainability.records import CheckRecord, VerdictRecord
+from pytest_trainability.records.reports import CheckRecord, VerdictRecord
 from pytest_trainability.report.explain import (
     BARS,
     accumulated,

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from pytest_trainability.records import BaselineChange, BaselineRecord, BaselineSummary, CheckRecord, VerdictRecord
+from pytest_trainability.records.reports import (
+    BaselineChange,
+    BaselineRecord,
+    BaselineSummary,
+    CheckRecord,
+    VerdictRecord,
+)
 from pytest_trainability.report.terminal import Line, Outcome, baselines, section
 
 MakeRecord = Callable[..., CheckRecord]

@@ -1,0 +1,140 @@
+"""Write what follows from the declarations of the measures: their typed attributes, and the index of their pages.
+
+    python docs/generate.py            # or: make generated
+    python docs/generate.py --check    # lists the files that are out of date, and exits with 1
+
+``pytest_trainability/measures/attributes.py`` has one annotation per measure, by its kind. ``docs/measures/index.md`` has one row
+per measure and family, with the question that its page opens with, and one row of costs, as ``python benchmarks/measures.py
+--record`` has measured them into ``benchmarks/costs.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+from pytest_trainability.measures import FAMILIES, Measure, declared_measures
+
+ROOT = Path(__file__).parents[1]
+ATTRIBUTES = ROOT / "pytest_trainability" / "measures" / "attributes.py"
+PAGES = ROOT / "docs" / "measures"
+INDEX = PAGES / "index.md"
+COSTS = ROOT / "benchmarks" / "costs.json"
+TYPES = {"scalar": "Estimate", "spectrum": "Spectrum", "profile": "Profile", "names": "Names"}
+
+INTRODUCTION = """# Measures
+
+A chain $x_0 → x_1 → … → x_L$ has the step Jacobians $J_l = ∂x_l/∂x_{l-1}$. The backward pass carries a cotangent
+$u_{l-1} = J_l^⊤ u_l$ from the last state to the first. Logarithms are natural: 1 nat is a factor of e. Values are averaged over
+trajectories first (over samples, where samples do not interact) and then over seeds.
+
+Every measure is an attribute of a measurement and a name for a bound. Measures that are requested together share one run, and nothing
+else is computed. Each page gives the definition, the assumptions, when the measure misleads, its cost and its source.
+"""
+
+TREE = """
+```{toctree}
+:hidden:
+:glob:
+
+*
+```
+"""
+
+
+def family_of(measure: Measure) -> str:
+    """Return the family that declares a measure."""
+    return measure.read.__module__.split(".")[-2]
+
+
+def attributes() -> str:
+    """Return the text of the module of typed attributes."""
+    lines = "\n".join(f"        {m.name}: {TYPES[m.kind]}" for m in declared_measures())
+    return f'''"""The measures as typed attributes, for type checkers and editors.
+
+Written by ``make generated`` from the declarations of the measures; do not edit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..records.estimates import Estimate, Names, Profile, Spectrum
+
+__all__ = ["Attributes"]
+
+
+class Attributes:
+    """One attribute per measure, by its kind."""
+
+    if TYPE_CHECKING:
+{lines}
+'''
+
+
+def question_of(name: str) -> str:
+    """Return the question that the page of a measure opens with.
+
+    Raises:
+        SystemExit: There is no page, or it opens with something else.
+    """
+    page = PAGES / f"{name}.md"
+    found = re.match(r"# .+\n\n\*(.+\?)\*\n", page.read_text(encoding="utf-8")) if page.is_file() else None
+    if found is None:
+        sys.exit(f"{page.relative_to(ROOT)} must open with a title and a question in italics: *How large is …?*")
+    return found[1]
+
+
+def tables() -> Iterator[str]:
+    """Yield a heading and a table for each family."""
+    for family in FAMILIES:
+        title = (import_module(f"pytest_trainability.measures.{family}").__doc__ or family).strip().rstrip(".")
+        yield f"\n## {title}\n\n| measure | question |\n|---|---|"
+        yield from (
+            f"| [`{m.name}`]({m.name}.md) | {question_of(m.name)} |"
+            for m in declared_measures()
+            if family_of(m) == family
+        )
+
+
+def costs() -> Iterator[str]:
+    """Yield the table of costs."""
+    recorded = json.loads(COSTS.read_text(encoding="utf-8"))
+    yield f"\n## Costs\n\n{recorded['conditions']}\n"
+    yield "| measure | " + " | ".join(recorded["models"]) + " |"
+    yield "|---|" + "---|" * len(recorded["models"])
+    for m in declared_measures():
+        row = recorded["costs"].get(m.name, ["not measured yet"] * len(recorded["models"]))
+        cells = ("–" if cost is None else cost if isinstance(cost, str) else f"{cost:.2g}" for cost in row)
+        yield f"| `{m.name}` | " + " | ".join(cells) + " |"
+
+
+def index() -> str:
+    """Return the text of the index of pages."""
+    return "\n".join([INTRODUCTION.rstrip("\n"), *tables(), *costs(), TREE.rstrip("\n")]) + "\n"
+
+
+def main() -> int:
+    """Write the files, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file is out of date")
+    check = parser.parse_args().check
+    stale = []
+    for path, text in ((ATTRIBUTES, attributes()), (INDEX, index())):
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(path)
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        print(f"{path.relative_to(ROOT)} {'is out of date: run make generated' if check else 'written'}")
+    return 1 if stale and check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

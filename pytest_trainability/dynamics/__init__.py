@@ -1,0 +1,1 @@
+"""Lyapunov exponents of iterated maps and flows."""

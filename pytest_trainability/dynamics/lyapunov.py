@@ -1,0 +1,180 @@
+"""Exponents of a map that the user iterates: :func:`lyapunov_spectrum`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks.statistics import CONFIDENCE, Level, as_confidence, estimate
+from ..engine.capture.rollout import refuse_time, refuse_unlike
+from ..engine.isolation import derived_seed, preserved_world, seeded
+from ..engine.runs.arguments import as_count
+from ..engine.trees import map_tensors, tensors_in
+from ..errors import ModelError, UsageError
+from ..records.estimates import Estimate, Listed, Spectrum
+from .tangent import Map, random_frame, tangent_sweep
+
+__all__ = ["LyapunovExponents", "lyapunov_spectrum"]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class LyapunovExponents(Listed[Estimate]):
+    """Exponents of a map, largest first, and how they came about."""
+
+    spectrum: Spectrum
+    """One estimate for each exponent, averaged over trajectories; with one trajectory it has no interval."""
+    local: tuple[tuple[float, ...], ...]
+    """Per step the local exponents, averaged over trajectories, in the order of the frame's columns."""
+    history: tuple[tuple[float, ...], ...]
+    """Per step the average up to it: what :attr:`spectrum` converges from."""
+    state: Any
+    """The last state, from which to go on."""
+
+    def _items(self) -> Sequence[Estimate]:
+        return self.spectrum
+
+    @property
+    def kaplan_yorke_dimension(self) -> float:
+        """``j + (λ_1 + … + λ_j) / |λ_{j+1}|`` for the largest j whose sum is not negative.
+
+        NaN where all known exponents together are not negative, though more may be: ask for more.
+
+        Source: Kaplan & Yorke, Lecture Notes in Mathematics 730, 204 (1979).
+        """
+        total = 0.0
+        for j, exponent in enumerate(self.spectrum):
+            if total + exponent.mean < 0:
+                return j + (total / abs(exponent.mean) if math.isfinite(exponent.mean) else 0.0)
+            total += exponent.mean
+        return math.nan
+
+    def __repr__(self) -> str:
+        return repr(self.spectrum).replace("Spectrum(", f"LyapunovExponents({len(self.local)} steps: ", 1)
+
+
+def lyapunov_spectrum(
+    step: Callable[..., Any],
+    state: Any,
+    *,
+    steps: int,
+    inputs: Any = None,
+    dt: float = 1.0,
+    exponents: int | None = None,
+    warmup: int = 0,
+    alignment: int = 0,
+    batched: bool = False,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> LyapunovExponents:
+    """Return the Lyapunov exponents of a differentiable map that is iterated.
+
+    ``λ_i = lim (1/(T dt)) Σ_t ln R_t[i, i]`` with ``J_t Q_{t-1} = Q_t R_t``.
+
+    >>> import torch
+    >>> found = lyapunov_spectrum(lambda x: 4 * x * (1 - x), torch.rand(100, 1).double(), steps=300, batched=True)
+    >>> bool(abs(found[0] - 0.6931) < 0.02)
+    True
+
+    Args:
+        step: ``step(state)``, or ``step(state, input)`` where inputs are given; a module or any function in PyTorch.
+        state: Where it starts: a tensor, or a tuple, list or dict of them. What ``step`` returns must be alike.
+        steps: How many are averaged over.
+        inputs: A tensor, or a tree of them, whose first dimension counts the ``warmup + alignment + steps`` steps.
+        dt: Time of one step; exponents are per unit of it.
+        exponents: How many; all that there are unless given.
+        warmup: Steps before, in which the state finds its attractor.
+        alignment: Steps after those, in which the frame turns to the directions that belong to the exponents.
+        batched: Whether the first dimension of every tensor of the state counts trajectories, which do not interact.
+        seed: Of the frame, and of what ``step`` draws.
+        confidence: Of the intervals over trajectories.
+
+    Returns:
+        The exponents, largest first, in nats per step, or per unit of time where ``dt`` is not 1.
+
+    Raises:
+        UsageError: An argument cannot be used as given.
+        ModelError: The state is not one that is mapped to its like, or becomes something that is not finite.
+
+    Source: Benettin et al., Meccanica 15, 9 (1980); Eckmann & Ruelle, Rev. Mod. Phys. 57, 617 (1985).
+    """
+    for name, value, least in (("steps", steps, 1), ("warmup", warmup, 0), ("alignment", alignment, 0)):
+        as_count(name, value, least=least)
+    if exponents is not None:
+        as_count("exponents", exponents, otherwise="or None for all")
+    refuse_time(dt)
+    level = Level(as_confidence(confidence))
+    total = warmup + alignment + steps
+    advance = _map(step, inputs, total)
+    with preserved_world():
+        seeded(seed)
+        state = _checked_state(state, batched=batched)
+        with torch.no_grad():
+            for number in range(warmup):
+                state = map_tensors(_like(advance(state, number), state), Tensor.detach)
+        frame = random_frame(state, exponents or 2**62, derived_seed(seed, "frame"), batched=batched)
+        logs: list[Tensor] = []
+        for after, growth in tangent_sweep(advance, state, frame, range(warmup, total), batched=batched):
+            state = _like(after, state)
+            logs.append(growth)
+        local = torch.stack(logs[alignment:]).double().cpu() / dt
+    return _result(local, state, "nats/step" if dt == 1 else "nats/time", level)
+
+
+def _result(local: Tensor, state: Any, unit: str, level: Level) -> LyapunovExponents:
+    """Average local exponents of shape ``(steps, trajectories, k)``."""
+    found = [estimate(values, unit=unit, level=level) for values in local.mean(0).T.tolist()]
+    order = sorted(range(len(found)), key=lambda i: -found[i].mean)
+    across = local.mean(1)[:, order]
+    running = across.cumsum(0) / torch.arange(1, len(across) + 1, dtype=across.dtype).unsqueeze(1)
+    return LyapunovExponents(
+        Spectrum(tuple(found[i] for i in order)),
+        tuple(map(tuple, across.tolist())),
+        tuple(map(tuple, running.tolist())),
+        state,
+    )
+
+
+def _map(step: Any, inputs: Any, total: int) -> Map:
+    if not callable(step):
+        msg = f"step must be a function step(state), or step(state, input) with inputs. Got {type(step).__name__}."
+        raise UsageError(msg)
+    if inputs is None:
+        return lambda state, number: step(state)
+    lengths = {len(t) if t.dim() else 0 for t in tensors_in(inputs)}
+    if lengths != {total}:
+        msg = (
+            f"inputs must be tensors whose first dimension counts warmup + alignment + steps = {total} steps. Got "
+            f"{', '.join(map(str, sorted(lengths))) or 'no tensor'}."
+        )
+        raise UsageError(msg)
+    return lambda state, number: step(state, map_tensors(inputs, lambda t: t[number]))
+
+
+def _checked_state(state: Any, *, batched: bool) -> Any:
+    tensors = list(tensors_in(state))
+    if not tensors or not all(t.is_floating_point() and t.numel() for t in tensors):
+        msg = "state must be a tensor of floats with an element, or a tuple, list or dict of such. "
+        raise UsageError(
+            msg + f"Got {', '.join(f'{tuple(t.shape)} {t.dtype}' for t in tensors) or type(state).__name__}."
+        )
+    if len({(t.dtype, t.device) for t in tensors}) > 1:
+        msg = "the tensors of a state must have one dtype and one device. Got "
+        raise UsageError(msg + f"{', '.join(f'{t.dtype} on {t.device}' for t in tensors)}.")
+    if batched and len({len(t) if t.dim() else 0 for t in tensors}) != 1:
+        msg = "with batched=True the first dimension of every tensor of the state must count trajectories. Got shapes "
+        raise UsageError(msg + f"{', '.join(str(tuple(t.shape)) for t in tensors)}.")
+    return map_tensors(state, lambda t: t.detach().clone())
+
+
+def _like(after: Any, before: Any) -> Any:
+    """Return the new state if it is like the one before, and finite."""
+    refuse_unlike(before, after)
+    if not all(bool(t.isfinite().all()) for t in tensors_in(after)):
+        msg = "the state must stay finite. It has left: start elsewhere, or take a smaller time step."
+        raise ModelError(msg)
+    return after

@@ -1,0 +1,326 @@
+"""Which calls of a run are the steps of its chain: found automatically, or as the user says."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from ...errors import CutError, UsageError
+from .chain import beginning, results
+from .graph import Graph
+from .recorder import Call, Capture
+
+__all__ = ["StepChoice", "choose_steps"]
+
+
+StepChoice: TypeAlias = "str | type[nn.Module] | Sequence[str]"
+
+
+FEWEST_CALLS = 3
+"""A block is repeated when it is called three times or more, or twice as one of a stack of layers."""
+FEW_LIVE, MANY_LIVE = 4, 16
+"""Tensors that may be live after a block: first blocks with few are sought (residual streams, a U-Net of four levels),
+then such with many (diffusion U-Nets)."""
+SAME_LIVE = 0.45
+"""So much more than another block's average number of live tensors is no difference: those of an encoder-decoder have
+one in the encoder and two in the decoder."""
+MOST = 0.5
+"""Share of the weights outside embeddings and head that the blocks must hold together."""
+SUBSTANTIAL = 0.15
+"""Share of those weights that a further kind of block must hold to join the chain (the other half of an
+encoder-decoder does, the convolutional front end of a speech model does not)."""
+HEAD_LAYERS = 3
+"""So many weight layers after the last block are a head."""
+
+
+def choose_steps(record: Capture, graph: Graph, steps: StepChoice) -> list[Call]:
+    """Return the calls that are steps, in the order of their return.
+
+    Args:
+        record: One run.
+        graph: Its autograd graph.
+        steps: ``"auto"``, ``"blocks"``, ``"layers"``, a module class, a glob over module names
+            (``"encoder.layer.*"``; ``*`` stays within one level, ``**`` does not), or names.
+
+    Raises:
+        CutError: There is no such step in this model.
+        UsageError: ``steps`` is none of these, or names no module.
+    """
+    calls = record.calls
+    if isinstance(steps, type) and issubclass(steps, nn.Module):
+        chosen = [call for call in calls if isinstance(call.module, steps)]
+        return chosen or _none_called(record, f"an instance of {steps.__name__}")
+    if isinstance(steps, str):
+        if steps == "auto":
+            return _blocks(record, graph) or _layers(calls) or _no_step(record)
+        if steps == "blocks":
+            return _blocks(record, graph) or _no_block(record)
+        if steps == "layers":
+            return _layers(calls) or _no_step(record)
+        return _named(record, [steps])
+    if isinstance(steps, Sequence) and steps and all(isinstance(name, str) for name in steps):
+        return _named(record, list(steps))
+    msg = (
+        "steps must be 'auto', 'blocks', 'layers', 'time', a module class, a glob over module names or a list of "
+        f"names. Got {steps!r}."
+    )
+    raise UsageError(msg)
+
+
+def _no_step(record: Capture) -> list[Call]:
+    model = record.model
+    if isinstance(model, torch.jit.ScriptModule):
+        cure = "Calls inside of a scripted module cannot be seen: measure it as it was before torch.jit."
+    elif len(record.calls) <= 1:
+        cure = "It calls no module of its own: what is a step must be one, an nn.Module that the model calls."
+    else:
+        cure = "Name the steps: steps=SomeModuleClass, steps='layers.*' or steps=['stem', 'body', 'head']."
+    msg = (
+        f"a chain needs steps: a block that is called {FEWEST_CALLS} times or more, or layers with weights. "
+        f"{type(model).__name__} was run, and no call of either kind was seen. {cure}"
+    )
+    raise CutError(msg)
+
+
+def _no_block(record: Capture) -> list[Call]:
+    msg = (
+        f"steps='blocks' needs a composite module class that is called {FEWEST_CALLS} times or more and holds most of "
+        f"the weights. {type(record.model).__name__} has none. Try steps='layers', or name the class: "
+        "steps=SomeModuleClass."
+    )
+    raise CutError(msg)
+
+
+def _none_called(record: Capture, what: str) -> list[Call]:
+    seen = dict.fromkeys(type(call.module).__name__ for call in record.calls)
+    msg = f"the steps must be called by the model. No call of {what} was seen; called were {', '.join(seen)}."
+    raise CutError(msg)
+
+
+_KINDS = ("auto", "blocks", "layers", "time")
+
+
+# As the user says ------------------------------------------------------------------------------------------------
+def _named(record: Capture, patterns: Sequence[str]) -> list[Call]:
+    paths = [path for path, _ in record.model.named_modules() if path]
+    expressions = [_expression(pattern) for pattern in patterns]
+    for pattern, expression in zip(patterns, expressions):
+        if not any(expression.fullmatch(path) for path in paths):
+            near = difflib.get_close_matches(pattern, [*_KINDS, *paths], n=3, cutoff=0.4)
+            hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
+            msg = (
+                f"steps={pattern!r} must name a module of {type(record.model).__name__}, or match some; it matches none."
+                f"{hint} `[name for name, _ in model.named_modules()]` lists them all."
+            )
+            raise UsageError(msg)
+    chosen = [call for call in record.calls if call.path and any(e.fullmatch(call.path) for e in expressions)]
+    return chosen or _none_called(record, f"a module that matches {', '.join(map(repr, patterns))}")
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"(\*\*|\*|\?)", pattern)
+    meaning = {"**": ".*", "*": r"[^.]*", "?": r"[^.]"}
+    return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
+
+
+def _layers(calls: Sequence[Call]) -> list[Call]:
+    return [call for call in calls if _owns_weight(call.module)]
+
+
+def _owns_weight(module: nn.Module) -> bool:
+    """Whether the module itself, not a child, owns a parameter of two or more dimensions."""
+    own = list(module.parameters(recurse=False))
+    if is_parametrized(module):
+        own += [p for p in module.parametrizations.parameters() if p is not None]  # type: ignore[union-attr]
+    return any(parameter.dim() >= 2 for parameter in own)
+
+
+# Repeated blocks -------------------------------------------------------------------------------------------------
+@dataclass(eq=False)
+class _Family:
+    """Composite classes that count as one kind of block."""
+
+    classes: frozenset[type]
+    calls: list[Call]
+    stacked: bool = False
+    """Whether all its modules are members of containers, as the layers of a stack are."""
+    share: float = 0.0
+    live: float = 0.0
+
+    @property
+    def repeated(self) -> bool:
+        """Whether it is called three times or more; of a stack two layers are enough."""
+        return len(self.calls) >= (2 if self.stacked else FEWEST_CALLS)
+
+    def surrounds(self, other: _Family) -> bool:
+        """Whether most calls of ``other`` are made inside calls of this family."""
+        inside = sum(_inside(call, self.classes) for call in other.calls)
+        return 2 * inside > len(other.calls)
+
+
+def _inside(call: Call, classes: frozenset[type]) -> bool:
+    parent = call.parent
+    while parent is not None:
+        if type(parent.module) in classes:
+            return True
+        parent = parent.parent
+    return False
+
+
+def _blocks(record: Capture, graph: Graph) -> list[Call]:
+    families = [family for family in _families(record) if len(family.calls) > 1]
+    reading = [call for family in families for call in family.calls if call.inputs]
+    earliest = sorted(reading, key=lambda call: call.start)[:1]
+    for family in families:
+        family.share = _share(record, family.calls)
+    for limit in (FEW_LIVE, MANY_LIVE):
+        candidates = [
+            f for f in families if f.share >= SUBSTANTIAL and _measure_live(record, graph, f, earliest) <= limit
+        ]
+        candidates = _stacks([f for f in candidates if not _is_beaten(f, candidates)])
+        repeated = any(family.repeated for family in candidates)
+        calls = [call for call in record.calls if any(type(call.module) in f.classes for f in candidates)]
+        # A block inside a block of the same kind belongs to the outer one.
+        classes = frozenset(cls for family in candidates for cls in family.classes)
+        calls = [call for call in calls if not _inside(call, classes)]
+        if repeated and _share(record, calls) >= MOST:
+            return calls
+    return []
+
+
+def _stacks(families: Iterable[_Family]) -> list[_Family]:
+    """Keep families that run one after the other, as encoder and decoder do, the weightiest first.
+
+    What runs between the blocks of a kept one (patch embeddings, downsampling) is part of the path, not a stack.
+    """
+    kept: list[_Family] = []
+    for family in sorted(families, key=lambda f: -f.share):
+        if all(
+            family.calls[0].start >= other.calls[-1].end or family.calls[-1].end <= other.calls[0].start
+            for other in kept
+        ):
+            kept.append(family)
+    return kept
+
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def _is_container(module: nn.Module) -> bool:
+    """Whether the module only holds others: it is a container, or one that computes just as its base does."""
+    return isinstance(module, _CONTAINERS) and type(module).forward in {cls.forward for cls in _CONTAINERS}
+
+
+def _families(record: Capture) -> list[_Family]:
+    """Group the calls of composite classes; classes that alternate in one container form one family."""
+    by_class: dict[type, list[Call]] = {}
+    for call in record.calls:
+        module = call.module
+        if call.path and not _is_container(module) and any(True for _ in module.children()):
+            by_class.setdefault(type(module), []).append(call)
+    merged: dict[type, set[type]] = {cls: {cls} for cls in by_class}
+    for container in record.model.modules():
+        if _is_container(container):
+            classes = _alternating(container, by_class)
+            union = set().union(*(merged[cls] for cls in classes)) if classes else set()
+            for cls in union:
+                merged[cls] = union
+    groups = {frozenset(group) for group in merged.values()} | {frozenset({cls}) for cls in by_class}
+    ordered = sorted(groups, key=lambda group: (-len(group), sorted(cls.__qualname__ for cls in group)))
+    members = {child for module in record.model.modules() if _is_container(module) for child in module.children()}
+    families = [_Family(group, [c for c in record.calls if type(c.module) in group]) for group in ordered]
+    for family in families:
+        family.stacked = all(call.module in members for call in family.calls)
+    return families
+
+
+def _alternating(container: nn.Module, known: Iterable[type]) -> list[type]:
+    """Return the classes of a container's members when they take turns: some class comes back after another one."""
+    members: list[type] = []
+    pending = list(container.children())
+    while pending:
+        member = pending.pop(0)
+        if _is_container(member):
+            pending = [*member.children(), *pending]
+        elif type(member) in known:
+            members.append(type(member))
+    turns = [cls for index, cls in enumerate(members) if index == 0 or members[index - 1] is not cls]
+    return list(dict.fromkeys(members)) if len(members) >= FEWEST_CALLS and len(turns) > len(set(turns)) else []
+
+
+def _share(record: Capture, calls: Sequence[Call]) -> float:
+    """Share of the weights outside embeddings and head that the modules of these calls hold."""
+    if not calls:
+        return 0.0
+    held = {p: p.numel() for call in calls for p in call.module.parameters()}
+    outside: set[nn.Parameter] = set()
+    for module in record.model.modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            outside.update(module.parameters())
+    last = max(call.end for call in calls)
+    after = [call for call in _layers(record.calls) if call.start >= last]
+    if len(after) <= HEAD_LAYERS:
+        outside.update(p for call in after for p in call.module.parameters())
+    body = sum(p.numel() for p in record.model.parameters() if p not in outside)
+    return sum(size for p, size in held.items() if p not in outside) / body if body else 0.0
+
+
+def _measure_live(record: Capture, graph: Graph, family: _Family, earliest: Sequence[Call]) -> float:
+    """Return the largest number of tensors that are live after a block, and note the average.
+
+    Live is what carries the signal that entered the earliest block of any kind: for a layer's attention that includes
+    the skip around it.
+    """
+    for origin in filter(None, (earliest, family.calls)):
+        try:
+            x0, moment, _, _ = beginning(record, graph, origin, 0)
+            moments = [moment, *(call.end for call in family.calls if call.end > moment)]
+            counts = [
+                len(state) for state in graph.cut(x0, moments, results(record, graph, family.calls[-1])).states[1:]
+            ]
+        except CutError:
+            continue
+        family.live = fmean(counts)
+        return max(counts)
+    return float("inf")
+
+
+def _is_beaten(family: _Family, candidates: Iterable[_Family]) -> bool:
+    """Whether another candidate, around or inside this one, is the better way to cut the same weights.
+
+    The better cut leaves fewer tensors live (a residual block beats its convolutions), among equals it has more calls
+    (a block beats its stage), among equals it is the outer one (a layer beats its attention), among equals it is the
+    more general one (a hybrid's two kinds of block together beat each alone).
+    """
+    for other in candidates:
+        if other is family or not other.repeated:
+            continue
+        if family.classes < other.classes:
+            return True
+        if other.classes < family.classes:
+            continue
+        outer = other.surrounds(family)
+        if not outer and not family.surrounds(other):
+            continue
+        small, large = (family, other) if outer else (other, family)
+        if small.share < MOST * large.share:
+            if small is family:
+                return True
+            continue
+        if not family.repeated and small is other:
+            worse = True
+        elif abs(family.live - other.live) > SAME_LIVE:
+            worse = other.live < family.live
+        else:
+            worse = (-len(other.calls), not outer) < (-len(family.calls), outer)
+        if worse:
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""Products with the Jacobians of segments, and states as vectors."""

@@ -1,0 +1,108 @@
+"""Products of segments with tangents: the transpose of the backward pass, by differentiating it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from ...errors import CutError
+from ..capture.chain import Chain
+from ..capture.graph import zeros_at
+from ..capture.recorder import Edge
+from .vjp import Columns, barrier, quiet_batching
+
+__all__ = ["push_forward"]
+
+
+def push_forward(chain: Chain, index: int, columns: Columns) -> Columns:
+    """Apply ``J_l`` of segment ``l = index`` (1 … L) to k tangents of state l - 1.
+
+    ``J_l v`` is the gradient with respect to ``u`` of ``⟨J_lᵀ u, v⟩``, which is linear in ``u``: two backward passes, and no
+    second forward pass.
+
+    Args:
+        chain: The chain.
+        index: Which segment.
+        columns: For each edge of state l - 1 a tensor ``(k, *shape)``, or None for zero.
+
+    Returns:
+        For each edge of state l a tensor ``(k, *shape)``, or None for zero.
+
+    Raises:
+        CutError: The segment's backward pass cannot be differentiated.
+    """
+    _without_hooks(chain, index)
+    segment = chain.cut.segments[index - 1]
+    later, earlier = chain.cut.states[index], chain.cut.states[index - 1]
+    result: Columns = [None] * len(later)
+    if segment.roots and any(columns[i] is not None for i in segment.inputs):
+        outputs, inputs = [later[i] for i in segment.roots], [earlier[i] for i in segment.inputs]
+        try:
+            found = _tangents(outputs, inputs, [columns[i] for i in segment.inputs])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise CutError(_not_twice(chain.names[index - 1], str(error).splitlines()[0])) from error
+        for i, product in zip(segment.roots, found):
+            result[i] = product
+    for i, j in segment.passing:
+        result[i] = columns[j]
+    return result
+
+
+def _tangents(outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Columns) -> list[Tensor | None]:
+    cotangents = [zeros_at(edge).requires_grad_() for edge in outputs]
+    with barrier(inputs):
+        products = torch.autograd.grad(
+            [GradientEdge(*edge) for edge in outputs],
+            [GradientEdge(*edge) for edge in inputs],
+            cotangents,
+            create_graph=True,
+            allow_unused=True,
+        )
+    pairs = [(g, c) for g, c in zip(products, columns) if g is not None and g.requires_grad and c is not None]
+    if not pairs:
+        return [None] * len(outputs)
+    roots, carried = zip(*pairs)
+    try:
+        return _differentiated(roots, cotangents, carried, batched=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        # An operator without a batching rule: one tangent after the other.
+        single = [_differentiated(roots, cotangents, [c[i] for c in carried]) for i in range(len(carried[0]))]
+        return [
+            None if parts[0] is None else torch.stack([p for p in parts if p is not None]) for parts in zip(*single)
+        ]
+
+
+def _differentiated(
+    roots: Sequence[Tensor], cotangents: Sequence[Tensor], carried: Sequence[Tensor], *, batched: bool = False
+) -> list[Tensor | None]:
+    with quiet_batching():
+        return list(
+            torch.autograd.grad(
+                roots, cotangents, carried, retain_graph=True, allow_unused=True, is_grads_batched=batched
+            )
+        )
+
+
+def _without_hooks(chain: Chain, index: int) -> None:
+    if chain.hooked:
+        msg = (
+            "no gradient hook may sit on a state where products with the Jacobian itself are needed, and not with its transpose "
+            f"alone. The model sets some that change gradients; came to step {chain.names[index - 1]!r}. Take them off "
+            "(register_hook) for this measurement, or choose steps whose last state has at most 512 numbers per trajectory."
+        )
+        raise CutError(msg)
+
+
+def _not_twice(name: str, reason: str) -> str:
+    return (
+        "the backward pass must be differentiable itself where both ends of the chain are large, or the last state is. That of "
+        f"step {name!r} is not: {reason.rstrip('.')}. Choose steps whose last state has at most 512 numbers per trajectory, or "
+        "for the measurement an implementation of PyTorch's own operators."
+    )

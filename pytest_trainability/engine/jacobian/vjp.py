@@ -1,0 +1,202 @@
+"""Products of segments: cotangents of one state pulled back to the state before, and those to begin with."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from ...errors import ModelError
+from ..capture.chain import Chain
+from ..capture.gradient_hooks import past_hooks, through_hooks
+from ..capture.recorder import Edge, edge_of
+from ..isolation import generator_of
+
+__all__ = [
+    "Columns",
+    "backward",
+    "barrier",
+    "gaussian_state",
+    "loss_cotangent",
+    "pull_back",
+    "quiet_batching",
+    "random_cotangents",
+]
+
+
+Columns = list["Tensor | None"]
+"""Cotangents of one state: one tensor per edge, ``(k, *shape)`` for k of them; None is zero."""
+
+
+def pull_back(chain: Chain, index: int, columns: Columns, *, at_once: int | None = None) -> Columns:
+    """Apply ``J_lᵀ`` of segment ``l = index`` (1 … L) to k cotangents of state l.
+
+    Only nodes between the two states run, so that the product over all segments is one backward pass, bit for bit. An
+    edge that lies in both states is handed over as it is, beside what the segment adds to it.
+
+    Args:
+        chain: The chain.
+        index: Which segment.
+        columns: For each edge of state l a tensor ``(k, *shape)``, or None for zero.
+        at_once: How many cotangents at most are carried through autograd together; all of them unless given.
+
+    Returns:
+        For each edge of state l - 1 a tensor ``(k, *shape)``, or None for zero.
+    """
+    segment = chain.cut.segments[index - 1]
+    later, earlier = chain.cut.states[index], chain.cut.states[index - 1]
+    roots: list[tuple[Edge, Tensor]] = []
+    for i in segment.roots:
+        column = columns[i]
+        if column is not None and later[i] in chain.hooked and index < len(chain):
+            roots += past_hooks(later[i], column)
+        elif column is not None:
+            roots.append((later[i], column))
+    result: Columns = [None] * len(earlier)
+    if roots and segment.inputs:
+        outputs, carried = zip(*roots)
+        found = _products(outputs, [earlier[i] for i in segment.inputs], carried, at_once, chain.hooked)
+        for i, product in zip(segment.inputs, found):
+            result[i] = product
+    for i, j in segment.passing:
+        skipped, added = columns[i], result[j]
+        if skipped is not None and index == len(chain) and later[i] in chain.hooked:
+            skipped = torch.stack([through_hooks(later[i], column) for column in skipped])
+        result[j] = skipped if added is None else added if skipped is None else added + skipped
+    return result
+
+
+def _products(
+    outputs: Sequence[Edge],
+    inputs: Sequence[Edge],
+    columns: Sequence[Tensor],
+    at_once: int | None,
+    hooked: frozenset[Edge] = frozenset(),
+) -> list[Tensor | None]:
+    count = len(columns[0])
+    size = count if at_once is None else max(1, min(at_once, count))
+    parts: list[Sequence[Tensor | None]] = []
+    done = 0
+    while done < count:
+        chunk = [column[done : done + size] for column in columns]
+        try:
+            parts.append(_one_call(outputs, inputs, chunk, hooked))
+            done += size
+        except torch.OutOfMemoryError:
+            if size == 1:
+                msg = (
+                    "one cotangent must fit on the device beside the graph of one forward pass. It did not. Measure "
+                    "with a smaller batch, or on the CPU (device='cpu', --trainability-device=cpu)."
+                )
+                raise ModelError(msg) from None
+            size = math.ceil(size / 2)
+            torch.cuda.empty_cache()
+        except RuntimeError:
+            if size == 1:
+                raise
+            # An operator without a batching rule (custom autograd functions, mostly): one column after the other.
+            size = 1
+    return [None if part[0] is None else torch.cat([p for p in part if p is not None]) for part in zip(*parts)]
+
+
+def _one_call(
+    outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Sequence[Tensor], hooked: frozenset[Edge]
+) -> list[Tensor | None]:
+    with barrier(inputs) as passed:
+        products = backward(
+            [GradientEdge(*edge) for edge in outputs], [GradientEdge(*edge) for edge in inputs], columns
+        )
+    for i, (edge, product) in enumerate(zip(inputs, products)):
+        # Where autograd runs on through an input, it collects the gradient in front of the hooks, else behind them.
+        if product is not None and edge in hooked and edge[0] in passed:
+            products[i] = torch.stack([through_hooks(edge, column) for column in product])
+    return products
+
+
+def backward(
+    outputs: Sequence[Tensor] | Sequence[GradientEdge],
+    inputs: Sequence[Tensor] | Sequence[GradientEdge],
+    columns: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Carry k cotangents of some outputs, ``(k, *shape)`` each, to the inputs in one backward pass, which keeps the graph."""
+    batched = len(columns[0]) > 1
+    with quiet_batching():
+        found = torch.autograd.grad(
+            outputs,
+            inputs,
+            list(columns) if batched else [column[0] for column in columns],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    return [g if g is None or batched else g.to_dense().unsqueeze(0) for g in found]
+
+
+@contextmanager
+def quiet_batching() -> Iterator[None]:
+    """Keep to itself that an operator is batched slowly."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(batching rule|performance drop|vmap).*")
+        yield
+
+
+@contextmanager
+def barrier(inputs: Sequence[Edge]) -> Iterator[set[Node]]:
+    """Let no gradient pass beyond the inputs; yield the set of nodes at which some was stopped.
+
+    Autograd collects what arrives at an input, but runs on through it where another input lies upstream, and would count
+    the paths between the two twice. Behind the barrier it meets undefined gradients, for which nothing is computed.
+    """
+    stopped: set[Node] = set()
+    if len(inputs) < 2:
+        yield stopped
+        return
+
+    def stop_at(node: Node) -> Callable[[tuple[Tensor | None, ...]], tuple[None, ...]]:
+        def stop(arriving: tuple[Tensor | None, ...]) -> tuple[None, ...]:
+            stopped.add(node)
+            return (None,) * len(arriving)
+
+        return stop
+
+    handles = [node.register_prehook(stop_at(node)) for node in dict.fromkeys(node for node, _ in inputs)]
+    try:
+        yield stopped
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# Cotangents ------------------------------------------------------------------------------------------------------
+def random_cotangents(chain: Chain, count: int, seed: int) -> Columns:
+    """Draw Gaussian cotangents of the last state on the CPU, column j from a generator of its own.
+
+    The first k columns are the same whichever number is drawn, on every device and, up to rounding, in every type.
+    """
+    drawn = [gaussian_state(chain, len(chain), generator_of(seed, f"cotangent {number}")) for number in range(count)]
+    return [torch.stack(columns) for columns in zip(*drawn)]
+
+
+def gaussian_state(chain: Chain, index: int, generator: torch.Generator) -> list[Tensor]:
+    """Draw one Gaussian cotangent of state ``index``, 0 … L: in single precision on the CPU, whatever its type and device."""
+    found = []
+    for (shape, dtype), device in zip(chain.shapes(index), chain.devices(index)):
+        single = torch.complex64 if dtype.is_complex else torch.float32
+        column = torch.randn(shape, generator=generator, dtype=single, device="cpu")
+        found.append(column.to(device=device, dtype=dtype))
+    return found
+
+
+def loss_cotangent(chain: Chain, loss: Tensor) -> Columns:
+    """Return the gradient of the loss with respect to the last state, as one column."""
+    edges = chain.cut.states[-1]
+    seed = torch.ones((1, *loss.shape), dtype=loss.dtype, device=loss.device)
+    root = edge_of(loss)
+    if root in edges:
+        return [seed if edge == root else None for edge in edges]
+    return list(_products([root], edges, [seed], None))

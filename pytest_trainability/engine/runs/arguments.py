@@ -1,0 +1,67 @@
+"""What a caller hands over, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...errors import UsageError
+from .recipe import OptimizerFactory
+
+__all__ = ["as_count", "as_loss", "as_optimizer", "refuse_type"]
+
+
+def refuse_type(name: str, value: Any, wanted: type | tuple[type, ...], what: str) -> None:
+    """Refuse an argument of another type than the one wanted.
+
+    Raises:
+        UsageError: It is of another; the message says what it must be.
+    """
+    if not isinstance(value, wanted):
+        msg = f"{name} must be {what}. Got {value!r}."
+        raise UsageError(msg)
+
+
+def as_count(name: str, value: Any, *, least: int = 1, otherwise: str = "") -> int:
+    """Return a whole number.
+
+    Raises:
+        UsageError: It is none, or too small.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        alternative = f", {otherwise}" if otherwise else ""
+        msg = f"{name} must be a whole number of at least {least}{alternative}. Got {value!r}."
+        raise UsageError(msg)
+    return value
+
+
+def as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:
+    """Return a loss that can be called.
+
+    Raises:
+        UsageError: It cannot be, or there is a target and no loss.
+    """
+    if loss is None and target is not None:
+        msg = "a target must come with the loss that takes it: loss=F.cross_entropy, target=labels. Got a target alone."
+        raise UsageError(msg)
+    if loss is not None and not callable(loss):
+        msg = f"the loss must be a function loss(output) or loss(output, target). Got {type(loss).__name__}."
+        raise UsageError(msg)
+    return loss  # type: ignore[no-any-return]
+
+
+def as_optimizer(optimizer: Any) -> OptimizerFactory | None:
+    """Return what makes an optimizer.
+
+    Raises:
+        UsageError: It is a finished one, or cannot be called.
+    """
+    if isinstance(optimizer, torch.optim.Optimizer) or not (optimizer is None or callable(optimizer)):
+        msg = (
+            "optimizer must be a function of the parameters that makes one: lambda p: torch.optim.SGD(p, lr=0.1). "
+            f"Got {type(optimizer).__name__}: every seed has parameters of its own."
+        )
+        raise UsageError(msg)
+    return optimizer  # type: ignore[no-any-return]

@@ -1,0 +1,144 @@
+"""Drawing the inputs of one seed and running the model on them once, under hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ...errors import ModelError, TrainabilityError, UsageError
+from ..capture.recorder import Capture, Instrument, capture
+from ..isolation import derived_seed, generator_of, seeded, uncompiled
+from ..trees import is_empty, map_tensors, tensors_in, to_tensor_like
+from .building import place_of
+from .recipe import Recipe, did_not_fit, sentence
+
+__all__ = ["call_arguments", "fingerprint", "forward_pass", "outlines"]
+
+
+def forward_pass(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Sequence[Instrument] = ()) -> Capture:
+    """Draw the inputs, run the model on them and compute the loss."""
+    # A map without parameters runs where its state is.
+    place = place_of(model) or recipe.device
+    inputs, target = _inputs(recipe, seed, place)
+    device = place or next(tensors_in(inputs)).device
+
+    def restart() -> None:
+        seeded(derived_seed(seed, "forward"))
+
+    restart()
+    args, kwargs = call_arguments(inputs)
+    try:
+        with uncompiled():
+            record = capture(
+                model,
+                args,
+                kwargs,
+                target=target,
+                loss=recipe.loss,
+                restart=restart,
+                instruments=instruments,
+            )
+    except TrainabilityError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(did_not_fit(model, device)) from error
+    except Exception as error:
+        raise ModelError(_did_not_run(model, inputs, seed, device, error)) from _without_own_frames(error)
+    if record.loss is None and not any(True for _ in tensors_in(record.output)):
+        msg = (
+            f"the model must return a tensor, or a tuple, list, dict or dataclass with tensors in it. "
+            f"{type(model).__name__} returned {type(record.output).__name__}."
+        )
+        raise ModelError(msg)
+    record.inputs, record.target, record.device = inputs, target, device
+    return record
+
+
+def _without_own_frames(error: Exception) -> Exception:
+    """Let the traceback of a model's error begin where the model is called."""
+    here, trace = str(Path(__file__).parents[1]), error.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename.startswith(here):
+        trace = trace.tb_next
+    return error.with_traceback(trace)
+
+
+def _inputs(recipe: Recipe, seed: int, device: torch.device | None) -> tuple[Any, Any]:
+    seeded(derived_seed(seed, "inputs"))
+    generator = generator_of(seed, "inputs")
+
+    def made(given: Any, what: str) -> Any:
+        if callable(given) and not isinstance(given, (Tensor, Mapping)):
+            try:
+                given = given(generator)
+            except Exception as error:
+                name = getattr(recipe.inputs if what == "inputs" else recipe.target, "__name__", "It")
+                msg = (
+                    f"{what}, given as a function, must be one that takes a torch.Generator and makes tensors. `{name}` "
+                    f"raised {type(error).__name__}: {error}"
+                )
+                raise UsageError(msg) from error
+        if any(tensor.is_meta for tensor in tensors_in(given)):
+            msg = f"{what} must hold numbers. A tensor of them lives on the meta device."
+            raise UsageError(msg)
+        return map_tensors(given, lambda t: to_tensor_like(t, device=device, dtype=recipe.dtype))
+
+    inputs, target = made(recipe.inputs, "inputs"), made(recipe.target, "target")
+    if not any(True for _ in tensors_in(inputs)):
+        msg = (
+            "inputs must be a tensor, a tuple, a dict, or a function of a torch.Generator that makes one, with at least "
+            f"one tensor in it. Got {type(inputs).__name__}."
+        )
+        raise UsageError(msg)
+    if is_empty(inputs):
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(inputs))
+        msg = f"inputs must hold at least one element in every tensor. Got shapes {shapes}: an empty batch cannot be measured."
+        raise UsageError(msg)
+    return inputs, target
+
+
+def outlines(inputs: Any) -> Iterator[bytes]:
+    """Tell inputs apart by what arithmetic does not change: their shapes and rounded means."""
+    for tensor in tensors_in(inputs):
+        values = tensor.detach()
+        mean = float((values.abs() if values.is_complex() else values).float().mean())
+        yield f"{tuple(values.shape)} {mean:.4g}".encode()
+
+
+def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Turn inputs into positional and keyword arguments of the model."""
+    if isinstance(inputs, Mapping):
+        return (), inputs
+    if isinstance(inputs, tuple) and not hasattr(inputs, "_fields"):
+        return inputs, {}
+    return (inputs,), {}
+
+
+def _did_not_run(model: nn.Module, inputs: Any, seed: int, device: torch.device, error: Exception) -> str:
+    shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_in(inputs))
+    hint = ""
+    if isinstance(error, TypeError) and "argument" in str(error):
+        hint = (
+            " A dict of inputs is handed over as keyword arguments, a tuple as positional ones, anything else as one."
+        )
+    return (
+        f"the model must run on its inputs. {type(model).__name__} (seed {seed}, {device}) with inputs {shapes} raised "
+        f"{type(error).__name__}: {sentence(error)}{hint}"
+    )
+
+
+def fingerprint(recipe: Recipe) -> tuple[str, ...]:
+    """Sums over the tensors that a recipe holds: inputs, target and a finished module's parameters and buffers."""
+    held = [*tensors_in(recipe.inputs), *tensors_in(recipe.target)]
+    if isinstance(recipe.model, nn.Module):
+        held += [*recipe.model.parameters(), *recipe.model.buffers()]
+    return tuple(_sum(tensor.detach()) for tensor in held if not (is_lazy(tensor) or tensor.is_meta))
+
+
+def _sum(tensor: torch.Tensor) -> str:
+    short = tensor.dtype in {torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8}
+    return str((tensor.float() if short else tensor).sum().item())

@@ -1,0 +1,51 @@
+"""What a measure may require of a run; what has no answer without it says so alike."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ...errors import InapplicableError
+from .objective import trainable_parameters
+from .run import Run
+
+__all__ = ["require_factory", "require_loss", "require_trainable"]
+
+
+def require_loss(run: Run, *measures: str) -> Tensor:
+    """Return the loss of a run, a scalar with its graph as long as that is there.
+
+    Raises:
+        InapplicableError: It has none.
+    """
+    if run.record.loss is None:
+        msg = (
+            f"{' and '.join(measures)} need{'s' if len(measures) == 1 else ''} a loss. Hand one in: loss=F.cross_entropy with "
+            "target=..., or labels for a model that computes its own."
+        )
+        raise InapplicableError(msg)
+    return run.record.loss
+
+
+def require_trainable(run: Run, measure: str) -> None:
+    """See that there is something to train.
+
+    Raises:
+        InapplicableError: All parameters are frozen, or there are none.
+    """
+    if not trainable_parameters(run.record.model):
+        msg = f"{measure} needs parameters to train. {type(run.record.model).__name__} has none that require grad."
+        raise InapplicableError(msg)
+
+
+def require_factory(run: Run, measure: str) -> None:
+    """See that the model can be built again.
+
+    Raises:
+        InapplicableError: It came as a module.
+    """
+    if isinstance(run.recipe.model, nn.Module):
+        msg = (
+            f"{measure} builds the model again, and needs a factory. A finished {type(run.recipe.model).__name__} came, which "
+            "cannot be built again. Hand in its class, or a function without arguments that builds it: lambda: Net(width=64)."
+        )
+        raise InapplicableError(msg)

@@ -1,0 +1,201 @@
+"""Optimizer steps on one batch."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ModelError, TrainabilityError, UsageError
+from ..isolation import derived_seed, preserved_model
+from ..linalg.norms import norm, stored_values
+from ..trees import is_float, tensors_in
+from .objective import Objective
+from .recipe import OptimizerFactory, sentence
+from .run import Run
+
+__all__ = ["Gradients", "Training", "changes", "outputs_of_modules"]
+
+
+Gradients = Mapping[str, "Tensor | None"]
+"""By parameter; None where no path leads to it."""
+
+
+class Training:
+    """A model's loss on one batch and an optimizer of its trainable parameters.
+
+    Args:
+        objective: The loss.
+        make: Makes the optimizer; without it AdamW with a learning rate of 1e-3.
+
+    Raises:
+        UsageError: ``make`` makes no optimizer of the model's parameters.
+    """
+
+    def __init__(self, objective: Objective, make: OptimizerFactory | None = None) -> None:
+        self.objective = objective
+        self.parameters = objective.parameters
+        self._seed, self._model = objective.seed, type(objective.model).__name__
+        self.optimizer = _optimizer(make or _adamw, list(self.parameters.values()), self._model)
+
+    @classmethod
+    def of(cls, run: Run) -> Training:
+        """Train the model of a run on its batch; in a need of stage ``AGAIN``, which puts all back."""
+        return cls(Objective.of(run), run.recipe.optimizer)
+
+    def draw_anew(self, step: int) -> None:
+        """Let dropout masks be others from now on, as they are at every step of a training."""
+        self.objective.seed = derived_seed(self._seed, f"optimizer step {step}")
+
+    def loss(self) -> Tensor:
+        """Return the loss where the parameters are now, with its graph.
+
+        Raises:
+            ModelError: The model does not run there.
+        """
+        try:
+            return self.objective()
+        except (TrainabilityError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            msg = (
+                f"the model must run on its inputs again after an optimizer step. {self._model} raised "
+                f"{type(error).__name__}: {sentence(error)}"
+            )
+            raise ModelError(msg) from error
+
+    def step(self, gradients: Gradients) -> bool:
+        """Take one optimizer step.
+
+        Returns:
+            Whether it was taken and has left all parameters finite; elsewhere the model need not run.
+
+        Raises:
+            UsageError: The optimizer cannot take a step on these gradients, which are finite.
+        """
+        self._hold(gradients)
+        try:
+            if _needs_closure(self.optimizer):
+                self.optimizer.step(self._closure)  # type: ignore[arg-type]
+            else:
+                self.optimizer.step()
+        except (TrainabilityError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if not _all_finite(g for g in gradients.values() if g is not None):
+                return False
+            sparse = any(g is not None and g.is_sparse for g in gradients.values())
+            hint = " Some gradients are sparse: SparseAdam and SGD take them." if sparse else ""
+            msg = (
+                f"the optimizer must take a step on the gradients of {self._model}. "
+                f"{type(self.optimizer).__name__}.step raised {type(error).__name__}: {sentence(error)}{hint}"
+            )
+            raise UsageError(msg) from error
+        return _all_finite(self.parameters.values())
+
+    def take(self, steps: int) -> None:
+        """Take steps with dropout masks of their own, and leave no gradients behind; once a parameter is not finite, none."""
+        for number in range(steps):
+            self.draw_anew(number)
+            if not self.step(self.objective.gradients(self.loss())):
+                break
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def _closure(self) -> Tensor:
+        with torch.enable_grad():
+            loss = self.loss()
+            self._hold(self.objective.gradients(loss))
+        return loss.detach()
+
+    def _hold(self, gradients: Gradients) -> None:
+        # Copies: some optimizers change gradients in place.
+        for name, parameter in self.parameters.items():
+            gradient = gradients.get(name)
+            parameter.grad = None if gradient is None else gradient.detach().clone()
+
+
+def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make what steps are taken with where no optimizer is given."""
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+def _optimizer(make: object, parameters: list[nn.Parameter], model: str) -> torch.optim.Optimizer:
+    assert callable(make), "measure() refuses what is not"
+    name = getattr(make, "__name__", type(make).__name__)
+    must = "optimizer must be a function of the parameters that makes a torch.optim.Optimizer of them."
+    try:
+        # Lists of their own: a function may change what it is given.
+        optimizer: object = make([*parameters])
+        another: object = make([*parameters])
+    except Exception as error:
+        msg = (
+            f"{must} `{name}`, given the {len(parameters)} trainable parameters of {model}, raised {type(error).__name__}: "
+            f"{sentence(error)} Bind further arguments in a lambda: lambda p: torch.optim.SGD(p, lr=0.1)."
+        )
+        raise UsageError(msg) from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        msg = f"{must} `{name}` returned {type(optimizer).__name__}."
+        raise UsageError(msg)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(map(id, parameters)):
+        msg = f"{must} That of `{name}` holds none of {model}'s. Use the parameters that it is given: every seed has its own."
+        raise UsageError(msg)
+    if another is optimizer:
+        msg = (
+            f"optimizer must make a new optimizer each time it is called. `{name}` returned the same {type(optimizer).__name__} "
+            "twice, which keeps from one training to the next what it has seen. Make it inside of the function: "
+            "lambda p: torch.optim.SGD(p, lr=0.1)."
+        )
+        raise UsageError(msg)
+    return optimizer
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it evaluates the loss by itself, as L-BFGS does."""
+    given = inspect.signature(optimizer.step).parameters.get("closure")
+    return given is not None and given.default is inspect.Parameter.empty
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(torch.isfinite(stored_values(tensor)).all()) for tensor in tensors)
+
+
+def outputs_of_modules(objective: Objective) -> dict[str, list[Tensor]]:
+    """Return what each call of a module returns, where the parameters are now."""
+    found: dict[str, list[Tensor]] = {}
+    counts: dict[str, int] = {}
+    paths = {module: path or "output" for path, module in objective.model.named_modules()}
+
+    def look(module: nn.Module, _: Any, output: Any) -> None:
+        path = paths[module]
+        index = counts[path] = counts.get(path, -1) + 1
+        tensors = [t for t in tensors_in(output) if is_float(t)]
+        # A copy: what comes after may work in place.
+        found[f"{path}[{index}]" if index else path] = [t.detach().clone() for t in tensors]
+
+    handles = [module.register_forward_hook(look) for module in paths]
+    try:
+        with preserved_model(objective.model):
+            objective.outputs()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def changes(before: Mapping[str, list[Tensor]], after: Mapping[str, list[Tensor]]) -> dict[str, float]:
+    """Return the RMS of ``x_t - x_0`` by module; NaN where they are not alike."""
+    found = {}
+    for name, tensors in before.items():
+        others = after.get(name, [])
+        if [t.shape for t in tensors] != [t.shape for t in others]:
+            found[name] = math.nan
+        elif count := sum(t.numel() for t in tensors):
+            squares = (float(norm(b - a)) ** 2 for a, b in zip(tensors, others))
+            found[name] = math.sqrt(math.fsum(squares) / count)
+    return found

@@ -1,0 +1,1 @@
+"""Activations: size, similarity between samples, slopes, attention, routing."""

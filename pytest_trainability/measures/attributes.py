@@ -1,0 +1,67 @@
+"""The measures as typed attributes, for type checkers and editors.
+
+Written by ``make generated`` from the declarations of the measures; do not edit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..records.estimates import Estimate, Names, Profile, Spectrum
+
+__all__ = ["Attributes"]
+
+
+class Attributes:
+    """One attribute per measure, by its kind."""
+
+    if TYPE_CHECKING:
+        log_gain: Estimate
+        lyapunov_max: Estimate
+        lyapunov_spectrum: Spectrum
+        growth_rate: Profile
+        lyapunov_history: Profile
+        loss_log_gain: Estimate
+        memory_horizon: Estimate
+        precision_horizon: Estimate
+        recurrence_lyapunov_max: Profile
+        branch_ratio: Profile
+        branch_gradient_share: Profile
+        spectral_radius: Profile
+        jacobian_singular_values: Spectrum
+        max_ftle: Estimate
+        condition_number: Estimate
+        numerical_rank: Estimate
+        isometry_gap: Estimate
+        attention_entropy: Profile
+        expert_usage: Profile
+        sample_similarity: Profile
+        saturated_fraction: Profile
+        dead_fraction: Profile
+        activation_rms: Profile
+        forward_log_gain: Estimate
+        update_ratio: Profile
+        waking_step: Profile
+        asleep_parameters: Names
+        loss_drop: Estimate
+        underflow_fraction: Profile
+        overflow_fraction: Profile
+        smallest_loss_scale: Estimate
+        gradient_norm: Profile
+        relative_gradient_norm: Profile
+        unused_parameters: Names
+        gradient_snr: Profile
+        gradient_confusion: Estimate
+        gradient_noise_scale: Estimate
+        initial_loss: Estimate
+        excess_loss: Estimate
+        sharpness: Estimate
+        stable_learning_rate: Estimate
+        ntk_condition_number: Estimate
+        uninitialized_parameters: Names
+        duplicate_parameters: Names
+        nonfinite: Names
+        linear_steps: Names
+        meta_device_differences: Names
+        interacting_samples: Names

@@ -1,0 +1,379 @@
+"""Residual steps: what their branches add to the stream, and to the gradient that comes back along it.
+
+A step is residual where an identity path leads from its state back to the one before: additions, of which the path is one
+operand, and what only rearranges or copies entries. A rectifier after the last addition, as in ResNet, is let pass; cotangents
+are then taken in front of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from numbers import Real
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from ...engine.capture.chain import Chain
+from ...engine.capture.function_mode import FunctionWatch
+from ...engine.capture.recorder import Edge, Recorder, edge_of
+from ...engine.jacobian.trajectories import Frame
+from ...engine.jacobian.vjp import pull_back, random_cotangents
+from ...engine.linalg.norms import norm
+from ...engine.runs.forward_pass import forward_pass
+from ...engine.runs.run import Need, Run, Stage
+from ...engine.trees import is_float
+from ...errors import ModelError
+from ..measure import declare
+
+__all__ = ["BRANCH_GRADIENTS", "BRANCH_SIZES", "SKIPS", "Skip", "skips_of"]
+
+
+_ADDITIONS = frozenset({"AddBackward0", "SubBackward0"})
+_RECTIFIERS = frozenset({"ReluBackward0", "HardtanhBackward0", "LeakyReluBackward0"})
+_SHAPES = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "SliceBackward0", "ExpandBackward0"}
+_ONES = {"SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2", "UnsqueezeBackward0"}
+_COPIES = {"AliasBackward0", "CloneBackward0", "ToCopyBackward0"}
+_VIEWS = frozenset(_SHAPES | _ONES | _COPIES)
+"""These keep the order of entries where they keep their number."""
+_PERMUTATIONS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0"})
+
+
+# Identity paths ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, eq=False)
+class Skip:
+    """An identity path from a tensor of the state after a step back to one of the state before it."""
+
+    later: int
+    """Which tensor of state l it begins at."""
+    earlier: int
+    """Which tensor of state l - 1 it ends at."""
+    path: tuple[tuple[Node, int], ...]
+    """Nodes on the way back, each with the operand that is followed."""
+
+    @property
+    def additions(self) -> tuple[tuple[Edge, int], ...]:
+        """Sums on the way back, each with the operand that is the stream."""
+        return tuple(((node, 0), operand) for node, operand in self.path if _kind(node) in _ADDITIONS)
+
+    def pull_back(self, cotangent: Tensor) -> Tensor:
+        """Carry the cotangent of the later tensor along the path alone."""
+        with torch.no_grad():
+            for node, operand in self.path:
+                found = node(cotangent)  # type: ignore[operator]
+                cotangent = found[operand] if isinstance(found, tuple) else found
+        return cotangent
+
+
+def skips_of(chain: Chain, index: int) -> list[Skip]:
+    """Find identity paths through segment ``index`` (1 … L), at most one from each tensor of the later state.
+
+    Where a sum has two operands that lead back to the earlier state, the older tensor is the stream.
+    """
+    earlier, later = chain.cut.states[index - 1], chain.cut.states[index]
+    places = {edge: place for place, edge in enumerate(earlier) if edge not in chain.hooked}
+    found = []
+    for i in chain.cut.segments[index - 1].roots:
+        if later[i] in chain.hooked:
+            continue
+        # States are in the order in which their tensors were made.
+        paths = [Skip(i, places[end], path) for end, path in _identity_paths(later[i], places.keys())]
+        if paths:
+            found.append(min(paths, key=lambda skip: skip.earlier))
+    return found
+
+
+def _identity_paths(start: Edge, ends: Collection[Edge]) -> Iterator[tuple[Edge, tuple[tuple[Node, int], ...]]]:
+    """Walk back from an edge; yield those of the ends that are met behind an addition, each with the way to it."""
+    pending: list[tuple[Edge, tuple[tuple[Node, int], ...]]] = [(start, ())]
+    seen = {start}
+    while pending:
+        (node, number), path = pending.pop()
+        summed = [_kind(passed) in _ADDITIONS for passed, _ in path]
+        if (node, number) in ends:
+            if any(summed):
+                yield (node, number), path
+            continue
+        for operand in _operands(node, number, path, summed):
+            edge = node.next_functions[operand]
+            if edge[0] is not None and edge not in seen and _size(*edge) == _size(node, number):  # type: ignore[arg-type]
+                seen.add(edge)  # type: ignore[arg-type]
+                pending.append((edge, (*path, (node, operand))))  # type: ignore[arg-type]
+
+
+def _operands(node: Node, number: int, path: tuple[tuple[Node, int], ...], summed: list[bool]) -> tuple[int, ...]:
+    """Which operands of a node an identity path may follow."""
+    kind = _kind(node)
+    if kind in _ADDITIONS:
+        # Branches are summed, which takes entries that stay in their order from the first addition to the last.
+        if True in summed and any(_kind(passed) in _PERMUTATIONS for passed, _ in path[summed.index(True) :]):
+            return ()
+        scaled = kind == "SubBackward0" or getattr(node, "_saved_alpha", 1) != 1
+        return (0,) if scaled else (0, 1)
+    passes = kind in _VIEWS or kind in _PERMUTATIONS or (kind in _RECTIFIERS and not any(summed))
+    return (0,) if passes else ()
+
+
+def _kind(node: Node) -> str:
+    return type(node).__name__
+
+
+def _size(node: Node, number: int) -> int:
+    entries = node._input_metadata
+    return math.prod(entries[number].shape) if number < len(entries) else -1
+
+
+def _all_skips(run: Run) -> list[list[Skip]]:
+    return [skips_of(run.chain, index) for index in range(1, len(run.chain) + 1)]
+
+
+SKIPS: Need[list[list[Skip]]] = Need("skips", _all_skips)
+"""Identity paths of every step, in program order; none of a step that is not residual."""
+
+
+# The gradient -----------------------------------------------------------------------------------------------------
+def _branch_gradients(run: Run) -> dict[str, float]:
+    chain, frame, found = run.chain, run.frame, {}
+    state = [column[0] for column in _zeros_for_none(chain, random_cotangents(chain, 1, run.seed))]
+    for index in range(len(chain), 0, -1):
+        lengths = frame.norms(state)
+        factors = torch.where(lengths > 0, 1 / lengths, 1.0)
+        state = [frame.scale(column, factors) for column in state]
+        columns = pull_back(chain, index, [column.unsqueeze(0) for column in state])
+        before = [column[0] for column in _zeros_for_none(chain, columns, index - 1)]
+        if run[SKIPS][index - 1]:
+            found[chain.names[index - 1]] = _share(chain, frame, index, run[SKIPS][index - 1], state, before)
+        state = before
+    return dict(reversed(found.items()))
+
+
+def _zeros_for_none(chain: Chain, columns: Iterable[Tensor | None], index: int = -1) -> list[Tensor]:
+    """Write out cotangents that are zero."""
+    index %= len(chain) + 1
+    return [
+        torch.zeros((1, *shape), dtype=dtype, device=device) if column is None else column
+        for column, (shape, dtype), device in zip(columns, chain.shapes(index), chain.devices(index))
+    ]
+
+
+def _share(
+    chain: Chain, frame: Frame, index: int, skips: list[Skip], later: list[Tensor], earlier: list[Tensor]
+) -> float:
+    """Return which part of the gradient has come through the branch, averaged over trajectories.
+
+    Args:
+        chain: The chain.
+        frame: Its trajectories.
+        index: Which step.
+        skips: Its identity paths.
+        later: The cotangent of the state after the step.
+        earlier: That of the state before it.
+    """
+    skipped: dict[int, Tensor] = {}
+    passing = [(j, later[i]) for i, j in chain.cut.segments[index - 1].passing]
+    along = [(skip.earlier, skip.pull_back(later[skip.later])) for skip in skips]
+    streams = {j for j, _ in along}
+    for j, cotangent in (*along, *passing):
+        if j in streams:
+            skipped[j] = skipped[j] + cotangent if j in skipped else cotangent
+    by_skip = frame.norms(list(skipped.values())).square()
+    by_branch = frame.norms([earlier[j] - cotangent for j, cotangent in skipped.items()]).square()
+    return float((by_branch / (by_skip + by_branch)).nanmean())
+
+
+BRANCH_GRADIENTS = Need("branch gradients", _branch_gradients, of=(SKIPS,))
+"""Part of the squared gradient that comes through the branch of each residual step, by step."""
+
+
+# The forward pass -------------------------------------------------------------------------------------------------
+_Addition = tuple[str, int, int]
+"""Which addition of which call of which module."""
+
+
+class _Additions(FunctionWatch):
+    """Numbers additions to tensors in each call of a module, and shows each to ``look`` before it is made."""
+
+    def __init__(self, recorder: Recorder, look: Callable[[_Addition, Tensor, Tensor], None] | None = None) -> None:
+        super().__init__(recorder)
+        self.made: dict[Edge, _Addition] = {}
+        """Those that carry a gradient."""
+        self.counts: Counter[tuple[str, int]] = Counter()
+        """By call."""
+        self._look = look
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = getattr(func, "__name__", "")
+        operands = _operands_of(args, kwargs) if name in _NAMES else None
+        if operands is None:
+            return func(*args, **kwargs)
+        number = self._next()
+        if self._look is not None:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                left, right = _as_tensors(*operands)
+                factor = kwargs.get("alpha", 1) * (-1 if "sub" in name else 1)
+                self._look(number, left, right if factor == 1 else factor * right)
+        result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            if isinstance(result, Tensor) and result.grad_fn is not None:
+                self.made[edge_of(result)] = number
+        return result
+
+    def _next(self) -> _Addition:
+        call = self.caller
+        key = (call.path, call.index) if call is not None else ("", -1)
+        self.counts[key] += 1
+        return (*key, self.counts[key])
+
+
+_NAMES = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "subtract", "__sub__", "__isub__"})
+
+
+def _operands_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    """Return what is added, two float tensors or one and a number; None where it is something else."""
+    given = {**dict(zip(("input", "other"), args)), **kwargs}
+    left, right = given.get("input"), given.get("other")
+    tensors = [operand for operand in (left, right) if not isinstance(operand, Real)]
+    return (left, right) if tensors and all(isinstance(t, Tensor) and is_float(t) for t in tensors) else None
+
+
+def _as_tensors(left: Any, right: Any) -> tuple[Tensor, Tensor]:
+    """Write a plain number as a tensor, like the other operand."""
+    like: Tensor = left if isinstance(left, Tensor) else right
+    of_left, of_right = (t.detach() if isinstance(t, Tensor) else like.new_tensor(t) for t in (left, right))
+    return of_left, of_right
+
+
+@dataclass(slots=True, eq=False)
+class _Sizes:
+    """Sums what is added to a stream by the additions of one step."""
+
+    operands: tuple[int, ...]
+    """Which operand the stream is, of every addition in the order in which they are made."""
+    seen: int = 0
+    added: Tensor | None = None
+    stream_square: float = math.nan
+    branch_square: float = math.nan
+
+    def look(self, left: Tensor, right: Tensor) -> None:
+        """Take in the next addition."""
+        stream, branch = (left, right) if self.operands[self.seen] == 0 else (right, left)
+        if self.seen == 0:
+            self.stream_square = float(norm(stream)) ** 2
+        self.seen += 1
+        # Branches, and not what sums differ by, in which one that is small beside the stream would be round-off.
+        branch = branch.expand(stream.shape)
+        self.added = branch.clone() if self.added is None else self.added.reshape(branch.shape) + branch
+        if self.seen == len(self.operands):
+            self.branch_square = float(norm(self.added)) ** 2
+            self.added = None
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """The additions of residual steps."""
+
+    by_addition: dict[_Addition, list[_Sizes]] = field(default_factory=dict)
+    by_step: dict[str, dict[tuple[_Addition | None, ...], _Sizes]] = field(default_factory=dict)
+
+    def add(self, name: str, skip: Skip, made: dict[Edge, _Addition]) -> None:
+        """Note one step's skip. Where an addition was not seen, in a scripted function, nothing is summed: NaN."""
+        path = tuple(made.get(edge) for edge, _ in reversed(skip.additions))
+        of_step = self.by_step.setdefault(name, {})
+        if path in of_step:
+            return
+        of_step[path] = sizes = _Sizes(tuple(operand for _, operand in reversed(skip.additions)))
+        for addition in path if None not in path else ():
+            if addition is not None:
+                self.by_addition.setdefault(addition, []).append(sizes)
+
+    def look(self, number: _Addition, left: Tensor, right: Tensor) -> None:
+        """Hand an addition on to whoever wants it."""
+        for sizes in self.by_addition.get(number, ()):
+            sizes.look(left, right)
+
+    @property
+    def calls(self) -> Iterator[tuple[str, int]]:
+        """Those that make them."""
+        return (addition[:2] for addition in self.by_addition)
+
+
+def _branch_sizes(run: Run) -> dict[str, float]:
+    first: _Additions = run.record.watched[_Additions]
+    wanted, of_steps = _Wanted(), run[SKIPS]
+    for name, skips in zip(run.chain.names, of_steps):
+        for skip in skips:
+            wanted.add(name, skip, first.made)
+    if not wanted.by_addition:
+        return dict.fromkeys(wanted.by_step, math.nan)
+
+    looking = partial(_Additions, look=wanted.look)
+    again = forward_pass(run.recipe, run.record.model, run.seed, instruments=(*run.time_instruments, looking))
+    counts = again.watched[looking].counts
+    for call in wanted.calls:
+        if counts[call] != first.counts[call]:
+            _refuse(call[0], first.counts[call], counts[call])
+    return {name: _ratio(sizes.values()) for name, sizes in wanted.by_step.items()}
+
+
+def _refuse(path: str, before: int, now: int) -> NoReturn:
+    msg = (
+        f"branch_ratio runs the model twice, which must do the same both times. {path or 'The model'} made {before} additions at "
+        f"first and {now} then. Draw random numbers from the global generators, which are seeded, and keep nothing between calls."
+    )
+    raise ModelError(msg)
+
+
+def _ratio(found: Iterable[_Sizes]) -> float:
+    squares = [(sizes.branch_square, sizes.stream_square) for sizes in found]
+    branch, stream = (math.fsum(parts) for parts in zip(*squares))
+    if stream == 0:
+        return math.inf if branch > 0 else math.nan
+    return math.sqrt(branch / stream)
+
+
+BRANCH_SIZES = Need("branch sizes", _branch_sizes, Stage.AGAIN, instruments=(_Additions,), of=(SKIPS,))
+"""RMS of what each residual step adds, over that of the stream that enters it, by step; the model is run again."""
+
+
+@declare(
+    "profile", scale="log", needs=[BRANCH_SIZES], tolerance=0.1, zero_by_design="branch", measured_with="waking_step"
+)
+def branch_ratio(run: Run) -> dict[str, float]:
+    """Return ``rms(f_l(x_{l-1})) / rms(x_{l-1})`` of each residual step ``x_l = x_{l-1} + f_l(x_{l-1})``.
+
+    f is the sum of all that is added to the stream between the two states: attention's and the feed-forward network's branch
+    of a transformer's block. It misleads where one is asked for: 0 is what zero-initialized branches have, and healthy.
+
+    Returns:
+        Pure numbers by residual step, in program order; 0 where branches are zero, ``inf`` where only the stream is, NaN where
+        an addition is hidden in a scripted function. Empty for a model without residual steps: post-normalization leaves no
+        identity path, nor does a projection in the skip.
+
+    Raises:
+        ModelError: The model does something else when it is run again.
+
+    Source: De & Smith, NeurIPS 2020; Zhang, Dauphin & Ma, ICLR 2019.
+    """
+    return run[BRANCH_SIZES]
+
+
+@declare("profile", needs=[BRANCH_GRADIENTS], tolerance=0.05, zero_by_design="branch", measured_with="waking_step")
+def branch_gradient_share(run: Run) -> dict[str, float]:
+    """Return ``‖F_lᵀu‖² / (‖u‖² + ‖F_lᵀu‖²)`` of each residual step, ``J_l = I + F_l``, with u the random cotangent there.
+
+    What the skip carries back is u, what the branch adds is ``F_lᵀu``. Where the two are uncorrelated, the step's growth rate
+    is ``-½ ln(1 - share)``. Behind a rectifier that follows the addition, u is the cotangent in front of it.
+
+    Returns:
+        Between 0 (the step is an identity, as with zero-initialized branches) and 1 (the skip counts for nothing) by residual
+        step, in program order, averaged over trajectories; NaN where no gradient arrives. Empty for a model without residual
+        steps.
+
+    Source: Balduzzi et al., ICML 2017; De & Smith, NeurIPS 2020.
+    """
+    return run[BRANCH_GRADIENTS]

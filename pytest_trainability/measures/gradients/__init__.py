@@ -1,0 +1,1 @@
+"""Parameter gradients: norms, per-sample statistics, first optimizer steps, half precision."""

@@ -1,0 +1,1 @@
+"""The loss at initialization: its value, its curvature, its tangent kernel."""

@@ -1,0 +1,1 @@
+"""Structural faults, found without looking at how large anything is."""

@@ -1,0 +1,116 @@
+"""Parameters and buffers that nobody has given values: built again in memory that is filled with NaN."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...engine.runs.building import built
+from ...engine.runs.requirements import require_factory
+from ...engine.runs.run import Need, Run, Stage
+from ...engine.trees import is_float
+from ..measure import declare
+
+__all__ = ["UNINITIALIZED", "allocated_as_nan", "as_allocated", "named_tensors"]
+
+
+@contextmanager
+def allocated_as_nan() -> Iterator[None]:
+    """Let PyTorch fill what it allocates: with NaN, integers with the largest one, and truth values with True.
+
+    That covers ``torch.empty``, ``empty_like``, ``new_empty``, ``torch.Tensor(n)``, ``resize_``, ``to_empty`` and
+    ``skip_init``; numbers that are drawn stay the same.
+    """
+    enabled, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
+    try:
+        # Operators without a deterministic algorithm may run: they are none of this function's business.
+        torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003  its own signature
+        settings.fill_uninitialized_memory = True
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deterministic.*")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        settings.fill_uninitialized_memory = fills
+
+
+def as_allocated(tensor: Tensor) -> Tensor:
+    """Return which entries are as :func:`allocated_as_nan` leaves them.
+
+    Of integers and truth values it is all or none: one may be large, or true.
+    """
+    if is_float(tensor):
+        return (tensor.float() if tensor.element_size() == 1 else tensor).isnan()
+    untouched = tensor if tensor.dtype is torch.bool else tensor == torch.iinfo(tensor.dtype).max
+    return untouched & untouched.all()
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers that have values, by name, each once."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: t.detach() for name, t in named if not is_lazy(t) and t.layout is torch.strided and t.numel()}
+
+
+class _AllocatedAsZero(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fill with zeros what is allocated."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        return found.zero_() if name in _ALLOCATORS and not found.is_meta else found
+
+
+_ALLOCATORS = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
+
+
+def _uninitialized(run: Run) -> list[str]:
+    require_factory(run, "uninitialized_parameters")
+    with allocated_as_nan(), built(run.recipe, run.seed, []) as (model, _):
+        left = {name: as_allocated(tensor) for name, tensor in named_tensors(model).items()}
+    left = {name: places for name, places in left.items() if places.any()}
+    if left:
+        # A NaN, or True, that the model has put there is there in zeroed memory, too; ordinary memory may hold one by accident.
+        zeroed: TorchDispatchMode = _AllocatedAsZero()  # type: ignore[no-untyped-call]
+        with zeroed, built(run.recipe, run.seed, []) as (model, _):
+            meant = {name: as_allocated(tensor) for name, tensor in named_tensors(model).items()}
+        left = {name: places & ~meant[name] if name in meant else places for name, places in left.items()}
+    return [name for name, places in left.items() if places.any()]
+
+
+UNINITIALIZED: Need[list[str]] = Need("uninitialized parameters", _uninitialized, Stage.AGAIN)
+"""Names of parameters and buffers that, all or partly, hold what memory held."""
+
+
+@declare("names", needs=[UNINITIALIZED])
+def uninitialized_parameters(run: Run) -> list[str]:
+    """Return the parameters and buffers that hold, all or partly, what memory held when they were allocated.
+
+    The factory builds the model once more while PyTorch fills every allocation with NaN (integers with the largest
+    number, truth values with True); what comes out so, and does not in zeroed memory, was never written to. It misleads
+    where values are loaded later on, behind the factory, and where memory does not come from PyTorch (``numpy.empty``).
+    Integers and truth values count only if none of them was written to. Parameters of lazy modules, which have no values
+    yet, are left out.
+
+    Returns:
+        Names of parameters, then of buffers, in the model's order.
+
+    Raises:
+        InapplicableError: The model is a finished module, which cannot be built again.
+
+    Source: pytorch/torchtitan#2450.
+    """
+    return run[UNINITIALIZED]

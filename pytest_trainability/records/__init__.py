@@ -1,0 +1,1 @@
+"""Plain numbers and strings: what is measured, judged, stored and shown."""

@@ -1,0 +1,351 @@
+"""Results of measures: numbers averaged over seeds, by name or in order."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from numbers import Real
+from typing import Any, Literal, TypeVar, overload
+
+from .text import format_value
+
+__all__ = ["Estimate", "Listed", "Names", "Profile", "Spectrum", "Steps"]
+
+
+_Item = TypeVar("_Item")
+
+
+class Listed(Sequence[_Item]):
+    """A record that is a sequence of what it holds."""
+
+    __slots__ = ()
+
+    def _items(self) -> Sequence[_Item]:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> _Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[_Item]: ...
+    def __getitem__(self, index: int | slice) -> _Item | Sequence[_Item]:
+        return self._items()[index]
+
+    def __len__(self) -> int:
+        return len(self._items())
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Estimate:
+    """One number, averaged over seeds, with its interval.
+
+    It compares and computes like the float :attr:`mean`; arithmetic with a number gives an estimate again, so that a
+    failing ``assert abs(result.lyapunov_max) < 0.1`` shows mean, interval and number of seeds.
+
+    >>> x = Estimate(mean=-0.25, low=-0.31, high=-0.19, values=(-0.25, -0.24, -0.26), unit="nats/step")
+    >>> x
+    -0.250 ± 0.060 nats/step (3 seeds)
+    >>> abs(x) < 0.3, x + 1 > 0.5, float(x)
+    (True, True, -0.25)
+    """
+
+    mean: float
+    """Average over seeds; the geometric one where ``scale`` is ``"log"``."""
+    low: float
+    """Lower end of the Student-t interval; ``nan`` with one seed."""
+    high: float
+    """Upper end of the interval."""
+    values: tuple[float, ...]
+    """One value per seed, in the order of the seeds."""
+    unit: str = ""
+    name: str = ""
+    """The element of a profile that this is, such as a parameter's name; empty for a scalar."""
+    scale: Literal["linear", "log"] = "linear"
+    """``"log"`` where logarithms are averaged."""
+
+    def __float__(self) -> float:
+        return self.mean
+
+    def _affine(self, scale: float, shift: float) -> Estimate:
+        ends = sorted((scale * self.low + shift, scale * self.high + shift))
+        return replace(
+            self,
+            mean=scale * self.mean + shift,
+            low=ends[0],
+            high=ends[1],
+            values=tuple(scale * value + shift for value in self.values),
+        )
+
+    def __neg__(self) -> Estimate:
+        return self._affine(-1.0, 0.0)
+
+    def __pos__(self) -> Estimate:
+        return self
+
+    def __abs__(self) -> Estimate:
+        magnitudes = abs(self.low), abs(self.high)
+        low = 0.0 if self.low <= 0.0 <= self.high else min(magnitudes)
+        return replace(
+            self, mean=abs(self.mean), low=low, high=max(magnitudes), values=tuple(abs(v) for v in self.values)
+        )
+
+    @overload
+    def __add__(self, other: Estimate) -> float: ...
+    @overload
+    def __add__(self, other: float) -> Estimate: ...
+    def __add__(self, other: Any) -> Any:
+        return self.mean + other.mean if isinstance(other, Estimate) else _with_number(self, other, 1.0, 1.0)
+
+    def __radd__(self, other: float) -> Any:
+        return _with_number(self, other, 1.0, 1.0)
+
+    @overload
+    def __sub__(self, other: Estimate) -> float: ...
+    @overload
+    def __sub__(self, other: float) -> Estimate: ...
+    def __sub__(self, other: Any) -> Any:
+        return self.mean - other.mean if isinstance(other, Estimate) else _with_number(self, other, 1.0, -1.0)
+
+    def __rsub__(self, other: float) -> Any:
+        return _with_number(self, other, -1.0, 1.0)
+
+    @overload
+    def __mul__(self, other: Estimate) -> float: ...
+    @overload
+    def __mul__(self, other: float) -> Estimate: ...
+    def __mul__(self, other: Any) -> Any:
+        if isinstance(other, Estimate):
+            return self.mean * other.mean
+        return self._affine(float(other), 0.0) if isinstance(other, Real) else NotImplemented
+
+    def __rmul__(self, other: Any) -> Any:
+        return self._affine(float(other), 0.0) if isinstance(other, Real) else NotImplemented
+
+    def __truediv__(self, other: Any) -> Any:
+        if isinstance(other, Estimate):
+            return self.mean / other.mean
+        return self._affine(1.0 / float(other), 0.0) if isinstance(other, Real) else NotImplemented
+
+    def __rtruediv__(self, other: float) -> float:
+        return other / self.mean
+
+    def __pow__(self, exponent: float) -> float:
+        return float(self.mean**exponent)
+
+    def __rpow__(self, base: float) -> float:
+        return float(base**self.mean)
+
+    def __floordiv__(self, other: Any) -> float:
+        return float(self.mean // float(other))
+
+    def __mod__(self, other: Any) -> float:
+        return float(self.mean % float(other))
+
+    def __int__(self) -> int:
+        return int(self.mean)
+
+    def __round__(self, digits: int | None = None) -> float:
+        return round(self.mean, digits) if digits is not None else round(self.mean)
+
+    def __bool__(self) -> bool:
+        return self.mean != 0
+
+    def _compare(self, other: Any, judge: Callable[[float, float], bool]) -> Any:
+        return judge(self.mean, float(other)) if isinstance(other, Real) else NotImplemented
+
+    def __lt__(self, other: Any) -> Any:
+        return self._compare(other, float.__lt__)
+
+    def __le__(self, other: Any) -> Any:
+        return self._compare(other, float.__le__)
+
+    def __gt__(self, other: Any) -> Any:
+        return self._compare(other, float.__gt__)
+
+    def __ge__(self, other: Any) -> Any:
+        return self._compare(other, float.__ge__)
+
+    def __eq__(self, other: Any) -> Any:
+        return self._compare(other, float.__eq__)
+
+    def __ne__(self, other: Any) -> Any:
+        return self._compare(other, float.__ne__)
+
+    def __hash__(self) -> int:
+        return hash(self.mean)
+
+    @property
+    def half_width(self) -> float:
+        """Half the length of the interval."""
+        return (self.high - self.low) / 2
+
+    def __str__(self) -> str:
+        return format_value(self.mean, self.low, self.high, unit=self.unit, scale=self.scale)
+
+    def __repr__(self) -> str:
+        count = f"{len(self.values)} seed{'s' if len(self.values) != 1 else ''}"
+        return f"{self} ({self.name}, {count})" if self.name else f"{self} ({count})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.mean, spec) if spec else str(self)
+
+
+def _with_number(estimate: Estimate, other: Any, scale: float, sign: float) -> Any:
+    return estimate._affine(scale, sign * float(other)) if isinstance(other, Real) else NotImplemented
+
+
+# For pytest.approx and whoever else asks: an estimate stands for a real number.
+Real.register(Estimate)
+
+
+class _Elements:
+    """Comparison of a collection of estimates with a number: it holds when it holds for every element, and for one."""
+
+    __slots__ = ()
+
+    def _estimates(self) -> Sequence[Estimate]:
+        raise NotImplementedError
+
+    def __lt__(self, other: float) -> bool:
+        return bool(self._estimates()) and all(e < other for e in self._estimates())
+
+    def __le__(self, other: float) -> bool:
+        return bool(self._estimates()) and all(e <= other for e in self._estimates())
+
+    def __gt__(self, other: float) -> bool:
+        return bool(self._estimates()) and all(e > other for e in self._estimates())
+
+    def __ge__(self, other: float) -> bool:
+        return bool(self._estimates()) and all(e >= other for e in self._estimates())
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Spectrum(_Elements, Listed[Estimate]):
+    """Lyapunov exponents, largest first."""
+
+    exponents: tuple[Estimate, ...]
+
+    def __post_init__(self) -> None:
+        named = (replace(e, name=e.name or f"exponent {number}") for number, e in enumerate(self.exponents, 1))
+        object.__setattr__(self, "exponents", tuple(named))
+
+    def _items(self) -> Sequence[Estimate]:
+        return self.exponents
+
+    _estimates = _items
+
+    def __repr__(self) -> str:
+        shown = ", ".join(str(e.mean if not math.isfinite(e.mean) else round(e.mean, 4)) for e in self.exponents[:8])
+        more = f", … {len(self) - 8} more" if len(self) > 8 else ""
+        unit = f" {self.exponents[0].unit}" if self.exponents and self.exponents[0].unit else ""
+        return f"Spectrum([{shown}{more}]{unit})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Profile(_Elements, Mapping[str, Estimate]):
+    """Estimates by name: along the chain by step, or by parameter.
+
+    Comparing it with a number asks every element: ``profile > 1e-7`` holds when the smallest does.
+    """
+
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+
+    def _estimates(self) -> Sequence[Estimate]:
+        return tuple(self.estimates.values())
+
+    def __getitem__(self, name: str) -> Estimate:
+        try:
+            return self.estimates[name]
+        except KeyError:
+            near = difflib.get_close_matches(str(name), self.estimates, n=3)
+            hint = f" Nearest: {', '.join(near)}." if near else ""
+            msg = f"a profile must have the element asked for. {name!r} is none of {len(self)}.{hint}"
+            raise KeyError(msg) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.estimates
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.estimates)
+
+    def __len__(self) -> int:
+        return len(self.estimates)
+
+    def matching(self, *patterns: str) -> Profile:
+        """Return the elements whose names match one of the shell patterns, such as ``"*.weight"``."""
+        return Profile({n: e for n, e in self.estimates.items() if any(fnmatchcase(n, p) for p in patterns)})
+
+    def excluding(self, *patterns: str) -> Profile:
+        """Return the elements whose names match none of the shell patterns.
+
+        >>> profile = Profile(
+        ...     {"key.weight": Estimate(1.0, 1.0, 1.0, (1.0,)), "key.bias": Estimate(0.0, 0.0, 0.0, (0.0,))}
+        ... )
+        >>> list(profile.excluding("*key.bias"))
+        ['key.weight']
+        """
+        return Profile({n: e for n, e in self.estimates.items() if not any(fnmatchcase(n, p) for p in patterns)})
+
+    def _extreme(self, choose: Callable[..., str]) -> str:
+        if not self.estimates:
+            msg = "a profile must have an element for `.min` and `.max`. This one is empty: nothing was measured."
+            raise ValueError(msg)
+        undefined = [name for name, e in self.estimates.items() if math.isnan(e.mean)]
+        return undefined[0] if undefined else choose(self.estimates, key=lambda name: self.estimates[name].mean)
+
+    @property
+    def argmin(self) -> str:
+        """Name of the smallest element; a NaN counts as the worst of both."""
+        return self._extreme(min)
+
+    @property
+    def argmax(self) -> str:
+        """Name of the largest element; a NaN counts as the worst of both."""
+        return self._extreme(max)
+
+    @property
+    def min(self) -> Estimate:
+        """Smallest element; it knows its name."""
+        return self.estimates[self.argmin]
+
+    @property
+    def max(self) -> Estimate:
+        """Largest element; it knows its name."""
+        return self.estimates[self.argmax]
+
+    def __repr__(self) -> str:
+        if not self.estimates:
+            return "Profile(empty)"
+        return f"Profile({len(self)} elements, min {self.min!r}, max {self.max!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Steps(Listed[str]):
+    """What was taken as the steps of the chain, in program order."""
+
+    names: tuple[str, ...]
+    """Module paths; ``cell[3]`` is the fourth call of ``cell``."""
+    description: str
+    """As in ``12 × GPT2Block``."""
+    left_out: str = ""
+    """Calls of the same kind that do not lie on the chain, such as a second tower."""
+
+    def _items(self) -> Sequence[str]:
+        return self.names
+
+    def __str__(self) -> str:
+        return self.description
+
+
+@dataclass(frozen=True, slots=True)
+class Names(Listed[str]):
+    """Names of what is at fault, over all seeds; empty is good."""
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+    """How many there were, per seed."""
+
+    def _items(self) -> Sequence[str]:
+        return self.names
