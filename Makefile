@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types docs bench flakes faults matrix clean
+.PHONY: demo test lint types docs generated bench flakes faults matrix clean
 
 demo: $(VENV)/.demo ## Run the examples: green models, red ones, and the report
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -23,6 +23,9 @@ types: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(RUN) sphinx -W --keep-going -q docs build/docs
 
+generated: $(VENV)/.dev ## Write what follows from the declarations of the measures: typed attributes, the index of pages
+	$(VENV)/bin/python docs/generate.py
+
 bench: $(VENV)/.demo ## Print cost ratios, measured side by side in one run
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/cost.py
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/measures.py
@@ -32,7 +35,7 @@ bench: $(VENV)/.demo ## Print cost ratios, measured side by side in one run
 flakes: $(VENV)/.test ## Count how often verdicts and baselines are wrong on healthy models
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/flakes.py
 
-faults: $(VENV)/.test ## Which of 36 faults the profiles flag, and which train worse
+faults: $(VENV)/.test ## Which of 36 faults the presets flag, and which train worse
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/faults.py
 
 matrix: ## Run the plugin's tests over environments and options: no xdist, the oldest pytest, other plugins

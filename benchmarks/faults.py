@@ -7,8 +7,8 @@
     python benchmarks/faults.py --memory      # what recurrent layers learn of the first of many steps, beside the log gain
     python benchmarks/faults.py --zoo         # what is flagged of all small models of transformers in tests/zoo.py
 
-The faults and the healthy models are those of ``tests/faults.py``. What is flagged is judged by the profile of the model's
-family (``pytest_trainability/checks/profiles.py``) on eight seeds, and by a comparison with the healthy twin's baseline on
+The faults and the healthy models are those of ``tests/faults.py``. What is flagged is judged by the preset of the model's
+family (``pytest_trainability/checks/presets.py``) on eight seeds, and by a comparison with the healthy twin's baseline on
 the same seeds, at the tolerances of the measures. Both a fault and its twin are then trained on batches that can be learned, for
 the same number of steps at each of three learning rates, of which the best counts for either: SGD with momentum for
 multi-layer perceptrons and convolutions, Adam with clipped gradients for transformers and recurrent networks. The loss is
@@ -156,7 +156,7 @@ def measurement(case: Case) -> Measurement:
 
 
 def seen(case: Case) -> tuple[list[str], list[str]]:
-    """Return the measures that the profile flags, and those that have moved from the twin's baseline."""
+    """Return the measures that the preset flags, and those that have moved from the twin's baseline."""
     assert case.twin is not None
     found = measurement(case)
     return list(flagged(case, found)), list(changed(measurement(case.twin), found))
@@ -170,7 +170,7 @@ class Row:
     """What came of one fault."""
 
     case: Case
-    profile: Sequence[str]
+    preset: Sequence[str]
     baseline: Sequence[str]
     loss: float = math.nan
     twin: float = math.nan
@@ -181,21 +181,21 @@ class Row:
         verdict = {True: "worse", False: "no worse", None: ""}[self.worse]
         trained = "" if self.worse is None else f"{self.loss:6.2f} {self.twin:6.2f}  {verdict}"
         return (
-            f"{self.case.number:>3} {self.case.id:<52} {', '.join(self.profile) or '–':<46} "
+            f"{self.case.number:>3} {self.case.id:<52} {', '.join(self.preset) or '–':<46} "
             f"{', '.join(self.baseline) or '–':<48} {trained}"
         ).rstrip()
 
 
 def row(case: Case, *, train: bool) -> Row:
-    profile, baseline = seen(case)
+    preset, baseline = seen(case)
     if not train or case.number in MEMORY_DECIDES:
-        return Row(case, profile, baseline)
+        return Row(case, preset, baseline)
     assert case.twin is not None
     loss, twin = (sum(losses(c)) / len(TRAINED) for c in (case, case.twin))
-    return Row(case, profile, baseline, loss, twin, trains_worse(case))
+    return Row(case, preset, baseline, loss, twin, trains_worse(case))
 
 
-HEAD = f"{'#':>3} {'fault':<52} {'flagged by the profile':<46} {'moved from the baseline':<48} {'loss':>6} {'twin':>6}"
+HEAD = f"{'#':>3} {'fault':<52} {'flagged by the preset':<46} {'moved from the baseline':<48} {'loss':>6} {'twin':>6}"
 
 
 def report_faults(cases: Sequence[Case], *, train: bool) -> list[Row]:
@@ -219,16 +219,16 @@ def report_healthy(cases: Sequence[Case]) -> int:
 
 
 def summary(rows: Sequence[Row], healthy: int, healthy_flagged: int) -> str:
-    profile = sum(bool(row.profile) for row in rows)
-    either = sum(bool(row.profile or row.baseline) for row in rows)
+    preset = sum(bool(row.preset) for row in rows)
+    either = sum(bool(row.preset or row.baseline) for row in rows)
     judged = [row for row in rows if row.worse is not None]
     worse = [row for row in judged if row.worse]
     parts = [
-        f"faults flagged by the profile {profile} of {len(rows)}, by the profile or the baseline {either}",
+        f"faults flagged by the preset {preset} of {len(rows)}, by the preset or the baseline {either}",
         f"healthy models flagged {healthy_flagged} of {healthy}",
     ]
     if judged:
-        known = sum(bool(row.profile or row.baseline) for row in worse)
+        known = sum(bool(row.preset or row.baseline) for row in worse)
         parts.append(f"trained worse {len(worse)} of {len(judged)} faults, of which {known} are flagged")
     return "; ".join(parts)
 
@@ -356,12 +356,12 @@ CONVOLUTIONAL = {"convnext", "resnet", "mobilenet-v2", "efficientnet", "regnet",
 
 
 def report_zoo() -> None:
-    """Print what their families' profiles flag, on four seeds."""
+    """Print what their families' presets flag, on four seeds."""
     count = 0
     for model in zoo.CASES:
         found = measure(model.build, model.inputs, seeds=4)
         try:
-            found.check(profile="cnn" if model.id in CONVOLUTIONAL else "transformer")
+            found.check(preset="cnn" if model.id in CONVOLUTIONAL else "transformer")
         except TrainabilityFailure as failure:
             count += 1
             print(f"{model.id}: {failure}\n", flush=True)

@@ -41,7 +41,9 @@ from pytest_trainability.checks.baselines import Entry, compare
 from pytest_trainability.checks.statistics import CONFIDENCE, Level, estimate
 from pytest_trainability.checks.verdicts import is_settled, judge
 from pytest_trainability.measurement import Context, _assemble, _recorded, measure_in
-from pytest_trainability.measures import MEASURES, RECORDED
+from pytest_trainability.measures import MEASURES, recorded_along
+
+RECORDED = tuple(m.name for m in recorded_along("depth"))
 
 TARGET = 1e-4
 WIDTH, BATCH, CLASSES, VOCAB = 24, 4, 5, 50
@@ -239,7 +241,7 @@ def measure_seeds(name: str, seeds: Sequence[int], threads: int = 1, other_masks
         measures=RECORDED,
     )
     entry = found._entry([MEASURES[measure] for measure in RECORDED])
-    readings = [{m: found._samples.readings[m][i] for m in RECORDED} for i in range(len(seeds))]
+    readings = [{m: found._seed_runs.readings[m][i] for m in RECORDED} for i in range(len(seeds))]
     return Pool(entry.environment, readings, entry.draws)
 
 

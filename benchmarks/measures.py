@@ -122,7 +122,7 @@ def ratio(
     drawn = [] if name in BUILDING else [build().to(device) for _ in range(2 * SEEDS)]
     result = measure(lambda: drawn.pop() if drawn else build(), inputs, seeds=SEEDS, device=device, **settings)
     # Of the default measures, which are known already.
-    result._samples.values.pop(name, None)
+    result._seed_runs.values.pop(name, None)
 
     def steps() -> list[float]:
         return [timer(lambda: training_step(model, inputs)) for _ in range(3)]

@@ -15,8 +15,8 @@ WIDTH = 64
 
 
 # Somebody who has no bounds yet begins with those that healthy models of the family keep.
-@pytest.mark.trainability(profile="transformer")
-def test_gpt2_keeps_the_profile(trainability):
+@pytest.mark.trainability(preset="transformer")
+def test_gpt2_keeps_the_preset(trainability):
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
         vocab_size=256, n_positions=32, n_embd=64, n_head=4, n_layer=6, bos_token_id=0, eos_token_id=0

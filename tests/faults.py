@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 from pytest_trainability.checks.baselines import compare
 from pytest_trainability.checks.bounds import Bound
-from pytest_trainability.checks.presets import find_profile
-from pytest_trainability.measurement import Context, Measurement, TrainabilityFailure, measure_in
-from pytest_trainability.measures import MEASURES, RECORDED
+from pytest_trainability.checks.presets import find_preset
+from pytest_trainability.errors import TrainabilityFailure
+from pytest_trainability.measurement import Context, Measurement, measure_in
+from pytest_trainability.measures import MEASURES, recorded_along
 from pytest_trainability.records.reports import BaselineChange, VerdictRecord
+
+RECORDED = tuple(m.name for m in recorded_along("depth"))
 
 Build = Callable[[], nn.Module]
 Task = Callable[[torch.Generator], tuple[Any, Tensor]]
@@ -906,19 +909,19 @@ FAULTS: tuple[Case, ...] = (
 
 
 def measured(case: Case, seeds: range, *, bounds: Mapping[str, Bound] | None = None) -> Measurement:
-    """Measure what the family's profile asks for, or other bounds, and what a baseline records, on all seeds."""
+    """Measure what the family's preset asks for, or other bounds, and what a baseline records, on all seeds."""
     given: dict[str, Any] = dict.fromkeys(("target", "loss", "dtype"))
     given |= {"exponents": 1, "device": "cpu", "train": True, **case.arguments}
-    until = find_profile(case.family) if bounds is None else bounds
+    until = find_preset(case.family) if bounds is None else bounds
     found = measure_in(Context(), case.build, seeds=seeds, until=until, measures=RECORDED, **given)
     found.complete()
     return found
 
 
 def flagged(case: Case, found: Measurement) -> dict[str, VerdictRecord]:
-    """Judge the family's profile, and return the verdicts that do not hold."""
+    """Judge the family's preset, and return the verdicts that do not hold."""
     with suppress(TrainabilityFailure):
-        found.check(profile=case.family)
+        found.check(preset=case.family)
     return {name: verdict for name, verdict in found._verdicts.items() if not verdict.holds}
 
 

@@ -1,7 +1,7 @@
 """Bounds for a family of models, for whoever has none of their own.
 
 Each bound states a reason that does not depend on one model: where a healthy network of the family can lie, and what
-breaks beyond. A network that has a reason to lie elsewhere gives that bound itself, which goes before the profile's.
+breaks beyond. A network that has a reason to lie elsewhere gives that bound itself, which goes before the preset's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from ..errors import BoundError
 from .bounds import Bound, at_least, at_most, within
 
-__all__ = ["PROFILES", "find_profile"]
+__all__ = ["PRESETS", "find_preset"]
 
 
 _SLOWEST = math.log(1e-3)
@@ -86,7 +86,7 @@ _ALONE = {"interacting_samples": _NONE}
 _SPREAD = {"attention_entropy": at_least(_LEAST_SPREAD), "expert_usage": at_least(_LEAST_SPREAD)}
 
 
-PROFILES: dict[str, dict[str, Bound]] = {
+PRESETS: dict[str, dict[str, Bound]] = {
     "mlp": {"log_gain": within(_SLOWEST, _PLAIN_GROWTH), **_ALWAYS, **_USED, **_AWAKE},
     "cnn": {"log_gain": within(_SLOWEST, _ROUND_OFF), **_ALWAYS, **_USED, **_AWAKE},
     "transformer": {"log_gain": within(_SLOWEST, _ROUND_OFF), **_ALWAYS, **_SPREAD, **_ALONE},
@@ -95,7 +95,7 @@ PROFILES: dict[str, dict[str, Bound]] = {
 """Bounds by measure, by family."""
 
 
-def find_profile(name: str, *, where: str = "") -> dict[str, Bound]:
+def find_preset(name: str, *, where: str = "") -> dict[str, Bound]:
     """Return the bounds of a family.
 
     Args:
@@ -108,10 +108,11 @@ def find_profile(name: str, *, where: str = "") -> dict[str, Bound]:
     Raises:
         BoundError: There is none of that name; the message gives the nearest one.
     """
-    if isinstance(name, str) and name in PROFILES:
-        return {measure: replace(bound, if_any=True) for measure, bound in PROFILES[name].items()}
-    near = difflib.get_close_matches(str(name).lower(), PROFILES, n=1, cutoff=0.5)
+    if isinstance(name, str) and name in PRESETS:
+        return {measure: replace(bound, if_any=True) for measure, bound in PRESETS[name].items()}
+    near = difflib.get_close_matches(str(name).lower(), PRESETS, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    known = ", ".join(map(repr, PROFILES))
-    msg = f"{where or 'profile='} must name a profile. {name!r} is none.{hint} Profiles: {known}."
+    known = ", ".join(map(repr, PRESETS))
+    msg = f"{where}: unknown preset {name!r}." if where else f"Unknown preset {name!r}."
+    msg += f"{hint} Presets: {known}."
     raise BoundError(msg)

@@ -21,7 +21,7 @@ from ..errors import UsageError
 from ..measures import DEFAULT, MEASURES, Measure, find_measure
 from .context import Context
 from .result import Measurement
-from .samples import Samples
+from .seed_runs import SeedRuns
 
 __all__ = ["Context", "Measurement", "add_measure", "as_dtype", "measure", "measure_in"]
 
@@ -160,14 +160,14 @@ def measure_in(
         dtype=as_dtype(dtype),
         train=train,
         threads=context.threads,
-        cut_by=context.steps,
+        choose_steps=context.steps,
         optimizer=as_optimizer(optimizer),
         classes=None if classes is None else as_count("classes", classes, least=2),
     )
     until = until or {}
     asked = as_seeds(seeds)
-    samples = Samples(recipe, asked[:1] if fixed else asked, context.confidence)
-    measurement = Measurement(samples, name or _given_name(model), context)
+    seed_runs = SeedRuns(recipe, asked[:1] if fixed else asked, context.confidence)
+    measurement = Measurement(seed_runs, name or _given_name(model), context)
     wanted = (find_measure(name, where="measures=") for name in (*DEFAULT, *measures, *until, *_ALWAYS))
     measurement.run(list(wanted), until=until)
     return measurement
@@ -201,7 +201,7 @@ def _given_name(model: Any) -> str:
     return "" if name == "<lambda>" else name
 
 
-_RESERVED = ("profile", "tolerances")
+_RESERVED = ("preset", "tolerances")
 """Keywords of the marker that are neither arguments nor measures."""
 
 

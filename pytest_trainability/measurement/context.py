@@ -36,5 +36,5 @@ class Context:
     """What else tells environments apart whose numbers differ."""
     baseline: Callable[[str, Entry, Mapping[str, float]], BaselineRecord] | None = None
     """Compares the entry of a model with its baseline; None outside pytest."""
-    of_this_session: frozenset[str] = frozenset()
+    bounded_on_command_line_only: frozenset[str] = frozenset()
     """Measures that are bounded on the command line only: no baseline holds them."""

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound, BoundLike, as_bound
-from ..checks.presets import find_profile
+from ..checks.presets import find_preset
 from ..checks.tolerances import as_tolerance
 from ..checks.verdicts import Value, judge
 from ..checks.waking import may_be_zero_by_design, without_zero_initialized
@@ -20,7 +20,7 @@ from ..records.estimates import Profile, Spectrum, Steps
 from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
 from ..report.explain import explain, explain_baseline
 from .context import Context
-from .samples import Samples, Tolerated, without_answer
+from .seed_runs import SeedRuns, Tolerated, without_answer
 from .writing import check_record, entry
 
 __all__ = ["Measurement"]
@@ -32,8 +32,8 @@ class Measurement(Attributes):
     A measure that was not asked for repeats the seeded run when it is first read.
     """
 
-    def __init__(self, samples: Samples, name: str, context: Context) -> None:
-        self._samples = samples
+    def __init__(self, seed_runs: SeedRuns, name: str, context: Context) -> None:
+        self._seed_runs = seed_runs
         self._name = name
         self._context = context
         self._verdicts: dict[str, VerdictRecord] = {}
@@ -45,9 +45,9 @@ class Measurement(Attributes):
         if name.startswith("_") or name not in MEASURES:
             msg = f"a measurement has no attribute {name!r}; it has the measures {', '.join(sorted(MEASURES))}"
             raise AttributeError(msg)
-        if name not in self._samples.values:
+        if name not in self._seed_runs.values:
             self.run([MEASURES[name]])
-        return self._samples.values[name]
+        return self._seed_runs.values[name]
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *MEASURES})
@@ -58,47 +58,47 @@ class Measurement(Attributes):
     @property
     def name(self) -> str:
         """Name of the model in reports: as given, that of the factory, or its class."""
-        return self._name or self._samples.common.model_name
+        return self._name or self._seed_runs.common.model_name
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Those that were drawn: all that were asked for, or as many as settled the bounds of the test's marker."""
-        return self._samples.common.seeds
+        return self._seed_runs.common.seeds
 
     @property
     def steps(self) -> Steps:
         """The steps of the chain, in program order; prints as ``12 × GPT2Block``."""
-        return self._samples.common.steps
+        return self._seed_runs.common.steps
 
     @property
     def frame(self) -> str:
         """``"per sample"`` (one trajectory per sample) or ``"joint"`` (samples interact)."""
-        return self._samples.common.plan.frame.name
+        return self._seed_runs.common.plan.frame.name
 
     @property
     def mode(self) -> str:
         """``"train"`` or ``"eval"``."""
-        return self._samples.common.mode
+        return self._seed_runs.common.mode
 
     @property
     def device(self) -> str:
         """Where it was measured, as in ``"cuda:0"``."""
-        return self._samples.common.device
+        return self._seed_runs.common.device
 
     @property
     def dtype(self) -> str:
         """Type of the parameters, as in ``"float32"``."""
-        return self._samples.common.dtype
+        return self._seed_runs.common.dtype
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the numbers ought to know."""
-        return self._samples.common.notes
+        return self._seed_runs.common.notes
 
     @property
     def seconds(self) -> float:
         """How long all runs took together."""
-        return self._samples.seconds
+        return self._seed_runs.seconds
 
     def run(
         self,
@@ -107,12 +107,12 @@ class Measurement(Attributes):
         until: Mapping[str, Bound] | None = None,
         tolerated: Tolerated = MappingProxyType({}),
     ) -> None:
-        """Make the seeded run as :meth:`Samples.run` does, and tell the session.
+        """Make the seeded run as :meth:`SeedRuns.run` does, and tell the session.
 
         Raises:
             InapplicableError: A measure has no answer here and needs to.
         """
-        if self._samples.run(wanted, until=until, tolerated=tolerated):
+        if self._seed_runs.run(wanted, until=until, tolerated=tolerated):
             self._tell()
 
     def complete(self) -> None:
@@ -123,16 +123,16 @@ class Measurement(Attributes):
                 confidence lets intervals be wrong.
         """
         __tracebackhide__ = True
-        if self._samples.complete():
+        if self._seed_runs.complete():
             self._judge({MEASURES[name]: bound for name, bound in self._bounds.items()})
 
-    def check(self, *, profile: str | None = None, **bounds: BoundLike) -> None:
+    def check(self, *, preset: str | None = None, **bounds: BoundLike) -> None:
         """Judge bounds, all of them, and raise one failure that lists every violation.
 
         >>> result.check(log_gain=within(3), gradient_norm=at_least(1e-7))  # doctest: +SKIP
 
         Args:
-            profile: Default bounds of a family of models, ``"mlp"``, ``"cnn"``, ``"transformer"``, ``"rnn"``, beside those given.
+            preset: Default bounds of a family of models, ``"mlp"``, ``"cnn"``, ``"transformer"``, ``"rnn"``, beside those given.
             bounds: By measure: ``within(eps)``, ``within(low, high)``, ``at_least(x)``, ``at_most(x)`` or ``(low, high)``. A
                 bound on a profile holds for every element, one on names for their number.
 
@@ -141,13 +141,13 @@ class Measurement(Attributes):
             BoundError: A name is no measure, or a value no bound.
         """
         __tracebackhide__ = True
-        if not bounds and profile is None:
-            msg = "check() must be given a bound, such as log_gain=within(3), or profile=."
+        if not bounds and preset is None:
+            msg = "check() must be given a bound, such as log_gain=within(3), or preset=."
             raise BoundError(msg)
         where = f"check() in {self._context.test}" if self._context.test else "check()"
         try:
             given = {n: as_bound(b, measure=n, where=where) for n, b in bounds.items()}
-            default = find_profile(profile, where=f"{where}: profile") if profile is not None else {}
+            default = find_preset(preset, where=f"{where}: preset") if preset is not None else {}
             judged = {find_measure(n, where=where): bound for n, bound in {**default, **given}.items()}
             self.run(list(judged), tolerated=without_answer({m.name: bound for m, bound in judged.items()}))
             companions = [m.measured_with for m in judged if self._asks_for_companion(m)]
@@ -158,16 +158,16 @@ class Measurement(Attributes):
 
     def _judge(self, bounds: Mapping[Measure, Bound]) -> None:
         __tracebackhide__ = True
-        values = self._samples.values
+        values = self._seed_runs.values
         bounds = {m: b for m, b in bounds.items() if not (b.if_any and _is_empty(values.get(m.name)))}
         self._bounds.update({m.name: bound for m, bound in bounds.items()})
         judged = {
-            m: without_zero_initialized(m.zero_by_design, values[m.name], self._samples.waking_step) for m in bounds
+            m: without_zero_initialized(m.zero_by_design, values[m.name], self._seed_runs.waking_step) for m in bounds
         }
         verdicts = [
             replace(
-                judge(m.name, value, bounds[m], scale=m.scale, level=self._samples.level),
-                remark=self._guess() if m.name == "initial_loss" else "",
+                judge(m.name, value, bounds[m], scale=m.scale, level=self._seed_runs.level),
+                remark=self._chance_loss() if m.name == "initial_loss" else "",
             )
             for m, value in judged.items()
             # Where all of it was set aside there is nothing left to judge; where it was empty, that is a failure.
@@ -182,11 +182,11 @@ class Measurement(Attributes):
         """Whether a measure that is judged needs another one to be judged, or to be explained."""
         if not m.measured_with:
             return False
-        return not m.zero_by_design or may_be_zero_by_design(m.zero_by_design, self._samples.values.get(m.name))
+        return not m.zero_by_design or may_be_zero_by_design(m.zero_by_design, self._seed_runs.values.get(m.name))
 
-    def _guess(self) -> str:
+    def _chance_loss(self) -> str:
         """Say what a guess would cost, which the initial loss of a classifier ought to be."""
-        if "excess_loss" not in self._samples.values:
+        if "excess_loss" not in self._seed_runs.values:
             return ""
         guess = self.initial_loss.mean - self.excess_loss.mean
         return f"a guess among {math.exp(guess):.0f} classes costs {guess:.4g}"
@@ -222,9 +222,9 @@ class Measurement(Attributes):
             raise UsageError(msg)
         where = f"check_baseline() in {self._context.test}"
         try:
-            bounded = [n for n, b in self._bounds.items() if not b.if_any and n not in self._context.of_this_session]
+            bounded = [n for n, b in self._bounds.items() if not b.if_any and n not in self._context.bounded_on_command_line_only]
             named = [find_measure(n, where=where) for n in (*bounded, *measures, *tolerances)]
-            wanted = [*recorded_along(self._samples.common.along), *named]
+            wanted = [*recorded_along(self._seed_runs.common.along), *named]
             given = {n: as_tolerance(value, measure=n, where=where) for n, value in tolerances.items()}
             self.complete()
             self.run(wanted)
@@ -239,15 +239,15 @@ class Measurement(Attributes):
 
     def _entry(self, measures: Sequence[Measure]) -> Entry:
         """Return what a baseline records of this measurement."""
-        return entry(self._samples, measures, self._context.environment())
+        return entry(self._seed_runs, measures, self._context.environment())
 
     def _tell(self) -> None:
         """Tell the session what has been measured and judged so far."""
         self._context.record(self._to_record(list(self._verdicts.values())))
 
     def _to_record(self, verdicts: Sequence[VerdictRecord]) -> CheckRecord:
-        bounded = {name: self._samples.values[name] for name in self._bounds}
-        return check_record(self, self._samples, self._context, verdicts, bounded=bounded, baseline=self._baseline)
+        bounded = {name: self._seed_runs.values[name] for name in self._bounds}
+        return check_record(self, self._seed_runs, self._context, verdicts, bounded=bounded, baseline=self._baseline)
 
 
 def _is_empty(value: Value | None) -> bool:

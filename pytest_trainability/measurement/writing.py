@@ -22,7 +22,7 @@ from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
 from ..records.text import format_names
 from .context import Context
 from .readings import recorded
-from .samples import Samples
+from .seed_runs import SeedRuns
 
 if TYPE_CHECKING:
     from .result import Measurement
@@ -33,7 +33,7 @@ NOTEWORTHY = 5.0
 """Nats of log gain from which a failed plain assert is given a likely cause."""
 
 
-def entry(samples: Samples, measures: Sequence[Measure], added: Mapping[str, str]) -> Entry:
+def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, str]) -> Entry:
     """Return what a baseline records of some measures.
 
     Args:
@@ -44,7 +44,7 @@ def entry(samples: Samples, measures: Sequence[Measure], added: Mapping[str, str
     Raises:
         UsageError: They add what is the project's.
     """
-    common = samples.common
+    common = seed_runs.common
     environment = {
         "device": torch.device(common.device).type,
         "dtype": common.dtype,
@@ -64,13 +64,13 @@ def entry(samples: Samples, measures: Sequence[Measure], added: Mapping[str, str
         conditions={"chain": chain, "frame": common.plan.frame.name, "mode": common.mode},
         seeds=common.seeds,
         draws=common.draws,
-        measures={m.name: recorded(samples.in_its_unit(m), samples.readings[m.name]) for m in measures},
+        measures={m.name: recorded(seed_runs.in_its_unit(m), seed_runs.readings[m.name]) for m in measures},
     )
 
 
 def check_record(
     result: Measurement,
-    samples: Samples,
+    seed_runs: SeedRuns,
     context: Context,
     verdicts: Sequence[VerdictRecord],
     *,
@@ -100,21 +100,21 @@ def check_record(
         device=result.device,
         dtype=result.dtype,
         seeds=result.seeds,
-        asked=samples.asked,
-        fixed=samples.recipe.fixed,
-        seconds=samples.seconds,
+        asked=seed_runs.asked,
+        fixed=seed_runs.recipe.fixed,
+        seconds=seed_runs.seconds,
         log_gain=result.log_gain.mean,
         log_gain_low=result.log_gain.low,
         log_gain_high=result.log_gain.high,
         growth=growth,
         verdicts=tuple(verdicts),
-        leaves_band=_leaves_band(samples, verdicts, growth, tuple(result.growth_rate)),
-        cause=tuple(diagnose(growth, samples.common.facts, _not_finite(result, growth))) if about_growth else (),
+        leaves_band=_leaves_band(seed_runs, verdicts, growth, tuple(result.growth_rate)),
+        cause=tuple(diagnose(growth, seed_runs.common.facts, _not_finite(result, growth))) if about_growth else (),
         notes=result.notes,
-        cautions=tuple(_cautions(result, bounded, samples.waking_step)),
+        cautions=tuple(_cautions(result, bounded, seed_runs.waking_step)),
         reproduce=context.reproduce,
         baseline=baseline,
-        along=samples.common.along,
+        along=seed_runs.common.along,
     )
 
 
@@ -149,12 +149,12 @@ def _cautions(result: Measurement, bounded: Mapping[str, Value], waking_step: Pr
 
 
 def _leaves_band(
-    samples: Samples, verdicts: Sequence[VerdictRecord], growth: Sequence[float], names: Sequence[str]
+    seed_runs: SeedRuns, verdicts: Sequence[VerdictRecord], growth: Sequence[float], names: Sequence[str]
 ) -> str:
     """Say at which step the accumulated log gain leaves the band that a failed bound gives it."""
     factors = {"log_gain": 1.0}
-    if samples.recipe.warmup == samples.recipe.alignment == 0:
-        factors["lyapunov_max"] = samples.common.time or len(growth)
+    if seed_runs.recipe.warmup == seed_runs.recipe.alignment == 0:
+        factors["lyapunov_max"] = seed_runs.common.time or len(growth)
     for verdict in verdicts:
         if verdict.measure in factors and not verdict.holds:
             ends = (None if end is None else factors[verdict.measure] * end for end in (verdict.low, verdict.high))

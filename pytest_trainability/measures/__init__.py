@@ -56,5 +56,5 @@ def find_measure(name: str, *, where: str = "", known: Iterable[str] = MEASURES)
         return MEASURES[name]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}?" if near else f"Measures: {', '.join(sorted(known))}."
-    msg = f"{where or 'A bound'} must name a measure. {name!r} is none. {hint}"
+    msg = f"{where}: unknown measure {name!r}. {hint}" if where else f"Unknown measure {name!r}. {hint}"
     raise BoundError(msg)

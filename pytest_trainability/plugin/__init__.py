@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import options
-from .baselines import ASKED, BASELINES, Baselines
+from .baseline_writer import BaselineWriter, refuse_partial_prune
+from .baselines import BASELINE_REQUESTS, BASELINES, Baselines
 from .collected import COLLECTED, Collected, send_collected
 from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
 from .extensions import forget_measures
 from .fixture import JUDGED, RECORDS, trainability
-from .keeper import Keeper, refuse_partial_prune
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .summary import Summary
 
@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "trainability(**bounds): bounds that every model measured in this test must satisfy, such as "
-        "lyapunov_max=within(0.05), or profile= for those of a family; also seeds=, device=, dtype=, tolerances=. Tests that use "
+        "lyapunov_max=within(0.05), or preset= for those of a family; also seeds=, device=, dtype=, tolerances=. Tests that use "
         "the trainability fixture carry the marker by themselves.",
     )
     options.read(config)
@@ -52,8 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[BASELINES] = Baselines(config)
     config.stash[COLLECTED] = Collected()
     if not hasattr(config, "workerinput"):
-        keeper = Keeper(config)
-        config.pluginmanager.register(keeper, "trainability-keeper")
+        keeper = BaselineWriter(config)
+        config.pluginmanager.register(keeper, "trainability-baseline-writer")
         config.pluginmanager.register(Summary(config, keeper), "trainability-summary")
 
 
@@ -114,7 +114,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Forget what an earlier run of the same test measured."""
     item.stash[RECORDS] = {}
     item.stash[JUDGED] = False
-    item.stash[ASKED] = []
+    item.stash[BASELINE_REQUESTS] = []
 
 
 @pytest.hookimpl(wrapper=True)
@@ -154,7 +154,7 @@ def pytest_runtest_makereport(
             # Growth along the chain explains no error.
             records = [replace(record, cause=()) for record in records]
         report.trainability = plain(records)  # type: ignore[attr-defined]
-        report.trainability_asked = plain(item.stash[ASKED])  # type: ignore[attr-defined]
+        report.trainability_asked = plain(item.stash[BASELINE_REQUESTS])  # type: ignore[attr-defined]
     return report
 
 

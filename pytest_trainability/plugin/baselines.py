@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ..checks.baselines import Entry
     from ..records.reports import BaselineRecord
 
-__all__ = ["ASKED", "BASELINES", "Asked", "Baselines"]
+__all__ = ["BASELINE_REQUESTS", "BASELINES", "BaselineRequest", "Baselines"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class BaselineRequest:
     """What a test has asked a baseline for: it travels with the test's report as plain data."""
 
     path: str
@@ -44,11 +44,11 @@ class Asked:
         return self.status in {"recorded", "updated"}
 
 
-ASKED = pytest.StashKey[list[Asked]]()
+BASELINE_REQUESTS = pytest.StashKey[list[BaselineRequest]]()
 
 
 class Baselines:
-    """The files of this session, read once each. Only the controller writes: see :mod:`.keeper`."""
+    """The files of this session, read once each. Only the controller writes: see :mod:`.baseline_writer`."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._mode = config.stash[SETTINGS].baseline
@@ -77,7 +77,7 @@ class Baselines:
         from ..errors import UsageError
         from ..records.reports import BaselineRecord
 
-        if any(asked.name == name and asked.key != key for asked in item.stash[ASKED]):
+        if any(asked.name == name and asked.key != key for asked in item.stash[BASELINE_REQUESTS]):
             msg = (
                 f"each baseline of a test must have a name of its own. Two measurements of {item.nodeid} are called "
                 f"{name!r}: give one another with name=."
@@ -90,7 +90,7 @@ class Baselines:
         stale = old is not None and old.environment.get("torch") != entry.environment["torch"]
         status = self._status(entry, old, changed=bool(changes), stale=stale)
         torch = old.environment.get("torch", "an unknown version") if stale and old is not None else ""
-        item.stash[ASKED].append(Asked(str(path), test, key, name, status, entry_to_plain(entry), torch))
+        item.stash[BASELINE_REQUESTS].append(BaselineRequest(str(path), test, key, name, status, entry_to_plain(entry), torch))
         mode = "new" if status == "missing" else "update"
         return BaselineRecord(
             status=status,  # type: ignore[arg-type]

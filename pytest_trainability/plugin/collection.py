@@ -30,8 +30,8 @@ __all__ = [
 MARKER = "trainability"
 MEASURING = pytest.StashKey[bool]()
 """Whether a test of this session measures."""
-_PROFILE = "profile"
-_MARKER_SETTINGS = ("seeds", "device", "dtype", _PROFILE)
+_PRESET = "preset"
+_MARKER_SETTINGS = ("seeds", "device", "dtype", _PRESET)
 _TOLERANCES = "tolerances"
 
 
@@ -59,7 +59,7 @@ def validate_markers(config: pytest.Config, items: Iterable[pytest.Item]) -> Non
                 bounds_of(item)
                 tolerances_of(item)
             elif item.get_closest_marker(MARKER) is not None:
-                if config.stash[SETTINGS].bounds or config.stash[SETTINGS].profile:
+                if config.stash[SETTINGS].bounds or config.stash[SETTINGS].preset:
                     bounds_of(item)
                 if config.stash[SETTINGS].tolerances:
                     tolerances_of(item)
@@ -89,7 +89,7 @@ def refuse_unmeasured(item: pytest.Item, *, judged: bool) -> None:
     Markers of classes and modules may stand above tests that do not measure.
     """
     own = [marker for marker in item.own_markers if marker.name == MARKER]
-    if not judged and any(_is_bound(name) or name == _PROFILE for marker in own for name in marker.kwargs):
+    if not judged and any(_is_bound(name) or name == _PRESET for marker in own for name in marker.kwargs):
         pytest.fail(
             "the bounds of the trainability marker must be judged on a model. This test measured none: take the fixture "
             "as an argument and call trainability(model, inputs); what a sweep returns has a check() of its own.",
@@ -120,18 +120,18 @@ def _is_bound(name: str) -> bool:
 
 
 def bounds_of(item: pytest.Item) -> dict[str, Bound]:
-    """Return the bounds of a test by measure: nearest marker first, then command line, then ini file, then a profile's.
+    """Return the bounds of a test by measure: nearest marker first, then command line, then ini file, then a preset's.
 
     Raises:
         BoundError: A name is no measure or a value no bound; the message says where it stands.
     """
     from ..checks.bounds import as_bound
-    from ..checks.presets import find_profile
+    from ..checks.presets import find_preset
     from ..errors import BoundError
     from ..measures import find_measure
 
-    profile = marker_settings(item).get(_PROFILE, item.config.stash[SETTINGS].profile)
-    found = find_profile(profile) if profile else {}
+    preset = marker_settings(item).get(_PRESET, item.config.stash[SETTINGS].preset)
+    found = find_preset(preset) if preset else {}
     for name, (bound, where) in item.config.stash[SETTINGS].bounds.items():
         found[find_measure(name, where=where).name] = bound
     for marker in reversed(list(item.iter_markers(MARKER))):
@@ -153,7 +153,7 @@ def bounded_on_the_command_line(item: pytest.Item) -> frozenset[str]:
 
 
 def marker_settings(item: pytest.Item) -> dict[str, Any]:
-    """Return ``seeds``, ``device``, ``dtype`` and ``profile`` that markers set, the nearest winning.
+    """Return ``seeds``, ``device``, ``dtype`` and ``preset`` that markers set, the nearest winning.
 
     Raises:
         UsageError: One cannot be used; the message names the test.
@@ -165,7 +165,7 @@ def marker_settings(item: pytest.Item) -> dict[str, Any]:
         for name, value in marker.kwargs.items():
             if name in _MARKER_SETTINGS:
                 try:
-                    found[name] = value if name == _PROFILE and value is None else PARSERS[name](value)
+                    found[name] = value if name == _PRESET and value is None else PARSERS[name](value)
                 except UsageError as error:
                     msg = f"the marker of {item.nodeid}: {error}"
                     raise UsageError(msg) from None

@@ -104,7 +104,7 @@ class Trainability:
             raise error.with_traceback(None) from error.__cause__
         self._item.stash[JUDGED] = True
         if bounds:
-            measurement.check(profile=None, **bounds)
+            measurement.check(preset=None, **bounds)
         return measurement
 
     def width_sweep(
@@ -171,7 +171,7 @@ class Trainability:
             confidence=settings.confidence,
             reproduce=command,
             tolerances=tolerances_of(self._item),
-            of_this_session=bounded_on_the_command_line(self._item),
+            bounded_on_command_line_only=bounded_on_the_command_line(self._item),
             steps=partial(chosen_steps, self._item.config),
             environment=partial(added_environment, self._item.config),
             baseline=partial(self._item.config.stash[BASELINES].check, self._item, command, key),

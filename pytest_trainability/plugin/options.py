@@ -24,7 +24,7 @@ _DECLARED = (
     ("dtype", "DTYPE", "Floating type that models and float inputs are cast to (default: as they are)."),
     ("confidence", "LEVEL", "Confidence of the intervals (default: 0.99)."),
     (
-        "profile",
+        "preset",
         "FAMILY",
         "Default bounds of a family of models, mlp, cnn, transformer or rnn, beside those that you give (default: none).",
     ),
@@ -52,7 +52,7 @@ class Settings:
     device: str | None
     dtype: str | None
     confidence: float | None
-    profile: str | None
+    preset: str | None
     """Whose bounds hold where no others are given."""
     bounds: Mapping[str, tuple[Bound, str]]
     """By measure: the bound and where it stands."""
@@ -201,14 +201,14 @@ def _dtype(given: Any) -> str:
     return as_dtype_name(given)
 
 
-def _profile(given: Any) -> str:
-    from ..checks.presets import find_profile
+def _preset(given: Any) -> str:
+    from ..checks.presets import find_preset
 
-    find_profile(given)
+    find_preset(given)
     return str(given)
 
 
-PARSERS = {"seeds": _seeds, "device": _device, "dtype": _dtype, "confidence": _confidence, "profile": _profile}
+PARSERS = {"seeds": _seeds, "device": _device, "dtype": _dtype, "confidence": _confidence, "preset": _preset}
 
 
 def _bounds(config: pytest.Config) -> dict[str, tuple[Bound, str]]:
@@ -259,7 +259,7 @@ def options_given(config: pytest.Config) -> list[str]:
         for name in ("bounds", "tolerances")
         for line in config.getoption(f"{PREFIX}_{name}")
     ]
-    for name in ("dtype", "confidence", "profile"):
+    for name in ("dtype", "confidence", "preset"):
         value = config.getoption(f"{PREFIX}_{name}")
         options += [f"--{PREFIX}-{name}={value}"] if value is not None else []
     return options

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..records.reports import CheckRecord
     from ..report.terminal import Outcome
-    from .keeper import Keeper
+    from .baseline_writer import BaselineWriter
 
 __all__ = ["Summary"]
 
@@ -21,7 +21,7 @@ __all__ = ["Summary"]
 class Summary:
     """Records of all tests by test; a test that is run again begins anew."""
 
-    def __init__(self, config: pytest.Config, keeper: Keeper) -> None:
+    def __init__(self, config: pytest.Config, keeper: BaselineWriter) -> None:
         self._required = config.stash[SETTINGS].require
         self._collect_only = config.option.collectonly
         self._keeper = keeper

@@ -47,7 +47,7 @@ def explain(record: CheckRecord, *, width: int = 80) -> str:
 
     Args:
         record: With at least one verdict that does not hold.
-        width: Columns to stay within, where names allow.
+        width: Cotangents to stay within, where names allow.
     """
     failed = [verdict.measure for verdict in record.verdicts if not verdict.holds]
     head = f"{record.model}: {' and '.join(failed)} out of bounds"

@@ -47,7 +47,7 @@ def section(
 
     Args:
         checks: Records, each with what became of it.
-        width: Columns of the terminal; lines stay within, but for commands to copy.
+        width: Cotangents of the terminal; lines stay within, but for commands to copy.
         verbosity: Below 0 only failures and updated baselines are listed; above 0 every bound and the course along the chain
             is shown, too.
         encoding: Of the terminal; where it cannot show the signs, ASCII is used.

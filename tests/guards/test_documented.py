@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
+import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pytest_trainability import measurement
-from pytest_trainability.measures import MEASURES
+from pytest_trainability.measures import FAMILIES, MEASURES
 
-PAGES = Path(__file__).parents[2] / "docs" / "measures"
-TYPES = {"scalar": "Estimate", "spectrum": "Spectrum", "profile": "Profile", "names": "Names"}
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs" / "measures"
 WANTED = ("misleads", "**Cost.**", "**Source.**")
 
 
@@ -39,25 +40,37 @@ def test_no_page_is_left_over() -> None:
     assert {path.stem for path in PAGES.glob("*.md")} - {"index"} == set(MEASURES)
 
 
-def test_the_index_lists_all() -> None:
-    listed = re.findall(r"^\| \[`(\w+)`\]", (PAGES / "index.md").read_text(), re.MULTILINE)
-    assert sorted(listed) == sorted(MEASURES)
+def test_what_follows_from_the_declarations_is_up_to_date() -> None:
+    """The typed attributes, the index of pages and the table of costs: ``make generated`` writes them."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
-def test_measurement_is_annotated_with_all() -> None:
-    tree = ast.parse(inspect.getsource(measurement.Measurement))
-    found = {
-        node.target.id: node.annotation.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.AnnAssign)
-        and isinstance(node.target, ast.Name)
-        and isinstance(node.annotation, ast.Name)
-    }
-    assert found == {name: TYPES[measure.kind] for name, measure in MEASURES.items()}
+def test_a_stale_file_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = load_generate()
+    stale = tmp_path / "attributes.py"
+    stale.write_text(generate.attributes().replace("log_gain: Estimate", "log_gain: Profile"))
+    monkeypatch.setattr(generate, "ATTRIBUTES", stale)
+    monkeypatch.setattr(generate, "ROOT", tmp_path.parent)
+    monkeypatch.setattr(generate, "INDEX", tmp_path / "index.md")
+    (tmp_path / "index.md").write_text(generate.index())
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
+    assert generate.main() == 1
+
+
+def load_generate() -> Any:
+    """Return ``docs/generate.py``, which is no module of the package."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("name", sorted(MEASURES))
-def test_measure_has_a_file_and_a_docstring_of_its_own(name: str) -> None:
-    read = MEASURES[name].read
-    assert read.__module__ == f"pytest_trainability.measures.{name}"
-    assert read.__doc__ and "Returns:" in read.__doc__
+def test_measure_has_a_docstring(name: str) -> None:
+    measure = MEASURES[name]
+    assert measure.read.__module__.split(".")[2] in FAMILIES
+    assert measure.read.__doc__ and "Returns:" in measure.read.__doc__

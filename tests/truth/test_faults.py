@@ -12,7 +12,7 @@ import pytest
 from faults import FAULTS, HEALTHY, Case, changed, flagged, measured
 
 from pytest_trainability import measure
-from pytest_trainability.checks.presets import find_profile
+from pytest_trainability.checks.presets import find_preset
 from pytest_trainability.measurement import Measurement
 from pytest_trainability.measures import MEASURES
 from pytest_trainability.records.estimates import Estimate, Names, Profile
@@ -104,7 +104,7 @@ def values_of_seeds(value: object) -> list[tuple[str, tuple[float, ...]]]:
 
 @pytest.mark.parametrize("case", HEALTHY, ids=by_id)
 def test_a_healthy_model_passes_on_every_seed(case: Case) -> None:
-    bounds = {name: bound for name, bound in find_profile(case.family).items() if name not in SLOW}
+    bounds = {name: bound for name, bound in find_preset(case.family).items() if name not in SLOW}
     found = measured(case, ALL, bounds=bounds)
     found.check(**bounds)
     # Not only on average: whoever measures one seed must pass, too.
@@ -113,9 +113,9 @@ def test_a_healthy_model_passes_on_every_seed(case: Case) -> None:
             assert all(map(bounds[name].holds, values)), (name, element, values)
 
 
-@pytest.mark.parametrize("case", [case for case in HEALTHY if SLOW & set(find_profile(case.family))], ids=by_id)
+@pytest.mark.parametrize("case", [case for case in HEALTHY if SLOW & set(find_preset(case.family))], ids=by_id)
 def test_a_healthy_model_has_no_more_idle_units_than_it_may(case: Case) -> None:
-    bounds = {name: find_profile(case.family)[name] for name in sorted(SLOW)}
+    bounds = {name: find_preset(case.family)[name] for name in sorted(SLOW)}
     found = measured(case, range(1), bounds=bounds)
     assert found.dead_fraction <= 0.6
     assert found.saturated_fraction <= 0.7
@@ -146,7 +146,7 @@ def test_the_profile_flags(case: Case) -> None:
     assert name in case.caught_by
     found = measured(case, TWO)
     assert name in flagged(case, found)
-    bound = find_profile(case.family)[name]
+    bound = find_preset(case.family)[name]
     elements = values_of_seeds(getattr(found, name))
     assert any(not any(map(bound.holds, values)) for _, values in elements)
 

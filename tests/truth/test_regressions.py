@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from pytest_trainability.checks.baselines import Entry, Series, compare
 from pytest_trainability.measurement import Context, measure_in
-from pytest_trainability.measures import MEASURES, RECORDED
+from pytest_trainability.measures import MEASURES, recorded_along
 from pytest_trainability.records.reports import BaselineChange
+
+RECORDED = tuple(m.name for m in recorded_along("depth"))
 
 TOLERANCES = {m.name: m.tolerance for m in MEASURES.values()}
 EIGHT, OTHERS = range(8), range(100, 108)

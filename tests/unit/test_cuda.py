@@ -13,7 +13,9 @@ from pytest_trainability.checks.baselines import Entry, compare, find_entry
 from pytest_trainability.engine.capture.fused_rnn import Unrolling
 from pytest_trainability.engine.capture.recorder import capture
 from pytest_trainability.engine.runs.building import choose_device
-from pytest_trainability.measures import MEASURES, RECORDED
+from pytest_trainability.measures import MEASURES, recorded_along
+
+RECORDED = tuple(m.name for m in recorded_along("depth"))
 
 pytestmark = [
     pytest.mark.cuda,

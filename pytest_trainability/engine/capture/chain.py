@@ -90,16 +90,16 @@ class Chain:
         return [tuple(names) for names in found]
 
 
-def graph_of(record: Capture) -> Graph:
+def graph_of(capture: Capture) -> Graph:
     """Walk the autograd graph of a run.
 
     Raises:
         ModelError: Nothing that the model returned carries a gradient.
         CutError: A part of the model is checkpointed in the re-entrant way, which hides it from the graph.
     """
-    if not record.roots:
-        raise ModelError(_without_gradient(record))
-    graph = Graph(record.roots)
+    if not capture.roots:
+        raise ModelError(_without_gradient(capture))
+    graph = Graph(capture.roots)
     for node in graph.nodes:
         if type(node).__name__ == "CheckpointFunctionBackward":
             msg = (
@@ -112,9 +112,9 @@ def graph_of(record: Capture) -> Graph:
     return graph
 
 
-def _without_gradient(record: Capture) -> str:
-    frozen = not any(parameter.requires_grad for parameter in record.model.parameters())
-    if frozen and not record.sources:
+def _without_gradient(capture: Capture) -> str:
+    frozen = not any(parameter.requires_grad for parameter in capture.model.parameters())
+    if frozen and not capture.sources:
         return (
             "something must carry a gradient. All parameters of the model are frozen and no float tensor was among its "
             "inputs. Unfreeze a part of it, or hand in float inputs (inputs_embeds for a language model)."
@@ -125,7 +125,7 @@ def _without_gradient(record: Capture) -> str:
     )
 
 
-def chain_of(record: Capture, graph: Graph, calls: Sequence[Call]) -> Chain:
+def chain_of(capture: Capture, graph: Graph, calls: Sequence[Call]) -> Chain:
     """Cut the graph after each of the given calls.
 
     The chain starts with what enters the first call. Calls that this signal does not pass through, such as a second
@@ -139,7 +139,7 @@ def chain_of(record: Capture, graph: Graph, calls: Sequence[Call]) -> Chain:
     reason: CutError | None = None
     for start in starts:
         try:
-            chain = _from_start(record, graph, calls, start)
+            chain = _from_start(capture, graph, calls, start)
         except CutError as error:
             reason = error
             if start + 1 < len(calls) and len(starts) < 8:
@@ -151,7 +151,7 @@ def chain_of(record: Capture, graph: Graph, calls: Sequence[Call]) -> Chain:
         if 2 * len(best) < len(calls) + 1 and missed and len(starts) < 8:
             starts.append(missed[0])
     if best is None:
-        raise CutError(_cut_message(record, calls, reason))
+        raise CutError(_cut_message(capture, calls, reason))
     return best
 
 
@@ -160,9 +160,9 @@ def _sentence(error: Exception | None) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _cut_message(record: Capture, calls: Sequence[Call], reason: CutError | None) -> str:
+def _cut_message(capture: Capture, calls: Sequence[Call], reason: CutError | None) -> str:
     first, last = call_name(calls[0], calls), call_name(calls[-1], calls)
-    what = "the loss" if record.loss is not None else "the output"
+    what = "the loss" if capture.loss is not None else "the output"
     return (
         f"the signal must flow from step {first!r} through step {last!r} to {what}. {_sentence(reason)} "
         f"Either {what} does not depend on what enters {first!r}, or something on the way (torch.no_grad, .detach(), "
@@ -170,14 +170,14 @@ def _cut_message(record: Capture, calls: Sequence[Call], reason: CutError | None
     ).replace("  ", " ")
 
 
-def _from_start(record: Capture, graph: Graph, calls: Sequence[Call], start: int) -> Chain:
-    x0, moment, giver, following = beginning(record, graph, calls, start)
+def _from_start(capture: Capture, graph: Graph, calls: Sequence[Call], start: int) -> Chain:
+    x0, moment, giver, following = beginning(capture, graph, calls, start)
     places = sorted(graph.place[node] for node in graph.downstream(x0, since=moment))
     kept = [call for call in following if bisect_left(places, call.start) < bisect_left(places, call.end)]
     if not kept:
         msg = f"the signal must pass through a step. None of the {len(calls)} calls transforms what enters the first."
         raise CutError(msg)
-    cut = graph.cut(x0, [moment, *(call.end for call in kept)], results(record, graph, kept[-1]))
+    cut = graph.cut(x0, [moment, *(call.end for call in kept)], results(capture, graph, kept[-1]))
     left_out = tuple(call for call in calls if call not in kept)
     if left_out == (giver,):
         left_out = ()
@@ -199,7 +199,7 @@ def inner_eps(graph: Graph, cut: Cut, ends: Sequence[int]) -> tuple[float, ...]:
 
 
 def beginning(
-    record: Capture, graph: Graph, calls: Sequence[Call], start: int
+    capture: Capture, graph: Graph, calls: Sequence[Call], start: int
 ) -> tuple[tuple[Edge, ...], int, Call | None, list[Call]]:
     """Return ``x_0``, the moment right after it, the call that gave it out and the calls that follow.
 
@@ -207,7 +207,7 @@ def beginning(
     parameters alone (learned queries, position embeddings) is no signal. Where nothing that carries a gradient enters a
     call (it takes the token ids themselves), ``x_0`` is its output.
     """
-    dependent = _dependent(record, graph)
+    dependent = _dependent(capture, graph)
     for admitted in (dependent, graph.place.keys()):
         for index in range(start, len(calls)):
             call = calls[index]
@@ -221,10 +221,10 @@ def beginning(
     raise CutError(msg)
 
 
-def _dependent(record: Capture, graph: Graph) -> set[Node]:
+def _dependent(capture: Capture, graph: Graph) -> set[Node]:
     """Return the nodes that depend on the model's inputs: on its float ones, or on the rows that its integer ones pick."""
-    lookups = {node for node in graph.nodes if _address_of_indices(node) in record.indices}
-    sources = {node for node, _ in record.sources} | lookups
+    lookups = {node for node in graph.nodes if _address_of_indices(node) in capture.indices}
+    sources = {node for node, _ in capture.sources} | lookups
     return sources | graph.downstream((node, number) for node in sources for number in range(len(node._input_metadata)))
 
 
@@ -233,9 +233,9 @@ def _address_of_indices(node: Node) -> int | None:
     return indices.untyped_storage().data_ptr() if isinstance(indices, Tensor) else None
 
 
-def results(record: Capture, graph: Graph, last: Call) -> tuple[Edge, ...]:
+def results(capture: Capture, graph: Graph, last: Call) -> tuple[Edge, ...]:
     """Edges that the model returns right from the last step, or at least from before its end."""
-    roots = record.roots
+    roots = capture.roots
     direct = tuple(edge for edge in roots if edge in last.outputs)
     read_later = any(graph.place[node] >= last.end for node, _ in roots)
     return direct if direct or read_later else roots

@@ -10,10 +10,10 @@ from torch.overrides import TorchFunctionMode
 
 from .recorder import Call, Recorder
 
-__all__ = ["FunctionWatch", "numbered"]
+__all__ = ["FunctionObserver", "numbered"]
 
 
-class FunctionWatch(TorchFunctionMode):
+class FunctionObserver(TorchFunctionMode):
     """Sees the functions that a model calls, for as long as it is entered; an instrument, which yields itself."""
 
     def __init__(self, recorder: Recorder) -> None:

@@ -40,7 +40,7 @@ def solver_steps(recorder: Recorder) -> Iterator[None]:
         )
         for name in names
     ):
-        recorder.record.notes.append("this version of torchdiffeq is not known: the steps of its solvers are not seen")
+        recorder.capture.notes.append("this version of torchdiffeq is not known: the steps of its solvers are not seen")
         yield
         return
     known, method = dict(SOLVERS), adjoint.OdeintAdjointMethod
@@ -75,8 +75,8 @@ def _without_adjoint(recorder: Recorder, odeint: Any) -> Any:
             *_: Any,
         ) -> Any:
             note = "odeint_adjoint is measured through the solver's own steps, as odeint"
-            if note not in recorder.record.notes:
-                recorder.record.notes.append(note)
+            if note not in recorder.capture.notes:
+                recorder.capture.notes.append(note)
             return odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event)
 
     return Direct
@@ -91,7 +91,7 @@ class _Watch:
         self._recorder, self._name = recorder, name
         known = isinstance(func, nn.Module) and func in recorder.paths
         caller = recorder.running[-1] if recorder.running else None
-        self._module: nn.Module = func if known else (caller.module if caller else recorder.record.model)
+        self._module: nn.Module = func if known else (caller.module if caller else recorder.capture.model)
         self._path = recorder.paths.get(self._module, "") or "odeint"
         self.call: Call | None = None
 

@@ -169,8 +169,8 @@ def capture(
         ModelError: The model or the loss raised, or gave nothing that a gradient could start from.
     """
 
-    def run(record: Capture) -> Capture:
-        return _run(record, args, kwargs, target, loss, instruments=instruments)
+    def run(captured: Capture) -> Capture:
+        return _run(captured, args, kwargs, target, loss, instruments=instruments)
 
     try:
         return run(Capture(model))
@@ -182,7 +182,7 @@ def capture(
 
 
 def _run(
-    record: Capture,
+    captured: Capture,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     target: Any,
@@ -190,7 +190,7 @@ def _run(
     *,
     instruments: Sequence[Instrument],
 ) -> Capture:
-    model = record.model
+    model = captured.model
     sources: list[Edge] = []
     indices: set[int] = set()
 
@@ -198,7 +198,7 @@ def _run(
         if not (tensor.is_floating_point() or tensor.is_complex()):
             tensor = tensor.detach().clone()
             indices.add(tensor.untyped_storage().data_ptr())
-        elif record.inputs_carry_gradient:
+        elif captured.inputs_carry_gradient:
             tensor = with_gradient(tensor)
             sources.append(edge_of(tensor))
         else:
@@ -206,14 +206,14 @@ def _run(
         return tensor
 
     args, kwargs = map_tensors(args, fresh), map_tensors(dict(kwargs), fresh)
-    record.sources, record.indices = tuple(sources), frozenset(indices)
-    recorder = Recorder(record)
+    captured.sources, captured.indices = tuple(sources), frozenset(indices)
+    recorder = Recorder(captured)
     with recorder.watching(), ExitStack() as stack:
         for instrument in instruments:
-            record.watched[instrument] = stack.enter_context(instrument(recorder))
-        record.output = _output_of(model, args, kwargs, loss)
-    record.loss = _loss_of(model, record.output, target, loss)
-    return record
+            captured.watched[instrument] = stack.enter_context(instrument(recorder))
+        captured.output = _output_of(model, args, kwargs, loss)
+    captured.loss = _loss_of(model, captured.output, target, loss)
+    return captured
 
 
 def evaluate(
@@ -277,10 +277,10 @@ def _loss_of(model: nn.Module, output: Any, target: Any, loss: Loss | None) -> T
 class Recorder:
     """Writes down the calls of a run as they happen."""
 
-    def __init__(self, record: Capture) -> None:
-        self.record = record
+    def __init__(self, captured: Capture) -> None:
+        self.capture = captured
         self.paths = {
-            module: path for path, module in record.model.named_modules() if not isinstance(module, ParametrizationList)
+            module: path for path, module in captured.model.named_modules() if not isinstance(module, ParametrizationList)
         }
         """Names of the modules whose calls are seen."""
         self.running: list[Call] = []
@@ -308,7 +308,7 @@ class Recorder:
         self.running.pop()
         call.results = tuple(map(self._look, given))
         call.end = now()
-        self.record.calls.append(call)
+        self.capture.calls.append(call)
 
     def _look(self, tensor: Tensor) -> Edge | None:
         if not carries_gradient(tensor):

@@ -51,7 +51,7 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
 
     The cells of ``torch.nn`` are handed the zeros that they would make themselves. Numbers are not changed.
     """
-    record = recorder.record
+    capture = recorder.capture
     handed: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor, int, Node | None]]] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -64,7 +64,7 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
                 return tensor
             copy = with_gradient(tensor)
             copies.append((tensor, copy, copy._version, copy.grad_fn))
-            record.given.add(edge_of(copy))
+            capture.given.add(edge_of(copy))
             return copy
 
         if isinstance(module, nn.RNNCellBase):
@@ -80,7 +80,7 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
 
     handles = []
     try:
-        if recorder.record.inputs_carry_gradient:
+        if recorder.capture.inputs_carry_gradient:
             for module in recorder.paths:
                 if not isinstance(module, torch.jit.ScriptModule):
                     handles.append(module.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
@@ -112,7 +112,7 @@ def _with_initial_state(
 
 
 # Which calls -----------------------------------------------------------------------------------------------------
-def find_recurrences(record: Capture, graph: Graph) -> list[Recurrence]:
+def find_recurrences(capture: Capture, graph: Graph) -> list[Recurrence]:
     """Return all recurrences, in the order of their beginning.
 
     A module is recurrent when its calls depend on its earlier ones. Modules that take turns, as the cells of two layers do,
@@ -120,7 +120,7 @@ def find_recurrences(record: Capture, graph: Graph) -> list[Recurrence]:
     """
     groups: dict[tuple[str, str], list[Call]] = {}
     around: set[Call] = set()
-    for call in sorted(record.calls, key=lambda c: (c.start, len(_parents(c)))):
+    for call in sorted(capture.calls, key=lambda c: (c.start, len(_parents(c)))):
         groups.setdefault((call.path, call.inner), []).append(call)
         if call.inner:
             around.update(_parents(call))
@@ -137,7 +137,7 @@ def find_recurrences(record: Capture, graph: Graph) -> list[Recurrence]:
         longest, runs = _longest_run(graph, calls)
         if len(longest) > 1 or (longest and calls[0].inner):
             kept.update(calls)
-            found.append(Recurrence(tuple((call,) for call in longest), runs, given=record.given))
+            found.append(Recurrence(tuple((call,) for call in longest), runs, given=capture.given))
     return _named(_merged(sorted(found, key=lambda recurrence: recurrence.steps[0][0].start)))
 
 
@@ -234,7 +234,7 @@ def _take_turns(a: Recurrence, b: Recurrence) -> bool:
     )
 
 
-def choose_recurrence(record: Capture, found: Sequence[Recurrence], name: str) -> Recurrence:
+def choose_recurrence(capture: Capture, found: Sequence[Recurrence], name: str) -> Recurrence:
     """Return the recurrence of that name, or the longest one, the first among equals, where none is given.
 
     Raises:
@@ -244,7 +244,7 @@ def choose_recurrence(record: Capture, found: Sequence[Recurrence], name: str) -
     if not found:
         msg = (
             "steps='time' needs a recurrence: a module that is called once per time step with what its last call has made, "
-            f"an nn.RNN, nn.LSTM or nn.GRU, or a solver of torchdiffeq. {type(record.model).__name__} has none that the "
+            f"an nn.RNN, nn.LSTM or nn.GRU, or a solver of torchdiffeq. {type(capture.model).__name__} has none that the "
             "output depends on. Put one time step into a module of its own and call it in a loop, over two steps at least; look "
             "for .detach() or torch.no_grad() in the loop."
         )
@@ -255,7 +255,7 @@ def choose_recurrence(record: Capture, found: Sequence[Recurrence], name: str) -
         if name == recurrence.name or name in {call.path for call in recurrence.steps[0][:-1]}:
             return recurrence
     names = ", ".join(repr(f"time:{recurrence.name}") for recurrence in found)
-    msg = f"steps='time:{name}' must name a recurrence of {type(record.model).__name__}. It has {names}."
+    msg = f"steps='time:{name}' must name a recurrence of {type(capture.model).__name__}. It has {names}."
     raise UsageError(msg)
 
 

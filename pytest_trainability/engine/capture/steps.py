@@ -41,11 +41,11 @@ HEAD_LAYERS = 3
 """So many weight layers after the last block are a head."""
 
 
-def choose_steps(record: Capture, graph: Graph, steps: StepChoice) -> list[Call]:
+def choose_steps(capture: Capture, graph: Graph, steps: StepChoice) -> list[Call]:
     """Return the calls that are steps, in the order of their return.
 
     Args:
-        record: One run.
+        capture: One run.
         graph: Its autograd graph.
         steps: ``"auto"``, ``"blocks"``, ``"layers"``, a module class, a glob over module names
             (``"encoder.layer.*"``; ``*`` stays within one level, ``**`` does not), or names.
@@ -54,20 +54,20 @@ def choose_steps(record: Capture, graph: Graph, steps: StepChoice) -> list[Call]
         CutError: There is no such step in this model.
         UsageError: ``steps`` is none of these, or names no module.
     """
-    calls = record.calls
+    calls = capture.calls
     if isinstance(steps, type) and issubclass(steps, nn.Module):
         chosen = [call for call in calls if isinstance(call.module, steps)]
-        return chosen or _none_called(record, f"an instance of {steps.__name__}")
+        return chosen or _none_called(capture, f"an instance of {steps.__name__}")
     if isinstance(steps, str):
         if steps == "auto":
-            return _blocks(record, graph) or _layers(calls) or _no_step(record)
+            return _blocks(capture, graph) or _layers(calls) or _no_step(capture)
         if steps == "blocks":
-            return _blocks(record, graph) or _no_block(record)
+            return _blocks(capture, graph) or _no_block(capture)
         if steps == "layers":
-            return _layers(calls) or _no_step(record)
-        return _named(record, [steps])
+            return _layers(calls) or _no_step(capture)
+        return _named(capture, [steps])
     if isinstance(steps, Sequence) and steps and all(isinstance(name, str) for name in steps):
-        return _named(record, list(steps))
+        return _named(capture, list(steps))
     msg = (
         "steps must be 'auto', 'blocks', 'layers', 'time', a module class, a glob over module names or a list of "
         f"names. Got {steps!r}."
@@ -75,11 +75,11 @@ def choose_steps(record: Capture, graph: Graph, steps: StepChoice) -> list[Call]
     raise UsageError(msg)
 
 
-def _no_step(record: Capture) -> list[Call]:
-    model = record.model
+def _no_step(capture: Capture) -> list[Call]:
+    model = capture.model
     if isinstance(model, torch.jit.ScriptModule):
         cure = "Calls inside of a scripted module cannot be seen: measure it as it was before torch.jit."
-    elif len(record.calls) <= 1:
+    elif len(capture.calls) <= 1:
         cure = "It calls no module of its own: what is a step must be one, an nn.Module that the model calls."
     else:
         cure = "Name the steps: steps=SomeModuleClass, steps='layers.*' or steps=['stem', 'body', 'head']."
@@ -90,17 +90,17 @@ def _no_step(record: Capture) -> list[Call]:
     raise CutError(msg)
 
 
-def _no_block(record: Capture) -> list[Call]:
+def _no_block(capture: Capture) -> list[Call]:
     msg = (
         f"steps='blocks' needs a composite module class that is called {FEWEST_CALLS} times or more and holds most of "
-        f"the weights. {type(record.model).__name__} has none. Try steps='layers', or name the class: "
+        f"the weights. {type(capture.model).__name__} has none. Try steps='layers', or name the class: "
         "steps=SomeModuleClass."
     )
     raise CutError(msg)
 
 
-def _none_called(record: Capture, what: str) -> list[Call]:
-    seen = dict.fromkeys(type(call.module).__name__ for call in record.calls)
+def _none_called(capture: Capture, what: str) -> list[Call]:
+    seen = dict.fromkeys(type(call.module).__name__ for call in capture.calls)
     msg = f"the steps must be called by the model. No call of {what} was seen; called were {', '.join(seen)}."
     raise CutError(msg)
 
@@ -109,20 +109,20 @@ _KINDS = ("auto", "blocks", "layers", "time")
 
 
 # As the user says ------------------------------------------------------------------------------------------------
-def _named(record: Capture, patterns: Sequence[str]) -> list[Call]:
-    paths = [path for path, _ in record.model.named_modules() if path]
+def _named(capture: Capture, patterns: Sequence[str]) -> list[Call]:
+    paths = [path for path, _ in capture.model.named_modules() if path]
     expressions = [_expression(pattern) for pattern in patterns]
     for pattern, expression in zip(patterns, expressions):
         if not any(expression.fullmatch(path) for path in paths):
             near = difflib.get_close_matches(pattern, [*_KINDS, *paths], n=3, cutoff=0.4)
             hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
             msg = (
-                f"steps={pattern!r} must name a module of {type(record.model).__name__}, or match some; it matches none."
+                f"steps={pattern!r} must name a module of {type(capture.model).__name__}, or match some; it matches none."
                 f"{hint} `[name for name, _ in model.named_modules()]` lists them all."
             )
             raise UsageError(msg)
-    chosen = [call for call in record.calls if call.path and any(e.fullmatch(call.path) for e in expressions)]
-    return chosen or _none_called(record, f"a module that matches {', '.join(map(repr, patterns))}")
+    chosen = [call for call in capture.calls if call.path and any(e.fullmatch(call.path) for e in expressions)]
+    return chosen or _none_called(capture, f"a module that matches {', '.join(map(repr, patterns))}")
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
@@ -175,23 +175,23 @@ def _inside(call: Call, classes: frozenset[type]) -> bool:
     return False
 
 
-def _blocks(record: Capture, graph: Graph) -> list[Call]:
-    families = [family for family in _families(record) if len(family.calls) > 1]
+def _blocks(capture: Capture, graph: Graph) -> list[Call]:
+    families = [family for family in _families(capture) if len(family.calls) > 1]
     reading = [call for family in families for call in family.calls if call.inputs]
     earliest = sorted(reading, key=lambda call: call.start)[:1]
     for family in families:
-        family.share = _share(record, family.calls)
+        family.share = _share(capture, family.calls)
     for limit in (FEW_LIVE, MANY_LIVE):
         candidates = [
-            f for f in families if f.share >= SUBSTANTIAL and _measure_live(record, graph, f, earliest) <= limit
+            f for f in families if f.share >= SUBSTANTIAL and _measure_live(capture, graph, f, earliest) <= limit
         ]
         candidates = _stacks([f for f in candidates if not _is_beaten(f, candidates)])
         repeated = any(family.repeated for family in candidates)
-        calls = [call for call in record.calls if any(type(call.module) in f.classes for f in candidates)]
+        calls = [call for call in capture.calls if any(type(call.module) in f.classes for f in candidates)]
         # A block inside a block of the same kind belongs to the outer one.
         classes = frozenset(cls for family in candidates for cls in family.classes)
         calls = [call for call in calls if not _inside(call, classes)]
-        if repeated and _share(record, calls) >= MOST:
+        if repeated and _share(capture, calls) >= MOST:
             return calls
     return []
 
@@ -219,15 +219,15 @@ def _is_container(module: nn.Module) -> bool:
     return isinstance(module, _CONTAINERS) and type(module).forward in {cls.forward for cls in _CONTAINERS}
 
 
-def _families(record: Capture) -> list[_Family]:
+def _families(capture: Capture) -> list[_Family]:
     """Group the calls of composite classes; classes that alternate in one container form one family."""
     by_class: dict[type, list[Call]] = {}
-    for call in record.calls:
+    for call in capture.calls:
         module = call.module
         if call.path and not _is_container(module) and any(True for _ in module.children()):
             by_class.setdefault(type(module), []).append(call)
     merged: dict[type, set[type]] = {cls: {cls} for cls in by_class}
-    for container in record.model.modules():
+    for container in capture.model.modules():
         if _is_container(container):
             classes = _alternating(container, by_class)
             union = set().union(*(merged[cls] for cls in classes)) if classes else set()
@@ -235,8 +235,8 @@ def _families(record: Capture) -> list[_Family]:
                 merged[cls] = union
     groups = {frozenset(group) for group in merged.values()} | {frozenset({cls}) for cls in by_class}
     ordered = sorted(groups, key=lambda group: (-len(group), sorted(cls.__qualname__ for cls in group)))
-    members = {child for module in record.model.modules() if _is_container(module) for child in module.children()}
-    families = [_Family(group, [c for c in record.calls if type(c.module) in group]) for group in ordered]
+    members = {child for module in capture.model.modules() if _is_container(module) for child in module.children()}
+    families = [_Family(group, [c for c in capture.calls if type(c.module) in group]) for group in ordered]
     for family in families:
         family.stacked = all(call.module in members for call in family.calls)
     return families
@@ -256,24 +256,24 @@ def _alternating(container: nn.Module, known: Iterable[type]) -> list[type]:
     return list(dict.fromkeys(members)) if len(members) >= FEWEST_CALLS and len(turns) > len(set(turns)) else []
 
 
-def _share(record: Capture, calls: Sequence[Call]) -> float:
+def _share(capture: Capture, calls: Sequence[Call]) -> float:
     """Share of the weights outside embeddings and head that the modules of these calls hold."""
     if not calls:
         return 0.0
     held = {p: p.numel() for call in calls for p in call.module.parameters()}
     outside: set[nn.Parameter] = set()
-    for module in record.model.modules():
+    for module in capture.model.modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             outside.update(module.parameters())
     last = max(call.end for call in calls)
-    after = [call for call in _layers(record.calls) if call.start >= last]
+    after = [call for call in _layers(capture.calls) if call.start >= last]
     if len(after) <= HEAD_LAYERS:
         outside.update(p for call in after for p in call.module.parameters())
-    body = sum(p.numel() for p in record.model.parameters() if p not in outside)
+    body = sum(p.numel() for p in capture.model.parameters() if p not in outside)
     return sum(size for p, size in held.items() if p not in outside) / body if body else 0.0
 
 
-def _measure_live(record: Capture, graph: Graph, family: _Family, earliest: Sequence[Call]) -> float:
+def _measure_live(capture: Capture, graph: Graph, family: _Family, earliest: Sequence[Call]) -> float:
     """Return the largest number of tensors that are live after a block, and note the average.
 
     Live is what carries the signal that entered the earliest block of any kind: for a layer's attention that includes
@@ -281,10 +281,10 @@ def _measure_live(record: Capture, graph: Graph, family: _Family, earliest: Sequ
     """
     for origin in filter(None, (earliest, family.calls)):
         try:
-            x0, moment, _, _ = beginning(record, graph, origin, 0)
+            x0, moment, _, _ = beginning(capture, graph, origin, 0)
             moments = [moment, *(call.end for call in family.calls if call.end > moment)]
             counts = [
-                len(state) for state in graph.cut(x0, moments, results(record, graph, family.calls[-1])).states[1:]
+                len(state) for state in graph.cut(x0, moments, results(capture, graph, family.calls[-1])).states[1:]
             ]
         except CutError:
             continue

@@ -12,12 +12,12 @@ from ...errors import CutError
 from ..capture.chain import Chain
 from ..capture.graph import zeros_at
 from ..capture.recorder import Edge
-from .vjp import Columns, barrier, quiet_batching
+from .vjp import Cotangents, barrier, quiet_batching
 
 __all__ = ["push_forward"]
 
 
-def push_forward(chain: Chain, index: int, columns: Columns) -> Columns:
+def push_forward(chain: Chain, index: int, columns: Cotangents) -> Cotangents:
     """Apply ``J_l`` of segment ``l = index`` (1 … L) to k tangents of state l - 1.
 
     ``J_l v`` is the gradient with respect to ``u`` of ``⟨J_lᵀ u, v⟩``, which is linear in ``u``: two backward passes, and no
@@ -37,7 +37,7 @@ def push_forward(chain: Chain, index: int, columns: Columns) -> Columns:
     _without_hooks(chain, index)
     segment = chain.cut.segments[index - 1]
     later, earlier = chain.cut.states[index], chain.cut.states[index - 1]
-    result: Columns = [None] * len(later)
+    result: Cotangents = [None] * len(later)
     if segment.roots and any(columns[i] is not None for i in segment.inputs):
         outputs, inputs = [later[i] for i in segment.roots], [earlier[i] for i in segment.inputs]
         try:
@@ -53,7 +53,7 @@ def push_forward(chain: Chain, index: int, columns: Columns) -> Columns:
     return result
 
 
-def _tangents(outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Columns) -> list[Tensor | None]:
+def _tangents(outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Cotangents) -> list[Tensor | None]:
     cotangents = [zeros_at(edge).requires_grad_() for edge in outputs]
     with barrier(inputs):
         products = torch.autograd.grad(

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ...errors import UsageError
 from ..capture.chain import Chain
-from ..linalg.numerical_rank import doubtful, without_round_off
+from ..linalg.numerical_rank import near_rank_threshold, without_round_off
 from .trajectories import Frame, acting, as_columns, as_rows, dimensions
-from .vjp import Columns, gaussian_state, pull_back
+from .vjp import Cotangents, gaussian_state, pull_back
 
 __all__ = ["Sweep", "is_round_off", "sweep", "usual_number", "walk", "working_precision"]
 
@@ -61,7 +61,7 @@ class Sweep:
         return found[acting(chain, self.frame).sum(dim=0) > warmup + alignment]
 
 
-def sweep(chain: Chain, frame: Frame, columns: Columns, *, at_once: int | None = None) -> Sweep:
+def sweep(chain: Chain, frame: Frame, columns: Cotangents, *, at_once: int | None = None) -> Sweep:
     """Pull a frame of k cotangents back through the whole chain, orthonormalised after every step.
 
     ``J_lᵀ Q_l = Q_{l-1} R_l`` for l = L … 1, from the QR factors ``Q_L`` of the columns given.
@@ -101,7 +101,7 @@ def usual_number(chain: Chain) -> int | None:
     return max(1, 2**20 // max(largest, 1)) if all(device.type == "cpu" for device in chain.devices(0)) else None
 
 
-def walk(chain: Chain, frame: Frame, columns: Columns, sizes: Tensor) -> Iterator[Tensor]:
+def walk(chain: Chain, frame: Frame, columns: Cotangents, sizes: Tensor) -> Iterator[Tensor]:
     """Pull one cotangent back, each trajectory's part renormalized to its size before every step.
 
     Yields:
@@ -155,17 +155,17 @@ def working_precision(eps: float, size: int) -> float:
     return min(8 * eps, COARSEST) if eps > 1e-4 else 8 * eps * math.sqrt(size)
 
 
-def _only(columns: Columns) -> Columns:
+def _only(columns: Cotangents) -> Cotangents:
     return [None if column is None else column[0] for column in columns]
 
 
-def _batch_of_one(state: Sequence[Tensor | None]) -> Columns:
+def _batch_of_one(state: Sequence[Tensor | None]) -> Cotangents:
     return [None if column is None else column.unsqueeze(0) for column in state]
 
 
 def _orthonormal(
-    chain: Chain, frame: Frame, index: int, columns: Columns, alive: Tensor
-) -> tuple[Columns, Tensor, Tensor]:
+    chain: Chain, frame: Frame, index: int, columns: Cotangents, alive: Tensor
+) -> tuple[Cotangents, Tensor, Tensor]:
     """QR of each trajectory's columns of state ``index``, those that are alive.
 
     Returns:
@@ -188,7 +188,7 @@ def _orthonormal(
     least = working_precision(eps, matrix.shape[2]) * torch.linalg.vector_norm(matrix, dim=2).amax(dim=1)
     lengths = R.diagonal(dim1=-2, dim2=-1).abs().clone()
     ranks = alive.sum(dim=1)
-    for sample in doubtful(R, ranks, least):
+    for sample in near_rank_threshold(R, ranks, least):
         _cut_to_rank(matrix[sample], Q[sample], R[sample], lengths[sample], int(ranks[sample]), float(least[sample]))
     logs = torch.zeros_like(lengths).double().scatter(1, order, lengths.double().log()).where(alive, math.nan)
     Q = torch.zeros_like(matrix).scatter(1, order[:, :, None].expand_as(matrix), Q.mT)

@@ -9,7 +9,7 @@ from ..capture.chain import Chain
 from ..isolation import generator_of
 from .qr_sweep import Sweep, walk
 from .trajectories import Frame, divisions
-from .vjp import Columns, random_cotangents
+from .vjp import Cotangents, random_cotangents
 
 __all__ = ["find_frame"]
 
@@ -33,7 +33,7 @@ def find_frame(chain: Chain, batch: int | None, seed: int) -> tuple[Frame, Sweep
     half = any(dtype == torch.float16 for index in range(len(chain) + 1) for _, dtype in chain.shapes(index))
     for frame in _possible_frames(chain, batch):
         sizes = _sizes(frame, seed, HALF_RANGE if half else RANGE)
-        rates = _calm_rates(chain, frame, drawn, sizes)
+        rates = _rates_within_spread(chain, frame, drawn, sizes)
         if rates is None:
             rates = _undisturbed_rates(chain, frame, drawn, sizes)
         if rates is not None:
@@ -61,7 +61,7 @@ def _possible_frames(chain: Chain, batch: int | None) -> list[Frame]:
 
 RANGE, HALF_RANGE = 30, 10
 """The largest part is 2^30 times the smallest; in float16, whose range is short, 2^10."""
-CALM = 3.0
+MAX_RATE_SPREAD = 3.0
 """Nats by which growth rates of samples may differ without a question. An influence of 2e-8 of one sample on another makes
 them differ by more."""
 SAME_RATE = 1e-3
@@ -75,17 +75,17 @@ def _sizes(frame: Frame, seed: int, spread: int) -> Tensor:
     return torch.exp2((spread * order).round())
 
 
-def _calm_rates(chain: Chain, frame: Frame, columns: Columns, sizes: Tensor) -> list[Tensor] | None:
+def _rates_within_spread(chain: Chain, frame: Frame, columns: Cotangents, sizes: Tensor) -> list[Tensor] | None:
     """Return the growth rates of steps L … 1 at the given sizes, or None where they differ much between samples."""
     rates = []
     for rate in walk(chain, frame, columns, sizes):
-        if not rate.isfinite().all() or rate.max() - rate.min() > CALM:
+        if not rate.isfinite().all() or rate.max() - rate.min() > MAX_RATE_SPREAD:
             return None
         rates.append(rate)
     return rates
 
 
-def _undisturbed_rates(chain: Chain, frame: Frame, columns: Columns, sizes: Tensor) -> list[Tensor] | None:
+def _undisturbed_rates(chain: Chain, frame: Frame, columns: Cotangents, sizes: Tensor) -> list[Tensor] | None:
     """Return the growth rates of steps L … 1 at equal sizes, or None where they are others at the given sizes."""
     rates = []
     equal = torch.ones(frame.samples, device="cpu")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..capture.chain import Chain
 from ..linalg.norms import as_real, norm
-from .vjp import Columns
+from .vjp import Cotangents
 
 __all__ = ["Frame", "acting", "as_columns", "as_rows", "dimensions", "divisions", "factorized_on"]
 
@@ -139,10 +139,10 @@ def factorized_on(place: torch.device) -> torch.device:
     return place if place.type in {"cpu", "cuda"} else torch.device("cpu")
 
 
-def as_columns(chain: Chain, frame: Frame, index: int, rows: Tensor) -> Columns:
+def as_columns(chain: Chain, frame: Frame, index: int, rows: Tensor) -> Cotangents:
     """Undo :func:`as_rows`."""
     shapes = chain.shapes(index)
-    result: Columns = []
+    result: Cotangents = []
     offset = 0
     for (_, own), shape, place in zip(shapes, _real(shapes), chain.devices(index)):
         size = math.prod(shape) // frame.samples

@@ -18,7 +18,7 @@ from ..capture.recorder import Edge, edge_of
 from ..isolation import generator_of
 
 __all__ = [
-    "Columns",
+    "Cotangents",
     "backward",
     "barrier",
     "gaussian_state",
@@ -29,11 +29,11 @@ __all__ = [
 ]
 
 
-Columns = list["Tensor | None"]
+Cotangents = list["Tensor | None"]
 """Cotangents of one state: one tensor per edge, ``(k, *shape)`` for k of them; None is zero."""
 
 
-def pull_back(chain: Chain, index: int, columns: Columns, *, at_once: int | None = None) -> Columns:
+def pull_back(chain: Chain, index: int, columns: Cotangents, *, at_once: int | None = None) -> Cotangents:
     """Apply ``J_lᵀ`` of segment ``l = index`` (1 … L) to k cotangents of state l.
 
     Only nodes between the two states run, so that the product over all segments is one backward pass, bit for bit. An
@@ -57,7 +57,7 @@ def pull_back(chain: Chain, index: int, columns: Columns, *, at_once: int | None
             roots += past_hooks(later[i], column)
         elif column is not None:
             roots.append((later[i], column))
-    result: Columns = [None] * len(earlier)
+    result: Cotangents = [None] * len(earlier)
     if roots and segment.inputs:
         outputs, carried = zip(*roots)
         found = _products(outputs, [earlier[i] for i in segment.inputs], carried, at_once, chain.hooked)
@@ -173,7 +173,7 @@ def barrier(inputs: Sequence[Edge]) -> Iterator[set[Node]]:
 
 
 # Cotangents ------------------------------------------------------------------------------------------------------
-def random_cotangents(chain: Chain, count: int, seed: int) -> Columns:
+def random_cotangents(chain: Chain, count: int, seed: int) -> Cotangents:
     """Draw Gaussian cotangents of the last state on the CPU, column j from a generator of its own.
 
     The first k columns are the same whichever number is drawn, on every device and, up to rounding, in every type.
@@ -192,7 +192,7 @@ def gaussian_state(chain: Chain, index: int, generator: torch.Generator) -> list
     return found
 
 
-def loss_cotangent(chain: Chain, loss: Tensor) -> Columns:
+def loss_cotangent(chain: Chain, loss: Tensor) -> Cotangents:
     """Return the gradient of the loss with respect to the last state, as one column."""
     edges = chain.cut.states[-1]
     seed = torch.ones((1, *loss.shape), dtype=loss.dtype, device=loss.device)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["doubtful", "without_round_off"]
+__all__ = ["near_rank_threshold", "without_round_off"]
 
 
-DOUBTFUL = 100.0
+NEAR_THRESHOLD = 100.0
 """A column that is less than so many times above round-off is judged by a singular value decomposition of the step."""
 
 
-def doubtful(R: Tensor, ranks: Tensor, least: Tensor) -> list[int]:
+def near_rank_threshold(R: Tensor, ranks: Tensor, least: Tensor) -> list[int]:
     """Tell the triangular factors whose rank their diagonal leaves open.
 
     What is left of a column beside the earlier ones is as uncertain as the shortest of those was short: it may be round-off and
@@ -29,7 +29,7 @@ def doubtful(R: Tensor, ranks: Tensor, least: Tensor) -> list[int]:
     diagonal = R.diagonal(dim1=-2, dim2=-1).abs()
     there = torch.arange(diagonal.shape[1], device=R.device) < ranks.to(R.device)[:, None]
     smallest = torch.where(there, diagonal, torch.inf).amin(dim=1)
-    found: list[int] = (smallest <= DOUBTFUL * least).nonzero()[:, 0].tolist()
+    found: list[int] = (smallest <= NEAR_THRESHOLD * least).nonzero()[:, 0].tolist()
     return found
 
 

@@ -15,15 +15,15 @@ from ..linalg.norms import norm
 from .objective import functional, trainable_parameters
 from .run import Need, Run, Stage
 
-__all__ = ["MAGNITUDES", "Magnitudes", "PARAMETER_GRADIENTS"]
+__all__ = ["STATE_RMS", "SquareSums", "PARAMETER_GRADIENTS"]
 
 
 def _parameter_gradients(run: Run) -> dict[str, Tensor | None]:
-    record = run.record
-    parameters = trainable_parameters(record.model)
+    capture = run.capture
+    parameters = trainable_parameters(capture.model)
     if not parameters:
         return {}
-    roots, weights = functional(record.output, record.loss, run.seed)
+    roots, weights = functional(capture.output, capture.loss, run.seed)
     found = torch.autograd.grad(roots, list(parameters.values()), weights, allow_unused=True)
     return dict(zip(parameters, found))
 
@@ -33,7 +33,7 @@ PARAMETER_GRADIENTS = Need("parameter gradients", _parameter_gradients, Stage.BA
 
 
 @dataclass(slots=True, eq=False)
-class Magnitudes:
+class SquareSums:
     """Sum of squares and number of elements of every grad-carrying tensor that a module read or wrote."""
 
     square_sums: dict[Edge, tuple[Tensor, int]] = field(default_factory=dict)
@@ -50,10 +50,10 @@ class Magnitudes:
 
 
 @contextmanager
-def _watching(recorder: Recorder) -> Iterator[Magnitudes]:
-    found = Magnitudes()
+def _watching(recorder: Recorder) -> Iterator[SquareSums]:
+    found = SquareSums()
     recorder.observers.append(found.look)
     yield found
 
 
-MAGNITUDES: Need[Magnitudes] = Need("magnitudes", lambda run: run.record.watched[_watching], instruments=(_watching,))
+STATE_RMS: Need[SquareSums] = Need("magnitudes", lambda run: run.capture.watched[_watching], instruments=(_watching,))

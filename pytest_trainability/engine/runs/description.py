@@ -75,19 +75,19 @@ class Ensemble:
 
 
 # What is said about a measurement ---------------------------------------------------------------------------------
-def described(recipe: Recipe, record: Capture, graph: Graph, cutting: Cutting, frame: Frame) -> Ensemble:
+def described(recipe: Recipe, capture: Capture, graph: Graph, cutting: Cutting, frame: Frame) -> Ensemble:
     """Say what all runs have in common, from the first one; nothing has been read yet."""
     chain, chosen = cutting.chain, cutting.recurrence
-    parameters = list(record.model.parameters())
-    dtype = parameters[0].dtype if parameters else next(tensors_in(record.inputs)).dtype
-    notes = [*_notes(recipe, record, chain), *record.notes]
+    parameters = list(capture.model.parameters())
+    dtype = parameters[0].dtype if parameters else next(tensors_in(capture.inputs)).dtype
+    notes = [*_notes(recipe, capture, chain), *capture.notes]
     if chosen is not None:
-        notes += _notes_on_time(chosen, chain, record.device)
+        notes += _notes_on_time(chosen, chain, capture.device)
     return Ensemble(
-        model_name=type(record.model).__name__,
+        model_name=type(capture.model).__name__,
         steps=Steps(chain.names, describe(chain.steps), _left_out(cutting)),
-        mode="train" if record.model.training else "eval",
-        device=str(record.device),
+        mode="train" if capture.model.training else "eval",
+        device=str(capture.device),
         dtype=str(dtype).removeprefix("torch."),
         along=chain.along,
         time=sum(chain.durations) if chain.durations else None,
@@ -127,30 +127,30 @@ def _notes_on_time(chosen: Recurrence, chain: Chain, device: torch.device) -> It
         yield f"{chosen.name!r} draws other dropout masks than its fused kernel does"
 
 
-def _notes(recipe: Recipe, record: Capture, chain: Chain) -> Iterator[str]:
-    if recipe.fixed and list(record.model.parameters()):
+def _notes(recipe: Recipe, capture: Capture, chain: Chain) -> Iterator[str]:
+    if recipe.fixed and list(capture.model.parameters()):
         yield "a finished module is one draw of its weights; hand in a factory to average over seeds"
     if len(chain) == 1:
         yield "the chain has one step only: its growth rate says little about depth"
-    if before := _before(record, chain):
+    if before := _before(capture, chain):
         yield f"before the chain begins, with weights of their own: {before}"
-    if chain.along == "depth" and any(isinstance(c.module, (nn.RNNBase, nn.RNNCellBase)) for c in record.calls):
+    if chain.along == "depth" and any(isinstance(c.module, (nn.RNNBase, nn.RNNCellBase)) for c in capture.calls):
         yield "the model is recurrent, and was taken apart along depth: steps='time' does so along time"
-    if not record.inputs_carry_gradient and chain.along == "depth":
+    if not capture.inputs_carry_gradient and chain.along == "depth":
         yield "the model does not take inputs that require grad: the first state starts at the first parameter"
-    batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in record.model.modules())
-    if batch_norm and batch_size(record.inputs) == 1 and record.device.type == "cpu":
+    batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in capture.model.modules())
+    if batch_norm and batch_size(capture.inputs) == 1 and capture.device.type == "cpu":
         yield (
             "BatchNorm on a batch of one: PyTorch 2.13 on the CPU can compute a wrong gradient here; use two samples "
             "or more"
         )
 
 
-def _before(record: Capture, chain: Chain) -> str:
+def _before(capture: Capture, chain: Chain) -> str:
     """Name the layers with weights that the signal passes before the first step: a stem. Embeddings stand there by nature."""
     calls = [
         call
-        for call in record.calls
+        for call in capture.calls
         if call.end <= chain.steps[0].start
         and not isinstance(call.module, (nn.Embedding, nn.EmbeddingBag))
         and any(p.dim() >= 2 for p in call.module.parameters(recurse=False))

@@ -27,7 +27,7 @@ from .building import built
 from .description import Cutting, Ensemble, Plan, described
 from .forward_pass import forward_pass, outlines
 from .recipe import Recipe, did_not_fit
-from .run import Need, Run, with_further
+from .run import Need, Run, with_dependencies
 
 __all__ = ["ALONG_TIME", "ensemble"]
 
@@ -53,7 +53,7 @@ def ensemble(
         needs: What ``read`` wants of a run.
         read: Takes numbers from a run, which is gone afterwards.
         known: An earlier result of the same recipe: its steps and frame are taken.
-        enough: Asked after each seed, with what was read so far, whether to stop.
+        enough: Decides after each seed, from what was read so far, whether to stop.
 
     The seed alone determines weights, inputs, dropout and cotangents. Weights, inputs and cotangents are drawn on the
     CPU and moved, so that they are the same on every device.
@@ -62,7 +62,7 @@ def ensemble(
         ModelError: The model cannot be built or run, or gives nothing to measure.
         CutError: Its graph cannot be taken apart as asked.
     """
-    wanted = with_further(frozenset(needs))
+    wanted = with_dependencies(frozenset(needs))
     readings: list[Mapping[str, Any]] = []
     draws: list[str] = []
     previous: list[weakref.ref[nn.Module]] = []
@@ -71,7 +71,7 @@ def ensemble(
             if recipe.threads is not None and recipe.threads < torch.get_num_threads():
                 torch.set_num_threads(recipe.threads)
             with built(recipe, seed, previous) as (model, drawn), freed_in_order() as nodes:
-                known, reading, given, drew = _read_once(recipe.of(model), model, seed, wanted, read, known, nodes)
+                known, reading, given, drew = _read_once(recipe.for_model(model), model, seed, wanted, read, known, nodes)
                 readings.append(reading)
                 draws.append(f"{digest(drawn, *given)} {drew}")
         if enough(readings):
@@ -97,21 +97,21 @@ def _read_once(
     along = _along_time(recipe, model)
     watching = dict.fromkeys(i for need in sorted(wanted, key=lambda n: n.name) for i in need.instruments)
     instruments = (*(() if along is None else ALONG_TIME), *watching)
-    record = forward_pass(recipe, model, seed, instruments=instruments)
-    drew = digest(generator_state(), generator_state(record.device))[:4]
-    graph = graph_of(record)
+    capture = forward_pass(recipe, model, seed, instruments=instruments)
+    drew = digest(generator_state(), generator_state(capture.device))[:4]
+    graph = graph_of(capture)
     nodes += graph.nodes
-    cutting = _cut(recipe, record, graph, along, known, seed)
+    cutting = _cut(recipe, capture, graph, along, known, seed)
     chain, first = cutting.chain, None
     _check_window(recipe, chain, seed)
     try:
         if known is None:
-            frame, first = find_frame(chain, batch_size(record.inputs), seed)
-            known = described(recipe, record, graph, cutting, frame)
+            frame, first = find_frame(chain, batch_size(capture.inputs), seed)
+            known = described(recipe, capture, graph, cutting, frame)
         run = Run(
             seed,
             recipe,
-            record,
+            capture,
             graph,
             chain,
             known.plan.frame,
@@ -122,7 +122,7 @@ def _read_once(
         )
         run.fulfil(wanted)
     except torch.OutOfMemoryError as error:
-        raise ModelError(did_not_fit(model, record.device)) from error
+        raise ModelError(did_not_fit(model, capture.device)) from error
     except RuntimeError as error:
         if type(error).__name__ == "CheckpointError" and along is not None:
             msg = (
@@ -139,17 +139,17 @@ def _read_once(
             "lambda t: t)."
         )
         raise ModelError(msg) from error
-    return known, read(run), list(outlines(record.inputs)), drew
+    return known, read(run), list(outlines(capture.inputs)), drew
 
 
 def _cut(
-    recipe: Recipe, record: Capture, graph: Graph, along: str | None, known: Ensemble | None, seed: int
+    recipe: Recipe, capture: Capture, graph: Graph, along: str | None, known: Ensemble | None, seed: int
 ) -> Cutting:
     if along is None:
-        calls = _chosen(record, graph, recipe) if known is None else _planned(known.plan, record, seed)
-        return Cutting(chain_of(record, graph, calls), calls)
-    recurrences = find_recurrences(record, graph)
-    chosen = choose_recurrence(record, recurrences, along if known is None else known.plan.recurrence)
+        calls = _chosen(capture, graph, recipe) if known is None else _planned(known.plan, capture, seed)
+        return Cutting(chain_of(capture, graph, calls), calls)
+    recurrences = find_recurrences(capture, graph)
+    chosen = choose_recurrence(capture, recurrences, along if known is None else known.plan.recurrence)
     return Cutting(chain_along(chosen), chosen.calls, recurrences, chosen)
 
 
@@ -178,13 +178,13 @@ def _check_window(recipe: Recipe, chain: Chain, seed: int) -> None:
         raise UsageError(msg)
 
 
-def _planned(plan: Plan, record: Capture, seed: int) -> list[Call]:
+def _planned(plan: Plan, capture: Capture, seed: int) -> list[Call]:
     """Return the calls of this run that are steps; stochastic depth may have left some out.
 
     Raises:
         CutError: None of them was made.
     """
-    calls = [call for call in record.calls if (call.path, call.index) in plan.calls]
+    calls = [call for call in capture.calls if (call.path, call.index) in plan.calls]
     if not calls:
         msg = (
             f"every seed must take a step of the first one's. Seed {seed} takes none: are all layers dropped at random? "
@@ -194,11 +194,11 @@ def _planned(plan: Plan, record: Capture, seed: int) -> list[Call]:
     return calls
 
 
-def _chosen(record: Capture, graph: Graph, recipe: Recipe) -> list[Call]:
+def _chosen(capture: Capture, graph: Graph, recipe: Recipe) -> list[Call]:
     try:
-        return choose_steps(record, graph, recipe.steps)
+        return choose_steps(capture, graph, recipe.steps)
     except UsageError as error:
-        if not recipe.told:
+        if not recipe.steps_from_plugin:
             raise
         msg = (
             "what pytest_trainability_steps of a plugin returns must be steps of the model. "

@@ -34,7 +34,7 @@ def forward_pass(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Se
     args, kwargs = call_arguments(inputs)
     try:
         with uncompiled():
-            record = capture(
+            captured = capture(
                 model,
                 args,
                 kwargs,
@@ -49,14 +49,14 @@ def forward_pass(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Se
         raise ModelError(did_not_fit(model, device)) from error
     except Exception as error:
         raise ModelError(_did_not_run(model, inputs, seed, device, error)) from _without_own_frames(error)
-    if record.loss is None and not any(True for _ in tensors_in(record.output)):
+    if captured.loss is None and not any(True for _ in tensors_in(captured.output)):
         msg = (
             f"the model must return a tensor, or a tuple, list, dict or dataclass with tensors in it. "
-            f"{type(model).__name__} returned {type(record.output).__name__}."
+            f"{type(model).__name__} returned {type(captured.output).__name__}."
         )
         raise ModelError(msg)
-    record.inputs, record.target, record.device = inputs, target, device
-    return record
+    captured.inputs, captured.target, captured.device = inputs, target, device
+    return captured
 
 
 def _without_own_frames(error: Exception) -> Exception:

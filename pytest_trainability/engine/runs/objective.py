@@ -45,22 +45,22 @@ class Objective:
     as in any forward pass.
 
     Args:
-        record: Model, inputs and target.
+        capture: Model, inputs and target.
         loss: The loss that is called on the output; None where the model computes its own, or there is none.
         seed: Of the run.
     """
 
-    def __init__(self, record: Capture, loss: Loss | None, seed: int) -> None:
-        self.model: nn.Module = record.model
+    def __init__(self, capture: Capture, loss: Loss | None, seed: int) -> None:
+        self.model: nn.Module = capture.model
         self.parameters = trainable_parameters(self.model)
-        self.inputs, self.target = record.inputs, record.target
+        self.inputs, self.target = capture.inputs, capture.target
         self.loss = loss
         self.seed = seed
 
     @classmethod
     def of(cls, run: Run) -> Objective:
-        """Take the loss of a run; in a need of stage ``AGAIN``, which puts parameters and buffers back."""
-        return cls(run.record, run.recipe.loss, run.seed)
+        """Take the loss of a run; in a need of stage ``RERUN``, which puts parameters and buffers back."""
+        return cls(run.capture, run.recipe.loss, run.seed)
 
     def outputs(self) -> tuple[Any, Tensor | None]:
         """Run the model; return its output and its loss, None where it has none."""

@@ -34,10 +34,10 @@ class Recipe:
     dtype: torch.dtype | None
     train: bool
     threads: int | None = None
-    cut_by: Callable[[nn.Module], StepChoice | None] = lambda model: None
-    """Asked, where ``steps`` is ``"auto"``, how a model is cut; None where it does not know."""
-    told: bool = False
-    """Whether ``steps`` is what was answered."""
+    choose_steps: Callable[[nn.Module], StepChoice | None] = lambda model: None
+    """Returns the plugins' step choice for a model where ``steps`` is ``"auto"``, or None."""
+    steps_from_plugin: bool = False
+    """Whether a plugin chose ``steps``."""
     warmup: int = 0
     """First steps that the exponents are not averaged over: the state finds its attractor."""
     alignment: int = 0
@@ -47,10 +47,10 @@ class Recipe:
     classes: int | None = None
     """How many there are to choose from; None to find it out from the loss."""
 
-    def of(self, model: nn.Module) -> Recipe:
+    def for_model(self, model: nn.Module) -> Recipe:
         """Return the recipe with what is to be found out from the model: how it is cut."""
-        steps = self.cut_by(model) if self.steps == "auto" else None
-        return self if steps is None else replace(self, steps=steps, told=True)
+        steps = self.choose_steps(model) if self.steps == "auto" else None
+        return self if steps is None else replace(self, steps=steps, steps_from_plugin=True)
 
     @property
     def fixed(self) -> bool:

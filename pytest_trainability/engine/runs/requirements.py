@@ -17,13 +17,13 @@ def require_loss(run: Run, *measures: str) -> Tensor:
     Raises:
         InapplicableError: It has none.
     """
-    if run.record.loss is None:
+    if run.capture.loss is None:
         msg = (
             f"{' and '.join(measures)} need{'s' if len(measures) == 1 else ''} a loss. Hand one in: loss=F.cross_entropy with "
             "target=..., or labels for a model that computes its own."
         )
         raise InapplicableError(msg)
-    return run.record.loss
+    return run.capture.loss
 
 
 def require_trainable(run: Run, measure: str) -> None:
@@ -32,8 +32,8 @@ def require_trainable(run: Run, measure: str) -> None:
     Raises:
         InapplicableError: All parameters are frozen, or there are none.
     """
-    if not trainable_parameters(run.record.model):
-        msg = f"{measure} needs parameters to train. {type(run.record.model).__name__} has none that require grad."
+    if not trainable_parameters(run.capture.model):
+        msg = f"{measure} needs parameters to train. {type(run.capture.model).__name__} has none that require grad."
         raise InapplicableError(msg)
 
 

@@ -20,7 +20,7 @@ from ..jacobian.qr_sweep import Sweep
 from ..jacobian.trajectories import Frame
 from .recipe import Recipe
 
-__all__ = ["Need", "Run", "Stage", "with_further"]
+__all__ = ["Need", "Run", "Stage", "with_dependencies"]
 
 
 _Found = TypeVar("_Found")
@@ -33,7 +33,7 @@ class Stage(IntEnum):
     """While the autograd graph of the run is there; it must be left so (``retain_graph=True``)."""
     BACKWARD = 2
     """In the one backward pass that frees the graph."""
-    AGAIN = 3
+    RERUN = 3
     """Once the graph is gone: the model is run or built again. Whatever that changes is put back."""
 
 
@@ -41,18 +41,18 @@ class Stage(IntEnum):
 class Need(Generic[_Found]):
     """What a measure asks of a run; computed once for all measures that ask for it, and not at all where none does.
 
-    A need may ask for others of its own stage or an earlier one, ``run[OTHER]``, which are then to be listed in ``of``.
+    A need may ask for others of its own stage or an earlier one, ``run[OTHER]``, which are then to be listed in ``requires``.
 
-    >>> PARAMETER_COUNT = Need("parameter count", lambda run: len(list(run.record.model.parameters())), Stage.AGAIN)
+    >>> PARAMETER_COUNT = Need("parameter count", lambda run: len(list(run.capture.model.parameters())), Stage.RERUN)
     """
 
     name: str
     provide: Callable[[Run], _Found]
     stage: Stage = Stage.GRAPH
     instruments: tuple[Instrument, ...] = ()
-    """What must watch the forward pass; what each has yielded is in ``run.record.watched``."""
-    of: tuple[Need[Any], ...] = ()
-    """Further needs that this one asks for."""
+    """What must watch the forward pass; what each has yielded is in ``run.capture.watched``."""
+    requires: tuple[Need[Any], ...] = ()
+    """Other needs that this one reads."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +61,7 @@ class Run:
 
     seed: int
     recipe: Recipe
-    record: Capture
+    capture: Capture
     graph: Graph
     chain: Chain
     frame: Frame
@@ -84,7 +84,7 @@ class Run:
             if need.stage < self._stage:
                 msg = f"a measure must name what it needs: {need.name!r} is asked for when the run's graph is gone."
                 raise LookupError(msg)
-            with self._put_back() if need.stage is Stage.AGAIN else nullcontext():
+            with self._put_back() if need.stage is Stage.RERUN else nullcontext():
                 self.found[need] = need.provide(self)
         found: _Found = self.found[need]
         return found
@@ -94,7 +94,7 @@ class Run:
         """Put back what another run of the model, its loss or an optimizer changes."""
         with ExitStack() as stack:
             stack.enter_context(preserved_world())
-            for module in (self.record.model, self.recipe.loss):
+            for module in (self.capture.model, self.recipe.loss):
                 if isinstance(module, nn.Module):
                     stack.enter_context(preserved_model(module))
             yield
@@ -107,15 +107,15 @@ class Run:
                 self[need]
             except TrainabilityError as error:
                 self._unmet[need] = error
-        self._stage = Stage.AGAIN
+        self._stage = Stage.RERUN
 
 
-def with_further(needs: frozenset[Need[Any]]) -> frozenset[Need[Any]]:
+def with_dependencies(needs: frozenset[Need[Any]]) -> frozenset[Need[Any]]:
     """Add what the needs themselves ask for."""
     found = set(needs)
     pending = list(needs)
     while pending:
-        further = set(pending.pop().of) - found
+        further = set(pending.pop().requires) - found
         found |= further
         pending += further
     return frozenset(found)

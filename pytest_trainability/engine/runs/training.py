@@ -44,7 +44,7 @@ class Training:
 
     @classmethod
     def of(cls, run: Run) -> Training:
-        """Train the model of a run on its batch; in a need of stage ``AGAIN``, which puts all back."""
+        """Train the model of a run on its batch; in a need of stage ``RERUN``, which puts all back."""
         return cls(Objective.of(run), run.recipe.optimizer)
 
     def draw_anew(self, step: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...engine.capture.function_mode import FunctionWatch, numbered
+from ...engine.capture.function_mode import FunctionObserver, numbered
 from ...engine.capture.recorder import Recorder
 from ...engine.runs.run import Need, Run
 from ...engine.trees import tensors_in
@@ -163,7 +163,7 @@ def _take_in(found: Entropy, given: _Operands) -> None:
 
 
 # The instrument ---------------------------------------------------------------------------------------------------
-class _Attentions(FunctionWatch):
+class _Attentions(FunctionObserver):
     """Sees fused attention, and attention in plain operations: a product, a softmax of it, a product with that.
 
     Scores are what a product of two tensors that are no parameters gives, and what is as large and computed from
@@ -244,7 +244,7 @@ def _plainly(like: Tensor) -> Iterator[None]:
 
 
 def _entropies(run: Run) -> dict[str, float]:
-    found: list[Entropy] = run.record.watched[_Attentions].found
+    found: list[Entropy] = run.capture.watched[_Attentions].found
     named = zip(numbered([entropy.path for entropy in found]), found)
     return {name: entropy.mean for name, entropy in named if entropy.count}
 

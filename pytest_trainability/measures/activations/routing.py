@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...engine.capture.function_mode import FunctionWatch, numbered
+from ...engine.capture.function_mode import FunctionObserver, numbered
 from ...engine.capture.recorder import Recorder
 from ...engine.runs.run import Need, Run
 from ...engine.trees import carries_gradient, tensors_in
@@ -69,7 +69,7 @@ def usage_entropy(counts: Tensor, tokens: int) -> float:
     return max(0.0, entropy - least) / (most - least) if shares and least < most else math.nan
 
 
-class _Routers(FunctionWatch):
+class _Routers(FunctionObserver):
     """Follows the scores of experts to the choice that is made by them, and that choice to where it steers the signal.
 
     Scores come out of a layer with as many outputs as there are experts, and are handed on by everything that keeps these last. A
@@ -209,7 +209,7 @@ class _Routers(FunctionWatch):
 
 
 def _usage(run: Run) -> dict[str, float]:
-    found: list[_Scores] = run.record.watched[_Routers].found
+    found: list[_Scores] = run.capture.watched[_Routers].found
     choices = [scores.choice for scores in found if scores.gated and scores.choice is not None]
     names = numbered([choice.path for choice in choices])
     return {name: usage_entropy(choice.counts, choice.tokens) for name, choice in zip(names, choices)}

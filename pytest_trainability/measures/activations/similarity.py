@@ -101,7 +101,7 @@ def _watching(recorder: Recorder) -> Iterator[Similarities]:
         found.batch = found.batch or batch_size((args, kwargs))
 
     recorder.observers.append(found.look)
-    handle = recorder.record.model.register_forward_pre_hook(note_batch, prepend=True, with_kwargs=True)
+    handle = recorder.capture.model.register_forward_pre_hook(note_batch, prepend=True, with_kwargs=True)
     try:
         yield found
     finally:
@@ -112,7 +112,7 @@ def _division(run: Run) -> Frame | None:
     """Return how states are made of samples, whether these interact or not; None where they are not."""
     if run.frame.samples > 1:
         return run.frame
-    batch = batch_size(run.record.inputs)
+    batch = batch_size(run.capture.inputs)
     states = [shape for index in range(len(run.chain) + 1) for shape, _ in run.chain.shapes(index)]
     # A loss on the way is no vector.
     shapes = [shape for shape in states if len(shape) > 1]
@@ -138,7 +138,7 @@ def _are_channels_last(run: Run) -> dict[Edge, bool]:
 
 
 def _similarities(run: Run) -> dict[str, float]:
-    watched: Similarities = run.record.watched[_watching]
+    watched: Similarities = run.capture.watched[_watching]
     division = _division(run)
     if division is None:
         return {}

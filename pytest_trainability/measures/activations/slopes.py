@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engine.capture.function_mode import FunctionWatch, numbered
+from ...engine.capture.function_mode import FunctionObserver, numbered
 from ...engine.capture.recorder import Edge, Recorder, edge_of
 from ...engine.runs.run import Need, Run
 from ...engine.trees import carries_gradient, tensors_in
@@ -84,13 +84,13 @@ class _Frame:
     found: list[_Seen] = field(default_factory=list)
 
 
-class _Watch(FunctionWatch):
+class _Watch(FunctionObserver):
     """Sees each function that a model calls, the outermost one, and each module."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(recorder)
         self.paths = recorder.paths
-        model = recorder.record.model
+        model = recorder.capture.model
         self.frames = [_Frame(None, type(model).__name__)]
         self._begun = 0
         self._steepest: dict[Hashable, float | None] = {}
@@ -298,7 +298,7 @@ def _custom_functions(watch: _Watch) -> Iterator[None]:
 # What is made of it -----------------------------------------------------------------------------------------------
 def _activations(run: Run) -> dict[str, Slopes]:
     """Name the calls of activations, and find which dimension counts the units of each."""
-    watch: _Watch = run.record.watched[_watching]
+    watch: _Watch = run.capture.watched[_watching]
     layout = Layout(run.graph.nodes)
     found = {}
     for name, seen in zip(numbered([seen.name for seen in watch.found]), watch.found):

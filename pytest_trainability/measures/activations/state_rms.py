@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from ...engine.runs.common_needs import MAGNITUDES
+from ...engine.runs.common_needs import STATE_RMS
 from ...engine.runs.run import Run
 from ..measure import declare
 
 
-@declare("profile", scale="log", needs=[MAGNITUDES], tolerance=0.1, recorded=["depth"])
+@declare("profile", scale="log", needs=[STATE_RMS], tolerance=0.1, recorded=["depth"])
 def activation_rms(run: Run) -> dict[str, float]:
     """Return the root mean square of each state ``x_0 … x_L``, over batch, positions and channels.
 
@@ -20,10 +20,10 @@ def activation_rms(run: Run) -> dict[str, float]:
         Activation units; ``"input"`` for ``x_0``, then by step, in program order.
     """
     names = ("input", *run.chain.names)
-    return {name: run[MAGNITUDES].root_mean_square(state) for name, state in zip(names, run.chain.cut.states)}
+    return {name: run[STATE_RMS].root_mean_square(state) for name, state in zip(names, run.chain.cut.states)}
 
 
-@declare("scalar", unit="nats", needs=[MAGNITUDES], tolerance=0.3)
+@declare("scalar", unit="nats", needs=[STATE_RMS], tolerance=0.3)
 def forward_log_gain(run: Run) -> float:
     """Return ``ln rms(x_L) / rms(x_0)``: the forward pass beside the backward pass's ``log_gain``.
 
@@ -32,7 +32,7 @@ def forward_log_gain(run: Run) -> float:
     Returns:
         Nats.
     """
-    first, last = (run[MAGNITUDES].root_mean_square(run.chain.cut.states[index]) for index in (0, -1))
+    first, last = (run[STATE_RMS].root_mean_square(run.chain.cut.states[index]) for index in (0, -1))
     return (
         math.log(last) - math.log(first) if first > 0 and last > 0 else (-math.inf if last == 0 < first else math.nan)
     )

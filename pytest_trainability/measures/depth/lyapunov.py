@@ -54,13 +54,13 @@ def _exponents_of_recurrences(run: Run) -> dict[str, Tensor]:
         if bool(chain.durations) != bool(run.chain.durations):
             # A time of another kind.
             continue
-        frame, swept = find_frame(chain, batch_size(run.record.inputs), run.seed)
+        frame, swept = find_frame(chain, batch_size(run.capture.inputs), run.seed)
         swept = swept or sweep(chain, frame, random_cotangents(chain, 1, run.seed))
         found[recurrence.name] = swept.averages(chain)
     return found
 
 
-RECURRENCES = Need("recurrences", _exponents_of_recurrences, of=(SWEEP,))
+RECURRENCES = Need("recurrences", _exponents_of_recurrences, requires=(SWEEP,))
 """Leading exponents ``(samples, 1)`` of every recurrence along time, by the name of each."""
 
 

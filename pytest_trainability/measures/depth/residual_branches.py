@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from ...engine.capture.chain import Chain
-from ...engine.capture.function_mode import FunctionWatch
+from ...engine.capture.function_mode import FunctionObserver
 from ...engine.capture.recorder import Edge, Recorder, edge_of
 from ...engine.jacobian.trajectories import Frame
 from ...engine.jacobian.vjp import pull_back, random_cotangents
@@ -186,7 +186,7 @@ def _share(
     return float((by_branch / (by_skip + by_branch)).nanmean())
 
 
-BRANCH_GRADIENTS = Need("branch gradients", _branch_gradients, of=(SKIPS,))
+BRANCH_GRADIENTS = Need("branch gradients", _branch_gradients, requires=(SKIPS,))
 """Part of the squared gradient that comes through the branch of each residual step, by step."""
 
 
@@ -195,7 +195,7 @@ _Addition = tuple[str, int, int]
 """Which addition of which call of which module."""
 
 
-class _Additions(FunctionWatch):
+class _Additions(FunctionObserver):
     """Numbers additions to tensors in each call of a module, and shows each to ``look`` before it is made."""
 
     def __init__(self, recorder: Recorder, look: Callable[[_Addition, Tensor, Tensor], None] | None = None) -> None:
@@ -303,7 +303,7 @@ class _Wanted:
 
 
 def _branch_sizes(run: Run) -> dict[str, float]:
-    first: _Additions = run.record.watched[_Additions]
+    first: _Additions = run.capture.watched[_Additions]
     wanted, of_steps = _Wanted(), run[SKIPS]
     for name, skips in zip(run.chain.names, of_steps):
         for skip in skips:
@@ -312,7 +312,7 @@ def _branch_sizes(run: Run) -> dict[str, float]:
         return dict.fromkeys(wanted.by_step, math.nan)
 
     looking = partial(_Additions, look=wanted.look)
-    again = forward_pass(run.recipe, run.record.model, run.seed, instruments=(*run.time_instruments, looking))
+    again = forward_pass(run.recipe, run.capture.model, run.seed, instruments=(*run.time_instruments, looking))
     counts = again.watched[looking].counts
     for call in wanted.calls:
         if counts[call] != first.counts[call]:
@@ -336,7 +336,7 @@ def _ratio(found: Iterable[_Sizes]) -> float:
     return math.sqrt(branch / stream)
 
 
-BRANCH_SIZES = Need("branch sizes", _branch_sizes, Stage.AGAIN, instruments=(_Additions,), of=(SKIPS,))
+BRANCH_SIZES = Need("branch sizes", _branch_sizes, Stage.RERUN, instruments=(_Additions,), requires=(SKIPS,))
 """RMS of what each residual step adds, over that of the stream that enters it, by step; the model is run again."""
 
 

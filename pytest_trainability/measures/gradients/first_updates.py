@@ -52,7 +52,7 @@ def _first_updates(run: Run) -> dict[str, Update]:
     return {n: Update(changes[n] if taken else math.nan, float(norm(old))) for n, old in before.items()}
 
 
-FIRST_UPDATES = Need("first updates", _first_updates, Stage.AGAIN, of=(PARAMETER_GRADIENTS,))
+FIRST_UPDATES = Need("first updates", _first_updates, Stage.RERUN, requires=(PARAMETER_GRADIENTS,))
 """By parameter, of the first optimizer step. Frozen and unused parameters are absent."""
 
 
@@ -83,7 +83,7 @@ def _probed(training: Training, gradients: Gradients) -> Iterator[tuple[int, Gra
         yield step, gradients
 
 
-WAKING_STEPS = Need("waking steps", _waking_steps, Stage.AGAIN, of=(PARAMETER_GRADIENTS,))
+WAKING_STEPS = Need("waking steps", _waking_steps, Stage.RERUN, requires=(PARAMETER_GRADIENTS,))
 """By parameter, after how many optimizer steps its gradient is not zero: 0 at initialization; ``inf`` where it still is
 after the last one, NaN where that could not be told for a parameter that is not finite. Frozen and unused ones are absent."""
 
@@ -102,7 +102,7 @@ def _losses(run: Run) -> tuple[float, float]:
     return before, float(loss.detach())
 
 
-LOSSES = Need("losses", _losses, Stage.AGAIN)
+LOSSES = Need("losses", _losses, Stage.RERUN)
 """Before and after some optimizer steps on the run's batch, with the dropout masks of the run."""
 
 

@@ -179,9 +179,9 @@ def _counted(run: Run, *, exponent: int) -> dict[str, Entries]:
 
 def _backward(run: Run, factor: float) -> dict[str | Edge, Tensor]:
     """Return the gradients of the loss times a factor, by parameter name and by edge of a state, where there is one."""
-    loss = run.record.loss
+    loss = run.capture.loss
     assert loss is not None
-    parameters = trainable_parameters(run.record.model)
+    parameters = trainable_parameters(run.capture.model)
     edges = list(dict.fromkeys(edge for state in run.chain.cut.states for edge in state))
     wanted: list[Any] = [*parameters.values(), *(GradientEdge(*edge) for edge in edges)]
     seed = torch.full_like(loss, factor)
@@ -269,7 +269,7 @@ def _watching(recorder: Recorder) -> Iterator[StateEntries]:
 
 
 STATE_ENTRIES: Need[StateEntries] = Need(
-    "state entries", lambda run: run.record.watched[_watching], instruments=(_watching,)
+    "state entries", lambda run: run.capture.watched[_watching], instruments=(_watching,)
 )
 
 
@@ -291,7 +291,7 @@ def underflow_fractions(run: Run) -> dict[str, float]:
 
 def overflow_fractions(run: Run) -> dict[str, float]:
     """Return by format the share of entries that become infinite: of gradients, if there is a loss, and of states."""
-    gradients = {} if run.record.loss is None else run[GRADIENT_ENTRIES]
+    gradients = {} if run.capture.loss is None else run[GRADIENT_ENTRIES]
     states = {n: run[STATE_ENTRIES].fractions(state) for n, state in zip(state_names(run), run.chain.cut.states)}
     found = {}
     for number, half in enumerate(FORMATS):

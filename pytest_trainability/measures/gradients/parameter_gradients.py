@@ -48,7 +48,7 @@ def relative_gradient_norm(run: Run) -> dict[str, float]:
         Pure numbers by parameter name; ``inf`` for a parameter that is zero (biases, zero-initialized branches), NaN
         where its gradient is zero too. Frozen and unused parameters are left out.
     """
-    parameters = dict(run.record.model.named_parameters())
+    parameters = dict(run.capture.model.named_parameters())
     ratios = {}
     for name, gradient in run[PARAMETER_GRADIENTS].items():
         if gradient is not None:

@@ -57,11 +57,11 @@ class PerSample:
     """
 
     def __init__(self, run: Run) -> None:
-        record = run.record
-        self.seed, self.device, self.loss = run.seed, record.device, record.loss
-        self.model, self.step = record.model, _Step(record.model, run.recipe.loss)
-        self.samples = _Samples((record.inputs, record.target), batch_size(record.inputs) or 0)
-        known = dict(record.model.named_parameters())
+        capture = run.capture
+        self.seed, self.device, self.loss = run.seed, capture.device, capture.loss
+        self.model, self.step = capture.model, _Step(capture.model, run.recipe.loss)
+        self.samples = _Samples((capture.inputs, capture.target), batch_size(capture.inputs) or 0)
+        known = dict(capture.model.named_parameters())
         used = [name for name, gradient in run[PARAMETER_GRADIENTS].items() if gradient is not None]
         self.parameters: dict[str, nn.Parameter] = {name: known[name] for name in used}
         self.size = sum(p.numel() for p in self.parameters.values())
@@ -361,5 +361,5 @@ def _close(left: Tensor, right: Tensor) -> bool:
     return bool(torch.isclose(left, right, rtol=0, atol=tolerance, equal_nan=True).all())
 
 
-PER_SAMPLE = Need("per-sample gradients", PerSample, Stage.AGAIN, of=(PARAMETER_GRADIENTS,))
+PER_SAMPLE = Need("per-sample gradients", PerSample, Stage.RERUN, requires=(PARAMETER_GRADIENTS,))
 """Those of the loss on each sample alone."""

@@ -101,11 +101,11 @@ def _gram(run: Run) -> Tensor:
     return K[:count, :count]
 
 
-GRADIENT_GRAM = Need("inner products of per-sample gradients", _gram, Stage.AGAIN, of=(PER_SAMPLE,))
+GRADIENT_GRAM = Need("inner products of per-sample gradients", _gram, Stage.RERUN, requires=(PER_SAMPLE,))
 """``g_i · g_j`` over all parameters, ``(samples, samples)`` in float64."""
 
 
-GRADIENT_MOMENTS = Need("moments of per-sample gradients", _moments, Stage.AGAIN, of=(PER_SAMPLE, GRADIENT_GRAM))
+GRADIENT_MOMENTS = Need("moments of per-sample gradients", _moments, Stage.RERUN, requires=(PER_SAMPLE, GRADIENT_GRAM))
 """By parameter, of those that the loss depends on."""
 
 

@@ -18,7 +18,7 @@ from ...engine.jacobian.trajectories import Frame, acting, as_columns, as_rows, 
 from ...engine.jacobian.vjp import pull_back
 from ...engine.linalg.bidiagonalization import bidiagonalize, spread_of_squares
 from ...engine.linalg.graded_products import Graded, log_singular_values
-from ...engine.linalg.numerical_rank import doubtful, without_round_off
+from ...engine.linalg.numerical_rank import near_rank_threshold, without_round_off
 from ...engine.runs.objective import twice_differentiable
 from ...engine.runs.run import Need, Run
 from ...errors import CutError
@@ -218,7 +218,7 @@ def _factored(product: _Product, index: int, Q: Tensor) -> tuple[Tensor, Tensor]
     basis, ranks = basis.mT.contiguous(), Q.any(dim=2).sum(dim=1).clamp(max=R.shape[1])
     for sample, rank in enumerate(ranks.tolist()):
         basis[sample, rank:], R[sample, rank:] = 0.0, 0.0
-    for sample in doubtful(R, ranks, least):
+    for sample in near_rank_threshold(R, ranks, least):
         basis[sample], R[sample] = _cut_to_rank(basis[sample], R[sample], float(least[sample]))
     R[lost] = math.nan
     most = max(1, int(basis.any(dim=2).sum(dim=1).max()))

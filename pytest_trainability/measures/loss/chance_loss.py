@@ -20,11 +20,11 @@ from ...engine.trees import carries_gradient, map_tensors, tensors_in
 from ...errors import InapplicableError
 from ..measure import declare
 
-__all__ = ["GUESS", "Guess", "loss_of_run"]
+__all__ = ["CHANCE_LOSS", "ChanceLoss", "loss_of_run"]
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
+class ChanceLoss:
     """What a guess costs, in nats, and among how many classes it is made."""
 
     classes: int
@@ -97,10 +97,10 @@ class _EqualScores(TorchFunctionMode):
 
 
 # The guess --------------------------------------------------------------------------------------------------------
-def _guess(run: Run) -> Guess:
+def _chance_loss(run: Run) -> ChanceLoss:
     loss_of_run(run)
     if run.recipe.classes is not None:
-        return Guess(run.recipe.classes, math.log(run.recipe.classes))
+        return ChanceLoss(run.recipe.classes, math.log(run.recipe.classes))
     equal = _EqualScores()
     objective = Objective.of(run)
     objective.loss = None if objective.loss is None else _with_gradient(objective.loss)
@@ -114,7 +114,7 @@ def _guess(run: Run) -> Guess:
     return guesses[0]
 
 
-GUESS: Need[Guess] = Need("loss of a guess", _guess, Stage.AGAIN)
+CHANCE_LOSS: Need[ChanceLoss] = Need("loss of a guess", _chance_loss, Stage.RERUN)
 """Of the number of classes that was given, or else of the one that the loss itself shows: with all scores equal it must
 be its logarithm."""
 
@@ -135,22 +135,22 @@ part of the guess, and is no excess."""
 _EXACT = 1e-4
 
 
-def _matching(loss: Tensor, classes: Sequence[int], tolerance: float) -> list[Guess]:
+def _matching(loss: Tensor, classes: Sequence[int], tolerance: float) -> list[ChanceLoss]:
     """Return the guess among as many classes as make its loss ``ln(classes)``; sums and further terms do not."""
     value = float(loss.detach())
     tolerance = max(tolerance, 8 * torch.finfo(loss.dtype).eps)
-    return [Guess(n, value) for n in classes if n > 1 and abs(value / math.log(n) - 1) < tolerance]
+    return [ChanceLoss(n, value) for n in classes if n > 1 and abs(value / math.log(n) - 1) < tolerance]
 
 
-def _guesses_of_equal_outputs(run: Run) -> list[Guess]:
+def _guesses_of_equal_outputs(run: Run) -> list[ChanceLoss]:
     """Return the guess of a loss that is written by hand: what it is where all outputs are equal."""
     if run.recipe.loss is None:
         return []
     output = map_tensors(
-        run.record.output, lambda t: with_gradient(torch.zeros_like(t)) if t.is_floating_point() else t
+        run.capture.output, lambda t: with_gradient(torch.zeros_like(t)) if t.is_floating_point() else t
     )
-    target = map_tensors(run.record.target, torch.clone)
-    loss = run.recipe.loss(output) if run.record.target is None else run.recipe.loss(output, target)
+    target = map_tensors(run.capture.target, torch.clone)
+    loss = run.recipe.loss(output) if run.capture.target is None else run.recipe.loss(output, target)
     sizes = [size for tensor in tensors_in(output) for size in tensor.shape[1:]]
     return _matching(loss.reshape(()), list(dict.fromkeys([2, *sizes])), _EXACT)
 
@@ -168,7 +168,7 @@ def _unclear(run: Run, classes: Sequence[int], loss: Tensor | None) -> str:
             return f"{must} {came}, but {value / guess:.0f} times that: it is a sum. Reduce it by mean."
         came += ": it is a sum, or has further terms."
     else:
-        name = getattr(run.recipe.loss, "__name__", type(run.record.model).__name__)
+        name = getattr(run.recipe.loss, "__name__", type(run.capture.model).__name__)
         came = f"The loss of {name!r} was not seen to be one."
     return (
         f"{must} {came} If the loss is to be compared with a guess, say among how many classes it is made: classes=10."
@@ -199,7 +199,7 @@ def initial_loss(run: Run) -> float:
     return float(loss_of_run(run))
 
 
-@declare("scalar", unit="nats", needs=[GUESS], tolerance=0.05)
+@declare("scalar", unit="nats", needs=[CHANCE_LOSS], tolerance=0.05)
 def excess_loss(run: Run) -> float:
     """Return ``loss − ln(classes)``: what the loss is above that of a model that gives every class the same score.
 
@@ -216,4 +216,4 @@ def excess_loss(run: Run) -> float:
 
     Source: Karpathy, A Recipe for Training Neural Networks (2019), "verify loss @ init".
     """
-    return float(loss_of_run(run)) - run[GUESS].loss
+    return float(loss_of_run(run)) - run[CHANCE_LOSS].loss

@@ -40,11 +40,11 @@ class Hessian:
     def __init__(self, run: Run) -> None:
         self._objective = Objective.of(run)
         self.parameters: list[nn.Parameter] = list(self._objective.parameters.values())
-        self.device = run.record.device
+        self.device = run.capture.device
         wide = any(p.dtype in {torch.float64, torch.complex128} for p in self.parameters)
         self.dtype = torch.float64 if wide else torch.float32
         self.size = sum(_real(p).numel() for p in self.parameters)
-        self._model = type(run.record.model).__name__
+        self._model = type(run.capture.model).__name__
         gradients = self._differentiated(lambda: list(self._objective.gradients(create_graph=True).values()))
         # Where a gradient does not depend on the parameters, its rows of the Hessian are zero, and so are its columns.
         known = [(index, g) for index, g in enumerate(gradients) if g is not None and g.requires_grad]
@@ -171,14 +171,14 @@ def _refuse_false_products(run: Run, hessian: Hessian, found: Eigenvalue, start:
         wrong = "is not by what the gradient changes"
     if wrong:
         msg = (
-            f"sharpness needs a gradient that can be differentiated. The derivative of {type(run.record.model).__name__}'s "
+            f"sharpness needs a gradient that can be differentiated. The derivative of {type(run.capture.model).__name__}'s "
             f"{wrong}. The backward of some operator, a custom autograd function mostly, hides from differentiation what it "
             "computes with (.detach(), .data, numpy, once_differentiable). Measure with plain operators, or leave sharpness out."
         )
         raise InapplicableError(msg)
 
 
-LARGEST_CURVATURE = Need("largest curvature", _largest_curvature, Stage.AGAIN)
+LARGEST_CURVATURE = Need("largest curvature", _largest_curvature, Stage.RERUN)
 """Largest eigenvalue of the Hessian of the loss by all trainable parameters."""
 
 

@@ -90,18 +90,18 @@ def _tangent_kernel(run: Run) -> TangentKernel:
         what = "returns nothing but its loss" if parameters else "has nothing to train"
         msg = (
             "the tangent kernel must be that of outputs and trainable parameters. "
-            f"{type(run.record.model).__name__} {what}. Hand in a model that returns its outputs, and loss=... beside it."
+            f"{type(run.capture.model).__name__} {what}. Hand in a model that returns its outputs, and loss=... beside it."
         )
         raise InapplicableError(msg)
     outputs = as_real(outputs)
     size = sum(p.numel() for p in parameters)
-    functionals = _functionals(outputs, batch_size(run.record.inputs) or 1, size, run.seed)
+    functionals = _functionals(outputs, batch_size(run.capture.inputs) or 1, size, run.seed)
     rows = partial(_rows, functionals, parameters)
     eps = max(torch.finfo(t.dtype).eps for t in (outputs, *parameters))
     return TangentKernel(gram_matrix(rows, len(functionals), size), eps)
 
 
-TANGENT_KERNEL = Need("tangent kernel", _tangent_kernel, Stage.AGAIN)
+TANGENT_KERNEL = Need("tangent kernel", _tangent_kernel, Stage.RERUN)
 """Of all outputs of the batch, or of one random functional of each sample's where they are many."""
 
 

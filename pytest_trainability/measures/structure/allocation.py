@@ -91,7 +91,7 @@ def _uninitialized(run: Run) -> list[str]:
     return [name for name, places in left.items() if places.any()]
 
 
-UNINITIALIZED: Need[list[str]] = Need("uninitialized parameters", _uninitialized, Stage.AGAIN)
+UNINITIALIZED: Need[list[str]] = Need("uninitialized parameters", _uninitialized, Stage.RERUN)
 """Names of parameters and buffers that, all or partly, hold what memory held."""
 
 

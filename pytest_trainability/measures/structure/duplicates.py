@@ -83,7 +83,7 @@ def _weights(run: Run) -> dict[str, tuple[nn.Parameter, list[Use]]]:
     accumulating: list[Any] = [node for node in run.graph.nodes if type(node).__name__ == "AccumulateGrad"]
     leaves: dict[int, Node] = {id(node.variable): node for node in accumulating}
     found = {}
-    for name, parameter in run.record.model.named_parameters():
+    for name, parameter in run.capture.model.named_parameters():
         is_dense = parameter.layout is torch.strided and parameter.numel() > 0
         if id(parameter) not in leaves or parameter.dim() < 2 or not is_dense:
             continue

@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...engine.capture.function_mode import FunctionWatch
+from ...engine.capture.function_mode import FunctionObserver
 from ...engine.capture.graph import Graph
 from ...engine.capture.operators import CONVOLUTIONS, MOVES, operator_name
 from ...engine.capture.recorder import Call, Edge, Recorder, now
@@ -72,7 +72,7 @@ def _reads_shape(name: str) -> bool:
     return name.endswith("_like") or name.startswith("new_")
 
 
-class _Masks(FunctionWatch):
+class _Masks(FunctionObserver):
     """Sees masks, norms and the like that are made from the signal without a gradient, and which operators read them.
 
     Autograd takes them for constants, and ``x * (x > 0)`` for linear.
@@ -208,10 +208,10 @@ LINEAR_STEPS: Need[list[str]] = Need("linear steps", _linear_steps, instruments=
 
 
 def _signal_of(run: Run) -> _Signal:
-    model, first = run.record.model, run.chain.cut.states[0]
+    model, first = run.capture.model, run.chain.cut.states[0]
     held = [*model.parameters(), *model.buffers()]
     constants = frozenset(t.untyped_storage().data_ptr() for t in held if t.layout is torch.strided)
-    masked = run.record.watched[_Masks].readers
+    masked = run.capture.watched[_Masks].readers
     return _Signal(run.graph, frozenset(first), run.graph.downstream(first), constants, masked)
 
 

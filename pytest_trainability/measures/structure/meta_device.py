@@ -42,7 +42,7 @@ def _materialized(run: Run) -> nn.Module:
         raise InapplicableError(msg)
     seeded(derived_seed(run.seed, "meta device"))
     with allocated_as_nan():
-        model.to_empty(device=run.record.device)
+        model.to_empty(device=run.capture.device)
         for initialize in initializers:
             _call(initialize)
     return model.to(dtype=run.recipe.dtype) if run.recipe.dtype is not None else model
@@ -107,7 +107,7 @@ def _require_weights(model: nn.Module) -> None:
         raise InapplicableError(msg)
 
 
-META_DIFFERENCES: Need[list[str]] = Need("differences by the meta device", _differences, Stage.AGAIN)
+META_DIFFERENCES: Need[list[str]] = Need("differences by the meta device", _differences, Stage.RERUN)
 """``"NAME: WHAT DIFFERS"``, in the model's order."""
 
 

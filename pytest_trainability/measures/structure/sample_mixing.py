@@ -74,7 +74,7 @@ def _division(chain: Chain, index: int, batch: int) -> Frame | None:
 
 
 def _interacting_steps(run: Run) -> list[str]:
-    batch = batch_size(run.record.inputs) or 1
+    batch = batch_size(run.capture.inputs) or 1
     # That samples were found to have trajectories of their own does not mean that none is influenced at all.
     known = run.frame if run.frame.samples > 1 else None
     if known is None and batch < 2:

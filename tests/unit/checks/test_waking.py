@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
 from pytest_trainability import at_least, measure
-from pytest_trainability.checks.waking import judged_of, waking_texts
+from pytest_trainability.checks.waking import waking_texts, without_zero_initialized
 from pytest_trainability.records.estimates import Estimate, Profile
 
 INF = math.inf
@@ -27,35 +27,38 @@ STEPS = profile(h_0_up=(1.0, 1.0), h_0_down=(0.0, 0.0), h_1_up=(INF, INF), h_1_d
 
 def test_parameters_that_wake_are_set_aside() -> None:
     value = profile(h_0_up=(0.0, 0.0), h_0_down=(1.0, 1.0), h_1_up=(0.0, 0.0), head=(1.0, 1.0))
-    assert list(judged_of("gradient_snr", value, STEPS)) == ["h.0.down", "h.1.up", "head"]
+    assert list(without_zero_initialized("gradient", value, STEPS)) == ["h.0.down", "h.1.up", "head"]
 
 
 def test_branches_are_set_aside_whose_parameters_all_wake() -> None:
     """A branch that is dead stays: some of its parameters never get a gradient. So does one that has none."""
     value = profile(h_0=(0.0, 0.0), h_1=(0.0, 0.0), h_2=(0.0, 0.0))
-    assert list(judged_of("branch_ratio", value, STEPS)) == ["h.1", "h.2"]
+    assert list(without_zero_initialized("branch", value, STEPS)) == ["h.1", "h.2"]
     # With all of them aside nothing is left to judge.
-    assert not judged_of("branch_ratio", profile(h_0=(0.0, 0.0)), STEPS)
+    assert not without_zero_initialized("branch", profile(h_0=(0.0, 0.0)), STEPS)
     # None is set aside that is zero on one seed only, or not a number.
     for values in ((0.0, 0.1), (math.nan, math.nan)):
-        assert list(judged_of("branch_ratio", profile(h_0=values), STEPS)) == ["h.0"]
+        assert list(without_zero_initialized("branch", profile(h_0=values), STEPS)) == ["h.0"]
 
 
 def test_what_was_not_probed_is_judged() -> None:
     value = profile(h_0=(0.0, 0.0))
-    assert judged_of("branch_ratio", value, None) is value
-    assert list(waking_texts({"branch_ratio": value}, None)) == []
+    assert without_zero_initialized("branch", value, None) is value
+    assert list(waking_texts({"branch_ratio": ("branch", value)}, None)) == []
 
 
 def test_what_was_set_aside_is_named() -> None:
-    bounded = {"gradient_norm": profile(head=(1.0, 1.0)), "branch_ratio": profile(h_0=(0.0, 0.0))}
+    bounded = {
+        "gradient_norm": ("gradient", profile(head=(1.0, 1.0))),
+        "branch_ratio": ("branch", profile(h_0=(0.0, 0.0))),
+    }
     assert list(waking_texts(bounded, STEPS)) == [
         "1 parameter wakes at optimizer step 1, and no bound on gradients or updates counts them: h.0.up",
         "1 branch is zero at first, and no bound on branch_ratio counts what wakes: h.0",
     ]
-    assert list(waking_texts({"log_gain": bounded["gradient_norm"]}, STEPS)) == []
+    assert list(waking_texts({"log_gain": ("", profile(head=(1.0, 1.0)))}, STEPS)) == []
     # Where all wake all are judged, and none is said to be set aside.
-    assert list(waking_texts({"gradient_norm": profile(h_0_up=(0.0, 0.0))}, STEPS)) == []
+    assert list(waking_texts({"gradient_norm": ("gradient", profile(h_0_up=(0.0, 0.0)))}, STEPS)) == []
 
 
 # On real models ----------------------------------------------------------------------------------------------------

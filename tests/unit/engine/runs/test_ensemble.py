@@ -900,7 +900,7 @@ def test_facts_about_a_step_are_what_they_say() -> None:
         nn.init.constant_(layers[0].weight, 0.5)
         return nn.Sequential(*layers, Complex())
 
-    facts = measure(constant, torch.randn(2, 3), seeds=1)._samples.common.facts
+    facts = measure(constant, torch.randn(2, 3), seeds=1)._seed_runs.common.facts
     assert [fact.weight_std == 0 for fact in facts] == [True, False, True]
 
 

@@ -23,7 +23,7 @@ from pytest_trainability.engine.jacobian.vjp import loss_cotangent, pull_back, r
 from pytest_trainability.engine.trees import tensors_in
 
 CPU = torch.device("cpu")
-Columns = list["Tensor | None"]
+Cotangents = list["Tensor | None"]
 
 BY_ID = {case.id: case for case in ARCHITECTURES}
 EVERY = [pytest.param(case, case.steps, id=case.id) for case in ARCHITECTURES]
@@ -35,14 +35,14 @@ FORKS = 16
 """Units in the last place, of the largest entry, that reordered sums may differ by."""
 
 
-def product(chain: Chain, columns: Columns) -> Columns:
+def product(chain: Chain, columns: Cotangents) -> Cotangents:
     """Pull cotangents of the last state back to the first."""
     for index in range(len(chain), 0, -1):
         columns = pull_back(chain, index, columns)
     return columns
 
 
-def one_backward(chain: Chain, columns: Columns) -> Columns:
+def one_backward(chain: Chain, columns: Cotangents) -> Cotangents:
     """Differentiate once, from the last state to the first, with nothing in between."""
     first, last = chain.cut.states[0], chain.cut.states[-1]
     outputs = [i for i, column in enumerate(columns) if column is not None]
@@ -57,7 +57,7 @@ def one_backward(chain: Chain, columns: Columns) -> Columns:
 
 
 @torch.no_grad()
-def interpreted(graph: Graph, chain: Chain, columns: Columns) -> Columns:
+def interpreted(graph: Graph, chain: Chain, columns: Cotangents) -> Cotangents:
     """Run the backward pass node by node in Python, without the engine, stopping at every edge of the first state.
 
     The engine's own call cannot be the reference where one edge of the first state lies upstream of another: it walks on
@@ -93,7 +93,7 @@ def is_nested(graph: Graph, edges: Sequence[Edge]) -> bool:
     return any(edge[0] in graph.downstream([other]) for other in edges for edge in edges if edge is not other)
 
 
-def assert_same(found: Columns, expected: Columns, *, ulps: float = 0.0) -> None:
+def assert_same(found: Cotangents, expected: Cotangents, *, ulps: float = 0.0) -> None:
     """Compare to the last bit, or to so many units in the last place of the largest entry; a None is zero."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected):
@@ -109,11 +109,11 @@ def assert_same(found: Columns, expected: Columns, *, ulps: float = 0.0) -> None
             assert torch.equal(one, other)
 
 
-def some_cotangents(chain: Chain, count: int = 3) -> Columns:
+def some_cotangents(chain: Chain, count: int = 3) -> Cotangents:
     return random_cotangents(chain, count, 5)
 
 
-def one_of(columns: Columns, index: int) -> Columns:
+def one_of(columns: Cotangents, index: int) -> Cotangents:
     return [None if c is None else c[index : index + 1] for c in columns]
 
 
@@ -231,7 +231,7 @@ def dense_by_segments(chain: Chain) -> Tensor:
     count = sum(math.prod(shape) for shape, _ in shapes)
     identity = torch.eye(count, dtype=torch.float64)
     parts = identity.split([math.prod(shape) for shape, _ in shapes], dim=1)
-    columns: Columns = [part.reshape(count, *shape) for part, (shape, _) in zip(parts, shapes)]
+    columns: Cotangents = [part.reshape(count, *shape) for part, (shape, _) in zip(parts, shapes)]
     found = product(chain, columns)
     return torch.cat([c.reshape(count, -1) for c in found if c is not None], 1)
 
@@ -295,7 +295,7 @@ def test_lstm_jacobian_is_the_hand_written_one() -> None:
     outputs, entering = chain.steps[2].outputs, chain.steps[1].outputs
     h, c = (torch.randn(len(x), width, dtype=torch.float64) for _ in range(2))
     given = dict(zip(outputs, (h, c)))
-    columns: Columns = [given[e].unsqueeze(0) if e in given else None for e in chain.cut.states[3]]
+    columns: Cotangents = [given[e].unsqueeze(0) if e in given else None for e in chain.cut.states[3]]
     found = dict(zip(chain.cut.states[2], pull_back(chain, 3, columns)))
     expected = torch.einsum("bi,bicj->cj", torch.cat([h, c], 1), matrix)
     result = torch.cat([found[entering[0]][0], found[entering[1]][0]], 1)
@@ -402,7 +402,7 @@ def test_spectrum_is_that_of_the_dense_jacobians(name: str) -> None:
     columns = some_cotangents(chain, count)
     logs = sweep(chain, Frame(1), columns).sums()[0]
 
-    def flat(state: Columns) -> Tensor:
+    def flat(state: Cotangents) -> Tensor:
         return torch.cat(
             [
                 torch.view_as_real(c).reshape(count, -1) if c.is_complex() else c.reshape(count, -1)
@@ -421,7 +421,7 @@ def test_spectrum_is_that_of_the_dense_jacobians(name: str) -> None:
     assert found == pytest.approx(expected, abs=1e-7)
 
 
-def one_by_one(chain: Chain, columns: Columns) -> Columns:
+def one_by_one(chain: Chain, columns: Cotangents) -> Cotangents:
     count = next(len(c) for c in columns if c is not None)
     found = [one_backward(chain, one_of(columns, i)) for i in range(count)]
     return [torch.cat(parts) for parts in zip(*found)]
@@ -464,7 +464,7 @@ def test_dead_step_gives_minus_infinity_and_is_found() -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_rank_of_a_bottleneck_is_seen(count: int) -> None:
-    """Columns beyond the rank are minus infinity, not the logarithm of round-off."""
+    """Exponents beyond the rank are minus infinity, not the logarithm of round-off."""
     model = torch.nn.Sequential(torch.nn.Linear(6, count), torch.nn.Linear(count, 6), torch.nn.Linear(6, 6))
     chain = models.cut(model, torch.randn(1, 6)).chain
     sums = sweep(chain, Frame(1), some_cotangents(chain, 4)).sums()[0]

@@ -725,7 +725,7 @@ def test_library_may_be_imported_by_the_forward_pass(monkeypatch: pytest.MonkeyP
 
     result = measure(lambda: model(run), start(), steps="time", seeds=2)
     assert result.steps.description == "4 × rk4 step"
-    assert all(len(reading["growth_rate"]) == 4 for reading in result._samples.common.readings)
+    assert all(len(reading["growth_rate"]) == 4 for reading in result._seed_runs.common.readings)
 
 
 @pytest.mark.filterwarnings("ignore:The following arguments have no effect")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .baselines import Asked
+from .baselines import BaselineRequest
 from .collected import COLLECTED, narrowing_options, without_group
 from .options import SETTINGS
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..checks.baseline_files import Contents
     from ..records.reports import BaselineSummary
 
-__all__ = ["Keeper", "refuse_partial_prune"]
+__all__ = ["BaselineWriter", "refuse_partial_prune"]
 
 
 def refuse_partial_prune(config: pytest.Config) -> None:
@@ -40,7 +40,7 @@ def refuse_partial_prune(config: pytest.Config) -> None:
         raise pytest.UsageError(msg)
 
 
-class Keeper:
+class BaselineWriter:
     """Takes what the tests ask for from their reports, and writes at the end of the session."""
 
     def __init__(self, config: pytest.Config) -> None:
@@ -50,7 +50,7 @@ class Keeper:
         self._narrowing = narrowing_options(config)
         self._grouped = config.getoption("dist", None) == "loadgroup"
         self._measured = config.invocation_params.dir / (self._settings.measured or "")
-        self._asked: dict[str, list[Asked]] = {}
+        self._asked: dict[str, list[BaselineRequest]] = {}
         self._passed: dict[str, bool] = {}
         self._errors: list[str] = []
         self._files: dict[Path, Contents] = {}
@@ -69,7 +69,7 @@ class Keeper:
             self._passed[test] = False
         asked = getattr(report, "trainability_asked", [])
         if asked:
-            self._asked[test] = [Asked(**plain) for plain in asked]
+            self._asked[test] = [BaselineRequest(**plain) for plain in asked]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -114,7 +114,7 @@ class Keeper:
         )
         return self._settings.prune and not pruned
 
-    def _all(self) -> Iterator[Asked]:
+    def _all(self) -> Iterator[BaselineRequest]:
         for asked in self._asked.values():
             yield from asked
 
@@ -131,7 +131,7 @@ class Keeper:
                 recorded = sum(asked.status == "recorded" for asked in entries)
                 yield self._shown(path), recorded, len(entries) - recorded
 
-    def _is_withheld(self, test: str, asked: Iterable[Asked]) -> bool:
+    def _is_withheld(self, test: str, asked: Iterable[BaselineRequest]) -> bool:
         """Whether something of a test was not written, as the test did not pass."""
         return not self._passed[test] and any(one.is_to_write for one in asked)
 
@@ -236,14 +236,14 @@ class Keeper:
             self._change(path, lambda _: {})
 
 
-def _by_path(asked: Iterable[Asked]) -> Iterator[tuple[Path, list[Asked]]]:
-    found: dict[str, list[Asked]] = {}
+def _by_path(asked: Iterable[BaselineRequest]) -> Iterator[tuple[Path, list[BaselineRequest]]]:
+    found: dict[str, list[BaselineRequest]] = {}
     for one in asked:
         found.setdefault(one.path, []).append(one)
     return ((Path(path), entries) for path, entries in sorted(found.items()))
 
 
-def _with(contents: Contents, entries: Iterable[Asked]) -> Contents:
+def _with(contents: Contents, entries: Iterable[BaselineRequest]) -> Contents:
     from ..checks.baseline_files import entry_from_plain, with_entry
 
     for asked in entries:

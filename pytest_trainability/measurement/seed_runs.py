@@ -21,7 +21,7 @@ from ..measures import MEASURES, Measure
 from ..records.estimates import Profile
 from .readings import assemble, read
 
-__all__ = ["Samples", "Tolerated", "without_answer"]
+__all__ = ["SeedRuns", "Tolerated", "without_answer"]
 
 Tolerated: TypeAlias = "Mapping[str, type[TrainabilityError]]"
 """By measure that need not have an answer, for which reasons."""
@@ -29,7 +29,7 @@ Tolerated: TypeAlias = "Mapping[str, type[TrainabilityError]]"
 _UNITS_OF_TIME = {"nats/step": "nats/time", "steps": "time"}
 
 
-class Samples:
+class SeedRuns:
     """What is known of a recipe's models: readings by measure and seed, and the values that they make."""
 
     def __init__(self, recipe: Recipe, asked: tuple[int, ...], confidence: float | None) -> None:

@@ -8,48 +8,48 @@ import re
 import pytest
 
 from pytest_trainability.checks.bounds import Bound
-from pytest_trainability.checks.presets import PROFILES, find_profile
+from pytest_trainability.checks.presets import PRESETS, find_preset
 from pytest_trainability.errors import BoundError
 from pytest_trainability.measures import MEASURES
 
 
 def test_every_bound_names_a_measure() -> None:
-    assert {name for bounds in PROFILES.values() for name in bounds} <= set(MEASURES)
+    assert {name for bounds in PRESETS.values() for name in bounds} <= set(MEASURES)
 
 
 def test_bounds_on_names_allow_none() -> None:
-    for bounds in PROFILES.values():
+    for bounds in PRESETS.values():
         for name, bound in bounds.items():
             if MEASURES[name].kind == "names":
                 assert bound == Bound(high=0)
 
 
 def test_families() -> None:
-    assert list(PROFILES) == ["mlp", "cnn", "transformer", "rnn"]
+    assert list(PRESETS) == ["mlp", "cnn", "transformer", "rnn"]
     # What holds of a network without a family holds of every one.
-    for bounds in PROFILES.values():
+    for bounds in PRESETS.values():
         assert {"log_gain", "nonfinite", "activation_rms", "excess_loss"} <= set(bounds)
 
 
-@pytest.mark.parametrize("family", PROFILES)
+@pytest.mark.parametrize("family", PRESETS)
 def test_a_gain_of_one_is_inside_and_no_number_is_outside(family: str) -> None:
-    gain = PROFILES[family]["log_gain"]
+    gain = PRESETS[family]["log_gain"]
     assert gain.holds(0)
     assert not any(map(gain.holds, (math.nan, math.inf, -math.inf)))
 
 
 def test_what_is_found_can_be_changed_without_harm() -> None:
-    found = find_profile("cnn")
-    assert list(found) == list(PROFILES["cnn"])
+    found = find_preset("cnn")
+    assert list(found) == list(PRESETS["cnn"])
     found.clear()
-    assert list(find_profile("cnn")) == list(PROFILES["cnn"])
+    assert list(find_preset("cnn")) == list(PRESETS["cnn"])
 
 
-@pytest.mark.parametrize("family", PROFILES)
+@pytest.mark.parametrize("family", PRESETS)
 def test_what_a_model_does_not_have_cannot_fail(family: str) -> None:
-    assert all(bound.if_any for bound in find_profile(family).values())
-    assert {n: (b.low, b.high) for n, b in find_profile(family).items()} == {
-        n: (b.low, b.high) for n, b in PROFILES[family].items()
+    assert all(bound.if_any for bound in find_preset(family).values())
+    assert {n: (b.low, b.high) for n, b in find_preset(family).items()} == {
+        n: (b.low, b.high) for n, b in PRESETS[family].items()
     }
 
 
@@ -58,16 +58,16 @@ def test_what_a_model_does_not_have_cannot_fail(family: str) -> None:
     [
         ("transformers", "Did you mean 'transformer'?"),
         ("MLP", "Did you mean 'mlp'?"),
-        ("xyz", "'xyz' is none. Profiles:"),
+        ("xyz", "unknown preset 'xyz'. Presets:"),
     ],
 )
 def test_an_unknown_name(name: str, hint: str) -> None:
     with pytest.raises(BoundError, match=re.escape(hint)) as caught:
-        find_profile(name, where="trainability_profile in pytest.ini")
-    assert str(caught.value).startswith("trainability_profile in pytest.ini must name a profile. ")
-    assert str(caught.value).endswith("Profiles: 'mlp', 'cnn', 'transformer', 'rnn'.")
+        find_preset(name, where="trainability_preset in pytest.ini")
+    assert str(caught.value).startswith("trainability_preset in pytest.ini: unknown preset ")
+    assert str(caught.value).endswith("Presets: 'mlp', 'cnn', 'transformer', 'rnn'.")
 
 
 def test_no_name_at_all() -> None:
-    with pytest.raises(BoundError, match=r"^profile= must name a profile\. None is none"):
-        find_profile(None)  # type: ignore[arg-type]
+    with pytest.raises(BoundError, match=r"^Unknown preset None\."):
+        find_preset(None)  # type: ignore[arg-type]

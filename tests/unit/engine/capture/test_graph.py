@@ -10,7 +10,7 @@ import pytest
 CHAIN = """
 import sys
 import torch
-from pytest_trainability.engine.graph import Graph, freed_in_order
+from pytest_trainability.engine.capture.graph import Graph, freed_in_order
 
 def seen():
     y = torch.ones(2, requires_grad=True)

@@ -16,7 +16,7 @@ def tower():
 
 x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
 """
-"""It loses 0.55 nats a layer, 16 in all: no profile lets that pass."""
+"""It loses 0.55 nats a layer, 16 in all: no preset lets that pass."""
 
 
 @pytest.fixture
@@ -27,23 +27,23 @@ def tests(pytester: pytest.Pytester) -> pytest.Pytester:
 def test_plain(trainability):
     trainability(tower, x)
 
-@pytest.mark.trainability(profile="mlp")
+@pytest.mark.trainability(preset="mlp")
 def test_marked(trainability):
     trainability(tower, x)
 
-@pytest.mark.trainability(profile="mlp", log_gain=within(30))
+@pytest.mark.trainability(preset="mlp", log_gain=within(30))
 def test_own_bound_goes_before(trainability):
     trainability(tower, x)
 
-@pytest.mark.trainability(profile=None)
+@pytest.mark.trainability(preset=None)
 def test_none(trainability):
     trainability(tower, x)
 
 def test_checked(trainability):
     result = trainability(tower, x)
-    result.check(profile="mlp", log_gain=within(30))
+    result.check(preset="mlp", log_gain=within(30))
     with pytest.raises(AssertionError, match="log_gain out of bounds"):
-        result.check(profile="mlp")
+        result.check(preset="mlp")
 """
     )
     return pytester
@@ -56,14 +56,14 @@ def test_marker_and_check(tests: pytest.Pytester) -> None:
 
 
 def test_command_line_where_no_marker_says_otherwise(tests: pytest.Pytester) -> None:
-    result = tests.runpytest_subprocess("--trainability-profile=transformer", "-rf")
+    result = tests.runpytest_subprocess("--trainability-preset=transformer", "-rf")
     # test_checked fails as test_plain does: its measurement is judged when it is made.
     result.assert_outcomes(passed=2, failed=3)
-    result.stdout.fnmatch_lines(["*--trainability-profile=transformer*", "FAILED *test_plain*", "FAILED *test_marked*"])
+    result.stdout.fnmatch_lines(["*--trainability-preset=transformer*", "FAILED *test_plain*", "FAILED *test_marked*"])
 
 
 def test_ini_file_and_a_bound_of_ones_own_that_goes_before(tests: pytest.Pytester) -> None:
-    tests.makeini("[pytest]\ntrainability_profile = mlp\ntrainability_bounds = log_gain = [-30, 30]\n")
+    tests.makeini("[pytest]\ntrainability_preset = mlp\ntrainability_bounds = log_gain = [-30, 30]\n")
     tests.runpytest_subprocess().assert_outcomes(passed=5)
 
 
@@ -71,14 +71,14 @@ def test_ini_file_and_a_bound_of_ones_own_that_goes_before(tests: pytest.Pyteste
     ("given", "says"),
     [
         (
-            ["--trainability-profile=mpl"],
-            "--trainability-profile: profile= must name a profile. 'mpl' is none. Did you mean 'mlp'?",
+            ["--trainability-preset=mpl"],
+            "--trainability-preset: Unknown preset 'mpl'. Did you mean 'mlp'?",
         ),
-        ([], "the marker of test_it.py::test_it: profile= must name a profile. 'resnet' is none."),
+        ([], "the marker of test_it.py::test_it: unknown preset 'resnet'."),
     ],
 )
-def test_unknown_profile_is_misuse(pytester: pytest.Pytester, given: list[str], says: str) -> None:
-    marker = "" if given else "@pytest.mark.trainability(profile='resnet')\n"
+def test_unknown_preset_is_misuse(pytester: pytest.Pytester, given: list[str], says: str) -> None:
+    marker = "" if given else "@pytest.mark.trainability(preset='resnet')\n"
     pytester.makepyfile(test_it=f"import pytest\n{marker}def test_it(trainability): pass")
     result = pytester.runpytest_subprocess(*given)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -86,7 +86,7 @@ def test_unknown_profile_is_misuse(pytester: pytest.Pytester, given: list[str], 
 
 
 def test_profile_of_a_marker_wants_a_measurement(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("import pytest\n@pytest.mark.trainability(profile='mlp')\ndef test_it(): pass")
+    pytester.makepyfile("import pytest\n@pytest.mark.trainability(preset='mlp')\ndef test_it(): pass")
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*must be judged on a model*"])
@@ -102,5 +102,5 @@ def test_it(trainability):
 """
     )
     tests.runpytest_subprocess("test_baseline.py", "--trainability-baseline=new").assert_outcomes(passed=1)
-    relaxed = ("--trainability-profile=mlp", "--trainability-bounds=log_gain = [-30, 30]")
+    relaxed = ("--trainability-preset=mlp", "--trainability-bounds=log_gain = [-30, 30]")
     tests.runpytest_subprocess("test_baseline.py", *relaxed).assert_outcomes(passed=1)

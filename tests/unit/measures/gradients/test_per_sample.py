@@ -710,5 +710,5 @@ def test_the_kernel_is_refused_where_there_is_none():
 
 def test_needs_are_shared():
     """Moments and inner products come from the same gradients."""
-    assert GRADIENT_MOMENTS.of == (PER_SAMPLE, GRADIENT_GRAM)
-    assert GRADIENT_GRAM.of == (PER_SAMPLE,)
+    assert GRADIENT_MOMENTS.requires == (PER_SAMPLE, GRADIENT_GRAM)
+    assert GRADIENT_GRAM.requires == (PER_SAMPLE,)

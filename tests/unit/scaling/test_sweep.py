@@ -597,7 +597,7 @@ def test_a_change_cannot_be_asked_for_afterwards():
 
 # Documentation ------------------------------------------------------------------------------------------------------
 
-HOW_TO = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+HOW_TO = (Path(__file__).parents[3] / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
 def test_the_how_to():

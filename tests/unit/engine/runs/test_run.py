@@ -46,7 +46,7 @@ def batch(generator: torch.Generator) -> Tensor:
 def test_a_need_is_met_once_for_all_that_ask(added: Add) -> None:
     met: list[int] = []
     shared = Need("shared", lambda run: met.append(run.seed) or 7.0)
-    further = Need("further", lambda run: run[shared] + 1, of=(shared,))
+    further = Need("further", lambda run: run[shared] + 1, requires=(shared,))
     added("first_of_two", shared, read=lambda run: run[shared])
     added("second_of_two", further, read=lambda run: run[further])
     result = measure(tower, batch, seeds=3, measures=["first_of_two", "second_of_two"])
@@ -75,7 +75,7 @@ def test_stages_follow_each_other_and_the_graph_is_there_only_at_first(added: Ad
 
     def alive(run: Run) -> bool:
         try:
-            torch.autograd.grad(run.record.output.sum(), next(run.record.model.parameters()), retain_graph=True)
+            torch.autograd.grad(run.capture.output.sum(), next(run.capture.model.parameters()), retain_graph=True)
         except RuntimeError:
             return False
         return True
@@ -83,10 +83,10 @@ def test_stages_follow_each_other_and_the_graph_is_there_only_at_first(added: Ad
     def need(stage: Stage) -> Need[None]:
         return Need(f"{stage.name} {alive}", lambda run: order.append(f"{stage.name} {alive(run)}"), stage)
 
-    graph, again = need(Stage.GRAPH), need(Stage.AGAIN)
+    graph, again = need(Stage.GRAPH), need(Stage.RERUN)
     added("of_all_stages", again, PARAMETER_GRADIENTS, graph, read=lambda run: 0.0)
     measure(tower, batch, seeds=1, measures=["of_all_stages"])
-    assert order == ["GRAPH True", "AGAIN False"]
+    assert order == ["GRAPH True", "RERUN False"]
 
 
 def test_what_needs_the_graph_and_is_not_named_is_told_so(added: Add) -> None:
@@ -107,17 +107,17 @@ def test_the_objective_is_the_runs_loss_and_the_model_is_put_back(added: Add, *,
             assert gradient is not None and run[PARAMETER_GRADIENTS][name] is not None
             differences.append(float((gradient - run[PARAMETER_GRADIENTS][name]).abs().max()))
         with torch.no_grad():
-            for parameter in run.record.model.parameters():
+            for parameter in run.capture.model.parameters():
                 parameter.fill_(float("nan"))
-        run.record.model.training = False
+        run.capture.model.training = False
         torch.manual_seed(99)
 
     def read(run: Run) -> float:
-        assert all(p.isfinite().all() for p in run.record.model.parameters())
-        assert run.record.model.training
+        assert all(p.isfinite().all() for p in run.capture.model.parameters())
+        assert run.capture.model.training
         return 0.0
 
-    need = Need("vandal", provide, Stage.AGAIN, of=(PARAMETER_GRADIENTS,))
+    need = Need("vandal", provide, Stage.RERUN, requires=(PARAMETER_GRADIENTS,))
     added("vandal", need, read=read)
     model: Any = tower() if finished else tower
     before = [p.clone() for p in model.parameters()] if finished else []
@@ -169,7 +169,7 @@ def _where_there_is_any() -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["log_gain", "steps", "seeds", "check", "tolerances", "profile", "loss", "_x", "two words"]
+    "name", ["log_gain", "steps", "seeds", "check", "tolerances", "preset", "loss", "_x", "two words"]
 )
 def test_names_that_are_taken_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="must have a name of its own"):

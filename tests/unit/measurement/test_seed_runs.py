@@ -92,7 +92,7 @@ def test_the_rest_is_judged_too() -> None:
 def test_the_rest_is_not_drawn_on_other_inputs() -> None:
     inputs = X.clone()
     result = sampled(log_gain=within(1000))
-    result._samples.recipe.inputs.add_(1.0)
+    result._seed_runs.recipe.inputs.add_(1.0)
     with pytest.raises(UsageError, match="have changed since"):
         result.complete()
     X.copy_(inputs)
