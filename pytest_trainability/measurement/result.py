@@ -73,7 +73,7 @@ class Measurement(Attributes):
     @property
     def frame(self) -> str:
         """``"per sample"`` (one trajectory per sample) or ``"joint"`` (samples interact)."""
-        return self._seed_runs.common.plan.frame.name
+        return self._seed_runs.common.plan.division.name
 
     @property
     def mode(self) -> str:

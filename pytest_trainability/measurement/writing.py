@@ -61,7 +61,7 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
     chain = chain if common.time is None else chain.partition(" × ")[2]
     return Entry(
         environment={**environment, **added},
-        conditions={"chain": chain, "frame": common.plan.frame.name, "mode": common.mode},
+        conditions={"chain": chain, "frame": common.plan.division.name, "mode": common.mode},
         seeds=common.seeds,
         draws=common.draws,
         measures={m.name: recorded(seed_runs.in_its_unit(m), seed_runs.readings[m.name]) for m in measures},

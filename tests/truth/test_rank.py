@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from towers import F64, normal
 
-from pytest_trainability.engine.jacobian.qr_sweep import sweep
-from pytest_trainability.engine.jacobian.sample_independence import find_frame
+from pytest_trainability.engine.jacobian.qr_sweep import qr_sweep
+from pytest_trainability.engine.jacobian.sample_independence import find_trajectories
 from pytest_trainability.engine.jacobian.vjp import random_cotangents
 from pytest_trainability.measures.jacobian.singular_values import singular_values
 
@@ -82,8 +82,8 @@ def test_as_many_exponents_are_finite_as_the_product_has_dimensions(width, depth
     net, x = tower(width, depth, seed), normal(BATCH, width)(torch.Generator().manual_seed(seed))
     expected = exact_ranks(net, x)
     chain = models.cut(net.to(dtype), x.to(dtype)).chain
-    frame, _ = find_frame(chain, BATCH, 0)
-    assert frame.samples == BATCH
-    found = sweep(chain, frame, random_cotangents(chain, width, seed)).sums()
+    trajectories, _ = find_trajectories(chain, BATCH, 0)
+    assert trajectories.count == BATCH
+    found = qr_sweep(trajectories, random_cotangents(chain, width, seed)).sums()
     assert found.isfinite().sum(dim=1).tolist() == expected
-    assert singular_values(chain, frame, seed).rank.tolist() == expected
+    assert singular_values(trajectories, seed).rank.tolist() == expected

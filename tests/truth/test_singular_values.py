@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from towers import F64, Block, gaussian, linear, normal, orthogonal, repeated, stacked, standard_error
 
 from pytest_trainability import measure
-from pytest_trainability.engine.jacobian.sample_independence import find_frame
+from pytest_trainability.engine.jacobian.sample_independence import find_trajectories
 from pytest_trainability.measures.jacobian.singular_values import SingularValues, singular_values
 
 ALL = ["jacobian_singular_values", "max_ftle", "condition_number", "numerical_rank", "isometry_gap"]
@@ -23,7 +23,7 @@ ALL = ["jacobian_singular_values", "max_ftle", "condition_number", "numerical_ra
 def of_chain(model: nn.Module, x: Tensor) -> SingularValues:
     """Return the logarithms that the measures are read from."""
     chain = models.cut(model, x).chain
-    return singular_values(chain, find_frame(chain, len(x), 0)[0], 0)
+    return singular_values(find_trajectories(chain, len(x), 0)[0], 0)
 
 
 # Row 2: orthogonal weights -----------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def test_rank_of_relu_layers_is_the_number_of_active_units(dtype):
     expected = torch.stack(active).amin(dim=0)
     assert len(expected.unique()) > 2
     chain = models.cut(model, x, steps=Block).chain
-    found = singular_values(chain, find_frame(chain, 20, 0)[0], 0)
+    found = singular_values(find_trajectories(chain, 20, 0)[0], 0)
     assert found.rank.tolist() == expected.tolist()
     assert [int((row > -math.inf).sum()) for row in found.logs] == expected.tolist()
 

@@ -1,4 +1,7 @@
-"""The sweep: a frame of cotangents pulled back through the whole chain, with QR against collapse onto the first."""
+"""QR sweep: orthonormal cotangents are pulled back through the whole chain, with a QR factorization after each step.
+
+Without the factorization, all cotangents would collapse onto the fastest-growing direction.
+"""
 
 from __future__ import annotations
 
@@ -12,143 +15,165 @@ from torch import Tensor
 from ...errors import UsageError
 from ..capture.chain import Chain
 from ..linalg.numerical_rank import near_rank_threshold, without_round_off
-from .trajectories import Frame, acting, as_columns, as_rows, dimensions
+from .trajectories import Trajectories
 from .vjp import Cotangents, gaussian_state, pull_back
 
-__all__ = ["Sweep", "is_round_off", "sweep", "usual_number", "walk", "working_precision"]
+__all__ = ["QRSweep", "cotangents_at_once", "is_round_off", "qr_sweep", "walk", "working_precision"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
-    """Logarithms of what each step does to each column of the frame, in float64.
+class QRSweep:
+    """Logarithms of the growth of each orthonormal cotangent in each step.
 
-    ``logs`` is ``(L, samples, k)``: ``ln R_l[i, i]``, for k = 1 ``ln ‖u_{l-1}‖ / ‖u_l‖``, in the order of the steps. It is
-    ``-inf`` where a column vanishes, NaN upstream of that.
+    ``logs`` is ``ln R_l[i, i]`` with shape ``(L, trajectories, k)``, in float64 on the CPU, in the order of the steps. For k = 1
+    it is ``ln ‖u_{l-1}‖ / ‖u_l‖``. It is ``-inf`` at the step where cotangent i vanishes, and NaN in all steps before that one.
     """
 
     logs: Tensor
-    frame: Frame
+    trajectories: Trajectories
 
     def sums(self) -> Tensor:
-        """Return the logarithms summed over the steps, ``(samples, k)``; ``-inf`` for a column that vanished."""
+        """Return the logarithms summed over the steps, ``(trajectories, k)``; ``-inf`` for a cotangent that vanished."""
         vanished = (self.logs == -math.inf).any(dim=0)
         return torch.where(vanished, -math.inf, self.logs.sum(dim=0))
 
-    def running(self, chain: Chain, warmup: int = 0, alignment: int = 0) -> Tensor:
-        """Return the growth per step, or per unit of time where steps have durations, averaged from the last step to each.
+    def running(self, warmup: int = 0, alignment: int = 0) -> Tensor:
+        """Return the running averages of the growth per step, from the last step back to each step.
 
-        Each sample's average is over the steps that act on it, but for its first and last ones.
+        Where steps have durations, growth is per unit of time. Each trajectory's average excludes the first ``warmup`` and the
+        last ``alignment`` of the steps that act on it.
 
         Returns:
-            Of shape ``(L, samples, k)``; ``-inf`` from where a column vanishes on, NaN where nothing counts yet.
+            Averages of shape ``(L, trajectories, k)``; ``-inf`` from the step where a cotangent vanishes, NaN where no step has
+            been averaged yet.
         """
-        taken = acting(chain, self.frame)
-        number, count = taken.cumsum(dim=0), taken.sum(dim=0)
-        counted = taken & (number > warmup) & (number <= count - alignment)
-        durations = torch.tensor(chain.spans, dtype=torch.float64, device="cpu")
+        acting = self.trajectories.acting()
+        number, count = acting.cumsum(dim=0), acting.sum(dim=0)
+        counted = acting & (number > warmup) & (number <= count - alignment)
+        durations = torch.tensor(self.trajectories.chain.spans, dtype=torch.float64, device="cpu")
         total = torch.where(counted[:, :, None], self.logs, 0.0).flip(0)
         vanished = (self.logs == -math.inf).flip(0).cumsum(dim=0) > 0
         total = torch.where(vanished, -math.inf, total.cumsum(dim=0))
         time = (counted * durations[:, None]).flip(0).cumsum(dim=0)
         return (total / time[:, :, None]).flip(0).where((time > 0).flip(0)[:, :, None], math.nan)
 
-    def averages(self, chain: Chain, warmup: int = 0, alignment: int = 0) -> Tensor:
-        """Return the growth per step, or per unit of time, over the steps that are left: ``(samples, k)``.
+    def averages(self, warmup: int = 0, alignment: int = 0) -> Tensor:
+        """Return the growth per step or per unit of time, averaged over the steps that remain, ``(m, k)``.
 
-        Samples without any are left out.
+        The m trajectories are those for which at least one step remains.
         """
-        found = self.running(chain, warmup, alignment)[warmup]
-        return found[acting(chain, self.frame).sum(dim=0) > warmup + alignment]
+        averages = self.running(warmup, alignment)[warmup]
+        return averages[self.trajectories.acting().sum(dim=0) > warmup + alignment]
 
 
-def sweep(chain: Chain, frame: Frame, columns: Cotangents, *, at_once: int | None = None) -> Sweep:
-    """Pull a frame of k cotangents back through the whole chain, orthonormalised after every step.
+def qr_sweep(trajectories: Trajectories, columns: Cotangents, *, at_once: int | None = None) -> QRSweep:
+    """Pull k cotangents back through the whole chain and orthonormalize them after every step.
 
-    ``J_lᵀ Q_l = Q_{l-1} R_l`` for l = L … 1, from the QR factors ``Q_L`` of the columns given.
+    ``J_lᵀ Q_l = Q_{l-1} R_l`` for l = L … 1, starting from ``Q_L`` of the QR factorization of the given cotangents.
+
+    Args:
+        trajectories: The chain and its trajectories.
+        columns: Cotangents of the last state: for each of its edges a tensor ``(k, *shape)``, or None for zero.
+        at_once: Largest number of cotangents per backward pass; by default :func:`cotangents_at_once`.
+
+    Raises:
+        UsageError: k exceeds the number of dimensions of the last state.
 
     Source: Benettin, Galgani, Giorgilli & Strelcyn, Meccanica 15, 9 (1980), applied to the transposed cocycle, which
     has the same exponents.
     """
-    at_once = at_once or usual_number(chain)
+    chain = trajectories.chain
+    at_once = at_once or cotangents_at_once(chain)
     count = next(len(c) for c in columns if c is not None)
     if count == 1:
-        rates = list(walk(chain, frame, columns, torch.ones(frame.samples, device="cpu")))
-        return Sweep(torch.stack(rates[::-1]).unsqueeze(-1), frame)
-    logs = torch.full((len(chain), frame.samples, count), math.nan, dtype=torch.float64, device="cpu")
-    smallest = dimensions(chain, frame, len(chain))
+        rates = list(walk(trajectories, columns, torch.ones(trajectories.count, device="cpu")))
+        return QRSweep(torch.stack(rates[::-1]).unsqueeze(-1), trajectories)
+    logs = torch.full((len(chain), trajectories.count, count), math.nan, dtype=torch.float64, device="cpu")
+    smallest = trajectories.dimensions(len(chain))
     if count > smallest:
         msg = (
             f"exponents must be at most the number of dimensions of the last state, {smallest} per trajectory. "
             f"Got {count}."
         )
         raise UsageError(msg)
-    alive = torch.ones((frame.samples, count), dtype=torch.bool, device="cpu")
-    columns, _, alive = _orthonormal(chain, frame, len(chain), columns, alive)
+    alive = torch.ones((trajectories.count, count), dtype=torch.bool, device="cpu")
+    columns, _, alive = _orthonormal(trajectories, len(chain), columns, alive)
     for index in range(len(chain), 0, -1):
         columns = pull_back(chain, index, columns, at_once=at_once)
-        columns, logs[index - 1], living = _orthonormal(chain, frame, index - 1, columns, alive)
-        cancelled = is_round_off(chain, frame, index, logs[index - 1, :, 0].exp())
+        columns, logs[index - 1], living = _orthonormal(trajectories, index - 1, columns, alive)
+        cancelled = is_round_off(trajectories, index, logs[index - 1, :, 0].exp())
         logs[index - 1] = torch.where(cancelled[:, None] & alive, -math.inf, logs[index - 1])
         alive = living & ~cancelled[:, None]
         if not alive.any():
             break
-    return Sweep(logs, frame)
+    return QRSweep(logs, trajectories)
 
 
-def usual_number(chain: Chain) -> int | None:
-    """Return how many cotangents are best carried at once: on the CPU as many as its caches hold, elsewhere all."""
+def cotangents_at_once(chain: Chain) -> int | None:
+    """Return how many cotangents one backward pass should carry: on the CPU as many as its caches hold, else None for all."""
     largest = max(sum(math.prod(shape) for shape, _ in chain.shapes(index)) for index in range(len(chain) + 1))
     return max(1, 2**20 // max(largest, 1)) if all(device.type == "cpu" for device in chain.devices(0)) else None
 
 
-def walk(chain: Chain, frame: Frame, columns: Cotangents, sizes: Tensor) -> Iterator[Tensor]:
-    """Pull one cotangent back, each trajectory's part renormalized to its size before every step.
+def walk(trajectories: Trajectories, columns: Cotangents, sizes: Tensor) -> Iterator[Tensor]:
+    """Pull one cotangent back through the chain; before every step, rescale each trajectory's part to its given norm.
+
+    Args:
+        trajectories: The chain and its trajectories.
+        columns: One cotangent of the last state: for each of its edges a tensor ``(1, *shape)``, or None for zero.
+        sizes: Norm of each trajectory's part, ``(trajectories,)``.
 
     Yields:
-        Growth rates ``(samples,)`` of steps L … 1; ``-inf`` where the part vanishes, NaN upstream of that.
+        ``ln ‖u_{l-1}‖ / ‖u_l‖`` of shape ``(trajectories,)`` for l = L … 1; ``-inf`` at the step where the part vanishes, and NaN
+        in the steps before that one.
     """
+    division = trajectories.division
     state = _only(columns)
     sizes = sizes.double()
-    norms = frame.norms(state)
-    for index in range(len(chain), 0, -1):
+    norms = division.norms(state)
+    for index in range(len(trajectories.chain), 0, -1):
         factors = torch.where(norms > 0, sizes / norms, 1.0)
-        state = [None if c is None else frame.scale(c, factors) for c in state]
-        state = _only(pull_back(chain, index, _batch_of_one(state)))
+        state = [None if c is None else division.multiply(c, factors) for c in state]
+        state = _only(pull_back(trajectories.chain, index, _batch_of_one(state)))
         vanished = norms == 0
-        norms = frame.norms(state)
-        norms = torch.where(is_round_off(chain, frame, index, norms / sizes), 0.0, norms)
+        norms = division.norms(state)
+        norms = torch.where(is_round_off(trajectories, index, norms / sizes), 0.0, norms)
         yield torch.where(vanished, math.nan, (norms / sizes).log())
 
 
-def is_round_off(chain: Chain, frame: Frame, index: int, factors: Tensor) -> Tensor:
-    """Whether what a step leaves of a unit cotangent is what cancellation leaves of it.
+def is_round_off(trajectories: Trajectories, index: int, factors: Tensor) -> Tensor:
+    """Return for which trajectories a step has reduced a cotangent to the round-off of its cancelled terms.
 
-    A factor near the working precision is compared with that of a random cotangent of the same state: where the step shrinks
-    everything, both are small; where the first lies in the step's null space (a mean behind a LayerNorm), only it is.
+    A factor near the working precision is compared with the factor of a random cotangent of the same state. Where the step
+    shrinks everything, both are small. Where the cotangent lies in the null space of the step (a mean behind a LayerNorm), only
+    its own factor is small.
 
     Args:
-        chain: The chain.
-        frame: Its trajectories.
-        index: Which segment.
-        factors: ``‖J_lᵀ u‖ / ‖u‖`` of each trajectory, ``(samples,)``.
+        trajectories: The chain and its trajectories.
+        index: Number of the segment, 1 … L.
+        factors: ``‖J_lᵀ u‖ / ‖u‖`` of each trajectory, ``(trajectories,)``.
+
+    Returns:
+        Booleans of shape ``(trajectories,)``.
     """
     if not (factors < COARSEST).any():
         return torch.zeros_like(factors, dtype=torch.bool)
-    size = sum(math.prod(shape) for shape, _ in chain.shapes(index)) // frame.samples
+    chain, division = trajectories.chain, trajectories.division
+    size = sum(math.prod(shape) for shape, _ in chain.shapes(index)) // trajectories.count
     precision = working_precision(chain.epsilon(index), size)
     if not ((factors > 0) & (factors < precision)).any():
         return torch.zeros_like(factors, dtype=torch.bool)
     drawn = gaussian_state(chain, index, torch.Generator("cpu").manual_seed(index))
-    usual = frame.norms(_only(pull_back(chain, index, _batch_of_one(drawn))))
-    return factors < precision * usual / frame.norms(drawn)
+    usual = division.norms(_only(pull_back(chain, index, _batch_of_one(drawn))))
+    return factors < precision * usual / division.norms(drawn)
 
 
 COARSEST = 0.05
-"""Half precision is taken to be good for a twentieth at least; the others are far better."""
+"""Largest working precision that is assumed: half precision is trusted to a twentieth, all other types are far more precise."""
 
 
 def working_precision(eps: float, size: int) -> float:
-    """Return the part of a result of ``size`` terms that may be round-off: ``8 eps √n``.
+    """Return which fraction of a result of ``size`` terms can be round-off: ``8 eps √n``.
 
     Half precision accumulates in float32 and rounds once, to ``8 eps``.
     """
@@ -164,40 +189,46 @@ def _batch_of_one(state: Sequence[Tensor | None]) -> Cotangents:
 
 
 def _orthonormal(
-    chain: Chain, frame: Frame, index: int, columns: Cotangents, alive: Tensor
+    trajectories: Trajectories, index: int, columns: Cotangents, alive: Tensor
 ) -> tuple[Cotangents, Tensor, Tensor]:
-    """QR of each trajectory's columns of state ``index``, those that are alive.
+    """Factorize the cotangents of state ``index`` by QR, separately for each trajectory.
+
+    A cotangent has vanished where its part orthogonal to the earlier ones is below the working precision of the longest one:
+    that part is round-off. A cotangent in excess of the number of dimensions has vanished too, however long its rest is.
+
+    Args:
+        trajectories: The chain and its trajectories.
+        index: Number of the state, 0 … L.
+        columns: For each edge a tensor ``(k, *shape)``, or None for zero.
+        alive: Which cotangents have not vanished yet, ``(trajectories, k)``.
 
     Returns:
-        ``Q`` as columns, ``ln diag R`` as ``(samples, k)``, and which columns live on.
-
-    A column whose part orthogonal to the earlier ones is below the working precision of the largest column has vanished:
-    what is left of it is round-off. So has one more than there are dimensions, however long what is left of it.
+        ``Q`` as columns, ``ln diag R`` of shape ``(trajectories, k)``, and which cotangents are still alive.
     """
     if all(column is None for column in columns):
         return columns, torch.where(alive, -math.inf, math.nan).double(), torch.zeros_like(alive)
-    # Column after column, as LAPACK wants them; padded where there are more of them than dimensions.
-    matrix = as_rows(chain, frame, index, columns, least=alive.shape[1])
-    # Those that are alive come first: QR makes up a direction for a zero column, which later ones would lose a part to.
+    # In the memory order that LAPACK works in; padded where there are more cotangents than dimensions.
+    matrix = trajectories.as_rows(index, columns, least=alive.shape[1])
+    # Living cotangents come first: for a zero column QR makes up a direction, to which later columns would lose a part.
     alive = alive.to(matrix.device)
     order = alive.int().sort(dim=1, descending=True, stable=True).indices
     matrix = (matrix * alive[:, :, None]).gather(1, order[:, :, None].expand_as(matrix))
     Q, R = torch.linalg.qr(matrix.mT)
-    # What has come here came through the segment behind the state; at the end of the chain nothing has.
-    eps = chain.epsilon(min(index + 1, len(chain)))
+    # These cotangents have come through the segment after the state; those of the last state have come through none.
+    eps = trajectories.chain.epsilon(min(index + 1, len(trajectories.chain)))
     least = working_precision(eps, matrix.shape[2]) * torch.linalg.vector_norm(matrix, dim=2).amax(dim=1)
     lengths = R.diagonal(dim1=-2, dim2=-1).abs().clone()
     ranks = alive.sum(dim=1)
-    for sample in near_rank_threshold(R, ranks, least):
-        _cut_to_rank(matrix[sample], Q[sample], R[sample], lengths[sample], int(ranks[sample]), float(least[sample]))
+    for number in near_rank_threshold(R, ranks, least):
+        _cut_to_rank(matrix[number], Q[number], R[number], lengths[number], int(ranks[number]), float(least[number]))
     logs = torch.zeros_like(lengths).double().scatter(1, order, lengths.double().log()).where(alive, math.nan)
     Q = torch.zeros_like(matrix).scatter(1, order[:, :, None].expand_as(matrix), Q.mT)
     alive = alive & (logs != -math.inf)
-    return as_columns(chain, frame, index, Q * alive[:, :, None]), logs.cpu(), alive.cpu()
+    return trajectories.as_columns(index, Q * alive[:, :, None]), logs.cpu(), alive.cpu()
 
 
 def _cut_to_rank(matrix: Tensor, Q: Tensor, R: Tensor, lengths: Tensor, rank: int, least: float) -> None:
-    """Keep as many columns as the matrix has dimensions, the first that are independent; zero is the length of others."""
+    """Keep the first independent columns, as many as the numerical rank; set the lengths of all others to zero, in place."""
     _, B = without_round_off(R[:, :rank], least)
     leading = bool((lengths[: len(B)] > least).all())
     kept = list(range(len(B))) if leading else _independent(B, least)
@@ -208,7 +239,7 @@ def _cut_to_rank(matrix: Tensor, Q: Tensor, R: Tensor, lengths: Tensor, rank: in
 
 
 def _independent(B: Tensor, least: float) -> list[int]:
-    """Return the columns of which more than round-off is left beside the earlier ones, as many as there are rows at most."""
+    """Return the columns whose part orthogonal to the earlier ones exceeds round-off, at most as many as there are rows."""
     kept: list[int] = []
     basis = B[:, :0]
     for number, column in enumerate(B.T):

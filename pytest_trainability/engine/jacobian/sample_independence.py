@@ -1,4 +1,4 @@
-"""Whether samples have trajectories of their own, decided by measurement."""
+"""Decides by measurement whether samples are independent, so that each has its own trajectory."""
 
 from __future__ import annotations
 
@@ -7,89 +7,97 @@ from torch import Tensor
 
 from ..capture.chain import Chain
 from ..isolation import generator_of
-from .qr_sweep import Sweep, walk
-from .trajectories import Frame, divisions
+from .qr_sweep import QRSweep, walk
+from .trajectories import Division, Trajectories, possible_divisions
 from .vjp import Cotangents, random_cotangents
 
-__all__ = ["find_frame"]
+__all__ = ["find_trajectories"]
 
 
-def find_frame(chain: Chain, batch: int | None, seed: int) -> tuple[Frame, Sweep | None]:
-    """Decide by measurement whether samples have trajectories of their own.
+def find_trajectories(chain: Chain, batch: int | None, seed: int) -> tuple[Trajectories, QRSweep | None]:
+    """Decide by measurement whether each sample has its own trajectory.
 
-    The first random cotangent is pulled back with every sample's part kept at a size of its own, a power of two. Where
-    samples do not interact, that changes nothing. Where they do, however few and whichever (BatchNorm in training mode, a
-    softmax over the batch, attention over a first dimension that is time), large parts leak into small ones, whose growth
-    rates jump. Where rates differ much between samples, a second sweep at equal sizes tells whether that is why. If so, there
-    is one joint frame; there is one, too, where the tensors of the states cannot be divided into samples at all.
+    The first random cotangent is pulled back while every sample's part is kept at its own size, a power of two. If samples do
+    not interact, the sizes do not change the growth rates. If they interact, however few and wherever (BatchNorm in training
+    mode, a softmax over the batch, attention over a first dimension that is time), large parts leak into small ones, and the
+    growth rates of the small ones jump. Where growth rates differ much between samples, a second pass at equal sizes decides
+    whether leaking is the cause: if so, there is one joint trajectory. There is one joint trajectory, too, if the tensors of the
+    states cannot be divided into samples.
 
-    An influence in one direction only may be missed, where the part that leaks is small beside the one that it leaks into. To
-    look at both would cost another sweep; :mod:`.interaction` does.
+    An influence in one direction only can be missed, where the leaking part is small relative to the part that it leaks into.
+    Looking in both directions would cost another pass; the measure ``interacting_samples`` does that.
+
+    Args:
+        chain: The chain.
+        batch: Number of samples in the inputs, None if unknown.
+        seed: Seed of the random cotangent and of the sizes.
 
     Returns:
-        The frame and, where it is per sample, the sweep of the first random cotangent, which this has cost already.
+        The trajectories and, if they are per sample, the QR sweep of the first random cotangent, which this has computed.
     """
     drawn = random_cotangents(chain, 1, seed)
-    half = any(dtype == torch.float16 for index in range(len(chain) + 1) for _, dtype in chain.shapes(index))
-    for frame in _possible_frames(chain, batch):
-        sizes = _sizes(frame, seed, HALF_RANGE if half else RANGE)
-        rates = _rates_within_spread(chain, frame, drawn, sizes)
+    is_half = any(dtype == torch.float16 for index in range(len(chain) + 1) for _, dtype in chain.shapes(index))
+    for division in _candidates(chain, batch):
+        trajectories = Trajectories(chain, division)
+        sizes = _sizes(division.count, seed, HALF_RANGE if is_half else RANGE)
+        rates = _rates_within_spread(trajectories, drawn, sizes)
         if rates is None:
-            rates = _undisturbed_rates(chain, frame, drawn, sizes)
+            rates = _undisturbed_rates(trajectories, drawn, sizes)
         if rates is not None:
-            return frame, Sweep(torch.stack(rates[::-1]).unsqueeze(-1), frame)
-    return Frame(samples=1), None
+            return trajectories, QRSweep(torch.stack(rates[::-1]).unsqueeze(-1), trajectories)
+    return Trajectories(chain, Division(1)), None
 
 
-def _possible_frames(chain: Chain, batch: int | None) -> list[Frame]:
+def _candidates(chain: Chain, batch: int | None) -> list[Division]:
     shapes = [shape for index in range(len(chain) + 1) for shape, _ in chain.shapes(index)]
-    # One dimension alone is one sample's units; beside others it may hold a number per sample (a flow's log-determinant).
+    # A one-dimensional tensor alone holds the units of one sample; next to others it may hold a number per sample (the
+    # log-determinant of a flow).
     if any(len(shape) < 1 for shape in shapes) or all(len(shape) < 2 for shape in shapes):
         return []
-    frames = []
+    found = []
     first = {shape[0] for shape in shapes}
     if chain.along == "time":
-        # A sequence may come with time before samples; a recurrent state has samples first, or layers and then samples.
+        # Inputs may be ordered (time, samples, …). Recurrent states are ordered (samples, …) or (layers, samples, …).
         lengths = set.intersection(*({shape[0], *shape[1:2]} if len(shape) > 2 else {shape[0]} for shape in shapes))
-        frames += [Frame(n, 0 if first == {n} else None) for n in sorted(lengths - {1}, reverse=True)]
+        found += [Division(n, 0 if first == {n} else None) for n in sorted(lengths - {1}, reverse=True)]
     if batch is not None and batch > 1:
-        frames += divisions(shapes, batch)
+        found += possible_divisions(shapes, batch)
     if len(first) == 1 and max(first) > 1:
-        frames.append(Frame(max(first)))
-    return list(dict.fromkeys(frames))
+        found.append(Division(max(first)))
+    return list(dict.fromkeys(found))
 
 
 RANGE, HALF_RANGE = 30, 10
-"""The largest part is 2^30 times the smallest; in float16, whose range is short, 2^10."""
+"""The largest part is 2^30 times the smallest; in float16, whose range is short, 2^10 times."""
 MAX_RATE_SPREAD = 3.0
-"""Nats by which growth rates of samples may differ without a question. An influence of 2e-8 of one sample on another makes
-them differ by more."""
+"""Nats by which growth rates may differ between samples without a second pass. If one sample influences another by 2e-8 or
+more, they differ by more."""
 SAME_RATE = 1e-3
-"""A growth rate that changes by less has changed by round-off."""
+"""Nats by which round-off may change a growth rate."""
 
 
-def _sizes(frame: Frame, seed: int, spread: int) -> Tensor:
+def _sizes(count: int, seed: int, spread: int) -> Tensor:
     """Return a power of two for each trajectory, spread evenly over ``2^0 … 2^spread`` in random order."""
     generator = generator_of(seed, "sizes")
-    order = torch.randperm(frame.samples, generator=generator, device="cpu").double() / max(frame.samples - 1, 1)
+    order = torch.randperm(count, generator=generator, device="cpu").double() / max(count - 1, 1)
     return torch.exp2((spread * order).round())
 
 
-def _rates_within_spread(chain: Chain, frame: Frame, columns: Cotangents, sizes: Tensor) -> list[Tensor] | None:
-    """Return the growth rates of steps L … 1 at the given sizes, or None where they differ much between samples."""
+def _rates_within_spread(trajectories: Trajectories, columns: Cotangents, sizes: Tensor) -> list[Tensor] | None:
+    """Return the growth rates of steps L … 1 at the given sizes, or None if they differ much between samples."""
     rates = []
-    for rate in walk(chain, frame, columns, sizes):
+    for rate in walk(trajectories, columns, sizes):
         if not rate.isfinite().all() or rate.max() - rate.min() > MAX_RATE_SPREAD:
             return None
         rates.append(rate)
     return rates
 
 
-def _undisturbed_rates(chain: Chain, frame: Frame, columns: Cotangents, sizes: Tensor) -> list[Tensor] | None:
-    """Return the growth rates of steps L … 1 at equal sizes, or None where they are others at the given sizes."""
+def _undisturbed_rates(trajectories: Trajectories, columns: Cotangents, sizes: Tensor) -> list[Tensor] | None:
+    """Return the growth rates of steps L … 1 at equal sizes, or None if those at the given sizes differ from them."""
     rates = []
-    equal = torch.ones(frame.samples, device="cpu")
-    for plain, sized in zip(walk(chain, frame, columns, equal), walk(chain, frame, columns, sizes)):
+    equal = torch.ones(trajectories.count, device="cpu")
+    for plain, sized in zip(walk(trajectories, columns, equal), walk(trajectories, columns, sizes)):
         if not torch.allclose(plain, sized, rtol=0, atol=SAME_RATE, equal_nan=True):
             return None
         rates.append(plain)

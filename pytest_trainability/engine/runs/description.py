@@ -16,7 +16,7 @@ from ..capture.chain import Chain, describe
 from ..capture.graph import Graph
 from ..capture.recorder import Call, Capture
 from ..capture.recurrence import Recurrence
-from ..jacobian.trajectories import Frame
+from ..jacobian.trajectories import Division
 from ..trees import batch_size, tensors_in
 from .recipe import Recipe
 
@@ -25,10 +25,10 @@ __all__ = ["Ensemble", "Plan"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the first seed's run decides for all: which calls are steps, and the frame."""
+    """What the first seed's run decides for all: which calls are steps, and how states are divided into trajectories."""
 
     calls: frozenset[tuple[str, int]]
-    frame: Frame
+    division: Division
     recurrence: str = ""
     """Name of the recurrence along time that is measured."""
 
@@ -75,7 +75,7 @@ class Ensemble:
 
 
 # What is said about a measurement ---------------------------------------------------------------------------------
-def described(recipe: Recipe, capture: Capture, graph: Graph, cutting: Cutting, frame: Frame) -> Ensemble:
+def described(recipe: Recipe, capture: Capture, graph: Graph, cutting: Cutting, division: Division) -> Ensemble:
     """Say what all runs have in common, from the first one; nothing has been read yet."""
     chain, chosen = cutting.chain, cutting.recurrence
     parameters = list(capture.model.parameters())
@@ -95,7 +95,7 @@ def described(recipe: Recipe, capture: Capture, graph: Graph, cutting: Cutting, 
         notes=tuple(notes),
         plan=Plan(
             frozenset((call.path, call.index) for call in cutting.calls),
-            frame,
+            division,
             chosen.name if chosen is not None else "",
         ),
     )

@@ -21,7 +21,8 @@ from ..capture.recurrence import chain_along, choose_recurrence, find_recurrence
 from ..capture.rollout import Rollout
 from ..capture.steps import choose_steps
 from ..isolation import digest, generator_state, preserved_world
-from ..jacobian.sample_independence import find_frame
+from ..jacobian.sample_independence import find_trajectories
+from ..jacobian.trajectories import Trajectories
 from ..trees import batch_size
 from .building import built
 from .description import Cutting, Ensemble, Plan, described
@@ -52,7 +53,7 @@ def ensemble(
         seeds: One run each, in this order.
         needs: What ``read`` wants of a run.
         read: Takes numbers from a run, which is gone afterwards.
-        known: An earlier result of the same recipe: its steps and frame are taken.
+        known: An earlier result of the same recipe: its steps and its division into trajectories are taken.
         enough: Decides after each seed, from what was read so far, whether to stop.
 
     The seed alone determines weights, inputs, dropout and cotangents. Weights, inputs and cotangents are drawn on the
@@ -71,7 +72,9 @@ def ensemble(
             if recipe.threads is not None and recipe.threads < torch.get_num_threads():
                 torch.set_num_threads(recipe.threads)
             with built(recipe, seed, previous) as (model, drawn), freed_in_order() as nodes:
-                known, reading, given, drew = _read_once(recipe.for_model(model), model, seed, wanted, read, known, nodes)
+                known, reading, given, drew = _read_once(
+                    recipe.for_model(model), model, seed, wanted, read, known, nodes
+                )
                 readings.append(reading)
                 draws.append(f"{digest(drawn, *given)} {drew}")
         if enough(readings):
@@ -106,15 +109,14 @@ def _read_once(
     _check_window(recipe, chain, seed)
     try:
         if known is None:
-            frame, first = find_frame(chain, batch_size(capture.inputs), seed)
-            known = described(recipe, capture, graph, cutting, frame)
+            trajectories, first = find_trajectories(chain, batch_size(capture.inputs), seed)
+            known = described(recipe, capture, graph, cutting, trajectories.division)
         run = Run(
             seed,
             recipe,
             capture,
             graph,
-            chain,
-            known.plan.frame,
+            Trajectories(chain, known.plan.division),
             cutting.recurrences,
             cutting.recurrence,
             time_instruments=ALONG_TIME if along is not None else (),

@@ -16,8 +16,8 @@ from ..capture.graph import Graph
 from ..capture.recorder import Capture, Instrument
 from ..capture.recurrence import Recurrence
 from ..isolation import preserved_model, preserved_world
-from ..jacobian.qr_sweep import Sweep
-from ..jacobian.trajectories import Frame
+from ..jacobian.qr_sweep import QRSweep
+from ..jacobian.trajectories import Trajectories
 from .recipe import Recipe
 
 __all__ = ["Need", "Run", "Stage", "with_dependencies"]
@@ -63,19 +63,23 @@ class Run:
     recipe: Recipe
     capture: Capture
     graph: Graph
-    chain: Chain
-    frame: Frame
+    trajectories: Trajectories
     recurrences: Sequence[Recurrence] = ()
     """Along time: all that there are."""
     recurrence: Recurrence | None = None
     """Along time: the one whose steps are the chain."""
     time_instruments: tuple[Instrument, ...] = ()
     """Along time: the instruments that made its steps visible."""
-    first_sweep: Sweep | None = None
+    first_sweep: QRSweep | None = None
     """The QR sweep of one random cotangent, where deciding between trajectories has already paid for it."""
     found: dict[Need[Any], Any] = field(default_factory=dict)
     _unmet: dict[Need[Any], TrainabilityError] = field(default_factory=dict)
     _stage: Stage = Stage.GRAPH
+
+    @property
+    def chain(self) -> Chain:
+        """The chain of steps and states."""
+        return self.trajectories.chain
 
     def __getitem__(self, need: Need[_Found]) -> _Found:
         if need in self._unmet:

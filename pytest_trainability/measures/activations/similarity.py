@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.capture.recorder import Edge, Recorder
-from ...engine.jacobian.trajectories import Frame, divisions
+from ...engine.jacobian.trajectories import Division, possible_divisions
 from ...engine.linalg.norms import as_float64, as_real
 from ...engine.runs.run import Need, Run
 from ...engine.trees import batch_size
@@ -108,15 +108,15 @@ def _watching(recorder: Recorder) -> Iterator[Similarities]:
         handle.remove()
 
 
-def _division(run: Run) -> Frame | None:
+def _division(run: Run) -> Division | None:
     """Return how states are made of samples, whether these interact or not; None where they are not."""
-    if run.frame.samples > 1:
-        return run.frame
+    if run.trajectories.count > 1:
+        return run.trajectories.division
     batch = batch_size(run.capture.inputs)
     states = [shape for index in range(len(run.chain) + 1) for shape, _ in run.chain.shapes(index)]
     # A loss on the way is no vector.
     shapes = [shape for shape in states if len(shape) > 1]
-    return next(divisions(shapes, batch), None) if batch is not None and shapes else None
+    return next(possible_divisions(shapes, batch), None) if batch is not None and shapes else None
 
 
 def _are_channels_last(run: Run) -> dict[Edge, bool]:
@@ -142,7 +142,7 @@ def _similarities(run: Run) -> dict[str, float]:
     division = _division(run)
     if division is None:
         return {}
-    number, axis = division.samples, division.axis
+    number, axis = division.count, division.axis
     channels_last = _are_channels_last(run) if run.chain.along == "depth" else {}
     result = {}
     for index, name in enumerate(("input", *run.chain.names)):

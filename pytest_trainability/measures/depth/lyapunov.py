@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ...engine.capture.recurrence import chain_along
-from ...engine.jacobian.qr_sweep import Sweep, sweep
-from ...engine.jacobian.sample_independence import find_frame
-from ...engine.jacobian.trajectories import acting
+from ...engine.jacobian.qr_sweep import QRSweep, qr_sweep
+from ...engine.jacobian.sample_independence import find_trajectories
 from ...engine.jacobian.vjp import loss_cotangent, random_cotangents
 from ...engine.runs.requirements import require_loss
 from ...engine.runs.run import Need, Run
@@ -22,19 +21,19 @@ from ..measure import declare
 __all__ = ["LOSS_SWEEP", "RECURRENCES", "SWEEP", "exponents", "horizon"]
 
 
-def _random_sweep(run: Run) -> Sweep:
+def _random_sweep(run: Run) -> QRSweep:
     if run.first_sweep is not None and run.recipe.exponents == 1:
         return run.first_sweep
-    return sweep(run.chain, run.frame, random_cotangents(run.chain, run.recipe.exponents, run.seed))
+    return qr_sweep(run.trajectories, random_cotangents(run.chain, run.recipe.exponents, run.seed))
 
 
 SWEEP = Need("sweep", _random_sweep)
 """Of random cotangents, as many as exponents are asked for."""
 
 
-def _sweep_of_the_loss(run: Run) -> Sweep:
+def _sweep_of_the_loss(run: Run) -> QRSweep:
     loss = require_loss(run, "loss_log_gain")
-    return sweep(run.chain, run.frame, loss_cotangent(run.chain, loss))
+    return qr_sweep(run.trajectories, loss_cotangent(run.chain, loss))
 
 
 LOSS_SWEEP = Need("sweep of the loss", _sweep_of_the_loss)
@@ -45,7 +44,7 @@ def _exponents_of_recurrences(run: Run) -> dict[str, Tensor]:
     found = {}
     for recurrence in run.recurrences:
         if recurrence is run.recurrence:
-            found[recurrence.name] = run[SWEEP].averages(run.chain)[:, :1]
+            found[recurrence.name] = run[SWEEP].averages()[:, :1]
             continue
         try:
             chain = chain_along(recurrence)
@@ -54,9 +53,9 @@ def _exponents_of_recurrences(run: Run) -> dict[str, Tensor]:
         if bool(chain.durations) != bool(run.chain.durations):
             # A time of another kind.
             continue
-        frame, swept = find_frame(chain, batch_size(run.capture.inputs), run.seed)
-        swept = swept or sweep(chain, frame, random_cotangents(chain, 1, run.seed))
-        found[recurrence.name] = swept.averages(chain)
+        trajectories, sweep = find_trajectories(chain, batch_size(run.capture.inputs), run.seed)
+        sweep = sweep or qr_sweep(trajectories, random_cotangents(chain, 1, run.seed))
+        found[recurrence.name] = sweep.averages()
     return found
 
 
@@ -66,7 +65,7 @@ RECURRENCES = Need("recurrences", _exponents_of_recurrences, requires=(SWEEP,))
 
 def exponents(run: Run) -> Tensor:
     """Return the exponents of each trajectory, ``(samples, k)``."""
-    return run[SWEEP].averages(run.chain, run.recipe.warmup, run.recipe.alignment)
+    return run[SWEEP].averages(run.recipe.warmup, run.recipe.alignment)
 
 
 def horizon(run: Run, loss: float) -> float:
@@ -75,8 +74,8 @@ def horizon(run: Run, loss: float) -> float:
     It is the geometric mean over trajectories, each from its own end. Beyond the chain it is extrapolated at the trajectory's
     average rate; ``inf`` where that is not negative.
     """
-    taken = acting(run.chain, run.frame)
-    averages = run[SWEEP].averages(run.chain)[:, 0].tolist()
+    taken = run.trajectories.acting()
+    averages = run[SWEEP].averages()[:, 0].tolist()
     found = []
     for sample, average in enumerate(averages):
         rates = zip(run[SWEEP].logs[:, sample, 0].tolist(), run.chain.spans, taken[:, sample].tolist())
@@ -168,7 +167,7 @@ def lyapunov_history(run: Run) -> dict[str, float]:
         Nats per step or unit of time, by step in program order; of further exponents as ``"STEP exponent 2"``. ``-inf`` from
         where a column vanishes on.
     """
-    averages = run[SWEEP].running(run.chain, run.recipe.warmup, run.recipe.alignment).nanmean(dim=1).tolist()
+    averages = run[SWEEP].running(run.recipe.warmup, run.recipe.alignment).nanmean(dim=1).tolist()
     counted = slice(run.recipe.warmup, len(run.chain) - run.recipe.alignment)
     return {
         name + (f" exponent {number}" if number > 1 else ""): value

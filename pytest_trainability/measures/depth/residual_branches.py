@@ -22,7 +22,7 @@ from torch.autograd.graph import Node
 from ...engine.capture.chain import Chain
 from ...engine.capture.function_mode import FunctionObserver
 from ...engine.capture.recorder import Edge, Recorder, edge_of
-from ...engine.jacobian.trajectories import Frame
+from ...engine.jacobian.trajectories import Trajectories
 from ...engine.jacobian.vjp import pull_back, random_cotangents
 from ...engine.linalg.norms import norm
 from ...engine.runs.forward_pass import forward_pass
@@ -138,16 +138,16 @@ SKIPS: Need[list[list[Skip]]] = Need("skips", _all_skips)
 
 # The gradient -----------------------------------------------------------------------------------------------------
 def _branch_gradients(run: Run) -> dict[str, float]:
-    chain, frame, found = run.chain, run.frame, {}
+    chain, division, found = run.chain, run.trajectories.division, {}
     state = [column[0] for column in _zeros_for_none(chain, random_cotangents(chain, 1, run.seed))]
     for index in range(len(chain), 0, -1):
-        lengths = frame.norms(state)
+        lengths = division.norms(state)
         factors = torch.where(lengths > 0, 1 / lengths, 1.0)
-        state = [frame.scale(column, factors) for column in state]
+        state = [division.multiply(column, factors) for column in state]
         columns = pull_back(chain, index, [column.unsqueeze(0) for column in state])
         before = [column[0] for column in _zeros_for_none(chain, columns, index - 1)]
         if run[SKIPS][index - 1]:
-            found[chain.names[index - 1]] = _share(chain, frame, index, run[SKIPS][index - 1], state, before)
+            found[chain.names[index - 1]] = _share(run.trajectories, index, run[SKIPS][index - 1], state, before)
         state = before
     return dict(reversed(found.items()))
 
@@ -162,27 +162,26 @@ def _zeros_for_none(chain: Chain, columns: Iterable[Tensor | None], index: int =
 
 
 def _share(
-    chain: Chain, frame: Frame, index: int, skips: list[Skip], later: list[Tensor], earlier: list[Tensor]
+    trajectories: Trajectories, index: int, skips: list[Skip], later: list[Tensor], earlier: list[Tensor]
 ) -> float:
     """Return which part of the gradient has come through the branch, averaged over trajectories.
 
     Args:
-        chain: The chain.
-        frame: Its trajectories.
+        trajectories: The chain and its trajectories.
         index: Which step.
         skips: Its identity paths.
         later: The cotangent of the state after the step.
         earlier: That of the state before it.
     """
     skipped: dict[int, Tensor] = {}
-    passing = [(j, later[i]) for i, j in chain.cut.segments[index - 1].passing]
+    passing = [(j, later[i]) for i, j in trajectories.chain.cut.segments[index - 1].passing]
     along = [(skip.earlier, skip.pull_back(later[skip.later])) for skip in skips]
     streams = {j for j, _ in along}
     for j, cotangent in (*along, *passing):
         if j in streams:
             skipped[j] = skipped[j] + cotangent if j in skipped else cotangent
-    by_skip = frame.norms(list(skipped.values())).square()
-    by_branch = frame.norms([earlier[j] - cotangent for j, cotangent in skipped.items()]).square()
+    by_skip = trajectories.division.norms(list(skipped.values())).square()
+    by_branch = trajectories.division.norms([earlier[j] - cotangent for j, cotangent in skipped.items()]).square()
     return float((by_branch / (by_skip + by_branch)).nanmean())
 
 

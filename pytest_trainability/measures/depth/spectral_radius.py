@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.capture.chain import Chain
 from ...engine.isolation import generator_of
-from ...engine.jacobian.trajectories import Frame, as_columns, as_rows, dimensions
+from ...engine.jacobian.trajectories import Trajectories
 from ...engine.jacobian.vjp import pull_back
 from ...engine.runs.run import Need, Run
 from ..measure import declare
@@ -29,7 +28,7 @@ SOUGHT, RESTARTS, TOLERANCE = 6, 100, 1e-3
 """Of the iterative method beyond: eigenvalues, so that none of the largest is missed, attempts, and relative error."""
 
 
-def spectral_radii(chain: Chain, frame: Frame, seed: int) -> dict[str, float]:
+def spectral_radii(trajectories: Trajectories, seed: int) -> dict[str, float]:
     """Return the largest modulus of the eigenvalues of some steps' Jacobians, by step.
 
     Up to five steps are taken, evenly spread along the chain, of those whose states before and after have the same shapes;
@@ -38,6 +37,7 @@ def spectral_radii(chain: Chain, frame: Frame, seed: int) -> dict[str, float]:
 
     Source: Saad, Numerical Methods for Large Eigenvalue Problems (2011), and ARPACK by way of scipy.
     """
+    chain = trajectories.chain
     if any(dtype.is_complex for _, dtype in chain.shapes(0)):
         # Over the reals, a state of n complex numbers has 2n dimensions; not done.
         return {}
@@ -45,29 +45,29 @@ def spectral_radii(chain: Chain, frame: Frame, seed: int) -> dict[str, float]:
     known = [index for index, order in orders.items() if order is not None]
     count = min(PROBES, len(known))
     chosen = [known[round(i * (len(known) - 1) / max(count - 1, 1))] for i in range(count)]
-    return {chain.names[index - 1]: _radius(chain, frame, index, orders[index] or (), seed) for index in chosen}
+    return {chain.names[index - 1]: _radius(trajectories, index, orders[index] or (), seed) for index in chosen}
 
 
-SPECTRAL_RADII = Need("spectral radii", lambda run: spectral_radii(run.chain, run.frame, run.seed))
+SPECTRAL_RADII = Need("spectral radii", lambda run: spectral_radii(run.trajectories, run.seed))
 """By step, of some along the chain."""
 
 
-def _radius(chain: Chain, frame: Frame, index: int, order: Sequence[int], seed: int) -> float:
-    size = dimensions(chain, frame, index)
+def _radius(trajectories: Trajectories, index: int, order: Sequence[int], seed: int) -> float:
+    chain, size = trajectories.chain, trajectories.dimensions(index)
     # The first samples are those that a packed sequence's step acts on.
     active = chain.active[index - 1] if chain.active else None
-    samples = min(frame.samples, active or frame.samples, 4 if size <= LARGE else 1)
+    samples = min(trajectories.count, active or trajectories.count, 4 if size <= LARGE else 1)
     if size <= DENSE:
-        found = _dense(chain, frame, index, order, size, samples)
+        found = _dense(trajectories, index, order, size, samples)
     else:
-        found = [_iterated(chain, frame, index, order, size, sample, seed) for sample in range(samples)]
+        found = [_iterated(trajectories, index, order, size, sample, seed) for sample in range(samples)]
     return math.exp(sum(math.log(radius) if radius else -math.inf for radius in found) / len(found))
 
 
-def _dense(chain: Chain, frame: Frame, index: int, order: Sequence[int], size: int, samples: int) -> list[float]:
+def _dense(trajectories: Trajectories, index: int, order: Sequence[int], size: int, samples: int) -> list[float]:
     """Return the spectral radius of the first trajectories' Jacobians, from all their columns."""
     parts = [
-        _pulled_back(chain, frame, index, order, units.expand(frame.samples, *units.shape))[:samples]
+        _pulled_back(trajectories, index, order, units.expand(trajectories.count, *units.shape))[:samples]
         for units in torch.eye(size, device="cpu").chunk(-(-size // 64))
     ]
     # Of what is not finite LAPACK would look for eigenvalues for ever.
@@ -77,13 +77,13 @@ def _dense(chain: Chain, frame: Frame, index: int, order: Sequence[int], size: i
     ]
 
 
-def _iterated(chain: Chain, frame: Frame, index: int, order: Sequence[int], size: int, sample: int, seed: int) -> float:
+def _iterated(trajectories: Trajectories, index: int, order: Sequence[int], size: int, sample: int, seed: int) -> float:
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
 
     def apply(vector: Any) -> Any:
-        rows = torch.zeros(frame.samples, 1, size, dtype=torch.float64, device="cpu")
+        rows = torch.zeros(trajectories.count, 1, size, dtype=torch.float64, device="cpu")
         rows[sample, 0] = torch.from_numpy(vector.reshape(-1))
-        return _pulled_back(chain, frame, index, order, rows)[sample, 0].numpy()
+        return _pulled_back(trajectories, index, order, rows)[sample, 0].numpy()
 
     generator = generator_of(seed, "eigenvector")
     start = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").numpy()
@@ -102,12 +102,12 @@ def _iterated(chain: Chain, frame: Frame, index: int, order: Sequence[int], size
     return float(abs(values).max())
 
 
-def _pulled_back(chain: Chain, frame: Frame, index: int, order: Sequence[int], rows: Tensor) -> Tensor:
+def _pulled_back(trajectories: Trajectories, index: int, order: Sequence[int], rows: Tensor) -> Tensor:
     """Apply ``J_lᵀ`` to vectors ``(samples, k, n)``; the tensors of the state before are put in the order of those after."""
-    found = pull_back(chain, index, as_columns(chain, frame, index, rows))
+    found = pull_back(trajectories.chain, index, trajectories.as_columns(index, rows))
     # In that order they have the shapes of the state after.
     ordered = [found[i] for i in order]
-    return as_rows(chain, frame, index, ordered, count=rows.shape[1], dtype=torch.float64).cpu()
+    return trajectories.as_rows(index, ordered, count=rows.shape[1], dtype=torch.float64).cpu()
 
 
 @declare("profile", scale="log", needs=[SPECTRAL_RADII], tolerance=0.05)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...engine.capture.recorder import Loss, evaluate
 from ...engine.isolation import derived_seed, generator_state, preserved_model, seeded
-from ...engine.jacobian.trajectories import Frame
+from ...engine.jacobian.trajectories import Trajectories
 from ...engine.linalg.gram import at_once
 from ...engine.linalg.norms import norm
 from ...engine.runs.common_needs import PARAMETER_GRADIENTS
@@ -74,7 +74,7 @@ class PerSample:
         self._require_samples()
         if self.parameters:
             self._tell_shared()
-            self._require_independence(run.frame)
+            self._require_independence(run.trajectories)
             self._try()
 
     def chunks(self) -> Iterator[Gradients]:
@@ -211,9 +211,9 @@ class PerSample:
             msg = f"gradients of two samples at least must be there to differ. The inputs hold {len(self.samples)}: use more."
             raise InapplicableError(msg)
 
-    def _require_independence(self, frame: Frame) -> None:
+    def _require_independence(self, trajectories: Trajectories) -> None:
         interact = self._interact()
-        if interact or (interact is None and frame.samples == 1):
+        if interact or (interact is None and trajectories.count == 1):
             msg = (
                 "samples must not interact for each to have a gradient of its own. Those of "
                 f"{type(self.model).__name__} in {'train' if self.model.training else 'eval'} mode (seed {self.seed}) do: by "

@@ -13,8 +13,8 @@ from torch import Tensor
 from ...engine.capture.chain import Chain
 from ...engine.isolation import generator_of
 from ...engine.jacobian.jvp import push_forward
-from ...engine.jacobian.qr_sweep import is_round_off, usual_number, working_precision
-from ...engine.jacobian.trajectories import Frame, acting, as_columns, as_rows, dimensions, factorized_on
+from ...engine.jacobian.qr_sweep import cotangents_at_once, is_round_off, working_precision
+from ...engine.jacobian.trajectories import Trajectories, factorized_on
 from ...engine.jacobian.vjp import pull_back
 from ...engine.linalg.bidiagonalization import bidiagonalize, spread_of_squares
 from ...engine.linalg.graded_products import Graded, log_singular_values
@@ -58,7 +58,7 @@ class SingularValues:
     time: Tensor
 
 
-def singular_values(chain: Chain, frame: Frame, seed: int, wanted: int = 1) -> SingularValues:
+def singular_values(trajectories: Trajectories, seed: int, wanted: int = 1) -> SingularValues:
     """Find the singular values of the whole chain's Jacobian.
 
     Up to 512 dimensions of one end all are computed: an orthonormal frame that spans the last state is pulled back,
@@ -67,25 +67,24 @@ def singular_values(chain: Chain, frame: Frame, seed: int, wanted: int = 1) -> S
     the spread needs are estimated.
 
     Args:
-        chain: The chain.
-        frame: Its trajectories; the first ones are looked at, with 4096 columns together.
+        trajectories: The chain and its trajectories; the first ones are looked at, with 4096 columns together.
         seed: Of the frame, and of starting vectors.
         wanted: How many leading values, where not all are computed.
 
     Raises:
         CutError: Products with ``J`` itself are needed and a backward pass cannot be differentiated.
     """
-    first, last = dimensions(chain, frame, 0), dimensions(chain, frame, len(chain))
+    first, last = trajectories.dimensions(0), trajectories.dimensions(len(trajectories.chain))
     if min(first, last) <= DENSE:
         end = last if last <= DENSE else first
-        samples = min(frame.samples, max(1, ROWS // end))
-        return _all(_product_of(chain, frame, samples, forward=last > DENSE), seed)
-    samples = min(frame.samples, FEW if max(first, last) <= LARGE else 1)
-    return _extreme(_product_of(chain, frame, samples, forward=first <= last), seed, wanted)
+        samples = min(trajectories.count, max(1, ROWS // end))
+        return _all(_product_of(trajectories, samples, forward=last > DENSE), seed)
+    samples = min(trajectories.count, FEW if max(first, last) <= LARGE else 1)
+    return _extreme(_product_of(trajectories, samples, forward=first <= last), seed, wanted)
 
 
 def _of_run(run: Run) -> SingularValues:
-    return singular_values(run.chain, run.frame, run.seed, run.recipe.exponents)
+    return singular_values(run.trajectories, run.seed, run.recipe.exponents)
 
 
 SINGULAR_VALUES = Need("singular values", _of_run, instruments=(twice_differentiable,))
@@ -96,8 +95,7 @@ SINGULAR_VALUES = Need("singular values", _of_run, instruments=(twice_differenti
 class _Product:
     """``J`` as an operator on vectors of the first trajectories, applied segment by segment."""
 
-    chain: Chain
-    frame: Frame
+    trajectories: Trajectories
     samples: int
     forward: bool
     """Whether it begins at the first state, by ``J``, or at the last, by ``Jᵀ``."""
@@ -105,19 +103,23 @@ class _Product:
     """How many vectors are carried through autograd together."""
 
     @property
+    def chain(self) -> Chain:
+        return self.trajectories.chain
+
+    @property
     def size(self) -> int:
         """Dimensions of where it begins."""
-        return dimensions(self.chain, self.frame, 0 if self.forward else len(self.chain))
+        return self.trajectories.dimensions(0 if self.forward else len(self.chain))
 
     @property
     def least(self) -> int:
         """Dimensions of the smallest state on the way: the rank is not larger."""
-        return min(dimensions(self.chain, self.frame, index) for index in range(len(self.chain) + 1))
+        return min(self.trajectories.dimensions(index) for index in range(len(self.chain) + 1))
 
     @property
     def count(self) -> int:
         """How many singular values there are."""
-        return min(dimensions(self.chain, self.frame, index) for index in (0, len(self.chain)))
+        return min(self.trajectories.dimensions(index) for index in (0, len(self.chain)))
 
     @property
     def device(self) -> torch.device:
@@ -132,11 +134,11 @@ class _Product:
         before, after = (index - 1, index) if forward else (index, index - 1)
         parts = []
         for part in torch.split(rows, self.at_once, dim=1):
-            padded = part.new_zeros(self.frame.samples, *part.shape[1:])
+            padded = part.new_zeros(self.trajectories.count, *part.shape[1:])
             padded[: self.samples] = part
-            columns = as_columns(self.chain, self.frame, before, padded)
+            columns = self.trajectories.as_columns(before, padded)
             found = (push_forward if forward else pull_back)(self.chain, index, columns)
-            images = as_rows(self.chain, self.frame, after, found, count=part.shape[1], dtype=torch.float64)
+            images = self.trajectories.as_rows(after, found, count=part.shape[1], dtype=torch.float64)
             parts.append(images[: self.samples].to(self.device))
         return torch.cat(parts, dim=1)
 
@@ -156,19 +158,19 @@ class _Product:
 
     def draw(self, count: int, seed: int, purpose: str, index: int | None = None) -> Tensor:
         """Draw Gaussian vectors of a state, by default of where it begins; the same for every trajectory."""
-        size = self.size if index is None else dimensions(self.chain, self.frame, index)
+        size = self.size if index is None else self.trajectories.dimensions(index)
         drawn = torch.randn(count, size, generator=generator_of(seed, purpose), dtype=torch.float64, device="cpu")
         return drawn.to(self.device).expand(self.samples, count, size)
 
     def time(self) -> Tensor:
         """Return how many steps act on each trajectory, or how long they last."""
         spans = torch.tensor(self.chain.spans, dtype=torch.float64, device="cpu")
-        return (acting(self.chain, self.frame) * spans[:, None]).sum(dim=0)[: self.samples]
+        return (self.trajectories.acting() * spans[:, None]).sum(dim=0)[: self.samples]
 
 
-def _product_of(chain: Chain, frame: Frame, samples: int, *, forward: bool) -> _Product:
+def _product_of(trajectories: Trajectories, samples: int, *, forward: bool) -> _Product:
     """Return the whole chain's Jacobian, of the first so many trajectories."""
-    return _Product(chain, frame, samples, forward, usual_number(chain) or AT_ONCE)
+    return _Product(trajectories, samples, forward, cotangents_at_once(trajectories.chain) or AT_ONCE)
 
 
 # All of them -----------------------------------------------------------------------------------------------------
@@ -211,8 +213,8 @@ def _factored(product: _Product, index: int, Q: Tensor) -> tuple[Tensor, Tensor]
     least = product.precision(index, max(images.shape[1:])) * longest
     if not product.forward:
         # Of the other trajectories nothing is known: they count as ordinary.
-        factors = torch.nn.functional.pad(longest.cpu(), (0, product.frame.samples - product.samples), value=1.0)
-        cancelled = is_round_off(product.chain, product.frame, index, factors)[: product.samples]
+        factors = torch.nn.functional.pad(longest.cpu(), (0, product.trajectories.count - product.samples), value=1.0)
+        cancelled = is_round_off(product.trajectories, index, factors)[: product.samples]
         least = torch.where(cancelled.to(least.device), math.inf, least)
     basis, R = torch.linalg.qr(images.mT)
     basis, ranks = basis.mT.contiguous(), Q.any(dim=2).sum(dim=1).clamp(max=R.shape[1])

@@ -9,7 +9,7 @@ from torch import Tensor, finfo
 
 from ...engine.capture.chain import Chain
 from ...engine.isolation import generator_of
-from ...engine.jacobian.trajectories import Frame, divisions
+from ...engine.jacobian.trajectories import Division, Trajectories, possible_divisions
 from ...engine.jacobian.vjp import gaussian_state, pull_back
 from ...engine.runs.run import Need, Run
 from ...engine.trees import batch_size
@@ -35,7 +35,7 @@ def halves(samples: int) -> Iterator[Tensor]:
         yield ~digit
 
 
-def mixes(chain: Chain, index: int, frame: Frame, seed: int) -> bool | None:
+def mixes(trajectories: Trajectories, index: int, seed: int) -> bool | None:
     """Whether a cotangent that lives on some samples comes back from step ``index`` (1 … L) on others.
 
     Gaussian cotangents of the state after the step are pulled back from each half of the samples in turn, which misses no pair.
@@ -44,13 +44,14 @@ def mixes(chain: Chain, index: int, frame: Frame, seed: int) -> bool | None:
     Returns:
         None where what comes back is not finite: zero times NaN is none.
     """
+    chain, division = trajectories.chain, trajectories.division
     drawn = _drawn(chain, index, seed)
     own = [len(shape) > 0 for shape, _ in chain.shapes(index - 1)]
     eps = max(finfo(dtype).eps for state in (index - 1, index) for _, dtype in chain.shapes(state))
-    for half in halves(frame.samples):
-        sent = [None if column is None else frame.scale(column, half.double()).unsqueeze(0) for column in drawn]
+    for half in halves(division.count):
+        sent = [None if column is None else division.multiply(column, half.double()).unsqueeze(0) for column in drawn]
         returned = pull_back(chain, index, sent)
-        norms = frame.norms([column[0] for column, kept in zip(returned, own) if kept and column is not None])
+        norms = division.norms([column[0] for column, kept in zip(returned, own) if kept and column is not None])
         if not bool(norms.isfinite().all()):
             return None
         if norms[~half].max() > eps * norms.max():
@@ -64,26 +65,26 @@ def _drawn(chain: Chain, index: int, seed: int) -> list[Tensor | None]:
     return [column if column.dim() else None for column in columns]
 
 
-def _division(chain: Chain, index: int, batch: int) -> Frame | None:
+def _division(chain: Chain, index: int, batch: int) -> Division | None:
     """Return how the states before and after a step are made of samples; None where they are not."""
     shapes = [shape for state in (index - 1, index) for shape, _ in chain.shapes(state) if shape]
     if all(len(shape) < 2 for shape in shapes):
         # One dimension alone is one sample's units.
         return None
-    return next(divisions(shapes, batch), None)
+    return next(possible_divisions(shapes, batch), None)
 
 
 def _interacting_steps(run: Run) -> list[str]:
     batch = batch_size(run.capture.inputs) or 1
     # That samples were found to have trajectories of their own does not mean that none is influenced at all.
-    known = run.frame if run.frame.samples > 1 else None
+    known = run.trajectories.division if run.trajectories.count > 1 else None
     if known is None and batch < 2:
         return []
     found = []
     operations: list[tuple[str, ...]] = []
     for index, name in enumerate(run.chain.names, 1):
-        frame = known or _division(run.chain, index, batch)
-        if frame is None:
+        division = known or _division(run.chain, index, batch)
+        if division is None:
             shapes = ", ".join(
                 str(tuple(shape)) for state in (index - 1, index) for shape, _ in run.chain.shapes(state)
             )
@@ -92,7 +93,7 @@ def _interacting_steps(run: Run) -> list[str]:
                 f"second. Around step {name!r} of a batch of {batch} they have the shapes {shapes}. Bound another measure."
             )
             raise InapplicableError(msg)
-        is_mixed = mixes(run.chain, index, frame, run.seed)
+        is_mixed = mixes(Trajectories(run.chain, division), index, run.seed)
         if is_mixed is None:
             found.append(f"{name}: not finite")
         elif is_mixed:

@@ -17,8 +17,8 @@ from pytest_trainability import measure
 from pytest_trainability.engine.capture.chain import Chain, graph_of
 from pytest_trainability.engine.capture.recorder import Capture, capture
 from pytest_trainability.engine.capture.recurrence import chain_along, choose_recurrence, find_recurrences
-from pytest_trainability.engine.jacobian.sample_independence import find_frame
-from pytest_trainability.engine.jacobian.trajectories import Frame
+from pytest_trainability.engine.jacobian.sample_independence import find_trajectories
+from pytest_trainability.engine.jacobian.trajectories import Division
 from pytest_trainability.engine.jacobian.vjp import pull_back, random_cotangents
 from pytest_trainability.engine.runs.ensemble import ALONG_TIME
 from pytest_trainability.engine.trees import tensors_in
@@ -141,14 +141,14 @@ def assert_untouched(net: nn.Module, y: Tensor) -> Capture:
 
 @pytest.mark.parametrize("method", [*FIXED, *ADAPTIVE])
 def test_every_method_is_cut_into_its_steps(method: str) -> None:
-    """Steps, time, frame, and a product that is one backward pass; nothing that comes out is changed."""
+    """Steps, time, trajectories, and a product that is one backward pass; nothing that comes out is changed."""
     net = model(lambda m, y: odeint(m.func, y, EVEN, method=method, rtol=1e-3, atol=1e-4))
     record = assert_untouched(net, start())
     chain = chain_of_time(record)
     assert_one_backward(chain)
     assert chain.names == tuple(f"func[{t}]" for t in range(len(chain)))
     assert {call.inner for call in chain.steps} == {f"{method} step"}
-    assert find_frame(chain, BATCH, 0)[0] == Frame(BATCH)
+    assert find_trajectories(chain, BATCH, 0)[0].division == Division(BATCH)
     assert [tuple(shape) for shape, _ in chain.shapes(0)] == [(BATCH, WIDTH)]
     assert [tuple(shape) for shape, _ in chain.shapes(len(chain))] == [(BATCH, WIDTH)]
     if method in FIXED:

@@ -23,9 +23,9 @@ from pytest_trainability import Rollout, measure
 from pytest_trainability.engine.capture.chain import Chain, graph_of
 from pytest_trainability.engine.capture.recorder import Capture, capture
 from pytest_trainability.engine.capture.recurrence import Recurrence, chain_along, choose_recurrence, find_recurrences
-from pytest_trainability.engine.jacobian.qr_sweep import sweep
-from pytest_trainability.engine.jacobian.sample_independence import find_frame
-from pytest_trainability.engine.jacobian.trajectories import Frame
+from pytest_trainability.engine.jacobian.qr_sweep import qr_sweep
+from pytest_trainability.engine.jacobian.sample_independence import find_trajectories
+from pytest_trainability.engine.jacobian.trajectories import Division, Trajectories
 from pytest_trainability.engine.jacobian.vjp import pull_back, random_cotangents
 from pytest_trainability.engine.runs.ensemble import ALONG_TIME
 from pytest_trainability.engine.trees import tensors_in
@@ -183,8 +183,8 @@ def assert_is_reference(chain: Chain, references: Sequence[Reference]) -> None:
     assert [math.prod(s) // len(found) for s, _ in chain.shapes(0)]
     count = found.shape[1]
     drawn = random_cotangents(chain, count, 11)
-    frame = Frame(len(found), None)
-    sums = sweep(chain, frame, drawn).sums().numpy()
+    division = Division(len(found), None)
+    sums = qr_sweep(Trajectories(chain, division), drawn).sums().numpy()
     for sample, reference in enumerate(references):
         matrices, first, last = jacobians(reference)
         product = np.linalg.multi_dot(matrices[::-1]) if len(matrices) > 1 else matrices[0]
@@ -901,13 +901,13 @@ def built(case: Case) -> tuple[nn.Module, Tensor]:
 
 @pytest.mark.parametrize("case", [parameter(case) for case in CASES])
 def test_chain_is_the_one_written_by_hand(case: Case) -> None:
-    """Names, number of steps, frame, the Jacobian of the whole, and every exponent."""
+    """Names, number of steps, number of trajectories, the Jacobian of the whole, and every exponent."""
     model, x = built(case)
     chain = cut(model, x, name=case.name)
     assert chain.names == case.steps
     assert chain.along == "time"
     assert_one_backward(chain)
-    assert find_frame(chain, len(x), 0)[0].samples == BATCH
+    assert find_trajectories(chain, len(x), 0)[0].count == BATCH
     with torch.no_grad():
         # Gradients of the reference are its own.
         whole = inputs(BATCH, LENGTH, FEATURES)
@@ -1162,7 +1162,7 @@ def test_warmup_and_alignment_must_be_counts(what: str, value: Any) -> None:
         measure(Loop(gru_loop, cell=cell()).double(), inputs(BATCH, LENGTH, FEATURES), steps="time", **{what: value})
 
 
-# Frames --------------------------------------------------------------------------------------------------------------
+# Trajectories --------------------------------------------------------------------------------------------------------
 
 
 def time_major(model: Any, x: Tensor) -> Tensor:
@@ -1173,7 +1173,7 @@ def time_major(model: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("length", "batch"), [(2, 6), (6, 2), (4, 4), (3, 1), (1, 3)])
-def test_frame_has_one_trajectory_per_sample_where_time_comes_first(length: int, batch: int) -> None:
+def test_one_trajectory_per_sample_where_time_comes_first(length: int, batch: int) -> None:
     """Inputs ``(T, B, D)``, T a divisor of B or the other way around: a trajectory is a sample's."""
     torch.manual_seed(0)
     x = inputs(length, batch, FEATURES)
@@ -1182,7 +1182,7 @@ def test_frame_has_one_trajectory_per_sample_where_time_comes_first(length: int,
             continue
         chain = cut(model, x)
         assert len(chain) == length
-        assert find_frame(chain, length, 0)[0].samples == batch
+        assert find_trajectories(chain, length, 0)[0].count == batch
 
 
 def test_samples_that_interact_have_a_joint_trajectory() -> None:
@@ -1218,7 +1218,7 @@ def test_units_that_do_not_interact_are_no_samples(batch: int) -> None:
 def test_batch_of_one_is_one_trajectory() -> None:
     torch.manual_seed(0)
     chain = cut(Loop(gru_loop, cell=cell()).double(), inputs(1, LENGTH, FEATURES))
-    assert find_frame(chain, 1, 0)[0] == Frame(1)
+    assert find_trajectories(chain, 1, 0)[0].division == Division(1)
 
 
 @pytest.mark.parametrize("length", [1, 2])

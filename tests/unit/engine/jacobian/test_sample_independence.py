@@ -13,9 +13,9 @@ from models import ARCHITECTURES, BATCH, LENGTH, WIDTH, Architecture, Cutting
 from torch import Tensor, nn
 
 from pytest_trainability.engine.capture.chain import Chain
-from pytest_trainability.engine.jacobian.qr_sweep import sweep
-from pytest_trainability.engine.jacobian.sample_independence import find_frame
-from pytest_trainability.engine.jacobian.trajectories import Frame
+from pytest_trainability.engine.jacobian.qr_sweep import qr_sweep
+from pytest_trainability.engine.jacobian.sample_independence import find_trajectories
+from pytest_trainability.engine.jacobian.trajectories import Division, Trajectories
 from pytest_trainability.engine.jacobian.vjp import random_cotangents
 from pytest_trainability.engine.trees import batch_size
 
@@ -23,8 +23,8 @@ CPU = torch.device("cpu")
 BY_ID = {case.id: case for case in ARCHITECTURES}
 
 
-def frame_of(cutting: Cutting) -> Frame:
-    return find_frame(cutting.chain, batch_size(cutting.inputs), 0)[0]
+def division_of(cutting: Cutting) -> Division:
+    return find_trajectories(cutting.chain, batch_size(cutting.inputs), 0)[0].division
 
 
 class Lambda(nn.Module):
@@ -70,8 +70,8 @@ def windows(inner: nn.Module) -> nn.Sequential:
     )
 
 
-SOLO = Frame(BATCH, 0)
-JOINT = Frame(1, 0)
+SOLO = Division(BATCH, 0)
+JOINT = Division(1, 0)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ JOINT = Frame(1, 0)
         ),
         pytest.param(lambda: tower(lambda: Mixer(1)), (BATCH, LENGTH, WIDTH), SOLO, id="mixing-positions"),
         pytest.param(
-            lambda: moved(tower(lambda: Mixer(0))), (BATCH, LENGTH, WIDTH), Frame(BATCH, 1), id="batch-in-dim-1"
+            lambda: moved(tower(lambda: Mixer(0))), (BATCH, LENGTH, WIDTH), Division(BATCH, 1), id="batch-in-dim-1"
         ),
         pytest.param(lambda: windows(tower(lambda: Mixer(1))), (BATCH, LENGTH, WIDTH), SOLO, id="windows"),
         pytest.param(lambda: tower(lambda: Mixer(0)), (BATCH, LENGTH, WIDTH), JOINT, id="mixing-samples"),
@@ -100,20 +100,21 @@ JOINT = Frame(1, 0)
         pytest.param(lambda: tower(models.CausalLayer), (LENGTH, WIDTH), JOINT, id="causal-attention-without-a-batch"),
     ],
 )
-def test_frame(model: Callable[[], nn.Module], shape: tuple[int, ...], expected: Frame) -> None:
+def test_division(model: Callable[[], nn.Module], shape: tuple[int, ...], expected: Division) -> None:
     """The model decides, not the names of its modules."""
     torch.manual_seed(0)
     built = model()
     cutting = models.cut(built, torch.randn(*shape), _outer(built))
-    assert frame_of(cutting) == expected
+    assert division_of(cutting) == expected
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["both-ways", "causal"])
 def test_time_in_dim_0_is_not_taken_for_samples(causal: bool) -> None:
-    """Inputs with time first: the batch in dimension 1, or one joint frame, but never one trajectory per time step."""
+    """Inputs with time first: the batch in dimension 1, or one joint trajectory, but never one trajectory per time step."""
     torch.manual_seed(0)
     model = tower(lambda: Mixer(0, causal=causal))
-    assert frame_of(models.cut(model, torch.randn(LENGTH, BATCH, WIDTH), _outer(model))) in {JOINT, Frame(BATCH, 1)}
+    found = division_of(models.cut(model, torch.randn(LENGTH, BATCH, WIDTH), _outer(model)))
+    assert found in {JOINT, Division(BATCH, 1)}
 
 
 def _outer(model: nn.Module) -> list[str]:
@@ -121,21 +122,21 @@ def _outer(model: nn.Module) -> list[str]:
     return [name for name, child in model.named_children() if any(True for _ in child.parameters())]
 
 
-def test_frame_of_some_interacting_rows_is_joint() -> None:
+def test_some_interacting_rows_have_a_joint_trajectory() -> None:
     """Only the two last rows talk to each other, as in a graph whose first nodes are isolated."""
     adjacency = torch.eye(5)
     adjacency[3, 4] = adjacency[4, 3] = 0.5
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Lambda(lambda x: adjacency @ x), nn.Linear(WIDTH, WIDTH))
-    assert frame_of(models.cut(model, torch.randn(5, WIDTH))) == JOINT
+    assert division_of(models.cut(model, torch.randn(5, WIDTH))) == JOINT
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in ARCHITECTURES])
-def test_frames_of_architectures(case: Architecture) -> None:
+def test_number_of_trajectories_of_architectures(case: Architecture) -> None:
     """All hand-written ones whose samples do not interact are measured per sample, whatever crosses the boundary."""
     cutting = models.cut_case(case)
     batch = next(iter(t for t in models.arguments(cutting.inputs)[0] or cutting.inputs.values()))
     expected = 1 if case.joint else len(batch)
-    assert frame_of(cutting).samples == expected
+    assert division_of(cutting).count == expected
 
 
 def test_interaction_is_found_behind_a_sample_that_gets_no_gradient() -> None:
@@ -148,31 +149,37 @@ def test_interaction_is_found_behind_a_sample_that_gets_no_gradient() -> None:
         Lambda(lambda x: x * mask),
         nn.Linear(WIDTH, WIDTH),
     )
-    assert frame_of(models.cut(model, torch.randn(5, WIDTH))) == JOINT
+    assert division_of(models.cut(model, torch.randn(5, WIDTH))) == JOINT
 
 
 def test_names() -> None:
     """As printed."""
-    assert Frame(4).name == "per sample"
-    assert Frame(1).name == "joint"
+    assert Division(4).name == "per sample"
+    assert Division(1).name == "joint"
 
 
 @pytest.mark.parametrize(
-    ("frame", "shape"),
-    [(Frame(3, 0), (3, 5)), (Frame(3, 0), (6, 2, 2)), (Frame(3, 1), (4, 3, 2)), (Frame(1), (4, 3)), (Frame(1), ())],
+    ("division", "shape"),
+    [
+        (Division(3, 0), (3, 5)),
+        (Division(3, 0), (6, 2, 2)),
+        (Division(3, 1), (4, 3, 2)),
+        (Division(1), (4, 3)),
+        (Division(1), ()),
+    ],
     ids=str,
 )
-def test_rows_restore_and_scale_agree(frame: Frame, shape: tuple[int, ...]) -> None:
+def test_rows_restore_and_multiply_agree(division: Division, shape: tuple[int, ...]) -> None:
     """Three views of the same grouping."""
     columns = torch.randn(2, *shape, dtype=torch.float64)
-    rows = frame.rows(columns)
-    assert rows.shape == (frame.samples, 2, columns[0].numel() // frame.samples)
-    assert torch.equal(frame.restore(rows, torch.Size(shape)), columns)
-    factors = torch.arange(1, frame.samples + 1, dtype=torch.float64)
-    scaled = torch.stack([frame.scale(column, factors) for column in columns])
-    assert torch.equal(frame.rows(scaled), rows * factors[:, None, None])
+    rows = division.rows(columns)
+    assert rows.shape == (division.count, 2, columns[0].numel() // division.count)
+    assert torch.equal(division.restore(rows, torch.Size(shape)), columns)
+    factors = torch.arange(1, division.count + 1, dtype=torch.float64)
+    scaled = torch.stack([division.multiply(column, factors) for column in columns])
+    assert torch.equal(division.rows(scaled), rows * factors[:, None, None])
     for number, column in enumerate(columns):
-        torch.testing.assert_close(frame.norms([column, None]), rows[:, number].norm(dim=1))
+        torch.testing.assert_close(division.norms([column, None]), rows[:, number].norm(dim=1))
 
 
 def one_sample(inputs: Any, index: int) -> Any:
@@ -194,11 +201,11 @@ def test_per_sample_is_sample_by_sample(name: str, count: int) -> None:
     steps = case.steps
     together = models.cut(model, inputs, steps).chain
     columns = random_cotangents(together, count, 3)
-    sums = sweep(together, Frame(BATCH, 0), columns).sums()
+    sums = qr_sweep(Trajectories(together, Division(BATCH, 0)), columns).sums()
     for index in range(BATCH):
         alone = models.cut(model, one_sample(inputs, index), steps).chain
         own = [None if c is None else c[:, index : index + 1] for c in columns]
-        expected = sweep(alone, Frame(1), own).sums()
+        expected = qr_sweep(Trajectories(alone, Division(1)), own).sums()
         torch.testing.assert_close(sums[index : index + 1], expected, rtol=0, atol=1e-9)
 
 
@@ -214,10 +221,10 @@ def test_batch_in_dim_1_is_sample_by_sample() -> None:
 
     together = chain_for(inputs)
     columns = random_cotangents(together, 2, 3)
-    sums = sweep(together, Frame(BATCH, 1), columns).sums()
+    sums = qr_sweep(Trajectories(together, Division(BATCH, 1)), columns).sums()
     for index in range(BATCH):
         own = [None if c is None else c[:, :, index : index + 1] for c in columns]
-        expected = sweep(chain_for(inputs[index : index + 1]), Frame(1), own).sums()
+        expected = qr_sweep(Trajectories(chain_for(inputs[index : index + 1]), Division(1)), own).sums()
         torch.testing.assert_close(sums[index : index + 1], expected, rtol=0, atol=1e-9)
 
 
@@ -226,6 +233,6 @@ def test_one_vanished_sample_does_not_hide_the_others() -> None:
     mask = torch.tensor([1.0, 0.0, 1.0])[:, None]
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Lambda(lambda x: x * mask), nn.Linear(WIDTH, WIDTH))
     chain = models.cut(model, torch.randn(3, WIDTH)).chain
-    sums = sweep(chain, Frame(3), random_cotangents(chain, 2, 0)).sums()
+    sums = qr_sweep(Trajectories(chain, Division(3)), random_cotangents(chain, 2, 0)).sums()
     assert sums[1].tolist() == [-math.inf, -math.inf]
     assert bool(torch.isfinite(sums[[0, 2]]).all())

@@ -16,9 +16,9 @@ from torch.autograd.graph import GradientEdge, Node
 from pytest_trainability.engine.capture.chain import Chain, describe
 from pytest_trainability.engine.capture.graph import Graph
 from pytest_trainability.engine.capture.recorder import Edge
-from pytest_trainability.engine.jacobian.qr_sweep import sweep
-from pytest_trainability.engine.jacobian.sample_independence import find_frame
-from pytest_trainability.engine.jacobian.trajectories import Frame
+from pytest_trainability.engine.jacobian.qr_sweep import qr_sweep
+from pytest_trainability.engine.jacobian.sample_independence import find_trajectories
+from pytest_trainability.engine.jacobian.trajectories import Division, Trajectories
 from pytest_trainability.engine.jacobian.vjp import loss_cotangent, pull_back, random_cotangents
 from pytest_trainability.engine.trees import tensors_in
 
@@ -375,7 +375,7 @@ def test_sum_of_logarithms_is_the_norm_of_one_backward_pass(name: str) -> None:
     """Renormalising at every step must not lose anything: ln ‖u_0‖ - ln ‖u_L‖ of one plain backward pass."""
     cutting = models.cut_case(BY_ID[name], dtype=torch.float64)
     columns = some_cotangents(cutting.chain, 1)
-    sums = sweep(cutting.chain, Frame(1), columns).sums()
+    sums = qr_sweep(Trajectories(cutting.chain, Division(1)), columns).sums()
     start = math.sqrt(sum(float(c.square().sum()) for c in columns if c is not None))
     end = math.sqrt(sum(float(c.square().sum()) for c in one_backward(cutting.chain, columns) if c is not None))
     assert float(sums[0, 0]) == pytest.approx(math.log(end / start), abs=1e-10)
@@ -389,7 +389,7 @@ def test_gradients_below_the_range_of_float32_keep_their_logarithm() -> None:
     chain = models.cut(model, torch.randn(2, 16)).chain
     plain = one_backward(chain, some_cotangents(chain, 1))[0]
     assert float(plain.abs().max()) == 0.0
-    sums = sweep(chain, Frame(1), some_cotangents(chain, 1)).sums()
+    sums = qr_sweep(Trajectories(chain, Division(1)), some_cotangents(chain, 1)).sums()
     assert -400 < float(sums[0, 0]) < -100
 
 
@@ -400,7 +400,7 @@ def test_spectrum_is_that_of_the_dense_jacobians(name: str) -> None:
     chain = cutting.chain
     count = 4
     columns = some_cotangents(chain, count)
-    logs = sweep(chain, Frame(1), columns).sums()[0]
+    logs = qr_sweep(Trajectories(chain, Division(1)), columns).sums()[0]
 
     def flat(state: Cotangents) -> Tensor:
         return torch.cat(
@@ -446,7 +446,7 @@ def test_complex_states_have_two_real_dimensions_per_entry() -> None:
     model = torch.nn.Sequential(*[Turn(first=i == 0, last=i == 2) for i in range(3)]).double()
     chain = models.cut(model, torch.randn(1, 4, dtype=torch.float64), "*").chain
     assert chain.shapes(1)[0][1] == torch.complex128
-    sums = sweep(chain, Frame(1), some_cotangents(chain, 4)).sums()[0]
+    sums = qr_sweep(Trajectories(chain, Division(1)), some_cotangents(chain, 4)).sums()[0]
     assert sums.tolist() == pytest.approx([0.0] * 4, abs=1e-12)
 
 
@@ -456,7 +456,7 @@ def test_dead_step_gives_minus_infinity_and_is_found() -> None:
     with torch.no_grad():
         model[4].weight.zero_()
     chain = models.cut(model, torch.randn(2, models.WIDTH)).chain
-    logs = sweep(chain, Frame(1), some_cotangents(chain, 1)).logs[:, 0, 0].tolist()
+    logs = qr_sweep(Trajectories(chain, Division(1)), some_cotangents(chain, 1)).logs[:, 0, 0].tolist()
     assert math.isfinite(logs[3])
     assert logs[2] == -math.inf
     assert math.isnan(logs[1]) and math.isnan(logs[0])
@@ -467,7 +467,7 @@ def test_rank_of_a_bottleneck_is_seen(count: int) -> None:
     """Exponents beyond the rank are minus infinity, not the logarithm of round-off."""
     model = torch.nn.Sequential(torch.nn.Linear(6, count), torch.nn.Linear(count, 6), torch.nn.Linear(6, 6))
     chain = models.cut(model, torch.randn(1, 6)).chain
-    sums = sweep(chain, Frame(1), some_cotangents(chain, 4)).sums()[0]
+    sums = qr_sweep(Trajectories(chain, Division(1)), some_cotangents(chain, 4)).sums()[0]
     assert [math.isfinite(value) for value in sums.tolist()] == [index < count for index in range(4)]
 
 
@@ -497,4 +497,4 @@ def test_zoo(case: zoo.Case) -> None:
     # Sums over forks in another order, layer after layer.
     assert_same(found, expected, ulps=64 * FORKS)
     assert any(True for _ in tensors_in(cutting.record.output))
-    assert find_frame(chain, zoo.BATCH, 0)[0].samples in {1, zoo.BATCH}
+    assert find_trajectories(chain, zoo.BATCH, 0)[0].count in {1, zoo.BATCH}

@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from pytest_trainability import measure
 from pytest_trainability.engine.jacobian.jvp import push_forward
-from pytest_trainability.engine.jacobian.sample_independence import find_frame
-from pytest_trainability.engine.jacobian.trajectories import Frame, as_columns, as_rows, dimensions
+from pytest_trainability.engine.jacobian.sample_independence import find_trajectories
+from pytest_trainability.engine.jacobian.trajectories import Division, Trajectories
 from pytest_trainability.engine.jacobian.vjp import pull_back
 from pytest_trainability.engine.linalg.bidiagonalization import Krylov, bidiagonalize, spread_of_squares
 from pytest_trainability.engine.linalg.graded_products import Graded, log_singular_values
@@ -38,27 +38,27 @@ BACKWARD_ONLY = {"custom-function", "scaled-gradient", "scaled-skips"}
 """Their backward passes leave autograd, or are changed by hooks on the way."""
 
 
-def frame_of(cutting: Cutting) -> Frame:
-    return find_frame(cutting.chain, batch_size(cutting.inputs), 0)[0]
+def trajectories_of(cutting: Cutting) -> Trajectories:
+    return find_trajectories(cutting.chain, batch_size(cutting.inputs), 0)[0]
 
 
-def dense(cutting: Cutting, frame: Frame) -> Tensor:
-    """Pull the identity back: the Jacobian of each trajectory, (samples, n_L, n_0), by no other frame than the standard one."""
+def dense(cutting: Cutting, trajectories: Trajectories) -> Tensor:
+    """Pull the identity back: the Jacobian of each trajectory, (samples, n_L, n_0), from the standard basis."""
     chain = cutting.chain
-    size = dimensions(chain, frame, len(chain))
-    columns = as_columns(chain, frame, len(chain), torch.eye(size, dtype=F64).expand(frame.samples, size, size))
+    size = trajectories.dimensions(len(chain))
+    columns = trajectories.as_columns(len(chain), torch.eye(size, dtype=F64).expand(trajectories.count, size, size))
     for index in range(len(chain), 0, -1):
         columns = pull_back(chain, index, columns)
-    return as_rows(chain, frame, 0, columns, dtype=F64)
+    return trajectories.as_rows(0, columns, dtype=F64)
 
 
-def every_way(cutting: Cutting, frame: Frame) -> dict[str, Callable[[], SingularValues]]:
+def every_way(cutting: Cutting, trajectories: Trajectories) -> dict[str, Callable[[], SingularValues]]:
     chain = cutting.chain
-    wide = dimensions(chain, frame, 0) <= dimensions(chain, frame, len(chain))
+    wide = trajectories.dimensions(0) <= trajectories.dimensions(len(chain))
     return {
-        "backward": lambda: _all(_product_of(chain, frame, frame.samples, forward=False), 0),
-        "forward": lambda: _all(_product_of(chain, frame, frame.samples, forward=True), 0),
-        "iterated": lambda: _extreme(_product_of(chain, frame, frame.samples, forward=wide), 0, 1),
+        "backward": lambda: _all(_product_of(trajectories, trajectories.count, forward=False), 0),
+        "forward": lambda: _all(_product_of(trajectories, trajectories.count, forward=True), 0),
+        "iterated": lambda: _extreme(_product_of(trajectories, trajectories.count, forward=wide), 0, 1),
     }
 
 
@@ -68,19 +68,19 @@ def every_way(cutting: Cutting, frame: Frame) -> dict[str, Callable[[], Singular
 @pytest.mark.parametrize("case", ARCHITECTURES, ids=lambda case: case.id)
 def test_three_ways_to_the_values_of_the_dense_jacobian(case: Architecture) -> None:
     cutting = models.cut_case(case, dtype=F64)
-    frame = frame_of(cutting)
-    jacobian = dense(cutting, frame)
+    trajectories = trajectories_of(cutting)
+    jacobian = dense(cutting, trajectories)
     expected = torch.linalg.svdvals(jacobian)
     squares = expected.square()
     spread = squares.var(dim=1, correction=0) / squares.mean(dim=1).square()
-    for name, find in every_way(cutting, frame).items():
+    for name, find in every_way(cutting, trajectories).items():
         if case.id in BACKWARD_ONLY and name != "backward":
             with pytest.raises(CutError, match=r"must be differentiable itself|no gradient hook may"):
                 find()
             continue
         found = find()
         count = found.logs.shape[1]
-        assert found.time.tolist() == [len(cutting.chain)] * frame.samples
+        assert found.time.tolist() == [len(cutting.chain)] * trajectories.count
         # An SVD of the whole product is right to eps times its largest value; the iterative one to what it promises.
         error = (found.logs.exp() - expected[:, :count]).abs().amax(dim=1) / expected[:, 0]
         assert float(error.max()) < (1e-3 if name == "iterated" else 1e-13), name
@@ -102,16 +102,14 @@ def test_pushing_is_the_transpose_of_pulling(case: Architecture) -> None:
     if case.id in BACKWARD_ONLY:
         pytest.skip("has no differentiable backward pass")
     chain = models.cut_case(case, dtype=F64).chain
-    joint = Frame(1)
+    joint = Trajectories(chain, Division(1))
     generator = torch.Generator().manual_seed(3)
     for index in range(1, len(chain) + 1):
-        v, u = (
-            torch.randn(1, 2, dimensions(chain, joint, i), generator=generator, dtype=F64) for i in (index - 1, index)
-        )
-        pushed = push_forward(chain, index, as_columns(chain, joint, index - 1, v))
-        pulled = pull_back(chain, index, as_columns(chain, joint, index, u))
-        there = u[0] @ as_rows(chain, joint, index, pushed)[0].T
-        back = as_rows(chain, joint, index - 1, pulled)[0] @ v[0].T
+        v, u = (torch.randn(1, 2, joint.dimensions(i), generator=generator, dtype=F64) for i in (index - 1, index))
+        pushed = push_forward(chain, index, joint.as_columns(index - 1, v))
+        pulled = pull_back(chain, index, joint.as_columns(index, u))
+        there = u[0] @ joint.as_rows(index, pushed)[0].T
+        back = joint.as_rows(index - 1, pulled)[0] @ v[0].T
         assert torch.allclose(there, back, rtol=0, atol=1e-12 * float(there.abs().max()))
 
 
@@ -129,8 +127,8 @@ def test_large_states_are_iterated() -> None:
     torch.manual_seed(0)
     cutting = models.cut(residual(width)().double(), torch.randn(1, width, dtype=F64))
     assert len(result.jacobian_singular_values) == 2
-    exact = _all(_product_of(cutting.chain, Frame(1), 1, forward=False), 0)
-    found = singular_values(cutting.chain, Frame(1), 0, 2)
+    exact = _all(_product_of(Trajectories(cutting.chain, Division(1)), 1, forward=False), 0)
+    found = singular_values(Trajectories(cutting.chain, Division(1)), 0, 2)
     assert torch.allclose(found.logs, exact.logs[:, :2], rtol=0, atol=1e-3)
     assert torch.allclose(found.spread, exact.spread, rtol=0.15)
     # A residual net is so well conditioned that the smallest value is settled, too: its rank is full.
@@ -276,7 +274,7 @@ def test_read_at_once_or_later(dtype: str) -> None:
     assert at_once.condition_number.mean == pytest.approx(exact.condition_number.mean, rel=close, abs=1e-300)
 
 
-def test_joint_frame_of_a_batch_norm_and_a_loss() -> None:
+def test_joint_trajectory_of_a_batch_norm_and_a_loss() -> None:
     """One Jacobian of the whole batch; a loss changes nothing, for it comes after the last state."""
     case = next(c for c in ARCHITECTURES if c.id == "batch-norm")
     x = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -289,7 +287,7 @@ def test_joint_frame_of_a_batch_norm_and_a_loss() -> None:
 def test_only_so_many_trajectories_are_looked_at() -> None:
     """4096 columns together, the first samples; with fewer than that, all."""
     chain = models.cut(models.mlp(1, 128), torch.randn(40, 128)).chain
-    assert len(singular_values(chain, Frame(40), 0).logs) == 32
+    assert len(singular_values(Trajectories(chain, Division(40)), 0).logs) == 32
 
 
 def test_packed_sequences_end_when_they_end() -> None:
