@@ -157,9 +157,9 @@ class CheckRecord:
     device: str
     dtype: str
     seeds: tuple[int, ...]
-    """Those that were drawn."""
-    asked: tuple[int, ...]
-    """Those that could have been; fewer are drawn where bounds are settled before."""
+    """Seeds that were drawn."""
+    seeds_requested: tuple[int, ...]
+    """Seeds that were requested. Fewer are drawn if the bounds are settled earlier."""
     fixed: bool
     """A finished module: one draw of its weights."""
     seconds: float

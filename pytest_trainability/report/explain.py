@@ -157,17 +157,17 @@ def measured_on(record: CheckRecord) -> str:
 
 def stopped_early(record: CheckRecord) -> bool:
     """Whether fewer seeds than could have been were drawn, as the bounds were settled."""
-    return len(record.seeds) < len(record.asked)
+    return len(record.seeds) < len(record.seeds_requested)
 
 
 def seeds_text(record: CheckRecord) -> str:
     """Return ``seeds 0-3``, ``seed 5`` or ``seeds 0,3,5``: those that were asked for."""
     if record.fixed:
         return "finished module"
-    written = _ranges(record.asked)
+    written = _ranges(record.seeds_requested)
     if len(written) > SEEDS_WIDTH:
-        return f"{len(record.asked)} seeds from {record.asked[0]} to {record.asked[-1]}"
-    return f"seed{'s' if len(record.asked) > 1 else ''} {written}"
+        return f"{len(record.seeds_requested)} seeds from {record.seeds_requested[0]} to {record.seeds_requested[-1]}"
+    return f"seed{'s' if len(record.seeds_requested) > 1 else ''} {written}"
 
 
 def _ranges(seeds: Sequence[int]) -> str:
@@ -179,7 +179,7 @@ def _ranges(seeds: Sequence[int]) -> str:
 
 def reproduce_command(record: CheckRecord) -> str:
     """Return the command that repeats this check alone."""
-    seeds = _ranges(record.asked)
+    seeds = _ranges(record.seeds_requested)
     # One number would be how many seeds.
     options = (
         []

@@ -187,7 +187,7 @@ def _verbose(record: CheckRecord, width: int) -> Iterable[str]:
     for note in record.notes:
         yield from labelled("note", note, width)
     if stopped_early(record):
-        yield from labelled("settled", f"after {len(record.seeds)} of {len(record.asked)} seeds", width)
+        yield from labelled("settled", f"after {len(record.seeds)} of {len(record.seeds_requested)} seeds", width)
     yield from labelled("took", f"{record.seconds:.1f} s")
 
 

@@ -227,7 +227,7 @@ class Sweep:
             device=last.device,
             dtype=last.dtype,
             seeds=self.asked,
-            asked=self.asked,
+            seeds_requested=self.asked,
             fixed=False,
             seconds=math.fsum(m.seconds for m in self.measurements),
             # Of the largest, which a reader of the column would ask for.

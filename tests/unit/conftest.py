@@ -42,7 +42,7 @@ def record(*verdicts: VerdictRecord, **changes: Any) -> CheckRecord:
         "device": "cpu",
         "dtype": "float32",
         "seeds": (0, 1, 2, 3),
-        "asked": changes.get("seeds", (0, 1, 2, 3)),
+        "seeds_requested": changes.get("seeds", (0, 1, 2, 3)),
         "fixed": False,
         "seconds": 0.25,
         "log_gain": -14.4,

@@ -107,7 +107,7 @@ def test_seeds_are_written_briefly(make_record: MakeRecord, changes: dict[str, A
 
 
 def test_a_check_that_was_settled_early_says_so(make_record: MakeRecord) -> None:
-    record = make_record(seeds=(0, 1), asked=(0, 1, 2, 3))
+    record = make_record(seeds=(0, 1), seeds_requested=(0, 1, 2, 3))
     assert measured_on(record).endswith("seeds 0-3, settled after 2")
     assert reproduce_command(record).endswith("--trainability-seeds=0-3 --trainability-device=cpu"), (
         "the same ceiling stops at the same seed"

@@ -151,7 +151,7 @@ def test_odd_records_are_shown(make_record: MakeRecord, make_verdict: MakeVerdic
 
 
 def test_seeds_are_a_ceiling_where_bounds_were_settled_before(make_record: MakeRecord) -> None:
-    early = make_record(seeds=(0, 1), asked=(0, 1, 2, 3))
+    early = make_record(seeds=(0, 1), seeds_requested=(0, 1, 2, 3))
     assert section([(early, "passed")])[0].text.endswith("seeds 0-3 at most")
     assert section([(make_record(), "passed")])[0].text.endswith("seeds 0-3")
     assert "settled        after 2 of 4 seeds" in "\n".join(
