@@ -1,4 +1,4 @@
-"""The errors of the package: what must hold, what came and where, what to do."""
+"""The errors of the package. Each message states what is wrong, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -15,34 +15,37 @@ __all__ = [
 
 
 class TrainabilityError(Exception):
-    """Base of every error that the package raises on purpose."""
+    """Base class of the errors that the package raises on purpose. A failed check is not one of them."""
 
 
 class UsageError(TrainabilityError, ValueError):
-    """An argument, option or setting that cannot be used as given."""
+    """An argument, an option or a setting is invalid."""
 
 
 class BoundError(UsageError):
-    """A bound that names no measure, or is no closed interval of numbers."""
+    """A bound is invalid: its measure is unknown, or it is not a closed interval of numbers."""
 
 
 class InapplicableError(UsageError):
-    """A measure that has no answer for this model or this run, such as a loss's where there is none."""
+    """A measure is not defined for this model or run, such as a loss for a model that is run without one."""
 
 
 class ModelError(TrainabilityError):
-    """The model, its inputs or its loss did not run, or gave nothing that can be measured."""
+    """The model, its inputs or its loss raised an error, or returned nothing that can be measured."""
 
 
 class CutError(TrainabilityError):
-    """The autograd graph cannot be taken apart into steps as asked."""
+    """The autograd graph cannot be cut into the requested steps."""
 
 
 class BaselineError(TrainabilityError):
-    """A baseline file that cannot be read or written; what was in it is left alone."""
+    """A baseline file cannot be read or written. The file is left unchanged."""
 
 
 class TrainabilityFailure(AssertionError):
-    """A bound does not hold; the message lists every violation."""
+    """A check failed: a bound does not hold, or a measurement differs from its baseline.
+
+    The message lists every bound that does not hold.
+    """
 
     __module__ = "pytest_trainability"

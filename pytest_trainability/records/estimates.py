@@ -19,7 +19,7 @@ _Item = TypeVar("_Item")
 
 
 class Listed(Sequence[_Item]):
-    """A record that is a sequence of what it holds."""
+    """Base class of records that are sequences."""
 
     __slots__ = ()
 
@@ -39,10 +39,11 @@ class Listed(Sequence[_Item]):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Estimate:
-    """One number, averaged over seeds, with its interval.
+    """One number, averaged over seeds, with its confidence interval.
 
-    It compares and computes like the float :attr:`mean`; arithmetic with a number gives an estimate again, so that a
-    failing ``assert abs(result.lyapunov_max) < 0.1`` shows mean, interval and number of seeds.
+    An estimate compares and computes like the float :attr:`mean`. Arithmetic with a number returns an estimate, so that
+    a failing ``assert abs(result.lyapunov_max) < 0.1`` shows mean, interval and number of seeds. Arithmetic with another
+    estimate returns a float, because their intervals do not add up in general.
 
     >>> x = Estimate(mean=-0.25, low=-0.31, high=-0.19, values=(-0.25, -0.24, -0.26), unit="nats/step")
     >>> x
@@ -52,18 +53,19 @@ class Estimate:
     """
 
     mean: float
-    """Average over seeds; the geometric one where ``scale`` is ``"log"``."""
+    """Mean over seeds; the geometric mean if ``scale`` is ``"log"``."""
     low: float
-    """Lower end of the Student-t interval; ``nan`` with one seed."""
+    """Lower end of the Student-t confidence interval; NaN with one seed."""
     high: float
-    """Upper end of the interval."""
+    """Upper end of the interval; NaN with one seed."""
     values: tuple[float, ...]
     """One value per seed, in the order of the seeds."""
     unit: str = ""
+    """Unit, such as ``"nats/step"``; empty if the number has none."""
     name: str = ""
-    """The element of a profile that this is, such as a parameter's name; empty for a scalar."""
+    """Name of the element of a profile, such as a parameter's name; empty for a scalar."""
     scale: Literal["linear", "log"] = "linear"
-    """``"log"`` where logarithms are averaged."""
+    """``"linear"`` if values are averaged, ``"log"`` if their logarithms are averaged."""
 
     def __float__(self) -> float:
         return self.mean
@@ -178,7 +180,7 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Half the length of the interval."""
+        """Half the width of the interval; NaN with one seed."""
         return (self.high - self.low) / 2
 
     def __str__(self) -> str:
@@ -196,12 +198,12 @@ def _with_number(estimate: Estimate, other: Any, scale: float, sign: float) -> A
     return estimate._affine(scale, sign * float(other)) if isinstance(other, Real) else NotImplemented
 
 
-# For pytest.approx and whoever else asks: an estimate stands for a real number.
+# So that pytest.approx and other code that expects a real number accept an estimate.
 Real.register(Estimate)
 
 
 class _Elements:
-    """Comparison of a collection of estimates with a number: it holds when it holds for every element, and for one."""
+    """Comparisons with a number. They hold if they hold for every element and there is at least one element."""
 
     __slots__ = ()
 
@@ -223,9 +225,22 @@ class _Elements:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Spectrum(_Elements, Listed[Estimate]):
-    """Lyapunov exponents, largest first."""
+    """Estimates in decreasing order: Lyapunov exponents or singular values.
+
+    A comparison with a number holds if it holds for every element. An empty spectrum satisfies no comparison.
+
+    Args:
+        exponents: Estimates, largest first. An estimate without a name is named ``exponent 1``, ``exponent 2``, ….
+
+    >>> spectrum = Spectrum(tuple(Estimate(x, x, x, (x,), unit="nats/step") for x in (0.1, -0.5)))
+    >>> spectrum
+    Spectrum([0.1, -0.5] nats/step)
+    >>> spectrum < 0.2, spectrum[1].name
+    (True, 'exponent 2')
+    """
 
     exponents: tuple[Estimate, ...]
+    """Estimates, largest first."""
 
     def __post_init__(self) -> None:
         named = (replace(e, name=e.name or f"exponent {number}") for number, e in enumerate(self.exponents, 1))
@@ -245,9 +260,21 @@ class Spectrum(_Elements, Listed[Estimate]):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Profile(_Elements, Mapping[str, Estimate]):
-    """Estimates by name: along the chain by step, or by parameter.
+    """Estimates by name: one for each step of the chain, or one for each parameter.
 
-    Comparing it with a number asks every element: ``profile > 1e-7`` holds when the smallest does.
+    A comparison with a number holds if it holds for every element: ``profile > 1e-7`` compares the smallest one. An empty
+    profile satisfies no comparison.
+
+    Args:
+        estimates: Estimates by name, in program order.
+
+    >>> profile = Profile(
+    ...     {"a": Estimate(2.0, 2.0, 2.0, (2.0,), name="a"), "b": Estimate(0.5, 0.5, 0.5, (0.5,), name="b")}
+    ... )
+    >>> profile
+    Profile(2 elements, min 0.5 (b, 1 seed), max 2 (a, 1 seed))
+    >>> profile > 0.1, profile["a"] > 1, profile.argmin
+    (True, True, 'b')
     """
 
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
@@ -261,7 +288,8 @@ class Profile(_Elements, Mapping[str, Estimate]):
         except KeyError:
             near = difflib.get_close_matches(str(name), self.estimates, n=3)
             hint = f" Nearest: {', '.join(near)}." if near else ""
-            msg = f"a profile must have the element asked for. {name!r} is none of {len(self)}.{hint}"
+            count = f"{len(self)} element{'s' if len(self) != 1 else ''}"
+            msg = f"No element {name!r} in this profile ({count}).{hint}"
             raise KeyError(msg) from None
 
     def __contains__(self, name: object) -> bool:
@@ -274,11 +302,28 @@ class Profile(_Elements, Mapping[str, Estimate]):
         return len(self.estimates)
 
     def matching(self, *patterns: str) -> Profile:
-        """Return the elements whose names match one of the shell patterns, such as ``"*.weight"``."""
+        """Return the elements whose names match at least one pattern.
+
+        Args:
+            *patterns: Shell patterns, such as ``"*.weight"``. Case matters.
+
+        Returns:
+            A profile in the same order; empty if no name matches.
+
+        >>> profile = Profile({"a.weight": Estimate(1.0, 1.0, 1.0, (1.0,)), "a.bias": Estimate(0.0, 0.0, 0.0, (0.0,))})
+        >>> list(profile.matching("*.weight"))
+        ['a.weight']
+        """
         return Profile({n: e for n, e in self.estimates.items() if any(fnmatchcase(n, p) for p in patterns)})
 
     def excluding(self, *patterns: str) -> Profile:
-        """Return the elements whose names match none of the shell patterns.
+        """Return the elements whose names match no pattern.
+
+        Args:
+            *patterns: Shell patterns, such as ``"*.bias"``. Case matters.
+
+        Returns:
+            A profile in the same order; empty if every name matches.
 
         >>> profile = Profile(
         ...     {"key.weight": Estimate(1.0, 1.0, 1.0, (1.0,)), "key.bias": Estimate(0.0, 0.0, 0.0, (0.0,))}
@@ -290,29 +335,48 @@ class Profile(_Elements, Mapping[str, Estimate]):
 
     def _extreme(self, choose: Callable[..., str]) -> str:
         if not self.estimates:
-            msg = "a profile must have an element for `.min` and `.max`. This one is empty: nothing was measured."
+            msg = (
+                "The profile is empty: it has no `.min` and no `.max`. Check the patterns that were given to `matching` and "
+                "`excluding`."
+            )
             raise ValueError(msg)
         undefined = [name for name, e in self.estimates.items() if math.isnan(e.mean)]
         return undefined[0] if undefined else choose(self.estimates, key=lambda name: self.estimates[name].mean)
 
     @property
     def argmin(self) -> str:
-        """Name of the smallest element; a NaN counts as the worst of both."""
+        """Name of the smallest element, or of the first element that is NaN.
+
+        Raises:
+            ValueError: The profile is empty.
+        """
         return self._extreme(min)
 
     @property
     def argmax(self) -> str:
-        """Name of the largest element; a NaN counts as the worst of both."""
+        """Name of the largest element, or of the first element that is NaN.
+
+        Raises:
+            ValueError: The profile is empty.
+        """
         return self._extreme(max)
 
     @property
     def min(self) -> Estimate:
-        """Smallest element; it knows its name."""
+        """Smallest element, or the first element that is NaN.
+
+        Raises:
+            ValueError: The profile is empty.
+        """
         return self.estimates[self.argmin]
 
     @property
     def max(self) -> Estimate:
-        """Largest element; it knows its name."""
+        """Largest element, or the first element that is NaN.
+
+        Raises:
+            ValueError: The profile is empty.
+        """
         return self.estimates[self.argmax]
 
     def __repr__(self) -> str:
@@ -323,14 +387,19 @@ class Profile(_Elements, Mapping[str, Estimate]):
 
 @dataclass(frozen=True, slots=True)
 class Steps(Listed[str]):
-    """What was taken as the steps of the chain, in program order."""
+    """Steps of the chain, as a sequence of their names in program order.
+
+    >>> steps = Steps(("0", "2"), "2 × Linear")
+    >>> list(steps), str(steps)
+    (['0', '2'], '2 × Linear')
+    """
 
     names: tuple[str, ...]
     """Module paths; ``cell[3]`` is the fourth call of ``cell``."""
     description: str
-    """As in ``12 × GPT2Block``."""
+    """Number and kind of the steps, such as ``12 × GPT2Block``."""
     left_out: str = ""
-    """Calls of the same kind that do not lie on the chain, such as a second tower."""
+    """Calls of the same kind that are not on the chain, such as those of a second tower; empty if there are none."""
 
     def _items(self) -> Sequence[str]:
         return self.names
@@ -341,11 +410,17 @@ class Steps(Listed[str]):
 
 @dataclass(frozen=True, slots=True)
 class Names(Listed[str]):
-    """Names of what is at fault, over all seeds; empty is good."""
+    """Names of faulty parameters, states or steps, as a sequence over all seeds. It is empty if no seed has a fault.
+
+    >>> names = Names(("0.bias", "2.bias"), (2, 1))
+    >>> list(names), bool(Names((), (0, 0)))
+    (['0.bias', '2.bias'], False)
+    """
 
     names: tuple[str, ...]
+    """Every name that occurs on at least one seed."""
     counts: tuple[int, ...]
-    """How many there were, per seed."""
+    """Number of names on each seed, in the order of the seeds."""
 
     def _items(self) -> Sequence[str]:
         return self.names

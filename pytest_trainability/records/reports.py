@@ -1,4 +1,4 @@
-"""What a report and a file hold of one measurement: plain numbers and strings."""
+"""Records of a measurement for reports and files: plain numbers and strings."""
 
 from __future__ import annotations
 
@@ -12,89 +12,96 @@ from .text import format_value
 __all__ = ["BaselineChange", "BaselineRecord", "BaselineSummary", "CheckRecord", "StepFacts", "VerdictRecord", "plain"]
 
 
-_Record = TypeVar("_Record")
+_RecordT = TypeVar("_RecordT")
 
 
 @dataclass(frozen=True, slots=True)
 class StepFacts:
-    """What is known about one step beside its numbers, for the likely cause of a failure."""
+    """Facts about one step of the chain, from which the likely cause of a failure is derived."""
 
     name: str
     kind: str
     """Class of the step's module."""
     weight_std: float
-    """Standard deviation of its largest weight; NaN without one."""
+    """Standard deviation of the step's largest weight; NaN if it has no weight."""
     fan_in: int
+    """Number of inputs of one unit of the largest weight."""
     weights: int
-    """How many parameters of two or more dimensions it holds."""
+    """Number of parameters with two or more dimensions."""
     operations: tuple[str, ...]
-    """Autograd nodes on the way through it, such as ``TanhBackward0``, in the order of the last ones of each."""
+    """Distinct names of the step's autograd nodes, such as ``TanhBackward0``, in the order of their last occurrence."""
     recurrent: bool = False
-    """Whether it is a step in time."""
+    """Whether the step is a step in time."""
     forget_bias: float = math.nan
-    """Mean bias of an LSTM's forget gate; NaN for others."""
+    """Mean bias of an LSTM's forget gate; NaN for other steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictRecord:
-    """One bound, judged."""
+    """Verdict on one bound."""
 
     measure: str
     value: float
-    """The point estimate, which decides; for a profile that of its worst element."""
+    """The point estimate, which decides. For a profile it is the estimate of the worst element."""
     value_low: float
-    """Lower end of its interval."""
+    """Lower end of the confidence interval of the value."""
     value_high: float
+    """Upper end of the confidence interval of the value."""
     unit: str
     scale: str
     low: float | None
     high: float | None
     holds: bool
     marginal: bool
-    """Another draw of seeds might have told otherwise: the intervals of all that decides straddle an end of the bound."""
+    """Whether other seeds might change the verdict: an interval on which it depends straddles an end of the bound."""
     margin: float
-    """Distance to the nearest end of the bound; negative outside. In nats of ratio for a scale."""
+    """Distance to the nearest end of the bound; negative outside. For a log-scale measure, the log of the ratio in nats."""
     where: str = ""
-    """The worst element of a profile."""
+    """Name of the worst element of a profile."""
     violations: int = 0
+    """Number of elements outside the bound."""
     elements: int = 1
+    """Number of elements that were judged."""
     worst: tuple[tuple[str, float], ...] = ()
-    """Elements outside the bound, worst first, at most five."""
+    """Names and values of the elements outside the bound, worst first, at most five."""
     seeds_needed: float = 0
-    """About how many seeds would settle a marginal verdict; infinite where none would, 0 where it is not marginal."""
+    """Approximate number of seeds that would settle a marginal verdict: infinite if none would, 0 if it is not marginal."""
     remark: str = ""
-    """What the value ought to be."""
+    """Remark on the value, printed in parentheses behind it."""
 
     @property
     def value_text(self) -> str:
-        """The value with its interval and unit, and what is remarked on it."""
+        """The value with its interval, unit and remark."""
         text = format_value(self.value, self.value_low, self.value_high, unit=self.unit, scale=self.scale)
         return f"{text} ({self.remark})" if self.remark else text
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineChange:
-    """One measure, or one element of it, that is not what the baseline says."""
+    """One difference from a baseline: a number that moved, or names that vanished or are new."""
 
     measure: str
     kind: Literal["moved", "vanished", "new"]
     element: str = ""
-    """Which of a profile has moved."""
+    """Name of the element of a profile that moved; empty for a scalar."""
     elements: tuple[str, ...] = ()
-    """Which have vanished or are new; empty where the whole measure is."""
+    """Names of the elements that vanished or are new; empty if the whole measure vanished or is new."""
     old: float = math.nan
+    """Mean in the baseline."""
     new: float = math.nan
+    """Mean now."""
     shift: float = math.nan
-    """New less old, in nats of ratio for a scale; NaN where one of them is not finite."""
+    """``new - old``, or ``log(new / old)`` for a log-scale measure; NaN if infinite or NaN values differ."""
     tolerance: float = math.nan
+    """Tolerance that the shift exceeds, in the same unit as the shift."""
     unit: str = ""
     scale: str = "linear"
     considered: int = 1
-    """How many elements were compared."""
+    """Number of elements that were compared."""
 
     @property
     def old_to_new(self) -> str:
-        """As in ``+0.22 → +1.77 nats``."""
+        """Both means and the unit, such as ``+0.22 → +1.77 nats``."""
         sign = "+" if self.unit.startswith("nats") else ""
         old, new = (f"{value + 0.0:{sign}.3g}" for value in (self.old, self.new))
         return " ".join(part for part in (old, "→", new, self.unit) if part)
@@ -102,58 +109,65 @@ class BaselineChange:
 
 @dataclass(frozen=True, slots=True)
 class BaselineRecord:
-    """How one measurement compares with its baseline."""
+    """Comparison of one measurement with its baseline."""
 
     status: Literal["same", "changed", "missing", "recorded", "updated"]
     file: str
-    """From the root of the session."""
+    """Path of the baseline file, relative to the root of the session."""
     entry: str
-    """Test, model and environment within the file."""
+    """Test, model and environment that identify the entry in the file."""
     changes: tuple[BaselineChange, ...] = ()
     recorded_with: str = ""
-    """Conditions of the baseline that differ from those of now."""
+    """Conditions of the baseline that differ from the present ones."""
     command: str = ""
-    """That records or updates it."""
+    """Command that records or updates the baseline."""
     measures: tuple[str, ...] = ()
+    """Names of the measures in the entry."""
 
     @property
     def holds(self) -> bool:
-        """Whether the test may pass."""
+        """Whether the baseline lets the test pass."""
         return self.status not in {"changed", "missing"}
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineSummary:
-    """What a session did to the baselines, and what it found there. Files are named from the root of the session."""
+    """Changes that a session made to the baselines, and problems that it found. Files are relative to the root."""
 
     written: tuple[tuple[str, int, int], ...] = ()
-    """File, and how many entries were recorded and how many updated."""
+    """File, number of entries that were recorded, number of entries that were updated."""
     withheld: tuple[str, ...] = ()
-    """Tests whose entries were not written, as they did not pass."""
+    """Tests whose entries were not written because the tests did not pass."""
     unused: tuple[tuple[str, str, str], ...] = ()
-    """File, entry that no test asked for, and the entry without a baseline that has its numbers."""
+    """File, entry that no test requested, and the entry without a baseline that has the same numbers (empty if none has)."""
     forgotten: tuple[str, ...] = ()
-    """Files whose test module is gone."""
+    """Files whose test module does not exist."""
     stale: tuple[str, ...] = ()
-    """Versions of torch other than this one that entries were recorded with."""
+    """Other versions of torch with which entries were recorded."""
     pruned: bool = False
-    """Whether what is unused and forgotten was removed."""
+    """Whether unused entries and forgotten files were removed."""
     partial: tuple[str, ...] = ()
-    """Why it was not, although asked for."""
+    """Numbers of tests that did not run to their end, such as ``3 skipped or failed``: why pruning was refused."""
     errors: tuple[str, ...] = ()
+    """Messages about files that could not be read or written."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckRecord:
-    """All that a report needs to know about one measurement and its verdicts."""
+    """One measurement with its verdicts, as reports show it."""
 
     test: str
+    """Node id of the test."""
     name: str
+    """Name of the measurement within the test; empty if it has none."""
     model: str
     steps: str
+    """Number and kind of the steps, such as ``12 × GPT2Block``."""
     step_names: tuple[str, ...]
     frame: str
+    """``"per sample"`` or ``"joint"``."""
     mode: str
+    """``"train"`` or ``"eval"``."""
     device: str
     dtype: str
     seeds: tuple[int, ...]
@@ -161,24 +175,28 @@ class CheckRecord:
     seeds_requested: tuple[int, ...]
     """Seeds that were requested. Fewer are drawn if the bounds are settled earlier."""
     fixed: bool
-    """A finished module: one draw of its weights."""
+    """Whether a finished module was measured: one draw of its weights, without seeds."""
     seconds: float
+    """Duration of the measurement."""
     log_gain: float
     log_gain_low: float
     log_gain_high: float
     growth: tuple[float, ...]
+    """Growth rate of each step in nats, in program order."""
     verdicts: tuple[VerdictRecord, ...] = ()
     leaves_band: str = ""
+    """Step at which the accumulated log gain leaves the bound; empty if it does not."""
     cause: tuple[str, ...] = ()
+    """Lines about the likely cause of a failure."""
     notes: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
-    """What a green result does not cover: parameters without a gradient, calls that are not on the chain."""
+    """Limits of a green result: parameters without a gradient, calls that are not on the chain."""
     reproduce: str = ""
-    """Command that repeats the test, but for seeds and device."""
+    """Command that repeats the test, without seeds and device."""
     baseline: BaselineRecord | None = None
-    """None where the test does not ask for it."""
+    """Comparison with the baseline; None if the test has no baseline check."""
     along: str = "depth"
-    """What the chain goes along: ``"depth"`` or ``"time"``."""
+    """Direction of the chain: ``"depth"`` or ``"time"``."""
 
     @property
     def log_gain_text(self) -> str:
@@ -187,17 +205,17 @@ class CheckRecord:
 
     @property
     def holds(self) -> bool:
-        """Whether every bound that was judged holds, and the baseline does."""
+        """Whether every bound holds, and the baseline too if there is one."""
         return all(verdict.holds for verdict in self.verdicts) and (self.baseline is None or self.baseline.holds)
 
     def to_plain(self) -> dict[str, Any]:
-        """Return dictionaries, lists, strings and numbers only, for another process or a file."""
+        """Return the record as dictionaries, lists, strings and numbers, for another process."""
         found: dict[str, Any] = plain(self)
         return found
 
     @classmethod
     def from_plain(cls, given: Mapping[str, Any]) -> CheckRecord:
-        """Rebuild the record that :meth:`to_plain` wrote."""
+        """Rebuild a record from the result of :meth:`to_plain`."""
         baseline = given["baseline"]
         if baseline is not None:
             changes = tuple(_rebuilt(BaselineChange, change) for change in baseline["changes"])
@@ -206,14 +224,14 @@ class CheckRecord:
         return replace(_rebuilt(cls, given), verdicts=verdicts, baseline=baseline)
 
 
-def _rebuilt(record: type[_Record], given: Mapping[str, Any]) -> _Record:
+def _rebuilt(record: type[_RecordT], given: Mapping[str, Any]) -> _RecordT:
     return record(**{name: _frozen(value) for name, value in given.items()})
 
 
 def plain(value: Any) -> Any:
-    """Return dictionaries, lists, texts and numbers only, such as xdist can send to another process.
+    """Convert a value to dictionaries, lists, strings and numbers, which xdist can send to another process.
 
-    Names may come from a file that somebody else wrote: half characters, which are no UTF-8, are escaped.
+    Surrogate code points, which names from a file may contain and UTF-8 cannot encode, are escaped.
     """
     if is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
@@ -223,7 +241,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    # A number of numpy's would not cross to another process.
+    # xdist does not send numpy numbers to another process.
     return float(value) if isinstance(value, float) else value
 
 

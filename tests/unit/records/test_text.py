@@ -1,0 +1,97 @@
+"""Numbers, names and intervals as text."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pytest_trainability.records.text import format_names, format_number, format_value
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.012345, "0.0123"),
+        (3.14159e-9, "3.14e-09"),
+        (-14.4042, "-14.4"),
+        (0.0, "0"),
+        (5, "5"),
+        (1e6, "1e+06"),
+        (INF, "inf"),
+        (-INF, "-inf"),
+        (NAN, "nan"),
+    ],
+)
+def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
+    assert format_number(value) == text
+
+
+def test_negative_zero_has_no_sign() -> None:
+    assert format_number(-0.0) == "0"
+
+
+@pytest.mark.parametrize(
+    ("args", "unit", "scale", "text"),
+    [
+        ((-14.41, -14.7, -14.12), "nats", "linear", "-14.41 ± 0.29 nats"),
+        ((0.22, 0.2, 0.24), "nats", "linear", "+0.220 ± 0.020 nats"),
+        ((0.22, 0.2, 0.24), "", "linear", "0.220 ± 0.020"),
+        ((120.0, 90.0, 150.0), "nats", "linear", "+120 ± 30 nats"),
+        ((-0.5, NAN, NAN), "nats/step", "linear", "-0.5 nats/step"),
+        ((-INF, NAN, NAN), "nats", "linear", "-inf nats"),
+        ((NAN, NAN, NAN), "", "linear", "nan"),
+        ((3e-9, 2e-9, 4.5e-9), "", "log", "3.00e-09 ×/÷ 1.5"),
+        ((0.25, 0.125, 0.5), "", "log", "0.25 ×/÷ 2"),
+        ((0.0, NAN, NAN), "", "log", "0"),
+        ((2.0, 2.0, 2.0), "", "linear", "2"),
+    ],
+)
+def test_values_are_formatted_with_their_interval(
+    args: tuple[float, float, float], unit: str, scale: str, text: str
+) -> None:
+    assert format_value(*args, unit=unit, scale=scale) == text
+
+
+@pytest.mark.parametrize("half", [10.0**k for k in range(-12, 13)])
+@pytest.mark.parametrize("mean", [0.0, 1e-9, -14.4, 1e6])
+def test_the_mean_has_as_many_decimals_as_the_interval(mean: float, half: float) -> None:
+    """At any magnitude the text is within a tenth of the half-width of the mean."""
+    if mean + half == mean:
+        pytest.skip("no such interval in float64")
+    text = format_value(mean, mean - half, mean + half)
+    written, _, width = text.partition(" ± ")
+    assert float(width) == pytest.approx((mean + half - (mean - half)) / 2, rel=0.06)
+    assert float(written) == pytest.approx(mean, rel=1e-2, abs=0.1 * half)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [([], ""), (["a"], "a"), (["a", "b"], "a, b"), (["a", "b", "c"], "a, b, …")],
+)
+def test_at_most_two_names_are_listed(names: list[str], text: str) -> None:
+    assert format_names(names) == text
+
+
+def test_the_number_of_names_can_be_chosen() -> None:
+    assert format_names(["a", "b", "c"], most=3) == "a, b, c"
+    assert format_names(["a", "b", "c"], most=1) == "a, …"
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        # a narrow interval of a log-scale measure needs three digits of its factor
+        ((1.0, 1 / 1.05, 1.05), "1 ×/÷ 1.05"),
+        ((1.0, 1 / 1.5, 1.5), "1 ×/÷ 1.5"),
+        ((9.99e-4, 9e-4, 1.1e-3), "9.99e-04 ×/÷ 1.1"),
+        ((1e-3, 9e-4, 1.1e-3), "0.001 ×/÷ 1.1"),
+        # a factor down to zero cannot be written
+        ((1.0, 0.0, math.inf), "1"),
+        ((1.0, 0.0, 1e300), "1"),
+    ],
+)
+def test_a_log_scale_value_has_a_factor(args: tuple[float, float, float], text: str) -> None:
+    assert format_value(*args, scale="log") == text
