@@ -1,1 +1,1 @@
-"""Numerical linear algebra on plain tensors; nothing here knows an autograd graph."""
+"""Numerical linear algebra on plain tensors, without autograd graphs."""

@@ -1,4 +1,4 @@
-"""Golub-Kahan-Lanczos bidiagonalization: extreme singular values of a map known only by its products with vectors."""
+"""Golub-Kahan-Lanczos bidiagonalization: extreme singular values of a map that is given by its products with vectors."""
 
 from __future__ import annotations
 
@@ -13,50 +13,51 @@ __all__ = ["Krylov", "Operator", "bidiagonalize", "spread_of_squares"]
 
 
 Operator = Callable[[Tensor], Tensor]
-"""Applies one matrix per trajectory to k vectors of each: ``(samples, k, n)`` to ``(samples, k, m)``."""
+"""Applies one matrix per trajectory to k vectors of each trajectory: ``(trajectories, k, n)`` to ``(trajectories, k, m)``."""
 
 
 PROMISING = 0.3
-"""Relative residual of the smallest value at which it is worth going on for it."""
+"""Relative residual of the smallest value below which the iteration goes on until that value has converged, too."""
 STEADY = 0.25
-"""Part of the tolerance that a value may still have moved by: in a narrow cluster residuals alone are small too early."""
+"""Fraction of the tolerance by which a converged value may have moved in the last step. Residuals alone are small too early
+if values lie in a narrow cluster."""
 SIGNIFICANT = 100.0
-"""The smallest value must be so many times what errors of the products make of nothing."""
+"""Smallest ratio of a converged smallest value to the round-off of the products."""
 
 
 @dataclass(frozen=True, slots=True)
 class Krylov:
-    """What block bidiagonalization has found of one matrix ``A`` per trajectory.
-
-    ``largest`` is ``(samples, wanted)``, NaN where it has not converged, and ``smallest`` the same of the last one,
-    ``(samples,)``. ``basis`` is ``V``, ``(samples, p, n)``, orthonormal vectors or zeros; ``squares`` and ``fourth`` are
-    ``‖A V‖²`` and ``‖Aᵀ A V‖²``, Frobenius.
-    """
+    """Singular values of one matrix ``A`` per trajectory, from block bidiagonalization."""
 
     largest: Tensor
+    """The largest singular values, ``(trajectories, wanted)``, largest first; NaN where they have not converged."""
     smallest: Tensor
+    """The smallest singular value, ``(trajectories,)``; NaN where it has not converged."""
     basis: Tensor
+    """``V`` of shape ``(trajectories, p, n)``: orthonormal rows, or zeros."""
     squares: Tensor
+    """``‖A V‖²``, Frobenius norm, ``(trajectories,)``."""
     fourth: Tensor
+    """``‖Aᵀ A V‖²``, Frobenius norm, ``(trajectories,)``."""
 
 
 def bidiagonalize(
     apply: Operator, adjoint: Operator, start: Tensor, wanted: int, *, tolerance: float, noise: float, limit: int
 ) -> Krylov:
-    """Find extreme singular values by block Golub-Kahan-Lanczos bidiagonalization with full reorthogonalization.
+    """Compute extreme singular values by block Golub-Kahan-Lanczos bidiagonalization with full reorthogonalization.
 
     ``A V = U Cᵀ`` and ``Aᵀ U = [V, V₊] Dᵀ``. With ``C = X diag(θ) Yᵀ``, every ``θ`` is within ``‖Aᵀ U y - θ V x‖`` of a singular
-    value. It counts as converged where this residual, or ``residual² / gap`` to its neighbours, is below ``tolerance · θ`` and
-    the value has come to rest, or where the space is exhausted.
+    value. It has converged if this residual, or ``residual² / gap`` to its neighbours, is below ``tolerance · θ`` and the value
+    no longer moves, or if the space is exhausted.
 
     Args:
-        apply: Products with ``A``, scaled such that they are ordinary numbers.
+        apply: Products with ``A``, scaled so that they neither overflow nor underflow.
         adjoint: Products with ``Aᵀ``.
-        start: ``(samples, block, n)``, at random; n is the smaller dimension of ``A``.
-        wanted: How many of the largest, at most as many as the block has vectors: others could be missed if equal.
-        tolerance: Relative.
-        noise: Relative error of the products. A new direction below it is none.
-        limit: At most so many blocks.
+        start: Random vectors ``(trajectories, block, n)``; n is the smaller dimension of ``A``.
+        wanted: Number of largest values, at most the block size: equal values beyond it could be missed.
+        tolerance: Largest relative error of a converged value.
+        noise: Relative error of the products. A new direction that is not longer than this is dropped.
+        limit: Largest number of blocks.
 
     Source: Golub & Kahan, SIAM J. Numer. Anal. 2, 205 (1965); Golub, Luk & Overton, ACM Trans. Math. Softw. 7, 149 (1981),
     for blocks; Parlett, The Symmetric Eigenvalue Problem (1998), section 11.7, for the bounds.
@@ -75,23 +76,23 @@ def bidiagonalize(
         fresh, coefficients = _orthogonal(adjoint(fresh), V, noise * size)
         D = torch.cat([pad(D[:, :, : V.shape[1]], (0, fresh.shape[1])), coefficients], dim=1)
         if not bool(C.isfinite().all() and D.isfinite().all()):
-            # LAPACK takes no such matrix.
-            nothing = torch.full_like(size, torch.nan)
-            return Krylov(nothing[:, None].expand(-1, wanted), nothing, V, nothing, nothing)
+            # LAPACK does not accept such matrices.
+            unknown = torch.full_like(size, torch.nan)
+            return Krylov(unknown[:, None].expand(-1, wanted), unknown, V, unknown, unknown)
         values, bounds = _extremes(C, D, V, wanted)
         steady = ((values - before).abs() <= STEADY * tolerance * values) | ~fresh.any(dim=2).any(dim=1)[:, None]
         converged = (bounds <= tolerance * values) & steady
         converged[:, -1] &= values[:, -1] > SIGNIFICANT * noise * values[:, 0]
-        hopeful = ~converged[:, -1] & (bounds[:, -1] <= PROMISING * values[:, -1]) & fresh.any(dim=2).any(dim=1)
+        promising = ~converged[:, -1] & (bounds[:, -1] <= PROMISING * values[:, -1]) & fresh.any(dim=2).any(dim=1)
         before = values
-        finished = bool(converged[:, :-1].all()) and not bool(hopeful.any())
+        finished = bool(converged[:, :-1].all()) and not bool(promising.any())
         if finished or not bool(fresh.any()) or V.shape[1] >= limit * start.shape[1]:
             found = torch.where(converged, values, torch.nan)
             return Krylov(found[:, :-1], found[:, -1], V, _squares(C), _squares(C @ D))
 
 
 def _orthogonal(images: Tensor, basis: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-    """Return new directions, zero where there is none, and the coefficients of the images: on the basis, and on the new ones."""
+    """Return the new directions of some images, zero where there is none, and the images' coefficients on old and new ones."""
     rest, within = images, images.new_zeros(*images.shape[:2], basis.shape[1])
     for _ in range(2):
         part = rest @ basis.mT
@@ -103,16 +104,16 @@ def _orthogonal(images: Tensor, basis: Tensor, least: Tensor) -> tuple[Tensor, T
 def _orthonormal(vectors: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
     count = vectors.shape[1]
     Q, R = torch.linalg.qr(pad(vectors, (0, max(0, count - vectors.shape[2]))).mT)
-    there = R.diagonal(dim1=-2, dim2=-1).abs() > least[:, None]
-    fresh = (Q.mT * there[:, :, None])[:, :, : vectors.shape[2]]
-    return fresh, R.mT * there[:, None, :]
+    is_new = R.diagonal(dim1=-2, dim2=-1).abs() > least[:, None]
+    fresh = (Q.mT * is_new[:, :, None])[:, :, : vectors.shape[2]]
+    return fresh, R.mT * is_new[:, None, :]
 
 
 def _extremes(C: Tensor, D: Tensor, V: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """Return the largest values and behind them the smallest, ``(samples, wanted + 1)``, and how far each may be off."""
+    """Return the largest values followed by the smallest one, ``(trajectories, wanted + 1)``, and a bound on each one's error."""
     X, theta, Yt = torch.linalg.svd(C)
     residuals = torch.linalg.vector_norm(Yt @ D - pad(theta[:, :, None] * X.mT, (0, D.shape[2] - C.shape[1])), dim=2)
-    # Parlett's second bound. The next values are those that were found; below the last one is its negative, or zero.
+    # Parlett's second bound, with the computed values as neighbours; the neighbour below the last value is its negative or zero.
     steps = theta - pad(theta[:, 1:], (0, 1))
     gaps = steps.minimum(pad(steps[:, :-1], (1, 0), value=torch.inf)) - residuals
     bounds = residuals.minimum(torch.where(gaps > 0, residuals.square() / gaps, torch.inf))
@@ -131,18 +132,18 @@ def spread_of_squares(
 ) -> Tensor:
     """Estimate the variance of the squared singular values over their squared mean.
 
-    ``n tr (AᵀA)² / (tr AᵀA)² - 1``: both traces exactly on the subspace that bidiagonalization has spanned, and from random
-    vectors ``g`` of fixed length, orthogonal to it, by ``E ‖A g‖²`` and ``E ‖Aᵀ A g‖²``.
+    ``n tr (AᵀA)² / (tr AᵀA)² - 1``. Both traces are exact on the subspace of the bidiagonalization. The rest is estimated by
+    ``E ‖A g‖²`` and ``E ‖Aᵀ A g‖²`` with random vectors ``g`` of fixed length, orthogonal to this subspace.
 
     Args:
         apply: Products with ``A``.
         adjoint: Products with ``Aᵀ``.
-        found: What bidiagonalization has found.
-        draw: Makes the next Gaussian vectors ``(samples, k, n)``, given how many draws came before.
-        attempts: How many times at most.
+        found: Result of the bidiagonalization.
+        draw: Maps the number of draws so far to new Gaussian vectors ``(trajectories, k, n)``.
+        attempts: Largest number of draws.
 
     Returns:
-        ``(samples,)``; NaN where the standard error, by the jackknife, stays above 5 % of the value plus 0.01.
+        Estimates ``(trajectories,)``; NaN if the standard error, by the jackknife, stays above 5 % of the estimate plus 0.01.
 
     Source: Hutchinson, Commun. Stat. Simul. Comput. 19, 433 (1990); Meyer, Musco, Musco & Woodruff, SOSA 2021, for the subspace.
     """
@@ -165,23 +166,23 @@ def _allowed(value: Tensor) -> Tensor:
 
 def _probes(drawn: Tensor, basis: Tensor) -> Tensor:
     rest = drawn - (drawn @ basis.mT) @ basis
-    left = drawn.shape[2] - basis.any(dim=2).sum(dim=1)
+    remaining = drawn.shape[2] - basis.any(dim=2).sum(dim=1)
     lengths = torch.linalg.vector_norm(rest, dim=2, keepdim=True).clamp(min=torch.finfo(rest.dtype).tiny)
-    probes: Tensor = rest * (left.clamp(min=0).to(rest.dtype).sqrt()[:, None, None] / lengths)
+    probes: Tensor = rest * (remaining.clamp(min=0).to(rest.dtype).sqrt()[:, None, None] / lengths)
     return probes
 
 
 def _jackknife(found: Krylov, squares: Tensor, fourth: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the estimate and its standard error from ``(samples, probes)`` of each."""
+    """Return the estimate and its standard error, both ``(trajectories,)``, from ``(trajectories, probes)`` values."""
     count = squares.shape[1]
     whole = _spread(found, squares.mean(dim=1, keepdim=True), fourth.mean(dim=1, keepdim=True))
-    second, forth = ((part.sum(dim=1, keepdim=True) - part) / (count - 1) for part in (squares, fourth))
-    error = ((count - 1) * _spread(found, second, forth).var(dim=1, correction=0)).sqrt()
+    without_one = ((part.sum(dim=1, keepdim=True) - part) / (count - 1) for part in (squares, fourth))
+    error = ((count - 1) * _spread(found, *without_one).var(dim=1, correction=0)).sqrt()
     return whole[:, 0], error
 
 
 def _spread(found: Krylov, squares: Tensor, fourth: Tensor) -> Tensor:
-    """Return the variance over the squared mean from what the subspace leaves of both sums, ``(samples, estimates)``."""
+    """Return the variance over the squared mean, given both sums outside of the subspace, ``(trajectories, estimates)``."""
     mean = (found.squares[:, None] + squares) / found.basis.shape[2]
     mean_square = (found.fourth[:, None] + fourth) / found.basis.shape[2]
     spread: Tensor = mean_square / mean.square() - 1

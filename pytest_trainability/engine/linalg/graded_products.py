@@ -1,4 +1,4 @@
-"""Long products of matrices, whose singular values may span thousands of nats."""
+"""Singular values of long products of matrices, which can span thousands of nats."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ __all__ = ["Graded", "log_singular_values"]
 
 
 RANGE = 300.0
-"""Nats that the rows handed to LAPACK may span: squares of 1e-130 are ordinary numbers of float64."""
+"""Nats that the rows given to LAPACK may span: float64 represents the square of e^-300 = 1e-130."""
 DECOUPLED = 1e-13
-"""Part of a row that may lie outside of its own group of rows; singular values change by no larger part."""
+"""Relative size below which an entry outside of its group of rows is neglected. Singular values change by at most as much."""
 ITERATIONS = 400
-"""At the smallest mean gap, 300 nats over 511 values, groups part after some thirty."""
+"""Most QR factorizations. At the smallest mean gap, 300 nats over 511 values, groups separate after about thirty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """Matrices ``diag(e^d) U``, one per trajectory, whose rows of unit length are scaled by logarithms.
+    """Matrices ``diag(e^d) U``, one per trajectory: rows of unit length, and the logarithms of their lengths.
 
-    ``logs`` is ``d`` of shape ``(samples, m)`` and ``rows`` is ``U`` of shape ``(samples, m, k)``, in float64; a zero row has the
-    logarithm ``-inf``.
+    ``logs`` is ``d`` of shape ``(trajectories, m)`` and ``rows`` is ``U`` of shape ``(trajectories, m, k)``, in float64. The
+    logarithm of a zero row is ``-inf``.
     """
 
     logs: Tensor
     rows: Tensor
 
     @staticmethod
-    def identity(samples: int, size: int, device: torch.device) -> Graded:
-        """Return the beginning of a product."""
-        rows = torch.eye(size, dtype=torch.float64, device=device).expand(samples, size, size)
-        return Graded(torch.zeros(samples, size, dtype=torch.float64, device=device), rows)
+    def identity(trajectories: int, size: int, device: torch.device) -> Graded:
+        """Return one identity matrix per trajectory, the empty product."""
+        rows = torch.eye(size, dtype=torch.float64, device=device).expand(trajectories, size, size)
+        return Graded(torch.zeros(trajectories, size, dtype=torch.float64, device=device), rows)
 
     def times(self, factor: Tensor) -> Graded:
-        """Multiply by ``(samples, n, m)`` from the left.
+        """Multiply by factors ``(trajectories, n, m)`` from the left.
 
-        Each row is right relative to its own length. Where the factors are triangular and their diagonals' products
-        descend, so are then all singular values, however small.
+        Each row of the product is accurate relative to its own length. If the factors are triangular and the products of
+        their diagonals descend, all singular values are therefore relatively accurate, however small they are.
         """
         return _weighted(factor, self.logs, self.rows)
 
@@ -57,14 +57,16 @@ def _weighted(factor: Tensor, logs: Tensor, rows: Tensor) -> Graded:
 
 
 def log_singular_values(product: Graded) -> Tensor:
-    """Return the logarithms of all singular values of each matrix, ``(samples, m)`` on the CPU, largest first.
+    """Compute the logarithms of all singular values of each matrix.
 
-    Rows that span up to 300 nats go to LAPACK's preconditioned Jacobi method, which finds the small singular values of a
-    matrix with scaled rows as exactly as the large ones. Where they span more, QR factorizations of the transpose of the
-    transpose … make the matrix diagonal but for groups of close values, at the rate ``(σ_j/σ_i)²``; then each group goes there.
+    If the rows span up to 300 nats, LAPACK's preconditioned Jacobi method computes the small singular values of a matrix with
+    scaled rows as accurately as the large ones. If they span more, the matrix is replaced by the triangular QR factor of its
+    transpose, again and again. This makes it block diagonal, with one block for each group of close values, at the rate
+    ``(σ_j/σ_i)²``. The Jacobi method then takes each block alone.
 
     Returns:
-        Nats; ``-inf`` for a zero row, NaN where an entry is not finite.
+        Logarithms in nats of shape ``(trajectories, m)``, largest first, in float64 on the CPU; ``-inf`` for a zero row, NaN for
+        a matrix with an entry that is not finite.
 
     Source: Drmač & Veselić, SIAM J. Matrix Anal. Appl. 29, 1322 (2008), for the Jacobi method; Oliveira & Stewart, Linear Algebra
     Appl. 309, 175 (2000), for logarithms of rows and repeated QR.
@@ -76,8 +78,8 @@ def _of_one(logs: Tensor, rows: Tensor) -> Tensor:
     found = torch.full_like(logs, -math.inf)
     if bool(logs.isnan().any()) or not bool(rows.isfinite().all()):
         return torch.full_like(logs, math.nan)
-    there = logs > -math.inf
-    logs, rows = logs[there], rows[there]
+    is_nonzero = logs > -math.inf
+    logs, rows = logs[is_nonzero], rows[is_nonzero]
     ends = [0, len(logs)]
     for _ in range(ITERATIONS):
         if _widest(logs, ends) <= RANGE:
@@ -96,16 +98,16 @@ def _widest(logs: Tensor, ends: list[int]) -> float:
 
 
 def _transposed(logs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the triangular factor of the transposed matrix, which has the same singular values and is closer to diagonal."""
+    """Return the triangular QR factor of the transpose: it has the same singular values and is closer to diagonal."""
     logs, order = logs.sort(descending=True, stable=True)
-    # Of (diag(e^d) U)ᵀ = Uᵀ diag(e^d) = Q G diag(e^d) it is G diag(e^d).
+    # (diag(e^d) U)ᵀ = Uᵀ diag(e^d) = Q G diag(e^d) with Uᵀ = Q G: the triangular factor is G diag(e^d).
     factor = torch.linalg.qr(rows[order].T, mode="r").R
     triangular = _weighted(factor[None], logs[None], torch.eye(len(logs), dtype=logs.dtype, device="cpu")[None])
     return triangular.logs[0], triangular.rows[0]
 
 
 def _ends(rows: Tensor) -> list[int]:
-    """Return where groups of rows of a triangular matrix end that are not coupled to later ones."""
+    """Return the ends of the groups of rows of a triangular matrix that are not coupled to later groups, beginning with 0."""
     size = len(rows)
     coupled = rows.abs() > DECOUPLED * rows.diagonal().abs()[:, None]
     last = (coupled * torch.arange(size, device="cpu")).amax(dim=1).cummax(dim=0).values
@@ -118,7 +120,8 @@ def _jacobi(logs: Tensor, rows: Tensor) -> Tensor:
     if not len(logs):
         return logs
     top = logs.max()
-    # The transpose, whose columns are scaled; 'F': right for any scaling of rows and columns. 'N': no small value is cut.
+    # Transposed, because dgejsv expects scaled columns. joba=2 ('F'): accurate for any scaling of rows and columns.
+    # jobr=0 ('N'): small values are not set to zero.
     matrix = (rows * (logs - top).exp()[:, None]).T.contiguous().numpy()
     values, _, _, work, _, status = dgejsv(matrix, joba=2, jobu=3, jobv=3, jobr=0)
     if status != 0:

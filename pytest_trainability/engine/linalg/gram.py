@@ -1,4 +1,4 @@
-"""Inner products of gradients that need not fit in memory all at once."""
+"""Inner products of gradients, computed in chunks that fit in memory."""
 
 from __future__ import annotations
 
@@ -13,35 +13,39 @@ __all__ = ["NUMBERS", "Rows", "at_once", "gram_matrix", "pieces"]
 
 
 NUMBERS = 2**27
-"""So many entries of gradients at most live at once, 0.5 GiB in float32; more where two gradients alone have more."""
+"""Largest number of gradient entries in memory at once, 0.5 GiB in float32; exceeded only if two gradients have more."""
 PIECE = 2**18
-"""Of so many columns a copy in float64 is made at a time."""
+"""Number of columns that are copied to float64 at a time."""
 
 
 Rows = Callable[[int, int], Sequence[Tensor]]
-"""Takes the numbers of a first and a last row (which is left out), and returns these rows, in parts: ``(rows, *shape)`` each."""
+"""Maps ``(first, last)`` to the rows from ``first`` to ``last - 1``, in parts: a sequence of tensors ``(rows, *shape)``."""
 
 
 def at_once(count: int, size: int) -> int:
-    """Return how many of ``count`` rows of ``size`` entries to hold: all, or half of what fits, for pairs are multiplied."""
+    """Return how many of ``count`` rows with ``size`` entries to hold: all if they fit, else half of what fits.
+
+    Half, because two chunks are multiplied with each other.
+    """
     if count * size <= NUMBERS:
         return count
     return max(1, min(count, NUMBERS // (2 * size)))
 
 
 def gram_matrix(rows: Rows, count: int, size: int, *, further: Sequence[Tensor] = ()) -> Tensor:
-    """Return ``K = G Gᵀ`` of ``count`` rows with ``size`` entries each.
+    """Compute the Gram matrix ``K = G Gᵀ`` of the rows of ``G``.
 
-    Rows that do not fit at once are computed again for every pair of chunks, ``n (n + 1) / 2`` chunks in place of n.
+    If the rows do not fit in memory at once, chunks of them are computed again for every pair of chunks: ``n (n + 1) / 2`` times
+    instead of n times.
 
     Args:
-        rows: Computes some of them.
-        count: How many there are.
-        size: Entries of each.
-        further: Rows that are there already and come after these, in the same parts.
+        rows: Computes a range of rows.
+        count: Number of rows that ``rows`` can compute.
+        size: Number of entries of a row.
+        further: Additional rows that exist already, in the same parts; they come last in ``K``.
 
     Returns:
-        ``(count + further, count + further)`` in float64 on the CPU.
+        ``K`` of shape ``(count + number of further rows,) * 2``, in float64 on the CPU.
     """
     step = at_once(count, size)
     whole = count + (len(further[0]) if further else 0)
@@ -59,13 +63,13 @@ def gram_matrix(rows: Rows, count: int, size: int, *, further: Sequence[Tensor] 
 
 
 def _fill(K: Tensor, a: int, b: int, block: Tensor) -> None:
-    """Write a block of a symmetric matrix, whose first entry is at row a and column b, and its mirror image."""
+    """Write a block of a symmetric matrix at row a and column b, and its transpose at row b and column a."""
     rows, columns = block.shape
     K[a : a + rows, b : b + columns], K[b : b + columns, a : a + rows] = block, block.T
 
 
 def _products(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return ``G Hᵀ`` of rows in parts, in float64 on the CPU."""
+    """Return ``G Hᵀ`` for rows given in parts, in float64 on the CPU."""
     rows, columns = (len(side[0]) if side else 0 for side in (left, right))
     block = torch.zeros(rows, columns, dtype=torch.float64, device="cpu")
     for G, H in zip(left, right):
@@ -75,7 +79,7 @@ def _products(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 
 def pieces(gradients: Tensor) -> Iterator[Tensor]:
-    """Yield the columns of gradients ``(rows, *shape)`` in float64, some at a time; a complex number is two columns."""
+    """Yield the columns of gradients ``(rows, *shape)`` in float64, at most ``PIECE`` at a time; complex ones as two columns."""
     flat = as_real(gradients.detach()).reshape(len(gradients), -1)
     for first in range(0, flat.shape[1], PIECE):
         yield as_float64(flat[:, first : first + PIECE])

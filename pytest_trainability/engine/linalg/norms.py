@@ -9,31 +9,39 @@ __all__ = ["as_float64", "as_real", "norm", "stored_values"]
 
 
 def stored_values(tensor: Tensor) -> Tensor:
-    """Return the values of a tensor, without a graph; of a sparse one those that it stores, each once."""
+    """Return the values of a tensor, detached; for a sparse tensor the stored values, with duplicate indices summed."""
     tensor = tensor.detach()
     return tensor.coalesce().values() if tensor.is_sparse else tensor
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """Return a view of complex numbers as pairs of real ones, along a last dimension of its own; others as they are."""
+    """Return a complex tensor as real numbers with an additional last dimension (real, imaginary), and others unchanged."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def as_float64(tensor: Tensor) -> Tensor:
-    """Return real numbers in float64; from MPS, which has none, in the CPU's memory, which is its own."""
+    """Return a real tensor in float64; a tensor on MPS, which has no float64, is moved to the CPU."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def norm(tensor: Tensor, dim: int | None = None) -> Tensor:
-    """Return the Euclidean norm in float64, where squares of 1e-23 do not vanish; along a dimension, on the CPU."""
+    """Return the Euclidean norm in float64, in which squares of small numbers (1e-23) do not underflow.
+
+    Args:
+        tensor: Real or complex numbers of any shape, dense or sparse.
+        dim: Dimension along which to compute norms; by default the norm of the whole tensor.
+
+    Returns:
+        A scalar on the device of the tensor (the CPU for MPS), or with ``dim`` the norms along it, on the CPU.
+    """
     tensor = stored_values(tensor)
     if dim is None and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() > _BLOCK:
-        # Several times faster, and as good where squares are far from the ends of float32's range.
+        # Several times faster, and as accurate while squares stay far from the ends of float32's range.
         length: Tensor = _norm_of_blocks(tensor.reshape(-1))
         if 1e-15 < float(length) < 1e15:
             return length
     if tensor.device.type == "mps":
-        # It has no float64; its memory is the CPU's.
+        # MPS has no float64.
         tensor = tensor.cpu()
     wide = torch.complex128 if tensor.is_complex() else torch.float64
     length = torch.linalg.vector_norm(tensor, dim=dim, dtype=wide)
@@ -41,7 +49,7 @@ def norm(tensor: Tensor, dim: int | None = None) -> Tensor:
 
 
 _BLOCK = 1024
-"""Numbers whose squares are summed in float32; over millions, one after the other, the sum would lose a percent."""
+"""How many squares are summed in float32. Summing millions one after the other would lose a percent."""
 
 
 def _norm_of_blocks(numbers: Tensor) -> Tensor:
