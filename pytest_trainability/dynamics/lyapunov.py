@@ -1,4 +1,4 @@
-"""Exponents of a map that the user iterates: :func:`lyapunov_spectrum`."""
+"""Lyapunov exponents of a map that the user provides: :func:`lyapunov_spectrum`."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ __all__ = ["LyapunovExponents", "lyapunov_spectrum"]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class LyapunovExponents(Listed[Estimate]):
-    """Exponents of a map, largest first, and how they came about."""
+    """Lyapunov exponents of a map, largest first: a sequence of estimates, with their history along the trajectory."""
 
     spectrum: Spectrum
-    """One estimate for each exponent, averaged over trajectories; with one trajectory it has no interval."""
+    """One estimate per exponent, averaged over trajectories. With a single trajectory there is no confidence interval."""
     local: tuple[tuple[float, ...], ...]
-    """Per step the local exponents, averaged over trajectories, in the order of the frame's columns."""
+    """Local exponents of each step, averaged over trajectories, in the order of :attr:`spectrum`."""
     history: tuple[tuple[float, ...], ...]
-    """Per step the average up to it: what :attr:`spectrum` converges from."""
+    """Running averages of :attr:`local` up to each step. The last one is :attr:`spectrum`."""
     state: Any
-    """The last state, from which to go on."""
+    """The last state, from which the iteration can be continued."""
 
     def _items(self) -> Sequence[Estimate]:
         return self.spectrum
 
     @property
     def kaplan_yorke_dimension(self) -> float:
-        """``j + (λ_1 + … + λ_j) / |λ_{j+1}|`` for the largest j whose sum is not negative.
+        """Kaplan-Yorke dimension ``j + (λ_1 + … + λ_j) / |λ_{j+1}|``, for the largest j whose sum is not negative.
 
-        NaN where all known exponents together are not negative, though more may be: ask for more.
+        NaN if the sum of all computed exponents is not negative: compute more of them.
 
         Source: Kaplan & Yorke, Lecture Notes in Mathematics 730, 204 (1979).
         """
@@ -71,9 +71,9 @@ def lyapunov_spectrum(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> LyapunovExponents:
-    """Return the Lyapunov exponents of a differentiable map that is iterated.
+    """Compute the Lyapunov exponents of a differentiable map ``x_t = step(x_{t-1})``.
 
-    ``λ_i = lim (1/(T dt)) Σ_t ln R_t[i, i]`` with ``J_t Q_{t-1} = Q_t R_t``.
+    ``λ_i = lim (1/(T dt)) Σ_t ln R_t[i, i]`` with ``J_t Q_{t-1} = Q_t R_t``, where ``J_t = ∂x_t/∂x_{t-1}``.
 
     >>> import torch
     >>> found = lyapunov_spectrum(lambda x: 4 * x * (1 - x), torch.rand(100, 1).double(), steps=300, batched=True)
@@ -81,24 +81,25 @@ def lyapunov_spectrum(
     True
 
     Args:
-        step: ``step(state)``, or ``step(state, input)`` where inputs are given; a module or any function in PyTorch.
-        state: Where it starts: a tensor, or a tuple, list or dict of them. What ``step`` returns must be alike.
-        steps: How many are averaged over.
-        inputs: A tensor, or a tree of them, whose first dimension counts the ``warmup + alignment + steps`` steps.
-        dt: Time of one step; exponents are per unit of it.
-        exponents: How many; all that there are unless given.
-        warmup: Steps before, in which the state finds its attractor.
-        alignment: Steps after those, in which the frame turns to the directions that belong to the exponents.
-        batched: Whether the first dimension of every tensor of the state counts trajectories, which do not interact.
-        seed: Of the frame, and of what ``step`` draws.
-        confidence: Of the intervals over trajectories.
+        step: The map, a module or function of PyTorch: ``step(state)``, or ``step(state, input)`` if inputs are given. It must
+            return a state with the same structure, shapes and dtype.
+        state: Initial state: a tensor of floats, or a tuple, list or dict of such tensors.
+        steps: Number of steps that are averaged over.
+        inputs: A tensor or a tree of tensors whose first dimension counts the ``warmup + alignment + steps`` steps.
+        dt: Time per step. Exponents are per unit of this time.
+        exponents: Number of exponents; by default all, one per dimension of the state.
+        warmup: Number of steps before, in which the state approaches its attractor.
+        alignment: Number of steps after the warm-up, in which the random frame aligns with the Lyapunov directions.
+        batched: Whether the first dimension of every tensor of the state counts trajectories, which must not interact.
+        seed: Seed of the random frame and of the global generators while ``step`` runs.
+        confidence: Confidence level of the intervals over trajectories, in (0, 1).
 
     Returns:
-        The exponents, largest first, in nats per step, or per unit of time where ``dt`` is not 1.
+        The exponents, largest first, in nats per step, or per unit of time if ``dt`` is not 1.
 
     Raises:
-        UsageError: An argument cannot be used as given.
-        ModelError: The state is not one that is mapped to its like, or becomes something that is not finite.
+        UsageError: An argument is invalid.
+        ModelError: ``step`` returns another kind of state, one that is not finite, or one that carries no gradient.
 
     Source: Benettin et al., Meccanica 15, 9 (1980); Eckmann & Ruelle, Rev. Mod. Phys. 57, 617 (1985).
     """
@@ -126,7 +127,7 @@ def lyapunov_spectrum(
 
 
 def _result(local: Tensor, state: Any, unit: str, level: Level) -> LyapunovExponents:
-    """Average local exponents of shape ``(steps, trajectories, k)``."""
+    """Average local exponents, ``(steps, trajectories, k)``, over steps and trajectories."""
     found = [estimate(values, unit=unit, level=level) for values in local.mean(0).T.tolist()]
     order = sorted(range(len(found)), key=lambda i: -found[i].mean)
     across = local.mean(1)[:, order]
@@ -158,7 +159,7 @@ def _map(step: Any, inputs: Any, total: int) -> Map:
 def _checked_state(state: Any, *, batched: bool) -> Any:
     tensors = list(tensors_in(state))
     if not tensors or not all(t.is_floating_point() and t.numel() for t in tensors):
-        msg = "state must be a tensor of floats with an element, or a tuple, list or dict of such. "
+        msg = "state must be a nonempty tensor of floats, or a tuple, list or dict of such tensors. "
         raise UsageError(
             msg + f"Got {', '.join(f'{tuple(t.shape)} {t.dtype}' for t in tensors) or type(state).__name__}."
         )
@@ -172,9 +173,9 @@ def _checked_state(state: Any, *, batched: bool) -> Any:
 
 
 def _like(after: Any, before: Any) -> Any:
-    """Return the new state if it is like the one before, and finite."""
+    """Return the new state; raise if its structure differs from the one before, or if it is not finite."""
     refuse_unlike(before, after)
     if not all(bool(t.isfinite().all()) for t in tensors_in(after)):
-        msg = "the state must stay finite. It has left: start elsewhere, or take a smaller time step."
+        msg = "the state must stay finite. It became infinite or NaN. Start elsewhere, or take smaller time steps."
         raise ModelError(msg)
     return after

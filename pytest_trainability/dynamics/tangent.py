@@ -1,4 +1,4 @@
-"""Tangent dynamics of a map that is iterated: how a frame of perturbations grows along a trajectory, with QR at every step."""
+"""Tangent dynamics of an iterated map: a frame of perturbations is carried along a trajectory, with QR after every step."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ __all__ = ["Map", "random_frame", "tangent_sweep"]
 
 
 Map = Callable[[Any, int], Any]
-"""Takes a state and the number of the step, and returns the next state."""
+"""Maps a state and the number of the step to the next state."""
 
 
 def tangent_sweep(step: Map, state: Any, frame: Tensor, steps: range, *, batched: bool) -> Iterator[tuple[Any, Tensor]]:
-    """Iterate a map and carry a frame along: ``J_t Q_{t-1} = Q_t R_t``.
+    """Iterate a map and carry a frame of tangents along: ``J_t Q_{t-1} = Q_t R_t``.
 
     Args:
         step: The map.
-        state: Where it starts: a tensor, or a tree of them.
-        frame: ``Q_0``, of shape ``(trajectories, size of a state, k)``, orthonormal columns.
-        steps: Their numbers, which the map is given.
+        state: Initial state: a tensor or a tree of tensors.
+        frame: ``Q_0`` of shape ``(trajectories, n, k)`` with orthonormal columns, n numbers per state; overwritten by ``Q_t``.
+        steps: Numbers of the steps, passed on to the map.
         batched: Whether the first dimension of every tensor of the state counts trajectories.
 
     Yields:
-        After each step the state, and ``ln |diag R_t|`` of shape ``(trajectories, k)`` in nats; ``-inf`` where a column has
-        vanished. The frame that was given is overwritten.
+        After each step the state, and ``ln |diag R_t|`` of shape ``(trajectories, k)`` in nats; ``-inf`` where a column vanishes.
+
+    Raises:
+        ModelError: The new state does not depend on the old one in the autograd graph.
 
     Source: Benettin, Galgani, Giorgilli & Strelcyn, Meccanica 15, 9 (1980), with the QR form of Eckmann & Ruelle, Rev. Mod.
     Phys. 57, 617 (1985).
@@ -42,8 +44,8 @@ def tangent_sweep(step: Map, state: Any, frame: Tensor, steps: range, *, batched
         after = list(tensors_in(result))
         if not any(t.requires_grad for t in after):
             msg = (
-                "step must depend on the state in autograd's eyes. What it returned carries no gradient: look for .detach(), "
-                ".item(), argmax, numpy or torch.no_grad() in it."
+                "the result of step must depend on the state in the autograd graph. It carries no gradient. Look for "
+                ".detach(), .item(), argmax, numpy or torch.no_grad() in step."
             )
             raise ModelError(msg)
         push = _by_rows if frame.shape[1] <= frame.shape[2] + 2 else _by_columns
@@ -54,7 +56,11 @@ def tangent_sweep(step: Map, state: Any, frame: Tensor, steps: range, *, batched
 
 
 def random_frame(state: Any, count: int, seed: int, *, batched: bool) -> Tensor:
-    """Draw an orthonormal frame of ``count`` columns, the same for every trajectory; more than fit are left out."""
+    """Draw an orthonormal frame, the same for every trajectory.
+
+    Returns:
+        Columns of shape ``(trajectories, n, min(count, n))``, for states of n numbers, with the dtype and device of the state.
+    """
     tensors = list(tensors_in(state))
     trajectories = len(tensors[0]) if batched else 1
     size = sum(t.numel() for t in tensors) // trajectories
@@ -65,7 +71,7 @@ def random_frame(state: Any, count: int, seed: int, *, batched: bool) -> Tensor:
 
 
 def _split(frame: Tensor, state: Any, *, batched: bool) -> list[Tensor]:
-    """Cut a frame into columns ``(k, *shape)`` for each tensor of the state."""
+    """Split a frame into one tensor of k columns, ``(k, *shape)``, for each tensor of the state."""
     columns: list[Tensor] = []
     done = 0
     for tensor in tensors_in(state):
@@ -77,7 +83,7 @@ def _split(frame: Tensor, state: Any, *, batched: bool) -> list[Tensor]:
 
 
 def _join(columns: Sequence[Tensor], *, batched: bool) -> Tensor:
-    """Put columns ``(k, *shape)`` of the tensors of a state together as ``(trajectories, size, k)``."""
+    """Join the columns ``(k, *shape)`` of the tensors of a state to ``(trajectories, n, k)``: the inverse of :func:`_split`."""
     parts = [
         c.flatten(2) if batched and c.dim() > 2 else c.reshape(len(c), c.shape[1] if batched else 1, -1)
         for c in columns
@@ -87,7 +93,7 @@ def _join(columns: Sequence[Tensor], *, batched: bool) -> Tensor:
 
 
 def _by_rows(before: Sequence[Tensor], after: Sequence[Tensor], frame: Tensor, *, batched: bool) -> Tensor:
-    """Return ``J Q`` by way of the whole Jacobian, one backward pass for each of its rows: for small states."""
+    """Return ``J Q`` by computing all rows of ``J``, one backward pass for each: cheaper for small states."""
     rows: list[Tensor] = []
     paths = [i for i, t in enumerate(after) if t.requires_grad]
     for number in range(frame.shape[1]):
@@ -111,7 +117,7 @@ def _by_rows(before: Sequence[Tensor], after: Sequence[Tensor], frame: Tensor, *
 
 
 def _by_columns(before: Sequence[Tensor], after: Sequence[Tensor], frame: Tensor, *, batched: bool) -> Tensor:
-    """Return ``J Q`` column by column, as the derivative of ``Jᵀ u`` by ``u``, in two backward passes: for large states."""
+    """Return ``J Q`` column by column, as derivatives of ``Jᵀ u`` with respect to ``u``: cheaper for large states."""
     columns = _split(frame, before, batched=batched)
     carried = [torch.zeros(frame.shape[2], *t.shape, dtype=t.dtype, device=t.device) for t in after]
     with torch.enable_grad():
@@ -136,6 +142,6 @@ def _by_columns(before: Sequence[Tensor], after: Sequence[Tensor], frame: Tensor
 
 
 def _rebuilt(tree: Any, tensors: Sequence[Tensor]) -> Any:
-    """Return the tree with its tensors replaced, in their order."""
-    given = iter(tensors)
-    return map_tensors(tree, lambda _: next(given))
+    """Return a copy of the tree with its tensors replaced by others, in the same order."""
+    remaining = iter(tensors)
+    return map_tensors(tree, lambda _: next(remaining))

@@ -1,4 +1,4 @@
-"""No harm: whatever a measurement touches is afterwards bit for bit what it was."""
+"""Isolation: a measurement restores the model and the global state that it changes, bit for bit."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ __all__ = [
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """Return the seed of one purpose ("inputs", "cotangent 0"), independent of that of every other purpose."""
+    """Return the seed for one purpose ("inputs", "cotangent 0"), independent of the seeds for all other purposes."""
     digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def generator_of(seed: int, purpose: str) -> torch.Generator:
-    """Return the generator of one purpose; on the CPU, so that its numbers are the same whatever they are moved to."""
+    """Return a generator for one purpose. It is on the CPU, so that its numbers are the same for every device."""
     return torch.Generator("cpu").manual_seed(derived_seed(seed, purpose))
 
 
 def seeded(seed: int) -> None:
-    """Seed every global generator a model may draw from: torch, ``random`` and, where it is loaded, numpy."""
+    """Seed every global generator that a model may draw from: torch, ``random`` and, if it is imported, numpy."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(seed)
@@ -52,24 +52,24 @@ def seeded(seed: int) -> None:
 
 
 def generator_state(device: torch.device | None = None) -> bytes:
-    """Return the state of torch's generator on the CPU, or on a CUDA device."""
+    """Return the state of torch's default generator on a CUDA device, or on the CPU for every other device."""
     if device is not None and device.type == "cuda":
         return bytes(torch.cuda.get_rng_state(device).numpy())
     return bytes(torch.default_generator.get_state().numpy())
 
 
 def digest(*parts: bytes) -> str:
-    """Return eight hexadecimal digits that tell what is given apart."""
+    """Return eight hexadecimal digits of a hash of the parts."""
     return hashlib.sha256(b"|".join(parts)).hexdigest()[:8]
 
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Put the global generators of torch, ``random`` and numpy back afterwards."""
+    """Restore the global generators of torch, ``random`` and numpy on exit."""
     with ExitStack() as stack:
         stack.callback(torch.default_generator.set_state, torch.default_generator.get_state())
         if torch.cuda.is_available():
-            # This initializes CUDA: a state that is not there yet could not be put back.
+            # This initializes CUDA: without it there would be no state to restore.
             stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
         if torch.backends.mps.is_available():
             stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
@@ -82,7 +82,7 @@ def preserved_generators() -> Iterator[None]:
 
 @contextmanager
 def seeded_unless_seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generator and put it back afterwards, unless the code inside has seeded it: then it stays so."""
+    """Seed torch's CPU generator and restore it on exit, unless the code inside the context has seeded it anew."""
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
     yield
@@ -92,9 +92,10 @@ def seeded_unless_seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def preserved_world() -> Iterator[None]:
-    """Put the global state of torch, ``random`` and numpy back afterwards: generators, modes, default dtype, flags.
+    """Restore the global state of torch, ``random`` and numpy on exit: generators, gradient modes, default dtype, flags.
 
-    Inside, gradients are on and TF32 is off, so that a float32 model has the same gradients on every device.
+    Inside the context, gradients are enabled and TF32 is disabled, so that float32 models have the same precision on every
+    device.
     """
     with ExitStack() as stack:
         stack.enter_context(preserved_generators())
@@ -118,18 +119,18 @@ def _backend_flags() -> dict[str, Any]:
 
 
 def _precision() -> dict[str, Any]:
-    """Return how float32 products are computed, by the older settings where they can be read, and by the newer ones."""
+    """Return the precision settings of float32 products: PyTorch's older ones, if they can be read, and its newer ones."""
     found: dict[str, Any] = {"newer": [backend.fp32_precision for backend in _precise_backends()]}
     try:
         found["older"] = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError:
-        # The user has set the newer ones, after which the older ones refuse to be read.
+        # Reading the older settings raises once the user has set the newer ones.
         found["older"] = None
     return found
 
 
 def _set_precision(settings: dict[str, Any]) -> None:
-    """Set the older ones first, which code inside may want to read; the newer ones hold what the older cannot say."""
+    """Restore the settings of :func:`_precision`. The older ones come first: the newer ones express more, and take precedence."""
     if settings["older"] is not None:
         matmul, torch.backends.cudnn.allow_tf32 = settings["older"]
         torch.set_float32_matmul_precision(matmul)
@@ -166,11 +167,11 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 
 @contextmanager
 def preserved_model(model: nn.Module) -> Iterator[None]:
-    """Restore parameters, buffers, ``.grad``, ``requires_grad``, attributes, flags and hooks of a user's module.
+    """Restore parameters, buffers, ``.grad``, ``requires_grad``, attributes, flags and hooks of a user's module on exit.
 
-    The attributes of every submodule are restored by reference (a counter, a cached mask); a list that the model
-    itself appends to keeps what was appended. Of a scripted module, whose attributes are not Python's, the tensors are.
-    So are the tensors' version counters: a graph that the user has kept can still be differentiated.
+    The attributes of every submodule (a counter, a cached mask) are restored by reference: a list to which the model appends
+    keeps the new items. Scripted modules have no Python attributes; only their tensors are restored. The version counters of
+    tensors are restored as well, so that an autograd graph from before can still be differentiated.
     """
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     attributes = [(module, dict(vars(module)), _copied_tables(module)) for module in modules]
@@ -190,9 +191,9 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
         for parameter, gradient, kept, _ in gradients:
             parameter.grad = None
             if gradient is not None and kept is not None:
-                _put_back(gradient, kept)
+                _restore(gradient, kept)
         for tensor, value in tensors:
-            _put_back(tensor, value)
+            _restore(tensor, value)
         for parameter, gradient, _, requires_grad in gradients:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
@@ -200,17 +201,17 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
 
 
 def _preserved_versions(tensors: list[Tensor]) -> ExitStack:
-    """Put the version counters of tensors back when it is closed, by which time they must have their values back."""
+    """Return a stack that restores the version counters of tensors when closed. Their values must be restored before."""
     stack = ExitStack()
     for tensor in tensors:
-        # A tensor that was made in inference mode counts no versions.
+        # Tensors created in inference mode have no version counter.
         if not tensor.is_inference():
             stack.enter_context(torch.autograd.grad_mode._unsafe_preserve_version_counter(tensor))
     return stack
 
 
-def _put_back(tensor: Tensor, value: Tensor) -> None:
-    """Give a tensor its values back, in place where it is still of their type and on their device."""
+def _restore(tensor: Tensor, value: Tensor) -> None:
+    """Restore the values of a tensor, in place if it still has their dtype and device."""
     if (tensor.device, tensor.dtype) != (value.device, value.dtype):
         tensor.data = value
     elif not torch.equal(tensor.data, value):
@@ -226,7 +227,7 @@ def _copied_tables(module: nn.Module) -> dict[str, Any]:
 
 
 def _own_tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters, buffers and tensors kept as plain attributes that own their values."""
+    """Return parameters, buffers and tensors in plain attributes, except results of differentiable operations."""
     found: dict[int, Tensor] = {}
     for module in model.modules():
         kept = (value for value in vars(module).values() if isinstance(value, Tensor) and value.grad_fn is None)
@@ -237,7 +238,10 @@ def _own_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Run compiled models as they were written: a compiled region hides its steps. Without a compiler nothing is loaded."""
+    """Run compiled models eagerly inside the context, because a compiled region hides its steps.
+
+    Does nothing if the compiler is not imported.
+    """
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]

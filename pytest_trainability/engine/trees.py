@@ -1,4 +1,4 @@
-"""Tensors inside the nested inputs and outputs of models."""
+"""Tensors inside nested containers: the inputs and outputs of models."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["batch_size", "carries_gradient", "is_empty", "is_float", "map_tensor
 def tensors_in(tree: Any) -> Iterator[Tensor]:
     """Yield the tensors of a tree of tuples, lists, mappings and dataclasses, depth first.
 
-    ``ModelOutput`` and ``BatchFeature`` of transformers are mappings. Other objects, such as key-value caches, are
-    opaque: what a model keeps there for later calls is not its output.
+    ``ModelOutput`` and ``BatchFeature`` of transformers are mappings. Tensors in other objects are skipped: a key-value cache
+    holds tensors for later calls, which are not outputs.
     """
     pending = [tree]
     seen: set[int] = set()
@@ -44,11 +44,11 @@ def _children(node: Any) -> list[Any]:
 
 
 def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return the tree with every tensor changed; containers are copied, everything else is handed on."""
+    """Return a copy of the tree in which each tensor is replaced by ``change(tensor)``; other leaves stay the same objects."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, PackedSequence):
-        # Its batch sizes must stay on the CPU.
+        # PyTorch requires its batch sizes on the CPU.
         indices = (None if i is None else change(i) for i in (tree.sorted_indices, tree.unsorted_indices))
         return PackedSequence(change(tree.data), tree.batch_sizes, *indices)
     if isinstance(tree, tuple):
@@ -72,17 +72,17 @@ def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def is_float(tensor: Tensor) -> bool:
-    """Whether its numbers are floating or complex, and not counts, indices or masks."""
+    """Return whether a tensor holds floating-point or complex numbers, and not integers or booleans."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
 def carries_gradient(tensor: Tensor) -> bool:
-    """Whether gradients flow into this tensor: floating or complex, and part of the autograd graph."""
+    """Return whether gradients flow into a tensor: it is floating-point or complex, and requires grad."""
     return tensor.requires_grad and is_float(tensor)
 
 
 def batch_size(tree: Any) -> int | None:
-    """Return the length of the first dimension of the first tensor that has one; None where none has."""
+    """Return the length of the first dimension of the first tensor with dimensions, or None if there is no such tensor."""
     for tensor in tensors_in(tree):
         if tensor.dim() > 0:
             return int(tensor.shape[0])
@@ -90,12 +90,12 @@ def batch_size(tree: Any) -> int | None:
 
 
 def is_empty(tree: Any) -> bool:
-    """Whether some tensor of the tree has no element."""
+    """Return whether a tensor of the tree has no elements."""
     return any(tensor.numel() == 0 for tensor in tensors_in(tree))
 
 
 def to_tensor_like(value: Tensor, *, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
-    """Move a tensor to ``device``, and to ``dtype`` where it is a floating one."""
+    """Move a tensor to ``device``; convert it to ``dtype`` if it is floating-point."""
     if dtype is not None and value.is_floating_point():
         return value.to(device=device, dtype=dtype)
     return value.to(device=device)

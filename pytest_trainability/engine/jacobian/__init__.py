@@ -1,1 +1,1 @@
-"""Products with the Jacobians of segments, and states as vectors."""
+"""Products of vectors with the Jacobians of a chain's segments, and states as vectors."""

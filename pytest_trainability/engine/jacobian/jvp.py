@@ -1,4 +1,4 @@
-"""Products of segments with tangents: the transpose of the backward pass, by differentiating it."""
+"""Jacobian-vector products: the backward pass of a segment is linear, and its derivative is the segment's Jacobian."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = ["push_forward"]
 def push_forward(chain: Chain, index: int, columns: Cotangents) -> Cotangents:
     """Apply ``J_l`` of segment ``l = index`` (1 … L) to k tangents of state l - 1.
 
-    ``J_l v`` is the gradient with respect to ``u`` of ``⟨J_lᵀ u, v⟩``, which is linear in ``u``: two backward passes, and no
-    second forward pass.
+    ``J_l v`` is the gradient of ``⟨J_lᵀ u, v⟩`` with respect to ``u``. This takes two backward passes, and no second forward
+    pass.
 
     Args:
         chain: The chain.
-        index: Which segment.
-        columns: For each edge of state l - 1 a tensor ``(k, *shape)``, or None for zero.
+        index: Number of the segment, 1 … L.
+        columns: Tangents of state l - 1: for each of its edges a tensor ``(k, *shape)``, or None for zero.
 
     Returns:
-        For each edge of state l a tensor ``(k, *shape)``, or None for zero.
+        Tangents of state l: for each of its edges a tensor ``(k, *shape)``, or None for zero.
 
     Raises:
-        CutError: The segment's backward pass cannot be differentiated.
+        CutError: The segment's backward pass cannot be differentiated, or the model sets gradient hooks on states.
     """
     _without_hooks(chain, index)
     segment = chain.cut.segments[index - 1]
@@ -45,7 +45,7 @@ def push_forward(chain: Chain, index: int, columns: Cotangents) -> Cotangents:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise CutError(_not_twice(chain.names[index - 1], str(error).splitlines()[0])) from error
+            raise CutError(_not_differentiable(chain.names[index - 1], str(error).splitlines()[0])) from error
         for i, product in zip(segment.roots, found):
             result[i] = product
     for i, j in segment.passing:
@@ -93,16 +93,16 @@ def _differentiated(
 def _without_hooks(chain: Chain, index: int) -> None:
     if chain.hooked:
         msg = (
-            "no gradient hook may sit on a state where products with the Jacobian itself are needed, and not with its transpose "
-            f"alone. The model sets some that change gradients; came to step {chain.names[index - 1]!r}. Take them off "
-            "(register_hook) for this measurement, or choose steps whose last state has at most 512 numbers per trajectory."
+            "states must have no gradient hooks where products with the Jacobian itself are needed. The model sets hooks "
+            f"(register_hook) that change gradients; noticed at step {chain.names[index - 1]!r}. Remove them for this "
+            "measurement, or choose steps whose last state has at most 512 numbers per trajectory."
         )
         raise CutError(msg)
 
 
-def _not_twice(name: str, reason: str) -> str:
+def _not_differentiable(name: str, reason: str) -> str:
     return (
-        "the backward pass must be differentiable itself where both ends of the chain are large, or the last state is. That of "
-        f"step {name!r} is not: {reason.rstrip('.')}. Choose steps whose last state has at most 512 numbers per trajectory, or "
-        "for the measurement an implementation of PyTorch's own operators."
+        "the backward pass must itself be differentiable where the last state or both ends of the chain are large. "
+        f"That of step {name!r} is not: {reason.rstrip('.')}. Choose steps whose last state has at most 512 numbers per "
+        "trajectory, or for this measurement an implementation with PyTorch's own operators."
     )

@@ -1,4 +1,4 @@
-"""Products of segments: cotangents of one state pulled back to the state before, and those to begin with."""
+"""Vector-Jacobian products: cotangents of a state, pulled back through one segment of the chain to the state before."""
 
 from __future__ import annotations
 
@@ -30,23 +30,26 @@ __all__ = [
 
 
 Cotangents = list["Tensor | None"]
-"""Cotangents of one state: one tensor per edge, ``(k, *shape)`` for k of them; None is zero."""
+"""k cotangents of one state, as columns: for each edge of the state a tensor ``(k, *shape)``, or None for zero."""
 
 
 def pull_back(chain: Chain, index: int, columns: Cotangents, *, at_once: int | None = None) -> Cotangents:
     """Apply ``J_lᵀ`` of segment ``l = index`` (1 … L) to k cotangents of state l.
 
-    Only nodes between the two states run, so that the product over all segments is one backward pass, bit for bit. An
-    edge that lies in both states is handed over as it is, beside what the segment adds to it.
+    Only the nodes between the two states run, so that the product over all segments equals one backward pass, bit for bit. The
+    cotangent of an edge that lies in both states passes unchanged, and the segment's contribution is added to it.
 
     Args:
         chain: The chain.
-        index: Which segment.
-        columns: For each edge of state l a tensor ``(k, *shape)``, or None for zero.
-        at_once: How many cotangents at most are carried through autograd together; all of them unless given.
+        index: Number of the segment, 1 … L.
+        columns: Cotangents of state l: for each of its edges a tensor ``(k, *shape)``, or None for zero.
+        at_once: Largest number of cotangents per backward pass; by default all of them.
 
     Returns:
-        For each edge of state l - 1 a tensor ``(k, *shape)``, or None for zero.
+        Cotangents of state l - 1: for each of its edges a tensor ``(k, *shape)``, or None for zero.
+
+    Raises:
+        ModelError: Not even one cotangent fits into the memory of the device.
     """
     segment = chain.cut.segments[index - 1]
     later, earlier = chain.cut.states[index], chain.cut.states[index - 1]
@@ -90,7 +93,7 @@ def _products(
         except torch.OutOfMemoryError:
             if size == 1:
                 msg = (
-                    "one cotangent must fit on the device beside the graph of one forward pass. It did not. Measure "
+                    "one cotangent must fit on the device in addition to the graph of one forward pass. It did not. Measure "
                     "with a smaller batch, or on the CPU (device='cpu', --trainability-device=cpu)."
                 )
                 raise ModelError(msg) from None
@@ -99,7 +102,7 @@ def _products(
         except RuntimeError:
             if size == 1:
                 raise
-            # An operator without a batching rule (custom autograd functions, mostly): one column after the other.
+            # An operator without a batching rule, usually a custom autograd function: one cotangent after the other.
             size = 1
     return [None if part[0] is None else torch.cat([p for p in part if p is not None]) for part in zip(*parts)]
 
@@ -112,7 +115,7 @@ def _one_call(
             [GradientEdge(*edge) for edge in outputs], [GradientEdge(*edge) for edge in inputs], columns
         )
     for i, (edge, product) in enumerate(zip(inputs, products)):
-        # Where autograd runs on through an input, it collects the gradient in front of the hooks, else behind them.
+        # Autograd collects the gradient of an input after its hooks, but before them if the backward pass continues through it.
         if product is not None and edge in hooked and edge[0] in passed:
             products[i] = torch.stack([through_hooks(edge, column) for column in product])
     return products
@@ -123,7 +126,7 @@ def backward(
     inputs: Sequence[Tensor] | Sequence[GradientEdge],
     columns: Sequence[Tensor],
 ) -> list[Tensor | None]:
-    """Carry k cotangents of some outputs, ``(k, *shape)`` each, to the inputs in one backward pass, which keeps the graph."""
+    """Pull k cotangents of the outputs, ``(k, *shape)`` each, back to the inputs in one backward pass, and keep the graph."""
     batched = len(columns[0]) > 1
     with quiet_batching():
         found = torch.autograd.grad(
@@ -139,7 +142,7 @@ def backward(
 
 @contextmanager
 def quiet_batching() -> Iterator[None]:
-    """Keep to itself that an operator is batched slowly."""
+    """Suppress PyTorch's warnings about operators that are slow under vmap."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(batching rule|performance drop|vmap).*")
         yield
@@ -147,10 +150,11 @@ def quiet_batching() -> Iterator[None]:
 
 @contextmanager
 def barrier(inputs: Sequence[Edge]) -> Iterator[set[Node]]:
-    """Let no gradient pass beyond the inputs; yield the set of nodes at which some was stopped.
+    """Stop every gradient at the inputs; yield the set of nodes at which a gradient was stopped.
 
-    Autograd collects what arrives at an input, but runs on through it where another input lies upstream, and would count
-    the paths between the two twice. Behind the barrier it meets undefined gradients, for which nothing is computed.
+    Autograd collects the gradients that arrive at an input. If another input lies upstream, it also continues through the
+    first, and would count the paths between the two twice. Beyond the barrier gradients are undefined, and autograd computes
+    nothing for them.
     """
     stopped: set[Node] = set()
     if len(inputs) < 2:
@@ -174,26 +178,29 @@ def barrier(inputs: Sequence[Edge]) -> Iterator[set[Node]]:
 
 # Cotangents ------------------------------------------------------------------------------------------------------
 def random_cotangents(chain: Chain, count: int, seed: int) -> Cotangents:
-    """Draw Gaussian cotangents of the last state on the CPU, column j from a generator of its own.
+    """Draw Gaussian cotangents of the last state on the CPU, each from a separate generator.
 
-    The first k columns are the same whichever number is drawn, on every device and, up to rounding, in every type.
+    The first k cotangents are the same however many are drawn, on every device and, up to rounding, in every dtype.
+
+    Returns:
+        For each edge of the last state a tensor ``(count, *shape)`` with its dtype and device.
     """
     drawn = [gaussian_state(chain, len(chain), generator_of(seed, f"cotangent {number}")) for number in range(count)]
     return [torch.stack(columns) for columns in zip(*drawn)]
 
 
 def gaussian_state(chain: Chain, index: int, generator: torch.Generator) -> list[Tensor]:
-    """Draw one Gaussian cotangent of state ``index``, 0 … L: in single precision on the CPU, whatever its type and device."""
-    found = []
+    """Draw one Gaussian cotangent of state ``index`` (0 … L) in single precision on the CPU, and move it to dtype and device."""
+    state = []
     for (shape, dtype), device in zip(chain.shapes(index), chain.devices(index)):
         single = torch.complex64 if dtype.is_complex else torch.float32
         column = torch.randn(shape, generator=generator, dtype=single, device="cpu")
-        found.append(column.to(device=device, dtype=dtype))
-    return found
+        state.append(column.to(device=device, dtype=dtype))
+    return state
 
 
 def loss_cotangent(chain: Chain, loss: Tensor) -> Cotangents:
-    """Return the gradient of the loss with respect to the last state, as one column."""
+    """Return the gradient of the loss with respect to the last state, as one cotangent: ``(1, *shape)`` or None for each edge."""
     edges = chain.cut.states[-1]
     seed = torch.ones((1, *loss.shape), dtype=loss.dtype, device=loss.device)
     root = edge_of(loss)
