@@ -1,4 +1,4 @@
-"""What the plugin tells a measurement, and how a measurement fails."""
+"""The plugin's side of a measurement: which test asks for it, and where its records and baselines go."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..checks.baselines import Entry
-from ..engine.capture.steps import StepChoice
+from ..engine.runs.recipe import StepChoice
 from ..records.reports import BaselineRecord, CheckRecord
 
 __all__ = ["Context"]
@@ -16,25 +16,29 @@ __all__ = ["Context"]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the plugin knows beyond the call: where the measurement stands, and who wants to hear of it."""
+    """What the plugin knows about a measurement beyond the arguments of the call; the defaults hold outside pytest."""
 
     test: str = ""
+    """Node id of the test."""
     name: str = ""
-    record: Callable[[CheckRecord], None] = lambda record: None
+    """Name that distinguishes the measurements of one test."""
+    report: Callable[[CheckRecord], None] = lambda record: None
+    """Receives the record of the measurement whenever something was measured or judged."""
     worker: int = 0
-    """Number of this process among those that share the machine's GPUs."""
+    """Number of this process among the xdist workers, which share the machine's GPUs."""
     threads: int | None = None
-    """How many threads at most; None leaves torch's setting."""
+    """Maximum number of threads; None leaves torch's setting."""
     reproduce: str = ""
-    """Command that repeats the test, but for seeds and device."""
+    """Command that repeats the test, without seeds and device."""
     confidence: float | None = None
+    """Confidence level of the intervals; None for the default."""
     tolerances: Mapping[str, float] = field(default_factory=dict)
-    """By measure, of a comparison with the baseline."""
-    steps: Callable[[nn.Module], StepChoice | None] = lambda model: None
-    """Told a model that nobody has said how to cut, says how, or None."""
+    """Tolerances of the comparison with the baseline, by measure."""
+    choose_steps: Callable[[nn.Module], StepChoice | None] = lambda model: None
+    """Returns the plugins' step choice for a model where ``steps`` is ``"auto"``, or None."""
     environment: Callable[[], Mapping[str, str]] = dict
-    """What else tells environments apart whose numbers differ."""
+    """Returns the keys that plugins add to a baseline's environment; numbers are compared within one environment."""
     baseline: Callable[[str, Entry, Mapping[str, float]], BaselineRecord] | None = None
-    """Compares the entry of a model with its baseline; None outside pytest."""
+    """Compares the entry of a model with its baseline, given name, entry and tolerances; None outside pytest."""
     bounded_on_command_line_only: frozenset[str] = frozenset()
-    """Measures that are bounded on the command line only: no baseline holds them."""
+    """Measures that only the command line bounds. Baselines do not record them."""

@@ -1,4 +1,4 @@
-"""From what was read of each seed's run to values with intervals, and to what a baseline holds."""
+"""Readings of single runs, the values that they average to, and the form that baselines store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any
 
-from ..checks.baselines import NameSet, Recorded, Series
+from ..checks.baselines import BaselineValues, NameSet, Series
 from ..checks.statistics import Level, estimate
 from ..checks.verdicts import Value
 from ..engine.runs.run import Run
@@ -17,21 +17,6 @@ from ..records.estimates import Estimate, Names, Profile, Spectrum
 
 __all__ = ["assemble", "read", "recorded"]
 
-
-def read(m: Measure, run: Run, tolerated: type[TrainabilityError] | None) -> Any:
-    """Take one measure's numbers from a run; None where it has none for a reason that is tolerated."""
-    try:
-        found = m.read(run)
-    except TrainabilityError as error:
-        if tolerated is not None and isinstance(error, tolerated):
-            return None
-        raise
-    if not _is_of_kind(found, m.kind):
-        msg = f"the measure {m.name!r} must read {_READS[m.kind]}, for it is a {m.kind}. It returned {found!r:.80}."
-        raise UsageError(msg)
-    return found
-
-
 _READS = {
     "scalar": "a number",
     "spectrum": "a list of numbers",
@@ -40,17 +25,53 @@ _READS = {
 }
 
 
+def read(m: Measure, run: Run, tolerated: type[TrainabilityError] | None) -> Any:
+    """Return the reading of one measure from one run.
+
+    Args:
+        m: The measure.
+        run: A run with the needs of the measure.
+        tolerated: Class of errors that the measure may raise.
+
+    Returns:
+        The reading; None if the measure raised a tolerated error.
+
+    Raises:
+        TrainabilityError: The measure raised an error that is not tolerated.
+        UsageError: The measure returned something that is not of its kind.
+    """
+    try:
+        found = m.read(run)
+    except TrainabilityError as error:
+        if tolerated is not None and isinstance(error, tolerated):
+            return None
+        raise
+    if not _is_of_kind(found, m.kind):
+        msg = f"the measure {m.name!r} of kind {m.kind!r} must read {_READS[m.kind]}. It returned {found!r:.80}."
+        raise UsageError(msg)
+    return found
+
+
 def _is_of_kind(found: Any, kind: str) -> bool:
     if kind == "scalar":
         return isinstance(found, Real)
     if kind == "profile":
         return isinstance(found, Mapping) and all(isinstance(n, str) and isinstance(v, Real) for n, v in found.items())
-    wanted: type = str if kind == "names" else Real
-    return isinstance(found, (list, tuple)) and all(isinstance(element, wanted) for element in found)
+    element: type = str if kind == "names" else Real
+    return isinstance(found, (list, tuple)) and all(isinstance(value, element) for value in found)
 
 
 def assemble(m: Measure, readings: Sequence[Any], level: Level) -> Value:
-    """Average one measure over seeds."""
+    """Average one measure over seeds.
+
+    Args:
+        m: The measure.
+        readings: One reading per seed.
+        level: Confidence level of the intervals.
+
+    Returns:
+        An estimate, a spectrum (largest first), a profile, or the names of all seeds in the order of their first appearance.
+    """
 
     def averaged(values: Sequence[float], name: str = "") -> Estimate:
         return estimate(values, unit=m.unit, name=name, scale=m.scale, level=level)
@@ -62,13 +83,22 @@ def assemble(m: Measure, readings: Sequence[Any], level: Level) -> Value:
         return Spectrum(tuple(replace(e, name=f"{m.element} {number}") for number, e in enumerate(elements, 1)))
     if m.kind == "names":
         return Names(tuple(dict.fromkeys(n for names in readings for n in names)), tuple(len(r) for r in readings))
-    # A step that a seed did not take (stochastic depth) has no value there.
+    # With stochastic depth a seed may skip a step. It has no value there, and the average runs over the other seeds.
     names = dict.fromkeys(n for reading in readings for n in reading)
     return Profile({n: averaged([reading[n] for reading in readings if n in reading], n) for n in names})
 
 
-def recorded(m: Measure, readings: Sequence[Any]) -> Recorded:
-    """Take one measure's numbers per seed, as a baseline holds them."""
+def recorded(m: Measure, readings: Sequence[Any]) -> BaselineValues:
+    """Return one measure as a baseline stores it.
+
+    Args:
+        m: The measure.
+        readings: One reading per seed.
+
+    Returns:
+        For a measure of names, the sorted names that every seed has. Otherwise the values of every seed by element, with None for
+        a seed without that element; the element of a scalar has the empty name.
+    """
     if m.kind == "names":
         return NameSet(tuple(sorted(set.intersection(*(set(names) for names in readings)))))
     if m.kind == "scalar":

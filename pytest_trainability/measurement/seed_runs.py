@@ -1,4 +1,4 @@
-"""The runs of every seed, and what measures read of them."""
+"""The runs of all seeds: readings by measure and seed, and the values that they average to."""
 
 from __future__ import annotations
 
@@ -21,31 +21,39 @@ from ..measures import MEASURES, Measure
 from ..records.estimates import Profile
 from .readings import assemble, read
 
-__all__ = ["SeedRuns", "Tolerated", "without_answer"]
+__all__ = ["SeedRuns", "Tolerated", "tolerated_by"]
 
 Tolerated: TypeAlias = "Mapping[str, type[TrainabilityError]]"
-"""By measure that need not have an answer, for which reasons."""
+"""Measures that may have no value, and the class of error that excuses each of them."""
 
-_UNITS_OF_TIME = {"nats/step": "nats/time", "steps": "time"}
+_PER_TIME = {"nats/step": "nats/time", "steps": "time"}
+"""Units of measures where steps span time, such as those of an ODE solver."""
 
 
 class SeedRuns:
-    """What is known of a recipe's models: readings by measure and seed, and the values that they make."""
+    """Readings and values of one recipe. A measure that is not known yet repeats the runs of all seeds.
 
-    def __init__(self, recipe: Recipe, asked: tuple[int, ...], confidence: float | None) -> None:
-        self.recipe, self.asked = recipe, asked
+    Args:
+        recipe: Model, inputs, and how to run and cut it.
+        seeds_requested: Seeds that may be drawn, in this order.
+        confidence: Confidence level of the intervals; None for the default.
+    """
+
+    def __init__(self, recipe: Recipe, seeds_requested: tuple[int, ...], confidence: float | None) -> None:
+        self.recipe, self.seeds_requested = recipe, seeds_requested
         self.level = Level(confidence or CONFIDENCE)
         self.readings: dict[str, list[Any]] = {}
+        """One reading per seed, by measure."""
         self.values: dict[str, Value] = {}
         self.seconds = 0.0
         self._inapplicable: set[str] = set()
-        """Measures that were allowed to have no answer, and have none."""
+        """Measures that were tolerated to have no value, and have none."""
         self._fingerprint = fingerprint(recipe)
         self._ensemble: Ensemble | None = None
 
     @property
     def common(self) -> Ensemble:
-        """What all seeds share, from the first run on."""
+        """Description of the runs that all seeds share; known from the first run on."""
         assert self._ensemble is not None
         return self._ensemble
 
@@ -56,31 +64,39 @@ class SeedRuns:
         until: Mapping[str, Bound] | None = None,
         tolerated: Tolerated = MappingProxyType({}),
     ) -> bool:
-        """Make the seeded run, again if need be, for what is wanted and not known yet; return whether there was any.
+        """Run the model once per seed for the measures that are not known yet, and read them.
 
         Args:
-            wanted: Measures.
-            until: At the first run, bounds which, once all are settled, make further seeds needless.
-            tolerated: Measures that may have no answer here, and why.
+            wanted: Measures to read.
+            until: Bounds by measure, in the first run only: drawing stops once all of them are settled.
+            tolerated: Measures that may have no value.
+
+        Returns:
+            Whether anything was run.
 
         Raises:
-            InapplicableError: One has no answer here and needs to.
+            InapplicableError: A measure does not apply to the model, and that is not tolerated.
+            UsageError: The inputs or the parameters have changed since the first run.
         """
         if until:
             companions = {MEASURES[n].measured_with: TrainabilityError for n in until if MEASURES[n].measured_with}
-            tolerated = {**tolerated, **companions, **without_answer(until)}
+            tolerated = {**tolerated, **companions, **tolerated_by(until)}
             wanted = [*wanted, *(MEASURES[name] for name in companions)]
         known = {*self.values, *(self._inapplicable & tolerated.keys())}
         wanted = [m for m in dict.fromkeys(wanted) if m.name not in known]
         if not wanted:
             return False
         if self._ensemble is None:
-            # Looking after every seed has its price: intervals that hold whenever one stops.
-            self.level = Level(self.level.confidence, len(self.asked) if until else None)
-            self._ensemble = self._draw(wanted, self.asked, tolerated, until=until)
+            # Intervals must hold whenever drawing stops, and are wider for it.
+            self.level = Level(self.level.confidence, len(self.seeds_requested) if until else None)
+            self._ensemble = self._draw(wanted, self.seeds_requested, tolerated, until=until)
             found = self._ensemble
         else:
-            self._refuse_changed(wanted[0].name)
+            name = wanted[0].name
+            self._refuse_changed(
+                f"{name} was not measured in the first run",
+                f"Request it beforehand (by a bound, or by measures=[{name!r}] outside pytest), or measure again.",
+            )
             found = self._draw(wanted, self.common.seeds, tolerated)
         missing = {m.name for m in wanted for reading in found.readings if reading[m.name] is None}
         self._inapplicable |= missing
@@ -90,28 +106,29 @@ class SeedRuns:
         return True
 
     def complete(self) -> bool:
-        """Draw the seeds that settled bounds have made needless; return whether there were any."""
-        rest = self.asked[len(self.common.seeds) :]
+        """Run the seeds that were not drawn because all bounds were settled; return whether there were any."""
+        rest = self.seeds_requested[len(self.common.seeds) :]
         if not rest:
             return False
-        self._refuse_changed("the rest of the seeds")
+        self._refuse_changed("only some of the seeds were drawn, as they settled the bounds", "Measure again.")
         measures = [MEASURES[name] for name in self.readings]
         found = self._draw(measures, rest)
         for name, readings in self.readings.items():
             readings += [reading[name] for reading in found.readings]
-        self._ensemble = replace(self.common, seeds=self.asked, draws=(*self.common.draws, *found.draws))
+        draws = (*self.common.draws, *found.draws)
+        self._ensemble = replace(self.common, seeds=self.seeds_requested, draws=draws)
         self._assemble(measures)
         return True
 
     @property
     def waking_step(self) -> Profile | None:
-        """After how many optimizer steps each parameter gets a gradient, where that was measured."""
+        """Number of optimizer steps after which each parameter gets a gradient; None if it was not measured."""
         found = self.values.get("waking_step")
         return found if isinstance(found, Profile) else None
 
-    def in_its_unit(self, m: Measure) -> Measure:
-        """Return the measure with the unit that it has here: what is per step, or in steps, may be in time."""
-        return m if self.common.time is None else replace(m, unit=_UNITS_OF_TIME.get(m.unit, m.unit))
+    def with_unit_of_chain(self, m: Measure) -> Measure:
+        """Return the measure with its unit on this chain: per time instead of per step where steps span time."""
+        return m if self.common.time is None else replace(m, unit=_PER_TIME.get(m.unit, m.unit))
 
     def _draw(
         self,
@@ -121,60 +138,57 @@ class SeedRuns:
         *,
         until: Mapping[str, Bound] | None = None,
     ) -> Ensemble:
-        bounds = [(MEASURES[name], bound) for name, bound in (until or {}).items()]
-
-        def settled(readings: Sequence[Mapping[str, Any]]) -> bool:
-            steps = self._assembled_steps([reading.get("waking_step") for reading in readings])
-            return bool(bounds) and all(
-                is_settled(
-                    without_zero_initialized(
-                        m.zero_by_design, assemble(m, [reading[m.name] for reading in readings], self.level), steps
-                    ),
-                    bound,
-                    level=self.level,
-                )
-                for m, bound in bounds
-                if readings[0][m.name] is not None
-            )
-
-        needs = frozenset().union(*(m.needs for m in wanted))
         began = time.perf_counter()
         found = ensemble(
             self.recipe,
             seeds,
-            needs,
+            frozenset().union(*(m.needs for m in wanted)),
             lambda run: {m.name: read(m, run, tolerated.get(m.name)) for m in wanted},
             known=self._ensemble,
-            enough=settled,
+            enough=lambda readings: bool(until) and self._are_settled(until or {}, readings),
         )
         self.seconds += time.perf_counter() - began
         return found
 
-    def _assembled_steps(self, readings: Sequence[Mapping[str, float] | None]) -> Profile | None:
+    def _are_settled(self, bounds: Mapping[str, Bound], readings: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether more seeds would not change the verdict on any bound, given one reading of all measures per seed."""
+        waking_step = self._waking_step_of([reading.get("waking_step") for reading in readings])
+
+        def is_settled_by(m: Measure, bound: Bound) -> bool:
+            value = assemble(m, [reading[m.name] for reading in readings], self.level)
+            return is_settled(without_zero_initialized(m.zero_by_design, value, waking_step), bound, level=self.level)
+
+        judged = {MEASURES[name]: bound for name, bound in bounds.items() if readings[0][name] is not None}
+        return all(is_settled_by(m, bound) for m, bound in judged.items())
+
+    def _waking_step_of(self, readings: Sequence[Mapping[str, float] | None]) -> Profile | None:
         if not readings or any(reading is None for reading in readings):
             return None
         found = assemble(MEASURES["waking_step"], readings, self.level)
         return found if isinstance(found, Profile) else None
 
-    def _refuse_changed(self, what: str) -> None:
-        """See that a second run would measure the same.
+    def _refuse_changed(self, reason: str, remedy: str) -> None:
+        """Refuse a second run that would not measure the same model on the same inputs.
+
+        Args:
+            reason: Why there is a second run, for the message.
+            remedy: What to do instead, for the message.
 
         Raises:
-            UsageError: The recipe's tensors have changed.
+            UsageError: A tensor of the recipe has changed.
         """
         if fingerprint(self.recipe) != self._fingerprint:
             msg = (
-                f"{what} was not measured at first, and the module's parameters, its buffers (those of BatchNorm, in a forward "
-                f"pass) or the inputs have changed since. Ask for it beforehand (a bound, or measures=[{what!r}] outside "
-                "pytest), or measure again."
+                f"{reason}, and the inputs or the module's parameters or buffers (those of BatchNorm change in every forward "
+                f"pass) have changed since. {remedy}"
             )
             raise UsageError(msg)
 
     def _assemble(self, measures: Sequence[Measure]) -> None:
-        measures = [self.in_its_unit(m) for m in measures]
+        measures = [self.with_unit_of_chain(m) for m in measures]
         self.values.update({m.name: assemble(m, self.readings[m.name], self.level) for m in measures})
 
 
-def without_answer(bounds: Mapping[str, Bound]) -> Tolerated:
-    """Return the measures whose bounds hold where there is nothing to judge."""
+def tolerated_by(bounds: Mapping[str, Bound]) -> Tolerated:
+    """Return the measures that need not apply to the model, because their bounds hold where there is nothing to judge."""
     return {name: InapplicableError for name, bound in bounds.items() if bound.if_any}

@@ -1,12 +1,14 @@
-"""A measurement as plain numbers: what reports show and baselines keep."""
+"""A measurement as plain data: the record that reports show, and the entry that baselines store.
+
+Nothing is measured here. Every number that is written is already known.
+"""
 
 from __future__ import annotations
 
-import math
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import cast
 
 import torch
 
@@ -15,34 +17,31 @@ from ..checks.bounds import Bound
 from ..checks.diagnosis import diagnose, is_about_growth
 from ..checks.verdicts import Value, first_outside
 from ..checks.waking import waking_texts
-from ..errors import TrainabilityError, UsageError
+from ..errors import UsageError
 from ..measures import MEASURES, Measure
-from ..records.estimates import Profile
+from ..records.estimates import Estimate, Names, Profile
 from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
 from ..records.text import format_names
 from .context import Context
 from .readings import recorded
 from .seed_runs import SeedRuns
 
-if TYPE_CHECKING:
-    from .result import Measurement
-
 __all__ = ["check_record", "entry"]
 
 NOTEWORTHY = 5.0
-"""Nats of log gain from which a failed plain assert is given a likely cause."""
+"""Absolute log gain, in nats, from which a record without verdicts names a likely cause: the test may fail by a plain assert."""
 
 
 def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, str]) -> Entry:
-    """Return what a baseline records of some measures.
+    """Return the entry that a baseline stores.
 
     Args:
-        samples: Where they were read.
-        measures: Which.
-        added: What plugins add to the environment.
+        seed_runs: Runs that have read the measures.
+        measures: Measures to store.
+        added: Keys that plugins add to the environment.
 
     Raises:
-        UsageError: They add what is the project's.
+        UsageError: A key of a plugin is one of the project's own.
     """
     common = seed_runs.common
     environment = {
@@ -50,13 +49,16 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
         "dtype": common.dtype,
         "platform": f"{sys.platform} {platform.machine()}",
         "torch": torch.__version__.partition("+")[0],
-        # As torch is set up in this process: a worker of xdist takes its share of the cores while it measures.
+        # The setting of this process: an xdist worker uses its share of the cores while it measures.
         "threads": str(torch.get_num_threads()),
     }
     if taken := sorted(environment.keys() & added.keys()):
-        msg = f"what plugins add to the environment must have names of its own. {taken[0]!r} is the project's."
+        msg = (
+            "keys that plugins add to the environment must differ from the project's own. "
+            f"pytest_trainability_environment returned {taken[0]!r}. Rename it."
+        )
         raise UsageError(msg)
-    # Of a solver without how many steps it takes, which may differ between machines.
+    # The number of steps of an ODE solver may differ between machines.
     chain = common.steps.description
     chain = chain if common.time is None else chain.partition(" × ")[2]
     return Entry(
@@ -64,63 +66,67 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
         conditions={"chain": chain, "frame": common.plan.division.name, "mode": common.mode},
         seeds=common.seeds,
         draws=common.draws,
-        measures={m.name: recorded(seed_runs.in_its_unit(m), seed_runs.readings[m.name]) for m in measures},
+        measures={m.name: recorded(seed_runs.with_unit_of_chain(m), seed_runs.readings[m.name]) for m in measures},
     )
 
 
 def check_record(
-    result: Measurement,
     seed_runs: SeedRuns,
+    name: str,
     context: Context,
     verdicts: Sequence[VerdictRecord],
     *,
     bounded: Mapping[str, Value],
     baseline: BaselineRecord | None,
 ) -> CheckRecord:
-    """Write a measurement and what was judged of it.
+    """Return the record of a measurement and its verdicts.
 
     Args:
-        result: The measurement.
-        samples: Where it was read.
+        seed_runs: Runs that have read at least ``log_gain``, ``growth_rate`` and ``unused_parameters``.
+        name: Name of the model.
         context: The test.
-        verdicts: Those to show.
-        bounded: Measures that have a bound.
-        baseline: What the comparison with it has found.
+        verdicts: Verdicts to show.
+        bounded: Values of the measures that have bounds.
+        baseline: Result of the comparison with the baseline, if there was one.
     """
-    growth = tuple(e.mean for e in result.growth_rate.values())
-    about_growth = _is_about_growth(verdicts, result.log_gain.mean, baseline)
+    common, values = seed_runs.common, seed_runs.values
+    log_gain, growth_rate = cast("Estimate", values["log_gain"]), cast("Profile", values["growth_rate"])
+    growth = tuple(element.mean for element in growth_rate.values())
+    about_growth = _is_about_growth(verdicts, log_gain.mean, baseline)
+    nonfinite = tuple(cast("Names", values.get("nonfinite", ())))
     return CheckRecord(
         test=context.test,
         name=context.name,
-        model=result.name,
-        steps=result.steps.description,
-        step_names=tuple(result.growth_rate),
-        frame=result.frame,
-        mode=result.mode,
-        device=result.device,
-        dtype=result.dtype,
-        seeds=result.seeds,
-        asked=seed_runs.asked,
+        model=name,
+        steps=common.steps.description,
+        step_names=tuple(growth_rate),
+        frame=common.plan.division.name,
+        mode=common.mode,
+        device=common.device,
+        dtype=common.dtype,
+        seeds=common.seeds,
+        seeds_requested=seed_runs.seeds_requested,
         fixed=seed_runs.recipe.fixed,
         seconds=seed_runs.seconds,
-        log_gain=result.log_gain.mean,
-        log_gain_low=result.log_gain.low,
-        log_gain_high=result.log_gain.high,
+        log_gain=log_gain.mean,
+        log_gain_low=log_gain.low,
+        log_gain_high=log_gain.high,
         growth=growth,
         verdicts=tuple(verdicts),
-        leaves_band=_leaves_band(seed_runs, verdicts, growth, tuple(result.growth_rate)),
-        cause=tuple(diagnose(growth, seed_runs.common.facts, _not_finite(result, growth))) if about_growth else (),
-        notes=result.notes,
-        cautions=tuple(_cautions(result, bounded, seed_runs.waking_step)),
+        leaves_band=_leaves_band(seed_runs, verdicts, growth, tuple(growth_rate)),
+        cause=tuple(diagnose(growth, common.facts, nonfinite)) if about_growth else (),
+        notes=common.notes,
+        cautions=tuple(_cautions(seed_runs, bounded)),
         reproduce=context.reproduce,
         baseline=baseline,
-        along=seed_runs.common.along,
+        along=common.along,
     )
 
 
 def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baseline: BaselineRecord | None) -> bool:
+    """Whether growth along the chain can have caused the failure."""
     if baseline is not None and all(verdict.holds for verdict in verdicts):
-        # What has changed, or is not recorded, is no fault of the growth.
+        # The failure, if any, is a change from the baseline.
         return False
     if verdicts:
         failed = [verdict for verdict in verdicts if not verdict.holds]
@@ -128,30 +134,25 @@ def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baselin
     return not abs(log_gain) < NOTEWORTHY
 
 
-def _not_finite(result: Measurement, growth: Sequence[float]) -> Sequence[str]:
-    """Return what holds NaN or infinity, in the order of the forward pass, where the gradient does."""
-    if all(rate < math.inf for rate in growth):
-        return ()
-    try:
-        return result.nonfinite
-    except TrainabilityError:
-        return ()
-
-
-def _cautions(result: Measurement, bounded: Mapping[str, Value], waking_step: Profile | None) -> Iterator[str]:
-    unused = result.unused_parameters
+def _cautions(seed_runs: SeedRuns, bounded: Mapping[str, Value]) -> Iterator[str]:
+    """Name what the verdicts do not cover."""
+    unused, left_out = cast("Names", seed_runs.values["unused_parameters"]), seed_runs.common.steps.left_out
     if unused:
         count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"
         yield f"{count} no gradient at all: {format_names(unused)}"
-    yield from waking_texts({n: (MEASURES[n].zero_by_design, v) for n, v in bounded.items()}, waking_step)
-    if result.steps.left_out:
-        yield f"not on the chain: {result.steps.left_out}"
+    zero_by_design = {name: (MEASURES[name].zero_by_design, value) for name, value in bounded.items()}
+    yield from waking_texts(zero_by_design, seed_runs.waking_step)
+    if left_out:
+        yield f"not on the chain: {left_out}"
 
 
 def _leaves_band(
     seed_runs: SeedRuns, verdicts: Sequence[VerdictRecord], growth: Sequence[float], names: Sequence[str]
 ) -> str:
-    """Say at which step the accumulated log gain leaves the band that a failed bound gives it."""
+    """Return the step at which the accumulated log gain leaves the band of a failed bound; empty if no bound gives a band.
+
+    A bound on ``lyapunov_max`` bounds the log gain by its ends times the number of steps, or times the time that the chain spans.
+    """
     factors = {"log_gain": 1.0}
     if seed_runs.recipe.warmup == seed_runs.recipe.alignment == 0:
         factors["lyapunov_max"] = seed_runs.common.time or len(growth)

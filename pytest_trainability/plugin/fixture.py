@@ -17,12 +17,14 @@ from .extensions import added_environment, chosen_steps
 from .options import SETTINGS, options_given
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    import torch
     from torch import nn
 
-    from ..measurement import Measurement
+    # Part of typing from Python 3.11 on.
+    from typing_extensions import Unpack
+
+    from ..measurement import Measurement, Options
     from ..records.reports import CheckRecord
     from ..scaling import Scaling
     from ..scaling.arguments import Along
@@ -54,20 +56,7 @@ class Trainability:
         self,
         model: nn.Module | type[nn.Module] | Callable[[], nn.Module],
         inputs: Any,
-        *,
-        target: Any = None,
-        loss: Callable[..., Any] | None = None,
-        seeds: int | Sequence[int] | None = None,
-        steps: str | type[nn.Module] | Sequence[str] = "auto",
-        exponents: int = 1,
-        warmup: int = 0,
-        alignment: int = 0,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | str | None = None,
-        train: bool = True,
-        name: str | None = None,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
-        classes: int | None = None,
+        **options: Unpack[Options],
     ) -> Measurement:
         """Measure a model; the arguments are those of :func:`pytest_trainability.measure`.
 
@@ -77,28 +66,11 @@ class Trainability:
         __tracebackhide__ = True
         from ..errors import TrainabilityError
         from ..measurement import Context, measure_in
-        from ..records.reports import plain
 
-        name = None if name is None else plain(name)
+        given = self._with_settings(options)
         bounds = bounds_of(self._item)
         try:
-            measurement = measure_in(
-                self._context(Context, name),
-                model,
-                inputs,
-                target=target,
-                loss=loss,
-                **self._settled(seeds=seeds, device=device, dtype=dtype),
-                steps=steps,
-                exponents=exponents,
-                warmup=warmup,
-                alignment=alignment,
-                train=train,
-                name=name,
-                optimizer=optimizer,
-                classes=classes,
-                until=bounds,
-            )
+            measurement = measure_in(self._context(Context, given.get("name")), model, inputs, until=bounds, **given)
         except TrainabilityError as error:
             # What went wrong stands in the message and, where the model raised, in the cause; the way there does not help.
             raise error.with_traceback(None) from error.__cause__
@@ -128,21 +100,24 @@ class Trainability:
         __tracebackhide__ = True
         from ..errors import TrainabilityError
         from ..measurement import Context
-        from ..records.reports import plain
-        from ..scaling import sweep_in
+        from ..scaling import size_sweep_in
 
-        if arguments.get("name") is not None:
-            arguments["name"] = plain(arguments["name"])
-        arguments |= self._settled(**{key: arguments.get(key) for key in ("seeds", "device", "dtype")})
+        given = self._with_settings(arguments)
         try:
-            return sweep_in(self._context(Context, arguments.get("name")), along, build, sizes, inputs, **arguments)
+            return size_sweep_in(self._context(Context, given.get("name")), along, build, sizes, inputs, **given)
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
 
-    def _settled(self, **given: Any) -> dict[str, Any]:
-        """Return each argument as given in the call, else by the nearest marker, the command line or the ini file."""
+    def _with_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call, with seeds, device and dtype from the nearest marker, command line or ini file."""
+        from ..records.reports import plain
+
         settings, marked = self._item.config.stash[SETTINGS], marker_settings(self._item)
-        return {name: _first(value, marked.get(name), getattr(settings, name)) for name, value in given.items()}
+        set_elsewhere = {
+            name: _first(given.get(name), marked.get(name), getattr(settings, name))
+            for name in ("seeds", "device", "dtype")
+        }
+        return {**given, **set_elsewhere, "name": None if given.get("name") is None else plain(given["name"])}
 
     def _context(self, context: Callable[..., Any], name: str | None) -> Any:
         """Number the measurements of a test, and listen to their records."""
@@ -165,14 +140,14 @@ class Trainability:
         return context(
             test=node_id(self._item),
             name=key,
-            record=keep,
+            report=keep,
             worker=int(worker[0]) if worker else 0,
             threads=max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None,
             confidence=settings.confidence,
             reproduce=command,
             tolerances=tolerances_of(self._item),
             bounded_on_command_line_only=bounded_on_the_command_line(self._item),
-            steps=partial(chosen_steps, self._item.config),
+            choose_steps=partial(chosen_steps, self._item.config),
             environment=partial(added_environment, self._item.config),
             baseline=partial(self._item.config.stash[BASELINES].check, self._item, command, key),
         )

@@ -7,13 +7,27 @@ from typing import Any
 
 from torch import nn
 
-from ..checks.statistics import CONFIDENCE, as_confidence
+from ..checks.statistics import CONFIDENCE, as_confidence, as_seeds
+from ..errors import UsageError
 from ..measurement import Context
-from .arguments import Patterns, Summary
-from .result import Scaling
-from .sweep import sweep_in
+from .arguments import (
+    CHANGE,
+    DEFAULT_MEASURE,
+    Along,
+    Patterns,
+    Summary,
+    as_options,
+    as_sizes,
+    as_summaries,
+    inputs_at,
+    refuse_inputs,
+    refuse_measure,
+)
+from .family import Member, as_training
+from .result import Scaling, scaling_of
+from .sweep import SizeSweep
 
-__all__ = ["Scaling", "depth_sweep", "sweep_in", "width_sweep"]
+__all__ = ["Scaling", "depth_sweep", "size_sweep_in", "width_sweep"]
 
 
 def width_sweep(
@@ -30,10 +44,10 @@ def width_sweep(
     confidence: float = CONFIDENCE,
     **settings: Any,
 ) -> Scaling:
-    """Measure models of several widths, and the exponent with which a measure scales.
+    """Measure models of several widths, and fit the exponent with which a measure scales.
 
-    ``value ≈ c · width^slope``: the least-squares slope of ``ln value`` over ``ln width``, fitted for each seed. Of
-    measures that are logarithms already (nats), or shares, it is that of the value itself.
+    ``value ≈ c · width^slope``: for each seed, the least-squares slope of ``ln value`` over ``ln width``. Measures that are
+    already logarithms (nats) or fractions are fitted as they are: ``value ≈ slope · ln width + c``.
 
     >>> import torch
     >>> from torch import nn
@@ -45,41 +59,41 @@ def width_sweep(
     >>> vectors = lambda generator: torch.randn(8, 16, generator=generator)
     >>> sweep = width_sweep(mlp, [32, 64, 128, 256], vectors)
     >>> sweep.check(within(0.2))  # activations do not depend on the width
-    >>> bool(abs(sweep.of("gradient_norm").slope["2.weight"] - 0.5) < 0.2)  # and the norms of gradients?
+    >>> bool(abs(sweep.of("gradient_norm").slope["2.weight"] - 0.5) < 0.2)  # norms of gradients grow like its root
     True
 
     Args:
-        build: Builds a new model of the width that it is given, once per seed.
-        widths: Two or more, increasing; three or more tell a power law from another.
-        inputs: As of :func:`pytest_trainability.measure`, the same for every width: a tensor, tuple, mapping, or a function of a
-            ``torch.Generator``.
-        inputs_of: In place of ``inputs``, where they depend on the width: a function of it that returns what ``inputs``
-            may be. What it draws is seeded.
-        measure: Which, by its name; with ``after_steps`` also ``"activation_change"``, the RMS of ``x_t - x_0`` of what
-            each module returns.
-        summary: What is followed of a profile: ``"each"`` element by its name, or the ``"max"``, ``"min"``, ``"mean"``
-            (geometric for a scale), ``"first"`` or ``"last"`` of each seed, or several of these. ``"each"`` by default over
-            widths, ``("max", "min")`` over depths.
-        matching: Shell patterns of the elements that are followed, or summarized.
-        excluding: Of those that are not, such as biases whose gradient is zero by design.
-        after_steps: Steps of training before, of ``optimizer``, on the loss and the batch that are measured.
-        confidence: Of the intervals.
-        settings: Further arguments of :func:`pytest_trainability.measure`: ``target``, ``loss``, ``optimizer`` (AdamW with
-            a learning rate of 1e-3 unless given), ``seeds``, ``steps``, ``device``, ….
+        build: Function of a width that returns a new model; it is called once per seed.
+        widths: Two or more increasing whole numbers. With three or more, a power law can be distinguished from other laws.
+        inputs: Inputs as in :func:`pytest_trainability.measure`, the same for every width.
+        inputs_of: Function of the width that returns the inputs, where these depend on the width; it replaces ``inputs``. The
+            seed of each run determines what it draws.
+        measure: Name of the measure, ``"activation_rms"`` by default. With ``after_steps`` it may also be
+            ``"activation_change"``, the RMS of ``x_t - x_0`` for the output x of each module before and after t steps.
+        summary: What to follow of a profile: ``"each"`` element by its name, or one or several of ``"max"``, ``"min"``,
+            ``"mean"`` (geometric for a log-scale measure), ``"first"`` and ``"last"`` over the elements of each seed. By default
+            ``"each"`` over widths, and ``("max", "min")`` over depths.
+        matching: Shell pattern, or several, of the elements to follow or summarize; all by default.
+        excluding: Shell pattern, or several, of elements to exclude, such as biases whose gradient is zero by design; none by
+            default.
+        after_steps: Number of optimizer steps before the measurement, on the loss and the batch that are measured; 0 by default.
+        confidence: Confidence level of the intervals, in (0, 1); 0.99 by default.
+        settings: Further arguments of :func:`pytest_trainability.measure`: ``target``, ``loss``, ``optimizer``, ``seeds``,
+            ``steps``, ``device``, ….
 
     Returns:
-        The scaling. The slope is dimensionless for a scale, else the measure's unit per factor of e in width.
+        The scaling. Its slope is a pure number for a log-scale measure, else in the measure's unit per factor of e in width.
 
     Raises:
-        UsageError: An argument cannot be used as given.
-        BoundError: ``measure`` names none.
+        UsageError: An argument has an invalid value, or the models do not depend on the width.
+        BoundError: The measure is unknown.
         ModelError: A model cannot be built, trained or run.
-        CutError: Its graph cannot be cut into steps.
+        CutError: The autograd graph of a model cannot be cut into steps.
 
-    Source: Yang et al., Tensor Programs V, arXiv:2203.03466 (2022), Fig. 5, for coordinate checks: there the standard
-    deviation of ``x_t - x_0``, here its RMS.
+    Source: Yang et al., Tensor Programs V, arXiv:2203.03466 (2022), Fig. 5, for coordinate checks. They plot the standard
+    deviation of ``x_t - x_0``; this function measures its RMS.
     """
-    return sweep_in(
+    return size_sweep_in(
         Context(confidence=as_confidence(confidence)),
         "width",
         build,
@@ -109,43 +123,44 @@ def depth_sweep(
     confidence: float = CONFIDENCE,
     **settings: Any,
 ) -> Scaling:
-    """Measure models of several depths, and how a measure scales; the arguments are those of :func:`width_sweep`.
+    """Measure models of several depths, and fit how a measure scales.
 
-    A gain that stays O(1) has slope 0. That of pre-norm residual networks grows like ``½ ln(depth)``, slope ½; that of plain
-    towers like the depth, which is no line over ``ln(depth)``: each of ``local_slopes`` is larger than the one before.
+    ``value ≈ slope · ln depth + c`` for each seed, and ``value ≈ c · depth^slope`` for a log-scale measure. A log gain that stays
+    O(1) has slope 0. That of pre-norm residual networks grows like ``½ ln(depth)``, with slope ½. That of plain towers grows like
+    the depth, which is not a line over ``ln(depth)``: each of ``local_slopes`` is larger than the one before.
 
     >>> import torch
     >>> from torch import nn
     >>> def tower(depth):
     ...     return nn.Sequential(*[layer for _ in range(depth) for layer in (nn.Linear(64, 64), nn.Tanh())])
     >>> sweep = depth_sweep(tower, [4, 8, 16], lambda generator: torch.randn(8, 64, generator=generator))
-    >>> sweep.reading.partition(":")[0]  # which says how much, too
+    >>> sweep.reading.partition(":")[0]  # the rest of it has the rate
     'log_gain shrinks in proportion to depth'
 
     Args:
-        build: Builds a new model of the depth that it is given.
-        depths: Two or more, increasing.
-        inputs: The same for every depth.
-        inputs_of: In place of ``inputs``, a function of the depth.
-        measure: Which.
-        summary: What is followed of a profile, whose elements change their names with depth: by default the largest and
-            the smallest.
-        matching: Shell patterns of the elements that are followed, or summarized.
-        excluding: Of those that are not.
-        after_steps: Steps of training before.
-        confidence: Of the intervals.
+        build: Function of a depth that returns a new model; it is called once per seed.
+        depths: Two or more increasing whole numbers.
+        inputs: Inputs as in :func:`pytest_trainability.measure`, the same for every depth.
+        inputs_of: Function of the depth that returns the inputs; it replaces ``inputs``.
+        measure: Name of the measure, ``"log_gain"`` by default.
+        summary: What to follow of a profile, as in :func:`width_sweep`. By default the largest and the smallest element, as the
+            elements change their names with the depth.
+        matching: Shell pattern, or several, of the elements to follow or summarize; all by default.
+        excluding: Shell pattern, or several, of elements to exclude; none by default.
+        after_steps: Number of optimizer steps before the measurement; 0 by default.
+        confidence: Confidence level of the intervals, in (0, 1); 0.99 by default.
         settings: Further arguments of :func:`pytest_trainability.measure`.
 
     Returns:
-        The scaling.
+        The scaling. Its slope is a pure number for a log-scale measure, else in the measure's unit per factor of e in depth.
 
     Raises:
-        UsageError: An argument cannot be used as given.
-        BoundError: ``measure`` names none.
+        UsageError: An argument has an invalid value, or the models do not depend on the depth.
+        BoundError: The measure is unknown.
         ModelError: A model cannot be built, trained or run.
-        CutError: Its graph cannot be cut into steps.
+        CutError: The autograd graph of a model cannot be cut into steps.
     """
-    return sweep_in(
+    return size_sweep_in(
         Context(confidence=as_confidence(confidence)),
         "depth",
         build,
@@ -159,3 +174,44 @@ def depth_sweep(
         after_steps=after_steps,
         **settings,
     )
+
+
+def size_sweep_in(
+    context: Context,
+    along: Along,
+    build: Callable[[int], nn.Module],
+    sizes: Sequence[int],
+    inputs: Any,
+    *,
+    inputs_of: Callable[[int], Any] | None = None,
+    measure: str | None = None,
+    summary: Summary = None,
+    matching: Patterns = "*",
+    excluding: Patterns = (),
+    after_steps: int = 0,
+    **settings: Any,
+) -> Scaling:
+    """Measure as :func:`width_sweep` and :func:`depth_sweep` do, on behalf of a test."""
+    where = f"{along}_sweep()"
+    measure = measure or DEFAULT_MEASURE[along]
+    if isinstance(build, nn.Module) or not callable(build):
+        msg = (
+            f"{where} needs a function that builds the model of a {along}. Got {type(build).__name__}. For instance "
+            f"{along}_sweep(lambda {along}: Net({along}={along}), ...)."
+        )
+        raise UsageError(msg)
+    refuse_inputs(where, inputs, inputs_of)
+    found = as_sizes(along, sizes)
+    options = as_options(where, settings)
+    training = as_training(context, after_steps, options)
+    refuse_measure(where, measure, trained=training is not None)
+    as_summaries(summary)
+    sweep = SizeSweep(along, found, context, as_seeds(options["seeds"]))
+    for size in found:
+        drawn = inputs_at(size, inputs, inputs_of)
+        sweep.measure(Member(build, along, size, drawn, training, compare=measure == CHANGE), measure, options)
+    sweep.refuse_equal(measure)
+    scaling = scaling_of(sweep, measure, summary, matching, excluding)
+    sweep.reading = scaling.reading
+    sweep.report(scaling.cautions())
+    return scaling

@@ -1,63 +1,74 @@
-"""What a sweep is asked for."""
+"""Validation of the arguments of a size sweep."""
 
 from __future__ import annotations
 
-import difflib
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from inspect import Parameter, signature
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..measurement import measure as measure_once
+from ..measurement import DEFAULT_OPTIONS, Options, refuse_unknown
 from ..measures import MEASURES, find_measure
 
+__all__ = [
+    "CHANGE",
+    "DEFAULT_MEASURE",
+    "EACH",
+    "EXTREMES",
+    "SUMMARIES",
+    "Along",
+    "Patterns",
+    "Summary",
+    "as_options",
+    "as_sizes",
+    "as_summaries",
+    "inputs_at",
+    "refuse_inputs",
+    "refuse_measure",
+]
+
 CHANGE = "activation_change"
-"""By how much training changes what each module returns: known to sweeps of trained models only."""
+"""RMS of the change of each module's output in training: a measure of size sweeps with ``after_steps`` only."""
 
 Along: TypeAlias = Literal["width", "depth"]
 Summary: TypeAlias = "str | Sequence[str] | None"
 Patterns: TypeAlias = "str | Sequence[str]"
 
-DEFAULT: dict[str, str] = {"width": "activation_rms", "depth": "log_gain"}
+DEFAULT_MEASURE: dict[str, str] = {"width": "activation_rms", "depth": "log_gain"}
 EACH = "each"
 EXTREMES = ("max", "min")
-"""What is followed of a profile whose elements change their names with the size."""
+"""Default summaries of a profile whose elements change their names with the size."""
 SUMMARIES: dict[str, str] = {"max": "largest", "min": "smallest", "mean": "mean", "first": "first", "last": "last"}
-
-_OWN = {"measures", "confidence"}
-SETTINGS = {
-    name: parameter.default
-    for name, parameter in signature(measure_once).parameters.items()
-    if parameter.kind is Parameter.KEYWORD_ONLY and name not in _OWN
-}
-"""Arguments of :func:`pytest_trainability.measure` that are handed on, with their defaults."""
+"""Summaries of a profile, and their names in sentences."""
 
 
 def refuse_inputs(where: str, inputs: Any, inputs_of: Any) -> None:
-    """Refuse all but one of ``inputs`` and ``inputs_of``.
+    """Require exactly one of ``inputs`` and ``inputs_of``.
 
     Raises:
-        UsageError: Neither or both came, or no function.
+        UsageError: Neither or both are given, or ``inputs_of`` is not a function.
     """
     if (inputs is None) == (inputs_of is None):
         came = "neither" if inputs is None else "both"
-        msg = f"{where} must be given inputs, or inputs_of=, a function that makes those of a size. Got {came}."
+        msg = f"{where} needs either inputs, or inputs_of=, a function of the size that makes them. Got {came}."
         raise UsageError(msg)
     if inputs_of is not None and not callable(inputs_of):
-        msg = f"inputs_of must be a function of the size. Got {type(inputs_of).__name__}. What is the same for all is inputs=."
+        msg = (
+            f"inputs_of must be a function of the size. Got {type(inputs_of).__name__}. Pass inputs that are the same for all "
+            "sizes as inputs=."
+        )
         raise UsageError(msg)
 
 
 def as_sizes(along: str, sizes: Any) -> tuple[int, ...]:
-    """Read widths or depths.
+    """Return widths or depths as a tuple.
 
     Raises:
-        UsageError: They are not two or more, whole and increasing.
+        UsageError: They are not two or more increasing whole numbers of at least 1.
     """
     msg = (
         f"{along}s must be two or more whole numbers of at least 1, increasing, such as [64, 128, 256]. Got {sizes!r}."
@@ -73,47 +84,47 @@ def as_sizes(along: str, sizes: Any) -> tuple[int, ...]:
     return found
 
 
-def as_settings(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the arguments that are handed on to every measurement, the usual ones included.
+def as_options(where: str, settings: Mapping[str, Any]) -> Options:
+    """Return the options of every measurement: those that are given, and the defaults of the others.
 
     Raises:
-        UsageError: One of those given is none.
+        UsageError: A name is not an argument of ``measure``.
     """
-    for name in settings:
-        if name not in SETTINGS:
-            near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            msg = f"{where} must be given arguments of its own or of measure(). {name!r} is none.{hint}"
-            raise UsageError(msg)
-    return {**SETTINGS, **settings}
+    refuse_unknown(settings, where=where)
+    return cast("Options", {**DEFAULT_OPTIONS, **settings})
 
 
 def refuse_measure(where: str, name: str, *, trained: bool) -> None:
-    """Refuse what has no slope.
+    """Refuse a measure that has no slope.
+
+    Args:
+        where: The function that was called, for the message.
+        name: Name of the measure.
+        trained: Whether the models are trained before the measurement.
 
     Raises:
-        UsageError: It is no number, or changes only with training.
-        BoundError: There is no such measure.
+        UsageError: The measure is a list of names, or needs training.
+        BoundError: The measure is unknown.
     """
     if name == CHANGE:
         if not trained:
-            msg = f"{CHANGE} must come with after_steps=, a number of at least 1: it is what training changes."
+            msg = f"{CHANGE} must come with after_steps=, a number of at least 1: it is the change in training."
             raise UsageError(msg)
         return
     known = (*MEASURES, CHANGE) if trained else MEASURES
     if find_measure(name, where=f"measure= of {where}", known=known).kind == "names":
         msg = (
-            f"{where} must be given a measure that is a number. {name!r} is a list of names. Check it at every size: "
+            f"{where} needs a measure that is a number. {name!r} is a list of names. Check it at every size: "
             f"for result in sweep.measurements: result.check({name}=at_most(0))."
         )
         raise UsageError(msg)
 
 
 def as_summaries(summary: Summary) -> tuple[str, ...]:
-    """Read a summary, or several, of a profile; none is empty.
+    """Return one or several summaries of a profile as a tuple; empty for None.
 
     Raises:
-        UsageError: It is none.
+        UsageError: A name is not a summary, or ``"each"`` comes with others.
     """
     given = (summary,) if isinstance(summary, str) else tuple(summary or ())
     if not set(given) <= {*SUMMARIES, EACH} or (EACH in given and len(given) > 1):
@@ -123,11 +134,11 @@ def as_summaries(summary: Summary) -> tuple[str, ...]:
 
 
 def inputs_at(size: int, inputs: Any, inputs_of: Callable[[int], Any] | None) -> Any:
-    """Return the inputs of the model of one size, as :func:`pytest_trainability.measure` takes them."""
+    """Return the inputs of the models of one size, in a form that :func:`pytest_trainability.measure` takes."""
     if inputs_of is None:
         return inputs
 
-    # Called where the engine draws inputs, so that one seed means one draw.
+    # The engine calls this function where it draws inputs, so that the seed determines them.
     def drawn(generator: torch.Generator) -> Any:
         try:
             given = inputs_of(size)

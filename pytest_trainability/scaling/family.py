@@ -1,8 +1,8 @@
-"""Models of a family by their size, and their training before the measurement."""
+"""The models of one size, and their training before the measurement."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,74 +13,81 @@ from torch.nn.parameter import is_lazy
 
 from ..engine.isolation import preserved_generators, preserved_model
 from ..engine.runs.arguments import as_count, as_optimizer
-from ..engine.runs.building import choose_device
 from ..engine.runs.forward_pass import forward_pass
 from ..engine.runs.objective import Objective
-from ..engine.runs.recipe import OptimizerFactory, Recipe
 from ..engine.runs.training import Training, changes, outputs_of_modules
 from ..errors import ModelError, TrainabilityError, UsageError
-from ..measurement import Context, as_dtype
+from ..measurement import Context, Options, as_recipe
+
+__all__ = ["Member", "TrainingBefore", "as_training"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingBefore:
-    """Steps of an optimizer on the batch that is measured, with its loss."""
+    """Optimizer steps before the measurement, on the batch and the loss that are measured."""
 
     steps: int
-    optimizer: OptimizerFactory | None
-    settings: Mapping[str, Any]
-    worker: int
-
-    def recipe(self, model: nn.Module, inputs: Any) -> Recipe:
-        """Return how the model is run for training: as for the measurement."""
-        given = self.settings
-        return Recipe(
-            model=model,
-            inputs=inputs,
-            target=given["target"],
-            loss=given["loss"],
-            steps="auto",
-            exponents=1,
-            device=choose_device(given["device"], fixed=False, worker=self.worker),
-            dtype=as_dtype(given["dtype"]),
-            train=given["train"],
-        )
+    context: Context
+    options: Options
 
     def run(self, model: nn.Module, inputs: Any, seed: int, *, compare: bool) -> dict[str, float]:
-        """Train the model; return by how much what its modules return has changed, if asked to compare."""
-        recipe = self.recipe(model, inputs)
+        """Train a new model in place.
+
+        Args:
+            model: The model, which no one else uses.
+            inputs: Inputs of the measurement.
+            seed: Seed of the measurement.
+            compare: Whether to compare the outputs of the modules before and after training.
+
+        Returns:
+            RMS of the change of each module's output, by module; empty without ``compare``.
+
+        Raises:
+            UsageError: There is no loss, or the optimizer cannot be made or take a step.
+            ModelError: The model cannot be run.
+        """
+        recipe = as_recipe(self.context, lambda: model, inputs, self.options)
         model.to(device=recipe.device, dtype=recipe.dtype)
         model.train(recipe.train)
         lazy = any(is_lazy(p) for p in model.parameters())
-        # A first run draws the batch that will be measured, and gives lazy modules their weights.
+        # The first run draws the batch of the measurement, and gives lazy modules their weights.
         with nullcontext() if lazy else preserved_model(model):
             batch = forward_pass(recipe, model, seed)
         if batch.loss is None:
-            msg = "after_steps= must come with a loss to train on. Hand in loss=, or a model that computes its own."
+            msg = "after_steps= must come with a loss to train on. Pass loss=, or use a model that computes its own."
             raise UsageError(msg)
         objective = Objective(batch, recipe.loss, seed)
         del batch
         before = outputs_of_modules(objective) if compare else {}
         model.train()
-        Training(objective, self.optimizer).take(self.steps)
+        Training(objective, recipe.optimizer).take(self.steps)
         model.train(recipe.train)
         objective.seed = seed
         return changes(before, outputs_of_modules(objective)) if compare else {}
 
 
-def as_training(context: Context, after_steps: Any, settings: Mapping[str, Any]) -> TrainingBefore | None:
-    """Read ``after_steps=``; None is no training.
+def as_training(context: Context, after_steps: Any, options: Options) -> TrainingBefore | None:
+    """Return the training that ``after_steps=`` requests; None for no steps.
 
     Raises:
-        UsageError: It is no number of steps, or ``optimizer=`` makes none.
+        UsageError: ``after_steps`` is not a number of steps, or ``optimizer`` is not a function.
     """
     as_count("after_steps", after_steps, least=0)
-    optimizer = as_optimizer(settings["optimizer"])
-    return TrainingBefore(after_steps, optimizer, settings, context.worker) if after_steps else None
+    as_optimizer(options["optimizer"])
+    return TrainingBefore(after_steps, context, options) if after_steps else None
 
 
 class Member:
-    """The factory of the models of one size, which are trained where asked to."""
+    """Factory of the models of one size, which trains them where requested.
+
+    Args:
+        build: Builds a model of the size that it is given.
+        along: ``"width"`` or ``"depth"``.
+        size: The size.
+        inputs: Inputs of the models.
+        training: Training before the measurement; None for none.
+        compare: Whether training records by how much the outputs of the modules change.
+    """
 
     def __init__(
         self,
@@ -94,18 +101,17 @@ class Member:
     ) -> None:
         self.build, self.size, self.inputs, self.training = build, size, inputs, training
         self.compare = compare
-        """Whether training is asked for what it changes."""
         self.at = f"{along} {size}"
-        # The name of the model in reports.
+        # Reports name the model by this attribute.
         self.__name__ = getattr(build, "__name__", "<lambda>")
         self.changes: dict[int, dict[str, float]] = {}
-        """Of every seed, by module."""
+        """RMS of the change of each module's output in training, by seed and module."""
         self.shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
-        """Of the parameters of the model that was built last."""
+        """Names and shapes of the parameters of the model that was built last."""
 
     def __call__(self) -> nn.Module:
-        """Build a model, and train it where asked to."""
-        # Whoever builds has seeded the generator with the number of the draw.
+        """Build a model, and train it where requested."""
+        # The engine has seeded the global generator with the seed of the run.
         seed = torch.initial_seed()
         model = self._built()
         self.shapes = tuple((name, () if is_lazy(p) else tuple(p.shape)) for name, p in model.named_parameters())
@@ -134,7 +140,11 @@ class Member:
         return model
 
     def _refuse_kept(self, model: nn.Module) -> None:
-        """Training changes the model: it must be nobody else's."""
+        """Refuse a function that returns a model which the user keeps: training would change it.
+
+        Raises:
+            UsageError: The function returned the same object twice.
+        """
         with preserved_generators():
             if self._built() is model:
                 msg = (

@@ -1,4 +1,4 @@
-"""How a measure scales, judged and in words."""
+"""How a measure scales: slopes, verdicts on them, and their description in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from ..checks.bounds import BoundLike, as_bound
 from ..checks.statistics import estimate
@@ -19,53 +18,68 @@ from ..records.reports import VerdictRecord
 from ..records.text import format_names, format_number
 from ..report.explain import explain, labelled, reproduce_command
 from .arguments import CHANGE, SUMMARIES, Along, Patterns, Summary, refuse_measure
-from .fits import fit, heights, misfit, why_broken
+from .fits import fit, is_linear_in_size, ordinates, why_no_slope
+from .sweep import SizeSweep
 
-if TYPE_CHECKING:
-    from .sweep import Sweep
-
-__all__ = ["Scaling"]
+__all__ = ["Scaling", "scaling_of"]
 
 _NOTABLE_BEND = 0.05
-"""Difference between the first and the last local slope below which a curve is called straight, whatever its noise."""
+"""Difference between the first and the last local slope below which a curve counts as straight, whatever its noise."""
 _WIDTH = 80
 
 
 @dataclass(frozen=True, repr=False)
 class Scaling:
-    """How a measure scales with the width or the depth of a model."""
+    """How a measure scales with the width or the depth of a model: the slope of a line over ``ln size``.
+
+    ``ln value ≈ slope · ln size + c`` for a log-scale measure, and ``value ≈ slope · ln size + c`` for others, by least squares
+    for each seed.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from pytest_trainability import at_most, width_sweep
+    >>> def mlp(width):
+    ...     return nn.Sequential(nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, 1))
+    >>> scaling = width_sweep(mlp, [8, 16, 32], torch.ones(2, 4), seeds=2)
+    >>> scaling.sizes, list(scaling.slope)
+    ((8, 16, 32), ['input', '0', '1', '2'])
+    >>> scaling.matching("[01]").check(at_most(0.5))
+    >>> len(scaling.local_slopes), scaling.last.sizes
+    (2, (16, 32))
+    """
 
     measure: str
     along: Along
     sizes: tuple[int, ...]
     """Widths or depths, increasing."""
     values: tuple[Estimate, ...] | tuple[Profile, ...]
-    """What was measured at each size: an estimate, or a profile of the elements that are followed."""
+    """Value of the measure at each size: an estimate, or a profile of the elements that are followed."""
     seeds: tuple[int, ...]
+    """Seeds of every measurement."""
     summary: tuple[str, ...] = ()
-    """What is followed of a profile; empty where it is each element."""
+    """Summaries of a profile that are followed; empty where each element is."""
     left_out: tuple[str, ...] = ()
-    """Elements that do not exist at every size and for every seed."""
-    _sweep: Sweep = field(kw_only=True, compare=False)
-    """The measurements that it was read off."""
+    """Elements that are not followed, because some size or seed does not have them."""
+    _sweep: SizeSweep = field(kw_only=True, compare=False)
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """The measurement at each size, for everything else that it holds."""
+        """The measurement at each size."""
         return tuple(self._sweep.measurements[self._sweep.sizes.index(size)] for size in self.sizes)
 
     @cached_property
     def slope(self) -> Estimate | Profile:
-        """The least-squares slope over ``ln size``, fitted for each seed: an estimate, or one for each element of a profile.
+        """Least-squares slope over ``ln size``, fitted for each seed: an estimate, or one for each element of a profile.
 
-        Of ``ln value`` for a scale, such as ``activation_rms``: the exponent of a power law. Of the value for others: nats,
-        or shares, per factor of e in size. NaN where a value is not finite, or is zero on a scale: no bound holds then.
+        For a log-scale measure, such as ``activation_rms``, it is the exponent of a power law, without unit. For others it is the
+        change of the value per factor of e in size, in the unit of the measure. It is NaN, and violates every bound, where a
+        value is not finite, or is zero and the measure log-scale.
         """
         return self._of_each(lambda name: self._slope_of(self._at(name), self.sizes))
 
     @cached_property
     def local_slopes(self) -> tuple[Estimate | Profile, ...]:
-        """The same between each size and the next. They are alike where there is a power law."""
+        """Slopes between each size and the next. For a power law they are equal."""
         return tuple(
             replace(self, sizes=pair, values=self.values[i : i + 2]).slope
             for i, pair in enumerate(pairwise(self.sizes))
@@ -73,15 +87,23 @@ class Scaling:
 
     @property
     def last(self) -> Scaling:
-        """The scaling between the last two sizes: nearest to the limit of large ones, and noisier."""
+        """The scaling between the last two sizes: closest to the limit of large sizes, and noisier."""
         return replace(self, sizes=self.sizes[-2:], values=self.values[-2:])
 
     def matching(self, *patterns: str) -> Scaling:
-        """Return the scaling of those elements of a profile whose names match one of the shell patterns."""
+        """Return the scaling of the elements of a profile whose names match at least one shell pattern.
+
+        Raises:
+            UsageError: No element matches, or the measure is one number.
+        """
         return self._keeping([profile.matching(*patterns) for profile in self._profiles()], patterns)
 
     def excluding(self, *patterns: str) -> Scaling:
-        """Return the scaling of those elements of a profile whose names match none of the shell patterns."""
+        """Return the scaling of the elements of a profile whose names match no shell pattern.
+
+        Raises:
+            UsageError: Every element matches, or the measure is one number.
+        """
         return self._keeping([profile.excluding(*patterns) for profile in self._profiles()], patterns)
 
     def _keeping(self, profiles: Sequence[Profile], patterns: Sequence[str]) -> Scaling:
@@ -94,48 +116,60 @@ class Scaling:
     def of(
         self, measure: str, *, summary: Summary = None, matching: Patterns = "*", excluding: Patterns = ()
     ) -> Scaling:
-        """Return the scaling of another measure of the same models; what was not measured yet repeats the seeded runs.
+        """Return the scaling of another measure of the same models.
+
+        A measure that was not read yet repeats the seeded runs of every size.
+
+        Args:
+            measure: Name of the measure.
+            summary: As in :func:`pytest_trainability.width_sweep`.
+            matching: As in :func:`pytest_trainability.width_sweep`.
+            excluding: As in :func:`pytest_trainability.width_sweep`.
+
+        Returns:
+            The scaling, over the same sizes.
 
         Raises:
-            UsageError: It is no number, or cannot be had afterwards.
-            BoundError: There is no such measure.
+            UsageError: The measure is a list of names, or cannot be measured after the size sweep.
+            BoundError: The measure is unknown.
         """
         if measure != CHANGE or not self._sweep.trained:
             refuse_measure("of()", measure, trained=False)
-        found = self._sweep.scaling(measure, summary, matching, excluding)
+        found = scaling_of(self._sweep, measure, summary, matching, excluding)
         first = self._sweep.sizes.index(self.sizes[0])
         return replace(found, sizes=self.sizes, values=found.values[first : first + len(self.sizes)])
 
     def check(self, bound: BoundLike) -> None:
-        """Judge the slope; of a profile that of every element.
+        """Judge the slope; for a profile, the slope of every element.
 
         >>> sweep.check(within(0.1))  # doctest: +SKIP
 
         Args:
-            bound: ``within(eps)``, ``within(low, high)``, ``at_least(x)``, ``at_most(x)`` or ``(low, high)``.
+            bound: ``within(eps)``, ``within(low, high)``, ``at_least(x)``, ``at_most(x)`` or ``(low, high)``, in the unit of the
+                slope.
 
         Raises:
-            TrainabilityFailure: It does not lie in the bound, or is not a number.
-            BoundError: It is no bound.
+            TrainabilityFailure: A slope does not lie in the bound, or is not a number.
+            BoundError: The argument is not a bound.
         """
         __tracebackhide__ = True
         context = self._sweep.context
         what = f"slope of {self.measure}"
         try:
-            asked = as_bound(bound, measure=what, where=f"check() in {context.test}" if context.test else "check()")
+            given = as_bound(bound, measure=what, where=f"check() in {context.test}" if context.test else "check()")
         except BoundError as error:
             raise error.with_traceback(None) from error.__cause__
-        verdict = judge(what, self.slope, asked, level=self._sweep.level)
+        verdict = judge(what, self.slope, given, level=self._sweep.level)
         reading = self._read(verdict.where)
         names = () if isinstance(self.slope, Estimate) else tuple(self.slope)
         self._sweep.verdicts[self.measure, self.summary, names, self.sizes] = verdict, reading
-        self._sweep.record(self)
+        self._sweep.report(self.cautions())
         if not verdict.holds:
             raise TrainabilityFailure(self._explain(verdict, reading))
 
     @property
     def reading(self) -> str:
-        """The slope in words; of a profile that of the steepest element."""
+        """The slope in words; for a profile, the steepest slope."""
         if isinstance(self.slope, Estimate):
             return self._read(self.slope.name)
         return self._read(max(self.slope.values(), key=lambda e: math.inf if math.isnan(e.mean) else abs(e.mean)).name)
@@ -146,12 +180,12 @@ class Scaling:
     def __repr__(self) -> str:
         return f"<{self.measure} over {self.along}s {', '.join(map(str, self.sizes))}: slope {self.slope!r}>"
 
-    # Its elements
+    # Elements
 
     def _profiles(self) -> tuple[Profile, ...]:
         found = tuple(value for value in self.values if isinstance(value, Profile))
         if not found:
-            msg = f"elements must be those of a profile. {self.measure} is one number here."
+            msg = f"only a profile has elements to select. {self.measure} is one number here."
             raise UsageError(msg)
         return found
 
@@ -160,26 +194,30 @@ class Scaling:
         return compute("") if isinstance(first, Estimate) else Profile({name: compute(name) for name in first})
 
     def _at(self, name: str) -> list[Estimate]:
+        """Return one element at each size; the only one, whatever the name, where the measure is one number."""
         return [value if isinstance(value, Estimate) else value[name] for value in self.values]
 
     def _slope_of(self, values: Sequence[Estimate], sizes: Sequence[int]) -> Estimate:
         first = values[0]
-        slopes = [fit([math.log(size) for size in sizes], ys) for ys in heights(values)]
+        slopes = [fit([math.log(size) for size in sizes], ys) for ys in ordinates(values)]
         unit = "" if first.scale == "log" else f"{first.unit} per e-fold".strip()
         return estimate(slopes, unit=unit, name=first.name, level=self._sweep.level)
 
-    # In words
+    def _local(self, values: Sequence[Estimate]) -> list[Estimate]:
+        return [self._slope_of(values[i : i + 2], self.sizes[i : i + 2]) for i in range(len(values) - 1)]
+
+    # Words
 
     def cautions(self) -> Iterator[str]:
-        """Say what a reader of the slope must know."""
+        """Name what the slope does not cover."""
         if self.left_out:
             yield f"not at every {self.along} and seed, and not followed: {format_names(self.left_out)}"
 
     def _read(self, name: str) -> str:
-        """Say in words how one element scales."""
+        """Describe in words how one element scales."""
         values = self._at(name)
         label = self._label(name)
-        broken = [(size, word) for size, e in zip(self.sizes, values) if (word := why_broken(e))]
+        broken = [(size, word) for size, e in zip(self.sizes, values) if (word := why_no_slope(e))]
         if broken:
             size, word = broken[0]
             return f"{label} is {word} at {self.along} {size}: it has no slope, and no bound holds"
@@ -200,11 +238,8 @@ class Scaling:
             return f"{SUMMARIES[self._at(name)[0].name]} {self.measure}"
         return f"{self.measure} of {name}" if name else self.measure
 
-    def _local(self, values: Sequence[Estimate]) -> list[Estimate]:
-        return [self._slope_of(values[i : i + 2], self.sizes[i : i + 2]) for i in range(len(values) - 1)]
-
     def _bend(self, values: Sequence[Estimate]) -> str:
-        """Say how the local slope changes, where it is more than noise."""
+        """Describe how the local slope changes; empty where the change is small or may be noise."""
         local = self._local(values)
         change = estimate([b - a for a, b in zip(local[0].values, local[-1].values)], level=self._sweep.level)
         if abs(change.mean) < _NOTABLE_BEND or change.low <= 0 <= change.high:
@@ -212,20 +247,21 @@ class Scaling:
         return f"the local slope goes from {format_number(local[0].mean)} to {format_number(local[-1].mean)}"
 
     def _law(self, values: Sequence[Estimate]) -> str:
-        """Recognize what is straight over the size itself, and clearly not over its logarithm."""
+        """Describe growth with the size itself, where a line over the size fits clearly better than one over its logarithm."""
         if len(values) < 3 or not self._bend(values):
             return ""
-        means = [math.fsum(ys) / len(values[0].values) for ys in zip(*heights(values))]
-        if misfit(self.sizes, means) > misfit([math.log(size) for size in self.sizes], means) / 4:
+        means = [math.fsum(ys) / len(values[0].values) for ys in zip(*ordinates(values))]
+        if not is_linear_in_size(self.sizes, means):
             return ""
         rate = fit(self.sizes, means)
         if values[0].scale == "log":
-            return f"exponentially with {self.along}: by a factor of {math.exp(rate):.3g} for each unit of it"
+            return f"exponentially with {self.along}: by a factor of {math.exp(rate):.3g} per unit of {self.along}"
         unit = f" {values[0].unit}" if values[0].unit else ""
-        return f"in proportion to {self.along}: {format_number(rate)}{unit} for each unit of it"
+        return f"in proportion to {self.along}: {format_number(rate)}{unit} per unit of {self.along}"
 
     def _explain(self, verdict: VerdictRecord, reading: str) -> str:
-        record = self._sweep.to_record([verdict], self)
+        """Return the message of a failed check."""
+        record = self._sweep.to_record([verdict], self.cautions())
         lines = explain(replace(record, notes=(), cautions=(), reproduce=""), width=_WIDTH).splitlines()
         more = self._table(verdict.where)
         more += labelled("reading", reading, _WIDTH - 2)
@@ -236,7 +272,7 @@ class Scaling:
         return "\n".join([*lines, *("  " + line for line in more)])
 
     def _table(self, name: str) -> list[str]:
-        """Write the values of one element by size, with the slopes between them."""
+        """Return lines with the values of one element by size, and the slopes between them."""
         values = self._at(name)
         texts = [str(replace(e, unit="")) for e in values]
         slopes = ["", *(f"slope {format_number(slope.mean)}" for slope in self._local(values))]
@@ -246,3 +282,17 @@ class Scaling:
         ]
         rows = [self._label(name), *rows]
         return [line for i, row in enumerate(rows) for line in labelled("" if i else f"by {self.along}", row)]
+
+
+def scaling_of(
+    sweep: SizeSweep, measure: str, summary: Summary = None, matching: Patterns = "*", excluding: Patterns = ()
+) -> Scaling:
+    """Return how one measure of a size sweep scales.
+
+    Raises:
+        UsageError: There is no element to follow.
+    """
+    found = sweep.follow(measure, summary, matching, excluding)
+    return Scaling(
+        measure, sweep.along, sweep.sizes, found.values, sweep.seeds, found.summary, found.left_out, _sweep=sweep
+    )

@@ -72,7 +72,7 @@ def test_a_tower_grows_linearly_which_no_power_law_does():
     assert [local.mean for local in found.local_slopes] == pytest.approx(expected, rel=1e-9)
     assert abs(found.slope - fitted(DEPTHS, [L * math.log(gain) for L in DEPTHS])) < 1e-9
     assert abs(found.last.slope - expected[-1]) < 1e-9
-    assert "in proportion to depth: 0.182 nats for each unit of it" in found.reading
+    assert "in proportion to depth: 0.182 nats per unit of depth" in found.reading
 
 
 def test_the_largest_and_the_smallest_activation_are_followed_over_depth():

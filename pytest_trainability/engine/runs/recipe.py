@@ -12,7 +12,7 @@ from torch import nn
 from ..capture.recorder import Loss
 from ..capture.steps import StepChoice
 
-__all__ = ["ModelSource", "OptimizerFactory", "Recipe", "did_not_fit", "is_fixed", "sentence"]
+__all__ = ["ModelSource", "OptimizerFactory", "Recipe", "StepChoice", "did_not_fit", "is_fixed", "sentence"]
 
 
 ModelSource: TypeAlias = "nn.Module | Callable[[], nn.Module]"

@@ -29,7 +29,7 @@ from pytest_trainability import (
 )
 from pytest_trainability.measurement import Context
 from pytest_trainability.records.reports import CheckRecord
-from pytest_trainability.scaling import sweep_in
+from pytest_trainability.scaling import size_sweep_in
 
 
 class Scaled(nn.Module):
@@ -88,7 +88,7 @@ REFUSED = {
     "no inputs": (
         {"inputs": None},
         UsageError,
-        "inputs, or inputs_of=, a function that makes those of a size. Got neither.",
+        "either inputs, or inputs_of=, a function of the size that makes them. Got neither.",
     ),
     "both": ({"inputs_of": lambda n: ONES}, UsageError, "Got both."),
     "inputs_of": (
@@ -109,7 +109,7 @@ REFUSED = {
     "steps": ({"after_steps": -1}, UsageError, "after_steps must be a whole number of at least 0. Got -1."),
     "steps float": ({"after_steps": 2.0}, UsageError, "after_steps must be a whole number"),
     "optimizer": ({"after_steps": 1, "optimizer": 0.1}, UsageError, "optimizer must be a function of the parameters"),
-    "setting": ({"seed": 3}, UsageError, "arguments of its own or of measure(). 'seed' is none. Did you mean 'seeds'?"),
+    "setting": ({"seed": 3}, UsageError, "unknown argument 'seed' of width_sweep(). Did you mean 'seeds'?"),
     "confidence": ({"confidence": 99}, UsageError, "the confidence must lie between 0 and 1"),
 }
 
@@ -200,7 +200,7 @@ def test_nothing_in_common_says_what_else_can_be_followed():
     def build(n: int) -> nn.Module:
         return nn.Sequential(OrderedDict({f"{letter}{n}": Scaled(n) for letter in "ab"}))
 
-    said = re.escape("activation_rms has none. Follow what does not change its name: summary='max'")
+    said = re.escape("activation_rms has none. Follow a summary, which does not depend on names: summary='max'")
     with pytest.raises(UsageError, match=said):
         width_sweep(build, [2, 3], ONES, seeds=1, excluding="input")
     assert abs(width_sweep(build, [2, 3], ONES, seeds=1, summary="last").slope - 2) < 1e-6
@@ -264,7 +264,7 @@ def test_other_measures_of_the_same_models():
 @pytest.mark.parametrize("name", ["activation_rms", "gradient_norm"])
 def test_a_function_that_ignores_the_size_is_refused(name):
     with pytest.raises(
-        UsageError, match=r"build must use the width: models of 4 and 16 are alike. At every width `<lambda>`"
+        UsageError, match=r"build must use the width: models of width 4 and 16 are equal. At every width `<lambda>`"
     ):
         width_sweep(lambda _: perceptron(8), [4, 8, 16], vectors, seeds=2, measure=name)
 
@@ -293,7 +293,7 @@ def test_parts_of_a_scaling():
         UsageError, match=re.escape("leave an element of input, 0, 1. Got 'layers.*', which leave none.")
     ):
         found.matching("layers.*")
-    with pytest.raises(UsageError, match=r"elements must be those of a profile. log_gain is one number here"):
+    with pytest.raises(UsageError, match=r"only a profile has elements to select. log_gain is one number here"):
         found.of("log_gain").matching("0")
     with pytest.raises(FrozenInstanceError):
         found.sizes = ()
@@ -370,7 +370,7 @@ def test_the_message_of_a_failure():
         (lambda n: (n**-0.5,), "activation_rms of 0 shrinks like width^-0.5"),
         (
             lambda n: (1.25**n,),
-            "activation_rms of 0 grows exponentially with width: by a factor of 1.25 for each unit of it",
+            "activation_rms of 0 grows exponentially with width: by a factor of 1.25 per unit of width",
         ),
         (
             lambda n: (n + 4,),
@@ -397,8 +397,8 @@ def test_a_bound_that_is_none(bound):
 
 def test_what_a_session_hears():
     heard: list[CheckRecord] = []
-    context = Context(test="test_a.py::test_b", record=heard.append, reproduce="pytest test_a.py::test_b")
-    found = sweep_in(
+    context = Context(test="test_a.py::test_b", report=heard.append, reproduce="pytest test_a.py::test_b")
+    found = size_sweep_in(
         context,
         "width",
         lambda n: scaled(n, 1.0),

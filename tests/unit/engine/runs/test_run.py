@@ -172,7 +172,7 @@ def _where_there_is_any() -> Any:
     "name", ["log_gain", "steps", "seeds", "check", "tolerances", "preset", "loss", "_x", "two words"]
 )
 def test_names_that_are_taken_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="must have a name of its own"):
+    with pytest.raises(UsageError, match="the name of a measure must be an unused identifier"):
         add_measure(Measure(name, "scalar", "", "linear", frozenset(), lambda run: 0.0))
     assert "gradient" not in MEASURES
 
@@ -186,12 +186,12 @@ def test_adding_a_measure_twice_is_no_error(added: Add) -> None:
 @pytest.mark.parametrize(
     ("kind", "found", "says"),
     [
-        ("scalar", None, "must read a number, for it is a scalar. It returned None"),
-        ("scalar", "3", "must read a number"),
-        ("profile", [1.0], "must read numbers by name"),
-        ("profile", {"a": None}, "must read numbers by name"),
-        ("spectrum", 1.0, "must read a list of numbers"),
-        ("names", "abc", "must read a list of names"),
+        ("scalar", None, "of kind 'scalar' must read a number. It returned None"),
+        ("scalar", "3", "of kind 'scalar' must read a number"),
+        ("profile", [1.0], "of kind 'profile' must read numbers by name"),
+        ("profile", {"a": None}, "of kind 'profile' must read numbers by name"),
+        ("spectrum", 1.0, "of kind 'spectrum' must read a list of numbers"),
+        ("names", "abc", "of kind 'names' must read a list of names"),
     ],
 )
 def test_what_a_measure_returns_must_be_of_its_kind(added: Add, kind: str, found: Any, says: str) -> None:
@@ -211,5 +211,5 @@ def test_a_measure_that_cannot_be_one_is_refused(changes: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("name", ["class", "confidence", "measures"])
 def test_names_that_no_bound_could_have_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="must have a name of its own"):
+    with pytest.raises(UsageError, match="the name of a measure must be an unused identifier"):
         add_measure(Measure(name, "scalar", "", "linear", frozenset(), lambda run: 0.0))

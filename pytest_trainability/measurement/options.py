@@ -1,0 +1,102 @@
+"""The keyword arguments of a measurement, and the recipe that they make."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import nn
+
+from ..checks.dtypes import as_dtype_name
+from ..engine.runs.arguments import as_count, as_loss, as_optimizer, refuse_type
+from ..engine.runs.building import choose_device
+from ..engine.runs.recipe import OptimizerFactory, Recipe, StepChoice, is_fixed
+from ..errors import UsageError
+from .context import Context
+
+__all__ = ["Options", "as_dtype", "as_recipe", "refuse_unknown"]
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments that ``measure``, the fixture and the size sweeps share. ``measure`` documents them."""
+
+    target: Any
+    loss: Callable[..., Any] | None
+    seeds: int | Sequence[int] | None
+    steps: StepChoice
+    exponents: int
+    warmup: int
+    alignment: int
+    device: str | torch.device | None
+    dtype: torch.dtype | str | None
+    train: bool
+    name: str | None
+    optimizer: OptimizerFactory | None
+    classes: int | None
+
+
+def refuse_unknown(options: Mapping[str, Any], *, where: str, others: Collection[str] = ()) -> None:
+    """Refuse keyword arguments that are no options.
+
+    Args:
+        options: Keyword arguments of a call.
+        where: The function that was called, for the message.
+        others: Further arguments of that function, which the message may suggest.
+
+    Raises:
+        UsageError: A name is unknown. The message suggests the nearest one.
+    """
+    known = {*Options.__optional_keys__, *others}
+    for name in options:
+        if name not in Options.__optional_keys__:
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            msg = f"unknown argument {name!r} of {where}.{hint}"
+            raise UsageError(msg)
+
+
+def as_recipe(context: Context, model: Any, inputs: Any, options: Options) -> Recipe:
+    """Validate all options and return the recipe of a measurement.
+
+    Raises:
+        UsageError: The model is neither a module nor a factory, or an option has an invalid value.
+    """
+    if not isinstance(model, nn.Module) and not callable(model):
+        msg = (
+            f"the model must be a torch.nn.Module, a class or a factory without arguments. Got {type(model).__name__}."
+        )
+        raise UsageError(msg)
+    refuse_type("train", options["train"], bool, "True or False, for train or eval mode")
+    refuse_type("name", options["name"], (str, type(None)), "a text")
+    classes = options["classes"]
+    return Recipe(
+        model=model,
+        inputs=inputs,
+        target=options["target"],
+        loss=as_loss(options["loss"], options["target"]),
+        steps=options["steps"],
+        exponents=as_count("exponents", options["exponents"]),
+        warmup=as_count("warmup", options["warmup"], least=0),
+        alignment=as_count("alignment", options["alignment"], least=0),
+        device=choose_device(options["device"], fixed=is_fixed(model, inputs), worker=context.worker),
+        dtype=as_dtype(options["dtype"]),
+        train=options["train"],
+        threads=context.threads,
+        choose_steps=context.choose_steps,
+        optimizer=as_optimizer(options["optimizer"]),
+        classes=None if classes is None else as_count("classes", classes, least=2),
+    )
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return the floating type of that name; None and the empty text mean that models keep their type.
+
+    Raises:
+        UsageError: The argument is not a floating type.
+    """
+    if dtype in {None, ""}:
+        return None
+    found: torch.dtype = getattr(torch, as_dtype_name(dtype))
+    return found
