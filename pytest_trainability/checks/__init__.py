@@ -1,1 +1,1 @@
-"""Judging numbers: intervals, bounds, verdicts and likely causes. No tensors here."""
+"""Judging numbers: intervals, bounds, verdicts, baselines and likely causes. No tensors here."""

@@ -1,6 +1,6 @@
-"""Baselines on disk: ``__trainability__/<test module>.json`` beside the tests.
+"""Baseline files: ``__trainability__/<test module>.json`` next to the test modules.
 
-A file is read as data and nothing else, checked to the last value, and replaced as a whole or not at all.
+A file is read as data, never executed, and validated completely. Writing replaces the whole file or leaves it unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from ..errors import BaselineError
-from .baselines import Entry, NameSet, Recorded, Series
+from .baselines import BaselineValues, Entry, NameSet, Series
 
 __all__ = [
     "FOLDER",
@@ -35,30 +35,30 @@ __all__ = [
 FOLDER = "__trainability__"
 SCHEMA = 1
 LARGEST_FILE = 16 * 2**20
-"""Bytes. A hundred models of a thousand parameters each take less."""
+"""Largest size of a file in bytes. A hundred models with a thousand parameters each need less."""
 LOCK_PATIENCE = 60.0
-"""Seconds to wait for another session that writes the same file."""
+"""Seconds to wait for another session that writes baselines."""
 DECIMALS, DIGITS = 4, 5
-"""Of values as they are written: decimals of nats and fractions, significant digits of scales. Finer than any tolerance."""
+"""Decimals of linear values and significant digits of log-scale values in a file. They are finer than any tolerance."""
 
 Contents: TypeAlias = "Mapping[str, Mapping[str, Mapping[str, Entry]]]"
-"""Entries by test (what follows the file in its node id), by name of the measurement, by environment."""
+"""Entries by test (its node id without the file), by name of the measurement, by key of the environment."""
 
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def baseline_path(test_file: Path) -> Path:
-    """Return where the baselines of a test module are kept."""
+    """Return the path of the baseline file of a test module."""
     return test_file.parent / FOLDER / f"{test_file.stem}.json"
 
 
 def module_of(path: Path) -> Path:
-    """Return the test module whose baselines a file holds: the way back from :func:`baseline_path`."""
+    """Return the test module of a baseline file: the inverse of :func:`baseline_path`."""
     return path.parent.parent / f"{path.stem}.py"
 
 
 def with_entry(contents: Contents, test: str, name: str, entry: Entry) -> Contents:
-    """Return the contents with one entry added, or put in the place of the one of the same environment."""
+    """Return the contents with one entry added. It replaces an entry of the same environment."""
     of_test = contents.get(test, {})
     return {**contents, test: {**of_test, name: {**of_test.get(name, {}), entry.key: entry}}}
 
@@ -67,27 +67,18 @@ def with_entry(contents: Contents, test: str, name: str, entry: Entry) -> Conten
 
 
 def read_baselines(path: Path) -> Contents:
-    """Read a file; one that is not there holds nothing.
+    """Return the contents of a file; empty if the file does not exist.
 
     Raises:
-        BaselineError: It is no regular file, too large, or not what :func:`render_baselines` writes.
+        BaselineError: The file is not a regular file, too large, unreadable or invalid.
     """
-    try:
-        _refuse_links(path)
-        if not path.exists():
-            return {}
-        if not path.is_file():
-            msg = f"{path}: a baseline must be a regular file. Move away what is there."
-            raise BaselineError(msg)
-        with path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        msg = f"{path}: the baseline must be readable. {_reason(error)}."
-        raise BaselineError(msg) from error
+    raw = _bytes(path)
+    if raw is None:
+        return {}
     if len(raw) > LARGEST_FILE:
         msg = (
             f"{path}: a baseline must be smaller than {LARGEST_FILE // 2**20} MB. This one has "
-            f"{path.stat().st_size / 2**20:.0f} MB. Restore it from version control, or move it away and record anew."
+            f"{path.stat().st_size / 2**20:.0f} MB. Restore it from version control, or move it away and record it again."
         )
         raise BaselineError(msg)
     try:
@@ -97,8 +88,24 @@ def read_baselines(path: Path) -> Contents:
     return parse_baselines(text, path)
 
 
+def _bytes(path: Path) -> bytes | None:
+    """Return the first bytes of a file, one more than are allowed; None if the file does not exist."""
+    try:
+        _refuse_links(path)
+        if not path.exists():
+            return None
+        if not path.is_file():
+            msg = f"{path}: a baseline must be a regular file. Move away the folder or device at this path."
+            raise BaselineError(msg)
+        with path.open("rb") as file:
+            return file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        msg = f"{path}: the baseline cannot be read. {_reason(error)}."
+        raise BaselineError(msg) from error
+
+
 def _refuse_links(path: Path) -> None:
-    """Keep to the folder beside the tests: a link may lead anywhere.
+    """Raise an error if the file or its folder is a symbolic link, which may lead out of the project.
 
     Raises:
         BaselineError: The file or its folder is a symbolic link.
@@ -106,24 +113,28 @@ def _refuse_links(path: Path) -> None:
     for part in (path.parent, path):
         if part.is_symlink():
             msg = (
-                f"{part}: a baseline and its folder must be no symbolic link, which could lead out of the project. Replace "
-                "it by what it points to."
+                f"{part}: a baseline and its folder must not be symbolic links, which could lead out of the project. Replace "
+                "the link by its target."
             )
             raise BaselineError(msg)
 
 
 def parse_baselines(text: str, path: Path) -> Contents:
-    """Read the text of a file; ``path`` is named in errors.
+    """Return the contents that the text of a file describes.
+
+    Args:
+        text: Text of the file.
+        path: Path of the file, named in the message.
 
     Raises:
-        BaselineError: It is not what :func:`render_baselines` writes; the message says what must hold where.
+        BaselineError: The text is not valid. The message names the place and what was expected there.
     """
     try:
         plain = json.loads(
             text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant, parse_float=_finite_float
         )
     except (ValueError, RecursionError) as error:
-        hint = "; it holds the marks of a merge conflict" if "<<<<<<<" in text else ""
+        hint = "; it contains the markers of a merge conflict" if "<<<<<<<" in text else ""
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         _refuse(path, f"it must be JSON: {what}{hint}")
     try:
@@ -133,38 +144,38 @@ def parse_baselines(text: str, path: Path) -> Contents:
 
 
 def _refuse(path: Path, what: str) -> NoReturn:
-    # Names from the file are somebody else's: no terminal must obey them, and xdist must be able to send them.
+    # Names in the file are untrusted: control characters must not reach a terminal, nor surrogates xdist.
     what = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in what)
     msg = (
-        f"{path}: the baseline cannot be used: {what}. Restore it from version control, or move it away and record anew "
+        f"{path}: the baseline is not valid: {what}. Restore it from version control, or move it away and record it again "
         "with --trainability-baseline=new."
     )
     raise BaselineError(msg) from None
 
 
 class _UnexpectedError(Exception):
-    """What a file holds is not what must be there."""
+    """A file contains something unexpected."""
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            msg = f"the key {key!r} stands twice in one object"
+            msg = f"the key {key!r} occurs twice in one object"
             raise ValueError(msg)
         found[key] = value
     return found
 
 
 def _no_constant(name: str) -> NoReturn:
-    msg = f"{name} is no JSON number; a value that is not finite is written as text"
+    msg = f"{name} is not a JSON number; write 'inf', '-inf' or 'nan' as text"
     raise ValueError(msg)
 
 
 def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        msg = f"{text} is too large for a number"
+        msg = f"{text} is too large for a floating-point number"
         raise ValueError(msg)
     return value
 
@@ -173,7 +184,7 @@ def _contents(plain: Any) -> Contents:
     document = _mapping(plain, "the file")
     schema = document.get("schema")
     if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
-        msg = f"it has schema {schema} and this version reads {SCHEMA}: upgrade pytest-trainability"
+        msg = f"it has schema {schema}, but this version reads schema {SCHEMA}; upgrade pytest-trainability"
         raise _UnexpectedError(msg)
     if schema != SCHEMA or isinstance(schema, bool):
         msg = f"its schema must be {SCHEMA}; got {schema!r}"
@@ -186,58 +197,78 @@ def _contents(plain: Any) -> Contents:
                 where = f"{test} › {name} › {key}"
                 read = entry_from_plain(entry, where)
                 if read.key != key:
-                    msg = f"{where} must stand under the key of its environment, {read.key!r}"
+                    msg = f"{where} must have the key of its environment, {read.key!r}"
                     raise _UnexpectedError(msg)
                 found.setdefault(test, {}).setdefault(name, {})[key] = read
     return found
 
 
 def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
-    """Rebuild what :func:`entry_to_plain` wrote."""
+    """Return the entry for a result of :func:`entry_to_plain`.
+
+    Args:
+        plain: Plain data, which is validated.
+        where: Place of the data, named in the message.
+    """
     entry = _mapping(plain, where)
     _only(entry, {"conditions", "draws", "environment", "measures", "seeds"}, where)
-    environment = _texts(entry.get("environment"), f"{where} › environment")
-    for name in ("device", "dtype"):
-        if name not in environment:
-            msg = f"{where} › environment must have {name!r}"
-            raise _UnexpectedError(msg)
-    seeds = _list(entry.get("seeds"), f"{where} › seeds")
-    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
-    if not seeds or not whole or len(set(seeds)) != len(seeds):
-        msg = f"{where} › seeds must be different whole numbers from 0 on"
-        raise _UnexpectedError(msg)
-    draws = _list(entry.get("draws"), f"{where} › draws")
-    if len(draws) != len(seeds) or not all(isinstance(draw, str) for draw in draws):
-        msg = f"{where} › draws must be one text for each of {len(seeds)} seeds"
-        raise _UnexpectedError(msg)
+    environment = _environment(entry.get("environment"), f"{where} › environment")
+    seeds = _seeds(entry.get("seeds"), f"{where} › seeds")
+    draws = _draws(entry.get("draws"), len(seeds), f"{where} › draws")
     measures = {
-        name: _recorded(value, len(seeds), f"{where} › {name}")
+        name: _values_from_plain(value, len(seeds), f"{where} › {name}")
         for name, value in _mapping(entry.get("measures"), f"{where} › measures").items()
     }
-    conditions = _texts(entry.get("conditions"), f"{where} › conditions")
-    return Entry(environment, conditions, tuple(seeds), tuple(draws), measures)
+    conditions = _strings(entry.get("conditions"), f"{where} › conditions")
+    return Entry(environment, conditions, seeds, draws, measures)
 
 
-def _recorded(plain: Any, count: int, where: str) -> Recorded:
+def _environment(plain: Any, where: str) -> dict[str, str]:
+    environment = _strings(plain, where)
+    for name in ("device", "dtype"):
+        if name not in environment:
+            msg = f"{where} must have {name!r}"
+            raise _UnexpectedError(msg)
+    return environment
+
+
+def _seeds(plain: Any, where: str) -> tuple[int, ...]:
+    seeds = _list(plain, where)
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) != len(seeds):
+        msg = f"{where} must be distinct whole numbers of at least 0"
+        raise _UnexpectedError(msg)
+    return tuple(seeds)
+
+
+def _draws(plain: Any, count: int, where: str) -> tuple[str, ...]:
+    draws = _list(plain, where)
+    if len(draws) != count or not all(isinstance(draw, str) for draw in draws):
+        msg = f"{where} must be one string for each of {count} seeds"
+        raise _UnexpectedError(msg)
+    return tuple(draws)
+
+
+def _values_from_plain(plain: Any, count: int, where: str) -> BaselineValues:
     given = _mapping(plain, where)
     if "names" in given:
         _only(given, {"names"}, where)
         names = _list(given["names"], where)
         if not all(isinstance(name, str) for name in names):
-            msg = f"{where} › names must be texts"
+            msg = f"{where} › names must be strings"
             raise _UnexpectedError(msg)
         return NameSet(tuple(names))
     _only(given, {"scale", "unit", "values"}, where)
     scale, unit, values = given.get("scale"), given.get("unit"), given.get("values")
     if scale not in ("linear", "log") or not isinstance(unit, str):
-        msg = f"{where} must have a scale, linear or log, and a unit"
+        msg = f"{where} must have a scale ('linear' or 'log') and a unit"
         raise _UnexpectedError(msg)
     elements = {"": values} if isinstance(values, list) else _mapping(values, f"{where} › values")
-    read = {name: _values(row, count, f"{where} › {name}" if name else where) for name, row in elements.items()}
+    read = {name: _row(row, count, f"{where} › {name}" if name else where) for name, row in elements.items()}
     return Series(unit, scale, read)
 
 
-def _values(plain: Any, count: int, where: str) -> tuple[float | None, ...]:
+def _row(plain: Any, count: int, where: str) -> tuple[float | None, ...]:
     row = _list(plain, where)
     if len(row) != count:
         msg = f"{where} must have one value for each of {count} seeds; got {len(row)}"
@@ -253,7 +284,7 @@ def _value(plain: Any, where: str) -> float | None:
     if isinstance(plain, (int, float)) and not isinstance(plain, bool):
         with suppress(OverflowError):
             return float(plain)
-    msg = f"{where} must hold numbers, null, 'inf', '-inf' or 'nan'; got {str(plain)[:40]!r}"
+    msg = f"{where} must contain numbers, null, 'inf', '-inf' or 'nan'; got {str(plain)[:40]!r}"
     raise _UnexpectedError(msg)
 
 
@@ -271,10 +302,10 @@ def _list(plain: Any, where: str) -> list[Any]:
     return plain
 
 
-def _texts(plain: Any, where: str) -> dict[str, str]:
+def _strings(plain: Any, where: str) -> dict[str, str]:
     given = _mapping(plain, where)
     if not all(isinstance(value, str) for value in given.values()):
-        msg = f"{where} must hold texts"
+        msg = f"{where} must contain strings"
         raise _UnexpectedError(msg)
     return given
 
@@ -282,7 +313,7 @@ def _texts(plain: Any, where: str) -> dict[str, str]:
 def _only(given: Mapping[str, Any], known: set[str], where: str) -> None:
     unknown = sorted(set(given) - known)
     if unknown:
-        msg = f"{where} must have no key but {', '.join(sorted(known))}; got {unknown[0]!r}"
+        msg = f"{where} must have only the keys {', '.join(sorted(known))}; got {unknown[0]!r}"
         raise _UnexpectedError(msg)
 
 
@@ -290,21 +321,21 @@ def _only(given: Mapping[str, Any], known: set[str], where: str) -> None:
 
 
 def entry_to_plain(entry: Entry) -> dict[str, Any]:
-    """Return dictionaries, lists, texts and finite numbers only, rounded to what is significant."""
+    """Return an entry as dictionaries, lists, strings and finite numbers. Numbers are rounded to the precision of files."""
     return {
         "conditions": dict(entry.conditions),
         "draws": list(entry.draws),
         "environment": dict(entry.environment),
-        "measures": {name: _recorded_to_plain(recorded) for name, recorded in entry.measures.items()},
+        "measures": {name: _values_to_plain(values) for name, values in entry.measures.items()},
         "seeds": list(entry.seeds),
     }
 
 
-def _recorded_to_plain(recorded: Recorded) -> dict[str, Any]:
-    if isinstance(recorded, NameSet):
-        return {"names": sorted(recorded.names)}
-    rows = {name: [_rounded(v, recorded.scale) for v in row] for name, row in recorded.values.items()}
-    return {"scale": recorded.scale, "unit": recorded.unit, "values": rows[""] if list(rows) == [""] else rows}
+def _values_to_plain(values: BaselineValues) -> dict[str, Any]:
+    if isinstance(values, NameSet):
+        return {"names": sorted(values.names)}
+    rows = {name: [_rounded(v, values.scale) for v in row] for name, row in values.values.items()}
+    return {"scale": values.scale, "unit": values.unit, "values": rows[""] if list(rows) == [""] else rows}
 
 
 def _rounded(value: float | None, scale: str) -> float | str | None:
@@ -319,7 +350,7 @@ def _rounded(value: float | None, scale: str) -> float | str | None:
 
 
 def render_baselines(contents: Contents) -> str:
-    """Write the text of a file: sorted, indented, one line for each list of numbers, so that a change reads well in a diff."""
+    """Return the text of a file: sorted, indented, one line for each list of numbers, so that diffs are readable."""
     tests = {
         test: {
             name: {key: entry_to_plain(entry) for key, entry in environments.items()}
@@ -341,7 +372,7 @@ def _rendered(plain: Any, indent: str = "") -> str:
 
 
 def _encodable(text: str) -> bool:
-    """Whether the text can be UTF-8: a name may hold half a character."""
+    """Whether UTF-8 can encode the text. Names may contain surrogates, which it cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -350,20 +381,24 @@ def _encodable(text: str) -> bool:
 
 
 def change_baselines(path: Path, change: Callable[[Contents], Contents]) -> bool:
-    """Replace a file by what ``change`` makes of what it holds at that moment.
+    """Replace the contents of a file by a function of its present contents.
 
-    Sessions that write at once wait for each other. The new text is written beside the file, flushed to the disk and put
-    in its place in one step: whoever is killed, or runs out of disk, leaves the old file as it was.
+    Sessions that write at the same time wait for each other. The new text is written to a temporary file in the same folder,
+    flushed to the disk and moved into place in one step. If the process is killed or the disk is full, the old file remains.
+
+    Args:
+        path: The file. It is removed if it has no more contents.
+        change: Returns the new contents for the present ones.
 
     Returns:
         Whether the file has changed.
 
     Raises:
-        BaselineError: The file cannot be used or written; it is as it was.
+        BaselineError: The file cannot be read or written. It is left unchanged.
     """
     try:
         _refuse_links(path)
-        with _alone(path):
+        with _locked(path):
             old = read_baselines(path)
             new = change(old)
             if render_baselines(new) == render_baselines(old) and (new or not path.exists()):
@@ -372,7 +407,7 @@ def change_baselines(path: Path, change: Callable[[Contents], Contents]) -> bool
             _refuse_links(path)
             _replace(path, render_baselines(new) if new else "")
     except OSError as error:
-        msg = f"{path}: the baseline could not be written; what was there is as it was. {_reason(error)}."
+        msg = f"{path}: the baseline could not be written. The file is unchanged. {_reason(error)}."
         raise BaselineError(msg) from error
     return True
 
@@ -382,8 +417,8 @@ def _reason(error: OSError) -> str:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait for other sessions of this user that write. The one lock lies outside the projects, which it would litter."""
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of this user's baselines. The lock file is a temporary file, outside the projects."""
     from filelock import FileLock, Timeout
 
     user = os.getuid() if hasattr(os, "getuid") else 0
@@ -392,8 +427,8 @@ def _alone(path: Path) -> Iterator[None]:
         lock.acquire(timeout=LOCK_PATIENCE)
     except Timeout:
         msg = (
-            f"{path}: the baseline could not be written: another session has held it for {LOCK_PATIENCE:.0f} seconds. Run "
-            "again when it has ended."
+            f"{path}: the baseline could not be written. Another session has held the lock for {LOCK_PATIENCE:.0f} seconds. "
+            "Run again when that session has ended."
         )
         raise BaselineError(msg) from None
     try:
@@ -403,9 +438,9 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Put a text in the place of a file; an empty one removes it, and its folder where nothing else is in it."""
+    """Replace a file by a text. An empty text removes the file, and its folder if that is empty."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        # We are alone: its writer was killed.
+        # The lock is held, so that the writer of this temporary file was killed.
         left.unlink(missing_ok=True)
     if not text:
         path.unlink(missing_ok=True)
@@ -427,7 +462,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _umask() -> int:
-    """Return the permissions that new files shall not have. They can only be read by setting them."""
+    """Return the umask of the process. It can be read only by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Bounds: closed intervals that a measure must lie in."""
+"""Bounds: closed intervals in which a measure must lie."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ __all__ = ["Bound", "BoundLike", "as_bound", "at_least", "at_most", "parse_bound
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The closed interval ``[low, high]``; None leaves an end open.
+    """The closed interval ``[low, high]`` in which a measure must lie.
+
+    Args:
+        low: Lower end, in the unit of the measure; None for an open end.
+        high: Upper end, in the unit of the measure; None for an open end.
+        if_any: Whether the bound holds if there is nothing to judge, such as attention in a model without attention.
+
+    Raises:
+        BoundError: An end is not a number, both ends are open, or ``low`` exceeds ``high``.
 
     >>> within(0.05), at_least(1e-6), Bound(-5, 5).holds(-14.4)
     (within(-0.05, 0.05), at_least(1e-06), False)
@@ -24,7 +32,7 @@ class Bound:
     low: float | None = None
     high: float | None = None
     if_any: bool = field(default=False, kw_only=True)
-    """Whether it holds where there is nothing to judge: no attention in the model, no loss."""
+    """Whether the bound holds if there is nothing to judge."""
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
@@ -34,7 +42,7 @@ class Bound:
             if isinstance(end, bool) or not isinstance(end, Real) or math.isnan(end):
                 msg = f"the ends of a bound must be numbers, or None for an open end. Got {name}={end!r}."
                 raise BoundError(msg)
-            # Plain floats cross processes and compare alike, whatever numpy type they came as; -0 becomes 0.
+            # A numpy number becomes a float, which can be sent to another process. -0 becomes 0.
             object.__setattr__(self, name, float(end) + 0.0)
         if self.low is None and self.high is None:
             msg = "a bound must have at least one end. Got (None, None), which everything satisfies."
@@ -47,13 +55,17 @@ class Bound:
             raise BoundError(msg)
 
     def __and__(self, other: Bound) -> Bound:
-        """Return the bound that holds where both do."""
+        """Return the bound that holds if both do."""
         lows = [end for end in (self.low, other.low) if end is not None]
         highs = [end for end in (self.high, other.high) if end is not None]
         return Bound(max(lows, default=None), min(highs, default=None))
 
     def holds(self, value: float) -> bool:
-        """Whether ``low <= value <= high``; NaN never does."""
+        """Return whether ``low <= value <= high``.
+
+        Args:
+            value: A number in the unit of the measure. NaN satisfies no bound.
+        """
         return (self.low is None or self.low <= value) and (self.high is None or value <= self.high) and value == value
 
     def __str__(self) -> str:
@@ -80,7 +92,17 @@ def within(eps: float, /) -> Bound: ...
 @overload
 def within(low: float | None, high: float | None, /) -> Bound: ...
 def within(*ends: float | None) -> Bound:
-    """Return the bound ``[low, high]``, or ``[-eps, eps]`` for ``within(eps)``."""
+    """Return the bound ``[low, high]``, or ``[-eps, eps]`` for a single number.
+
+    Args:
+        *ends: ``eps``, or ``low`` and ``high``, in the unit of the measure. None leaves one of two ends open.
+
+    Raises:
+        BoundError: ``eps`` is negative, an end is not a number, or ``low`` exceeds ``high``.
+
+    >>> within(0.05), within(-7, 3), within(3, None)
+    (within(-0.05, 0.05), within(-7.0, 3.0), at_least(3.0))
+    """
     if len(ends) == 2:
         return Bound(*ends)
     eps: Any = ends[0] if len(ends) == 1 else None
@@ -95,20 +117,45 @@ def within(*ends: float | None) -> Bound:
 
 
 def at_least(low: float) -> Bound:
-    """Return the bound ``[low, ∞]``."""
+    """Return the bound ``[low, ∞]``.
+
+    Args:
+        low: Lower end, in the unit of the measure.
+
+    Raises:
+        BoundError: ``low`` is not a number.
+
+    >>> at_least(1e-6).holds(1e-6), at_least(1e-6).holds(0)
+    (True, False)
+    """
     return Bound(low=low)
 
 
 def at_most(high: float) -> Bound:
-    """Return the bound ``[-∞, high]``."""
+    """Return the bound ``[-∞, high]``.
+
+    Args:
+        high: Upper end, in the unit of the measure.
+
+    Raises:
+        BoundError: ``high`` is not a number.
+
+    >>> at_most(0.9).holds(0.9), at_most(0.9).holds(float("nan"))
+    (True, False)
+    """
     return Bound(high=high)
 
 
 def as_bound(value: Any, *, measure: str, where: str = "") -> Bound:
-    """Turn what a user wrote for ``measure`` into a bound.
+    """Return the bound for a user's value.
+
+    Args:
+        value: A bound, a pair ``(low, high)``, or text for :func:`parse_bound`.
+        measure: Name of the measure.
+        where: Place of the value, named in the message.
 
     Raises:
-        BoundError: It is no bound; the message says ``where`` it stands and what to write.
+        BoundError: The value is not a bound. The message shows what to write.
     """
     place = f"{where}: " if where else ""
     if isinstance(value, Bound):
@@ -136,10 +183,10 @@ _ONE_SIDED = re.compile(r"(>=|<=|≥|≤)\s*(\S+)")
 
 
 def parse_bound(text: str) -> Bound:
-    """Read ``"[-0.05, 0.05]"``, ``"[1e-6, ]"``, ``">= 1e-6"`` or ``"<= 0.9"``.
+    """Return the bound that a text describes: ``"[-0.05, 0.05]"``, ``"[1e-6, ]"``, ``">= 1e-6"`` or ``"<= 0.9"``.
 
     Raises:
-        BoundError: It is none of these.
+        BoundError: The text has another form, or its bound is invalid.
     """
     text = text.strip()
     if match := _INTERVAL.fullmatch(text):
@@ -163,10 +210,17 @@ def _end(part: str, text: str) -> float | None:
 
 
 def parse_bounds(lines: list[str], *, where: str) -> dict[str, Bound]:
-    """Read lines such as ``lyapunov_max = [-0.05, 0.05]`` or ``gradient_norm >= 1e-6`` by measure name.
+    """Parse lines such as ``lyapunov_max = [-0.05, 0.05]`` or ``gradient_norm >= 1e-6``.
+
+    Args:
+        lines: One bound each. Several bounds on one measure must all hold.
+        where: Place of the lines, named in the message.
+
+    Returns:
+        Bounds by the name of the measure. The names are not checked.
 
     Raises:
-        BoundError: A line is none; the message says ``where`` it stands. Names are not checked here.
+        BoundError: A line has another form, or its bound is invalid.
     """
     bounds: dict[str, Bound] = {}
     for line in lines:
@@ -178,6 +232,6 @@ def parse_bounds(lines: list[str], *, where: str) -> dict[str, Bound]:
         try:
             bounds[match[1]] = bounds[match[1]] & bound if match[1] in bounds else bound
         except BoundError as error:
-            msg = f"{where}: {match[1]} is bounded more than once, and nothing satisfies all: {error}"
+            msg = f"{where}: {match[1]} has several bounds that exclude each other: {error}"
             raise BoundError(msg) from None
     return bounds

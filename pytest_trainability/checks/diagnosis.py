@@ -1,4 +1,4 @@
-"""The likely cause of a failure, and the usual cure, from what is known about the steps."""
+"""Likely cause of a failure and usual remedy, from facts about the steps of the chain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..records.text import format_number
 __all__ = ["diagnose", "is_about_growth"]
 
 NEGLIGIBLE = 0.02
-"""Nats per step below which a step is called neutral."""
+"""Absolute growth rate, in nats per step, below which the gradient counts as constant."""
 
 _ACTIVATIONS = {
     "TanhBackward0": "tanh",
@@ -30,14 +30,14 @@ _NORMALIZATIONS = ("BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm", "RMSNorm")
 
 
 def is_about_growth(verdict: VerdictRecord, explained_by_growth: int, gain: float) -> bool:
-    """Whether growth along the chain can explain a verdict that does not hold.
+    """Return whether growth along the chain can explain a verdict that does not hold.
 
-    A measure that increases with the log gain is too small where gradients shrink and too large where they grow; one that
-    decreases with it the other way round.
+    A measure that increases with the log gain is too small if gradients shrink and too large if they grow. For a measure that
+    decreases with the log gain it is the other way round.
 
     Args:
-        verdict: One that does not hold.
-        explained_by_growth: As the measure declares it: 1, -1 or 0.
+        verdict: A verdict that does not hold.
+        explained_by_growth: 1 if the measure increases with the log gain, -1 if it decreases, 0 if it does not depend on it.
         gain: Log gain of the chain, nats.
     """
     if not explained_by_growth:
@@ -50,15 +50,15 @@ def is_about_growth(verdict: VerdictRecord, explained_by_growth: int, gain: floa
 
 
 def diagnose(growth: Sequence[float], facts: Sequence[StepFacts], not_finite: Sequence[str] = ()) -> list[str]:
-    """Say in a line or two why the gradient grows or shrinks along the chain.
+    """Return one or two lines on why the gradient grows or shrinks along the chain.
 
     Args:
         growth: Growth rate of each step, nats, in program order.
-        facts: About each of these steps.
-        not_finite: What holds NaN or infinity, in the order of the forward pass.
+        facts: Facts about the same steps.
+        not_finite: Names of values that contain NaN or infinity, in the order of the forward pass, then of gradients.
 
     Returns:
-        Lines of text; none where there is nothing to say.
+        Lines of text; none if there is no growth to explain.
     """
     if not growth or len(growth) != len(facts):
         return []
@@ -70,26 +70,26 @@ def diagnose(growth: Sequence[float], facts: Sequence[StepFacts], not_finite: Se
     outlier = _outlier(growth)
     if outlier is not None:
         share = f"{growth[outlier]:+.2g} of {sum(growth):+.2g} nats"
-        where = "what it is given there" if facts[outlier].recurrent else "its initialization"
-        return [f"{facts[outlier].name} alone contributes {share}: look at {where}"]
+        where = "its input at this time step" if facts[outlier].recurrent else "its initialization"
+        return [f"{facts[outlier].name} alone contributes {share}: check {where}"]
     return _steady(growth, facts)
 
 
 def _not_finite(step: str, holders: Sequence[str]) -> str:
     forward = [holder for holder in holders if not holder.startswith("gradient of ")]
     if forward:
-        return f"the first that is not finite: {forward[0]}"
-    return f"the gradient is not finite from {step} on: look for overflow or NaN there"
+        return f"first value that is not finite: {forward[0]}"
+    return f"the gradient is not finite from {step} on: check this step for overflow or NaN"
 
 
 def _dead(facts: StepFacts) -> str:
     if facts.weight_std == 0:
-        return f"{facts.name} has constant weights and lets no gradient through: is it initialized?"
-    return f"{facts.name} lets no gradient through: dead units, a zeroed branch without a skip, or a detach"
+        return f"{facts.name} has constant weights and passes no gradient: is it initialized?"
+    return f"{facts.name} passes no gradient: dead units, a zero branch without a skip connection, or a detach"
 
 
 def _outlier(growth: Sequence[float]) -> int | None:
-    """Return the step that makes up most of the total and stands far out of the others."""
+    """Return the step with more than half of the total growth and a rate far from the others; None if there is none."""
     if len(growth) < 4:
         return None
     index = max(range(len(growth)), key=lambda i: abs(growth[i]))
@@ -110,19 +110,19 @@ def _steady(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
     what = f"every step multiplies the gradient by {format_number(math.exp(rate))}, {steadily}"
     middle = facts[len(facts) // 2]
     if middle.recurrent:
-        cure = _recurrent_cure(rate, middle)
+        remedy = _recurrent_remedy(rate, middle)
     else:
-        cure = _residual_cure(rate, len(growth), middle) if _is_residual(middle) else _plain_cure(rate, middle)
-    return [what, *cure]
+        remedy = _residual_remedy(rate, len(growth), middle) if _is_residual(middle) else _plain_remedy(rate, middle)
+    return [what, *remedy]
 
 
-def _recurrent_cure(rate: float, facts: StepFacts) -> list[str]:
+def _recurrent_remedy(rate: float, facts: StepFacts) -> list[str]:
     if not math.isnan(facts.forget_bias) and rate < 0:
         kept = 1 / (1 + math.exp(-facts.forget_bias))
-        have = f"forget gates of mean bias {format_number(facts.forget_bias)} let a cell keep {format_number(kept)} per step"
-        return [f"{have}: raise it (1 is usual, ln(T - 1) for T steps)"]
+        have = f"forget gates of mean bias {format_number(facts.forget_bias)} keep {format_number(kept)} of the cell per step"
+        return [f"{have}: raise the bias (1 is usual, ln(T - 1) for T steps)"]
     if facts.kind.startswith("GRU") and rate < 0:
-        return ["a GRU keeps what its update gates let through: raise their biases, the second third of bias_ih"]
+        return ["the update gates of a GRU decide how much it keeps: raise their biases, the second third of bias_ih"]
     if math.isnan(facts.weight_std) or facts.weight_std == 0:
         return []
     have = (
@@ -133,31 +133,31 @@ def _recurrent_cure(rate: float, facts: StepFacts) -> list[str]:
     if rate > 0:
         return [f"{have}: scale them down until spectral_radius is about 1, or clip gradients"]
     activation = next((_ACTIVATIONS[name] for name in facts.operations if name in _ACTIVATIONS), "")
-    saturates = f", and {activation} takes its share" if activation in {"tanh", "sigmoid", "hardtanh"} else ""
-    return [f"{have}{saturates}: orthogonal ones of gain 1 (nn.init.orthogonal_) keep more, gated cells most"]
+    slope = f" and {activation} slopes below 1" if activation in {"tanh", "sigmoid", "hardtanh"} else ""
+    return [f"{have}{slope}: orthogonal weights of gain 1 (nn.init.orthogonal_) keep more, gated cells most"]
 
 
 def _is_residual(facts: StepFacts) -> bool:
     return facts.weights > 1 and "AddBackward0" in facts.operations
 
 
-def _residual_cure(rate: float, count: int, facts: StepFacts) -> list[str]:
+def _residual_remedy(rate: float, count: int, facts: StepFacts) -> list[str]:
     norms = [i for i, name in enumerate(facts.operations) if any(mark in name for mark in _NORMALIZATIONS)]
     products = [i for i, name in enumerate(facts.operations) if name.startswith(_PRODUCTS)]
     if rate < 0:
         return [
-            "residual steps should not shrink it: is the skip scaled, or is a norm on the stream itself (post-norm)?"
+            "residual steps should not shrink it: is the skip scaled, or the residual stream normalized (post-norm)?"
         ]
     scale = 1 / math.sqrt(2 * count)
     if norms and products and norms[-1] > products[-1]:
-        # Which makes good for the scale of any weight in front of it.
+        # This normalization undoes the scale of the weights before it, so that its own gain decides.
         gain = f"1/sqrt({count}) = {format_number(1 / math.sqrt(count))}"
-        return [f"start the gain of each branch's last normalization at {gain}"]
-    cure = f"scale the branch's last projection by 1/sqrt(2 × {count}) = {format_number(scale)}"
-    return [cure if norms else f"the branches have no normalization: add one before each, or {cure}"]
+        return [f"initialize the gain of each branch's last normalization with {gain}"]
+    remedy = f"scale the branch's last projection by 1/sqrt(2 × {count}) = {format_number(scale)}"
+    return [remedy if norms else f"the branches have no normalization: add one before each, or {remedy}"]
 
 
-def _plain_cure(rate: float, facts: StepFacts) -> list[str]:
+def _plain_remedy(rate: float, facts: StepFacts) -> list[str]:
     if math.isnan(facts.weight_std) or facts.weight_std == 0 or facts.weights != 1:
         return []
     activation = next((_ACTIVATIONS[name] for name in facts.operations if name in _ACTIVATIONS), "no activation")
@@ -172,4 +172,4 @@ def _plain_cure(rate: float, facts: StepFacts) -> list[str]:
     needed = facts.weight_std * math.exp(-rate)
     if rate > 0 and activation == "tanh":
         needed = 1 / math.sqrt(facts.fan_in)
-    return [f"{have}: a gain of 1 at fan-in {facts.fan_in} needs about {format_number(needed)}"]
+    return [f"{have}: a gain of 1 at fan-in {facts.fan_in} needs a std of about {format_number(needed)}"]

@@ -1,4 +1,4 @@
-"""Floating types by name, as options and arguments have them; torch is not needed to tell them."""
+"""Names of floating types in options and arguments. They are checked without importing torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ _NAMES = ("float16", "bfloat16", "float32", "float64", "half", "float", "double"
 
 
 def as_dtype_name(given: Any) -> str:
-    """Return the name of a floating type in torch, given the type or its name.
+    """Return the name of a floating type.
+
+    Args:
+        given: A floating type of torch, or its name with or without ``torch.``.
+
+    Raises:
+        UsageError: This is not the name of a floating type.
 
     >>> as_dtype_name("torch.float64")
     'float64'
-
-    Raises:
-        UsageError: It is none.
     """
     name = str(given).removeprefix("torch.")
     if name not in _NAMES:

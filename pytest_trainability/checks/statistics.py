@@ -17,42 +17,44 @@ from ..records.estimates import Estimate
 __all__ = ["CONFIDENCE", "DEFAULT_SEEDS", "FIXED", "Level", "as_confidence", "as_seeds", "estimate", "seeds_to_settle"]
 
 CONFIDENCE = 0.99
+"""Default confidence level of intervals."""
 DEFAULT_SEEDS = 4
 MOST_SEEDS = 10**6
-"""Above which nobody asks how many seeds would settle a verdict."""
+"""Largest number of seeds that is computed for a marginal verdict; more counts as infinite."""
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How surely intervals cover: one by itself, or all those of a sample that grows up to a ceiling.
+    """Confidence level of an interval, or of all intervals of a sample that grows up to a ceiling.
 
-    With a ceiling the intervals at n = 2, 3, …, N form a confidence sequence: whoever looks after each seed and stops when
-    it pleases is still wrong with probability ``α = 1 - confidence`` at most. Each is Student's, and a union bound over
-    the looks divides α: half is kept for the last look, where the verdicts fall that are not clear; the looks before it
-    share the other half in proportion to ``1 / (n (n - 1))``, so that a clear case is settled by two or three seeds. A
-    martingale for that half (Wang & Ramdas, arXiv:2310.03722) would not be narrower at so few seeds.
+    With a ceiling N the intervals at n = 2, 3, …, N form a confidence sequence: the probability that any of them misses the
+    mean is at most ``α = 1 - confidence``, so that one may look after each seed and stop at any time. Each interval is
+    Student's, and a union bound divides α among the looks. The last look gets half, because undecided verdicts reach it. The
+    earlier looks share the other half in proportion to ``1 / (n (n - 1))``, so that two or three seeds settle a clear case. A
+    martingale for that half (Wang & Ramdas, arXiv:2310.03722) is not narrower with so few seeds.
 
     Source: Darling & Robbins, PNAS 58, 66 (1967), for confidence sequences; Jennison & Turnbull, J. R. Stat. Soc. B 51, 305
     (1989), for repeated intervals up to a ceiling; Lan & DeMets, Biometrika 70, 659 (1983), for spending the error.
     """
 
     confidence: float = CONFIDENCE
+    """Probability that the interval, or all intervals up to the ceiling, cover the mean of normal values."""
     ceiling: int | None = None
-    """Of seeds; None where their number is fixed."""
+    """Largest number of seeds; None if the number of seeds is fixed."""
 
     def at(self, count: int) -> float:
-        """Return the confidence of the interval of ``count`` values, two or more."""
+        """Return the confidence level of the interval of ``count`` values, two or more."""
         if self.ceiling is None or self.ceiling <= 2:
             return self.confidence
         share = 1.0 if count >= self.ceiling else (self.ceiling - 1) / (self.ceiling - 2) / (count * (count - 1))
         return 1 - (1 - self.confidence) / 2 * share
 
     def shared(self, elements: int) -> Level:
-        """Return the level of each of many intervals that shall all cover (Bonferroni)."""
+        """Return the level of each of several intervals that cover jointly at this level (Bonferroni)."""
         return Level(1 - (1 - self.confidence) / elements, self.ceiling)
 
     def up_to(self, count: int) -> Level:
-        """Return the level with another ceiling, where there is one."""
+        """Return the level with another ceiling, if it has one."""
         return self if self.ceiling is None else Level(self.confidence, count)
 
 
@@ -67,17 +69,17 @@ def estimate(
     scale: Literal["linear", "log"] = "linear",
     level: Level = FIXED,
 ) -> Estimate:
-    """Average values over seeds, with a two-sided Student-t interval.
+    """Return the mean of values over seeds, with a two-sided Student-t interval.
 
     Args:
-        values: One per seed. A value that is not finite makes the mean what it makes a sum: ``-inf`` and NaN carry over.
-        unit: As printed.
-        name: Element of a profile.
-        scale: ``"log"`` averages logarithms: the mean is geometric, and zero where a value is zero.
-        level: Probability that the interval covers the mean, for normal values.
+        values: One value per seed. An infinite value or NaN makes the mean infinite or NaN, as in a sum.
+        unit: Unit as printed.
+        name: Name of the element of a profile.
+        scale: ``"log"`` averages logarithms: the mean is geometric, and zero if a value is zero.
+        level: Confidence level of the interval.
 
     Returns:
-        The estimate; with one seed its interval is NaN.
+        The estimate. Its interval is NaN with one seed or with values that are not finite.
 
     Source: Student, Biometrika 6, 1 (1908).
     """
@@ -86,7 +88,7 @@ def estimate(
         mean, half = _mean_and_half_width([_log(value) for value in values], level)
         mean, low, high = _exp(mean), _exp(mean - half), _exp(mean + half)
         if len(set(values)) == 1 and values[0] > 0:
-            # Exactly: of 2^22 the exponential of the logarithm is more, and no bound of 2^22 would hold.
+            # exp(log(2^22)) exceeds 2^22, and a bound of 2^22 would not hold.
             mean = values[0]
     else:
         mean, half = _mean_and_half_width(values, level)
@@ -112,12 +114,17 @@ def _half_width(spread: float, count: int, level: Level) -> float:
 
 
 def seeds_to_settle(value: Estimate, end: float, *, level: Level) -> float:
-    """Return how many seeds would make the interval shorter than the distance to a bound's end.
+    """Return how many seeds would make the half-width of the interval less than the distance to an end of a bound.
 
-    The spread over the seeds at hand is taken for the true one, so that with few of them this is a rough number.
+    The spread over the given seeds is used for all further seeds, so that the number is rough if they are few.
+
+    Args:
+        value: Estimate whose interval straddles the end.
+        end: End of the bound, in the unit of the value.
+        level: Confidence level. Its ceiling, if any, is replaced by the number of seeds in question.
 
     Returns:
-        The number, above that of the values; infinity where no number that could be run would do.
+        The number of seeds, larger than the number of values; infinity above :data:`MOST_SEEDS`.
     """
     values, mean = list(value.values), value.mean
     if value.scale == "log":
@@ -149,10 +156,17 @@ def _exp(value: float) -> float:
 
 
 def as_seeds(seeds: int | Sequence[int] | str | None) -> tuple[int, ...]:
-    """Read ``8``, ``[0, 3, 5]``, ``range(4)`` or the text ``"8"``, ``"0-7"``, ``"0,3,5-6"``.
+    """Return the seeds that an argument or option names, without repetition.
+
+    Args:
+        seeds: A number of seeds, a sequence of seeds, a text such as ``"8"``, ``"0-7"`` or ``"0,3,5-6"``, or None for the
+            default number.
 
     Raises:
-        UsageError: It is none of these, or names no seed.
+        UsageError: The value has another form, or names no seed.
+
+    >>> as_seeds(3), as_seeds("0,3,5-6")
+    ((0, 1, 2), (0, 3, 5, 6))
     """
     if seeds is None:
         return tuple(range(DEFAULT_SEEDS))
@@ -173,7 +187,7 @@ def as_seeds(seeds: int | Sequence[int] | str | None) -> tuple[int, ...]:
 
 
 def _whole(value: Any) -> int:
-    """Return a whole number of any library as an int."""
+    """Return a whole number, such as a numpy integer, as an int; raise TypeError for another value."""
     if isinstance(value, bool):
         raise TypeError
     return operator.index(value)
@@ -193,16 +207,16 @@ def _parse_seeds(text: str, msg: str) -> int | list[int]:
 
 
 def as_confidence(value: float | str) -> float:
-    """Read the confidence of intervals, such as ``0.99``.
+    """Return the confidence level of intervals, such as ``0.99``, as a float.
 
     Raises:
-        UsageError: It is no number between 0 and 1.
+        UsageError: The value is not a number between 0 and 1.
     """
     try:
         confidence = float(value)
     except (TypeError, ValueError):
         confidence = math.nan
     if not 0 < confidence < 1:
-        msg = f"the confidence must lie between 0 and 1, as 0.99 does. Got {value!r}."
+        msg = f"the confidence must lie between 0 and 1, such as 0.99. Got {value!r}."
         raise UsageError(msg)
     return confidence

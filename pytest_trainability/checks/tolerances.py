@@ -1,4 +1,4 @@
-"""By how much a measure may differ from its baseline."""
+"""Tolerances: how far a measure may move from its baseline."""
 
 from __future__ import annotations
 
@@ -13,23 +13,36 @@ __all__ = ["as_tolerance", "parse_tolerances"]
 
 
 def as_tolerance(value: Any, *, measure: str, where: str) -> float:
-    """Check a tolerance: a number of the measure's unit, of a scale nats of ratio (0.1 is about ten percent).
+    """Return a tolerance as a float.
+
+    Args:
+        value: Largest tolerated shift, in the unit of the measure. For a log-scale measure it is the log of a ratio in nats: 0.1
+            is about ten percent.
+        measure: Name of the measure.
+        where: Place of the value, named in the message.
 
     Raises:
-        UsageError: It is no finite number of at least 0; the message says ``where`` it stands.
+        UsageError: The value is not a finite number of at least 0.
     """
     given = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
     if not 0 <= given < math.inf:
-        msg = f"{where}: the tolerance of {measure} must be a number of at least 0. Got {value!r}."
+        msg = f"{where}: the tolerance of {measure} must be a finite number of at least 0. Got {value!r}."
         raise UsageError(msg)
     return given
 
 
 def parse_tolerances(lines: list[str], *, where: str) -> dict[str, float]:
-    """Read lines such as ``log_gain = 0.5`` by measure name. Names are not checked here.
+    """Parse lines such as ``log_gain = 0.5``.
+
+    Args:
+        lines: One tolerance each. The last one of a measure counts.
+        where: Place of the lines, named in the message.
+
+    Returns:
+        Tolerances by the name of the measure. The names are not checked.
 
     Raises:
-        UsageError: A line is none; the message says ``where`` it stands.
+        UsageError: A line has another form, or its tolerance is invalid.
     """
     found: dict[str, float] = {}
     for line in lines:

@@ -1,4 +1,4 @@
-"""Judging what was measured against a bound."""
+"""Verdicts: measured values compared with bounds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = ["Value", "first_outside", "is_settled", "judge"]
 Value: TypeAlias = "Estimate | Spectrum | Profile | Names"
 
 WORST_SHOWN = 5
+"""Number of elements outside the bound that a verdict lists."""
 
 
 def judge(
@@ -26,43 +27,24 @@ def judge(
     scale: str = "linear",
     level: Level = FIXED,
 ) -> VerdictRecord:
-    """Judge one measure: the point estimate decides, of a profile every element's.
+    """Judge one measure by its point estimates: every element must lie in the bound.
 
     Args:
-        measure: Its name.
-        value: What was measured.
-        bound: What it must lie in. Of names, their number.
-        scale: ``"log"`` makes the margin a logarithm of a ratio.
-        level: Of the intervals that ``value`` has.
+        measure: Name of the measure.
+        value: Measured value. Names are judged by their number.
+        bound: Bound in the unit of the measure.
+        scale: ``"log"`` if the margin is the log of a ratio.
+        level: Confidence level of the intervals of ``value``.
 
     Returns:
-        The verdict; it describes the worst element. A profile without elements does not hold.
+        The verdict, with the values of the worst element. An empty profile does not hold.
     """
     elements = _elements(value, level)
     if not elements:
-        return VerdictRecord(
-            measure=measure,
-            value=math.nan,
-            value_low=math.nan,
-            value_high=math.nan,
-            unit="",
-            scale=scale,
-            low=bound.low,
-            high=bound.high,
-            holds=False,
-            marginal=False,
-            margin=math.nan,
-            elements=0,
-        )
-    ranked = sorted(elements, key=lambda e: _sort_key(_margin(e.mean, bound, scale)))
-    outside = [e for e in ranked if not bound.holds(e.mean)]
-    worst = ranked[0]
-    # One that is outside was chosen among all: see is_settled.
-    shared = level.shared(len(elements))
-    chosen = [estimate(e.values, scale=e.scale, level=shared) for e in outside]
-    needed = [_needed(e, bound, shared) for e in chosen] or [_needed(e, bound, level) for e in elements]
-    # A failure is settled by one element that is clearly outside, a pass when all are clearly inside.
-    seeds_needed = min(needed) if outside else max(needed)
+        return _nothing_to_judge(measure, bound, scale)
+    ranked = _rank(elements, bound, scale)
+    outside = [element for element in ranked if not bound.holds(element.mean)]
+    worst, seeds_needed = ranked[0], _seeds_needed(elements, outside, bound, level)
     return VerdictRecord(
         measure=measure,
         value=worst.mean,
@@ -79,16 +61,63 @@ def judge(
         where=worst.name,
         violations=len(outside),
         elements=len(elements),
-        worst=tuple((e.name, e.mean) for e in outside[:WORST_SHOWN]),
+        worst=tuple((element.name, element.mean) for element in outside[:WORST_SHOWN]),
     )
 
 
-def is_settled(value: Value, bound: Bound, *, level: Level) -> bool:
-    """Whether more seeds would not change the verdict: the intervals lie wholly inside the bound, or one wholly outside.
+def _nothing_to_judge(measure: str, bound: Bound, scale: str) -> VerdictRecord:
+    return VerdictRecord(
+        measure=measure,
+        value=math.nan,
+        value_low=math.nan,
+        value_high=math.nan,
+        unit="",
+        scale=scale,
+        low=bound.low,
+        high=bound.high,
+        holds=False,
+        marginal=False,
+        margin=math.nan,
+        elements=0,
+    )
 
-    All elements of a profile must be inside. That one is outside may be an accident among many, so that its interval must
-    be outside at the level that all share (Bonferroni); for the claim that all are inside no such care is needed (Berger,
-    Technometrics 24, 295 (1982)).
+
+def _rank(elements: Sequence[Estimate], bound: Bound, scale: str) -> list[Estimate]:
+    """Return the elements in the order of their margins, the worst first."""
+    return sorted(elements, key=lambda element: _margin(element.mean, bound, scale))
+
+
+def _seeds_needed(elements: Sequence[Estimate], outside: Sequence[Estimate], bound: Bound, level: Level) -> float:
+    """Return how many seeds would settle the verdict; 0 if it is settled.
+
+    One element that is clearly outside settles a failure; a pass is settled once all elements are clearly inside.
+    """
+    if not outside:
+        return max(_seeds_to_settle(element, bound, level) for element in elements)
+    # An element outside was selected among all elements: see is_settled.
+    shared = level.shared(len(elements))
+    selected = [estimate(element.values, scale=element.scale, level=shared) for element in outside]
+    return min(_seeds_to_settle(element, bound, shared) for element in selected)
+
+
+def _seeds_to_settle(element: Estimate, bound: Bound, level: Level) -> float:
+    """Return how many seeds would settle one element whose interval straddles an end of the bound; 0 if it straddles none."""
+    ends = [end for end in (bound.low, bound.high) if end is not None and element.low < end < element.high]
+    return max((seeds_to_settle(element, end, level=level) for end in ends), default=0)
+
+
+def is_settled(value: Value, bound: Bound, *, level: Level) -> bool:
+    """Whether the verdict is settled, so that no more seeds are drawn.
+
+    A pass is settled if the intervals of all elements lie inside the bound. A failure is settled if the interval of one
+    element lies outside. Among many elements one may lie outside by accident, so that its interval is computed at the level
+    that all elements share (Bonferroni). The claim that all are inside needs no correction (Berger, Technometrics 24, 295
+    (1982)).
+
+    Args:
+        value: Measured value.
+        bound: Bound in the unit of the measure.
+        level: Confidence level of the intervals of ``value``.
     """
     elements = _elements(value, level)
     shared = level.shared(len(elements)) if elements else level
@@ -100,20 +129,22 @@ def _is_inside(value: Estimate, bound: Bound) -> bool:
 
 
 def _is_outside(value: Estimate, bound: Bound, level: Level) -> bool:
-    again = estimate(value.values, scale=value.scale, level=level)
-    if math.isnan(again.low):
-        # One seed tells nothing yet, unless its value is one that no other averages away.
-        return not bound.holds(again.mean) and not _is_averaged(value)
-    below = bound.low is not None and again.high < bound.low
-    above = bound.high is not None and again.low > bound.high
+    value = estimate(value.values, scale=value.scale, level=level)
+    if math.isnan(value.low):
+        # One seed has no interval. Its verdict is settled only if further seeds cannot change the mean.
+        return not bound.holds(value.mean) and not _can_change(value)
+    below = bound.low is not None and value.high < bound.low
+    above = bound.high is not None and value.low > bound.high
     return below or above
 
 
-def _is_averaged(value: Estimate) -> bool:
+def _can_change(value: Estimate) -> bool:
+    """Whether further seeds can change the mean: infinity, NaN and the zero of a log-scale measure stay."""
     return math.isfinite(value.mean) and (value.scale != "log" or value.mean > 0)
 
 
 def _elements(value: Value, level: Level) -> Sequence[Estimate]:
+    """Return the estimates that must lie in the bound. The number of names is one of them."""
     if isinstance(value, Estimate):
         return [value]
     if isinstance(value, Names):
@@ -122,7 +153,7 @@ def _elements(value: Value, level: Level) -> Sequence[Estimate]:
 
 
 def _margin(value: float, bound: Bound, scale: str) -> float:
-    """Distance to the nearest end of the bound, negative outside; NaN counts as infinitely far outside."""
+    """Return the distance to the nearest end of the bound: negative outside, -inf for NaN, logarithmic for log-scale values."""
     if math.isnan(value):
         return -math.inf
     if scale == "log" and value > 0 and all(end is None or end > 0 for end in (bound.low, bound.high)):
@@ -135,25 +166,15 @@ def _margin(value: float, bound: Bound, scale: str) -> float:
     return min(below, above)
 
 
-def _sort_key(margin: float) -> float:
-    return -math.inf if math.isnan(margin) else margin
-
-
-def _needed(value: Estimate, bound: Bound, level: Level) -> float:
-    """Return how many seeds would settle one element whose interval straddles an end of the bound; 0 where none does."""
-    ends = [end for end in (bound.low, bound.high) if end is not None and value.low < end < value.high]
-    return max((seeds_to_settle(value, end, level=level) for end in ends), default=0)
-
-
 def first_outside(growth: Sequence[float], bound: Bound) -> int | None:
-    """Return the index of the first step, going backward, at which the accumulated log gain leaves the bound.
+    """Return the first step, in backward order, at which the accumulated log gain leaves the bound.
 
     Args:
         growth: Growth rate of each step in program order, nats.
-        bound: Of the accumulated gain, nats.
+        bound: Bound on the accumulated log gain, nats.
 
     Returns:
-        The index, or None where it never leaves.
+        Index of the step, or None if the accumulated log gain stays in the bound.
     """
     total = 0.0
     for index in range(len(growth) - 1, -1, -1):

@@ -1,4 +1,8 @@
-"""Bounds on gradients and branches that are zero by design until optimizer steps have moved the zero in front of them."""
+"""Exclusion of zeros by design from bounds on gradients and branches.
+
+A parameter behind a zero-initialized weight has no gradient at initialization. It wakes when an optimizer step has moved that
+weight: from then on it gets a gradient. Bounds exclude parameters and branches that are zero and wake.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,15 @@ from .verdicts import Value
 __all__ = ["may_be_zero_by_design", "waking_texts", "without_zero_initialized"]
 
 _BY_PARAMETER = frozenset({"gradient", "update"})
+"""Values of ``zero_by_design`` of measures whose elements are parameters."""
 
 
 def may_be_zero_by_design(zero_by_design: str, value: Value | None) -> bool:
-    """Whether an element that a bound judges may be zero by design.
+    """Return whether an element that a bound judges may be zero by design.
 
     Args:
-        zero_by_design: As the measure declares it.
-        value: What was measured. An update may be not zero and still be without a gradient: weight decay moves it, too.
+        zero_by_design: Declared by the measure: ``"gradient"``, ``"update"``, ``"branch"`` or empty.
+        value: Measured value. Updates of any size count, because weight decay moves parameters without a gradient as well.
     """
     if not zero_by_design or not isinstance(value, Profile):
         return False
@@ -27,16 +32,16 @@ def may_be_zero_by_design(zero_by_design: str, value: Value | None) -> bool:
 
 
 def without_zero_initialized(zero_by_design: str, value: Value, waking_step: Profile | None) -> Value:
-    """Return the elements of a profile that a bound judges: without those that are zero by design and wake.
+    """Return the elements of a profile that a bound judges, without elements that are zero by design and wake.
 
     Args:
-        zero_by_design: As the measure declares it.
-        value: What was measured.
-        waking_step: Optimizer steps by parameter, where they were measured.
+        zero_by_design: Declared by the measure: ``"gradient"``, ``"update"``, ``"branch"`` or empty.
+        value: Measured value.
+        waking_step: Optimizer step after which each parameter first gets a gradient; None if it was not measured.
 
     Returns:
-        A profile without those elements. It is empty where all branches are zero by design, so that the bound has nothing to
-        judge; where all parameters wake later, all of them are judged.
+        The profile without these elements. It is empty if all branches are zero by design: the bound has nothing to judge. If
+        all parameters wake later, all of them are judged.
     """
     excluded = _excluded(zero_by_design, value, waking_step)
     if not isinstance(value, Profile) or not excluded:
@@ -45,6 +50,7 @@ def without_zero_initialized(zero_by_design: str, value: Value, waking_step: Pro
 
 
 def _excluded(zero_by_design: str, value: Value, waking_step: Profile | None) -> Collection[str]:
+    """Return the names of the elements that a bound does not judge."""
     if waking_step is None or not isinstance(value, Profile):
         return ()
     if zero_by_design in _BY_PARAMETER:
@@ -56,11 +62,10 @@ def _excluded(zero_by_design: str, value: Value, waking_step: Profile | None) ->
 
 
 def _waking(waking_step: Profile) -> dict[str, int]:
-    """Return the parameters without a gradient at initialization, by design: a zero that optimizer steps move hides them.
+    """Return the parameters without a gradient at initialization on at least one seed that wake on every seed.
 
     Returns:
-        By name the latest optimizer step, over seeds, after which the gradient is not zero. Only parameters whose gradient is
-        zero at initialization on some seed, and that wake on all seeds.
+        Largest number of optimizer steps, over seeds, after which the gradient is not zero; by name.
     """
     return {
         name: int(max(step.values))
@@ -70,18 +75,18 @@ def _waking(waking_step: Profile) -> dict[str, int]:
 
 
 def _will_move(step: str, waking_step: Profile) -> bool:
-    """Whether a step has parameters and all of them get a gradient within the optimizer steps that were taken."""
+    """Whether a step has parameters and all of them get a gradient within the measured optimizer steps."""
     module = step.partition("[")[0]
     own = [e for name, e in waking_step.items() if name.startswith(f"{module}.")]
     return bool(own) and all(math.isfinite(v) for e in own for v in e.values)
 
 
 def waking_texts(bounded: Mapping[str, tuple[str, Value]], waking_step: Profile | None) -> Iterator[str]:
-    """Name the parameters that no bound judged, by the optimizer step at which they wake, and the branches.
+    """Yield a note for each optimizer step at which excluded parameters wake, and one for each measure with excluded branches.
 
     Args:
-        bounded: By measure that has a bound: its ``zero_by_design``, and its value.
-        waking_step: Optimizer steps by parameter, where they were measured.
+        bounded: ``zero_by_design`` and value of each measure that has a bound.
+        waking_step: Optimizer step after which each parameter first gets a gradient; None if it was not measured.
     """
     if waking_step is None:
         return
@@ -89,10 +94,11 @@ def waking_texts(bounded: Mapping[str, tuple[str, Value]], waking_step: Profile 
     waking = _waking(waking_step) if by_parameter else {}
     for step in sorted(set(waking.values())):
         names = [name for name, at in waking.items() if at == step]
-        count = f"{len(names)} parameters wake" if len(names) > 1 else "1 parameter wakes"
-        yield f"{count} at optimizer step {step}, and no bound on gradients or updates counts them: {format_names(names)}"
+        count, are = (f"{len(names)} parameters wake", "are") if len(names) > 1 else ("1 parameter wakes", "is")
+        wake = f"{count} at optimizer step {step} and {are} excluded from bounds on gradients and updates"
+        yield f"{wake}: {format_names(names)}"
     for measure, (kind, value) in bounded.items():
         names = list(_excluded(kind, value, waking_step)) if kind == "branch" else []
         if names:
-            count = f"{len(names)} branches are" if len(names) > 1 else "1 branch is"
-            yield f"{count} zero at first, and no bound on {measure} counts what wakes: {format_names(names)}"
+            zero = f"{len(names)} branches are zero and wake" if len(names) > 1 else "1 branch is zero and wakes"
+            yield f"{zero} later, excluded from the bound on {measure}: {format_names(names)}"

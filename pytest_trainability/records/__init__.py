@@ -1,1 +1,1 @@
-"""Plain numbers and strings: what is measured, judged, stored and shown."""
+"""Plain data of measurements: estimates, verdicts and records, for judging, storing and reporting."""

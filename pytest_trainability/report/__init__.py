@@ -1,1 +1,1 @@
-"""Showing records: pure functions of plain numbers, no judgement of their own."""
+"""Text for records: pure functions that lay out numbers and do not judge them."""

@@ -271,7 +271,7 @@ def test_the_nearer_tolerance_wins(recorded: Pytester, monkeypatch: pytest.Monke
             [],
             "check_baseline() in test_suite.py::test_tower: unknown measure 'log_gian'",
         ),
-        ("check_baseline(log_gain=-1)", [], "the tolerance of log_gain must be a number of at least 0. Got -1"),
+        ("check_baseline(log_gain=-1)", [], "the tolerance of log_gain must be a finite number of at least 0. Got -1"),
         ("check_baseline('gain')", [], "unknown measure 'gain'"),
     ],
 )
@@ -569,7 +569,7 @@ def test_nothing_is_accepted_where_one_file_cannot_be_read(
     before = file(recorded).read_bytes()
     (recorded.path / "measured/__trainability__/test_second_suite.json").write_text("{")
     assert command.main(["accept", "measured"]) == command.CANNOT
-    assert "test_second_suite.json: the baseline cannot be used: it must be JSON" in capsys.readouterr().err
+    assert "test_second_suite.json: the baseline is not valid: it must be JSON" in capsys.readouterr().err
     assert file(recorded).read_bytes() == before
 
 

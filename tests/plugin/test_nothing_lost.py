@@ -434,13 +434,13 @@ def replaced_by_a_folder(path: Path) -> None:
 
 
 UNUSABLE = {
-    "cut": (cut, "the baseline cannot be used: it must be JSON"),
-    "newer": (from_the_future, "it has schema 99 and this version reads 1: upgrade pytest-trainability"),
-    "a merge conflict": (in_conflict, "it holds the marks of a merge conflict"),
-    "NaN": (with_nan, "NaN is no JSON number"),
+    "cut": (cut, "the baseline is not valid: it must be JSON"),
+    "newer": (from_the_future, "it has schema 99, but this version reads schema 1; upgrade pytest-trainability"),
+    "a merge conflict": (in_conflict, "it contains the markers of a merge conflict"),
+    "NaN": (with_nan, "NaN is not a JSON number"),
     "100 MB": (huge, "a baseline must be smaller than 16 MB. This one has 100 MB."),
-    "a link": pytest.param(linked, "must be no symbolic link, which could lead out of the project", marks=posix),
-    "a folder": (replaced_by_a_folder, "a baseline must be a regular file. Move away what is there."),
+    "a link": pytest.param(linked, "must not be symbolic links, which could lead out of the project", marks=posix),
+    "a folder": (replaced_by_a_folder, "a baseline must be a regular file. Move away the folder or device at this path."),
 }
 
 
@@ -492,12 +492,12 @@ def test_a_file_that_cannot_be_used_fails_its_tests_and_no_others(
 
 def folder_is_a_file(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> str:
     (project.path / "__trainability__").write_text("somebody's notes")
-    return "could not be written; what was there is as it was. "
+    return "could not be written. The file is unchanged. "
 
 
 def folder_is_a_link(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> str:
     (project.path / "__trainability__").symlink_to(project.mkdir("elsewhere"))
-    return "a baseline and its folder must be no symbolic link"
+    return "a baseline and its folder must not be symbolic links"
 
 
 def folder_is_read_only(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -510,7 +510,7 @@ def folder_is_read_only(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> s
         return create(*args, **kwargs)
 
     monkeypatch.setattr(tempfile, "mkstemp", refuse)
-    return "could not be written; what was there is as it was. PermissionError: Permission denied."
+    return "could not be written. The file is unchanged. PermissionError: Permission denied."
 
 
 def disk_is_full(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -525,7 +525,7 @@ def disk_is_full(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> str:
     if not Path("/proc/self/fd").exists():
         pytest.skip("finds the file of a handle where Linux tells it")
     monkeypatch.setattr(os, "fsync", refuse)
-    return "could not be written; what was there is as it was. OSError: No space left on device."
+    return "could not be written. The file is unchanged. OSError: No space left on device."
 
 
 UNWRITABLE = [

@@ -31,12 +31,12 @@ from pytest_trainability.checks.baseline_files import (
     render_baselines,
     with_entry,
 )
-from pytest_trainability.checks.baselines import Entry, NameSet, Recorded, Series, compare
+from pytest_trainability.checks.baselines import BaselineValues, Entry, NameSet, Series, compare
 from pytest_trainability.errors import BaselineError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX: fork, signals, permissions")
 PLACE = Path("__trainability__") / "test_model.json"
-RESTORE = "Restore it from version control, or move it away and record anew with --trainability-baseline=new."
+RESTORE = "Restore it from version control, or move it away and record it again with --trainability-baseline=new."
 VALUES = (-1.25, -math.inf, math.inf, math.nan, None, 0.0, 3.0)
 
 
@@ -156,7 +156,7 @@ def random_contents(draw: random.Random) -> Contents:
             [*VALUES, draw.gauss(0, 5), 10.0 ** draw.randint(-300, 300), -(10.0 ** draw.randint(0, 300))]
         )
 
-    def measure(count: int) -> Recorded:
+    def measure(count: int) -> BaselineValues:
         if draw.random() < 0.2:
             return NameSet(tuple(sorted({name() for _ in range(draw.randrange(3))})))
         elements = [""] if draw.random() < 0.4 else [name() for _ in range(draw.randrange(4))]
@@ -275,7 +275,7 @@ def in_text(old: str, new: str) -> str:
 TEXT = render_baselines(holding("test_old"))
 AT = "test_old ›  › cpu float32"
 HAND_EDITED = {
-    "a newer schema": (in_text('"schema": 1', '"schema": 2'), "it has schema 2 and this version reads 1: upgrade"),
+    "a newer schema": (in_text('"schema": 1', '"schema": 2'), "it has schema 2, but this version reads schema 1; upgrade"),
     "an older schema": (in_text('"schema": 1', '"schema": 0'), "its schema must be 1; got 0"),
     "schema as text": (in_text('"schema": 1', '"schema": "1"'), "its schema must be 1; got '1'"),
     "schema true": (in_text('"schema": 1', '"schema": true'), "its schema must be 1; got True"),
@@ -283,23 +283,23 @@ HAND_EDITED = {
     "no tests": ('{"schema": 1}', "tests must be an object; got NoneType"),
     "a list": ("[]", "the file must be an object; got list"),
     "a number": ("1", "the file must be an object; got int"),
-    "an unknown key": (edited("more", to=1), "the file must have no key but schema, tests; got 'more'"),
+    "an unknown key": (edited("more", to=1), "the file must have only the keys schema, tests; got 'more'"),
     "tests a list": (edited("tests", to=[]), "tests must be an object; got list"),
     "a test a text": (edited("tests", "test_old", to="x"), "test_old must be an object; got str"),
     "a name a list": (edited("tests", "test_old", "", to=[1]), "test_old ›  must be an object; got list"),
     "an entry null": (edited(*TO_ENTRY, to=None), f"{AT} must be an object; got NoneType"),
     "an entry with more": (
         edited(*TO_ENTRY, "code", to="import os"),
-        f"{AT} must have no key but conditions, draws, environment, measures, seeds; got 'code'",
+        f"{AT} must have only the keys conditions, draws, environment, measures, seeds; got 'code'",
     ),
     "another key": (
         in_text('"cpu float32"', '"cuda float32"'),
-        "test_old ›  › cuda float32 must stand under the key of its environment, 'cpu float32'",
+        "test_old ›  › cuda float32 must have the key of its environment, 'cpu float32'",
     ),
     "environment a list": (edited(*TO_ENTRY, "environment", to=[]), f"{AT} › environment must be an object; got list"),
     "environment of numbers": (
         edited(*TO_ENTRY, "environment", "threads", to=1),
-        f"{AT} › environment must hold texts",
+        f"{AT} › environment must contain strings",
     ),
     "no device": (
         edited(*TO_ENTRY, "environment", to={"dtype": "float32"}),
@@ -307,16 +307,16 @@ HAND_EDITED = {
     ),
     "no dtype": (edited(*TO_ENTRY, "environment", to={"device": "cpu"}), f"{AT} › environment must have 'dtype'"),
     "conditions null": (edited(*TO_ENTRY, "conditions", to=None), f"{AT} › conditions must be an object; got NoneType"),
-    "conditions nested": (edited(*TO_ENTRY, "conditions", "mode", to={}), f"{AT} › conditions must hold texts"),
+    "conditions nested": (edited(*TO_ENTRY, "conditions", "mode", to={}), f"{AT} › conditions must contain strings"),
     "seeds a number": (edited(*TO_ENTRY, "seeds", to=2), f"{AT} › seeds must be a list; got int"),
-    "seeds twice": (edited(*TO_ENTRY, "seeds", to=[0, 0]), f"{AT} › seeds must be different whole numbers from 0 on"),
-    "seeds negative": (edited(*TO_ENTRY, "seeds", to=[0, -1]), f"{AT} › seeds must be different whole numbers"),
-    "seeds true": (edited(*TO_ENTRY, "seeds", to=[0, True]), f"{AT} › seeds must be different whole numbers"),
-    "seeds fractions": (edited(*TO_ENTRY, "seeds", to=[0, 0.5]), f"{AT} › seeds must be different whole numbers"),
-    "seeds nested": (edited(*TO_ENTRY, "seeds", to=[0, [1]]), f"{AT} › seeds must be different whole numbers"),
-    "no seeds": (edited(*TO_ENTRY, "seeds", to=[]), f"{AT} › seeds must be different whole numbers"),
-    "a draw less": (edited(*TO_ENTRY, "draws", to=["a"]), f"{AT} › draws must be one text for each of 2 seeds"),
-    "draws of numbers": (edited(*TO_ENTRY, "draws", to=[1, 2]), f"{AT} › draws must be one text for each of 2 seeds"),
+    "seeds twice": (edited(*TO_ENTRY, "seeds", to=[0, 0]), f"{AT} › seeds must be distinct whole numbers of at least 0"),
+    "seeds negative": (edited(*TO_ENTRY, "seeds", to=[0, -1]), f"{AT} › seeds must be distinct whole numbers"),
+    "seeds true": (edited(*TO_ENTRY, "seeds", to=[0, True]), f"{AT} › seeds must be distinct whole numbers"),
+    "seeds fractions": (edited(*TO_ENTRY, "seeds", to=[0, 0.5]), f"{AT} › seeds must be distinct whole numbers"),
+    "seeds nested": (edited(*TO_ENTRY, "seeds", to=[0, [1]]), f"{AT} › seeds must be distinct whole numbers"),
+    "no seeds": (edited(*TO_ENTRY, "seeds", to=[]), f"{AT} › seeds must be distinct whole numbers"),
+    "a draw less": (edited(*TO_ENTRY, "draws", to=["a"]), f"{AT} › draws must be one string for each of 2 seeds"),
+    "draws of numbers": (edited(*TO_ENTRY, "draws", to=[1, 2]), f"{AT} › draws must be one string for each of 2 seeds"),
     "measures a list": (edited(*TO_ENTRY, "measures", to=[]), f"{AT} › measures must be an object; got list"),
     "a measure a number": (
         edited(*TO_ENTRY, "measures", "log_gain", to=-2.5),
@@ -324,27 +324,27 @@ HAND_EDITED = {
     ),
     "a measure with more": (
         edited(*TO_ENTRY, "measures", "log_gain", "eval", to=""),
-        f"{AT} › log_gain must have no key but scale, unit, values; got 'eval'",
+        f"{AT} › log_gain must have only the keys scale, unit, values; got 'eval'",
     ),
     "names and values": (
         edited(*TO_ENTRY, "measures", "log_gain", "names", to=[]),
-        f"{AT} › log_gain must have no key but names; got 'scale'",
+        f"{AT} › log_gain must have only the keys names; got 'scale'",
     ),
     "names of numbers": (
         edited(*TO_ENTRY, "measures", "unused_parameters", to={"names": [1]}),
-        f"{AT} › unused_parameters › names must be texts",
+        f"{AT} › unused_parameters › names must be strings",
     ),
     "another scale": (
         edited(*TO_ENTRY, "measures", "log_gain", "scale", to="cubic"),
-        f"{AT} › log_gain must have a scale, linear or log, and a unit",
+        f"{AT} › log_gain must have a scale ('linear' or 'log') and a unit",
     ),
     "scale a list": (
         edited(*TO_ENTRY, "measures", "log_gain", "scale", to=["log"]),
-        "must have a scale, linear or log",
+        "must have a scale ('linear' or 'log')",
     ),
     "no unit": (
         edited(*TO_ENTRY, "measures", "log_gain", "unit", to=None),
-        "must have a scale, linear or log, and a unit",
+        "must have a scale ('linear' or 'log') and a unit",
     ),
     "values a number": (
         edited(*TO_ENTRY, "measures", "log_gain", "values", to=1),
@@ -360,29 +360,29 @@ HAND_EDITED = {
     ),
     "a value of text": (
         in_text("-2.5", '"-2.5"'),
-        f"{AT} › log_gain must hold numbers, null, 'inf', '-inf' or 'nan'; got '-2.5'",
+        f"{AT} › log_gain must contain numbers, null, 'inf', '-inf' or 'nan'; got '-2.5'",
     ),
-    "a value true": (in_text("-2.5", "true"), f"{AT} › log_gain must hold numbers, null, 'inf', '-inf' or 'nan'"),
-    "a value nested": (in_text("-2.5", "[-2.5]"), "must hold numbers, null, 'inf', '-inf' or 'nan'; got '[-2.5]'"),
-    "Infinity spelled out": (in_text("-2.5", '"Infinity"'), "must hold numbers, null, 'inf', '-inf' or 'nan'"),
-    "a whole number beyond all": (in_text("-2.5", "1" + "0" * 400), "must hold numbers, null, 'inf', '-inf' or 'nan'"),
+    "a value true": (in_text("-2.5", "true"), f"{AT} › log_gain must contain numbers, null, 'inf', '-inf' or 'nan'"),
+    "a value nested": (in_text("-2.5", "[-2.5]"), "must contain numbers, null, 'inf', '-inf' or 'nan'; got '[-2.5]'"),
+    "Infinity spelled out": (in_text("-2.5", '"Infinity"'), "must contain numbers, null, 'inf', '-inf' or 'nan'"),
+    "a whole number beyond all": (in_text("-2.5", "1" + "0" * 400), "must contain numbers, null, 'inf', '-inf' or 'nan'"),
     "more digits than Python reads": (in_text("-2.5", "1" * 10_000), "it must be JSON: "),
-    "NaN": (in_text("-2.5", "NaN"), "NaN is no JSON number; a value that is not finite is written as text"),
-    "Infinity": (in_text("-2.5", "Infinity"), "Infinity is no JSON number"),
-    "-Infinity": (in_text("-2.5", "-Infinity"), "-Infinity is no JSON number"),
-    "1e999": (in_text("-2.5", "1e999"), "1e999 is too large for a number"),
-    "-1e999": (in_text("-2.5", "-1e999"), "-1e999 is too large for a number"),
+    "NaN": (in_text("-2.5", "NaN"), "NaN is not a JSON number; write 'inf', '-inf' or 'nan' as text"),
+    "Infinity": (in_text("-2.5", "Infinity"), "Infinity is not a JSON number"),
+    "-Infinity": (in_text("-2.5", "-Infinity"), "-Infinity is not a JSON number"),
+    "1e999": (in_text("-2.5", "1e999"), "1e999 is too large for a floating-point number"),
+    "-1e999": (in_text("-2.5", "-1e999"), "-1e999 is too large for a floating-point number"),
     "a test twice": (
         '{"schema": 1, "tests": {"test_a": {}, "test_a": {}}}',
-        "the key 'test_a' stands twice in one object",
+        "the key 'test_a' occurs twice in one object",
     ),
     "a key twice, once escaped": (
         r'{"schema": 1, "tests": {}, "t\u0065sts": {}}',
-        "the key 'tests' stands twice in one object",
+        "the key 'tests' occurs twice in one object",
     ),
     "a merge conflict": (
         f"<<<<<<< HEAD\n{TEXT}=======\n{TEXT}>>>>>>> theirs\n",
-        "it must be JSON: Expecting value: line 1 column 1 (char 0); it holds the marks of a merge conflict",
+        "it must be JSON: Expecting value: line 1 column 1 (char 0); it contains the markers of a merge conflict",
     ),
     "a comment": (f"// by hand\n{TEXT}", "it must be JSON: Expecting value: line 1 column 1"),
     "single quotes": (TEXT.replace('"', "'"), "it must be JSON: Expecting property name"),
@@ -415,7 +415,7 @@ def test_what_is_no_baseline_is_refused_and_left_alone(recorded: Path, raw: byte
     by_reader = refused(recorded, lambda: read_baselines(recorded))
     by_writer = refused(recorded, lambda: change_baselines(recorded, adding("test_new")))
     assert by_reader == by_writer
-    assert by_reader.startswith(f"{recorded}: the baseline cannot be used: ")
+    assert by_reader.startswith(f"{recorded}: the baseline is not valid: ")
     assert said in by_reader
     assert by_reader.endswith(f". {RESTORE}")
     assert by_reader.isprintable()
@@ -500,13 +500,13 @@ def test_a_huge_file_is_refused_unread(recorded: Path) -> None:
             use(recorded)  # type: ignore[operator]
         assert str(caught.value) == (
             f"{recorded}: a baseline must be smaller than 16 MB. This one has 100 MB. Restore it from version control, or "
-            "move it away and record anew."
+            "move it away and record it again."
         )
     after = recorded.stat()
     assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
 
 
-REGULAR = "a baseline must be a regular file. Move away what is there."
+REGULAR = "a baseline must be a regular file. Move away the folder or device at this path."
 
 
 def put_fifo(path: Path) -> None:
@@ -528,7 +528,7 @@ def test_a_file_in_the_place_of_the_folder_is_left_alone(path: Path) -> None:
     path.parent.write_text("somebody's notes")
     assert read_baselines(path) == {}
     said = refused(path, lambda: change_baselines(path, adding("test_new")))
-    assert said.startswith(f"{path}: the baseline could not be written; what was there is as it was. ")
+    assert said.startswith(f"{path}: the baseline could not be written. The file is unchanged. ")
 
 
 def test_a_name_that_the_file_system_does_not_take_is_refused(recorded: Path) -> None:
@@ -578,8 +578,8 @@ def test_a_symbolic_link_is_neither_followed_nor_replaced(
         with pytest.raises(BaselineError) as caught:
             use()
         assert str(caught.value) == (
-            f"{made}: a baseline and its folder must be no symbolic link, which could lead out of the project. Replace it "
-            "by what it points to."
+            f"{made}: a baseline and its folder must not be symbolic links, which could lead out of the project. Replace the "
+            "link by its target."
         )
     assert made.is_symlink()
     assert {p.name: p.read_bytes() for p in outside.iterdir()} == before
@@ -593,7 +593,7 @@ def test_a_link_that_appears_while_we_write_is_seen(path: Path, outside: Path) -
         link(path.parent, outside)
         return adding("test_new")(contents)
 
-    with pytest.raises(BaselineError, match="no symbolic link"):
+    with pytest.raises(BaselineError, match="must not be symbolic links"):
         change_baselines(path, change)
     assert [p.name for p in outside.iterdir()] == [PLACE.name]
     assert (outside / PLACE.name).read_text(encoding="utf-8") == TEXT
@@ -778,7 +778,7 @@ def test_a_write_that_fails_anywhere_leaves_the_old_file(
         broken.setattr(where, name, failing(FULL))
         said = refused(recorded, lambda: change_baselines(recorded, adding("test_new")))
     assert said == (
-        f"{recorded}: the baseline could not be written; what was there is as it was. OSError: No space left on device."
+        f"{recorded}: the baseline could not be written. The file is unchanged. OSError: No space left on device."
     )
     assert change_baselines(recorded, adding("test_new"))
 
@@ -836,7 +836,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 print(said(lambda: add(path, "test_new", 10_000)))
 """
     assert run(code, recorded).strip() == (
-        f"{recorded}: the baseline could not be written; what was there is as it was. OSError: File too large."
+        f"{recorded}: the baseline could not be written. The file is unchanged. OSError: File too large."
     )
     assert tree(recorded) == before
     assert change_baselines(recorded, adding("test_new"))
@@ -886,9 +886,9 @@ def can_drop_privileges() -> bool:
 
 
 CLOSED = {
-    "a folder to write to": (PLACE.parent, 0o555, "nothing", "could not be written; what was there is as it was"),
-    "a folder to look into": (PLACE.parent, 0o000, "the baseline must be readable", "Permission denied"),
-    "a file to read": (PLACE, 0o000, "the baseline must be readable. PermissionError", "the baseline must be readable"),
+    "a folder to write to": (PLACE.parent, 0o555, "nothing", "could not be written. The file is unchanged"),
+    "a folder to look into": (PLACE.parent, 0o000, "the baseline cannot be read", "Permission denied"),
+    "a file to read": (PLACE, 0o000, "the baseline cannot be read. PermissionError", "the baseline cannot be read"),
     "the folder of the tests": (Path(), 0o555, "nothing", "nothing"),
 }
 
@@ -918,7 +918,7 @@ def test_a_folder_that_may_not_be_created_is_told(open_to_all: Path) -> None:
     project.chmod(0o555)
     by_reader, by_writer = unprivileged(open_to_all)
     assert by_reader == "nothing"
-    assert by_writer.startswith(f"{open_to_all}: the baseline could not be written; ")
+    assert by_writer.startswith(f"{open_to_all}: the baseline could not be written. ")
     assert tree(open_to_all) == {}
     open_to_all.parent.mkdir()  # for the fixture to take down
 
@@ -931,7 +931,7 @@ import shutil
 PLANTED
 NAMES = sys.argv[2:]
 room = path.parents[1]
-WRITING = {"change_baselines", "_alone", "_replace", "_umask", "_refuse_links"}
+WRITING = {"change_baselines", "_locked", "_replace", "_umask", "_refuse_links"}
 
 def die_in(steps):
     '''Kill this process at one of its steps: a line that writes, or something that an auditor would see.'''
@@ -1093,7 +1093,7 @@ def test_a_second_writer_waits_for_the_first(path: Path) -> None:
 
 def test_without_the_lock_the_second_writer_would_be_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check can fail."""
-    monkeypatch.setattr(baseline_files, "_alone", lambda path: nullcontext())
+    monkeypatch.setattr(baseline_files, "_locked", lambda path: nullcontext())
     change_baselines(path, lambda contents: nested(contents, path))
     OTHERS.pop().join()
     assert set(read_baselines(path)) == {"test_of_this"}
@@ -1112,8 +1112,8 @@ def test_who_waits_too_long_is_told_and_may_try_again(recorded: Path, monkeypatc
     monkeypatch.setattr(baseline_files, "LOCK_PATIENCE", 0.2)
     holder = start(HOLDER, recorded)
     said = refused(recorded, lambda: change_baselines(recorded, adding("test_new")))
-    assert said.startswith(f"{recorded}: the baseline could not be written: another session has held it for ")
-    assert said.endswith(" seconds. Run again when it has ended.")
+    assert said.startswith(f"{recorded}: the baseline could not be written. Another session has held the lock for ")
+    assert said.endswith(" seconds. Run again when that session has ended.")
     assert set(read_baselines(recorded)) == {"test_old"}, "reading waits for nobody"
     holder.communicate("go\n")
     assert change_baselines(recorded, adding("test_new"))

@@ -140,7 +140,7 @@ def test_confidence_lies_between_zero_and_one() -> None:
     assert as_confidence("0.9") == 0.9
     assert as_confidence(CONFIDENCE) == CONFIDENCE
     for given in (0, 1, -0.5, 99, "99%", "", None, NAN, [0.9], INF):
-        with pytest.raises(UsageError, match=r"confidence must lie between 0 and 1, as 0.99 does\. Got "):
+        with pytest.raises(UsageError, match=r"confidence must lie between 0 and 1, such as 0\.99\. Got "):
             as_confidence(given)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""What bounds on gradients and branches set aside: zeros by design that optimizer steps move."""
+"""Zeros by design that bounds on gradients and branches exclude."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ def profile(**values: tuple[float, ...]) -> Profile:
 STEPS = profile(h_0_up=(1.0, 1.0), h_0_down=(0.0, 0.0), h_1_up=(INF, INF), h_1_down=(0.0, 0.0), head=(0.0, 0.0))
 
 
-def test_parameters_that_wake_are_set_aside() -> None:
+def test_parameters_that_wake_are_excluded() -> None:
     value = profile(h_0_up=(0.0, 0.0), h_0_down=(1.0, 1.0), h_1_up=(0.0, 0.0), head=(1.0, 1.0))
     assert list(without_zero_initialized("gradient", value, STEPS)) == ["h.0.down", "h.1.up", "head"]
 
 
-def test_branches_are_set_aside_whose_parameters_all_wake() -> None:
-    """A branch that is dead stays: some of its parameters never get a gradient. So does one that has none."""
+def test_branches_are_excluded_if_all_their_parameters_wake() -> None:
+    """A branch stays if it is dead, so that some of its parameters never get a gradient, or if it has no parameters."""
     value = profile(h_0=(0.0, 0.0), h_1=(0.0, 0.0), h_2=(0.0, 0.0))
     assert list(without_zero_initialized("branch", value, STEPS)) == ["h.1", "h.2"]
-    # With all of them aside nothing is left to judge.
+    # If all branches are excluded, nothing is left to judge.
     assert not without_zero_initialized("branch", profile(h_0=(0.0, 0.0)), STEPS)
-    # None is set aside that is zero on one seed only, or not a number.
+    # A branch stays if it is zero on one seed only, or NaN.
     for values in ((0.0, 0.1), (math.nan, math.nan)):
         assert list(without_zero_initialized("branch", profile(h_0=values), STEPS)) == ["h.0"]
 
 
-def test_what_was_not_probed_is_judged() -> None:
+def test_without_waking_steps_everything_is_judged() -> None:
     value = profile(h_0=(0.0, 0.0))
     assert without_zero_initialized("branch", value, None) is value
     assert list(waking_texts({"branch_ratio": ("branch", value)}, None)) == []
 
 
-def test_what_was_set_aside_is_named() -> None:
+def test_excluded_elements_are_named() -> None:
     bounded = {
         "gradient_norm": ("gradient", profile(head=(1.0, 1.0))),
         "branch_ratio": ("branch", profile(h_0=(0.0, 0.0))),
     }
     assert list(waking_texts(bounded, STEPS)) == [
-        "1 parameter wakes at optimizer step 1, and no bound on gradients or updates counts them: h.0.up",
-        "1 branch is zero at first, and no bound on branch_ratio counts what wakes: h.0",
+        "1 parameter wakes at optimizer step 1 and is excluded from bounds on gradients and updates: h.0.up",
+        "1 branch is zero and wakes later, excluded from the bound on branch_ratio: h.0",
     ]
     assert list(waking_texts({"log_gain": ("", profile(head=(1.0, 1.0)))}, STEPS)) == []
-    # Where all wake all are judged, and none is said to be set aside.
+    # If all parameters wake later, all are judged and there is no note.
     assert list(waking_texts({"gradient_norm": ("gradient", profile(h_0_up=(0.0, 0.0)))}, STEPS)) == []
 
 
@@ -87,15 +87,15 @@ def blocks(*, dead: bool) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["branch_ratio", "branch_gradient_share", "gradient_snr"])
-def test_branches_that_start_at_zero_need_no_exceptions(name: str) -> None:
+def test_zero_initialized_branches_need_no_exceptions(name: str) -> None:
     result = measure(lambda: blocks(dead=False), X, steps=Block, seeds=2, **LOSS)
     result.check(**{name: at_least(1e-9)})
 
 
 @pytest.mark.parametrize("name", ["branch_ratio", "branch_gradient_share"])
-def test_a_dead_branch_fails_beside_one_that_wakes(name: str) -> None:
+def test_a_dead_branch_fails_next_to_one_that_wakes(name: str) -> None:
     result = measure(lambda: blocks(dead=True), X, steps=Block, seeds=2, **LOSS)
     with pytest.raises(AssertionError, match=f"{name} out of bounds") as failure:
         result.check(**{name: at_least(1e-9)})
     text = " ".join(str(failure.value).split())
-    assert "1 branch is zero at first" in text and "must be ≥ 1e-09: 1e-09 outside 1 " in text
+    assert "1 branch is zero and wakes later" in text and "must be ≥ 1e-09: 1e-09 outside 1 " in text
