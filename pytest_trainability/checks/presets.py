@@ -56,9 +56,9 @@ dead or saturated, a bias or the scale of the inputs has caused it."""
 
 
 _LEAST_SPREAD = 0.5
-"""Smallest entropy as a share of its maximum. At one half, a query attends to the equivalent of √n of n keys, and a router of k out
-of E experts per token uses the equivalent of √(kE) experts. Common initializations keep attention above 0.8; a router without
-preference is above 0.8 from about a hundred tokens on."""
+"""Smallest entropy as a share of its maximum. At one half, a query attends to the equivalent of √n of n keys, and a router with
+E experts, k for each token, uses the equivalent of √(kE) experts. Common initializations keep attention above 0.8; a router
+without preference is above 0.8 from about a hundred tokens on."""
 
 
 _NONE = at_most(0)

@@ -1,4 +1,4 @@
-"""A failed check in words and one small picture."""
+"""Text for a failed check: bounds, changes from the baseline, and a small picture of the growth along the chain."""
 
 from __future__ import annotations
 
@@ -34,36 +34,56 @@ __all__ = [
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 24
-LABEL = 15
+LABEL_WIDTH = 15
 SEEDS_WIDTH = 12
+"""Number of characters above which a list of seeds is summarized."""
 WORST_SHOWN, WORST_NAMED = 5, 2
+"""Number of elements that a failed comparison lists, and that a line names."""
 MOST_SEEDS_NAMED = 10_000
-BARELY = 1.05
-"""Ratio up to which one is told in percent."""
+"""Number of seeds above which a marginal verdict is not worth settling."""
+LARGEST_PERCENTAGE = 1.05
+"""Largest ratio that is shown in percent."""
 
 
 def explain(record: CheckRecord, *, width: int = 80) -> str:
-    """Return the message of a failed check: what was claimed, by how much it fails, where, why, and how to repeat it.
+    """Return the message of a failed check: value and bound, where and why it fails, and how to repeat it.
 
     Args:
-        record: With at least one verdict that does not hold.
-        width: Cotangents to stay within, where names allow.
+        record: Record with at least one verdict that does not hold.
+        width: Number of columns to wrap at. Long names and commands exceed it.
     """
     failed = [verdict.measure for verdict in record.verdicts if not verdict.holds]
     head = f"{record.model}: {' and '.join(failed)} out of bounds"
-    lines = [*labelled("measured", measured_on(record), width - 2), *explain_lines(record, width=width - 2)]
+    return _message(head, record, explain_lines(record, width=width - 2), width)
+
+
+def explain_baseline(record: CheckRecord, *, width: int = 80) -> str:
+    """Return the message of a measurement that differs from its baseline or has none.
+
+    Args:
+        record: Record with a baseline that does not hold.
+        width: Number of columns to wrap at. Long names and commands exceed it.
+    """
+    assert record.baseline is not None
+    missing = record.baseline.status == "missing"
+    head = f"{record.model}: {'no baseline' if missing else 'changed since the baseline'}"
+    return _message(head, record, baseline_lines(record.baseline, width=width - 2), width)
+
+
+def _message(head: str, record: CheckRecord, lines: Sequence[str], width: int) -> str:
+    lines = [*labelled("measured", measured_on(record), width - 2), *lines]
     return "\n".join([head, *("  " + line for line in lines)])
 
 
 def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
-    """Return one labelled line or more for each violation, for where and why, and for how to repeat the check."""
+    """Return labelled lines on each violation, on its place and likely cause, and on how to repeat the check."""
     lines: list[str] = []
     for verdict in record.verdicts:
         if not verdict.holds:
             lines += violation_lines(verdict, width=width)
     if record.baseline is not None and not record.baseline.holds:
         lines += baseline_lines(record.baseline, width=width)
-    lines += labelled(f"along {record.along}", depth_line(record, width - LABEL))
+    lines += labelled(f"along {record.along}", depth_line(record, width - LABEL_WIDTH))
     lines += labelled("leaves band", record.leaves_band, width)
     for index, line in enumerate(record.cause):
         lines += labelled("likely cause" if index == 0 else "", line, width)
@@ -74,25 +94,16 @@ def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
     return lines
 
 
-def explain_baseline(record: CheckRecord, *, width: int = 80) -> str:
-    """Return the message of a measurement that is not what its baseline says, or that has none."""
-    assert record.baseline is not None
-    missing = record.baseline.status == "missing"
-    head = f"{record.model}: {'no baseline' if missing else 'changed since the baseline'}"
-    lines = [*labelled("measured", measured_on(record), width - 2), *baseline_lines(record.baseline, width=width - 2)]
-    return "\n".join([head, *("  " + line for line in lines)])
-
-
 def baseline_lines(baseline: BaselineRecord, *, width: int) -> list[str]:
-    """Return where the baseline stands, what has changed, old → new, and the command that records it."""
-    what = f"{baseline.entry} in {baseline.file}"
+    """Return labelled lines on the place of the baseline, its changes, and the command that records it."""
+    entry = f"{baseline.entry} in {baseline.file}"
     if baseline.status == "missing":
         return [
-            *labelled("baseline", f"must be recorded and committed: none for {what}", width),
+            *labelled("baseline", f"none for {entry}. Record it and commit the file.", width),
             *labelled("to record", baseline.command),
         ]
     recorded = f", recorded with {baseline.recorded_with}" if baseline.recorded_with else ""
-    lines = labelled("baseline", what + recorded, width)
+    lines = labelled("baseline", entry + recorded, width)
     lines += change_lines(baseline.changes, width)
     if baseline.status == "changed":
         lines += labelled("if intended", baseline.command)
@@ -100,7 +111,7 @@ def baseline_lines(baseline: BaselineRecord, *, width: int) -> list[str]:
 
 
 def change_lines(changes: Sequence[BaselineChange], width: int) -> list[str]:
-    """Return one labelled line or more for each measure that has changed."""
+    """Return labelled lines on each measure that has changed."""
     lines: list[str] = []
     for measure in dict.fromkeys(change.measure for change in changes):
         for text in change_texts([change for change in changes if change.measure == measure]):
@@ -109,27 +120,32 @@ def change_lines(changes: Sequence[BaselineChange], width: int) -> list[str]:
 
 
 def change_texts(changes: Sequence[BaselineChange]) -> list[str]:
-    """Write what has changed of one measure: what has vanished, what is new, and what has moved, old → new."""
-    texts: list[str] = []
-    for change in changes:
-        if change.kind != "moved":
-            named = format_names(change.elements, WORST_NAMED)
-            is_new = "new" if change.kind == "new" else "gone"
-            texts.append(f"{len(change.elements)} {is_new}: {named}" if change.elements else f"{is_new} as a whole")
+    """Return texts on the changes of one measure: names that vanished or are new, then numbers that moved, old → new."""
     moved = [change for change in changes if change.kind == "moved"]
-    if not moved:
-        return texts
-    if not moved[0].element:
-        return [*texts, f"{moved[0].old_to_new}: {shift_text(moved[0])}"]
+    texts = [_names_text(change) for change in changes if change.kind != "moved"]
+    return [*texts, *([_moved_text(moved)] if moved else [])]
+
+
+def _names_text(change: BaselineChange) -> str:
+    is_new = change.kind == "new"
+    if not change.elements:
+        return "not in the baseline" if is_new else "no longer measured"
+    return f"{len(change.elements)} {'new' if is_new else 'gone'}: {format_names(change.elements, WORST_NAMED)}"
+
+
+def _moved_text(moved: Sequence[BaselineChange]) -> str:
+    largest = moved[0]
+    if not largest.element:
+        return f"{largest.old_to_new}: {shift_text(largest)}"
     worst = ", ".join(f"{change.element} ({change.old_to_new})" for change in moved[:WORST_NAMED])
     more = ", …" if len(moved) > WORST_NAMED else ""
-    return [*texts, f"{len(moved)} of {moved[0].considered} moved, {shift_text(moved[0])}: {worst}{more}"]
+    return f"{len(moved)} of {largest.considered} moved, {shift_text(largest)}: {worst}{more}"
 
 
 def shift_text(change: BaselineChange) -> str:
-    """Return ``by +1.55, more than 0.3`` or, for a scale, ``by a factor of 2.1, more than 1.35``."""
+    """Return ``by 1.55, more than 0.3`` or, for a log-scale measure, ``2.1 times larger, more than 1.35``."""
     if not math.isfinite(change.shift):
-        return "finite in one only"
+        return "finite on one side only"
     if change.scale == "log" and 0 in {change.old, change.new}:
         return "no longer zero" if change.old == 0 else "zero now"
     if change.scale == "log":
@@ -144,24 +160,25 @@ def _exp(value: float) -> float:
 
 def measured_on(record: CheckRecord) -> str:
     """Return ``12 × GPT2Block, per sample, train mode, float32 on cpu, seeds 0-3, settled after 2``."""
-    settled = f"settled after {len(record.seeds)}" if stopped_early(record) else ""
-    parts = (
+    parts = [
         record.steps,
         record.frame,
         f"{record.mode} mode",
         f"{record.dtype} on {record.device}",
         seeds_text(record),
-    )
-    return ", ".join([*parts, *([settled] if settled else [])])
+    ]
+    if stopped_early(record):
+        parts.append(f"settled after {len(record.seeds)}")
+    return ", ".join(parts)
 
 
 def stopped_early(record: CheckRecord) -> bool:
-    """Whether fewer seeds than could have been were drawn, as the bounds were settled."""
+    """Return whether the bounds were settled before all requested seeds were drawn."""
     return len(record.seeds) < len(record.seeds_requested)
 
 
 def seeds_text(record: CheckRecord) -> str:
-    """Return ``seeds 0-3``, ``seed 5`` or ``seeds 0,3,5``: those that were asked for."""
+    """Return the requested seeds: ``seeds 0-3``, ``seed 5`` or ``seeds 0,3,5``."""
     if record.fixed:
         return "finished module"
     written = _ranges(record.seeds_requested)
@@ -179,39 +196,36 @@ def _ranges(seeds: Sequence[int]) -> str:
 
 def reproduce_command(record: CheckRecord) -> str:
     """Return the command that repeats this check alone."""
-    seeds = _ranges(record.seeds_requested)
-    # One number would be how many seeds.
-    options = (
-        []
-        if record.fixed
-        else [f"--trainability-seeds={seeds}-{seeds}" if seeds.isdecimal() else f"--trainability-seeds={seeds}"]
-    )
-    # The CPU, too, which is not the default where there is a GPU; a finished module stays where it is.
+    options = [] if record.fixed else [f"--trainability-seeds={_seeds_option(record.seeds_requested)}"]
+    # On a machine with a GPU the CPU is not the default. A finished module stays on its device.
     if not (record.fixed and record.device == "cpu"):
         options.append(f"--trainability-device={record.device}")
     return " ".join([record.reproduce, *options])
 
 
+def _seeds_option(seeds: Sequence[int]) -> str:
+    """Return the value of ``--trainability-seeds``. A single seed is written as a range, because a number means how many."""
+    written = _ranges(seeds)
+    return f"{written}-{written}" if written.isdecimal() else written
+
+
 def violation_lines(verdict: VerdictRecord, *, width: int = 78) -> list[str]:
-    """Return value, bound and margin of one verdict that does not hold, and where it fails worst."""
+    """Return labelled lines on value, bound and margin of a verdict that does not hold, and on the worst elements."""
     if verdict.elements == 0:
         return labelled(verdict.measure, f"nothing was measured, {bound_text(verdict)}: no element to judge")
-    lines = labelled(
-        verdict.measure,
-        f"{verdict.value_text}, {bound_text(verdict)}: {_margin_text(verdict)}{marginal_text(verdict)}",
-        width,
-    )
-    if verdict.where:
-        if verdict.elements > 1:
-            worst = ", ".join(f"{name} {format_number(value, 2)}" for name, value in verdict.worst[:WORST_NAMED])
-            lines += labelled("", f"{verdict.violations} of {verdict.elements} outside, worst {worst}", width)
-        else:
-            lines += labelled("", verdict.where, width)
-    return lines
+    text = f"{verdict.value_text}, {bound_text(verdict)}: {_margin_text(verdict)}{marginal_text(verdict)}"
+    return [*labelled(verdict.measure, text, width), *labelled("", _worst_text(verdict), width)]
+
+
+def _worst_text(verdict: VerdictRecord) -> str:
+    if not verdict.where or verdict.elements == 1:
+        return verdict.where
+    worst = ", ".join(f"{name} {format_number(value, 2)}" for name, value in verdict.worst[:WORST_NAMED])
+    return f"{verdict.violations} of {verdict.elements} outside, worst {worst}"
 
 
 def marginal_text(verdict: VerdictRecord) -> str:
-    """Return ``, marginal: about 24 seeds would settle it``, or nothing."""
+    """Return ``, marginal: about 24 seeds would settle it`` for a marginal verdict, else an empty text."""
     if not verdict.marginal:
         return ""
     if verdict.seeds_needed > MOST_SEEDS_NAMED:
@@ -220,7 +234,7 @@ def marginal_text(verdict: VerdictRecord) -> str:
 
 
 def _two_digits(count: float) -> int:
-    """Round up to two significant digits: the spread over a few seeds knows no more."""
+    """Round up to two significant digits, because the spread over a few seeds is not more accurate."""
     unit: int = 10 ** max(len(str(int(count))) - 2, 0)
     return math.ceil(count / unit) * unit
 
@@ -238,13 +252,13 @@ def _margin_text(verdict: VerdictRecord) -> str:
         return "outside"
     if not verdict.unit.startswith("nats") and verdict.value > 0 and end > 0:
         ratio, way = max(verdict.value, end) / min(verdict.value, end), "small" if verdict.value < end else "large"
-        by = f"{float(f'{ratio:.2g}'):,.6g} times" if ratio > BARELY else f"{100 * (ratio - 1):.2g} %"
+        by = f"{float(f'{ratio:.2g}'):,.6g} times" if ratio > LARGEST_PERCENTAGE else f"{100 * (ratio - 1):.2g} %"
         return f"{by} too {way}"
     return f"{format_number(abs(verdict.value - end), 2)} outside"
 
 
 def depth_line(record: CheckRecord, width: int) -> str:
-    """Draw how the gradient's size changes on its way from the last step to the first."""
+    """Return a sparkline of the accumulated log gain from the last step, on the left, to the first."""
     if not record.growth:
         return ""
     room = max((width - 2 - SPARKLINE_WIDTH) // 2, 8)
@@ -254,12 +268,12 @@ def depth_line(record: CheckRecord, width: int) -> str:
 
 
 def cut_left(text: str, width: int) -> str:
-    """Shorten a text to its end, which tells names apart."""
+    """Shorten a text to its end, in which names differ."""
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
 def accumulated(growth: Sequence[float]) -> list[float]:
-    """Return the log gain from the last state to each state before it, beginning with 0 at the last."""
+    """Return the log gain from the last state to each state before it, in nats; it starts with 0 at the last state."""
     total, found = 0.0, [0.0]
     for rate in reversed(growth):
         total += rate
@@ -268,9 +282,9 @@ def accumulated(growth: Sequence[float]) -> list[float]:
 
 
 def sparkline(values: Sequence[float], width: int = SPARKLINE_WIDTH) -> str:
-    """Draw values as bars between their smallest and largest, ``×`` where one is not finite.
+    """Return bars between the smallest and the largest value, and ``×`` for values that are not finite.
 
-    A range of less than one is drawn as if it were one, so that noise does not look like a trend.
+    The full height is a range of at least one, so that noise does not look like a trend.
     """
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
@@ -286,45 +300,46 @@ def sparkline(values: Sequence[float], width: int = SPARKLINE_WIDTH) -> str:
 
 
 def labelled(label: str, text: str, width: int = 0) -> list[str]:
-    """Put a label before a text, wrapped under itself where a width is given; a long label stands on its own line."""
+    """Return the lines of a text behind a label, wrapped at a width if one is given. A long label gets a separate line."""
     if not text:
         return []
     label, lines = visible(label), [""]
     for word in visible(text).split(" "):
-        if width and lines[-1] and len(lines[-1]) + len(word) + 1 > width - LABEL:
+        if width and lines[-1] and len(lines[-1]) + len(word) + 1 > width - LABEL_WIDTH:
             lines.append("")
         lines[-1] += (" " if lines[-1] else "") + word
-    head = [label] if len(label) >= LABEL else []
-    return head + [f"{label if i == 0 and not head else '':<{LABEL - 1}} {line}" for i, line in enumerate(lines)]
+    head = [label] if len(label) >= LABEL_WIDTH else []
+    return head + [f"{label if i == 0 and not head else '':<{LABEL_WIDTH - 1}} {line}" for i, line in enumerate(lines)]
 
 
 def visible(text: str) -> str:
-    """Escape what a terminal would obey: names may come from a file that somebody else wrote."""
+    """Escape control characters, which a terminal would execute. Names may come from an untrusted file."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_COMPARISONS = {"<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__}
+
+
 def explain_comparison(op: str, left: Any, right: Any) -> list[str] | None:
-    """Say which elements of a profile or spectrum do not satisfy a failing comparison with a number.
+    """Return the elements of a profile or spectrum that do not satisfy a failed comparison with a number.
 
     Returns:
-        Lines for pytest, or None where its own explanation is as good.
+        Lines for pytest, or None for other comparisons.
     """
     if isinstance(right, (Profile, Spectrum)):
-        op, left, right = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}.get(op, op), right, left
-    judge = {"<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__}.get(op)
-    if judge is None or not isinstance(left, (Profile, Spectrum)) or not isinstance(right, Real):
+        op, left, right = _MIRRORED.get(op, op), right, left
+    if op not in _COMPARISONS or not isinstance(left, (Profile, Spectrum)) or not isinstance(right, Real):
         return None
+    head = f"{left!r} {op} {right!r}"
     elements = list(left.values()) if isinstance(left, Profile) else list(left)
     if not elements:
-        return [f"{left!r} {op} {right!r}", "there is no element, of which it could hold; is a pattern misspelt?"]
-    outside = [e for e in elements if not judge(e.mean, float(right))]
+        kind = "profile" if isinstance(left, Profile) else "spectrum"
+        return [head, f"The {kind} is empty: no element to compare. Check the names or patterns that selected it."]
+    outside = [e for e in elements if not _COMPARISONS[op](e.mean, float(right))]
     outside.sort(key=lambda e: e.mean if op in {">", ">="} else -e.mean)
-    lines = [
-        f"{left!r} {op} {right!r}",
-        f"{len(outside)} of {len(elements)} elements are not {op} {right!r}; the worst:",
-    ]
-    lines += [f"  {e.name}: {e}" for e in outside[:WORST_SHOWN]]
-    return lines
+    count = f"{len(outside)} of {len(elements)} elements are not {op} {right!r}; the worst:"
+    return [head, count, *(f"  {e.name}: {e}" for e in outside[:WORST_SHOWN])]
 
 
 _ASCII = str.maketrans(
@@ -335,7 +350,7 @@ _ASCII = str.maketrans(
 
 
 def shown_in(text: str, encoding: str) -> str:
-    """Return the text as it is where it can be written in an encoding, else in ASCII."""
+    """Return the text unchanged if the encoding can represent it, else in ASCII."""
     try:
         text.encode(encoding)
     except (UnicodeError, LookupError):
@@ -344,5 +359,5 @@ def shown_in(text: str, encoding: str) -> str:
 
 
 def to_ascii(text: str) -> str:
-    """Replace every sign that a plain terminal cannot show."""
+    """Replace every character that ASCII lacks by a similar one or an escape."""
     return text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")

@@ -1,13 +1,13 @@
-"""The terminal section: one line per check, details of failures."""
+"""The section in the terminal: one line per check, and the details of failures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from ..records.reports import BaselineRecord, BaselineSummary, CheckRecord
+from ..records.reports import BaselineRecord, BaselineSummary, CheckRecord, VerdictRecord
 from .explain import (
     bound_text,
     change_lines,
@@ -24,9 +24,10 @@ from .explain import (
 __all__ = ["Line", "Outcome", "baselines", "section"]
 
 NARROWEST = 60
+"""Smallest width of the layout, in columns."""
 
 Outcome: TypeAlias = Literal["passed", "failed", "xfailed"]
-"""What became of a check: ``failed`` where its test did and no other check of it is to blame."""
+"""Outcome of a check: ``failed`` if its test failed and no other check of the test explains that."""
 
 
 Color: TypeAlias = Literal["", "red", "green", "yellow"]
@@ -34,7 +35,7 @@ Color: TypeAlias = Literal["", "red", "green", "yellow"]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the section and its colour."""
+    """One line of the section and its color."""
 
     text: str
     color: Color = ""
@@ -43,74 +44,93 @@ class Line:
 def section(
     checks: Sequence[tuple[CheckRecord, Outcome]], *, width: int = 80, verbosity: int = 0, encoding: str = "utf-8"
 ) -> list[Line]:
-    """Lay out the section.
+    """Return the lines of the section, without newlines.
 
     Args:
-        checks: Records, each with what became of it.
-        width: Cotangents of the terminal; lines stay within, but for commands to copy.
-        verbosity: Below 0 only failures and updated baselines are listed; above 0 every bound and the course along the chain
-            is shown, too.
-        encoding: Of the terminal; where it cannot show the signs, ASCII is used.
-
-    Returns:
-        Lines without newlines.
+        checks: Records with their outcomes.
+        width: Columns of the terminal. Only commands to copy exceed it.
+        verbosity: Below 0, only failures and updated baselines are listed. Above 0, every bound and the growth along the chain
+            are shown as well.
+        encoding: Encoding of the terminal. ASCII is used if it cannot represent a line.
     """
     width = max(width, NARROWEST)
-    groups: dict[tuple[str, str], list[tuple[CheckRecord, Outcome]]] = {}
-    for record, outcome in checks:
-        if verbosity >= 0 or _is_broken(record, outcome) or _is_updated(record):
-            groups.setdefault((record.test.partition("::")[0], _conditions(record)), []).append((record, outcome))
-    lines: list[Line] = []
-    columns = _widths([record for members in groups.values() for record, _ in members], width) if groups else (0, 0, 0)
-    for (file, conditions), members in sorted(groups.items(), key=lambda group: group[0][0]):
-        if any(stopped_early(record) for record, _ in members):
-            conditions += " at most"
-        head = f"{file} · {conditions}"
-        lines += (
-            [Line(head)] if len(head) <= width else [Line(cut_left(file, width)), Line(_cut_right(conditions, width))]
-        )
-        lines += _rows(members, columns, width, verbosity)
+    listed = [check for check in checks if verbosity >= 0 or _is_broken(*check) or _is_updated(check[0])]
+    lines = list(_groups(listed, width, verbosity)) if listed else []
     for record, outcome in checks:
         if _is_broken(record, outcome):
             lines += _details(record, width)
     lines.append(_total(checks))
+    return _encoded(lines, encoding)
+
+
+def _groups(checks: Sequence[tuple[CheckRecord, Outcome]], width: int, verbosity: int) -> Iterator[Line]:
+    """Yield the rows of all checks, grouped by file and conditions under a heading."""
+    groups: dict[tuple[str, str], list[tuple[CheckRecord, Outcome]]] = {}
+    for record, outcome in checks:
+        groups.setdefault((record.test.partition("::")[0], _conditions(record)), []).append((record, outcome))
+    columns = _widths([record for record, _ in checks], width)
+    for (file, conditions), members in sorted(groups.items(), key=lambda group: group[0][0]):
+        if any(stopped_early(record) for record, _ in members):
+            conditions += " at most"
+        yield from _heading(file, conditions, width)
+        yield from _rows(members, columns, width, verbosity)
+
+
+def _heading(file: str, conditions: str, width: int) -> list[Line]:
+    head = f"{file} · {conditions}"
+    return [Line(head)] if len(head) <= width else [Line(cut_left(file, width)), Line(_cut_right(conditions, width))]
+
+
+def _encoded(lines: Iterable[Line], encoding: str) -> list[Line]:
     return [Line(shown_in(line.text, encoding), line.color) for line in lines]
 
 
 def baselines(summary: BaselineSummary, *, width: int = 80, encoding: str = "utf-8") -> list[Line]:
-    """Lay out what a session did to the baselines, and what it found there."""
-    lines: list[Line] = []
+    """Return the lines on the changes that a session made to the baselines, and on problems that it found.
 
-    def tell(text: str, color: Color = "") -> None:
-        lines.extend(Line(line, color) for line in labelled("baselines", text, max(width, NARROWEST)))
+    Args:
+        summary: Changes and problems.
+        width: Columns of the terminal.
+        encoding: Encoding of the terminal. ASCII is used if it cannot represent a line.
+    """
+    width = max(width, NARROWEST)
+    lines = (Line(line, color) for text, color in _messages(summary) for line in labelled("baselines", text, width))
+    return _encoded(lines, encoding)
 
+
+def _messages(summary: BaselineSummary) -> Iterator[tuple[str, Color]]:
     for file, recorded, updated in summary.written:
         counts = [f"{count} {what}" for count, what in ((recorded, "recorded"), (updated, "updated")) if count]
-        tell(f"{' and '.join(counts)} in {file}: commit it", "green")
+        yield f"{' and '.join(counts)} in {file}: commit it", "green"
     for test in summary.withheld:
-        tell(f"not recorded, as it did not pass: {test}", "yellow")
-    verb = "removed, " if summary.pruned else ""
-    for file, entry, renamed in summary.unused:
-        hint = f"; it has the numbers of {renamed}: renamed?" if renamed else ""
-        tell(f"{verb}no test asks for {entry} in {file}{hint}", "" if summary.pruned else "yellow")
-    for file in summary.forgotten:
-        tell(f"{verb}no test module for {file}", "" if summary.pruned else "yellow")
-    if (summary.unused or summary.forgotten) and not summary.pruned and not summary.partial:
-        tell("--trainability-prune removes them")
+        yield f"not recorded, because the test did not pass: {test}", "yellow"
+    yield from _unused(summary)
     if summary.stale:
-        tell(
+        yield (
             f"recorded with torch {', '.join(summary.stale)}: --trainability-baseline=update records them again",
             "yellow",
         )
     if summary.partial:
-        tell(f"nothing was pruned, as not every test has told what it needs: {', '.join(summary.partial)}", "red")
+        yield f"nothing pruned: not every test has passed ({', '.join(summary.partial)})", "red"
     for error in summary.errors:
-        tell(error, "red")
-    return [Line(shown_in(line.text, encoding), line.color) for line in lines]
+        yield error, "red"
+
+
+def _unused(summary: BaselineSummary) -> Iterator[tuple[str, Color]]:
+    """Yield messages on entries and files that no test uses. They are removed, or the option that removes them is named."""
+    removed = "removed: " if summary.pruned else ""
+    color: Color = "" if summary.pruned else "yellow"
+    for file, entry, renamed in summary.unused:
+        hint = f"; it has the same numbers as {renamed}: renamed?" if renamed else ""
+        yield f"{removed}no test uses {entry} in {file}{hint}", color
+    for file in summary.forgotten:
+        yield f"{removed}no test module for {file}", color
+    if (summary.unused or summary.forgotten) and not summary.pruned and not summary.partial:
+        yield "--trainability-prune removes them", ""
 
 
 def _is_broken(record: CheckRecord, outcome: Outcome) -> bool:
-    """A check is good when its bounds hold and its test did not fail for another reason, such as a plain assert."""
+    """Whether a bound or the baseline does not hold, or the test failed for another reason, such as a plain assert."""
     return outcome == "failed" or (outcome == "passed" and not record.holds)
 
 
@@ -123,7 +143,7 @@ def _conditions(record: CheckRecord) -> str:
 
 
 def _widths(records: Sequence[CheckRecord], width: int) -> tuple[int, int, int]:
-    """Return the widths of the columns test, steps and log gain, the same in all groups."""
+    """Return the widths of the columns test, steps and log gain. They are the same in all groups."""
     gain = max(len(_gain(record)) for record in records)
     left = width - gain - 8
     steps = min(max(len(record.steps) for record in records), max(2 * left // 5, 12))
@@ -132,23 +152,32 @@ def _widths(records: Sequence[CheckRecord], width: int) -> tuple[int, int, int]:
 
 def _rows(
     members: Sequence[tuple[CheckRecord, Outcome]], columns: tuple[int, int, int], width: int, verbosity: int
-) -> Iterable[Line]:
-    """Write test, steps and log gain in columns."""
+) -> Iterator[Line]:
+    """Yield a row with test, steps and log gain for each check, and the remarks on it."""
     for record, outcome in members:
         mark, color = _mark(record, outcome)
         cells = cut_left(_title(record), columns[0]), _cut_right(record.steps, columns[1]), _gain(record)
         test, steps, gain = (f"{cell:{align}{size}}" for cell, align, size in zip(cells, "<<>", columns))
-        marginal = [verdict for verdict in record.verdicts if verdict.holds and verdict.marginal]
-        yield Line(f"  {mark} {test}  {steps}  {gain}", "yellow" if marginal and color == "green" else color)
-        for verdict in marginal:
-            text = f"{verdict.value_text}, {bound_text(verdict)}{marginal_text(verdict)}"
-            yield from (Line("      " + line, "yellow") for line in labelled(verdict.measure, text, width - 6))
-        if record.baseline is not None:
-            yield from (Line("      " + text) for text in _baseline(record.baseline, width - 6, verbosity))
-        for caution in record.cautions:
-            yield from (Line("      " + text, "yellow") for text in labelled("note", caution, width - 6))
-        if verbosity > 0:
-            yield from (Line("      " + text) for text in _verbose(record, width - 6))
+        yield Line(f"  {mark} {test}  {steps}  {gain}", "yellow" if color == "green" and _marginal(record) else color)
+        for remark in _remarks(record, width - 6, verbosity):
+            yield Line("      " + remark.text, remark.color)
+
+
+def _marginal(record: CheckRecord) -> list[VerdictRecord]:
+    """Return the marginal verdicts that hold. Those that do not hold are marked in the details."""
+    return [verdict for verdict in record.verdicts if verdict.holds and verdict.marginal]
+
+
+def _remarks(record: CheckRecord, width: int, verbosity: int) -> Iterator[Line]:
+    for verdict in _marginal(record):
+        text = f"{verdict.value_text}, {bound_text(verdict)}{marginal_text(verdict)}"
+        yield from (Line(line, "yellow") for line in labelled(verdict.measure, text, width))
+    if record.baseline is not None:
+        yield from map(Line, _baseline(record.baseline, width, verbosity))
+    for caution in record.cautions:
+        yield from (Line(line, "yellow") for line in labelled("note", caution, width))
+    if verbosity > 0:
+        yield from map(Line, _verbose(record, width))
 
 
 def _mark(record: CheckRecord, outcome: Outcome) -> tuple[str, Color]:
@@ -158,7 +187,7 @@ def _mark(record: CheckRecord, outcome: Outcome) -> tuple[str, Color]:
 
 
 def _baseline(baseline: BaselineRecord, width: int, verbosity: int) -> Iterable[str]:
-    """Say what happens to the baseline, old → new, and with ``-v`` also that it is still so."""
+    """Yield lines on a baseline that was recorded or updated, and with ``-v`` on one that is unchanged."""
     if baseline.status == "recorded":
         yield from labelled("baseline", f"recorded: {', '.join(baseline.measures)}", width)
     elif baseline.status == "updated":
@@ -166,11 +195,11 @@ def _baseline(baseline: BaselineRecord, width: int, verbosity: int) -> Iterable[
         yield from change_lines(baseline.changes, width)
     elif baseline.status == "same" and verbosity > 0:
         recorded = f", recorded with {baseline.recorded_with}" if baseline.recorded_with else ""
-        yield from labelled("baseline", f"the same{recorded}", width)
+        yield from labelled("baseline", f"unchanged{recorded}", width)
 
 
 def _title(record: CheckRecord) -> str:
-    """Return the test's name within its file, and the measurement's within the test."""
+    """Return the name of the test within its file, and the name of the measurement within the test."""
     test = record.test.partition("::")[2] or record.test
     return f"{test} ({record.name})" if record.name else test
 
@@ -192,7 +221,7 @@ def _verbose(record: CheckRecord, width: int) -> Iterable[str]:
 
 
 def _details(record: CheckRecord, width: int) -> Iterable[Line]:
-    """Repeat what the failed check said; a test that failed in a plain assert says it itself."""
+    """Yield the explanation of a failed check, under the name of its test."""
     yield Line("")
     yield Line(cut_left(f"{record.test} ({record.name})" if record.name else record.test, width), "red")
     for text in explain_lines(record, width=width - 2):
@@ -203,7 +232,7 @@ def _total(checks: Sequence[tuple[CheckRecord, Outcome]]) -> Line:
     expected = sum(outcome == "xfailed" for _, outcome in checks)
     broken = sum(_is_broken(record, outcome) for record, outcome in checks)
     seconds = math.fsum(record.seconds for record, _ in checks)
-    xfailed = f", {expected} expected not to" if expected else ""
+    xfailed = f", {expected} expected to fail" if expected else ""
     text = f"{len(checks) - broken - expected} of {len(checks)} hold{xfailed}, measured in {seconds:.1f} s"
     return Line(text, "red" if broken else "green")
 

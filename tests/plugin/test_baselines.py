@@ -188,12 +188,12 @@ def test_a_measure_that_is_new_or_has_vanished_is_a_change(recorded: Pytester) -
     recorded.makepyfile(test_suite=SUITE.replace("check_baseline()", 'check_baseline("forward_log_gain")'))
     result = run(recorded, "test_suite.py::test_tower")
     result.assert_outcomes(failed=1)
-    assert "forward_log_gain new as a whole" in told(result)
+    assert "forward_log_gain not in the baseline" in told(result)
     assert run(recorded, "--trainability-baseline=update").ret == 0
     recorded.makepyfile(test_suite=SUITE)
     result = run(recorded, "test_suite.py::test_tower")
     result.assert_outcomes(failed=1)
-    assert "forward_log_gain gone as a whole" in told(result)
+    assert "forward_log_gain no longer measured" in told(result)
 
 
 def test_a_bound_of_the_test_is_part_of_its_baseline(project: Pytester) -> None:
@@ -336,7 +336,7 @@ def test_a_renamed_test_is_recognised_by_its_numbers(recorded: Pytester) -> None
     result = run(recorded)
     result.assert_outcomes(failed=1, passed=3)
     assert (
-        "no test asks for test_tower › build in __trainability__/test_suite.json; it has the numbers of "
+        "no test uses test_tower › build in __trainability__/test_suite.json; it has the same numbers as "
         "test_turm › build: renamed?"
     ) in told(result).replace("baselines ", "")
 
@@ -346,7 +346,7 @@ def test_unused_and_forgotten_entries_are_named_and_kept(recorded: Pytester) -> 
     file(recorded, "test_gone").write_bytes(file(recorded).read_bytes())
     before = file(recorded).read_bytes()
     text = told(run(recorded))
-    assert "no test asks for TestTwo::test_both › deep in __trainability__/test_suite.json" in text
+    assert "no test uses TestTwo::test_both › deep in __trainability__/test_suite.json" in text
     assert "no test module for __trainability__/test_gone.json" in text
     assert "--trainability-prune removes them" in text
     assert file(recorded).read_bytes() == before
@@ -359,7 +359,7 @@ def test_prune_removes_what_nobody_asks_for(recorded: Pytester) -> None:
     before = entries(recorded)
     result = run(recorded, "--trainability-prune")
     assert result.ret == 0
-    assert "removed, no test asks for test_depth[5] › build" in told(result)
+    assert "removed: no test uses test_depth[5] › build" in told(result)
     del before["test_depth[5]"]
     assert entries(recorded) == before
     assert not file(recorded, "test_gone").exists()
@@ -391,7 +391,7 @@ def test_prune_is_refused_where_options_narrow_the_session(recorded: Pytester, o
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "--trainability-prune must see every test" in result.stderr.str()
     assert file(recorded).read_bytes() == before
-    assert "no test asks for" not in told(run(recorded, *options)), "nor is anything named as unused"
+    assert "no test uses" not in told(run(recorded, *options)), "nor is anything named as unused"
 
 
 @pytest.mark.parametrize(
@@ -415,7 +415,7 @@ def test_prune_is_refused_where_a_test_has_not_told(
     before = file(recorded).read_bytes()
     result = run(recorded, "--trainability-prune")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert f"nothing was pruned, as not every test has told what it needs: {reason}" in told(result)
+    assert f"nothing pruned: not every test has passed ({reason}" in told(result)
     assert file(recorded).read_bytes() == before
 
 
@@ -439,7 +439,7 @@ def test_another_device_is_compared_with_and_recorded_beside(recorded: Pytester)
     )
     result = run(recorded, "-v")
     result.assert_outcomes(passed=4)
-    assert "the same, recorded with device cuda" in told(result)
+    assert "unchanged, recorded with device cuda" in told(result)
     assert run(recorded, "--trainability-baseline=new").ret == 0
     assert set(entries(recorded)["test_tower"]["build"]) == {"cpu float32", "cuda float32"}
     assert run(recorded, "--trainability-prune").ret == 0

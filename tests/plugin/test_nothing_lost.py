@@ -367,7 +367,7 @@ def test_what_a_test_measured_is_written_only_if_it_passes(
     assert after["test_good"] != before["test_good"]
     assert "1 updated in __trainability__/test_it.json: commit it" in told(result)
     for name in ("test_bad", "test_new_bad"):
-        assert f"not recorded, as it did not pass: test_it.py::{name}" in told(result)
+        assert f"not recorded, because the test did not pass: test_it.py::{name}" in told(result)
 
 
 INTERRUPTIONS = {

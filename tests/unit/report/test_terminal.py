@@ -67,7 +67,7 @@ def test_the_total_counts_what_holds(make_record: MakeRecord, make_verdict: Make
 def test_what_is_expected_not_to_hold_is_no_failure(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
     good, bad = make_record(make_verdict(holds=True)), make_record(make_verdict())
     lines = section([(good, "passed"), (bad, "xfailed")])
-    assert lines[-1] == Line("1 of 2 hold, 1 expected not to, measured in 0.5 s", "green")
+    assert lines[-1] == Line("1 of 2 hold, 1 expected to fail, measured in 0.5 s", "green")
     # No details, and with -q nothing at all.
     assert not any("must" in line.text for line in lines)
     assert len(section([(bad, "xfailed")], verbosity=-1)) == 1
@@ -209,7 +209,7 @@ def test_a_baseline_that_is_the_same_is_told_with_v_only(make_record: MakeRecord
     record = make_record(baseline=baseline("same"))
     plain, verbose = (" ".join(line.text for line in section([(record, "passed")], verbosity=v)) for v in (0, 1))
     assert "baseline" not in plain
-    assert "the same, recorded with torch 2.6" in verbose
+    assert "unchanged, recorded with torch 2.6" in verbose
 
 
 @pytest.mark.parametrize("verbosity", [-1, 0, 1])
@@ -227,16 +227,16 @@ def test_what_was_done_to_the_baselines_fits_the_terminal(encoding: str) -> None
         forgotten=("tests/__trainability__/test_gone.json",),
         stale=("2.6.0",),
         partial=("1 deselected",),
-        errors=("tests/__trainability__/test_other.json: the baseline cannot be used: it must be JSON",),
+        errors=("tests/__trainability__/test_other.json: the baseline is not valid: it must be JSON",),
     )
     lines = baselines(summary, width=80, encoding=encoding)
     text = " ".join(" ".join(line.text for line in lines).replace("baselines", "").split())
     assert "3 recorded and 1 updated in tests/__trainability__/test_init.json: commit it" in text
-    assert "not recorded, as it did not pass: tests/test_init.py::test_red" in text
-    assert "it has the numbers of test_new" in text
+    assert "not recorded, because the test did not pass: tests/test_init.py::test_red" in text
+    assert "it has the same numbers as test_new" in text
     assert "no test module for tests/__trainability__/test_gone.json" in text
     assert "recorded with torch 2.6.0: --trainability-baseline=update records them again" in text
-    assert "nothing was pruned, as not every test has told what it needs: 1 deselected" in text
+    assert "nothing pruned: not every test has passed (1 deselected)" in text
     assert max(len(line.text) for line in lines) <= 80
     assert all(line.text.isascii() for line in lines) or encoding == "utf-8"
 
