@@ -1,4 +1,4 @@
-"""Growth along the chain: of a random frame, of the loss's own cotangent, and of every recurrence."""
+"""Lyapunov exponents: growth of random cotangents and of the loss gradient along the chain, and along every recurrence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _random_sweep(run: Run) -> QRSweep:
 
 
 SWEEP = Need("sweep", _random_sweep)
-"""Of random cotangents, as many as exponents are asked for."""
+"""QR sweep of random cotangents of the last state, as many as the option ``exponents`` requests."""
 
 
 def _sweep_of_the_loss(run: Run) -> QRSweep:
@@ -37,7 +37,7 @@ def _sweep_of_the_loss(run: Run) -> QRSweep:
 
 
 LOSS_SWEEP = Need("sweep of the loss", _sweep_of_the_loss)
-"""Of the loss's own cotangent."""
+"""QR sweep of one cotangent: the gradient of the loss with respect to the last state."""
 
 
 def _exponents_of_recurrences(run: Run) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ def _exponents_of_recurrences(run: Run) -> dict[str, Tensor]:
         except CutError:
             continue
         if bool(chain.durations) != bool(run.chain.durations):
-            # A time of another kind.
+            # One counts steps and the other one measures time.
             continue
         trajectories, sweep = find_trajectories(chain, batch_size(run.capture.inputs), run.seed)
         sweep = sweep or qr_sweep(trajectories, random_cotangents(chain, 1, run.seed))
@@ -60,64 +60,71 @@ def _exponents_of_recurrences(run: Run) -> dict[str, Tensor]:
 
 
 RECURRENCES = Need("recurrences", _exponents_of_recurrences, requires=(SWEEP,))
-"""Leading exponents ``(samples, 1)`` of every recurrence along time, by the name of each."""
+"""Leading exponents ``(trajectories, 1)`` of every recurrence along time, by its name."""
 
 
 def exponents(run: Run) -> Tensor:
-    """Return the exponents of each trajectory, ``(samples, k)``."""
+    """Return the exponents of each trajectory, ``(trajectories, k)``, in nats per step or per unit of time."""
     return run[SWEEP].averages(run.recipe.warmup, run.recipe.alignment)
 
 
-def horizon(run: Run, loss: float) -> float:
-    """Return after how many steps, or how much time, a random cotangent has lost so many nats.
+def horizon(run: Run, nats: float) -> float:
+    """Return the number of steps, or the time, after which a random cotangent has shrunk by ``exp(-nats)``.
 
-    It is the geometric mean over trajectories, each from its own end. Beyond the chain it is extrapolated at the trajectory's
-    average rate; ``inf`` where that is not negative.
+    Each trajectory is followed back from its own last step, and the result is the geometric mean over trajectories. If a
+    cotangent shrinks by less within the chain, the result is extrapolated at the trajectory's average rate; it is ``inf`` if
+    that rate is not negative.
     """
-    taken = run.trajectories.acting()
+    acting = run.trajectories.acting()
     averages = run[SWEEP].averages()[:, 0].tolist()
     found = []
-    for sample, average in enumerate(averages):
-        rates = zip(run[SWEEP].logs[:, sample, 0].tolist(), run.chain.spans, taken[:, sample].tolist())
+    for number, average in enumerate(averages):
+        rates = zip(run[SWEEP].logs[:, number, 0].tolist(), run.chain.spans, acting[:, number].tolist())
         steps = [(rate, duration) for rate, duration, acts in rates if acts]
-        found.append(_time_to_lose(loss, reversed(steps), average))
+        found.append(_time_to_lose(nats, reversed(steps), average))
     return math.exp(sum(map(math.log, found)) / len(found))
 
 
-def _time_to_lose(loss: float, steps: Iterable[tuple[float, float]], average: float) -> float:
-    left, elapsed = loss, 0.0
+def _time_to_lose(nats: float, steps: Iterable[tuple[float, float]], average: float) -> float:
+    remaining, elapsed = nats, 0.0
     for rate, duration in steps:
         if rate == -math.inf:
             return elapsed + duration
-        if rate < 0 and left + rate <= 0:
-            return elapsed + duration * left / -rate
-        left, elapsed = left + rate, elapsed + duration
-    return elapsed + left / -average if average < 0 else math.inf if average >= 0 else math.nan
+        if rate < 0 and remaining + rate <= 0:
+            return elapsed + duration * remaining / -rate
+        remaining, elapsed = remaining + rate, elapsed + duration
+    return elapsed + remaining / -average if average < 0 else math.inf if average >= 0 else math.nan
 
 
 @declare("scalar", unit="nats", needs=[SWEEP], tolerance=0.3, explained_by_growth=1, recorded=["depth", "time"])
 def log_gain(run: Run) -> float:
-    """Return ``ln ‖u_0‖ / ‖u_L‖`` of a random Gaussian cotangent of the last state, averaged over trajectories.
+    """Return the logarithm of the factor by which the whole chain amplifies a random cotangent of the last state.
+
+    ``ln ‖u_0‖ / ‖u_L‖`` with ``u_{l-1} = J_lᵀ u_l`` and a Gaussian ``u_L``, averaged over trajectories.
+
+    It misleads where one part of the chain grows as much as another one shrinks: see ``growth_rate``.
 
     Returns:
-        Nats; ``-inf`` where the cotangent vanishes.
+        A number in nats; ``-inf`` if the cotangent vanishes.
+
+    Source: Schoenholz, Gilmer, Ganguli & Sohl-Dickstein, ICLR 2017, for its mean-field limit.
     """
     return float(run[SWEEP].sums()[:, 0].mean())
 
 
 @declare("scalar", unit="nats/step", needs=[SWEEP], tolerance=0.02, explained_by_growth=1, recorded=["time"])
 def lyapunov_max(run: Run) -> float:
-    """Return the growth of a random cotangent per step, averaged over trajectories.
+    """Return the growth rate of a random cotangent per step, averaged over trajectories.
 
-    ``λ_1 = (1/L) Σ_l ln ‖u_{l-1}‖ / ‖u_l‖`` with ``u_{l-1} = J_lᵀ u_l``, over the steps that ``warmup`` and ``alignment`` leave;
-    per unit of time where steps have durations (a solver's, a rollout's with ``dt``).
+    ``λ_1 = (1/L) Σ_l ln ‖u_{l-1}‖ / ‖u_l‖`` with ``u_{l-1} = J_lᵀ u_l``. The first ``warmup`` and the last ``alignment`` steps
+    are left out. Where steps have durations (an ODE solver, a rollout with ``dt``), the rate is per unit of time.
 
-    This is the quenched exponent at finite depth. It is not ``(1/L) ln σ_max(J_L … J_1)``, the maximal finite-time
-    exponent, which is larger, and not ``½ ln E‖u‖²``, the annealed one of mean-field theory, which it approaches as
-    width grows.
+    It misleads as a substitute for other exponents. It is the quenched exponent at finite depth. The maximal finite-time
+    exponent ``(1/L) ln σ_max(J_L … J_1)`` is larger (``max_ftle``). The annealed exponent of mean-field theory, from
+    ``½ ln E‖u‖²``, is a different number at finite width, and the two become equal as width grows.
 
     Returns:
-        Nats per step or unit of time; ``-inf`` where the cotangent vanishes.
+        A number in nats per step or per unit of time; ``-inf`` if the cotangent vanishes.
 
     Source: Oseledets, Trans. Moscow Math. Soc. 19, 197 (1968); Pennington, Schoenholz & Ganguli, NeurIPS 2017, for
     the annealed relative.
@@ -127,30 +134,39 @@ def lyapunov_max(run: Run) -> float:
 
 @declare("spectrum", unit="nats/step", needs=[SWEEP], tolerance=0.05, explained_by_growth=1)
 def lyapunov_spectrum(run: Run) -> list[float]:
-    """Return ``λ_1 ≥ … ≥ λ_k``, averaged over trajectories.
+    """Return the k leading Lyapunov exponents ``λ_1 ≥ … ≥ λ_k`` of the backward pass, averaged over trajectories.
 
-    ``λ_i = (1/L) Σ_l ln R_l[i, i]`` from ``J_lᵀ Q_l = Q_{l-1} R_l``, with ``Q_L`` drawn at random; k is ``exponents=``.
-    The average is over the steps that ``warmup`` and ``alignment`` leave, per unit of time where steps have durations.
+    ``λ_i = (1/L) Σ_l ln R_l[i, i]`` with ``J_lᵀ Q_l = Q_{l-1} R_l``, from a random orthonormal frame ``Q_L``. The option
+    ``exponents`` is k. The first ``warmup`` and the last ``alignment`` steps are left out. Where steps have durations, exponents
+    are per unit of time.
+
+    It misleads over a few steps, in which exponents do not converge: see ``lyapunov_history``.
 
     Returns:
-        Nats per step or unit of time, in the order of the columns, which the averages over seeds are then sorted by; ``-inf``
-        beyond the numerical rank of the product.
+        k numbers in nats per step or per unit of time. One run gives them in the order of the frame's columns; averages over
+        seeds are sorted, largest first. ``-inf`` beyond the numerical rank of the product.
 
     Source: Benettin et al., Meccanica 15, 9 (1980).
     """
     means = exponents(run).mean(dim=0)
-    # Sorted after the average over seeds: sorting each seed's would bias the first up and the last down.
+    # Not sorted: sorting each seed's exponents before averaging would bias the first up and the last down.
     return [float(mean) for mean in means]
 
 
 @declare("profile", unit="nats", needs=[SWEEP], tolerance=0.05, explained_by_growth=1, recorded=["depth"])
 def growth_rate(run: Run) -> dict[str, float]:
-    """Return ``ln ‖u_{l-1}‖ / ‖u_l‖`` for each step, averaged over trajectories.
+    """Return the logarithmic growth of a random cotangent in each step, averaged over trajectories.
+
+    ``ln ‖u_{l-1}‖ / ‖u_l‖`` with ``u_{l-1} = J_lᵀ u_l``. The values of one seed add up to its ``log_gain``. A step that
+    stochastic depth skips on some seeds is averaged over the other seeds.
+
+    It misleads at the ends of a chain whose first or last states hold other tensors than the states between.
 
     Returns:
-        Nats by step, in program order. Each seed's sum to its log gain; a step that stochastic depth
-        leaves out is averaged over the seeds that took it. ``-inf`` at a step that lets no gradient through, NaN
-        for the steps before it, where none arrives.
+        Nats by name of the step, in program order; ``-inf`` at a step through which no gradient passes, and NaN for the steps
+        before that one, which no gradient reaches.
+
+    Source: Eckmann & Ruelle, Rev. Mod. Phys. 57, 617 (1985), for local exponents.
     """
     rates = run[SWEEP].logs[:, :, 0].mean(dim=1)
     return dict(zip(run.chain.names, rates.tolist()))
@@ -158,14 +174,18 @@ def growth_rate(run: Run) -> dict[str, float]:
 
 @declare("profile", unit="nats/step", needs=[SWEEP], tolerance=0.05, explained_by_growth=1)
 def lyapunov_history(run: Run) -> dict[str, float]:
-    """Return the running average of the exponents, in the order of the sweep: from the last step that counts to each.
+    """Return the running averages of the exponents, from the last averaged step back to each step.
 
-    At the first step that counts it is the exponent itself. What still moves there has not converged: the sequence is too short,
-    or ``warmup`` and ``alignment`` are.
+    ``(1/(L - l)) Σ_{m>l} ln R_m[i, i]`` without ``warmup`` and ``alignment``. At the first averaged step it is the exponent. If
+    it still changes there, the exponent has not converged: the chain is too short, or ``warmup`` and ``alignment`` are.
+
+    It misleads where it looks flat over a short chain: growth with the logarithm of the length looks flat, too.
 
     Returns:
-        Nats per step or unit of time, by step in program order; of further exponents as ``"STEP exponent 2"``. ``-inf`` from
-        where a column vanishes on.
+        Nats per step or per unit of time by name of the step, in program order, averaged over trajectories. Entries of further
+        exponents are named ``"STEP exponent 2"``. ``-inf`` from the step where a cotangent vanishes back to the first step.
+
+    Source: Benettin et al., Meccanica 15, 9 (1980).
     """
     averages = run[SWEEP].running(run.recipe.warmup, run.recipe.alignment).nanmean(dim=1).tolist()
     counted = slice(run.recipe.warmup, len(run.chain) - run.recipe.alignment)
@@ -178,31 +198,42 @@ def lyapunov_history(run: Run) -> dict[str, float]:
 
 @declare("scalar", unit="nats", needs=[LOSS_SWEEP], tolerance=0.3, explained_by_growth=1)
 def loss_log_gain(run: Run) -> float:
-    """Return ``ln ‖∂loss/∂x_0‖ / ‖∂loss/∂x_L‖``, averaged over trajectories that the loss reaches.
+    """Return the logarithm of the factor by which the whole chain amplifies the gradient of the loss.
 
-    The loss's own cotangent can be non-generic: it may lie in a subspace that grows at a smaller rate than a random
-    one (Furstenberg & Kifer, Israel J. Math. 46, 12 (1983)), so that this and ``log_gain`` may differ by more than noise.
+    ``ln ‖∂loss/∂x_0‖ / ‖∂loss/∂x_L‖``, averaged over the trajectories that the loss depends on.
+
+    It differs from ``log_gain`` where the gradient of the loss is not generic: it can lie in a subspace that grows at a smaller
+    rate than a random cotangent. It misleads as a property of the model: it depends on this batch and these labels.
 
     Returns:
-        Nats; ``-inf`` where the gradient vanishes, NaN where the loss has none at the last state.
+        A number in nats; ``-inf`` if the gradient vanishes, NaN if the loss has no gradient at the last state.
+
+    Raises:
+        InapplicableError: There is no loss.
+
+    Source: Furstenberg & Kifer, Israel J. Math. 46, 12 (1983), on non-random filtrations.
     """
     reached = ~torch.isnan(run[LOSS_SWEEP].logs[-1, :, 0])
     return float(run[LOSS_SWEEP].sums()[reached, 0].mean())
 
 
 FRACTION = 0.01
+"""Fraction of a cotangent that remains at the memory horizon."""
 
 
 @declare("scalar", unit="steps", scale="log", needs=[SWEEP], tolerance=0.2, explained_by_growth=1)
 def memory_horizon(run: Run) -> float:
-    """Return the number of steps after which 1 % is left of a random cotangent that starts at the last state.
+    """Return the number of steps after which 1 % remains of a random cotangent of the last state.
 
-    It misleads where the last steps are not like the others, and for a loss whose own cotangent is not generic: compare
+    ``min {t : ‖u_{L-t}‖ ≤ 0.01 ‖u_L‖}``, interpolated within a step, geometric mean over trajectories. If more than 1 % remains
+    at the first state, it is extrapolated at the average growth rate of the chain.
+
+    It misleads where the last steps differ from the others, and for a loss whose gradient is not generic: compare
     ``loss_log_gain`` with ``log_gain``.
 
     Returns:
-        Steps, or units of time where steps have durations; a fraction of a step is interpolated. Where the chain ends before, it
-        is extrapolated at the rate of the exponent; ``inf`` where that is not negative.
+        A number of steps, or of units of time where steps have durations; ``inf`` if it would have to be extrapolated at a growth
+        rate that is not negative.
 
     Source: Bengio, Simard & Frasconi, IEEE Trans. Neural Networks 5, 157 (1994).
     """
@@ -211,13 +242,18 @@ def memory_horizon(run: Run) -> float:
 
 @declare("scalar", unit="steps", scale="log", needs=[SWEEP], tolerance=0.2, explained_by_growth=1)
 def precision_horizon(run: Run) -> float:
-    """Return the number of steps after which a random cotangent has fallen below the working precision.
+    """Return the number of steps after which a random cotangent of the last state has shrunk to the working precision.
 
-    What is left is then less than the round-off of what a nearer step adds to the same weights' gradient: ``eps`` of the state's
-    type, 1.2e-7 for float32.
+    ``min {t : ‖u_{L-t}‖ ≤ eps ‖u_L‖}`` with ``eps`` of the dtype of the last state, 1.2e-7 for float32; interpolated and
+    extrapolated like ``memory_horizon``. Beyond it, the contribution of a step to the gradient of tied weights is lost in the
+    round-off of the contributions of later steps.
+
+    It misleads where ``memory_horizon`` does.
 
     Returns:
-        Steps, or units of time where steps have durations, as ``memory_horizon``.
+        A number of steps, or of units of time where steps have durations; ``inf`` as for ``memory_horizon``.
+
+    Source: Bengio, Simard & Frasconi, IEEE Trans. Neural Networks 5, 157 (1994).
     """
     eps = max(torch.finfo(dtype).eps for _, dtype in run.chain.shapes(len(run.chain)))
     return horizon(run, -math.log(eps))
@@ -225,11 +261,18 @@ def precision_horizon(run: Run) -> float:
 
 @declare("profile", unit="nats/step", needs=[RECURRENCES], tolerance=0.02, explained_by_growth=1)
 def recurrence_lyapunov_max(run: Run) -> dict[str, float]:
-    """Return ``λ_1`` of every recurrence along time: each direction of a bidirectional layer, each layer that stands alone.
+    """Return the leading exponent ``λ_1`` of every recurrence along time.
 
-    ``lyapunov_max`` is that of one of them, which ``steps="time:NAME"`` chooses. No warm-up is left out here.
+    Each direction of a bidirectional layer is one recurrence, and so is each recurrent layer that does not feed another one step
+    by step. ``lyapunov_max`` is the exponent of one of them, which ``steps="time:NAME"`` selects. Here all steps are averaged,
+    whatever ``warmup`` and ``alignment`` are.
+
+    It misleads for recurrences that feed each other: they form one chain.
 
     Returns:
-        Nats per step, or per unit of time where steps have durations, by recurrence; empty where the chain is along depth.
+        Nats per step, or per unit of time where steps have durations, by name of the recurrence, averaged over trajectories.
+        Empty if the chain is along depth.
+
+    Source: as ``lyapunov_max``.
     """
     return {name: float(exponents.mean()) for name, exponents in run[RECURRENCES].items()}

@@ -1,8 +1,8 @@
-"""Residual steps: what their branches add to the stream, and to the gradient that comes back along it.
+"""Residual branches: their size relative to the stream, and their share of the gradient.
 
-A step is residual where an identity path leads from its state back to the one before: additions, of which the path is one
-operand, and what only rearranges or copies entries. A rectifier after the last addition, as in ResNet, is let pass; cotangents
-are then taken in front of it.
+A step is residual if an identity path leads from its state back to the state before it, in the autograd graph. An identity path
+passes additions, through one of the two operands, and operations that only rearrange or copy entries. A rectifier after the last
+addition, as in ResNet, is allowed: its cotangents are then taken before the rectifier.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ _SHAPES = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "Sli
 _ONES = {"SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2", "UnsqueezeBackward0"}
 _COPIES = {"AliasBackward0", "CloneBackward0", "ToCopyBackward0"}
 _VIEWS = frozenset(_SHAPES | _ONES | _COPIES)
-"""These keep the order of entries where they keep their number."""
+"""Operations that preserve the order of entries if they preserve their number."""
 _PERMUTATIONS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0"})
 
 
 # Identity paths ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, eq=False)
 class Skip:
-    """An identity path from a tensor of the state after a step back to one of the state before it."""
+    """An identity path from a tensor of the state after a step back to a tensor of the state before it."""
 
     later: int
-    """Which tensor of state l it begins at."""
+    """Index of the tensor of state l at which the path begins."""
     earlier: int
-    """Which tensor of state l - 1 it ends at."""
+    """Index of the tensor of state l - 1 at which the path ends."""
     path: tuple[tuple[Node, int], ...]
-    """Nodes on the way back, each with the operand that is followed."""
+    """Nodes on the way back, each with the index of the operand that the path follows."""
 
     @property
     def additions(self) -> tuple[tuple[Edge, int], ...]:
-        """Sums on the way back, each with the operand that is the stream."""
+        """Additions on the way back, each with the index of the operand that is the stream."""
         return tuple(((node, 0), operand) for node, operand in self.path if _kind(node) in _ADDITIONS)
 
     def pull_back(self, cotangent: Tensor) -> Tensor:
-        """Carry the cotangent of the later tensor along the path alone."""
+        """Pull the cotangent of the later tensor back along the path alone."""
         with torch.no_grad():
             for node, operand in self.path:
                 found = node(cotangent)  # type: ignore[operator]
@@ -71,9 +71,9 @@ class Skip:
 
 
 def skips_of(chain: Chain, index: int) -> list[Skip]:
-    """Find identity paths through segment ``index`` (1 … L), at most one from each tensor of the later state.
+    """Return the identity paths through segment ``index`` (1 … L), at most one from each tensor of the later state.
 
-    Where a sum has two operands that lead back to the earlier state, the older tensor is the stream.
+    If both operands of an addition lead back to the earlier state, the tensor that was created first is the stream.
     """
     earlier, later = chain.cut.states[index - 1], chain.cut.states[index]
     places = {edge: place for place, edge in enumerate(earlier) if edge not in chain.hooked}
@@ -81,7 +81,7 @@ def skips_of(chain: Chain, index: int) -> list[Skip]:
     for i in chain.cut.segments[index - 1].roots:
         if later[i] in chain.hooked:
             continue
-        # States are in the order in which their tensors were made.
+        # The tensors of a state are in order of creation.
         paths = [Skip(i, places[end], path) for end, path in _identity_paths(later[i], places.keys())]
         if paths:
             found.append(min(paths, key=lambda skip: skip.earlier))
@@ -89,7 +89,7 @@ def skips_of(chain: Chain, index: int) -> list[Skip]:
 
 
 def _identity_paths(start: Edge, ends: Collection[Edge]) -> Iterator[tuple[Edge, tuple[tuple[Node, int], ...]]]:
-    """Walk back from an edge; yield those of the ends that are met behind an addition, each with the way to it."""
+    """Walk back from an edge; yield the ends that are reached through at least one addition, each with the path to it."""
     pending: list[tuple[Edge, tuple[tuple[Node, int], ...]]] = [(start, ())]
     seen = {start}
     while pending:
@@ -107,10 +107,10 @@ def _identity_paths(start: Edge, ends: Collection[Edge]) -> Iterator[tuple[Edge,
 
 
 def _operands(node: Node, number: int, path: tuple[tuple[Node, int], ...], summed: list[bool]) -> tuple[int, ...]:
-    """Which operands of a node an identity path may follow."""
+    """Return the indices of the operands of a node that an identity path may follow."""
     kind = _kind(node)
     if kind in _ADDITIONS:
-        # Branches are summed, which takes entries that stay in their order from the first addition to the last.
+        # The branches of several additions are summed, so that no entries may be permuted between these additions.
         if True in summed and any(_kind(passed) in _PERMUTATIONS for passed, _ in path[summed.index(True) :]):
             return ()
         scaled = kind == "SubBackward0" or getattr(node, "_saved_alpha", 1) != 1
@@ -133,7 +133,7 @@ def _all_skips(run: Run) -> list[list[Skip]]:
 
 
 SKIPS: Need[list[list[Skip]]] = Need("skips", _all_skips)
-"""Identity paths of every step, in program order; none of a step that is not residual."""
+"""Identity paths of every step, in program order; an empty list for a step that is not residual."""
 
 
 # The gradient -----------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def _branch_gradients(run: Run) -> dict[str, float]:
 
 
 def _zeros_for_none(chain: Chain, columns: Iterable[Tensor | None], index: int = -1) -> list[Tensor]:
-    """Write out cotangents that are zero."""
+    """Replace None, which stands for zero, by tensors of zeros."""
     index %= len(chain) + 1
     return [
         torch.zeros((1, *shape), dtype=dtype, device=device) if column is None else column
@@ -164,14 +164,14 @@ def _zeros_for_none(chain: Chain, columns: Iterable[Tensor | None], index: int =
 def _share(
     trajectories: Trajectories, index: int, skips: list[Skip], later: list[Tensor], earlier: list[Tensor]
 ) -> float:
-    """Return which part of the gradient has come through the branch, averaged over trajectories.
+    """Return the share of the squared gradient that comes through the branch of a step, averaged over trajectories.
 
     Args:
         trajectories: The chain and its trajectories.
-        index: Which step.
-        skips: Its identity paths.
-        later: The cotangent of the state after the step.
-        earlier: That of the state before it.
+        index: Number of the step, 1 … L.
+        skips: Identity paths of the step.
+        later: Cotangent of the state after the step.
+        earlier: Cotangent of the state before it.
     """
     skipped: dict[int, Tensor] = {}
     passing = [(j, later[i]) for i, j in trajectories.chain.cut.segments[index - 1].passing]
@@ -186,23 +186,23 @@ def _share(
 
 
 BRANCH_GRADIENTS = Need("branch gradients", _branch_gradients, requires=(SKIPS,))
-"""Part of the squared gradient that comes through the branch of each residual step, by step."""
+"""Share of the squared gradient that comes through the branch of each residual step, by step."""
 
 
 # The forward pass -------------------------------------------------------------------------------------------------
 _Addition = tuple[str, int, int]
-"""Which addition of which call of which module."""
+"""Identifies an addition: path of the module, index of the call, and number of the addition in this call, from 1."""
 
 
-class _Additions(FunctionObserver):
-    """Numbers additions to tensors in each call of a module, and shows each to ``look`` before it is made."""
+class _AdditionCounter(FunctionObserver):
+    """Numbers the additions in each call of a module, and passes each one's operands to ``look`` before it is executed."""
 
     def __init__(self, recorder: Recorder, look: Callable[[_Addition, Tensor, Tensor], None] | None = None) -> None:
         super().__init__(recorder)
         self.made: dict[Edge, _Addition] = {}
-        """Those that carry a gradient."""
+        """Additions whose results carry a gradient."""
         self.counts: Counter[tuple[str, int]] = Counter()
-        """By call."""
+        """Number of additions by call."""
         self._look = look
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -233,38 +233,38 @@ _NAMES = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "su
 
 
 def _operands_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-    """Return what is added, two float tensors or one and a number; None where it is something else."""
-    given = {**dict(zip(("input", "other"), args)), **kwargs}
-    left, right = given.get("input"), given.get("other")
+    """Return the two operands of an addition: float tensors, or one and a number. Returns None for anything else."""
+    arguments = {**dict(zip(("input", "other"), args)), **kwargs}
+    left, right = arguments.get("input"), arguments.get("other")
     tensors = [operand for operand in (left, right) if not isinstance(operand, Real)]
     return (left, right) if tensors and all(isinstance(t, Tensor) and is_float(t) for t in tensors) else None
 
 
 def _as_tensors(left: Any, right: Any) -> tuple[Tensor, Tensor]:
-    """Write a plain number as a tensor, like the other operand."""
+    """Return both operands as tensors; a plain number becomes one like the other operand."""
     like: Tensor = left if isinstance(left, Tensor) else right
-    of_left, of_right = (t.detach() if isinstance(t, Tensor) else like.new_tensor(t) for t in (left, right))
-    return of_left, of_right
+    first, second = (t.detach() if isinstance(t, Tensor) else like.new_tensor(t) for t in (left, right))
+    return first, second
 
 
 @dataclass(slots=True, eq=False)
 class _Sizes:
-    """Sums what is added to a stream by the additions of one step."""
+    """Sums the branches that the additions of one step add to a stream."""
 
     operands: tuple[int, ...]
-    """Which operand the stream is, of every addition in the order in which they are made."""
+    """Index of the operand that is the stream, for every addition in the order of execution."""
     seen: int = 0
     added: Tensor | None = None
     stream_square: float = math.nan
     branch_square: float = math.nan
 
     def look(self, left: Tensor, right: Tensor) -> None:
-        """Take in the next addition."""
+        """Process the next addition."""
         stream, branch = (left, right) if self.operands[self.seen] == 0 else (right, left)
         if self.seen == 0:
             self.stream_square = float(norm(stream)) ** 2
         self.seen += 1
-        # Branches, and not what sums differ by, in which one that is small beside the stream would be round-off.
+        # Sums of branches, not differences of streams: in these, a branch much smaller than the stream would be round-off.
         branch = branch.expand(stream.shape)
         self.added = branch.clone() if self.added is None else self.added.reshape(branch.shape) + branch
         if self.seen == len(self.operands):
@@ -273,14 +273,14 @@ class _Sizes:
 
 
 @dataclass(slots=True)
-class _Wanted:
-    """The additions of residual steps."""
+class _BranchAdditions:
+    """The additions of all residual steps."""
 
     by_addition: dict[_Addition, list[_Sizes]] = field(default_factory=dict)
     by_step: dict[str, dict[tuple[_Addition | None, ...], _Sizes]] = field(default_factory=dict)
 
     def add(self, name: str, skip: Skip, made: dict[Edge, _Addition]) -> None:
-        """Note one step's skip. Where an addition was not seen, in a scripted function, nothing is summed: NaN."""
+        """Add one identity path of a step. If an addition was not observed (in a scripted function), its sums stay NaN."""
         path = tuple(made.get(edge) for edge, _ in reversed(skip.additions))
         of_step = self.by_step.setdefault(name, {})
         if path in of_step:
@@ -291,38 +291,39 @@ class _Wanted:
                 self.by_addition.setdefault(addition, []).append(sizes)
 
     def look(self, number: _Addition, left: Tensor, right: Tensor) -> None:
-        """Hand an addition on to whoever wants it."""
+        """Pass an addition on to the sums that it belongs to."""
         for sizes in self.by_addition.get(number, ()):
             sizes.look(left, right)
 
     @property
     def calls(self) -> Iterator[tuple[str, int]]:
-        """Those that make them."""
+        """Calls that execute the additions: path of the module and index of the call."""
         return (addition[:2] for addition in self.by_addition)
 
 
 def _branch_sizes(run: Run) -> dict[str, float]:
-    first: _Additions = run.capture.watched[_Additions]
-    wanted, of_steps = _Wanted(), run[SKIPS]
-    for name, skips in zip(run.chain.names, of_steps):
+    first: _AdditionCounter = run.capture.watched[_AdditionCounter]
+    additions, skips_of_steps = _BranchAdditions(), run[SKIPS]
+    for name, skips in zip(run.chain.names, skips_of_steps):
         for skip in skips:
-            wanted.add(name, skip, first.made)
-    if not wanted.by_addition:
-        return dict.fromkeys(wanted.by_step, math.nan)
+            additions.add(name, skip, first.made)
+    if not additions.by_addition:
+        return dict.fromkeys(additions.by_step, math.nan)
 
-    looking = partial(_Additions, look=wanted.look)
+    looking = partial(_AdditionCounter, look=additions.look)
     again = forward_pass(run.recipe, run.capture.model, run.seed, instruments=(*run.time_instruments, looking))
     counts = again.watched[looking].counts
-    for call in wanted.calls:
+    for call in additions.calls:
         if counts[call] != first.counts[call]:
             _refuse(call[0], first.counts[call], counts[call])
-    return {name: _ratio(sizes.values()) for name, sizes in wanted.by_step.items()}
+    return {name: _ratio(sizes.values()) for name, sizes in additions.by_step.items()}
 
 
 def _refuse(path: str, before: int, now: int) -> NoReturn:
     msg = (
-        f"branch_ratio runs the model twice, which must do the same both times. {path or 'The model'} made {before} additions at "
-        f"first and {now} then. Draw random numbers from the global generators, which are seeded, and keep nothing between calls."
+        f"branch_ratio runs the model twice, and both runs must do the same. {path or 'The model'} made {before} additions in "
+        f"the first run and {now} in the second. Draw random numbers from the global generators, which are seeded, and keep no "
+        "state between calls."
     )
     raise ModelError(msg)
 
@@ -335,26 +336,28 @@ def _ratio(found: Iterable[_Sizes]) -> float:
     return math.sqrt(branch / stream)
 
 
-BRANCH_SIZES = Need("branch sizes", _branch_sizes, Stage.RERUN, instruments=(_Additions,), requires=(SKIPS,))
-"""RMS of what each residual step adds, over that of the stream that enters it, by step; the model is run again."""
+BRANCH_SIZES = Need("branch sizes", _branch_sizes, Stage.RERUN, instruments=(_AdditionCounter,), requires=(SKIPS,))
+"""RMS of the branches of each residual step relative to the RMS of the stream before it, by step. Runs the model again."""
 
 
 @declare(
     "profile", scale="log", needs=[BRANCH_SIZES], tolerance=0.1, zero_by_design="branch", measured_with="waking_step"
 )
 def branch_ratio(run: Run) -> dict[str, float]:
-    """Return ``rms(f_l(x_{l-1})) / rms(x_{l-1})`` of each residual step ``x_l = x_{l-1} + f_l(x_{l-1})``.
+    """Return the size of the branch of each residual step relative to the stream.
 
-    f is the sum of all that is added to the stream between the two states: attention's and the feed-forward network's branch
-    of a transformer's block. It misleads where one is asked for: 0 is what zero-initialized branches have, and healthy.
+    ``rms(f_l(x_{l-1})) / rms(x_{l-1})`` of a step ``x_l = x_{l-1} + f_l(x_{l-1})``. ``f_l`` is the sum of all branches between
+    the two states: attention and feed-forward network of a transformer block.
+
+    It misleads where branches are zero by design: 0 is healthy for zero-initialized branches.
 
     Returns:
-        Pure numbers by residual step, in program order; 0 where branches are zero, ``inf`` where only the stream is, NaN where
-        an addition is hidden in a scripted function. Empty for a model without residual steps: post-normalization leaves no
-        identity path, nor does a projection in the skip.
+        Pure numbers by name of the residual step, in program order. 0 if the branch is zero, ``inf`` if only the stream is zero,
+        NaN if an addition is hidden in a scripted function. Empty for a model without residual steps. Post-normalization and a
+        projection in the skip leave no identity path.
 
     Raises:
-        ModelError: The model does something else when it is run again.
+        ModelError: The model executes other additions in the second run.
 
     Source: De & Smith, NeurIPS 2020; Zhang, Dauphin & Ma, ICLR 2019.
     """
@@ -363,15 +366,17 @@ def branch_ratio(run: Run) -> dict[str, float]:
 
 @declare("profile", needs=[BRANCH_GRADIENTS], tolerance=0.05, zero_by_design="branch", measured_with="waking_step")
 def branch_gradient_share(run: Run) -> dict[str, float]:
-    """Return ``‖F_lᵀu‖² / (‖u‖² + ‖F_lᵀu‖²)`` of each residual step, ``J_l = I + F_l``, with u the random cotangent there.
+    """Return the share of the gradient that comes back through the branch of each residual step.
 
-    What the skip carries back is u, what the branch adds is ``F_lᵀu``. Where the two are uncorrelated, the step's growth rate
-    is ``-½ ln(1 - share)``. Behind a rectifier that follows the addition, u is the cotangent in front of it.
+    ``‖F_lᵀ u‖² / (‖u‖² + ‖F_lᵀ u‖²)`` with ``J_l = I + F_l``, where u is a random cotangent pulled back to the step. The skip
+    carries u itself, and the branch adds ``F_lᵀ u``. If the two are uncorrelated, the step's growth rate is ``-½ ln(1 - share)``.
+    If a rectifier follows the addition, u is the cotangent before the rectifier.
+
+    It misleads where branches are zero by design: 0 is healthy for zero-initialized branches.
 
     Returns:
-        Between 0 (the step is an identity, as with zero-initialized branches) and 1 (the skip counts for nothing) by residual
-        step, in program order, averaged over trajectories; NaN where no gradient arrives. Empty for a model without residual
-        steps.
+        Pure numbers by name of the residual step, in program order, averaged over trajectories: between 0 (the step is the
+        identity) and 1 (the skip contributes nothing). NaN if no gradient arrives. Empty for a model without residual steps.
 
     Source: Balduzzi et al., ICML 2017; De & Smith, NeurIPS 2020.
     """

@@ -1,4 +1,4 @@
-"""Singular values of the chain's Jacobian ``J = J_L … J_1``, in logarithms: at depth 1,000 most leave the range of floats."""
+"""Singular values of the chain's Jacobian ``J = J_L … J_1``, as logarithms: at depth 1,000 most exceed the range of floats."""
 
 from __future__ import annotations
 
@@ -28,51 +28,54 @@ __all__ = ["SINGULAR_VALUES", "SingularValues", "singular_values"]
 
 
 DENSE = 512
-"""Dimensions of the smaller end up to which all are computed. So many backward passes cost what the iterative method does."""
+"""Dimensions of the smaller end state up to which all singular values are computed. Beyond, the iterative method is cheaper."""
 ROWS = 4096
-"""As many trajectories are looked at as have so many columns together; one at least."""
+"""Total number of columns of the first trajectories, to which the computation is limited; at least one trajectory is used."""
 LARGE, FEW = 2**14, 4
-"""Of the iterative method: dimensions of an end up to which four trajectories are looked at, beyond only one."""
+"""Iterative method: dimensions of the larger end state up to which four trajectories are used; beyond, only one."""
 TOLERANCE = 1e-3
-"""Relative error of the iterative method."""
+"""Iterative method: largest relative error of a singular value."""
 BLOCKS, PROBES, ATTEMPTS = 100, 16, 4
-"""Of the iterative method: most steps, and of the estimate of traces vectors at once and how often."""
+"""Iterative method: largest number of blocks. Estimate of traces: number of vectors per attempt, and of attempts."""
 AT_ONCE = 64
-"""Vectors that are carried through autograd together where memory is not the CPU's."""
+"""Number of vectors per backward pass on devices other than the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class SingularValues:
-    """What is known of ``s_1 ≥ … ≥ s_N ≥ 0`` of each trajectory's ``J``, ``N = min(n_0, n_L)``; NaN for what is not.
+    """Singular values ``s_1 ≥ … ≥ s_N ≥ 0`` of each trajectory's ``J``, with ``N = min(n_0, n_L)``; NaN where unknown.
 
-    ``logs`` is ``ln s``, ``(samples, k)`` in float64 on the CPU, largest first: all N, or where both ends are large the
-    leading ones; ``-inf`` for zeros. ``smallest`` is ``ln s_N``, ``rank`` how many are above the working precision, ``spread``
-    the variance of ``s²`` over its squared mean, all ``(samples,)``; ``time`` is how many steps act on each trajectory, or how
-    long they last.
+    All fields are float64 tensors on the CPU, for the first m trajectories.
     """
 
     logs: Tensor
+    """``ln s`` of shape ``(m, k)``, largest first: all N values, or the leading ones if both end states are large; ``-inf`` for
+    zeros."""
     smallest: Tensor
+    """``ln s_N``, ``(m,)``."""
     rank: Tensor
+    """Number of values above the working precision, ``(m,)``."""
     spread: Tensor
+    """Variance of ``s²`` over its squared mean, ``(m,)``."""
     time: Tensor
+    """Number of steps that act on each trajectory, or the time that they span, ``(m,)``."""
 
 
 def singular_values(trajectories: Trajectories, seed: int, wanted: int = 1) -> SingularValues:
-    """Find the singular values of the whole chain's Jacobian.
+    """Compute the singular values of the whole chain's Jacobian.
 
-    Up to 512 dimensions of one end all are computed: an orthonormal frame that spans the last state is pulled back,
-    ``J_lᵀ Q_l = Q_{l-1} R_l`` (or one of the first state pushed forward), and the triangular factors are multiplied with the
-    logarithms of their rows kept apart. Beyond, the extreme ones are found by bidiagonalization, to 0.1 %, and the traces that
-    the spread needs are estimated.
+    If an end state has up to 512 dimensions, all values are computed: an orthonormal frame that spans the last state is pulled
+    back, ``J_lᵀ Q_l = Q_{l-1} R_l`` (or one that spans the first state is pushed forward), and the triangular factors are
+    multiplied with separate logarithms for their rows. If both end states are larger, the extreme values are computed by
+    bidiagonalization, to 0.1 %, and the traces for the spread are estimated.
 
     Args:
-        trajectories: The chain and its trajectories; the first ones are looked at, with 4096 columns together.
-        seed: Of the frame, and of starting vectors.
-        wanted: How many leading values, where not all are computed.
+        trajectories: The chain and its trajectories. Only the first trajectories are used, up to 4096 columns in total.
+        seed: Seed of the frame and of starting vectors.
+        wanted: Number of leading values, if not all are computed.
 
     Raises:
-        CutError: Products with ``J`` itself are needed and a backward pass cannot be differentiated.
+        CutError: Products with ``J`` itself are needed, and a backward pass cannot be differentiated.
     """
     first, last = trajectories.dimensions(0), trajectories.dimensions(len(trajectories.chain))
     if min(first, last) <= DENSE:
@@ -88,49 +91,51 @@ def _of_run(run: Run) -> SingularValues:
 
 
 SINGULAR_VALUES = Need("singular values", _of_run, instruments=(twice_differentiable,))
-"""Of the whole chain's Jacobian."""
+"""Singular values of the whole chain's Jacobian."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    """``J`` as an operator on vectors of the first trajectories, applied segment by segment."""
+    """``J`` as an operator on vectors of the first ``samples`` trajectories, applied segment by segment."""
 
     trajectories: Trajectories
     samples: int
     forward: bool
-    """Whether it begins at the first state, by ``J``, or at the last, by ``Jᵀ``."""
+    """True: vectors start at the first state, ``J`` is applied. False: they start at the last state, ``Jᵀ`` is applied."""
     at_once: int
-    """How many vectors are carried through autograd together."""
+    """Number of vectors per backward pass."""
 
     @property
     def chain(self) -> Chain:
+        """The chain of steps and states."""
         return self.trajectories.chain
 
     @property
     def size(self) -> int:
-        """Dimensions of where it begins."""
+        """Dimensions of the state at which vectors start."""
         return self.trajectories.dimensions(0 if self.forward else len(self.chain))
 
     @property
     def least(self) -> int:
-        """Dimensions of the smallest state on the way: the rank is not larger."""
+        """Dimensions of the smallest state of the chain, a bound on the rank."""
         return min(self.trajectories.dimensions(index) for index in range(len(self.chain) + 1))
 
     @property
     def count(self) -> int:
-        """How many singular values there are."""
+        """Number of singular values: dimensions of the smaller end state."""
         return min(self.trajectories.dimensions(index) for index in (0, len(self.chain)))
 
     @property
     def device(self) -> torch.device:
+        """Device on which vectors are factorized."""
         return factorized_on(self.chain.devices(0)[0])
 
     def order(self, *, forward: bool) -> Sequence[int]:
-        """Return the numbers of the segments in the order in which they are applied."""
+        """Return the numbers of the segments, 1 … L, in the order in which they are applied."""
         return range(1, len(self.chain) + 1) if forward else range(len(self.chain), 0, -1)
 
     def step(self, index: int, rows: Tensor, *, forward: bool) -> Tensor:
-        """Apply ``J_l`` or ``J_lᵀ`` to vectors ``(samples, k, n)`` in float64, as many at once as memory is good for."""
+        """Apply ``J_l`` or ``J_lᵀ`` to vectors ``(samples, k, n)`` in float64."""
         before, after = (index - 1, index) if forward else (index, index - 1)
         parts = []
         for part in torch.split(rows, self.at_once, dim=1):
@@ -143,7 +148,7 @@ class _Product:
         return torch.cat(parts, dim=1)
 
     def apply(self, rows: Tensor, *, forward: bool) -> tuple[Tensor, Tensor]:
-        """Apply ``J`` or ``Jᵀ``; return unit vectors, and the logarithms of the factors ``(samples, k)``."""
+        """Apply ``J`` or ``Jᵀ`` to vectors ``(samples, k, n)``; return unit vectors and the logarithms of their lengths."""
         logs = rows.new_zeros(rows.shape[:2])
         for index in self.order(forward=forward):
             rows = self.step(index, rows, forward=forward)
@@ -153,30 +158,30 @@ class _Product:
         return rows, logs
 
     def precision(self, index: int, size: int) -> float:
-        """Return the part of what a segment makes of a vector that may be round-off."""
+        """Return which fraction of a product of a segment with a vector can be round-off."""
         return working_precision(self.chain.epsilon(index), size)
 
     def draw(self, count: int, seed: int, purpose: str, index: int | None = None) -> Tensor:
-        """Draw Gaussian vectors of a state, by default of where it begins; the same for every trajectory."""
+        """Draw Gaussian vectors of state ``index``, by default the one at which vectors start; equal for every trajectory."""
         size = self.size if index is None else self.trajectories.dimensions(index)
         drawn = torch.randn(count, size, generator=generator_of(seed, purpose), dtype=torch.float64, device="cpu")
         return drawn.to(self.device).expand(self.samples, count, size)
 
     def time(self) -> Tensor:
-        """Return how many steps act on each trajectory, or how long they last."""
+        """Return the number of steps that act on each trajectory, or the time that they span, ``(samples,)``."""
         spans = torch.tensor(self.chain.spans, dtype=torch.float64, device="cpu")
         return (self.trajectories.acting() * spans[:, None]).sum(dim=0)[: self.samples]
 
 
 def _product_of(trajectories: Trajectories, samples: int, *, forward: bool) -> _Product:
-    """Return the whole chain's Jacobian, of the first so many trajectories."""
+    """Return the whole chain's Jacobian for the first ``samples`` trajectories."""
     return _Product(trajectories, samples, forward, cotangents_at_once(trajectories.chain) or AT_ONCE)
 
 
-# All of them -----------------------------------------------------------------------------------------------------
+# All singular values --------------------------------------------------------------------------------------------------
 def _all(product: _Product, seed: int) -> SingularValues:
     logs = log_singular_values(_triangular(product, seed))
-    # Zeros that stand for a larger end's surplus of dimensions are none of them.
+    # The larger end state has more dimensions than J has singular values: drop the zeros in excess.
     logs = torch.nn.functional.pad(logs, (0, product.count), value=-math.inf)[:, : product.count]
     lost = logs.isnan().any(dim=1)
     logs = torch.where(lost[:, None], math.nan, logs)
@@ -189,7 +194,7 @@ def _all(product: _Product, seed: int) -> SingularValues:
 def _triangular(product: _Product, seed: int) -> Graded:
     """Carry an orthonormal basis through the chain; return the product of its triangular factors.
 
-    The basis is drawn at random, so that the first columns of a step of rank r are those that live on.
+    The basis is random. After a step of rank r, its first r columns therefore span the image, and QR needs no pivoting.
 
     Source: Demmel, Dumitriu & Holtz, Numer. Math. 108, 59 (2007), for rank from a random basis and QR without pivoting.
     """
@@ -205,14 +210,14 @@ def _triangular(product: _Product, seed: int) -> Graded:
 
 
 def _factored(product: _Product, index: int, Q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the orthonormal rows that a step makes of orthonormal rows, and ``R``; both zero beyond a trajectory's rank."""
+    """Apply a step to orthonormal rows and factorize: return orthonormal rows and ``R``, both zero beyond a trajectory's rank."""
     images = product.step(index, Q, forward=product.forward)
     lost = ~images.isfinite().all(dim=2).all(dim=1)
     images = torch.where(lost[:, None, None], 0.0, images)
     longest = torch.linalg.vector_norm(images, dim=2).amax(dim=1)
     least = product.precision(index, max(images.shape[1:])) * longest
     if not product.forward:
-        # Of the other trajectories nothing is known: they count as ordinary.
+        # The other trajectories were not computed: their factors are set to 1, which is not round-off.
         factors = torch.nn.functional.pad(longest.cpu(), (0, product.trajectories.count - product.samples), value=1.0)
         cancelled = is_round_off(product.trajectories, index, factors)[: product.samples]
         least = torch.where(cancelled.to(least.device), math.inf, least)
@@ -228,12 +233,15 @@ def _factored(product: _Product, index: int, Q: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _cut_to_rank(basis: Tensor, R: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """Drop directions that are round-off, without which ``R`` is made triangular again.
+    """Drop directions that are round-off, and make ``R`` triangular again.
 
     Args:
         basis: Orthonormal rows, ``(m, n)``.
-        R: Upper triangular, ``(m, k)``.
-        least: Singular values not above it are round-off.
+        R: Upper triangular matrix, ``(m, k)``.
+        least: Largest singular value that counts as round-off.
+
+    Returns:
+        The new basis and the new ``R``, with the same shapes; rows beyond the rank are zero.
     """
     W, B = without_round_off(R, least)
     rank = len(B)
@@ -246,7 +254,7 @@ def _cut_to_rank(basis: Tensor, R: Tensor, least: float) -> tuple[Tensor, Tensor
     return new_basis, new_R
 
 
-# The extreme ones ------------------------------------------------------------------------------------------------
+# Extreme singular values ----------------------------------------------------------------------------------------------
 def _extreme(product: _Product, seed: int, wanted: int) -> SingularValues:
     start = product.draw(wanted, seed, "singular vectors")
     start = start / torch.linalg.vector_norm(start, dim=2, keepdim=True)
@@ -275,14 +283,17 @@ def _extreme(product: _Product, seed: int, wanted: int) -> SingularValues:
 
 
 def _unknown(product: _Product, wanted: int) -> SingularValues:
-    nothing = torch.full((product.samples,), math.nan, dtype=torch.float64, device="cpu")
-    return SingularValues(nothing[:, None].expand(-1, wanted), nothing, nothing, nothing, product.time())
+    unknown = torch.full((product.samples,), math.nan, dtype=torch.float64, device="cpu")
+    return SingularValues(unknown[:, None].expand(-1, wanted), unknown, unknown, unknown, product.time())
 
 
 def _check_adjoint(product: _Product, seed: int) -> None:
     """Compare ``⟨u, J_l v⟩`` with ``⟨J_lᵀ u, v⟩`` for random vectors.
 
-    A backward pass that leaves autograd (numpy, ``.detach()``) loses its derivative without a word.
+    A backward pass that leaves autograd (numpy, ``.detach()``) silently has a wrong derivative.
+
+    Raises:
+        CutError: The two differ at some step.
     """
     for index in product.order(forward=True):
         v = product.draw(1, seed, "tangent", index - 1)
@@ -292,26 +303,31 @@ def _check_adjoint(product: _Product, seed: int) -> None:
         allowed = (1e-3 + 16 * product.chain.epsilon(index)) * torch.linalg.vector_norm(back, dim=2)
         if bool((difference.abs() > allowed).any()):
             msg = (
-                "the backward pass must be differentiable itself where both ends of the chain are large, or the last state is. "
-                f"Differentiating that of step {product.chain.names[index - 1]!r} does not give its Jacobian: something on "
-                "the way leaves autograd (numpy, .detach(), .data in a custom backward). Choose steps whose last state has "
-                f"at most {DENSE} numbers per trajectory, or differentiable operators for the measurement."
+                "the backward pass must itself be differentiable where the last state or both ends of the chain are large. "
+                f"The derivative of that of step {product.chain.names[index - 1]!r} is not the step's Jacobian: an operation "
+                "leaves autograd (numpy, .detach() or .data in a custom backward). Choose steps whose last state has at most "
+                f"{DENSE} numbers per trajectory, or differentiable operators for this measurement."
             )
             raise CutError(msg)
 
 
 @declare("spectrum", scale="log", needs=[SINGULAR_VALUES], tolerance=0.3, element="singular value")
 def jacobian_singular_values(run: Run) -> list[float]:
-    """Return ``s_1 ≥ s_2 ≥ …`` of ``J = J_L … J_1``, each a geometric mean over trajectories.
+    """Return the singular values ``s_1 ≥ s_2 ≥ …`` of the chain's Jacobian ``J = J_L … J_1``.
 
-    All ``min(n_0, n_L)`` of them where the first or the last state has at most 512 numbers per trajectory, to about the working
-    precision of each step, the smallest ones included. Where both are larger the leading ``exponents=``, to 0.1 %.
+    Each is a geometric mean over trajectories. All ``N = min(n_0, n_L)`` values are computed if the first or the last state has
+    at most 512 numbers per trajectory, to about the working precision of each step, including the smallest ones. If both states
+    are larger, the leading values are computed to 0.1 %, as many as the option ``exponents``.
 
-    It misleads at depth: the largest one grows with the logarithm of the width even where every random gradient keeps its length.
+    It misleads at depth: the largest value grows with the logarithm of the width even if every random gradient keeps its length.
 
     Returns:
-        Pure numbers, largest first; zero beyond the numerical rank of a trajectory, and below 1e-308, where ``max_ftle`` and
-        ``condition_number`` still tell numbers apart; ``inf`` beyond 1e308. NaN for what the iterative method does not settle.
+        Pure numbers, largest first. Zero beyond the numerical rank of a trajectory and below 1e-308, and ``inf`` above 1e308;
+        ``max_ftle`` and ``condition_number`` use logarithms and have no such limits. NaN if the iterative method does not
+        converge.
+
+    Raises:
+        CutError: Products with ``J`` itself are needed, and a backward pass cannot be differentiated.
 
     Source: Saxe, McClelland & Ganguli, ICLR 2014; Pennington, Schoenholz & Ganguli, NeurIPS 2017.
     """
@@ -320,17 +336,21 @@ def jacobian_singular_values(run: Run) -> list[float]:
 
 @declare("scalar", unit="nats/step", needs=[SINGULAR_VALUES], tolerance=0.02, explained_by_growth=1)
 def max_ftle(run: Run) -> float:
-    """Return ``(1/L) ln σ_max(J_L … J_1)``, averaged over trajectories: what the worst cotangent grows by per step.
+    """Return the maximal finite-time Lyapunov exponent: the growth rate of the fastest-growing cotangent.
 
-    Over all L steps, whatever ``warmup`` and ``alignment`` leave to other measures; per unit of time where steps have durations.
-    On one trajectory it is never below ``lyapunov_max``, which is that of a random cotangent.
+    ``(1/L) ln σ_max(J_L … J_1)``, averaged over trajectories, over all L steps: ``warmup`` and ``alignment`` have no effect.
+    Where steps have durations, it is per unit of time. On one trajectory it is at least the growth rate of a random cotangent,
+    ``lyapunov_max``.
 
-    It misleads as a substitute for ``lyapunov_max``: for wide, shallow nets it lies far above it, by
-    ``½ [ψ(N/2) - ψ(½)] / L`` for Gaussian linear ones with ``L ≫ N``.
+    It misleads as a substitute for ``lyapunov_max``. For wide, shallow networks it is far larger, for Gaussian linear ones with
+    ``L ≫ N`` by ``½ [ψ(N/2) - ψ(½)] / L``.
 
     Returns:
-        Nats per step or unit of time; ``-inf`` where the Jacobian vanishes, NaN where the iterative method for large states does
-        not settle it.
+        A number in nats per step or per unit of time. ``-inf`` if the Jacobian vanishes, NaN if the iterative method for large
+        states does not converge.
+
+    Raises:
+        CutError: Products with ``J`` itself are needed, and a backward pass cannot be differentiated.
 
     Source: Newman, Commun. Math. Phys. 103, 121 (1986), for Gaussian products.
     """
@@ -341,18 +361,21 @@ def max_ftle(run: Run) -> float:
 
 @declare("scalar", scale="log", needs=[SINGULAR_VALUES], tolerance=0.5)
 def condition_number(run: Run) -> float:
-    """Return ``κ = σ_max / σ_min`` of ``J = J_L … J_1``, a geometric mean over trajectories.
+    """Return the condition number of the chain's Jacobian ``J = J_L … J_1``.
 
-    ``σ_min`` is the smallest of all ``N = min(n_0, n_L)`` singular values, zeros included. From logarithms: it is right where
-    both ends of the fraction are far outside the range of floats.
+    ``κ = σ_max / σ_min``, a geometric mean over trajectories. ``σ_min`` is the smallest of all ``N = min(n_0, n_L)`` singular
+    values, zeros included. The ratio is computed from logarithms, so that both values may be far outside the range of floats.
 
-    It misleads for ReLU nets, whose product is rank deficient: it is infinite, whatever their health. Look at
-    ``numerical_rank`` and ``isometry_gap``.
+    It misleads for ReLU networks. Their Jacobians are rank deficient, so that it is infinite however trainable they are. Use
+    ``numerical_rank`` and ``isometry_gap`` instead.
 
     Returns:
-        A pure number; ``inf`` where some trajectory's product is rank deficient (a single step cuts a direction to round-off,
-        or a state on the way has fewer than N numbers), and beyond 1e308: ``numerical_rank`` tells which. NaN where both end
-        states have more than 512 numbers per trajectory and the smallest value is not settled.
+        A pure number. ``inf`` above 1e308, and if a trajectory's Jacobian is rank deficient (a single step reduces a direction to
+        round-off, or a state of the chain has fewer than N numbers); ``numerical_rank`` distinguishes these cases. NaN if both
+        end states have more than 512 numbers per trajectory and the smallest value does not converge.
+
+    Raises:
+        CutError: Products with ``J`` itself are needed, and a backward pass cannot be differentiated.
 
     Source: Saxe, McClelland & Ganguli, ICLR 2014.
     """
@@ -363,18 +386,21 @@ def condition_number(run: Run) -> float:
 
 @declare("scalar", needs=[SINGULAR_VALUES], tolerance=0.5)
 def numerical_rank(run: Run) -> float:
-    """Return how many singular values of ``J = J_L … J_1`` are above the working precision, averaged over trajectories.
+    """Return the number of singular values of ``J = J_L … J_1`` above the working precision, averaged over trajectories.
 
-    Judged step by step: of the directions that have come so far, those count on that the step does not cut to
-    ``8 eps √n`` of the longest. A product whose singular values span thousands of nats has full rank as long as every
-    step has, and a ReLU layer has not.
+    It is decided step by step: a direction is lost if a step reduces it to less than ``8 eps √n`` of the longest one. The product
+    of many steps of full rank therefore has full rank, even if its singular values span thousands of nats. A ReLU layer does
+    not have full rank.
 
-    It misleads as a measure of what can be learned: a direction that is 1e-30 of another counts. Look at
+    It misleads as a measure of what can be learned: a direction counts even if its gradient is 1e-30 of another one's. See
     ``condition_number`` and ``lyapunov_spectrum``.
 
     Returns:
-        A number of dimensions, ``min(n_0, n_L)`` at most. NaN where both end states have more than 512 numbers per trajectory,
-        unless the smallest singular value is settled: then it is full.
+        A number of dimensions, at most ``min(n_0, n_L)``. If both end states have more than 512 numbers per trajectory, it is
+        full if the smallest singular value converges, else NaN.
+
+    Raises:
+        CutError: Products with ``J`` itself are needed, and a backward pass cannot be differentiated.
 
     Source: Demmel, Dumitriu & Holtz, Numer. Math. 108, 59 (2007), for rank from a random basis.
     """
@@ -385,16 +411,19 @@ def numerical_rank(run: Run) -> float:
 def isometry_gap(run: Run) -> float:
     """Return the variance of the squared singular values over their squared mean, averaged over trajectories.
 
-    ``(1/N) Σ s⁴ / ((1/N) Σ s²)² - 1``, over all ``N = min(n_0, n_L)`` singular values of ``J = J_L … J_1``, zeros included:
-    0 where all are equal (an isometry times any gain), N - 1 where only one is not zero. In the limit of width it is L for
-    Gaussian linear layers, 2 L for ReLU ones with Gaussian weights and L with orthogonal ones; near 0 it can be for linear or
-    hard-tanh layers with orthogonal weights, never for ReLU.
+    ``(1/N) Σ s⁴ / ((1/N) Σ s²)² - 1``, over all ``N = min(n_0, n_L)`` singular values of ``J = J_L … J_1``, zeros included. It is
+    0 if all are equal (an isometry times any gain), and N - 1 if only one is not zero. As width grows, it tends to L for Gaussian
+    linear layers, 2 L for ReLU layers with Gaussian weights, and L for ReLU layers with orthogonal weights. Linear and hard-tanh
+    layers with orthogonal weights can come near 0, ReLU layers cannot.
 
-    It misleads once it comes near N - 1, where it says no more than that one direction outweighs all others.
+    It misleads near N - 1: there it only means that one direction outweighs all others.
 
     Returns:
-        A pure number. NaN where the Jacobian vanishes. Where both end states have more than 512 numbers per trajectory it is an
-        estimate with a standard error below 5 % of it plus 0.01, NaN where that is not reached.
+        A pure number. NaN if the Jacobian vanishes. If both end states have more than 512 numbers per trajectory, it is an
+        estimate with a standard error below 5 % of its value plus 0.01, or NaN if that precision is not reached.
+
+    Raises:
+        CutError: Products with ``J`` itself are needed, and a backward pass cannot be differentiated.
 
     Source: Pennington, Schoenholz & Ganguli, NeurIPS 2017 (variance and mean of the spectrum of ``JJᵀ``).
     """

@@ -229,7 +229,7 @@ class Custom(nn.Module):
 def test_backward_pass_that_cannot_be_differentiated(function: type[torch.autograd.Function]) -> None:
     """Half of a Jacobian must not pass for the whole; where the last state is small, nothing of the kind is needed."""
     large = nn.Sequential(*[Custom(function, DENSE + 1) for _ in range(3)])
-    with pytest.raises(CutError, match="does not give its Jacobian"):
+    with pytest.raises(CutError, match="is not the step's Jacobian"):
         measure(large, torch.randn(2, DENSE + 1), measures=["max_ftle"])
     small = nn.Sequential(*[Custom(function, 8) for _ in range(3)])
     assert measure(small, torch.randn(2, 8), measures=["max_ftle"]).max_ftle > 0
@@ -240,7 +240,7 @@ def test_every_step_is_asked(place: int) -> None:
     """One backward pass of three that cannot be differentiated is enough, wherever it is."""
     width = DENSE + 1
     steps = [Custom(Detached, width) if i == place else nn.Linear(width, width) for i in range(3)]
-    with pytest.raises(CutError, match=f"step '{place}' does not give its Jacobian"):
+    with pytest.raises(CutError, match=f"step '{place}' is not the step's Jacobian"):
         measure(nn.Sequential(*steps), torch.randn(2, width), steps=["0", "1", "2"], seeds=1, measures=["max_ftle"])
 
 
