@@ -1,4 +1,4 @@
-"""Instruments that see the functions of PyTorch that a model calls, and the names of what they have seen."""
+"""The base class of instruments that observe the PyTorch functions that a model calls, and names for their observations."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ __all__ = ["FunctionObserver", "numbered"]
 
 
 class FunctionObserver(TorchFunctionMode):
-    """Sees the functions that a model calls, for as long as it is entered; an instrument, which yields itself."""
+    """Observes the PyTorch functions that a model calls while it is entered. Subclasses override :meth:`call`.
+
+    It is an instrument: ``capture`` enters it for the forward pass and keeps it in ``Capture.watched``.
+    """
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
-        # Not the recorder itself: the record holds this watch, and would hold itself.
+        # The recorder itself would close a reference cycle: recorder -> capture -> observer -> recorder.
         self.running = recorder.running
 
     def __torch_function__(
@@ -27,26 +30,30 @@ class FunctionObserver(TorchFunctionMode):
         return self.call(func, args, kwargs or {})
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function that the model calls; what watches looks on."""
+        """Call the function that the model called, observe what it does, and return its result."""
         raise NotImplementedError
 
     @property
     def caller(self) -> Call | None:
-        """The innermost call of a module that is running; None where there is none, as in a loss."""
+        """The innermost module call that is running, or None outside of all modules, as in a loss."""
         return self.running[-1] if self.running else None
 
     @property
     def path(self) -> str:
-        """Name of what calls: a module's, the class of the model itself, or ``"loss"``."""
+        """Name of the caller: the path of its module, the class name for the model itself, or ``"loss"``."""
         call = self.caller
         return (call.path or type(call.module).__name__) if call is not None else "loss"
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Tell those apart that occur more than once: ``attn[0]``, ``attn[1]`` and so on."""
+    """Make names unique: number those that occur more than once.
+
+    >>> numbered(["attn", "mlp", "attn"])
+    ['attn[0]', 'mlp', 'attn[1]']
+    """
     count, number = Counter(names), Counter[str]()
-    found = []
+    unique = []
     for name in names:
-        found.append(f"{name}[{number[name]}]" if count[name] > 1 else name)
+        unique.append(f"{name}[{number[name]}]" if count[name] > 1 else name)
         number[name] += 1
-    return found
+    return unique

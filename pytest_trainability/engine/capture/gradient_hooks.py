@@ -1,8 +1,4 @@
-"""Gradient hooks that a model sets on its own tensors, as MuZero does to scale gradients between its steps.
-
-Autograd runs a tensor's hooks when a gradient arrives there, whether it is collected or handed on. A state in the middle of
-a chain is met twice, once as the end of one segment and once as the beginning of the next; its hooks must count once.
-"""
+"""Gradient hooks that a model registers on its own tensors, as MuZero does to scale gradients between its steps."""
 
 from __future__ import annotations
 
@@ -14,13 +10,25 @@ import torch
 from torch import Size, Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from .operators import is_leaf
+
 __all__ = ["hooked_edges", "past_hooks", "through_hooks"]
+
+# Note [Gradient hooks count once]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+# Autograd runs the hooks of a tensor when a gradient arrives at it, both when the gradient is returned to the caller and when
+# it flows on to the producers of the tensor. An inner state of a chain is reached twice: as the input of one segment and as the
+# output of the next one. If both products ran the hooks, a hook that halves the gradient would quarter it.
+#
+# The hooks therefore run in the product in which the gradient arrives at the state (`through_hooks`). The other product starts
+# right behind the hooks: it calls the node itself (`past_hooks`). Only edges whose hooks change a gradient need this
+# (`hooked_edges`). `Tensor.retain_grad`, for instance, registers a hook that changes nothing.
 
 
 def hooked_edges(edges: Iterable[tuple[Node, int]]) -> frozenset[tuple[Node, int]]:
-    """Return the edges at which a gradient is changed before it is handed on.
+    """Return the edges whose hooks change a gradient.
 
-    A probe with entries of both signs between 1e-3 and 1e4 is sent through each edge alone, which computes nothing.
+    A probe, with entries of both signs between 1e-3 and 1e4, is sent through the hooks of each edge. No node runs.
     """
     values = torch.linspace(-10, 10, 1024, device="cpu").sinh()
     probes: dict[Any, Tensor] = {}
@@ -40,25 +48,30 @@ def hooked_edges(edges: Iterable[tuple[Node, int]]) -> frozenset[tuple[Node, int
 
 
 def through_hooks(edge: tuple[Node, int], gradient: Tensor) -> Tensor:
-    """Return what the hooks on an edge make of a gradient that arrives there."""
+    """Return the gradient that the hooks of an edge make of the given one."""
     (arrived,) = torch.autograd.grad([GradientEdge(*edge)], [GradientEdge(*edge)], [gradient], retain_graph=True)
     return arrived
 
 
-def past_hooks(edge: tuple[Node, int], columns: Tensor) -> Iterable[tuple[tuple[Node, int], Tensor]]:
-    """Carry cotangents ``(k, *shape)`` through the node of an edge, leaving out the hooks in front of it.
+def past_hooks(edge: tuple[Node, int], cotangents: Tensor) -> Iterable[tuple[tuple[Node, int], Tensor]]:
+    """Carry cotangents ``(k, *shape)`` through the node of an edge without running the hooks of the edge.
+
+    See Note [Gradient hooks count once].
 
     Yields:
-        The edges that the node reads from, each with its cotangents ``(k, *shape)``.
+        The edges that the node reads, except leaves, each with its cotangents ``(k, *shape)``.
     """
     node, number = edge
-    results = [_called(node, [c if i == number else None for i in range(len(node._input_metadata))]) for c in columns]
+    results = [
+        _called(node, [c if i == number else None for i in range(len(node._input_metadata))]) for c in cotangents
+    ]
     for (producer, output), parts in zip(node.next_functions, zip(*results)):
-        if producer is not None and type(producer).__name__ != "AccumulateGrad" and parts[0] is not None:
+        if producer is not None and not is_leaf(producer) and parts[0] is not None:
             yield (producer, output), torch.stack(list(parts))
 
 
 def _called(node: Node, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """Call a node directly, which runs no hooks."""
     call = node if callable(node) else node.apply  # type: ignore[attr-defined]  # of a torch.autograd.Function
     with torch.no_grad():
         found = call(*gradients)

@@ -1,4 +1,4 @@
-"""The autograd graph behind a run, and where moments in program order cut it."""
+"""The autograd graph of a run, and its cuts: the states at given moments and the segments between them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,64 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from ...errors import CutError
+from .operators import is_leaf
 from .recorder import Edge
 
 __all__ = ["Cut", "Graph", "Segment", "freed_in_order", "zeros_at"]
 
+# Note [Program order]
+# ~~~~~~~~~~~~~~~~~~~~
+# Autograd numbers its nodes as the forward pass creates them. A moment of the forward pass, such as the return of a module, is
+# therefore a number: every node below it was created before, every other node afterwards. The state at a moment is the set of
+# edges that a later node reads and an earlier node made, as far as they carry the signal. This needs no knowledge of modules:
+# it holds for skips, several tensors, shared modules and operations in place.
+#
+# A cut at a moment is a cut of the graph only if no node reads from a later one. `Graph.place` guarantees that: it is the
+# sequence number, corrected where necessary (see Note [In-place rebasing]). Leaves report the largest number there is, but
+# exist before the forward pass begins: their place is -1.
+#
+# Note [In-place rebasing]
+# ~~~~~~~~~~~~~~~~~~~~~~~~
+# When a tensor is changed in place, the nodes of its views are outdated. PyTorch renews the node of a view when the view is
+# next read:
+#
+#     view = base[:, 2:]
+#     base.mul_(1.5)
+#     doubled = view * view   # creates MulBackward0, then the new node of `view`
+#
+# The new node has a higher sequence number than the node that reads it. A node is therefore placed no earlier than any node
+# that it reads from. Everywhere else, its place is its sequence number.
+#
+# Note [Passing edges]
+# ~~~~~~~~~~~~~~~~~~~~
+# An edge may lie in the states at both ends of a segment, as a skip connection does that passes by the step. The segment does
+# not differentiate it: its cotangent is handed on unchanged, and the contributions of the segment's own nodes are added to it.
+# `Segment` lists such edges in `passing`, never in `roots`. They are in `inputs` as well where a node of the segment reads
+# them.
+#
+# Note [Freeing deep graphs]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~
+# PyTorch frees a graph without recursion, except for nodes that Python has seen: their Python objects free their producers one
+# inside the other. A chain of a hundred thousand such nodes overflows the stack and kills the process (as of PyTorch 2.13).
+# `freed_in_order` releases the nodes one by one, consumers before producers, so that no release triggers another one. This
+# works only if nothing else holds on to the nodes by then.
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What lies between two neighbouring states, as indices into their edges."""
+    """The part of the graph between two neighbouring states, as indices into the edges of these states."""
 
     roots: tuple[int, ...]
-    """Edges of the later state that were made in this segment."""
+    """Edges of the later state that this segment made."""
     inputs: tuple[int, ...]
     """Edges of the earlier state that this segment reads."""
     passing: tuple[tuple[int, int], ...]
-    """Edges that lie in both states, as (index in the later, index in the earlier): skips passing by."""
+    """Edges in both states, as (index in the later, index in the earlier). See Note [Passing edges]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """States ``x_0 … x_L`` at the given moments, and the segments between them."""
+    """States ``x_0 … x_L`` at L + 1 moments, and the L segments between them."""
 
     states: tuple[tuple[Edge, ...], ...]
     segments: tuple[Segment, ...]
@@ -40,10 +78,9 @@ class Cut:
 
 @contextmanager
 def freed_in_order() -> Iterator[list[Node]]:
-    """Yield a list for the nodes of a graph, producers before consumers; at the end they are let go, the last consumer first.
+    """Yield a list to collect the nodes of a graph in, producers before consumers, and release them in reverse order at the end.
 
-    A node that Python has seen is freed by Python, and its producers with it, one inside the other: hundred thousand time steps
-    one after the other overflow the stack and kill the process (pytorch 2.13). Whoever else holds nodes must have let go before.
+    Nothing else may hold the nodes when the context ends. See Note [Freeing deep graphs].
     """
     nodes: list[Node] = []
     try:
@@ -58,23 +95,20 @@ def freed_in_order() -> Iterator[list[Node]]:
 
 
 def zeros_at(edge: Edge) -> Tensor:
-    """Return zeros like the tensor that an edge stands for."""
+    """Return zeros with the shape, dtype and device of the tensor that an edge stands for."""
     node, number = edge
     entry = node._input_metadata[number]
     return torch.zeros(tuple(entry.shape), dtype=entry.dtype, device=entry.device)
 
 
 class Graph:
-    """Nodes that lead from the roots back to leaves, each with its place in program order.
-
-    The place of a node is its autograd sequence number, raised where necessary to that of the nodes that it reads from:
-    a consumer never comes before its producer, and a cut between two moments is a cut of the graph even where an
-    operator creates its nodes out of order (in-place updates of views do).
-    """
+    """All nodes between the given roots and the leaves, each with its place in program order. See Note [Program order]."""
 
     def __init__(self, roots: Iterable[Edge]) -> None:
         self.reads: dict[Node, tuple[Edge, ...]] = {}
+        """The edges that each node reads."""
         self.place: dict[Node, int] = {}
+        """The place of each node in program order; producers come before consumers, also in this dictionary."""
         reads, place = self.reads, self.place
         pending = [node for node, _ in roots]
         while pending:
@@ -89,9 +123,9 @@ class Graph:
                     pending.extend(missing)
                     continue
             pending.pop()
-            # Leaves report the largest number there is; they are there before anything else.
-            latest = -1 if type(node).__name__ == "AccumulateGrad" else node._sequence_nr()
+            latest = -1 if is_leaf(node) else node._sequence_nr()
             for producer, _ in reads[node]:
+                # See Note [In-place rebasing].
                 latest = max(latest, place[producer])
             place[node] = latest
 
@@ -101,7 +135,7 @@ class Graph:
         return self.place.keys()
 
     def downstream(self, edges: Iterable[Edge], *, since: int = -2) -> set[Node]:
-        """Return the nodes, not before ``since``, that the given edges influence."""
+        """Return the nodes that depend on the given edges through nodes not placed before ``since``."""
         sources = set(edges)
         reached: set[Node] = set()
         for node in self.nodes:
@@ -110,7 +144,7 @@ class Graph:
         return reached
 
     def consumers(self) -> dict[Node, list[tuple[Node, int]]]:
-        """Return for each node those that read from it, each with the place where it does."""
+        """Return for each node the nodes that read from it, each with the position of that operand."""
         found: dict[Node, list[tuple[Node, int]]] = {}
         for node in self.nodes:
             for position, (producer, _) in enumerate(node.next_functions):
@@ -121,46 +155,58 @@ class Graph:
     def cut(self, x0: Sequence[Edge], moments: Sequence[int], last: Sequence[Edge]) -> Cut:
         """Cut the graph at moments in program order.
 
-        A state is the set of edges that cross a moment, from a node after it to a node before it, and carry the signal:
-        those from which ``x0`` can be reached by nodes not before the first moment.
+        The state at a moment is the set of edges that a node after it reads from a node before it and that carry the signal.
+        An edge carries the signal if it is in ``x0`` or depends on ``x0`` through nodes not placed before the first moment.
 
         Args:
-            x0: Edges whose influence is the signal, whenever they were made.
+            x0: Edges whose influence is the signal. They may have been made at any time.
             moments: L + 1 places in program order, ascending.
-            last: Edges that count as read after the last moment although no node does: results.
+            last: Edges that count as read after the last moment although no node reads them: results of the model.
 
         Raises:
-            CutError: No edge of ``x0`` can be reached from what comes after the last moment.
+            CutError: The first or the last state is empty.
         """
         signal = self.downstream(x0, since=moments[0])
-        known = set(x0)
         states: list[dict[Edge, None]] = [{} for _ in moments]
-        touched: list[set[Edge]] = [set() for _ in moments]
-        for consumer in signal:
-            latest = bisect_right(moments, self.place[consumer]) - 1
-            for edge in self.reads[consumer]:
-                if edge not in known and edge[0] not in signal:
-                    continue
-                earliest = 0 if edge in known else bisect_right(moments, self.place[edge[0]])
-                for index in range(earliest, latest + 1):
-                    states[index][edge] = None
-                if earliest <= latest:
-                    touched[latest].add(edge)
+        read: list[set[Edge]] = [set() for _ in moments]
+        for edge, earliest, latest in self._crossings(x0, moments, signal):
+            for index in range(earliest, latest + 1):
+                states[index][edge] = None
+            if earliest <= latest:
+                read[latest].add(edge)
         for edge in last:
-            if edge in known or edge[0] in signal:
+            if edge in x0 or edge[0] in signal:
                 for index in range(bisect_right(moments, self.place[edge[0]]), len(moments)):
                     states[index][edge] = None
         if not states[0] or not states[-1]:
-            msg = "the first state must influence what comes after the last step. It does not: the path is cut."
+            msg = "nothing after the last step depends on the first state: the path between them is cut."
             raise CutError(msg)
         ordered = [tuple(sorted(state, key=lambda e: (self.place[e[0]], e[1]))) for state in states]
-        return Cut(tuple(ordered), tuple(_segment(*pair) for pair in zip(ordered, ordered[1:], touched)))
+        return Cut(tuple(ordered), tuple(_segment(*pair) for pair in zip(ordered, ordered[1:], read)))
+
+    def _crossings(
+        self, x0: Iterable[Edge], moments: Sequence[int], signal: set[Node]
+    ) -> Iterator[tuple[Edge, int, int]]:
+        """Yield each edge that carries the signal to a node, with the indices of the first and the last moment that it crosses.
+
+        An edge that crosses no moment has its first index above its last. Edges of ``x0`` count as made before the first moment.
+        """
+        known = set(x0)
+        for consumer in self.nodes:
+            if consumer not in signal:
+                continue
+            latest = bisect_right(moments, self.place[consumer]) - 1
+            for edge in self.reads[consumer]:
+                if edge in known:
+                    yield edge, 0, latest
+                elif edge[0] in signal:
+                    yield edge, bisect_right(moments, self.place[edge[0]]), latest
 
 
-def _segment(earlier: tuple[Edge, ...], later: tuple[Edge, ...], touched: set[Edge]) -> Segment:
+def _segment(earlier: tuple[Edge, ...], later: tuple[Edge, ...], read: set[Edge]) -> Segment:
     where = {edge: index for index, edge in enumerate(earlier)}
     return Segment(
         roots=tuple(index for index, edge in enumerate(later) if edge not in where),
-        inputs=tuple(where[edge] for edge in earlier if edge in touched),
+        inputs=tuple(where[edge] for edge in earlier if edge in read),
         passing=tuple((index, where[edge]) for index, edge in enumerate(later) if edge in where),
     )

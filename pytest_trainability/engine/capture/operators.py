@@ -1,24 +1,49 @@
-"""Operators as autograd knows them, and what is known of each by its name."""
+"""Names of the operators behind autograd nodes, and sets of operators with a common property.
+
+All code compares these names, never the class names of nodes.
+"""
 
 from __future__ import annotations
 
+import re
+from functools import cache
+
 from torch.autograd.graph import Node
 
-__all__ = ["CONVOLUTIONS", "MOVES", "TRANSPOSES", "operator_name"]
-
-
-def operator_name(node: Node) -> str:
-    """Return the name of a node's operator: ``"Addmm"`` of ``AddmmBackward0``."""
-    return type(node).__name__.rstrip("0123456789").removesuffix("Backward").lstrip("_")
+__all__ = ["CONVOLUTIONS", "MOVES", "TRANSPOSES", "is_leaf", "operator_name"]
 
 
 TRANSPOSES = frozenset({"T", "Transpose", "Permute", "Movedim"})
+"""Operators that reorder dimensions."""
 MOVES = frozenset(
     TRANSPOSES
     | {"View", "UnsafeView", "ReshapeAlias", "AsStrided", "Expand", "Unsqueeze", "Squeeze", "ToCopy", "Clone", "Alias"}
     | {"Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Narrow", "Cat", "Stack"}
 )
-"""These hand numbers on as they are, to another place."""
+"""Operators that move entries to another place and leave their values unchanged."""
 CONVOLUTIONS = frozenset(
     {"Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution", "SlowConv2D"}
 )
+"""Operators that convolve, on any device."""
+
+_BUILT_IN = re.compile(r"(.+)Backward\d+")
+
+
+def operator_name(node: Node) -> str:
+    """Return the name of the operator that made a node, such as ``"Addmm"`` for ``AddmmBackward0``.
+
+    Only PyTorch's own operators are numbered. The node of a ``torch.autograd.Function`` keeps its whole class name, so that a
+    user's ``Add``, whose node is ``AddBackward``, is not taken for an addition.
+    """
+    return _without_suffix(type(node).__name__)
+
+
+@cache
+def _without_suffix(name: str) -> str:
+    built_in = _BUILT_IN.fullmatch(name)
+    return built_in[1] if built_in else name
+
+
+def is_leaf(node: Node) -> bool:
+    """Whether a node accumulates the gradient of a leaf tensor, such as a parameter."""
+    return type(node).__name__ == "AccumulateGrad"

@@ -1,4 +1,4 @@
-"""One instrumented run of a model: which modules were called when, and which autograd edges they read and wrote."""
+"""One recorded run of a model: which modules were called when, and which autograd edges they read and returned."""
 
 from __future__ import annotations
 
@@ -33,90 +33,96 @@ __all__ = [
 
 
 Edge = tuple[Node, int]
-"""An autograd node and the number of one of its outputs: one tensor of the forward pass, without the tensor."""
+"""An autograd node and the number of one of its outputs. It stands for a tensor of the forward pass without holding it."""
 
 
 Loss = Callable[..., Any]
+"""``loss(output)`` or ``loss(output, target)``; returns a tensor with one element."""
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One call of one module."""
+    """One call of a module, or one step inside a call, such as a time step of an LSTM."""
 
     path: str
     """Dotted name of the module in the model; empty for the model itself."""
     module: nn.Module
     index: int
-    """How many calls of the same module came before."""
+    """Number of earlier calls of the same module."""
     parent: Call | None
     """The innermost call that was running when this one began."""
     start: int
-    """Number that the next autograd node would have got when the call began."""
+    """Sequence number of the next autograd node when the call began. See Note [Program order] in graph.py."""
     end: int = -1
-    """The same when the call had returned."""
+    """Sequence number of the next autograd node when the call had returned."""
     slots: tuple[Edge | None, ...] = ()
-    """For each tensor that it was given its edge; None for what carries no gradient and for parameters."""
+    """Edge of each tensor among the arguments. None for parameters and for tensors that carry no gradient."""
     results: tuple[Edge | None, ...] = ()
-    """The same for each tensor that it returned."""
+    """Edge of each tensor that was returned. None for tensors that carry no gradient."""
     inner: str = ""
-    """What it is a step of where it is no call of the module but one step inside, such as ``LSTM`` or ``dopri5``; it then
-    takes in just the state before it, and gives out the state after it."""
+    """Kind of a step inside a call, such as ``LSTM`` or ``dopri5 step``; empty for the call of a module.
+
+    The arguments of an inner step are the state before it, and its results are the state after it.
+    """
     duration: float | None = None
-    """Time that an inner step spans; None where steps are counted."""
+    """Time that an inner step spans; None if steps are counted instead."""
     active: int | None = None
-    """How many of the first samples an inner step acts on; None for all."""
+    """Number of samples, counted from the first one, that an inner step acts on; None for all."""
 
     @property
     def kind(self) -> str:
-        """What is called: a class, a function, or a step inside of a module."""
+        """Kind of the step: the class of the module, or the kind of an inner step."""
         return self.inner or type(self.module).__name__
 
     @property
     def inputs(self) -> tuple[Edge, ...]:
-        """Edges that it was given, each once."""
+        """Edges among the arguments, each once."""
         return unique(edge for edge in self.slots if edge is not None)
 
     @property
     def outputs(self) -> tuple[Edge, ...]:
-        """Edges that it returned, each once."""
+        """Edges among the results, each once."""
         return unique(edge for edge in self.results if edge is not None)
 
 
 @dataclass(slots=True, eq=False)
 class Capture:
-    """What one forward pass left behind: calls in the order of their return, the output and the loss."""
+    """The record of one forward pass: the module calls, the output and the loss."""
 
     model: nn.Module
     calls: list[Call] = field(default_factory=list)
+    """Calls in the order of their return."""
     sources: tuple[Edge, ...] = ()
     """Edges of the model's float inputs."""
     indices: frozenset[int] = frozenset()
-    """Addresses of the model's integer inputs, by which the embeddings that look them up are known."""
+    """Storage addresses of the model's integer inputs. They identify the embeddings that look these inputs up."""
     inputs: Any = None
-    """What the model was given, as handed over by the user and moved to its device."""
+    """The inputs from the user, on the device of the model."""
     target: Any = None
-    """What the loss was given beside the output."""
+    """The second argument of the loss; None if it takes the output only."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     output: Any = None
     loss: Tensor | None = None
+    """The loss as a scalar; None if there is none."""
     watched: dict[Instrument, Any] = field(default_factory=dict)
-    """What each instrument has yielded."""
+    """The value that each instrument yielded."""
     inputs_carry_gradient: bool = True
-    given: set[Edge] = field(default_factory=set)
-    """Edges of constants that were given a gradient, by copies that nobody else has."""
+    """Whether the model ran with float inputs that require a gradient."""
+    copied_constants: set[Edge] = field(default_factory=set)
+    """Edges of the copies that replaced constant arguments. See Note [Initial states of recurrences] in initial_states.py."""
     notes: list[str] = field(default_factory=list)
-    """What those who watched have to say of the run."""
+    """Remarks of the instruments for the report."""
 
     @property
     def roots(self) -> tuple[Edge, ...]:
-        """Where the backward pass starts: the loss, or without one every float tensor of the output."""
+        """Edges at which the backward pass starts: the loss, or without a loss every float tensor of the output."""
         if self.loss is not None:
             return (edge_of(self.loss),) if carries_gradient(self.loss) else ()
         return unique(edge_of(tensor) for tensor in tensors_in(self.output) if carries_gradient(tensor))
 
 
 def edge_of(tensor: Tensor) -> Edge:
-    """Return the autograd edge that a grad-carrying tensor stands on, as of now."""
+    """Return the current autograd edge of a tensor that carries a gradient; an operation in place changes it."""
     if tensor.grad_fn is None:
         edge = torch.autograd.graph.get_gradient_edge(tensor)
         return edge.node, edge.output_nr
@@ -124,29 +130,35 @@ def edge_of(tensor: Tensor) -> Edge:
 
 
 def unique(edges: Iterable[Edge]) -> tuple[Edge, ...]:
-    """Drop repeated edges, keeping the order."""
+    """Return the edges without repetitions, in their order."""
     return tuple(dict.fromkeys(edges))
 
 
 def now() -> int:
-    """Return the number that the next autograd node of this thread will get; it grows in program order."""
+    """Return the sequence number of the next autograd node. See Note [Program order] in graph.py."""
     return int(torch._C._autograd._get_sequence_nr())
 
 
 def with_gradient(tensor: Tensor) -> Tensor:
-    """Return a copy that carries a gradient; not a leaf, for the model may change it in place."""
+    """Return a copy that carries a gradient. It is not a leaf, because a model may change it in place."""
     return tensor.detach().clone().requires_grad_().clone()
 
 
 def as_signal(tensor: Tensor) -> Tensor:
-    """Return the tensor as the beginning of a signal: a constant with a gradient, a parameter as what is computed from it."""
+    """Return a tensor that a chain can start from: a copy with a gradient of a constant, a clone of a parameter.
+
+    See Note [Parameters are no signal] in chain.py.
+    """
     if not carries_gradient(tensor):
         return with_gradient(tensor)
     return tensor.clone() if tensor.is_leaf else tensor
 
 
 Instrument = Callable[["Recorder"], AbstractContextManager[Any]]
-"""Makes steps visible that are no calls of modules, for as long as the model runs."""
+"""A context manager that observes the forward pass of a model, for instance to record the time steps of a fused layer.
+
+``capture`` enters it with the recorder before the forward pass and keeps the yielded value in ``Capture.watched``.
+"""
 
 
 def capture(
@@ -159,14 +171,22 @@ def capture(
     restart: Callable[[], None] = lambda: None,
     instruments: Sequence[Instrument] = (),
 ) -> Capture:
-    """Run the model once under hooks that only look.
+    """Run the model once and record its calls. The hooks change nothing.
 
-    Float inputs are handed over as copies that carry gradients. A model that cannot take such inputs (some speech models
-    set ``requires_grad`` themselves) is run again with inputs that carry none, after ``restart`` has put the random
-    generators back.
+    Float inputs are passed as copies that require a gradient. Some models reject such inputs: some speech models set
+    ``requires_grad`` on their inputs themselves. They run again with inputs that require none.
+
+    Args:
+        model: The model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        target: Second argument of the loss; None to call the loss with the output only.
+        loss: The loss; None to use the loss that the model computes itself, if any.
+        restart: Restores the random generators before a second run.
+        instruments: Further observers of the forward pass.
 
     Raises:
-        ModelError: The model or the loss raised, or gave nothing that a gradient could start from.
+        ModelError: The loss raised, or is not one number that carries a gradient.
     """
 
     def run(captured: Capture) -> Capture:
@@ -219,7 +239,7 @@ def _run(
 def evaluate(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, loss: Loss | None
 ) -> tuple[Any, Tensor | None]:
-    """Run the model unwatched; return its output and its loss, None where there is none.
+    """Run the model without recording. Return its output and its loss, which is None if there is none.
 
     Raises:
         ModelError: The loss raised, or is not one number that carries a gradient.
@@ -237,36 +257,44 @@ def _output_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
 
 
 def _uses_training_step(model: nn.Module, loss: Loss | None) -> bool:
-    """A Lightning module computes its own loss."""
+    """Whether to run ``training_step``: a Lightning module computes its own loss there."""
     return loss is None and callable(getattr(model, "training_step", None))
 
 
 def _loss_of(model: nn.Module, output: Any, target: Any, loss: Loss | None) -> Tensor | None:
-    if loss is not None:
-        name = getattr(loss, "__name__", type(loss).__name__)
-        target = map_tensors(target, lambda t: t.clone())
-        try:
-            value = loss(output) if target is None else loss(output, target)
-        except Exception as error:
-            called = "loss(output)" if target is None else "loss(output, target)"
-            msg = f"the loss must run as {called}. `{name}` raised {type(error).__name__}: {error}"
-            if target is None:
-                msg += ". No target was given: hand in target=... if the loss takes one."
-            raise ModelError(msg) from error
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            msg = f"the loss must be one number, a tensor with one element. `{name}` returned {came}. {_cure_of_loss(value)}"
-            raise ModelError(msg)
-        if not carries_gradient(value):
-            msg = (
-                f"the loss must carry a gradient. What `{name}` returned does not depend on the output in autograd's eyes. "
-                "Look for .detach(), .item(), argmax or torch.no_grad() in it."
-            )
-            raise ModelError(msg)
-        return value.reshape(())
+    return _own_loss(model, output) if loss is None else _called_loss(loss, output, target)
+
+
+def _called_loss(loss: Loss, output: Any, target: Any) -> Tensor:
+    """Call the user's loss and check its value."""
+    name = getattr(loss, "__name__", type(loss).__name__)
+    target = map_tensors(target, lambda t: t.clone())
+    try:
+        value = loss(output) if target is None else loss(output, target)
+    except Exception as error:
+        called = "loss(output)" if target is None else "loss(output, target)"
+        msg = f"the loss must run as {called}. `{name}` raised {type(error).__name__}: {error}"
+        if target is None:
+            msg += ". No target was given: pass target=... if the loss takes one."
+        raise ModelError(msg) from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        msg = f"the loss must be one number, a tensor with one element. `{name}` returned {got}. {_cure_of_loss(value)}"
+        raise ModelError(msg)
+    if not carries_gradient(value):
+        msg = (
+            f"the loss must carry a gradient. The value that `{name}` returned does not depend on the output in the autograd "
+            "graph. Look for .detach(), .item(), argmax or torch.no_grad() in it."
+        )
+        raise ModelError(msg)
+    return value.reshape(())
+
+
+def _own_loss(model: nn.Module, output: Any) -> Tensor | None:
+    """Return the loss that the model computed itself: ``output.loss``, ``output["loss"]`` or the value of ``training_step``."""
     if isinstance(output, Mapping):
         value = output.get("loss")
-    elif _uses_training_step(model, loss) and isinstance(output, Tensor):
+    elif _uses_training_step(model, None) and isinstance(output, Tensor):
         value = output
     else:
         value = getattr(output, "loss", None)
@@ -274,49 +302,62 @@ def _loss_of(model: nn.Module, output: Any, target: Any, loss: Loss | None) -> T
     return value.reshape(()) if is_loss and value is not None else None
 
 
+def _cure_of_loss(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "Reduce it, for instance with .mean()."
+    if value is None:
+        return "A return statement is missing."
+    return "Return the tensor itself, without .item(), float() or a container."
+
+
 class Recorder:
-    """Writes down the calls of a run as they happen."""
+    """Records the module calls of a run."""
 
     def __init__(self, captured: Capture) -> None:
         self.capture = captured
         self.paths = {
-            module: path for path, module in captured.model.named_modules() if not isinstance(module, ParametrizationList)
+            module: path
+            for path, module in captured.model.named_modules()
+            if not isinstance(module, ParametrizationList)
         }
-        """Names of the modules whose calls are seen."""
+        """Paths of the modules whose calls are recorded."""
         self.running: list[Call] = []
         """Calls that have not returned, the outermost first."""
         self.observers: list[Callable[[Edge, Tensor], None]] = []
-        """Shown every grad-carrying tensor that a module reads or writes, once, while it holds its values."""
+        """Functions that receive each tensor that carries a gradient and that a module reads or returns, once, with its edge.
+
+        They are called while the tensor still holds its values: a later operation in place may overwrite them.
+        """
         self._seen: set[Edge] = set()
         self._counts: dict[tuple[str, str], int] = {}
 
-    def begin(self, module: nn.Module, path: str, given: Iterable[Tensor], *, inner: str = "") -> Call:
-        """Note that a call begins."""
+    def begin(self, module: nn.Module, path: str, arguments: Iterable[Tensor], *, inner: str = "") -> Call:
+        """Record the beginning of a call."""
         index = self._counts.get((path, inner), 0)
         self._counts[path, inner] = index + 1
         call = Call(path, module, index, self.running[-1] if self.running else None, now(), inner=inner)
-        # A parameter that is handed in is no signal.
-        call.slots = tuple(None if t.is_leaf and t.requires_grad else self._look(t) for t in given)
+        # See Note [Parameters are no signal] in chain.py.
+        call.slots = tuple(None if t.is_leaf and t.requires_grad else self._observe(t) for t in arguments)
         self.running.append(call)
         return call
 
-    def end(self, call: Call, given: Iterable[Tensor]) -> None:
-        """Note that a call has returned."""
-        # A model that catches an exception of its own leaves calls behind that never returned.
+    def end(self, call: Call, results: Iterable[Tensor]) -> None:
+        """Record the end of a call."""
+        # Calls that raised an exception, which the model caught, never ended.
         while self.running[-1] is not call:
             self.running.pop()
         self.running.pop()
-        call.results = tuple(map(self._look, given))
+        call.results = tuple(map(self._observe, results))
         call.end = now()
         self.capture.calls.append(call)
 
-    def _look(self, tensor: Tensor) -> Edge | None:
+    def _observe(self, tensor: Tensor) -> Edge | None:
         if not carries_gradient(tensor):
             return None
         edge = edge_of(tensor)
         if self.observers and edge not in self._seen:
             self._seen.add(edge)
-            # What observers compute is none of the model's doing, for whoever watches functions.
+            # Function modes of other instruments must not see what the observers compute.
             with torch._C.DisableTorchFunction():
                 for observer in self.observers:
                     observer(edge, tensor)
@@ -324,15 +365,15 @@ class Recorder:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Hook into every module."""
+        """Record the calls of all modules while the context is open."""
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # A copy that the model made of a part of itself carries the hooks along.
+            # A copy that the model makes of one of its modules has the hooks, too.
             if module not in self.paths:
                 return
             caller = self.running[-1].module if self.running else None
             if isinstance(caller, Rollout):
-                # What comes in beside the state, and comes after it, is not carried.
+                # The first argument is the state. Further arguments are inputs of the step, which are not carried on.
                 call = self.begin(module, self.paths[module], tensors_in(args[:1]), inner=kind_of(module))
                 call.duration = caller.dt
             else:
@@ -353,11 +394,3 @@ class Recorder:
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def _cure_of_loss(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return "Reduce it, for instance with .mean()."
-    if value is None:
-        return "A return is missing."
-    return "Return the tensor itself, without .item(), float() or a container."

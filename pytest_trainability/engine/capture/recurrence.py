@@ -1,40 +1,47 @@
-"""Time as depth: which calls of a run are its time steps, and the chain of what is carried from one to the next."""
+"""Chains along time: which calls of a run are time steps, and which edges carry the state from one to the next."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
 from torch import nn
 from torch.autograd.graph import Node
 
 from ...errors import CutError, UsageError
-from ..trees import carries_gradient, is_float
 from .chain import Chain, call_name, inner_eps
 from .gradient_hooks import hooked_edges
 from .graph import Graph
-from .recorder import Call, Capture, Edge, Recorder, edge_of, unique, with_gradient
+from .recorder import Call, Capture, Edge, unique
 
-__all__ = ["Recurrence", "chain_along", "choose_recurrence", "find_recurrences", "initial_states"]
+__all__ = ["Recurrence", "chain_along", "choose_recurrence", "find_recurrences"]
+
+# Note [What a recurrence carries]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+# The chain along time is cut out of the graph behind the last time step, not out of the graph of the whole run. In the graph of
+# the run, everything that the loss reads later would cross every following moment: all outputs of the earlier steps, in the
+# end. In the graph of the last step only the state remains, that is, what flows from one step into the next.
+#
+# The graph does not show the state at its two ends. Before the first step, the state is what the first call receives at the
+# places where the second call receives a result of the first (`_initial`). After the last step, it is what the last call
+# returns at the places where the call before returned its state (`_carried_out`). If a module creates its initial state itself,
+# or keeps its state in an attribute, one end is not visible. The chain is then one step shorter at that end.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recurrence:
-    """Calls of one module, or of several in turn, each of which depends on the one before."""
+    """Calls of one module, or of several modules in turn, each of which depends on the call before it."""
 
     steps: tuple[tuple[Call, ...], ...]
     """The calls of each time step, in program order."""
-    runs: int = 1
-    """How many stretches of calls there are that do not depend on each other; the longest one is this."""
+    sequences: int = 1
+    """Number of sequences of such calls that do not depend on each other. ``steps`` is the longest one."""
     name: str = ""
-    """By which it is chosen: the path of the module that ends a step."""
-    given: Set[Edge] = frozenset()
-    """Edges of constants that were given a gradient, by copies that nobody else has."""
+    """Name to choose it by: the path of the module that ends a step, numbered if it is not unique."""
+    copied_constants: Set[Edge] = frozenset()
+    """Edges of the copies that replaced constant arguments. See Note [Initial states of recurrences] in initial_states.py."""
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -45,104 +52,46 @@ class Recurrence:
         return len(self.steps)
 
 
-@contextmanager
-def initial_states(recorder: Recorder) -> Iterator[None]:
-    """Let the constant tensors that a module is called with at first carry a gradient, as an initial state of zeros.
-
-    The cells of ``torch.nn`` are handed the zeros that they would make themselves. Numbers are not changed.
-    """
-    capture = recorder.capture
-    handed: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor, int, Node | None]]] = {}
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if module in handed or not torch.is_grad_enabled():
-            return None
-        copies = handed[module] = []
-
-        def given(tensor: torch.Tensor) -> torch.Tensor:
-            if carries_gradient(tensor) or not is_float(tensor):
-                return tensor
-            copy = with_gradient(tensor)
-            copies.append((tensor, copy, copy._version, copy.grad_fn))
-            capture.given.add(edge_of(copy))
-            return copy
-
-        if isinstance(module, nn.RNNCellBase):
-            args, kwargs = _with_initial_state(module, args, kwargs)
-        return _changed(args, given), {name: _changed(value, given) for name, value in kwargs.items()}
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        # A step may write its new state into the tensor that it was given.
-        for tensor, copy, version, node in handed.get(module, ()):
-            if copy._version != version:
-                tensor.copy_(copy.detach() if copy.grad_fn is node else copy)
-        handed[module] = []
-
-    handles = []
-    try:
-        if recorder.capture.inputs_carry_gradient:
-            for module in recorder.paths:
-                if not isinstance(module, torch.jit.ScriptModule):
-                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
-                    handles.append(module.register_forward_hook(after))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _changed(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Change the tensors in nested tuples; lists and dictionaries are left alone: a step may put its new state there."""
-    if isinstance(tree, tuple):
-        items = [_changed(item, change) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
-    return change(tree) if isinstance(tree, torch.Tensor) else tree
-
-
-def _with_initial_state(
-    cell: nn.RNNCellBase, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Hand a cell the zeros that it starts from where it is called without a state."""
-    x, state = [*args, None, None][:2]
-    x, state = kwargs.get("input", x), kwargs.get("hx", state)
-    if state is not None or not isinstance(x, torch.Tensor):
-        return args, kwargs
-    zeros = x.new_zeros(*x.shape[:-1], cell.hidden_size)
-    return (x,), {"hx": (zeros, zeros) if isinstance(cell, nn.LSTMCell) else zeros}
-
-
 # Which calls -----------------------------------------------------------------------------------------------------
 def find_recurrences(capture: Capture, graph: Graph) -> list[Recurrence]:
-    """Return all recurrences, in the order of their beginning.
+    """Return all recurrences, in the order in which they begin.
 
-    A module is recurrent when its calls depend on its earlier ones. Modules that take turns, as the cells of two layers do,
-    make one step together; a module inside of a recurrent one belongs to it.
+    A module is recurrent if its calls depend on earlier ones. Modules that take turns, such as the cells of two layers, form one
+    step together. A module inside a recurrent one is part of it.
     """
+    kept: set[Call] = set()
+    found: list[Recurrence] = []
+    for calls in _candidates(capture):
+        if any(parent in kept for call in calls for parent in _parents(call)):
+            continue
+        longest, sequences = _longest_sequence(graph, calls)
+        if len(longest) > 1 or (longest and calls[0].inner):
+            kept.update(calls)
+            steps = tuple((call,) for call in longest)
+            found.append(Recurrence(steps, sequences, copied_constants=capture.copied_constants))
+    return _named(_merged(sorted(found, key=lambda recurrence: recurrence.steps[0][0].start)))
+
+
+def _candidates(capture: Capture) -> list[list[Call]]:
+    """Return the calls of each module that may be recurrent: inner steps first, then outer modules before those inside them."""
     groups: dict[tuple[str, str], list[Call]] = {}
     around: set[Call] = set()
     for call in sorted(capture.calls, key=lambda c: (c.start, len(_parents(c)))):
         groups.setdefault((call.path, call.inner), []).append(call)
         if call.inner:
             around.update(_parents(call))
-    kept: set[Call] = set()
-    found: list[Recurrence] = []
-    # What makes its inner steps known is no step itself; then the outer ones first.
-    for calls in sorted(groups.values(), key=lambda group: not group[0].inner):
-        if not calls[0].inner and (len(calls) < 2 or any(call in around for call in calls)):
-            continue
-        if not calls[0].inner and _is_elementary(calls[0].module):
-            continue
-        if any(parent in kept for call in calls for parent in _parents(call)):
-            continue
-        longest, runs = _longest_run(graph, calls)
-        if len(longest) > 1 or (longest and calls[0].inner):
-            kept.update(calls)
-            found.append(Recurrence(tuple((call,) for call in longest), runs, given=capture.given))
-    return _named(_merged(sorted(found, key=lambda recurrence: recurrence.steps[0][0].start)))
+
+    def is_candidate(calls: list[Call]) -> bool:
+        if calls[0].inner:
+            return True
+        # A call with inner steps is not a step itself.
+        return len(calls) > 1 and not any(call in around for call in calls) and not _is_elementary(calls[0].module)
+
+    return sorted(filter(is_candidate, groups.values()), key=lambda calls: not calls[0].inner)
 
 
 def _is_elementary(module: nn.Module) -> bool:
-    """Whether it is an activation, a dropout or the like of ``torch.nn``, which all layers of a tower may share."""
+    """Whether it is a module of ``torch.nn`` without parameters, such as an activation, which all layers of a tower may share."""
     return type(module).__module__.startswith("torch.nn.") and not any(True for _ in module.parameters())
 
 
@@ -154,55 +103,59 @@ def _parents(call: Call) -> list[Call]:
     return found
 
 
-def _longest_run(graph: Graph, calls: Sequence[Call]) -> tuple[list[Call], int]:
-    """Return the longest stretch of a module's calls in which each depends on one before, and how many begin anew.
+def _longest_sequence(graph: Graph, calls: Sequence[Call]) -> tuple[list[Call], int]:
+    """Return the longest sequence of calls of which each depends on the one before, and the number of independent sequences.
 
-    A call follows the latest earlier one that it depends on, which need not be the one right before: one cell may serve two
-    streams in turns.
+    A call follows the latest earlier call that it depends on. That need not be the call right before it: one cell may serve two
+    streams in turn.
     """
+    before, reaching = _predecessors(graph, calls)
+    path = _longest_path(before, [i for i, call in enumerate(calls) if i in reaching or _returns_state(graph, call)])
+    beginnings = sum(1 for i in reaching if before[i] < 0)
+    return [calls[i] for i in path], max(beginnings, 1) if path else 0
+
+
+def _predecessors(graph: Graph, calls: Sequence[Call]) -> tuple[list[int], set[int]]:
+    """Return the latest earlier call that each call depends on, by index (-1 for none), and the calls with nodes in the graph."""
     starts = [call.start for call in calls]
-    newest: dict[Node, int] = {}
-    before = [-1] * len(calls)
-    alive = [False] * len(calls)
+    before, reaching = [-1] * len(calls), set()
+    newest: dict[Node, int] = {}  # the latest call that a node depends on
     for node in graph.nodes:
-        place = graph.place[node]
-        index = bisect_right(starts, place) - 1
-        inside = index >= 0 and place < calls[index].end
-        latest = -1
-        for producer, _ in graph.reads[node]:
-            number = newest.get(producer, -1)
-            if inside and number < index:
-                before[index] = max(before[index], number)
-            latest = max(latest, number)
-        if inside:
-            alive[index] = True
-        if inside or latest >= 0:
-            newest[node] = index if inside else latest
+        index = bisect_right(starts, graph.place[node]) - 1
+        sources = [newest.get(producer, -1) for producer, _ in graph.reads[node]]
+        if index >= 0 and graph.place[node] < calls[index].end:
+            reaching.add(index)
+            before[index] = max([before[index], *(source for source in sources if source < index)])
+            newest[node] = index
+        elif (latest := max(sources, default=-1)) >= 0:
+            newest[node] = latest
     for index in range(1, len(calls)):
-        # An inner step may hand its state on untouched.
+        # An inner step may return its state unchanged, which leaves no node.
         if calls[index].inner and set(calls[index].inputs) & set(calls[index - 1].outputs):
             before[index] = index - 1
+    return before, reaching
+
+
+def _returns_state(graph: Graph, call: Call) -> bool:
+    """Whether it is an inner step whose state is part of the graph, be it only passed on."""
+    return bool(call.inner) and any(edge[0] in graph.place for edge in call.outputs)
+
+
+def _longest_path(before: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """Return the longest path along the predecessors to one of the ends, the first one among equals."""
     lengths: list[int] = []
     for previous in before:
         lengths.append(1 + (lengths[previous] if previous >= 0 else 0))
-    reaching = [
-        i
-        for i in range(len(calls))
-        if alive[i] or (calls[i].inner and any(e[0] in graph.place for e in calls[i].outputs))
-    ]
-    if not reaching:
-        return [], 0
-    index = max(reaching, key=lambda i: (lengths[i], -i))
-    run = []
+    index = max(ends, key=lengths.__getitem__, default=-1)
+    path = []
     while index >= 0:
-        run.append(calls[index])
+        path.append(index)
         index = before[index]
-    begun = sum(1 for index, previous in enumerate(before) if previous < 0 and alive[index])
-    return run[::-1], max(begun, 1)
+    return path[::-1]
 
 
 def _named(found: Sequence[Recurrence]) -> list[Recurrence]:
-    """Give each a name of its own: the path of the module that ends a step, numbered where it comes again."""
+    """Give each recurrence a unique name: the path of the module that ends a step, numbered from its second occurrence on."""
     seen: dict[str, int] = {}
     named = []
     for recurrence in found:
@@ -219,7 +172,7 @@ def _merged(found: Sequence[Recurrence]) -> list[Recurrence]:
         for index, other in enumerate(merged):
             if _take_turns(other, recurrence):
                 steps = tuple(a + b for a, b in zip(other.steps, recurrence.steps))
-                merged[index] = replace(other, steps=steps, runs=max(other.runs, recurrence.runs))
+                merged[index] = replace(other, steps=steps, sequences=max(other.sequences, recurrence.sequences))
                 break
         else:
             merged.append(recurrence)
@@ -235,18 +188,19 @@ def _take_turns(a: Recurrence, b: Recurrence) -> bool:
 
 
 def choose_recurrence(capture: Capture, found: Sequence[Recurrence], name: str) -> Recurrence:
-    """Return the recurrence of that name, or the longest one, the first among equals, where none is given.
+    """Return the recurrence of the given name, or without a name the longest one, the first among equals.
 
     Raises:
-        CutError: There is no recurrence.
-        UsageError: There is none of that name.
+        CutError: The model has no recurrence.
+        UsageError: No recurrence has this name.
     """
+    model = type(capture.model).__name__
     if not found:
         msg = (
-            "steps='time' needs a recurrence: a module that is called once per time step with what its last call has made, "
-            f"an nn.RNN, nn.LSTM or nn.GRU, or a solver of torchdiffeq. {type(capture.model).__name__} has none that the "
-            "output depends on. Put one time step into a module of its own and call it in a loop, over two steps at least; look "
-            "for .detach() or torch.no_grad() in the loop."
+            "steps='time' needs a recurrence: a module that is called once per time step with the result of its last call, "
+            f"an nn.RNN, nn.LSTM or nn.GRU, or a solver of torchdiffeq. {model} has none that the output depends on. "
+            "Put one time step into a module and call it in a loop over at least two steps. Look for .detach() or "
+            "torch.no_grad() in the loop."
         )
         raise CutError(msg)
     if not name:
@@ -255,48 +209,33 @@ def choose_recurrence(capture: Capture, found: Sequence[Recurrence], name: str) 
         if name == recurrence.name or name in {call.path for call in recurrence.steps[0][:-1]}:
             return recurrence
     names = ", ".join(repr(f"time:{recurrence.name}") for recurrence in found)
-    msg = f"steps='time:{name}' must name a recurrence of {type(capture.model).__name__}. It has {names}."
+    msg = f"steps='time:{name}' must name a recurrence of {model}. It has {names}."
     raise UsageError(msg)
 
 
 # The chain -------------------------------------------------------------------------------------------------------
 def chain_along(recurrence: Recurrence) -> Chain:
-    """Return the chain of what is carried from step to step: the initial state, then the state after each.
+    """Return the chain of the states that a recurrence carries: the initial state, then the state after each step.
 
-    Only what flows on to the last step counts. What a step gives out beside, to be read after the last one, is not carried.
-
-    Where a module makes its initial state itself, or keeps its state to itself, the first or the last state cannot be told from
-    its other tensors; the chain then lacks a step at that end.
+    The chain lacks its first or its last step if the initial or the last state is not visible. See
+    Note [What a recurrence carries].
 
     Raises:
-        CutError: Nothing is carried through two steps.
+        CutError: No state is carried through two steps.
     """
     steps = recurrence.steps
     graph = Graph([edge for call in steps[-1] for edge in call.outputs])
-    begin, between = steps[0][0].start, _boundaries(graph, steps)
-    first: tuple[Edge, ...] = ()
-    if all(call.inner for call in steps[0]):
-        x0 = _not_made_by(graph, steps[0])
-    else:
-        first = _made_by(graph, steps[0], between[0])
-        x0 = _initial(graph, recurrence, first) if first else ()
-    if not x0 and not first:
-        raise CutError(_not_carried(recurrence))
-    last: tuple[Edge, ...] = ()
-    if len(steps) == 1 or (len(steps[-1]) == 1 and steps[-1][0].inner):
-        last = steps[-1][-1].outputs
-    elif len(between) == len(steps) - 1:
-        state = graph.cut(x0 or first, [*([begin] if x0 else []), *between], ()).states[-1]
-        last = _carried_out(graph, steps, state)
-    moments = [*([begin] if x0 else []), *between, *([steps[-1][-1].end] if last else [])]
+    between = _moments_between(graph, steps)
+    first, skipped = _first_state(graph, recurrence, between)
+    moments = between if skipped else [steps[0][0].start, *between]
+    # Without a moment before it, the last step is not part of the chain.
+    last = _last_state(graph, steps, first, moments) if len(between) == len(steps) - 1 else ()
+    if last:
+        moments = [*moments, steps[-1][-1].end]
     if len(moments) < 2:
         raise CutError(_not_carried(recurrence))
-    cut = graph.cut(x0 or first, moments, last)
-    begun = 0 if x0 else 1
-    calls = recurrence.calls[begun:][: len(cut.segments)]
-    # Of the first state nothing is known but what it becomes.
-    unknown = tuple(None for _ in cut.states[0]) if x0 else _roles(steps[0], cut.states[0])
-    roles = [_roles(step, state) for step, state in zip(steps[begun:], cut.states[1:])]
+    cut = graph.cut(first, moments, last)
+    calls = recurrence.calls[skipped:][: len(cut.segments)]
     durations = tuple(call.duration for call in calls if call.duration is not None)
     return Chain(
         calls,
@@ -306,48 +245,88 @@ def chain_along(recurrence: Recurrence) -> Chain:
         inner_eps=inner_eps(graph, cut, moments[1:]),
         along="time",
         durations=durations if len(durations) == len(calls) else (),
-        roles=(unknown, *roles),
+        roles=_roles(steps, cut.states, skipped),
         active=tuple(call.active for call in calls) if any(call.active is not None for call in calls) else (),
     )
 
 
-def _boundaries(graph: Graph, steps: Sequence[Sequence[Call]]) -> list[int]:
-    """Return the moments between steps: after each call, or before the next one where fewer numbers are carried there.
+def _moments_between(graph: Graph, steps: Sequence[Sequence[Call]]) -> list[int]:
+    """Return the moments between the steps: after each call, or before the next call if the state is smaller there.
 
-    ``x = x + dt * f(x)`` in a loop carries x and f(x) after each call of f, and only x before the next.
+    ``x = x + dt * f(x)`` in a loop carries x and f(x) after each call of f, but only x before the next call.
     """
     ends = [step[-1].end for step in steps[:-1]]
     if len(steps) < 3 or all(call.inner for call in steps[0]):
         return ends
     starts = [step[0].start for step in steps[1:]]
 
-    def carried(moments: Sequence[int]) -> list[int]:
+    def sizes(moments: Sequence[int]) -> list[int]:
         first = _made_by(graph, steps[0], moments[0])
         states = graph.cut(first, moments, ()).states if first else ()
-        return [sum(map(math.prod, _sizes(state))) for state in states[-2:]]
+        return [sum(map(math.prod, _shapes(state))) for state in states[-2:]]
 
-    before, after = carried(starts), carried(ends)
+    before, after = sizes(starts), sizes(ends)
     if not before or not after or before[0] >= after[0]:
         return ends
-    # The last call need not read all that is carried beside it.
+    # The last call need not read the whole state. The moment before it is then no boundary.
     return starts if before[-1] >= before[0] else starts[:-1]
 
 
-def _roles(step: Sequence[Call], state: Sequence[Edge]) -> tuple[tuple[int, int] | None, ...]:
-    where = {edge: (i, j) for i, call in enumerate(step) for j, edge in enumerate(call.results) if edge is not None}
+def _first_state(graph: Graph, recurrence: Recurrence, between: Sequence[int]) -> tuple[tuple[Edge, ...], int]:
+    """Return the first state of the chain, and the number of steps before it: 0, or 1 if the initial state is not visible.
+
+    Raises:
+        CutError: Neither the initial state nor the state after the first step is visible.
+    """
+    step = recurrence.steps[0]
+    after: tuple[Edge, ...] = ()
+    if all(call.inner for call in step):
+        initial = _not_made_by(graph, step)
+    else:
+        after = _made_by(graph, step, between[0])
+        initial = _initial(graph, recurrence, after) if after else ()
+    if not initial and not after:
+        raise CutError(_not_carried(recurrence))
+    return (initial, 0) if initial else (after, 1)
+
+
+def _last_state(
+    graph: Graph, steps: Sequence[Sequence[Call]], first: Sequence[Edge], moments: Sequence[int]
+) -> tuple[Edge, ...]:
+    """Return the state after the last step; nothing if it is not visible."""
+    if len(steps) == 1 or (len(steps[-1]) == 1 and steps[-1][0].inner):
+        return steps[-1][-1].outputs
+    return _carried_out(graph, steps, graph.cut(first, moments, ()).states[-1])
+
+
+def _roles(
+    steps: Sequence[Sequence[Call]], states: Sequence[Sequence[Edge]], skipped: int
+) -> tuple[tuple[tuple[int, int] | None, ...], ...]:
+    """Return ``Chain.roles``. The roles in the initial state are not known."""
+    initial = () if skipped else ((None,) * len(states[0]),)
+    return (*initial, *map(_roles_in, steps, states[len(initial) :]))
+
+
+def _roles_in(step: Sequence[Call], state: Sequence[Edge]) -> tuple[tuple[int, int] | None, ...]:
+    where = _results_of(step)
     return tuple(where.get(edge) for edge in state)
+
+
+def _results_of(step: Sequence[Call]) -> dict[Edge, tuple[int, int]]:
+    """Return for each edge that a step returns the index of the call and of its result."""
+    return {edge: (i, j) for i, call in enumerate(step) for j, edge in enumerate(call.results) if edge is not None}
 
 
 def _not_carried(recurrence: Recurrence) -> str:
     return (
-        f"a state must be carried through two time steps at least. {recurrence.name!r} is called {len(recurrence)} times, "
-        "and no more than one of these calls has both what it takes from the last one and what it hands on in plain sight. "
-        "Measure a longer sequence, or hand the state in and out."
+        f"a state must be carried through at least two time steps. {recurrence.name!r} is called {len(recurrence)} times, and at "
+        "most one of these calls has a visible state both before and after it. Measure a longer sequence, or pass the state to "
+        "the module and return it."
     )
 
 
 def _made_by(graph: Graph, step: Sequence[Call], end: int) -> tuple[Edge, ...]:
-    """Return the edges that come of a step's calls, made before a moment and read later."""
+    """Return the edges that depend on nodes of a step, were made before the moment ``end`` and are read after it."""
     inside = _reach(graph, step)
     return unique(
         edge
@@ -359,53 +338,61 @@ def _made_by(graph: Graph, step: Sequence[Call], end: int) -> tuple[Edge, ...]:
 
 
 def _reach(graph: Graph, step: Sequence[Call]) -> set[Node]:
-    """Return the nodes that a step's calls have made, and all that come of them."""
+    """Return the nodes that the calls of a step created, and all nodes that depend on them."""
     made = {node for call in step for node in graph.nodes if call.start <= graph.place[node] < call.end}
     return made | graph.downstream((node, n) for node in made for n in range(len(node._input_metadata)))
 
 
 def _not_made_by(graph: Graph, step: Sequence[Call]) -> tuple[Edge, ...]:
-    """Return what the calls of a step are given and none of them has made."""
+    """Return the edges among the arguments of a step's calls that do not depend on this step."""
     inside = _reach(graph, step)
     return unique(edge for call in step for edge in call.inputs if edge[0] not in inside)
 
 
 def _initial(graph: Graph, recurrence: Recurrence, first: Sequence[Edge]) -> tuple[Edge, ...]:
-    """Return what the first step is given where the second one is given what the first one made; nothing if that is unclear."""
+    """Return the initial state: the arguments of the first step at the places where the second one receives ``first``.
+
+    Returns:
+        Nothing if the initial state is not visible: if these arguments differ in shape from ``first``, the state after the first
+        step, or if the original of a copied constant is read outside of the module.
+    """
     steps = recurrence.steps
     reached = graph.downstream(first, since=steps[0][-1].end)
     outside = set(_not_made_by(graph, steps[0]))
     entering: dict[Edge, None] = {}
     for early, late in zip(steps[0], steps[1]):
-        for mine, edge in zip(early.slots, late.slots):
-            if edge is None or mine not in outside or mine[0] not in graph.place:
+        for initial, edge in zip(early.slots, late.slots):
+            if edge is None or initial not in outside or initial[0] not in graph.place:
                 continue
             if edge not in first and edge[0] not in reached:
                 continue
-            if mine in recurrence.given and _is_read_beside(graph, edge, late, steps[0][-1].end):
-                # The module has a copy, and what reads the state beside it has not.
+            is_copy = initial in recurrence.copied_constants
+            if is_copy and _is_read_outside(graph, edge, late, steps[0][-1].end):
                 return ()
-            entering[mine] = None
-    return tuple(entering) if _sizes(entering) == _sizes(first) else ()
+            entering[initial] = None
+    return tuple(entering) if _shapes(entering) == _shapes(first) else ()
 
 
-def _is_read_beside(graph: Graph, edge: Edge, call: Call, since: int) -> bool:
+def _is_read_outside(graph: Graph, edge: Edge, call: Call, since: int) -> bool:
+    """Whether a node outside of the call, and not before ``since``, reads the edge."""
     return any(
         edge in reads and graph.place[node] >= since and not call.start <= graph.place[node] < call.end
         for node, reads in graph.reads.items()
     )
 
 
-def _sizes(edges: Sequence[Edge] | dict[Edge, None]) -> list[tuple[int, ...]]:
+def _shapes(edges: Iterable[Edge]) -> list[tuple[int, ...]]:
     return sorted(tuple(node._input_metadata[number].shape) for node, number in edges)
 
 
 def _carried_out(graph: Graph, steps: Sequence[Sequence[Call]], state: Sequence[Edge]) -> tuple[Edge, ...]:
-    """Return what the last step gives out where the one before gave out its state; nothing if that is unclear."""
-    where = {
-        edge: (i, j) for i, call in enumerate(steps[-2]) for j, edge in enumerate(call.results) if edge is not None
-    }
-    # What was made before that passes by.
+    """Return the results of the last step at the places where the step before returned its state.
+
+    Returns:
+        Nothing if the last state is not visible: if the step before made a part of its state that it did not return.
+    """
+    where = _results_of(steps[-2])
+    # Edges made earlier pass by.
     made_since = steps[-3][-1].end if len(steps) > 2 else steps[-2][0].start
     last: list[Edge] = []
     for edge in state:

@@ -117,9 +117,9 @@ def _notes_on_time(chosen: Recurrence, chain: Chain, device: torch.device) -> It
         yield "the chain begins with the second step: what the first one starts from cannot be told from other tensors"
     if chain.steps[-1] is not chosen.calls[-1]:
         yield "the chain ends before the last step: what that carries on cannot be told from other tensors"
-    if chosen.runs > 1:
+    if chosen.sequences > 1:
         yield (
-            f"{chosen.name!r} is run on {chosen.runs} sequences that do not depend on each other, or its gradient is cut by "
+            f"{chosen.name!r} is run on {chosen.sequences} sequences that do not depend on each other, or its gradient is cut by "
             ".detach(): the longest stretch is measured"
         )
     module = chosen.calls[0].module

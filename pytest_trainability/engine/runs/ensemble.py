@@ -15,9 +15,10 @@ from ...errors import CutError, ModelError, UsageError
 from ..capture.chain import Chain, chain_of, graph_of
 from ..capture.fused_rnn import Unrolling
 from ..capture.graph import Graph, freed_in_order
+from ..capture.initial_states import initial_states
 from ..capture.ode_solvers import solver_steps
 from ..capture.recorder import Call, Capture
-from ..capture.recurrence import chain_along, choose_recurrence, find_recurrences, initial_states
+from ..capture.recurrence import chain_along, choose_recurrence, find_recurrences
 from ..capture.rollout import Rollout
 from ..capture.steps import choose_steps
 from ..isolation import digest, generator_state, preserved_world

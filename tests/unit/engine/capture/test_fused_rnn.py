@@ -400,7 +400,7 @@ def test_every_direction_of_every_layer_is_a_recurrence() -> None:
     record = captured(Around(layer(nn.LSTM, num_layers=2, bidirectional=True), lambda m, x: m(x)), sequences())
     found = find_recurrences(record, graph_of(record))
     assert [r.name for r in found] == ["layer.l0", "layer.l0_reverse", "layer.l1", "layer.l1_reverse"]
-    assert [(len(r), r.runs) for r in found] == [(BATCH, 1)] * 4
+    assert [(len(r), r.sequences) for r in found] == [(BATCH, 1)] * 4
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])

@@ -1020,7 +1020,7 @@ def test_arguments_of_other_kinds_are_handed_on() -> None:
 
 
 def names_of(model: nn.Module, *args: Any) -> list[tuple[str, int, int]]:
-    return [(r.name, len(r), r.runs) for r in recurrences(captured(model, *args))]
+    return [(r.name, len(r), r.sequences) for r in recurrences(captured(model, *args))]
 
 
 @pytest.mark.parametrize(
@@ -1131,7 +1131,7 @@ def test_state_out_of_sight_is_told_so() -> None:
             state = model.cell(x[:, t], state)
         return state.h
 
-    with pytest.raises(CutError, match=r"a state must be carried through two time steps.*hand the state in and out"):
+    with pytest.raises(CutError, match=r"a state must be carried through at least two time steps.*pass the state to the module"):
         measure(Loop(run, cell=OfObject()).double(), inputs(BATCH, LENGTH, FEATURES), steps="time")
 
 
