@@ -1,10 +1,11 @@
-"""Whether a change of the code has changed a number: every measure on fifteen models, bit for bit.
+"""Compare the numbers of all measures on fifteen models before and after a change of the code, bit for bit.
 
     python benchmarks/same_numbers.py --write before.json      # before the change
-    python benchmarks/same_numbers.py --compare before.json    # after it; lists what differs, and exits with 1
+    python benchmarks/same_numbers.py --compare before.json    # after it: lists the differences; exit status 1 if there are any
+    python benchmarks/same_numbers.py --tiny                   # two models, twice: checks that the benchmark runs
 
-Numbers are written in hexadecimal, so that equal means equal to the last bit. Both runs must use one machine, one version of
-torch and one number of threads.
+Numbers are written in hexadecimal: equal means equal to the last bit. Both runs must use the same machine, the same version of
+torch and the same number of threads.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests", "examples")]
 
 import torch
 from faults import HEALTHY, Case
 from torch import Tensor
+from torchvision_for_cpu import declare_torchvision_operators
 
 from pytest_trainability import InapplicableError, Rollout, TrainabilityError, measure
 from pytest_trainability.measures import MEASURES
@@ -36,6 +40,8 @@ MODELS = (
     ),
     *("LSTM with forget bias 1",),
 )
+TINY = ("shallow tanh network",)
+"""Takes the place of the models with ``--tiny``."""
 SEEDS = 2
 
 
@@ -45,25 +51,24 @@ def henon(x: Tensor) -> Tensor:
 
 
 def start(generator: torch.Generator) -> Tensor:
-    """Draw where the Hénon map starts."""
+    """Draw initial states of the Hénon map."""
     return 0.1 * torch.rand(4, 2, generator=generator, dtype=torch.float64)
 
 
 def settings_of(case: Case) -> dict[str, Any]:
-    """Return the model of a case and how it is measured."""
+    """Return the arguments of ``measure`` for a case."""
     return {"model": case.build, "exponents": 2, "device": "cpu", "train": True, **case.arguments}
 
 
-def numbers(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of every measure, per seed, or why there are none."""
-    model, inputs = settings.pop("model"), settings.pop("inputs")
-    result = measure(model, inputs, seeds=SEEDS, **settings)
-    found: dict[str, Any] = {"steps": list(result.steps), "notes": list(result.notes)}
+def numbers(settings: dict[str, Any], seeds: int) -> dict[str, Any]:
+    """Return the values of every measure per seed, or the kind of error that it raises."""
+    result = measure(seeds=seeds, **settings)
+    found: dict[str, Any] = {"steps": list(result.steps)}
     for name, known in MEASURES.items():
         try:
             value = getattr(result, name)
         except TrainabilityError as error:
-            # The text of an error may be bettered; its kind may not change.
+            # The text of an error may improve; its kind must not change.
             found[name] = "inapplicable" if isinstance(error, InapplicableError) else type(error).__name__
             continue
         if known.kind == "names":
@@ -80,22 +85,22 @@ def _hex(values: tuple[float, ...]) -> list[str]:
     return [float(value).hex() for value in values]
 
 
-def everything() -> dict[str, Any]:
-    """Return the numbers of all models."""
+def everything(models: Sequence[str] = MODELS, *, steps: int = 60, seeds: int = SEEDS) -> dict[str, Any]:
+    """Return the numbers of all models, and of the Hénon map over some steps."""
     cases = {case.id: settings_of(case) for case in HEALTHY}
-    missing = [name for name in MODELS if name not in cases]
+    missing = [name for name in models if name not in cases]
     assert not missing, f"unknown models: {missing}; known: {list(cases)}"
-    chosen = {name: cases[name] for name in MODELS}
-    chosen["Hénon map"] = {"model": Rollout(henon, steps=60), "inputs": start, "exponents": 2}
+    chosen = {name: cases[name] for name in models}
+    chosen["Hénon map"] = {"model": Rollout(henon, steps=steps), "inputs": start, "exponents": 2}
     found = {}
     for name, settings in chosen.items():
         print(name, file=sys.stderr)
-        found[name] = numbers(settings)
+        found[name] = numbers(settings, seeds)
     return found
 
 
 def differences(before: Any, after: Any, place: str = "") -> list[str]:
-    """List where two trees differ."""
+    """List the differences of two trees."""
     if isinstance(before, dict) and isinstance(after, dict):
         return [
             line
@@ -110,14 +115,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path)
     parser.add_argument("--compare", type=Path)
+    parser.add_argument(
+        "--tiny", action="store_true", help="two models, one seed, twice: checks that the benchmark runs"
+    )
     arguments = parser.parse_args()
+    if not (arguments.write or arguments.compare or arguments.tiny):
+        parser.error("one of --write, --compare and --tiny is required")
     torch.set_num_threads(1)
-    found = everything()
+    # transformers imports torchvision where it is installed.
+    declare_torchvision_operators()
+    tiny = partial(everything, TINY, steps=5, seeds=1)
+    found = tiny() if arguments.tiny else everything()
     if arguments.write:
         arguments.write.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
-    if not arguments.compare:
+    if arguments.compare:
+        before = json.loads(arguments.compare.read_text(encoding="utf-8"))
+    elif arguments.tiny:
+        before = tiny()
+    else:
         return 0
-    changed = differences(json.loads(arguments.compare.read_text(encoding="utf-8")), found)
+    changed = differences(before, found)
     print(*changed, sep="\n", end="\n" if changed else "")
     count = sum(len(measures) for measures in found.values())
     print(f"{len(found)} models, {len(MEASURES)} measures, {count} values compared: {len(changed)} differ")
