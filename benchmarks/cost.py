@@ -1,12 +1,13 @@
-"""What a measurement costs, in training steps: ratios measured side by side in one run.
+"""Cost of a measurement in training steps: ratios that are measured side by side in one run.
 
-    python benchmarks/cost.py            # CPU, or CUDA where there is one
+    python benchmarks/cost.py            # on CUDA where a GPU is available, else on the CPU
     python benchmarks/cost.py --device cpu --repeats 5
+    python benchmarks/cost.py --tiny     # checks in a few seconds that the benchmark runs
 
 A training step is one forward and backward pass with the gradients of all parameters, without an optimizer. The cost of
-a measurement is given per seed, with models that were built beforehand: four seeds, and a finished module. Steps and
-measurements take turns, and the median of their ratios is printed. Peak memory is that of a process of its own, above
-what it takes before the model is built.
+a measurement is given per seed, for four seeds of models that were built before, and for a finished module. Steps and
+measurements alternate, and the median of their ratios is printed. Peak memory is measured in a separate process, relative
+to the memory in use before the model is built.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,7 +37,7 @@ def transformer(name: str, **settings: int) -> Callable[[], nn.Module]:
     """Return a factory of a model from transformers."""
 
     def build() -> nn.Module:
-        # With the examples' requirements comes a torchvision that need not fit this PyTorch.
+        # The requirements of the examples install a torchvision that may not fit this PyTorch.
         sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
         from torchvision_for_cpu import declare_torchvision_operators
 
@@ -87,6 +90,37 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Tensor]]
 }
 
 
+@dataclass
+class Output:
+    """The output of a model with its loss, as models of transformers return it."""
+
+    loss: Tensor
+    logits: Tensor
+
+
+class Tower(nn.Module):
+    """A tanh tower that classifies vectors."""
+
+    def __init__(self, depth: int, width: int, classes: int = 10) -> None:
+        super().__init__()
+        layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.Tanh())]
+        self.layers, self.head = nn.Sequential(*layers), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Output:
+        logits = self.head(self.layers(x))
+        return Output(nn.functional.cross_entropy(logits, labels), logits)
+
+
+def vectors(batch: int, width: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, width, generator=generator)
+    return {"x": x, "labels": torch.randint(10, (batch,), generator=generator)}
+
+
+TINY = {"tanh, 2 × 16": (lambda: Tower(2, 16), lambda: vectors(4, 16))}
+"""Takes the place of the models with ``--tiny``."""
+
+
 class Timer:
     """Wall time of a call, waiting for the device."""
 
@@ -116,7 +150,7 @@ def to(inputs: dict[str, Tensor], device: str) -> dict[str, Tensor]:
 
 def time_ratios(name: str, device: str, repeats: int) -> dict[str, float]:
     """Return the training step in ms, and measurements per seed as multiples of it."""
-    build, make = MODELS[name]
+    build, make = (MODELS | TINY)[name]
     timer = Timer(device)
     inputs = to(make(), device)
     model = build().to(device)
@@ -153,16 +187,16 @@ def time_ratios(name: str, device: str, repeats: int) -> dict[str, float]:
 
 
 def peak_memory(name: str, what: str, device: str) -> float:
-    """Return the peak memory of one training step or one measurement, in MB, in a process of its own."""
+    """Return the peak memory of one training step or one measurement, in MB, in a separate process."""
     command = [sys.executable, __file__, "--peak", name, what, "--device", device]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(json.loads(found.stdout.splitlines()[-1]))
 
 
 def report_peak(name: str, what: str, device: str) -> None:
-    """Do one thing and print how much memory it took at its peak."""
-    build, make = MODELS[name]
-    # Libraries load and threads start before the base line is drawn.
+    """Run one training step or one measurement, and print its peak memory."""
+    build, make = (MODELS | TINY)[name]
+    # Libraries load and threads start before the memory in use is read.
     build()
     small = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     measure(small, torch.randn(4, 8))
@@ -182,7 +216,7 @@ def report_peak(name: str, what: str, device: str) -> None:
 
 
 def _resident(entry: str = "VmRSS") -> float:
-    """Return the process's resident memory in MB, or its peak; getrusage would report the parent's peak, too."""
+    """Return the process's resident memory in MB, or its peak; getrusage would also count the parent's peak."""
     found = re.search(rf"{entry}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
@@ -192,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tiny", action="store_true", help="one small model, once: checks that the benchmark runs")
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "WHAT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -204,9 +239,11 @@ def main() -> None:
         f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads; costs in training steps per seed"
     )
     print(f"{'model':<20}{'step':>9}{'1 exp.':>9}{'8 exp.':>9}{'finished':>10}{'peak memory':>13}")
-    for name in MODELS:
-        ratios = time_ratios(name, options.device, options.repeats)
-        memory = peak_memory(name, "measure", options.device) / peak_memory(name, "step", options.device)
+    for name in TINY if options.tiny else MODELS:
+        ratios = time_ratios(name, options.device, 1 if options.tiny else options.repeats)
+        # Allocators may serve a tiny model from memory that the process holds already.
+        step = peak_memory(name, "step", options.device) or math.nan
+        memory = peak_memory(name, "measure", options.device) / step
         print(
             f"{name:<20}{ratios['step']:>6.0f} ms{ratios['1 exponent']:>9.2f}{ratios['8 exponents']:>9.2f}"
             f"{ratios['finished module']:>10.2f}{memory:>13.2f}",

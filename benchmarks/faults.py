@@ -1,18 +1,20 @@
-"""Which faults are flagged, which healthy models are, and which faults train worse than their healthy twins.
+"""Flagged faults, flagged healthy models, and faults that train worse than their healthy twins.
 
-    python benchmarks/faults.py               # all of it: a few minutes on one core
-    python benchmarks/faults.py --untrained   # what is flagged only, in half a minute
+    python benchmarks/faults.py               # everything, in a few minutes on one core
+    python benchmarks/faults.py --untrained   # flags only, in half a minute
     python benchmarks/faults.py 7 14 22       # some of the faults, by number
-    python benchmarks/faults.py --reference   # the log gain of well-known architectures, which the bounds refer to
-    python benchmarks/faults.py --memory      # what recurrent layers learn of the first of many steps, beside the log gain
-    python benchmarks/faults.py --zoo         # what is flagged of all small models of transformers in tests/zoo.py
+    python benchmarks/faults.py --reference   # log gain of well-known architectures: the reference of the bounds
+    python benchmarks/faults.py --memory      # log gain of recurrent layers, and loss of a task that requires memory
+    python benchmarks/faults.py --zoo         # flags of all small models of transformers in tests/zoo.py
+    python benchmarks/faults.py --tiny        # checks in a few seconds that all of these run
 
-The faults and the healthy models are those of ``tests/faults.py``. What is flagged is judged by the preset of the model's
-family (``pytest_trainability/checks/presets.py``) on eight seeds, and by a comparison with the healthy twin's baseline on
-the same seeds, at the tolerances of the measures. Both a fault and its twin are then trained on batches that can be learned, for
-the same number of steps at each of three learning rates, of which the best counts for either: SGD with momentum for
-multi-layer perceptrons and convolutions, Adam with clipped gradients for transformers and recurrent networks. The loss is
-the mean over the last fifth of the steps. A fault trains worse if its loss is higher by more than the margin on every seed.
+The faults and the healthy models are those of ``tests/faults.py``. Two checks can flag a model: the preset of its family
+(``pytest_trainability/checks/presets.py``) on eight seeds, and the comparison with the baseline of the healthy twin on the same
+seeds, at the tolerances of the measures. The fault and its twin are then trained on a task that can be learned, for the same
+number of steps at each of three learning rates; the best rate counts for each. The optimizer is SGD with momentum for
+multi-layer perceptrons and convolutions, and Adam with clipped gradients for transformers and recurrent networks. The loss is
+the mean over the last fifth of the steps. A fault trains worse if its loss exceeds its twin's by more than the margin on every
+seed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -59,17 +61,30 @@ from faults import (  # noqa: E402
 from pytest_trainability import TrainabilityFailure, measure  # noqa: E402
 from pytest_trainability.measurement import Measurement  # noqa: E402
 
-SEEDS = range(8)
-TRAINED = (0, 1)
 MARGIN = 0.1
-"""Nats: about the spread of the healthy twins' losses between seeds."""
-MEMORY_DECIDES = {27}
-"""Faults whose training differs from run to run: what a parameter of ``torch.empty`` holds is whatever lay there before."""
+"""In nats: about the spread of the losses of healthy twins over seeds."""
+UNREPEATABLE = {27}
+"""Faults whose training differs from run to run: a parameter of ``torch.empty`` holds the previous content of the memory."""
+
+
+@dataclass
+class Sizes:
+    """Numbers of seeds and steps; ``--tiny`` reduces them."""
+
+    seeds: range = range(8)
+    """Seeds of a measurement."""
+    trained: tuple[int, ...] = (0, 1)
+    """Seeds of training."""
+    steps: int | None = None
+    """Training steps; None for those of the family."""
+
+
+SIZES = Sizes()
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How a family is trained."""
+    """Training of a family: optimizer, learning rates, steps, batch size and gradient clipping."""
 
     optimizer: Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
     rates: tuple[float, ...]
@@ -98,9 +113,9 @@ BUDGETS = {
 
 
 def trained(case: Case, seed: int, rate: float, *, steps: int | None = None) -> float:
-    """Train one model and return the mean loss over the last fifth of the steps; infinite where it is not finite."""
+    """Train one model; return the mean loss over the last fifth of the steps, or infinity where it is not finite."""
     budget = BUDGETS[case.family]
-    count = steps or budget.steps
+    count = SIZES.steps or steps or budget.steps
     torch.manual_seed(seed)
     model, losses = case.build(), []
     optimizer = budget.optimizer(model.parameters(), rate)
@@ -116,7 +131,7 @@ def trained(case: Case, seed: int, rate: float, *, steps: int | None = None) -> 
 def step(
     case: Case, model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, generator: torch.Generator
 ) -> float:
-    """Take one step on a fresh batch and return what training is judged by."""
+    """Take one step on a fresh batch; return the score of the training, which is the loss by default."""
     inputs, labels = case.task(generator, batch=budget.batch)
     output = model(**inputs) if isinstance(inputs, dict) else model(inputs)
     assert case.loss is not None
@@ -136,10 +151,11 @@ def step(
 
 @cache
 def losses(case: Case) -> tuple[float, ...]:
-    """Return the loss after training per seed, at the learning rate that is best on the first one."""
-    first = {rate: trained(case, TRAINED[0], rate) for rate in BUDGETS[case.family].rates}
+    """Return the loss after training per seed, at the learning rate that is best on the first seed."""
+    seed, *others = SIZES.trained
+    first = {rate: trained(case, seed, rate) for rate in BUDGETS[case.family].rates}
     best = min(first, key=first.__getitem__)
-    return (first[best], *(trained(case, seed, best) for seed in TRAINED[1:]))
+    return (first[best], *(trained(case, other, best) for other in others))
 
 
 def trains_worse(case: Case) -> bool:
@@ -147,16 +163,16 @@ def trains_worse(case: Case) -> bool:
     return min(losses(case)) > max(losses(case.twin)) + MARGIN
 
 
-# What is flagged --------------------------------------------------------------------------------------------------
+# Flags ------------------------------------------------------------------------------------------------------------
 
 
 @cache
 def measurement(case: Case) -> Measurement:
-    return measured(case, SEEDS)
+    return measured(case, SIZES.seeds)
 
 
-def seen(case: Case) -> tuple[list[str], list[str]]:
-    """Return the measures that the preset flags, and those that have moved from the twin's baseline."""
+def flags_of(case: Case) -> tuple[list[str], list[str]]:
+    """Return the measures that the preset flags, and the measures that differ from the baseline of the twin."""
     assert case.twin is not None
     found = measurement(case)
     return list(flagged(case, found)), list(changed(measurement(case.twin), found))
@@ -167,7 +183,7 @@ def seen(case: Case) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one fault."""
+    """The results of one fault."""
 
     case: Case
     preset: Sequence[str]
@@ -175,7 +191,7 @@ class Row:
     loss: float = math.nan
     twin: float = math.nan
     worse: bool | None = None
-    """Whether it trains worse; None where that is not asked for, or memory decides."""
+    """Whether the fault trains worse; None where it was not trained."""
 
     def __str__(self) -> str:
         verdict = {True: "worse", False: "no worse", None: ""}[self.worse]
@@ -187,11 +203,11 @@ class Row:
 
 
 def row(case: Case, *, train: bool) -> Row:
-    preset, baseline = seen(case)
-    if not train or case.number in MEMORY_DECIDES:
+    preset, baseline = flags_of(case)
+    if not train or case.number in UNREPEATABLE:
         return Row(case, preset, baseline)
     assert case.twin is not None
-    loss, twin = (sum(losses(c)) / len(TRAINED) for c in (case, case.twin))
+    loss, twin = (sum(losses(c)) / len(SIZES.trained) for c in (case, case.twin))
     return Row(case, preset, baseline, loss, twin, trains_worse(case))
 
 
@@ -208,7 +224,7 @@ def report_faults(cases: Sequence[Case], *, train: bool) -> list[Row]:
 
 
 def report_healthy(cases: Sequence[Case]) -> int:
-    """Print what is flagged of healthy models, and return how many are."""
+    """Print the flagged healthy models, and return their number."""
     count = 0
     for case in cases:
         found = flagged(case, measurement(case))
@@ -298,7 +314,10 @@ def signal(generator: torch.Generator) -> Tensor:
     return torch.randn(8, 100, WIDTH, generator=generator)
 
 
-REFERENCE: tuple[tuple[str, Callable[[], nn.Module], Callable[[torch.Generator], object], str], ...] = (
+Architecture = tuple[str, Callable[[], nn.Module], Callable[[torch.Generator], object], str]
+"""A name, a factory, a function that draws inputs, and the argument ``steps`` of ``measure``."""
+
+REFERENCE: tuple[Architecture, ...] = (
     ("LeNet-5, PyTorch's weights", lenet, partial(pictures, 16), "auto"),
     ("AlexNet, PyTorch's weights", alexnet, partial(pictures, 224), "auto"),
     ("VGG-16, PyTorch's weights", partial(vgg, initialized=False), partial(pictures, 64), "auto"),
@@ -317,9 +336,9 @@ REFERENCE: tuple[tuple[str, Callable[[], nn.Module], Callable[[torch.Generator],
 )
 
 
-def report_reference() -> None:
+def report_reference(architectures: Sequence[Architecture] = REFERENCE) -> None:
     print(f"{'architecture':<40} {'steps':<28} {'log gain, nats':>15} {'per step':>9}")
-    for name, build, inputs, steps in REFERENCE:
+    for name, build, inputs, steps in architectures:
         found = measure(build, inputs, seeds=2, steps=steps)
         gain = found.log_gain.mean
         print(f"{name:<40} {found.steps.description:<28} {gain:>+15.2f} {gain / len(found.steps):>+9.3f}", flush=True)
@@ -339,45 +358,68 @@ RECURRENT: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def report_memory() -> None:
-    """Print the log gain over so many steps, and the loss after training on what only the first of them tells."""
+def report_memory(
+    layers: Mapping[str, Callable[[], nn.Module]] = RECURRENT, lengths: Sequence[int] = (20, 50, 100)
+) -> None:
+    """Print the log gain over the steps, and the loss of a task whose answer only the first step shows."""
     print(f"{'layer':<32} {'steps':>6} {'log gain, nats':>15} {'loss, nats':>11}")
-    for name, build in RECURRENT.items():
-        for length in (20, 50, 100):
+    for name, build in layers.items():
+        for length in lengths:
             case = Case(name, "rnn", build, partial(sequence, length=length), steps="time")
             gain = measure(build, seeds=2, **case.arguments).log_gain.mean
             loss = min(trained(case, 0, rate, steps=200) for rate in (1e-3, 3e-3, 1e-2))
             print(f"{name:<32} {length:>6} {gain:>+15.1f} {loss:>11.2f}", flush=True)
 
 
-# Models that nobody here wrote ------------------------------------------------------------------------------------------
+# Models of transformers ---------------------------------------------------------------------------------------------
 
 CONVOLUTIONAL = {"convnext", "resnet", "mobilenet-v2", "efficientnet", "regnet", "poolformer"}
 
 
-def report_zoo() -> None:
-    """Print what their families' presets flag, on four seeds."""
+def report_zoo(models: Sequence[zoo.Case] = zoo.CASES, seeds: int = 4) -> None:
+    """Print the models that the presets of their families flag, on four seeds."""
     count = 0
-    for model in zoo.CASES:
-        found = measure(model.build, model.inputs, seeds=4)
+    for model in models:
+        found = measure(model.build, model.inputs, seeds=seeds)
         try:
             found.check(preset="cnn" if model.id in CONVOLUTIONAL else "transformer")
         except TrainabilityFailure as failure:
             count += 1
             print(f"{model.id}: {failure}\n", flush=True)
-    print(f"flagged {count} of {len(zoo.CASES)}")
+    print(f"flagged {count} of {len(models)}")
+
+
+TINY_FAULT, TINY_TWIN = 7, "shallow tanh network"
+
+
+def report_tiny() -> None:
+    """Run each report on one model, one seed and five steps of training."""
+    SIZES.seeds, SIZES.trained, SIZES.steps = range(1), (0,), 5
+    cases = [case for case in FAULTS if case.number == TINY_FAULT]
+    rows = report_faults(cases, train=True)
+    healthy = [case for case in HEALTHY if case.id == TINY_TWIN]
+    print(summary(rows, len(healthy), report_healthy(healthy)))
+    report_reference(REFERENCE[:1])
+    report_memory({name: RECURRENT[name] for name in [*RECURRENT][-1:]}, lengths=(10,))
+    report_zoo(zoo.CASES[:1], seeds=1)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("numbers", nargs="*", type=int, metavar="NUMBER", help="which faults; all by default")
-    parser.add_argument("--untrained", action="store_true", help="train nothing")
+    parser.add_argument("numbers", nargs="*", type=int, metavar="NUMBER", help="numbers of the faults; default: all")
+    parser.add_argument("--untrained", action="store_true", help="do not train")
     parser.add_argument("--reference", action="store_true", help="measure well-known architectures instead")
     parser.add_argument("--memory", action="store_true", help="train recurrent layers on sequences instead")
     parser.add_argument("--zoo", action="store_true", help="judge the models of transformers instead")
+    parser.add_argument("--tiny", action="store_true", help="one model for each report: checks that they run")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    others = {report_reference: given.reference, report_memory: given.memory, report_zoo: given.zoo}
+    others: dict[Callable[[], None], bool] = {
+        report_reference: given.reference,
+        report_memory: given.memory,
+        report_zoo: given.zoo,
+        report_tiny: given.tiny,
+    }
     for report, asked in others.items():
         if asked:
             report()

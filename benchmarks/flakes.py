@@ -1,16 +1,17 @@
-"""How often verdicts on healthy models are wrong: bounds and baselines, beside the rates that they promise.
+"""Rates of wrong verdicts on healthy models, for bounds and for baselines, next to the nominal rates.
 
     python benchmarks/flakes.py            # about eight minutes on two cores
     python benchmarks/flakes.py --quick    # about a minute
+    python benchmarks/flakes.py --tiny     # checks in a few seconds that the benchmark runs
     python benchmarks/flakes.py --models "tanh tower" --checks 100000
 
-Each model is measured on a pool of fresh seeds. Seed lists are then drawn from the pool by the thousand and go through the
+Each model is measured on a pool of fresh seeds. Thousands of seed lists are then drawn from the pool, and go through the
 functions that decide in a test: ``judge``, ``is_settled`` and ``compare``, with their defaults.
 
-Bounds end exactly at the mean over the pool, the worst case: whatever is said without "marginal" is said by chance.
-Nominal is 1 % over both sides. Baselines compare two lists without a seed in common, and then the same seeds measured again
-in a fresh process with other kernels and another thread count. Rates come with their upper 95 % limit (Clopper &
-Pearson, Biometrika 26, 404 (1934)). That limit is of chance in the choice of lists; the pool, too, is a sample.
+Bounds end exactly at the mean over the pool. This is the worst case: every verdict that is not marked as marginal is due to
+chance. The nominal rate is 1 % over both sides. Baselines compare two lists that share no seed, and then the same seeds,
+measured again in a new process with other kernels and another number of threads. Rates are printed with their upper 95 % limit
+(Clopper & Pearson, Biometrika 26, 404 (1934)). The limit accounts for the choice of lists; the pool is a sample as well.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from pytest_trainability import Bound, at_least, at_most, within
 from pytest_trainability.checks.baselines import Entry, compare
 from pytest_trainability.checks.statistics import CONFIDENCE, Level, estimate
 from pytest_trainability.checks.verdicts import is_settled, judge
-from pytest_trainability.measurement import Context, _assemble, _recorded, measure_in
+from pytest_trainability.measurement import Context, measure_in
+from pytest_trainability.measurement.readings import assemble, recorded
 from pytest_trainability.measures import MEASURES, recorded_along
 
 RECORDED = tuple(m.name for m in recorded_along("depth"))
@@ -61,7 +63,7 @@ def tower(activation: Callable[[], nn.Module], variance: float, bias: float, *, 
 
 
 class TransformerBlock(nn.Module):
-    """Pre-LN, with a key bias whose gradient is zero but for arithmetic."""
+    """A pre-LN block. The gradient of its key bias is zero up to round-off."""
 
     def __init__(self, width: int = WIDTH, heads: int = 2) -> None:
         super().__init__()
@@ -111,7 +113,7 @@ def resnet(depth: int = 8, channels: int = 6) -> nn.Module:
 
 
 class DropBlock(nn.Module):
-    """A residual branch with dropout, which stochastic depth leaves out for a fifth of the samples."""
+    """A residual block with dropout. Stochastic depth drops its branch for a fifth of the samples."""
 
     def __init__(self, drop: float = 0.2) -> None:
         super().__init__()
@@ -124,7 +126,7 @@ class DropBlock(nn.Module):
 
 
 class ZeroBlock(nn.Module):
-    """Fixup: the branch's last layer starts at zero, so that the gradient of the others does."""
+    """A Fixup block: the last layer of the branch starts at zero, and the gradients of its other layers are zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +168,7 @@ DROPS = "dropped depth"
 
 @dataclass(frozen=True)
 class Model:
-    """A factory and how to draw what it is fed: new weights, inputs and targets per seed."""
+    """A factory, and functions that draw inputs and targets: weights, inputs and targets are new for each seed."""
 
     build: Callable[[], nn.Module]
     inputs: Callable[[torch.Generator], Tensor]
@@ -194,19 +196,19 @@ Reading = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Pool:
-    """What was measured, by seed."""
+    """Readings of the measures and digests of the draws, by seed."""
 
     environment: Mapping[str, str]
     readings: Sequence[Reading]
     draws: Sequence[str]
 
     def generator(self, *numbers: int) -> random.Random:
-        """Return one of this model's own."""
+        """Return a generator that is specific to this model."""
         return random.Random(f"{self.draws[0]} {numbers}")
 
 
 def with_other_masks(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """Let dropout draw other masks, as another version of torch or another device does."""
+    """Return a factory whose models draw other dropout masks, as another version of torch or another device does."""
 
     def draw(module: nn.Module, args: tuple[Any, ...]) -> None:
         torch.rand(7)
@@ -220,7 +222,7 @@ def with_other_masks(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 
 def measure_seeds(name: str, seeds: Sequence[int], threads: int = 1, other_masks: bool = False) -> Pool:
-    """Measure a model as a test does."""
+    """Measure a model on some seeds, as a test does."""
     torch.set_num_threads(threads)
     model = MODELS[name]
     if other_masks:
@@ -246,16 +248,16 @@ def measure_seeds(name: str, seeds: Sequence[int], threads: int = 1, other_masks
 
 
 def entry_of(pool: Pool, picked: Sequence[int]) -> Entry:
-    """Return what a baseline of these seeds holds."""
-    measures = {m: _recorded(MEASURES[m], [pool.readings[i][m] for i in picked]) for m in RECORDED}
+    """Return the baseline entry of these seeds."""
+    measures = {m: recorded(MEASURES[m], [pool.readings[i][m] for i in picked]) for m in RECORDED}
     return Entry(pool.environment, {}, tuple(picked), tuple(pool.draws[i] for i in picked), measures)
 
 
 @contextmanager
 def other_kernels() -> Iterator[str]:
-    """Let processes that are started here compute as an older machine does, and say how."""
+    """Let processes that start in this context use the kernels of an older machine; yield the settings."""
     before = dict(os.environ)
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin stop everyone else on a busy machine
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads block other processes on a busy machine
     kernels = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
     os.environ.update(kernels)
     try:
@@ -270,21 +272,21 @@ def other_kernels() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class BoundRates:
-    """Shares of runs, of a bound that ends at the mean."""
+    """Results for a bound that ends at the mean: shares of the runs, and numbers of seeds."""
 
     covered: float
-    """The mean lies in the interval."""
+    """Share of intervals that contain the mean."""
     above: float
-    """Said to lie above the mean, without "marginal"."""
+    """Share of verdicts that the value lies above the mean and that are not marginal."""
     below: float
     seeds: float
-    """Drawn on average."""
+    """Mean number of seeds drawn."""
     clear: float
-    """Drawn on average for a bound that is ten standard deviations away on both sides."""
+    """Mean number of seeds drawn for a bound that is ten standard deviations away on both sides."""
 
 
 def draw_until_settled(drawn: Sequence[Reading], bound: Bound, level: Level) -> list[float]:
-    """Return the log gains of as many seeds as ``Measurement.run`` draws."""
+    """Return the log gains of the seeds that ``Measurement.run`` draws until the bound is settled."""
     values = [reading["log_gain"] for reading in drawn]
     for count in range(1, len(values)):
         if level.ceiling and is_settled(estimate(values[:count], level=level), bound, level=level):
@@ -293,14 +295,14 @@ def draw_until_settled(drawn: Sequence[Reading], bound: Bound, level: Level) -> 
 
 
 def bound_rates(pool: Pool, level: Level, count: int, runs: int) -> BoundRates:
-    """Judge a log gain whose bound ends at its mean, and one that is clear."""
+    """Judge a log gain by a bound that ends at its mean, and by one that is far away."""
     generator = pool.generator(count)
     gains = [reading["log_gain"] for reading in pool.readings]
     mean, spread = statistics.fmean(gains), statistics.stdev(gains)
     end, wide = at_least(mean), within(mean - 10 * spread, mean + 10 * spread)
     covered = above = below = seeds = clear = 0
     for _ in range(runs):
-        # The mean of the pool is taken for the true one: a sample of it is that of a population a little finite.
+        # The mean of the pool serves as the true mean: samples are drawn from a finite population.
         drawn = generator.sample(pool.readings, count)
         values = draw_until_settled(drawn, end, level)
         value = estimate(values, level=level)
@@ -314,16 +316,16 @@ def bound_rates(pool: Pool, level: Level, count: int, runs: int) -> BoundRates:
 
 
 def profile_rate(pool: Pool, measure: str, level: Level, count: int, runs: int) -> float:
-    """Return how often a profile fails without "marginal" whose worst element's mean is right at the bound's end."""
+    """Return how often a profile fails, and is not marginal, if the mean of its worst element lies at the end of the bound."""
     generator = pool.generator(count)
     m = MEASURES[measure]
-    means = [e.mean for e in _assemble(m, [reading[measure] for reading in pool.readings], level).values()]
+    means = [e.mean for e in assemble(m, [reading[measure] for reading in pool.readings], level).values()]
     bound = at_least(min(means)) if m.scale == "log" else at_most(max(means))
     wrong = 0
     for _ in range(runs):
         drawn = [reading[measure] for reading in generator.sample(pool.readings, count)]
         for stop in range(1 if level.ceiling else count, count + 1):
-            value = _assemble(m, drawn[:stop], level)
+            value = assemble(m, drawn[:stop], level)
             if stop < count and is_settled(value, bound, level=level):
                 break
         verdict = judge(measure, value, bound, scale=m.scale, level=level)
@@ -339,12 +341,12 @@ NO_TOLERANCE = dict.fromkeys(TOLERANCES, 0.0)
 
 @dataclass
 class Alarms:
-    """What came of many checks of unchanged code."""
+    """Counts over many checks of unchanged code."""
 
     checks: int = 0
     flagged: int = 0
     by_chance: int = 0
-    """Flagged where no tolerance is given: by the statistics alone."""
+    """Checks that the statistics alone flag, without a tolerance."""
     blamed: Counter[str] = field(default_factory=Counter)
 
     def __iadd__(self, other: Alarms) -> Alarms:
@@ -362,13 +364,13 @@ class Alarms:
 
 
 def alarms(old: Pool, new: Pool | None, count: int, checks: int, part: int) -> Alarms:
-    """Compare lists of seeds from a pool with others of it, or with the same of another pool."""
+    """Compare lists of seeds with other lists of the same pool, or with the same lists of another pool."""
     generator = old.generator(count, part)
     found = Alarms(checks)
     for _ in range(checks):
         picked = generator.sample(range(len(old.readings)), count if new else 2 * count)
         before, after = entry_of(old, picked[:count]), entry_of(new or old, picked[-count:])
-        # A tolerance only takes from what is flagged without.
+        # A tolerance can only remove changes.
         if compare(before, after, NO_TOLERANCE):
             found.by_chance += 1
             changes = compare(before, after, TOLERANCES)
@@ -378,7 +380,7 @@ def alarms(old: Pool, new: Pool | None, count: int, checks: int, part: int) -> A
 
 
 def largest_difference(old: Pool, new: Pool) -> str:
-    """Say by how much one seed differs between two pools at most, in tolerances."""
+    """Return the largest difference of one seed between two pools, in tolerances, as text."""
     largest, where = 0.0, ""
     for index in range(len(old.readings)):
         for change in compare(entry_of(old, [index]), entry_of(new, [index]), NO_TOLERANCE):
@@ -392,7 +394,7 @@ def largest_difference(old: Pool, new: Pool) -> str:
 
 
 class Workers:
-    """Processes that measure and compare, in parts, and begin with the environment of their making."""
+    """Processes that measure and compare in parts. They inherit the environment at the time of their creation."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -409,10 +411,10 @@ class Workers:
 
 
 def print_bounds(workers: Workers, pools: Mapping[str, Pool], runs: int) -> None:
-    """Print the first two tables."""
+    """Print the tables of bounds, for numbers and for profiles."""
     fixed = Level(CONFIDENCE)
     print(f"\nBounds that end at the mean: verdicts by chance in {runs} runs, nominal {1 - CONFIDENCE:.2%} in all")
-    print(f"{'':<24}{'mean in':>17}{'said to be':>16}{'':>9}{'seeds drawn, bound':>20}")
+    print(f"{'':<24}{'mean in':>17}{'judged':>16}{'':>9}{'seeds drawn, bound':>20}")
     print(f"{'log_gain':<16}{'seeds':<8}{'interval':>17}{'below':>8}{'above':>8}{'sum':>9}{'close':>12}{'clear':>8}")
     kinds = [(fixed, 4), (fixed, 8), (Level(CONFIDENCE, 8), 8), (Level(CONFIDENCE, 32), 32)]
     tasks = [(pool, level, count, runs) for pool in pools.values() for level, count in kinds]
@@ -425,7 +427,8 @@ def print_bounds(workers: Workers, pools: Mapping[str, Pool], runs: int) -> None
             f"{r.seeds:>12.1f}{r.clear:>8.1f}"
         )
     print(
-        f"\nProfiles whose worst element is at the bound's end: failures without marginal, nominal {(1 - CONFIDENCE) / 2:.2%}"
+        "\nProfiles whose worst element lies at the end of the bound: failures that are not marginal, nominal "
+        f"{(1 - CONFIDENCE) / 2:.2%}"
     )
     kinds = [(fixed, 4), (fixed, 8), (Level(CONFIDENCE, 8), 8)]
     measures = ("growth_rate", "gradient_norm")
@@ -464,15 +467,16 @@ def print_alarms(workers: Workers, pairs: Mapping[str, tuple[Pool, Pool | None]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer seeds and checks")
-    parser.add_argument("--seeds", type=int, help="of a pool")
-    parser.add_argument("--checks", type=int, help="of baselines, per model and number of seeds")
-    parser.add_argument(
-        "--models", nargs="*", choices=MODELS, default=list(MODELS), metavar="NAME", help="of " + ", ".join(MODELS)
-    )
+    parser.add_argument("--tiny", action="store_true", help="one model, smallest sizes: checks that the benchmark runs")
+    parser.add_argument("--seeds", type=int, help="seeds of a pool")
+    parser.add_argument("--checks", type=int, help="comparisons with a baseline, per model and number of seeds")
+    parser.add_argument("--models", nargs="*", choices=MODELS, metavar="NAME", help="some of " + ", ".join(MODELS))
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    seeds = options.seeds or (150 if options.quick else 1600)
-    checks = options.checks or (600 if options.quick else 8000)
+    names = options.models or ([DROPS] if options.tiny else list(MODELS))
+    seeds = options.seeds or (64 if options.tiny else 150 if options.quick else 1600)
+    checks = options.checks or (32 if options.tiny else 600 if options.quick else 8000)
+    options.processes = 1 if options.tiny else options.processes
     began = time.perf_counter()
     print(f"python benchmarks/flakes.py {' '.join(sys.argv[1:])}".strip())
     print(
@@ -481,10 +485,10 @@ def main() -> None:
         flush=True,
     )
     workers = Workers(options.processes)
-    pools = {name: workers.pool(name, range(seeds)) for name in options.models}
+    pools = {name: workers.pool(name, range(seeds)) for name in names}
     print(f"pools measured in {time.perf_counter() - began:.0f} s", flush=True)
     print_bounds(workers, pools, checks)
-    print("\nBaselines of unchanged code, other seeds: checks that report a change", flush=True)
+    print("\nBaselines of unchanged code, other seeds: comparisons that report a change", flush=True)
     print_alarms(workers, {name: (pool, None) for name, pool in pools.items()}, checks)
     again = seeds // 8
     with other_kernels() as kernels:
@@ -499,7 +503,7 @@ def main() -> None:
     if DROPS in pools:
         print("\nBaselines of unchanged code, the same weights and inputs with other masks of dropout")
         masked = workers.pool(DROPS, range(2 * again), other_masks=True)
-        # Masks differ where another version of torch draws them.
+        # Another version of torch draws other masks.
         masked = replace(masked, environment={**masked.environment, "torch": "another"})
         whole = pools[DROPS]
         first = Pool(whole.environment, whole.readings[: 2 * again], whole.draws[: 2 * again])
