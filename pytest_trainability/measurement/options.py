@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -37,21 +37,20 @@ class Options(TypedDict, total=False):
     classes: int | None
 
 
-def refuse_unknown(options: Mapping[str, Any], *, where: str, others: Collection[str] = ()) -> None:
+def refuse_unknown(options: Mapping[str, Any], *, where: str) -> None:
     """Refuse keyword arguments that are no options.
 
     Args:
         options: Keyword arguments of a call.
         where: The function that was called, for the message.
-        others: Further arguments of that function, which the message may suggest.
 
     Raises:
         UsageError: A name is unknown. The message suggests the nearest one.
     """
-    known = {*Options.__optional_keys__, *others}
+    known = sorted(Options.__optional_keys__)
     for name in options:
-        if name not in Options.__optional_keys__:
-            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             msg = f"unknown argument {name!r} of {where}.{hint}"
             raise UsageError(msg)
@@ -69,7 +68,7 @@ def as_recipe(context: Context, model: Any, inputs: Any, options: Options) -> Re
         )
         raise UsageError(msg)
     refuse_type("train", options["train"], bool, "True or False, for train or eval mode")
-    refuse_type("name", options["name"], (str, type(None)), "a text")
+    refuse_type("name", options["name"], (str, type(None)), "a string")
     classes = options["classes"]
     return Recipe(
         model=model,

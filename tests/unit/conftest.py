@@ -1,13 +1,16 @@
-"""Records without a measurement, for tests of what judges and shows them."""
+"""Records without a measurement, for tests of judging and showing; and measures that live for one test."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_trainability.records.reports import CheckRecord, VerdictRecord
+
+if TYPE_CHECKING:
+    from pytest_trainability import Measure
 
 
 def verdict(**changes: Any) -> VerdictRecord:
@@ -62,3 +65,22 @@ def make_verdict() -> Callable[..., VerdictRecord]:
 @pytest.fixture
 def make_record() -> Callable[..., CheckRecord]:
     return record
+
+
+@pytest.fixture
+def added() -> Iterator[Callable[..., Measure]]:
+    """Add measures for the length of a test: ``added(name, *needs, read=..., kind="scalar")``."""
+    from pytest_trainability import Measure, add_measure
+    from pytest_trainability.measures import MEASURES
+
+    names = []
+
+    def add(name: str, *needs: Any, read: Callable[..., Any], kind: Any = "scalar") -> Measure:
+        found = Measure(name, kind, "", "linear", frozenset(needs), read)
+        add_measure(found)
+        names.append(name)
+        return found
+
+    yield add
+    for name in names:
+        MEASURES.pop(name, None)

@@ -41,6 +41,13 @@ def test_branches_are_excluded_if_all_their_parameters_wake() -> None:
         assert list(without_zero_initialized("branch", profile(h_0=values), STEPS)) == ["h.0"]
 
 
+def test_later_calls_of_a_shared_block_are_excluded_with_the_first() -> None:
+    """Step ``cell[3]`` is the fourth call of ``cell``, and has its parameters."""
+    value = profile(**{"cell": (0.0,), "cell[3]": (0.0,), "other": (1.0,)})
+    assert list(without_zero_initialized("branch", value, profile(cell_weight=(1.0,)))) == ["other"]
+    assert list(without_zero_initialized("branch", value, profile(cell_weight=(INF,)))) == ["cell", "cell[3]", "other"]
+
+
 def test_without_waking_steps_everything_is_judged() -> None:
     value = profile(h_0=(0.0, 0.0))
     assert without_zero_initialized("branch", value, None) is value

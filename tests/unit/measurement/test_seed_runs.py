@@ -1,4 +1,4 @@
-"""How many seeds are drawn: as many as settle the bounds, never more than asked for, and always the same numbers."""
+"""How many seeds are drawn: as many as settle the bounds, at most those requested, and always with the same numbers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_trainability import Estimate, Measurement, UsageError, at_least, at_most, measure, within
+from pytest_trainability import (
+    Bound,
+    Estimate,
+    InapplicableError,
+    Measurement,
+    Rollout,
+    UsageError,
+    at_least,
+    at_most,
+    measure,
+    within,
+)
 from pytest_trainability.measurement import Context, measure_in
+from pytest_trainability.measurement.seed_runs import tolerated_by
 
 X = torch.linspace(-1, 1, 32).reshape(4, 8)
 
@@ -20,21 +32,7 @@ def tower() -> nn.Module:
 
 
 def sampled(model: Any = tower, seeds: Any = 8, **until: Any) -> Measurement:
-    return measure_in(
-        Context(),
-        model,
-        X,
-        target=None,
-        loss=None,
-        seeds=seeds,
-        steps="auto",
-        exponents=1,
-        device="cpu",
-        dtype=None,
-        train=True,
-        name=None,
-        until=until,
-    )
+    return measure_in(Context(), model, X, seeds=seeds, device="cpu", until=until)
 
 
 def test_a_clear_bound_stops_early() -> None:
@@ -57,18 +55,18 @@ def test_without_a_bound_all_seeds_are_drawn() -> None:
     assert sampled().seeds == tuple(range(8))
 
 
-def test_the_seeds_are_those_that_were_asked_for_in_their_order() -> None:
+def test_seeds_are_drawn_in_the_requested_order() -> None:
     assert sampled(seeds=(7, 3, 5, 1), log_gain=within(1000)).seeds[:2] == (7, 3)
 
 
-def test_what_is_read_later_is_measured_on_the_same_seeds() -> None:
+def test_further_measures_are_read_on_the_same_seeds() -> None:
     result = sampled(log_gain=within(1000))
     assert isinstance(result.forward_log_gain, Estimate)
     assert len(result.forward_log_gain.values) == len(result.seeds) < 8
 
 
-def test_the_rest_can_be_drawn_and_gives_the_numbers_of_one_go() -> None:
-    """A baseline wants all seeds, whatever settled the bounds."""
+def test_completing_gives_the_numbers_of_a_single_run() -> None:
+    """A baseline needs all seeds, even if fewer settled the bounds."""
     result, whole = sampled(log_gain=within(1000)), measure(tower, X, seeds=8, device="cpu")
     result.complete()
     assert result.seeds == whole.seeds
@@ -80,7 +78,7 @@ def test_the_rest_can_be_drawn_and_gives_the_numbers_of_one_go() -> None:
     assert result.seeds == whole.seeds
 
 
-def test_the_rest_is_judged_too() -> None:
+def test_bounds_are_judged_again_on_all_seeds() -> None:
     result = sampled(log_gain=within(1000))
     result.check(log_gain=within(1000))
     (early,) = result._verdicts.values()
@@ -89,17 +87,17 @@ def test_the_rest_is_judged_too() -> None:
     assert whole.value == result.log_gain.mean != early.value
 
 
-def test_the_rest_is_not_drawn_on_other_inputs() -> None:
+def test_completing_on_changed_inputs_is_refused() -> None:
     inputs = X.clone()
     result = sampled(log_gain=within(1000))
     result._seed_runs.recipe.inputs.add_(1.0)
-    with pytest.raises(UsageError, match="have changed since"):
+    with pytest.raises(UsageError, match=r"only some of the seeds were drawn, .* have changed since\. Measure again"):
         result.complete()
     X.copy_(inputs)
 
 
 def test_an_interval_of_a_fixed_number_of_seeds_is_narrower() -> None:
-    """Whoever looks after each seed pays for it, whoever does not need not."""
+    """Intervals that hold whenever drawing stops are wider."""
     looked = sampled(seeds=4, log_gain=at_most(measure(tower, X, device="cpu").log_gain.mean))
     fixed = measure(tower, X, device="cpu")
     assert looked.log_gain.values == fixed.log_gain.values
@@ -121,3 +119,67 @@ def test_a_finished_module_is_one_draw() -> None:
     result = sampled(tower(), log_gain=within(1000))
     assert result.seeds == (0,)
     assert any("one draw" in note for note in result.notes)
+
+
+def test_bounds_of_absent_measures_do_not_keep_drawing() -> None:
+    """The model has no attention, so that a bound on it is settled, if it allows that."""
+    result = sampled(log_gain=within(1000), attention_entropy=Bound(low=0.0, if_any=True))
+    assert len(result.seeds) < 8
+
+
+def test_bounds_on_gradients_are_settled_without_parameters_that_wake() -> None:
+    """All elements that the bound judges are far above it. The zeros by design are not judged."""
+
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 8)
+            nn.init.zeros_(self.down.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.down(self.up(x))
+
+    result = measure_in(
+        Context(),
+        lambda: nn.Sequential(Branch(), Branch(), nn.Linear(8, 1)),
+        X,
+        seeds=8,
+        loss=lambda y: y.square().mean(),
+        until={"gradient_norm": at_least(1e-30)},
+    )
+    assert result.gradient_norm["0.up.weight"].mean == 0
+    assert len(result.seeds) == 2
+    result.check(gradient_norm=at_least(1e-30))
+
+
+def test_the_runs_are_timed() -> None:
+    result = sampled(seeds=1)
+    first = result.seconds
+    _ = result.forward_log_gain
+    assert 0 < first < result.seconds
+
+
+def test_units_are_per_time_where_steps_span_time() -> None:
+    timed, counted = (
+        measure(Rollout(lambda x: 0.9 * x, steps=6, dt=dt), X, seeds=1, measures=["memory_horizon"])
+        for dt in (0.5, None)
+    )
+    assert (timed.lyapunov_max.unit, counted.lyapunov_max.unit) == ("nats/time", "nats/step")
+    assert (timed.memory_horizon.unit, counted.memory_horizon.unit) == ("time", "steps")
+    assert timed.log_gain.unit == counted.log_gain.unit == "nats"
+
+
+def test_a_second_run_of_a_changed_module_is_refused() -> None:
+    model = tower()
+    result = measure(model, X, device="cpu")
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    with pytest.raises(
+        UsageError, match=r"forward_log_gain was not measured in the first run, .*\['forward_log_gain'\]"
+    ):
+        _ = result.forward_log_gain
+
+
+def test_only_bounds_that_allow_it_excuse_a_measure_without_value() -> None:
+    bounds = {"log_gain": within(3), "attention_entropy": Bound(low=0.5, if_any=True)}
+    assert tolerated_by(bounds) == {"attention_entropy": InapplicableError}

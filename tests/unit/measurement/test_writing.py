@@ -1,0 +1,274 @@
+"""The record and the baseline entry of a measurement: what they say, and that writing them measures nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  its own name
+from torch import Tensor, nn
+
+from pytest_trainability import (
+    Measurement,
+    Rollout,
+    TrainabilityFailure,
+    UsageError,
+    at_least,
+    at_most,
+    measure,
+    within,
+)
+from pytest_trainability.checks.baselines import Series
+from pytest_trainability.measurement import Context, measure_in
+from pytest_trainability.measurement.writing import check_record, entry
+from pytest_trainability.measures import MEASURES
+from pytest_trainability.records.reports import CheckRecord
+
+X = torch.linspace(-1, 1, 32).reshape(4, 8)
+
+
+class Counted(nn.Sequential):
+    """Counts the forward passes of all its instances."""
+
+    passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counted.passes += 1
+        return super().forward(x)
+
+
+def tower() -> nn.Module:
+    return Counted(*[layer for _ in range(4) for layer in (nn.Linear(8, 8), nn.Tanh())])
+
+
+def broken() -> nn.Module:
+    """One weight of the second layer is NaN."""
+    model = tower()
+    with torch.no_grad():
+        model[2].weight[0, 0] = math.nan
+    return model
+
+
+def reported(model: Any, **options: Any) -> tuple[Measurement, list[CheckRecord], int]:
+    """Measure a model; return the records that the session received so far, and the number of forward passes."""
+    Counted.passes = 0
+    records: list[CheckRecord] = []
+    result = measure_in(Context(test="test_a.py::test_b", report=records.append), model, X, seeds=2, **options)
+    return result, records, Counted.passes
+
+
+# Nothing is measured ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "passes"), [(tower, 2), (broken, 4)], ids=["finite", "not finite"])
+def test_a_measurement_is_reported_once(model: Callable[[], nn.Module], passes: int) -> None:
+    """Where the gradient is not finite, each seed runs again to find out where that begins, before the record is written."""
+    result, records, made = reported(model)
+    assert (len(records), made) == (1, passes)
+    written = check_record(result._seed_runs, result.name, result._context, (), bounded={}, baseline=None)
+    assert Counted.passes == passes
+    assert repr(written) == repr(records[0])  # NaN does not equal itself
+    assert result.nonfinite is not None if model is broken else True
+    assert (len(records), Counted.passes) == (1, passes)
+
+
+def test_an_entry_is_written_from_known_readings() -> None:
+    result, _, passes = reported(tower)
+    found = entry(result._seed_runs, [MEASURES["log_gain"]], {"cpu": "old"})
+    assert Counted.passes == passes
+    assert found.measures == {"log_gain": Series("nats", "linear", {"": result.log_gain.values})}
+    assert found.environment["cpu"] == "old" and found.environment["device"] == "cpu"
+    assert found.conditions == {"chain": "4 × Linear", "frame": "per sample", "mode": "train"}
+    assert (found.seeds, len(found.draws)) == ((0, 1), 2)
+
+
+# Causes -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_tensor_that_is_not_finite_is_named_as_the_cause() -> None:
+    result, records, _ = reported(broken)
+    assert records[-1].cause == ("first value that is not finite: parameter 2.weight",)
+    with pytest.raises(TrainabilityFailure, match=r"first value that is not finite: parameter 2\.weight"):
+        result.check(log_gain=within(5))
+    assert records[-1].cause == ("first value that is not finite: parameter 2.weight",)
+
+
+def test_a_cause_that_cannot_be_located_is_the_step_of_the_gradient() -> None:
+    """The model cannot be built a second time."""
+    left = [broken, broken]
+
+    def build() -> nn.Module:
+        return left.pop()()
+
+    result, records, _ = reported(build)
+    assert len(records) == 1
+    (cause,) = records[0].cause
+    assert cause.startswith("the gradient is not finite from 6 on")
+    assert math.isnan(result.log_gain.mean)
+
+
+def test_more_seeds_may_be_the_first_that_are_not_finite() -> None:
+    """The bound is settled by finite seeds. The remaining ones, drawn for a baseline, are not finite."""
+    records: list[CheckRecord] = []
+
+    def build() -> nn.Module:
+        return broken() if torch.initial_seed() > 3 else tower()
+
+    context = Context(report=records.append)
+    result = measure_in(context, build, X, seeds=5, until={"log_gain": within(1000)})
+    result.check(log_gain=within(1000))
+    assert len(result.seeds) < 5 and records[-1].cause == ()
+    with pytest.raises(TrainabilityFailure, match=r"first value that is not finite: parameter 2\.weight"):
+        result.complete()
+    assert records[-1].cause == ("first value that is not finite: parameter 2.weight",)
+
+
+def test_only_failures_of_growth_have_a_cause() -> None:
+    """A plain assert may follow a measurement without verdicts, so that a notable gain is explained."""
+    result, records, _ = reported(tower)
+    assert abs(result.log_gain.mean) < 5 and records[-1].cause == ()
+    with pytest.raises(TrainabilityFailure, match="every step multiplies the gradient"):
+        result.check(log_gain=at_least(0))
+    with pytest.raises(TrainabilityFailure) as failure:
+        result.check(forward_log_gain=at_least(1e3))
+    assert "multiplies the gradient" not in str(failure.value)
+    _, records, _ = reported(lambda: nn.Sequential(*(tower() for _ in range(4))))
+    assert records[-1].log_gain < -5 and records[-1].cause[0].startswith("every step multiplies the gradient by")
+
+
+# The band of a bound ------------------------------------------------------------------------------------------------
+
+
+def growing(rate: float, steps: int, dt: float | None = None) -> Rollout:
+    """Multiply by ``exp(rate)`` at each step, which takes a time of ``dt``."""
+    return Rollout(lambda x: math.exp(rate) * x, steps=steps, dt=dt)
+
+
+START = torch.ones(2, 3, dtype=torch.float64)
+
+
+def leaves_band(model: nn.Module, bounds: dict[str, Any], **options: Any) -> str:
+    records: list[CheckRecord] = []
+    result = measure_in(Context(report=records.append), model, START, **options)
+    with pytest.raises(TrainabilityFailure):
+        result.check(**bounds)
+    return records[-1].leaves_band
+
+
+def test_the_step_that_leaves_the_band_of_the_log_gain() -> None:
+    # Steps of 0.1 nats: 0.3 is in the band, 0.4 is not.
+    assert leaves_band(growing(0.1, 10), {"log_gain": at_most(0.35)}) == "at step[6], 4 of 10 steps from the output"
+    assert leaves_band(growing(-0.1, 10), {"log_gain": at_least(-0.35)}) == "at step[6], 4 of 10 steps from the output"
+
+
+def test_a_bound_on_the_exponent_is_a_band_over_all_steps() -> None:
+    # Ten steps of 0.035 nats each make the same band.
+    assert (
+        leaves_band(growing(0.1, 10), {"lyapunov_max": at_most(0.035)}) == "at step[6], 4 of 10 steps from the output"
+    )
+
+
+def test_a_bound_on_the_exponent_per_time_is_a_band_over_the_time_of_the_chain() -> None:
+    # Ten steps of 0.2 take a time of 2: 0.175 nats per time are 0.35 nats, and 0.35 per time would be 0.7.
+    bounds = {"lyapunov_max": at_most(0.175)}
+    assert leaves_band(growing(0.1, 10, dt=0.2), bounds) == "at step[6], 4 of 10 steps from the output"
+
+
+@pytest.mark.parametrize("excluded", ["warmup", "alignment"])
+def test_an_exponent_that_excludes_steps_gives_no_band(excluded: str) -> None:
+    assert leaves_band(growing(0.1, 10), {"lyapunov_max": at_most(0.035)}, **{excluded: 2}) == ""
+    assert leaves_band(growing(0.1, 10), {"log_gain": at_most(0.35)}, **{excluded: 2}) != ""
+
+
+def test_bounds_that_hold_or_bound_something_else_give_no_band() -> None:
+    bounds = {"log_gain": at_most(5), "activation_rms": at_most(1e-9)}
+    assert leaves_band(growing(0.1, 10), bounds) == ""
+
+
+# Cautions -----------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_without_a_gradient_are_named() -> None:
+    class Unused(nn.Module):
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+            self.spare = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in range(count))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    for count, text in [
+        (1, "1 parameter gets no gradient at all: spare.0"),
+        (2, "2 parameters get no gradient at all"),
+    ]:
+        _, records, _ = reported(lambda count=count: Unused(count))
+        assert records[-1].cautions[0].startswith(text)
+    assert reported(tower)[1][-1].cautions == ()
+
+
+def test_calls_that_are_not_on_the_chain_are_named() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for index, layer in enumerate(self.layers):
+                x = layer(x.detach() if index == 2 else x).tanh()
+            return x
+
+    _, records, _ = reported(Cut)
+    assert records[-1].cautions[-1] == "not on the chain: 3 × Linear (layers)"
+
+
+# Entries ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plugin_cannot_replace_a_key_of_the_environment() -> None:
+    result = measure(tower, X, seeds=1)
+    with pytest.raises(UsageError, match=r"pytest_trainability_environment returned 'torch'\. Rename it"):
+        entry(result._seed_runs, [], {"torch": "nightly", "zebra": "1"})
+
+
+def test_the_number_of_steps_of_a_solver_is_no_condition() -> None:
+    """It may differ between machines. Units are per time."""
+    result = measure(growing(0.1, 10, dt=0.2), START)
+    found = entry(result._seed_runs, [MEASURES["lyapunov_max"]], {})
+    assert result.steps.description == "10 × step"
+    assert found.conditions["chain"] == "step"
+    (series,) = found.measures.values()
+    assert isinstance(series, Series) and series.unit == "nats/time"
+
+
+def test_the_record_says_what_was_measured() -> None:
+    records: list[CheckRecord] = []
+    context = Context(test="test_a.py::test_b", name="second", report=records.append, reproduce="pytest test_a.py")
+    result = measure_in(
+        context,
+        tower,
+        X,
+        seeds=3,
+        train=False,
+        dtype="float64",
+        device="cpu",
+        name="net",
+        loss=F.mse_loss,
+        target=X,
+        until={"log_gain": within(1000)},
+    )
+    (record,) = records
+    assert (record.test, record.name, record.model) == ("test_a.py::test_b", "second", "net")
+    assert (record.steps, record.step_names, record.along) == ("4 × Linear", ("0", "2", "4", "6"), "depth")
+    assert (record.frame, record.mode, record.device, record.dtype) == ("per sample", "eval", "cpu", "float64")
+    assert (record.seeds, record.seeds_requested, record.fixed) == (result.seeds, (0, 1, 2), False)
+    log_gain = result.log_gain
+    assert (record.log_gain, record.log_gain_low, record.log_gain_high) == (log_gain.mean, log_gain.low, log_gain.high)
+    assert record.growth == tuple(e.mean for e in result.growth_rate.values())
+    assert (record.seconds, record.reproduce) == (result.seconds, "pytest test_a.py")
+    assert CheckRecord.from_plain(record.to_plain()) == record
+    finished = reported(tower())[1][-1]
+    assert (finished.fixed, finished.seeds, finished.seeds_requested) == (True, (0,), (0,))
