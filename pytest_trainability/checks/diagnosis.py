@@ -15,15 +15,15 @@ NEGLIGIBLE = 0.02
 """Absolute growth rate, in nats per step, below which the gradient counts as constant."""
 
 _ACTIVATIONS = {
-    "TanhBackward0": "tanh",
-    "ReluBackward0": "relu",
-    "SigmoidBackward0": "sigmoid",
-    "GeluBackward0": "gelu",
-    "SiluBackward0": "silu",
-    "EluBackward0": "elu",
-    "LeakyReluBackward0": "leaky_relu",
-    "HardtanhBackward0": "hardtanh",
-    "SoftplusBackward0": "softplus",
+    "Tanh": "tanh",
+    "Relu": "relu",
+    "Sigmoid": "sigmoid",
+    "Gelu": "gelu",
+    "Silu": "silu",
+    "Elu": "elu",
+    "LeakyRelu": "leaky_relu",
+    "Hardtanh": "hardtanh",
+    "Softplus": "softplus",
 }
 _PRODUCTS = ("Convolution", "Addmm", "Mm", "Bmm", "MkldnnConvolution", "CudnnConvolution")
 _NORMALIZATIONS = ("BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm", "RMSNorm")
@@ -138,7 +138,7 @@ def _recurrent_remedy(rate: float, facts: StepFacts) -> list[str]:
 
 
 def _is_residual(facts: StepFacts) -> bool:
-    return facts.weights > 1 and "AddBackward0" in facts.operations
+    return facts.weights > 1 and "Add" in facts.operations
 
 
 def _residual_remedy(rate: float, count: int, facts: StepFacts) -> list[str]:

@@ -1,4 +1,4 @@
-"""Baselines on disk: what is read back, what is refused, and that nothing is lost whoever fails, waits or is killed."""
+"""Baseline files: round trips, refused files, and safe writing if a writer fails, waits or is killed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ VALUES = (-1.25, -math.inf, math.inf, math.nan, None, 0.0, 3.0)
 
 
 def entry(value: float | None = -2.5, **changes: Any) -> Entry:
-    """Return what two seeds measured, but for what is changed."""
+    """Return an entry of two seeds with some fields changed."""
     given: dict[str, Any] = {
         "environment": {"device": "cpu", "dtype": "float32", "torch": "2.13.0", "threads": "1"},
         "conditions": {"chain": "6 × Linear", "frame": "per sample", "mode": "train"},
@@ -69,7 +69,7 @@ def adding(test: str, new: Entry | None = None) -> Callable[[Contents], Contents
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a baseline goes, in a project that is empty; locks lie apart from those of this machine."""
+    """Path of a baseline in an empty project. Its lock is separate from that of the machine."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -81,19 +81,19 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def recorded(path: Path) -> Path:
-    """The same with one test recorded."""
+    """Path of a baseline with one entry."""
     change_baselines(path, adding("test_old"))
     return path
 
 
 def tree(path: Path) -> dict[str, bytes | None]:
-    """Return all that lies in the project, byte for byte."""
+    """Return the contents of all files of the project."""
     root = path.parent.parent
     return {str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in root.rglob("*")}
 
 
 def refused(path: Path, how: Callable[[], object]) -> str:
-    """Return what is said of a file that cannot be used or written, once it is sure that nothing was touched."""
+    """Return the message of the error that a function raises, after checking that no file has changed."""
     before = tree(path)
     with pytest.raises(BaselineError) as caught:
         how()
@@ -125,7 +125,7 @@ AWKWARD = {
 
 
 def everywhere(name: str) -> Contents:
-    """Use a name wherever a file holds one."""
+    """Return contents with the name in every place that a file has for names."""
     awkward = entry(
         environment={"device": name, "dtype": name, "torch": name, "of a plugin": name},
         conditions={name: name},
@@ -139,7 +139,7 @@ def everywhere(name: str) -> Contents:
 
 
 @pytest.mark.parametrize("name", AWKWARD.values(), ids=AWKWARD.keys())
-def test_awkward_names_come_back(path: Path, name: str) -> None:
+def test_awkward_names_survive(path: Path, name: str) -> None:
     assert change_baselines(path, lambda _: everywhere(name))
     assert read_baselines(path) == everywhere(name)
     assert not change_baselines(path, lambda _: everywhere(name))
@@ -176,8 +176,8 @@ def random_contents(draw: random.Random) -> Contents:
     return found
 
 
-def test_text_is_stable_and_strict_json_whatever_it_holds() -> None:
-    """What was read is written as it stood: a file changes only where an entry does."""
+def test_text_is_stable_and_strict_json() -> None:
+    """The contents of a file are written as they were read, so that a file changes only where an entry does."""
     draw = random.Random(0)
     for _ in range(200):
         text = render_baselines(random_contents(draw))
@@ -187,7 +187,7 @@ def test_text_is_stable_and_strict_json_whatever_it_holds() -> None:
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])
-def test_values_that_are_not_finite_come_back(scale: Any) -> None:
+def test_infinity_and_nan_survive(scale: Any) -> None:
     row = tuple(VALUES)
     new = entry(seeds=tuple(range(len(row))), draws=("",) * len(row), measures={"m": Series("", scale, {"": row})})
     text = render_baselines(with_entry({}, "t", "", new))
@@ -208,8 +208,8 @@ def test_values_that_are_not_finite_come_back(scale: Any) -> None:
         ("log", sys.float_info.max, "1.7976931348623157e+308"),
     ],
 )
-def test_values_are_rounded_to_what_is_significant(scale: Any, value: float, written: str) -> None:
-    """The largest number there is stays, as what it is rounded to is none."""
+def test_values_are_rounded(scale: Any, value: float, written: str) -> None:
+    """The largest floating-point number is not rounded, because that would overflow."""
     new = entry(measures={"m": Series("", scale, {"": (value, None)})})
     text = render_baselines(with_entry({}, "t", "", new))
     assert f"[{written}, null]" in text
@@ -231,20 +231,20 @@ def test_keys_are_sorted_and_every_list_is_one_line() -> None:
     assert all(line.count("[") == line.count("]") for line in text.splitlines())
 
 
-def test_a_new_entry_adds_lines_and_changes_none() -> None:
-    """But for a comma, should it come last."""
+def test_a_new_entry_adds_lines_and_changes_no_others() -> None:
+    """Except for the comma of the line before, if the entry is the last one."""
     before = render_baselines(holding("test_a", "test_c")).splitlines()
     after = render_baselines(holding("test_a", "test_b", "test_c")).splitlines()
     left = iter(after)
     assert all(line in left for line in before)
 
 
-def test_a_file_that_is_not_there_holds_nothing(path: Path) -> None:
+def test_a_missing_file_is_empty(path: Path) -> None:
     assert read_baselines(path) == {}
     assert read_baselines(baseline_path(path.parent / "nowhere" / "test_model.py")) == {}
 
 
-# What is refused ------------------------------------------------------------------------------------------------------
+# Refused files ---------------------------------------------------------------------------------------------------------
 
 KEY = "cpu float32"
 TO_ENTRY = ("tests", "test_old", "", KEY)
@@ -256,7 +256,7 @@ def plain() -> dict[str, Any]:
 
 
 def edited(*place: str | int, to: Any) -> str:
-    """Return the text of a file in which somebody has put something else in one place."""
+    """Return the text of a file with one value replaced."""
     document = plain()
     *way, last = place
     at: Any = document
@@ -275,7 +275,10 @@ def in_text(old: str, new: str) -> str:
 TEXT = render_baselines(holding("test_old"))
 AT = "test_old ›  › cpu float32"
 HAND_EDITED = {
-    "a newer schema": (in_text('"schema": 1', '"schema": 2'), "it has schema 2, but this version reads schema 1; upgrade"),
+    "a newer schema": (
+        in_text('"schema": 1', '"schema": 2'),
+        "it has schema 2, but this version reads schema 1; upgrade",
+    ),
     "an older schema": (in_text('"schema": 1', '"schema": 0'), "its schema must be 1; got 0"),
     "schema as text": (in_text('"schema": 1', '"schema": "1"'), "its schema must be 1; got '1'"),
     "schema true": (in_text('"schema": 1', '"schema": true'), "its schema must be 1; got True"),
@@ -309,7 +312,10 @@ HAND_EDITED = {
     "conditions null": (edited(*TO_ENTRY, "conditions", to=None), f"{AT} › conditions must be an object; got NoneType"),
     "conditions nested": (edited(*TO_ENTRY, "conditions", "mode", to={}), f"{AT} › conditions must contain strings"),
     "seeds a number": (edited(*TO_ENTRY, "seeds", to=2), f"{AT} › seeds must be a list; got int"),
-    "seeds twice": (edited(*TO_ENTRY, "seeds", to=[0, 0]), f"{AT} › seeds must be distinct whole numbers of at least 0"),
+    "seeds twice": (
+        edited(*TO_ENTRY, "seeds", to=[0, 0]),
+        f"{AT} › seeds must be distinct whole numbers of at least 0",
+    ),
     "seeds negative": (edited(*TO_ENTRY, "seeds", to=[0, -1]), f"{AT} › seeds must be distinct whole numbers"),
     "seeds true": (edited(*TO_ENTRY, "seeds", to=[0, True]), f"{AT} › seeds must be distinct whole numbers"),
     "seeds fractions": (edited(*TO_ENTRY, "seeds", to=[0, 0.5]), f"{AT} › seeds must be distinct whole numbers"),
@@ -365,7 +371,10 @@ HAND_EDITED = {
     "a value true": (in_text("-2.5", "true"), f"{AT} › log_gain must contain numbers, null, 'inf', '-inf' or 'nan'"),
     "a value nested": (in_text("-2.5", "[-2.5]"), "must contain numbers, null, 'inf', '-inf' or 'nan'; got '[-2.5]'"),
     "Infinity spelled out": (in_text("-2.5", '"Infinity"'), "must contain numbers, null, 'inf', '-inf' or 'nan'"),
-    "a whole number beyond all": (in_text("-2.5", "1" + "0" * 400), "must contain numbers, null, 'inf', '-inf' or 'nan'"),
+    "a whole number beyond all": (
+        in_text("-2.5", "1" + "0" * 400),
+        "must contain numbers, null, 'inf', '-inf' or 'nan'",
+    ),
     "more digits than Python reads": (in_text("-2.5", "1" * 10_000), "it must be JSON: "),
     "NaN": (in_text("-2.5", "NaN"), "NaN is not a JSON number; write 'inf', '-inf' or 'nan' as text"),
     "Infinity": (in_text("-2.5", "Infinity"), "Infinity is not a JSON number"),
@@ -410,7 +419,7 @@ REFUSED = {name: (text.encode(), said) for name, (text, said) in HAND_EDITED.ite
 
 
 @pytest.mark.parametrize(("raw", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_no_baseline_is_refused_and_left_alone(recorded: Path, raw: bytes, said: str) -> None:
+def test_an_invalid_file_is_refused_and_left_unchanged(recorded: Path, raw: bytes, said: str) -> None:
     recorded.write_bytes(raw)
     by_reader = refused(recorded, lambda: read_baselines(recorded))
     by_writer = refused(recorded, lambda: change_baselines(recorded, adding("test_new")))
@@ -422,26 +431,26 @@ def test_what_is_no_baseline_is_refused_and_left_alone(recorded: Path, raw: byte
     assert ".." not in by_reader.removeprefix(str(recorded))
 
 
-def test_the_text_of_these_tests_is_read_where_nothing_is_edited(recorded: Path) -> None:
-    """All that is refused above is refused for its edit."""
+def test_the_text_of_these_tests_is_valid_without_edits(recorded: Path) -> None:
+    """So that the files above are refused because of their edits."""
     recorded.write_text(TEXT, encoding="utf-8")
     assert read_baselines(recorded) == holding("test_old")
     assert parse_baselines(json.dumps(plain()), PLACE) == holding("test_old")
 
 
-def test_a_file_that_was_cut_anywhere_is_refused(recorded: Path) -> None:
+def test_a_truncated_file_is_refused(recorded: Path) -> None:
     whole = recorded.read_bytes()
     for size in range(len(whole) - 1):
         recorded.write_bytes(whole[:size])
         with pytest.raises(BaselineError, match=re.escape(RESTORE)):
             change_baselines(recorded, adding("test_new"))
         assert recorded.read_bytes() == whole[:size]
-    recorded.write_bytes(whole[:-1])  # but for the last line's end
+    recorded.write_bytes(whole[:-1])  # only the last newline is missing
     assert read_baselines(recorded) == holding("test_old")
 
 
 def test_a_file_with_any_byte_replaced_is_read_or_refused() -> None:
-    """Never another exception. What is read is what stands there, and is written as such."""
+    """It raises no other exception, and valid contents survive writing."""
     whole = TEXT.encode()
     for at in range(len(whole)):
         for byte in b'\0"09-[}\xff':
@@ -474,7 +483,7 @@ def test_another_type_in_any_place_is_read_or_refused(other: Any) -> None:
 
 
 def test_a_value_nested_to_any_depth_is_refused() -> None:
-    """Where reading just succeeds, showing what came must not fail."""
+    """Also at depths where parsing succeeds, but the repr of the value would not."""
     for depth in range(1, 1200, 1):
         nested = "[" * depth + "]" * depth
         for old in ("-2.5", '"schema": 1'):
@@ -484,16 +493,15 @@ def test_a_value_nested_to_any_depth_is_refused() -> None:
 
 @pytest.mark.parametrize("draws", [("3b8f2409", "37d1fbe5"), ("other", "draws")], ids=["the same draws", "others"])
 @pytest.mark.parametrize("value", ["1e200", "-1.7e308"])
-def test_a_number_beyond_all_measuring_is_a_change(value: str, draws: tuple[str, str]) -> None:
-    """It may be read, and its square is no number."""
+def test_a_number_whose_square_overflows_is_a_change(value: str, draws: tuple[str, str]) -> None:
     old = parse_baselines(in_text("-2.5, -3.25", f"{value}, {value}"), PLACE)["test_old"][""][KEY]
     (change,) = compare(old, entry(draws=draws), {"log_gain": 0.1, "gradient_norm": 0.1})
     assert (change.measure, change.kind) == ("log_gain", "moved")
 
 
-def test_a_huge_file_is_refused_unread(recorded: Path) -> None:
+def test_a_huge_file_is_refused_without_parsing(recorded: Path) -> None:
     with recorded.open("r+b") as file:
-        file.truncate(100 * 2**20)  # sparse: it takes no room
+        file.truncate(100 * 2**20)  # a sparse file needs no space
     before = recorded.stat()
     for use in (read_baselines, lambda path: change_baselines(path, adding("test_new"))):
         with pytest.raises(BaselineError) as caught:
@@ -517,32 +525,32 @@ def put_fifo(path: Path) -> None:
 @pytest.mark.parametrize(
     "put", [lambda path: path.mkdir(parents=True), pytest.param(put_fifo, marks=posix)], ids=["a folder", "a pipe"]
 )
-def test_what_is_no_file_is_refused(path: Path, put: Callable[[Path], None]) -> None:
-    """A pipe, to boot, would never end."""
+def test_a_folder_or_pipe_is_refused(path: Path, put: Callable[[Path], None]) -> None:
+    """Reading a pipe would never end."""
     put(path)
     assert refused(path, lambda: read_baselines(path)) == f"{path}: {REGULAR}"
     assert refused(path, lambda: change_baselines(path, adding("test_new"))) == f"{path}: {REGULAR}"
 
 
-def test_a_file_in_the_place_of_the_folder_is_left_alone(path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_left_unchanged(path: Path) -> None:
     path.parent.write_text("somebody's notes")
     assert read_baselines(path) == {}
     said = refused(path, lambda: change_baselines(path, adding("test_new")))
     assert said.startswith(f"{path}: the baseline could not be written. The file is unchanged. ")
 
 
-def test_a_name_that_the_file_system_does_not_take_is_refused(recorded: Path) -> None:
+def test_a_name_that_the_file_system_rejects_is_refused(recorded: Path) -> None:
     long = recorded.with_name("test_" + "x" * 300 + ".json")
     for use in (lambda: read_baselines(long), lambda: change_baselines(long, adding("test_new"))):
         assert refused(recorded, use).startswith(f"{long}: ")
 
 
-# Links, and what an untrusted pull request could try ------------------------------------------------------------------
+# Links and other attacks by an untrusted pull request ------------------------------------------------------------------
 
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder that is none of the project's business, with a baseline that is none of ours."""
+    """A folder outside the project, with a baseline."""
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / PLACE.name).write_text(TEXT, encoding="utf-8")
@@ -586,8 +594,8 @@ def test_a_symbolic_link_is_neither_followed_nor_replaced(
 
 
 @posix
-def test_a_link_that_appears_while_we_write_is_seen(path: Path, outside: Path) -> None:
-    """Between the first look and the writing lies what ``change`` takes."""
+def test_a_link_that_appears_during_a_change_is_refused(path: Path, outside: Path) -> None:
+    """``change`` runs between the first check for links and the writing."""
 
     def change(contents: Contents) -> Contents:
         link(path.parent, outside)
@@ -624,14 +632,14 @@ print(json.dumps(seen))
 
 
 def watched(path: Path, planted: str = "") -> list[tuple[str, str, bool]]:
-    """Return what reading a file makes the interpreter do that it would tell an auditor."""
+    """Return the audit events of the interpreter while it reads a file."""
     done = run(WATCH.replace("{planted}", planted), path)
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     return [(event, what, bool(flags & writing)) for event, what, flags in json.loads(done)]
 
 
 def run(code: str, *args: object) -> str:
-    """Run a program in an interpreter of its own."""
+    """Run a program in a separate interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False, timeout=120
     )
@@ -649,16 +657,16 @@ def test_reading_opens_one_file_and_executes_nothing(recorded: Path, name: str) 
     assert watched(recorded) == [("open", str(recorded), False)]
 
 
-def test_code_that_reading_would_execute_is_seen(recorded: Path) -> None:
-    """The check can fail."""
+def test_code_that_reading_executes_is_noticed(recorded: Path) -> None:
+    """The check above can fail."""
     planted = "eval('1 + 1'); import colorsys; open(path.with_name('more'), 'w').close()"
     seen = watched(recorded, planted)
     assert {"compile", "exec", "import"} <= {event for event, _, _ in seen}
     assert ("open", str(recorded.with_name("more")), True) in seen
 
 
-def test_names_in_a_file_lead_nowhere(path: Path) -> None:
-    """The one path that is written is the test module's."""
+def test_names_in_a_file_are_not_used_as_paths(path: Path) -> None:
+    """The only file that is written is that of the test module."""
     change_baselines(path, lambda _: everywhere("../../escaped"))
     change_baselines(path, adding("/escaped"))
     assert [name for name in tree(path) if name.endswith(".json")] == [str(PLACE)]
@@ -668,11 +676,11 @@ def test_names_in_a_file_lead_nowhere(path: Path) -> None:
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_baseline_itself_is_left_in_the_project(recorded: Path) -> None:
+def test_writing_leaves_only_the_baseline_in_the_project(recorded: Path) -> None:
     assert sorted(tree(recorded)) == [str(PLACE.parent), str(PLACE)]
 
 
-def test_what_does_not_change_is_not_written(recorded: Path) -> None:
+def test_unchanged_contents_are_not_written(recorded: Path) -> None:
     before = recorded.stat()
     assert not change_baselines(recorded, adding("test_old"))
     assert not change_baselines(recorded, lambda contents: contents)
@@ -680,7 +688,7 @@ def test_what_does_not_change_is_not_written(recorded: Path) -> None:
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_a_change_keeps_what_it_does_not_name(recorded: Path) -> None:
+def test_a_change_keeps_other_entries(recorded: Path) -> None:
     elsewhere = entry(environment={"device": "cuda", "dtype": "float32"})
     change_baselines(recorded, adding("test_old", elsewhere))
     change_baselines(recorded, adding("test_new"))
@@ -699,23 +707,23 @@ def test_a_change_that_fails_changes_nothing(recorded: Path) -> None:
     with pytest.raises(LookupError):
         change_baselines(recorded, change)
     assert tree(recorded) == before
-    assert change_baselines(recorded, adding("test_new")), "the lock is free again"
+    assert change_baselines(recorded, adding("test_new")), "the lock was not released"
 
 
-def test_the_last_entry_takes_file_and_folder_along(recorded: Path) -> None:
+def test_removing_the_last_entry_removes_file_and_folder(recorded: Path) -> None:
     assert change_baselines(recorded, lambda _: {})
     assert tree(recorded) == {}
 
 
 @pytest.mark.parametrize("kept", ["test_other.json", "README.md"])
-def test_a_folder_that_holds_something_else_stays(recorded: Path, kept: str) -> None:
+def test_a_folder_with_another_file_is_kept(recorded: Path, kept: str) -> None:
     recorded.with_name(kept).write_text("somebody's")
     assert change_baselines(recorded, lambda _: {})
     assert sorted(tree(recorded)) == [str(PLACE.parent), str(PLACE.parent / kept)]
 
 
-def test_a_file_that_holds_no_entry_can_be_removed(recorded: Path) -> None:
-    """As what a module left that is gone."""
+def test_a_file_without_entries_can_be_removed(recorded: Path) -> None:
+    """Such as the file of a removed module."""
     recorded.write_text('{"schema": 1, "tests": {}}', encoding="utf-8")
     change_baselines(recorded, lambda _: {})
     assert tree(recorded) == {}
@@ -731,7 +739,7 @@ def test_permissions_are_kept(recorded: Path, mode: int) -> None:
 
 @posix
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o000, 0o666)])
-def test_a_new_file_has_the_permissions_that_the_user_gives_new_files(path: Path, mask: int, mode: int) -> None:
+def test_a_new_file_has_the_permissions_of_the_umask(path: Path, mask: int, mode: int) -> None:
     before = os.umask(mask)
     try:
         change_baselines(path, adding("test_new"))
@@ -742,8 +750,8 @@ def test_a_new_file_has_the_permissions_that_the_user_gives_new_files(path: Path
 
 
 @pytest.mark.parametrize("name", ["test_model.json", "test_[m]odel.json", "test_model*.json"])
-def test_only_what_a_killed_writer_of_this_file_left_is_removed(path: Path, name: str) -> None:
-    """A temporary file of another baseline may be one that is being written."""
+def test_only_temporary_files_of_this_baseline_are_removed(path: Path, name: str) -> None:
+    """Those of another baseline may be in use."""
     path = path.with_name(name)
     path.parent.mkdir()
     path.with_name(f".{name}.x1y2z3.tmp").write_text("half a bas")
@@ -783,7 +791,7 @@ def test_a_write_that_fails_anywhere_leaves_the_old_file(
     assert change_baselines(recorded, adding("test_new"))
 
 
-def test_a_folder_that_cannot_be_created_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "mkdir", failing(FULL))
     assert "No space left on device" in refused(path, lambda: change_baselines(path, adding("test_new")))
 
@@ -828,7 +836,7 @@ path = Path(sys.argv[1])
 
 @posix
 def test_a_disk_that_fills_up_while_writing_leaves_the_old_file(recorded: Path) -> None:
-    """The kernel refuses what goes beyond the limit, in the midst of the text."""
+    """The kernel refuses to write beyond a limit in the middle of the text."""
     before = tree(recorded)
     code = f"""{PRELUDE}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -844,7 +852,7 @@ print(said(lambda: add(path, "test_new", 10_000)))
 
 @pytest.fixture
 def open_to_all() -> Iterator[Path]:
-    """A baseline where a user without privileges may go, as pytest's own folders are closed to others."""
+    """A baseline that a user without privileges can reach, unlike the temporary folders of pytest."""
     root = Path(tempfile.mkdtemp(dir="/tmp"))
     (root / "tmp").mkdir()
     path = root / "project" / PLACE
@@ -873,7 +881,7 @@ print(json.dumps([said(lambda: read_baselines(path)), said(lambda: add(path, "te
 
 
 def unprivileged(path: Path) -> list[str]:
-    """Return what reading and writing say to a user whom the file system refuses."""
+    """Return the messages of reading and writing for a user without privileges."""
     if os.getuid() == 0 and not can_drop_privileges():
         pytest.skip("root here cannot become another user, and is refused nothing")
     found: list[str] = json.loads(run(UNPRIVILEGED, path))
@@ -895,7 +903,7 @@ CLOSED = {
 
 @posix
 @pytest.mark.parametrize(("closed", "mode", "reading", "writing"), CLOSED.values(), ids=CLOSED.keys())
-def test_what_the_file_system_refuses_is_told_and_left_alone(
+def test_missing_permissions_are_reported_and_nothing_changes(
     open_to_all: Path, closed: Path, mode: int, reading: str, writing: str
 ) -> None:
     place = open_to_all.parents[1] / closed
@@ -912,7 +920,7 @@ def test_what_the_file_system_refuses_is_told_and_left_alone(
 
 
 @posix
-def test_a_folder_that_may_not_be_created_is_told(open_to_all: Path) -> None:
+def test_a_missing_permission_to_create_the_folder_is_reported(open_to_all: Path) -> None:
     shutil.rmtree(open_to_all.parent)
     project = open_to_all.parents[1]
     project.chmod(0o555)
@@ -920,7 +928,7 @@ def test_a_folder_that_may_not_be_created_is_told(open_to_all: Path) -> None:
     assert by_reader == "nothing"
     assert by_writer.startswith(f"{open_to_all}: the baseline could not be written. ")
     assert tree(open_to_all) == {}
-    open_to_all.parent.mkdir()  # for the fixture to take down
+    open_to_all.parent.mkdir()  # the fixture removes it
 
 
 # Killed while writing -------------------------------------------------------------------------------------------------
@@ -993,9 +1001,9 @@ print(json.dumps(found))
 
 
 def killed_anywhere(path: Path, *names: str, planted: str = "") -> list[tuple[dict[str, str], dict[str, str]]]:
-    """Kill a writer at each of its steps; return what lay in the folder each time, and what the next writer made of it."""
+    """Kill a writer at each of its steps. Return the files after each kill, and after the next write."""
     found = json.loads(run(PRELUDE + KILLED.replace("PLANTED", planted), path, *names))
-    assert 20 < len(found) < 900, "the writer was hardly ever killed, or always"
+    assert 20 < len(found) < 900, "the writer was killed too rarely or every time"
     return [(after, later) for after, later in found]
 
 
@@ -1022,8 +1030,8 @@ baseline_files._replace = _replace
 
 
 @posix
-def test_a_writer_that_would_leave_half_a_file_is_seen(path: Path) -> None:
-    """The check can fail."""
+def test_a_writer_that_leaves_half_a_file_is_noticed(path: Path) -> None:
+    """The check above can fail."""
     killed = killed_anywhere(path, "test_old", planted=IN_PLACE)
     assert "" in [after.get(PLACE.name) for after, _ in killed]
 
@@ -1054,7 +1062,7 @@ for i in range(10):
 
 
 def start(code: str, *args: object) -> subprocess.Popen[str]:
-    """Start a program that says when it has come to where it waits for a line."""
+    """Start a program and wait until it prints that it waits for a line."""
     command = [sys.executable, "-c", code, *map(str, args)]
     writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
@@ -1074,7 +1082,7 @@ def test_processes_that_write_one_file_lose_nothing(path: Path) -> None:
 
 
 def nested(contents: Contents, path: Path) -> Contents:
-    """Write to the file while another change of it is under way, as a second session would."""
+    """Write to the file during another change of it, as a second session does."""
     other = threading.Thread(target=change_baselines, args=(path, adding("test_of_the_other")))
     other.start()
     other.join(timeout=0.5)
@@ -1091,8 +1099,8 @@ def test_a_second_writer_waits_for_the_first(path: Path) -> None:
     assert set(read_baselines(path)) == {"test_of_this", "test_of_the_other"}
 
 
-def test_without_the_lock_the_second_writer_would_be_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check can fail."""
+def test_without_the_lock_a_second_write_is_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check above can fail."""
     monkeypatch.setattr(baseline_files, "_locked", lambda path: nullcontext())
     change_baselines(path, lambda contents: nested(contents, path))
     OTHERS.pop().join()
@@ -1108,20 +1116,20 @@ change_baselines(path, change)
 """
 
 
-def test_who_waits_too_long_is_told_and_may_try_again(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_waits_too_long_fails_and_can_retry(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baseline_files, "LOCK_PATIENCE", 0.2)
     holder = start(HOLDER, recorded)
     said = refused(recorded, lambda: change_baselines(recorded, adding("test_new")))
     assert said.startswith(f"{recorded}: the baseline could not be written. Another session has held the lock for ")
     assert said.endswith(" seconds. Run again when that session has ended.")
-    assert set(read_baselines(recorded)) == {"test_old"}, "reading waits for nobody"
+    assert set(read_baselines(recorded)) == {"test_old"}, "reading does not wait for the lock"
     holder.communicate("go\n")
     assert change_baselines(recorded, adding("test_new"))
     assert set(read_baselines(recorded)) == {"test_old", "test_of_the_holder", "test_new"}
 
 
 @posix
-def test_a_killed_holder_keeps_nobody_waiting(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_of_a_killed_holder_is_free(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baseline_files, "LOCK_PATIENCE", 5.0)
     holder = start(HOLDER, recorded)
     holder.kill()

@@ -1,9 +1,10 @@
-"""Comparing an entry with its baseline: what counts as a change, what does not, and how often chance is taken for one."""
+"""Comparison with a baseline: which differences are changes, and how often chance is reported as a change."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ TOLERANCES = {
 }
 SCALES = {"gradient_norm": "log", "activation_rms": "log"}
 SPREAD = (0.31, -0.52, 0.04, 0.77, -0.23, -0.61, 0.42, -0.18)
-"""Of eight draws, standard deviation 0.49."""
+"""Log gains of eight draws, with standard deviation 0.49."""
 FRESH = "fresh"
 """Draws that differ from those of every other entry."""
 
@@ -39,7 +40,7 @@ def entry(
     torch: str = "2.13.0",
     platform: str = "linux x86_64",
 ) -> Entry:
-    """Return an entry; a measure of plain numbers is a scalar. As many seeds as there are numbers."""
+    """Return an entry. A measure given as a list is a scalar. The default number of seeds is the number of values."""
     recorded: dict[str, Series | NameSet] = {}
     for name, values in measures.items():
         if not isinstance(values, NameSet):
@@ -70,7 +71,7 @@ def shifted(values: Sequence[float], by: float) -> list[float]:
 
 
 def geometric(values: Sequence[float], by: float = 0.0) -> list[float]:
-    """Return positive numbers whose logarithms these are."""
+    """Return the exponentials of numbers."""
     return [math.exp(value + by) for value in values]
 
 
@@ -82,7 +83,7 @@ FULL: dict[str, Any] = {
 }
 
 
-# What is no change ------------------------------------------------------------------------------------------------
+# Differences that are no change ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("draws", ["", FRESH], ids=["paired", "unpaired"])
@@ -91,7 +92,7 @@ def test_identical_numbers_are_no_change(draws: str) -> None:
     assert compare(entry(FULL), entry(FULL, draws=draws), dict.fromkeys(TOLERANCES, 0.0)) == ()
 
 
-def test_nothing_recorded_is_no_change() -> None:
+def test_entries_without_measures_have_no_changes() -> None:
     assert changes(entry({}), entry({})) == ()
 
 
@@ -107,8 +108,8 @@ def test_arithmetic_is_no_change() -> None:
         assert changes(old, new) == ()
 
 
-def test_one_seed_that_arithmetic_has_sent_elsewhere_is_no_change() -> None:
-    """A router or a ReLU at its kink decides otherwise: one of eight moves far, and the mean with it."""
+def test_a_single_seed_that_moves_far_is_no_change() -> None:
+    """Round-off switches a router or a ReLU at its kink: one of eight seeds moves far, and the mean with it."""
     other = list(SPREAD)
     other[3] += 8.0
     assert abs(np.mean(other) - np.mean(SPREAD)) > TOLERANCES["log_gain"]
@@ -129,31 +130,31 @@ def test_versions_and_threads_are_one_environment_and_devices_are_not() -> None:
     assert gain([1.0]).key == "cpu float32"
 
 
-# Numbers that repeat ----------------------------------------------------------------------------------------------
+# Numbers that unchanged code repeats -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_where_numbers_repeat_the_tolerance_decides(count: int) -> None:
-    """The same weights, device and torch: two seeds say as much as eight."""
+def test_the_tolerance_decides_on_numbers_that_repeat(count: int) -> None:
+    """With the same weights, device and torch, two seeds suffice as well as eight."""
     old = [0.5 * i for i in range(count)]
     for shift, changed in ((0.31, True), (-0.31, True), (0.29, False)):
         assert bool(changes(gain(old), gain([v + shift * (1 + 0.001 * i) for i, v in enumerate(old)]))) is changed
 
 
 @pytest.mark.parametrize("other", [{"torch": "2.6.0"}, {"draws": FRESH}], ids=["another torch", "other weights"])
-def test_where_they_need_not_repeat_two_seeds_say_little(other: dict[str, str]) -> None:
+def test_two_seeds_are_inconclusive_on_numbers_that_need_not_repeat(other: dict[str, str]) -> None:
     assert changes(gain([0.0, 0.1]), gain([0.5, 0.7], **other)) == ()
 
 
-def test_where_the_run_has_drawn_otherwise_the_pairs_need_not_repeat() -> None:
-    """A draw more in the forward pass gives dropout other masks; the weights are the same, and so are the pairs."""
+def test_pairs_need_not_repeat_if_the_run_draws_other_numbers() -> None:
+    """One more random number in the forward pass changes the dropout masks, but not the weights."""
     old, new = gain(SPREAD, draws="w "), gain([v + 0.31 + 0.3 * i for i, v in enumerate(SPREAD)], draws="w x")
     assert changes(old, gain(new.measures["log_gain"].values[""], draws="w ")) != ()
     assert changes(old, new) == ()
 
 
 def test_a_network_that_amplifies_round_off_does_not_repeat() -> None:
-    """Chaos over hundreds of steps: nine nats make a thousandth of round-off in float32, and of float64 twenty-nine."""
+    """Chaos over hundreds of steps: nine nats amplify the round-off of float32 to 1e-3, 29 nats that of float64."""
     shifted_by_one = ([20.0, 22.0], [21.0, 23.2])
     single, double = (compare(*(gain(v, dtype=d) for v in shifted_by_one), TOLERANCES) for d in ("float32", "float64"))
     assert single == ()
@@ -164,7 +165,7 @@ def test_a_network_that_amplifies_round_off_does_not_repeat() -> None:
 
 
 def test_a_common_shift_below_the_spread_is_found_in_pairs_only() -> None:
-    """0.4 nats where seeds differ by 0.49: the same weights show it, other weights cannot."""
+    """A shift of 0.4 nats with a standard deviation of 0.49: same weights reveal it, other weights cannot."""
     new = shifted(SPREAD, 0.4)
     (change,) = changes(gain(SPREAD), gain(new))
     assert (change.measure, change.kind, change.element) == ("log_gain", "moved", "")
@@ -174,13 +175,13 @@ def test_a_common_shift_below_the_spread_is_found_in_pairs_only() -> None:
     assert changes(gain(SPREAD), gain(new, draws=FRESH)) == ()
 
 
-def test_pairs_go_by_seed_and_not_by_position() -> None:
+def test_pairs_are_formed_by_seed_and_not_by_position() -> None:
     backwards = gain(shifted(SPREAD, 0.4)[::-1], seeds=range(7, -1, -1))
     (change,) = changes(gain(SPREAD), backwards)
     assert change.shift == pytest.approx(0.4)
 
 
-def test_a_shift_above_the_spread_is_found_in_other_draws() -> None:
+def test_a_shift_above_the_spread_is_found_with_other_draws() -> None:
     (change,) = changes(gain(SPREAD), gain(shifted(SPREAD, 4.0), seeds=range(100, 108)))
     assert change.shift == pytest.approx(4.0)
 
@@ -188,14 +189,60 @@ def test_a_shift_above_the_spread_is_found_in_other_draws() -> None:
 @pytest.mark.parametrize("draws", ["", FRESH], ids=["paired", "unpaired"])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("spread", [(0.0,) * 8, (0.0, 2**-20) * 4], ids=["equal", "nearly equal"])
-def test_the_tolerance_is_still_within(draws: str, sign: int, spread: Sequence[float]) -> None:
-    """Exactly the tolerance is none, a hair above it is one, in either direction. Binary fractions are exact."""
+def test_a_shift_equal_to_the_tolerance_is_no_change(draws: str, sign: int, spread: Sequence[float]) -> None:
+    """A shift slightly above it is a change, in either direction. Binary fractions are exact."""
     for shift, found in ((0.25, 0), (0.25 + 2**-10, 1)):
         result = changes(gain(spread), gain(shifted(spread, sign * shift), draws=draws), log_gain=0.25)
         assert [change.shift for change in result] == [sign * shift] * found
 
 
-def test_a_scale_is_compared_by_ratio() -> None:
+NOISY = (0.9, -0.1, 1.3, -0.4, 0.8, -0.2, 1.1, 0.2)
+"""Differences whose mean, 0.45, exceeds the tolerance of the log gain, but not by more than chance."""
+
+
+def noisy(**changes: Any) -> Entry:
+    return gain([value + by for value, by in zip(SPREAD, NOISY)], **changes)
+
+
+def test_the_tolerance_alone_decides_in_the_same_environment() -> None:
+    (change,) = changes(gain(SPREAD), noisy())
+    assert change.shift == pytest.approx(sum(NOISY) / 8)
+
+
+@pytest.mark.parametrize("key", ["device", "dtype", "platform", "torch"])
+def test_chance_decides_in_another_environment(key: str) -> None:
+    """Dropout masks differ between platforms, devices, types and versions of torch: seeds are compared in pairs."""
+    new = noisy()
+    other = replace(new, environment={**new.environment, key: "bfloat16" if key == "dtype" else "another"})
+    assert changes(gain(SPREAD), other) == ()
+    assert changes(other, gain(SPREAD)) == ()
+
+
+def test_the_number_of_threads_changes_no_masks() -> None:
+    new = noisy()
+    assert len(changes(gain(SPREAD), replace(new, environment={**new.environment, "threads": "8"}))) == 1
+
+
+@pytest.mark.parametrize(("log_gain", "found"), [(8.9, 1), (9.2, 0), (INF, 0), (NAN, 0)])
+@pytest.mark.parametrize("side", ["old", "new"])
+def test_chance_decides_where_the_network_amplifies_round_off(side: str, log_gain: float, found: int) -> None:
+    """From ln(1e-3 · 2^23) = 9.03 nats in float32 on."""
+    rates = {"growth_rate": {"block.0": SPREAD}}, {"growth_rate": {"block.0": [v + d for v, d in zip(SPREAD, NOISY)]}}
+    gains = [[log_gain] * 8, [-INF] * 8]
+    old, new = (entry({"log_gain": values, **r}) for values, r in zip(gains if side == "old" else gains[::-1], rates))
+    assert sum(change.measure == "growth_rate" for change in changes(old, new)) == found
+
+
+def test_a_tolerance_of_zero_is_the_precision_of_files() -> None:
+    """Files hold four decimals, so that a shift in the fifth is a rounded number and no change."""
+    old = gain([1.0, 1.2, 0.9, 1.1])
+    assert changes(old, gain([1.00009, 1.20009, 0.90009, 1.10009]), log_gain=0.0) == ()
+    (change,) = changes(old, gain([1.00011, 1.20011, 0.90011, 1.10011]), log_gain=0.0)
+    assert change.tolerance == baselines.MIN_TOLERANCE == 1e-4
+    assert compare(old, gain([1.00009, 1.20009, 0.90009, 1.10009]), {}) == ()
+
+
+def test_log_scale_measures_are_compared_by_ratio() -> None:
     """A factor of 1.3 is 0.26 nats, one of 1.4 is 0.34, at any magnitude."""
     for magnitude in (1e-23, 1.0, 1e23):
         old = norms({"w": [magnitude] * 4})
@@ -220,7 +267,7 @@ LARGE = [0.1, 0.11, 0.09, 0.1]
 
 @pytest.mark.parametrize("draws", ["", FRESH], ids=["paired", "unpaired"])
 def test_a_gradient_of_round_off_is_not_compared(draws: str) -> None:
-    """A key bias, which the softmax cancels: 1e-9 on one machine, 7e-9 on another, zero on a third."""
+    """The bias of attention keys, which the softmax cancels: 1e-9 on one machine, 7e-9 on another, zero on a third."""
     old = norms({"key.bias": [1e-9] * 4, "w": LARGE})
     for other in (7e-9, 0.0, 1e-30):
         assert changes(old, norms({"key.bias": [other] * 4, "w": LARGE}, draws=draws)) == ()
@@ -228,7 +275,7 @@ def test_a_gradient_of_round_off_is_not_compared(draws: str) -> None:
 
 
 @pytest.mark.parametrize("draws", ["", FRESH], ids=["paired", "unpaired"])
-def test_an_element_that_truly_vanishes_is_a_change(draws: str) -> None:
+def test_an_element_that_falls_below_round_off_is_a_change(draws: str) -> None:
     old, new = norms({"b": [1e-4] * 4, "w": LARGE}), norms({"b": [0.0] * 4, "w": LARGE}, draws=draws)
     for before, after, sign in ((old, new, -1), (new, old, 1)):
         (change,) = changes(before, after)
@@ -239,12 +286,21 @@ def test_an_element_that_truly_vanishes_is_a_change(draws: str) -> None:
 
 
 @pytest.mark.parametrize("draws", ["", FRESH], ids=["paired", "unpaired"])
-def test_what_is_zero_in_both_has_not_moved(draws: str) -> None:
-    """The inside of a branch that starts at zero. What it is set beside, the largest gradient, may well move."""
+def test_an_element_that_is_zero_on_both_sides_has_not_moved(draws: str) -> None:
+    """A zero-initialized branch, although the largest gradient, which sets the level of round-off, moves."""
     old = norms({"branch": [0.0] * 4, "head": LARGE})
     new = norms({"branch": [0.0] * 4, "head": [2 * value for value in LARGE]}, draws=draws)
     assert {change.element for change in changes(old, new)} <= {"head"}
     assert {change.element for change in changes(old, new, gradient_norm=0.0)} <= {"head"}
+
+
+@pytest.mark.parametrize("draws", ["", FRESH], ids=["paired", "unpaired"])
+def test_round_off_of_the_larger_side_counts_for_both(draws: str) -> None:
+    """An element that is round-off next to the largest gradient of either side has not moved."""
+    small = norms({"b": [1e-9] * 4, "w": LARGE})
+    large = norms({"b": [1e-3] * 4, "w": [1e5 * value for value in LARGE]}, draws=draws)
+    for old, new in ((small, large), (large, small)):
+        assert [change.element for change in changes(old, new)] == ["w"]
 
 
 def test_round_off_depends_on_the_precision() -> None:
@@ -255,8 +311,8 @@ def test_round_off_depends_on_the_precision() -> None:
     assert change.shift == pytest.approx(math.log(10))
 
 
-def test_a_scalar_has_nothing_to_be_small_beside() -> None:
-    """A quantity alone, or on a linear scale, is compared however small it is."""
+def test_small_scalars_and_linear_values_are_compared() -> None:
+    """Only profiles on a logarithmic scale have a level of round-off."""
     (change,) = changes(norms({"w": [1e-20] * 4}), norms({"w": [1e-18] * 4}))
     assert change.shift == pytest.approx(math.log(100))
     steps = {"block.0": [5e3] * 4, "block.1": [1e-3] * 4}
@@ -277,7 +333,7 @@ def test_a_measure_that_has_vanished_or_is_new_is_a_change() -> None:
     assert changes(new, old) == (BaselineChange("growth_rate", "new"),)
 
 
-def test_elements_that_have_vanished_or_are_new_are_changes_and_the_rest_is_compared() -> None:
+def test_vanished_and_new_elements_are_changes_and_the_rest_is_compared() -> None:
     old = norms({"norm.weight": LARGE, "b": LARGE, "norm.bias": LARGE})
     new = norms({"c": LARGE, "b": [2 * value for value in LARGE]})
     vanished, fresh, moved = changes(old, new)
@@ -295,12 +351,12 @@ def test_names_are_compared_as_sets() -> None:
     assert (fresh.kind, fresh.elements) == ("new", ("c",))
 
 
-def test_a_measure_of_another_kind_is_another_measure() -> None:
+def test_a_measure_of_another_kind_has_vanished_and_is_new() -> None:
     old, new = entry({"log_gain": NameSet(("a",))}), gain([1.0] * 4)
     assert [change.kind for change in changes(old, new)] == ["vanished", "new"]
 
 
-def test_changes_come_in_the_order_of_the_measures_and_the_largest_of_a_profile_first() -> None:
+def test_changes_are_in_the_order_of_measures_and_the_largest_of_a_profile_is_first() -> None:
     steps = {name: [1.0] * 4 for name in "abcd"}
     old = entry({"activation_rms": {"x": [1.0] * 4}, "log_gain": [1.0] * 4, "growth_rate": steps})
     moved = {"a": [1.1] * 4, "b": [0.0] * 4, "c": [INF] * 4, "d": [2.5] * 4}
@@ -314,12 +370,12 @@ def test_changes_come_in_the_order_of_the_measures_and_the_largest_of_a_profile_
     ]
 
 
-# What is not finite -----------------------------------------------------------------------------------------------
+# Infinity and NaN --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("draws", ["", FRESH], ids=["paired", "unpaired"])
 @pytest.mark.parametrize("value", [INF, -INF, NAN])
-def test_what_becomes_not_finite_or_finite_again_is_a_change(value: float, draws: str) -> None:
+def test_values_that_become_infinite_or_finite_again_are_changes(value: float, draws: str) -> None:
     finite, other = gain(SPREAD), gain([value] * 8, draws=draws)
     for before, after in ((finite, other), (other, finite)):
         (change,) = changes(before, after)
@@ -330,14 +386,14 @@ def test_what_becomes_not_finite_or_finite_again_is_a_change(value: float, draws
 
 @pytest.mark.parametrize("value", [INF, -INF, NAN])
 @pytest.mark.parametrize("draws", ["", FRESH], ids=["paired", "unpaired"])
-def test_what_stays_not_finite_is_no_change(value: float, draws: str) -> None:
+def test_values_that_stay_infinite_are_no_change(value: float, draws: str) -> None:
     some = [*SPREAD[:6], value, value]
     assert changes(gain([value] * 8), gain([value] * 8, draws=draws)) == ()
     assert changes(gain(some), gain(some, draws=draws)) == ()
 
 
-def test_one_of_many_seeds_that_dies_is_a_change_in_pairs_and_chance_otherwise() -> None:
-    """The same weights no longer pass a gradient; other weights may be the one in eight that never did."""
+def test_a_single_dead_seed_is_a_change_in_pairs_and_chance_otherwise() -> None:
+    """The same weights no longer pass a gradient. Among other weights, one in eight may never have passed one."""
     one = [*SPREAD[:7], -INF]
     for before, after in ((SPREAD, one), (one, SPREAD)):
         (change,) = changes(gain(before), gain(after))
@@ -345,13 +401,13 @@ def test_one_of_many_seeds_that_dies_is_a_change_in_pairs_and_chance_otherwise()
         assert changes(gain(before), gain(after, draws=FRESH)) == ()
 
 
-def test_another_kind_of_not_finite_is_a_change_in_pairs() -> None:
-    """A gradient that vanished overflows now."""
+def test_another_infinity_is_a_change_in_pairs() -> None:
+    """A gradient that vanished now overflows."""
     (change,) = changes(gain([-INF] * 4), gain([INF] * 4))
     assert math.isnan(change.shift)
 
 
-def test_the_finite_seeds_are_compared_where_as_many_are_not() -> None:
+def test_finite_seeds_are_compared_if_the_others_agree() -> None:
     some = [*SPREAD[:7], -INF]
     (change,) = changes(gain(some), gain(shifted(some, 0.4)))
     assert change.shift == pytest.approx(0.4)
@@ -359,7 +415,7 @@ def test_the_finite_seeds_are_compared_where_as_many_are_not() -> None:
     assert change.shift == pytest.approx(6.0)
 
 
-def test_a_gradient_that_is_zero_for_good_is_no_change() -> None:
+def test_a_gradient_that_stays_zero_is_no_change() -> None:
     assert changes(norms({"b": [0.0] * 8}), norms({"b": [0.0] * 8}, draws=FRESH)) == ()
     assert len(changes(norms({"b": [0.0] * 8}), norms({"b": [1e-30] * 8}))) == 1
 
@@ -367,8 +423,8 @@ def test_a_gradient_that_is_zero_for_good_is_no_change() -> None:
 # Missing values ---------------------------------------------------------------------------------------------------
 
 
-def test_seeds_without_the_element_are_left_out() -> None:
-    """Stochastic depth: a step that a seed did not take has no value there."""
+def test_seeds_without_the_element_are_skipped() -> None:
+    """With stochastic depth, a seed has no value for a step that it dropped."""
     taken = [0.5, None, 0.5, 0.5, None, 0.5, 0.5, 0.5]
     other = [None, 0.9, 0.9, 0.9, 0.9, 0.9, None, 0.9]
     old, new = entry({"growth_rate": {"block.3": taken}}), entry({"growth_rate": {"block.3": other}})
@@ -379,7 +435,7 @@ def test_seeds_without_the_element_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("draws", ["", FRESH], ids=["paired", "unpaired"])
-def test_an_element_that_no_seed_shares_tells_nothing(draws: str) -> None:
+def test_an_element_without_a_common_seed_is_no_change(draws: str) -> None:
     old = entry({"growth_rate": {"block.3": [0.5, None]}})
     assert changes(old, entry({"growth_rate": {"block.3": [None, None]}}, draws=draws)) == ()
     if not draws:
@@ -389,19 +445,19 @@ def test_an_element_that_no_seed_shares_tells_nothing(draws: str) -> None:
 # Few seeds, other seeds -------------------------------------------------------------------------------------------
 
 
-def test_one_seed_has_the_tolerance_alone() -> None:
-    """A finished module: one draw, and whatever moved has a cause."""
+def test_the_tolerance_decides_on_one_seed() -> None:
+    """A finished module is a single draw, so that every shift has a cause."""
     assert changes(gain([1.0]), gain([1.25])) == ()
     assert len(changes(gain([1.0]), gain([1.5]))) == 1
 
 
-def test_one_seed_among_many_of_the_same_is_a_pair() -> None:
+def test_one_seed_among_the_seeds_of_the_baseline_is_a_pair() -> None:
     assert changes(gain(SPREAD), gain(SPREAD[2:3], seeds=[2])) == ()
     (change,) = changes(gain(SPREAD), gain([SPREAD[2] + 0.4], seeds=[2]))
     assert change.shift == pytest.approx(0.4)
 
 
-def test_one_draw_has_the_spread_of_the_others() -> None:
+def test_a_single_draw_has_the_spread_of_the_other_sample() -> None:
     assert changes(gain(SPREAD), gain([1.5], seeds=[100])) == ()
     assert len(changes(gain(SPREAD), gain([50.0], seeds=[100]))) == 1
     assert len(changes(gain([50.0], seeds=[100]), gain(SPREAD))) == 1
@@ -417,20 +473,20 @@ def test_two_seeds_are_a_sample() -> None:
     [(range(8), range(4)), (range(4), range(8)), (range(8), (6, 1, 3)), ((5, 0, 2), range(8))],
     ids=str,
 )
-def test_a_part_of_the_seeds_is_compared_in_pairs(old_seeds: Sequence[int], new_seeds: Sequence[int]) -> None:
+def test_a_subset_of_the_seeds_is_compared_in_pairs(old_seeds: Sequence[int], new_seeds: Sequence[int]) -> None:
     old = gain([SPREAD[seed] for seed in old_seeds], seeds=old_seeds)
     assert changes(old, gain([SPREAD[seed] for seed in new_seeds], seeds=new_seeds)) == ()
     (change,) = changes(old, gain([SPREAD[seed] + 0.4 for seed in new_seeds], seeds=new_seeds))
     assert change.shift == pytest.approx(0.4)
 
 
-def test_seeds_that_overlap_in_part_are_two_samples() -> None:
-    """To compare the common ones only would leave out what the rest says."""
+def test_seeds_that_overlap_partly_are_two_samples() -> None:
+    """A comparison of the common seeds alone would ignore the others."""
     old, new = gain(SPREAD), gain(shifted(SPREAD, 0.4), seeds=range(4, 12))
     assert changes(old, new) == ()
 
 
-def test_one_draw_that_differs_makes_two_samples() -> None:
+def test_a_single_different_draw_makes_two_samples() -> None:
     new = gain(shifted(SPREAD, 0.4))
     other = Entry(new.environment, new.conditions, new.seeds, (*new.draws[:7], "other"), new.measures)
     assert len(changes(gain(SPREAD), new)) == 1
@@ -444,7 +500,7 @@ NAMES = [f"w{i}" for i in range(ELEMENTS)]
 
 
 def alarm_rate(generator: np.random.Generator, checks: int, *counts: int, paired: bool = False) -> float:
-    """Return how often two samples of one normal law are said to differ, without a tolerance to help."""
+    """Return how often two samples of one normal distribution are reported as different, without a tolerance."""
     alarms = 0
     for _ in range(checks):
         elements = [dict(zip(NAMES, generator.standard_normal((ELEMENTS, count)).tolist())) for count in counts]
@@ -462,15 +518,15 @@ def at_most(rate: float, checks: int) -> float:
 
 
 @pytest.mark.parametrize("count", [4, 8])
-def test_chance_is_taken_for_a_change_as_seldom_as_promised(count: int) -> None:
-    """One in 10,000: of 1,500 checks of 100 elements two may, four standard deviations above the expectation."""
+def test_chance_is_reported_as_a_change_at_the_stated_rate(count: int) -> None:
+    """One in 10,000: at most two of 1,500 checks of 100 elements, four standard deviations above the expectation."""
     checks = 1500
     assert alarm_rate(np.random.default_rng(count), checks, count, count) <= at_most(baselines.FALSE_ALARMS, checks)
 
 
 @pytest.mark.parametrize("counts", [(4, 4), (8, 8), (4, 8), (2, 8), (1, 8), (8, 3)], ids=str)
 def test_the_level_is_kept_at_any_number_of_seeds(counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 5 %, where as many checks say more."""
+    """At 5 %, at which the same number of checks has more power."""
     monkeypatch.setattr(baselines, "FALSE_ALARMS", 0.05)
     checks = 800
     assert alarm_rate(np.random.default_rng(1), checks, *counts) <= at_most(0.05, checks)
@@ -478,21 +534,20 @@ def test_the_level_is_kept_at_any_number_of_seeds(counts: tuple[int, int], monke
 
 @pytest.mark.parametrize("paired", [True, False], ids=["paired", "unpaired"])
 def test_the_level_is_used(paired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that never raised an alarm would have no power either. Pairs keep it, too: dropout that another version draws
-    otherwise makes two samples of them."""
+    """A test that never raises an alarm has no power. The level holds for pairs as well, whose dropout masks may differ."""
     monkeypatch.setattr(baselines, "FALSE_ALARMS", 0.2)
     rate = alarm_rate(np.random.default_rng(2), 400, 8, 8, paired=paired)
     assert 0.05 < rate <= at_most(0.2, 400)
 
 
-def test_a_level_that_elements_do_not_share_would_raise_alarms_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted fault: each of 100 elements at 5 % by itself."""
+def test_a_level_that_elements_do_not_share_raises_many_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault: each of 100 elements is tested at 5 %."""
     monkeypatch.setattr(baselines, "FALSE_ALARMS", 0.05 * ELEMENTS)
     assert alarm_rate(np.random.default_rng(3), 200, 8, 8) > 0.9
 
 
-def test_all_seeds_must_have_died_where_few_were_drawn() -> None:
-    """Of four seeds, no number of dead ones is as unlikely as the level: all must be, where none was."""
+def test_all_of_few_seeds_must_have_died() -> None:
+    """With four seeds no number of dead ones is as unlikely as the level. Then all must be dead where none was."""
     alive, three, dead = [1.0] * 4, [1.0, -INF, -INF, -INF], [-INF] * 4
     assert changes(gain(alive), gain(three, draws=FRESH)) == ()
     assert len(changes(gain(alive), gain(dead, draws=FRESH))) == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pytest_trainability.checks.diagnosis import diagnose
-from pytest_trainability.records.reports import StepFacts
+from pytest_trainability.checks.diagnosis import diagnose, is_about_growth
+from pytest_trainability.measures import MEASURES
+from pytest_trainability.records.reports import StepFacts, VerdictRecord
 
 NAN, INF = math.nan, math.inf
 
@@ -20,7 +22,7 @@ def facts(name: str = "0", **changes: Any) -> StepFacts:
         "weight_std": 0.0625,
         "fan_in": 64,
         "weights": 1,
-        "operations": ("AddmmBackward0", "TanhBackward0"),
+        "operations": ("Addmm", "Tanh"),
     }
     return StepFacts(**{**given, **changes})
 
@@ -54,15 +56,15 @@ def test_exploding_tanh_needs_critical_weights() -> None:
     assert diagnose([0.5] * 6, tower(6, weight_std=1.0))[1].endswith("fan-in 64 needs a std of about 0.125")
 
 
-@pytest.mark.parametrize("node", ["ReluBackward0", "LeakyReluBackward0"])
+@pytest.mark.parametrize("node", ["Relu", "LeakyRelu"])
 def test_relu_needs_he_initialization(node: str) -> None:
-    (_, cure) = diagnose([-0.9] * 6, tower(6, operations=("AddmmBackward0", node)))
+    (_, cure) = diagnose([-0.9] * 6, tower(6, operations=("Addmm", node)))
     assert "He initialization for fan-in 64 has std 0.177" in cure
     assert "kaiming_normal_" in cure
 
 
 def test_sigmoid_needs_another_activation() -> None:
-    assert "slope is at most 1/4" in diagnose([-1.4] * 6, tower(6, operations=("SigmoidBackward0",)))[1]
+    assert "slope is at most 1/4" in diagnose([-1.4] * 6, tower(6, operations=("Sigmoid",)))[1]
 
 
 def test_the_deepest_step_without_gradient_is_named() -> None:
@@ -95,9 +97,66 @@ def test_an_outlier_is_named_alone() -> None:
     assert line == "2 alone contributes -6 of -6 nats: check its initialization"
 
 
+def test_a_large_rate_without_the_majority_is_no_outlier() -> None:
+    """Ten steps lose a nat each and one loses two: the others lose more in total, and it is the steady decay that matters."""
+    what, _ = diagnose([-1.0] * 5 + [-2.0] + [-1.0] * 5, tower(11))
+    assert what.startswith("every step multiplies the gradient by ")
+
+
+def test_a_step_near_the_others_is_no_outlier() -> None:
+    """It contributes most of the total, but within the spread of the others."""
+    assert "alone" not in diagnose([0.3, -0.3, 0.2, -0.2, 0.9], tower(5))[0]
+
+
+def test_few_steps_have_no_outlier() -> None:
+    assert "alone" not in diagnose([0.0, 0.0, -6.0], tower(3))[0]
+
+
+def test_an_outlier_in_time_is_about_the_input() -> None:
+    (line,) = diagnose([0.01, 0.02, -6.0, 0.01, 0.0], tower(5, recurrent=True))
+    assert line.endswith("nats: check its input at this time step")
+
+
+@pytest.mark.parametrize(
+    ("value", "explained_by_growth", "gain", "about_growth"),
+    [
+        # A measure that increases with the log gain, such as gradient_norm.
+        (1e-9, 1, -14.0, True),
+        (1e-9, 1, 14.0, False),
+        (1e3, 1, 14.0, True),
+        (1e3, 1, -14.0, False),
+        # A measure that decreases with it, such as underflow_fraction.
+        (1e3, -1, -14.0, True),
+        (1e3, -1, 14.0, False),
+        (1e-9, -1, 14.0, True),
+        (1e-9, -1, -14.0, False),
+        # A measure that does not depend on it.
+        (1e-9, 0, -14.0, False),
+        (NAN, 0, NAN, False),
+        # Infinity and NaN are explained by the chain.
+        (1e-9, 1, -INF, True),
+        (1e-9, 1, NAN, True),
+        (INF, -1, 14.0, True),
+        (1e-9, 1, 0.0, False),
+    ],
+)
+def test_growth_explains_a_measure_on_the_matching_side(
+    make_verdict: Callable[..., VerdictRecord], value: float, explained_by_growth: int, gain: float, about_growth: bool
+) -> None:
+    verdict = make_verdict(value=value, low=1e-6, high=1.0)
+    assert is_about_growth(verdict, explained_by_growth, gain) is about_growth
+
+
+@pytest.mark.parametrize("gain", [-14.0, 14.0])
+def test_too_much_underflow_is_explained_by_decay_only(make_verdict: Callable[..., VerdictRecord], gain: float) -> None:
+    verdict = make_verdict(measure="underflow_fraction", value=0.9, unit="", low=None, high=0.1)
+    declared = MEASURES["underflow_fraction"].explained_by_growth
+    assert is_about_growth(verdict, declared, gain) is (gain < 0)
+
+
 def test_residual_blocks_have_other_remedies() -> None:
-    block = {"weights": 4, "kind": "Block", "operations": ("AddBackward0", "GeluBackward0")}
-    normed = {**block, "operations": ("AddBackward0", "NativeLayerNormBackward0")}
+    block = {"weights": 4, "kind": "Block", "operations": ("Add", "Gelu")}
+    normed = {**block, "operations": ("Add", "NativeLayerNorm")}
     assert "the branches have no normalization" in diagnose([0.3] * 8, tower(8, **block))[1]
     assert diagnose([0.3] * 8, tower(8, **normed))[1] == "scale the branch's last projection by 1/sqrt(2 × 8) = 0.25"
     assert "post-norm" in diagnose([-0.3] * 8, tower(8, **normed))[1]
@@ -106,8 +165,8 @@ def test_residual_blocks_have_other_remedies() -> None:
 def test_a_normalization_at_the_end_of_a_branch_undoes_the_scale_of_weights() -> None:
     """Then its gain decides; in front of the weights, as in a pre-norm block, it does not."""
     block = {"weights": 3, "kind": "Bottleneck"}
-    last = ("ConvolutionBackward0", "NativeBatchNormBackward0", "AddBackward0", "ReluBackward0")
-    first = ("NativeBatchNormBackward0", "ReluBackward0", "ConvolutionBackward0", "AddBackward0")
+    last = ("Convolution", "NativeBatchNorm", "Add", "Relu")
+    first = ("NativeBatchNorm", "Relu", "Convolution", "Add")
     cure = "initialize the gain of each branch's last normalization with 1/sqrt(16) = 0.25"
     assert diagnose([0.3] * 16, tower(16, operations=last, **block))[1] == cure
     assert "last projection" in diagnose([0.3] * 16, tower(16, operations=first, **block))[1]

@@ -1,4 +1,4 @@
-"""Profiles: what they hold, and how they are asked for."""
+"""Presets: their bounds, and how they are found by name."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ def test_every_bound_names_a_measure() -> None:
     assert {name for bounds in PRESETS.values() for name in bounds} <= set(MEASURES)
 
 
-def test_bounds_on_names_allow_none() -> None:
+def test_bounds_on_names_allow_no_name() -> None:
     for bounds in PRESETS.values():
         for name, bound in bounds.items():
             if MEASURES[name].kind == "names":
                 assert bound == Bound(high=0)
 
 
-def test_families() -> None:
+def test_every_family_has_the_common_bounds() -> None:
     assert list(PRESETS) == ["mlp", "cnn", "transformer", "rnn"]
-    # What holds of a network without a family holds of every one.
     for bounds in PRESETS.values():
         assert {"log_gain", "nonfinite", "activation_rms", "excess_loss"} <= set(bounds)
 
 
 @pytest.mark.parametrize("family", PRESETS)
-def test_a_gain_of_one_is_inside_and_no_number_is_outside(family: str) -> None:
+def test_a_log_gain_of_zero_is_inside_and_infinity_is_outside(family: str) -> None:
     gain = PRESETS[family]["log_gain"]
     assert gain.holds(0)
     assert not any(map(gain.holds, (math.nan, math.inf, -math.inf)))
 
 
-def test_what_is_found_can_be_changed_without_harm() -> None:
+def test_a_preset_is_returned_as_a_copy() -> None:
     found = find_preset("cnn")
     assert list(found) == list(PRESETS["cnn"])
     found.clear()
@@ -46,7 +45,7 @@ def test_what_is_found_can_be_changed_without_harm() -> None:
 
 
 @pytest.mark.parametrize("family", PRESETS)
-def test_what_a_model_does_not_have_cannot_fail(family: str) -> None:
+def test_bounds_of_a_preset_hold_if_there_is_nothing_to_judge(family: str) -> None:
     assert all(bound.if_any for bound in find_preset(family).values())
     assert {n: (b.low, b.high) for n, b in find_preset(family).items()} == {
         n: (b.low, b.high) for n, b in PRESETS[family].items()
@@ -61,13 +60,13 @@ def test_what_a_model_does_not_have_cannot_fail(family: str) -> None:
         ("xyz", "unknown preset 'xyz'. Presets:"),
     ],
 )
-def test_an_unknown_name(name: str, hint: str) -> None:
+def test_an_unknown_name_is_refused_with_the_closest_one(name: str, hint: str) -> None:
     with pytest.raises(BoundError, match=re.escape(hint)) as caught:
         find_preset(name, where="trainability_preset in pytest.ini")
     assert str(caught.value).startswith("trainability_preset in pytest.ini: unknown preset ")
     assert str(caught.value).endswith("Presets: 'mlp', 'cnn', 'transformer', 'rnn'.")
 
 
-def test_no_name_at_all() -> None:
+def test_a_preset_without_a_name_is_refused() -> None:
     with pytest.raises(BoundError, match=r"^Unknown preset None\."):
         find_preset(None)  # type: ignore[arg-type]
