@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def verdict(**changes: Any) -> VerdictRecord:
-    """Return a verdict that does not hold, but for what is changed."""
+    """Return a verdict that does not hold, with some fields changed."""
     given: dict[str, Any] = {
         "measure": "log_gain",
         "value": -14.4,
@@ -33,7 +33,7 @@ def verdict(**changes: Any) -> VerdictRecord:
 
 
 def record(*verdicts: VerdictRecord, **changes: Any) -> CheckRecord:
-    """Return what was measured on a tower of four layers, but for what is changed."""
+    """Return the record of a tower of four layers, with some fields changed."""
     given: dict[str, Any] = {
         "test": "test_init.py::test_tower",
         "name": "",

@@ -1,4 +1,4 @@
-"""A failure in words: every line says one thing, and fits."""
+"""Text of a failed check: its lines, their widths, and the pictures and escapes in them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import pytest
 
 from pytest_trainability import Estimate, Profile, Spectrum
 from pytest_trainability.checks.statistics import as_seeds
-from pytest_trainability.records.reports import CheckRecord, VerdictRecord
+from pytest_trainability.records.reports import BaselineChange, BaselineRecord, CheckRecord, VerdictRecord
 from pytest_trainability.report.explain import (
     BARS,
     accumulated,
     bound_text,
+    change_lines,
+    change_texts,
     depth_line,
     explain,
+    explain_baseline,
     explain_comparison,
     labelled,
     measured_on,
@@ -27,6 +30,7 @@ from pytest_trainability.report.explain import (
     sparkline,
     to_ascii,
     violation_lines,
+    visible,
 )
 
 NAN, INF = math.nan, math.inf
@@ -34,7 +38,7 @@ MakeRecord = Callable[..., CheckRecord]
 MakeVerdict = Callable[..., VerdictRecord]
 
 
-def test_a_failure_says_what_where_why_and_how_to_repeat(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+def test_a_failure_shows_value_place_cause_and_command(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
     good = make_verdict(measure="lyapunov_max", holds=True)
     record = make_record(
         make_verdict(),
@@ -58,7 +62,7 @@ def test_a_failure_says_what_where_why_and_how_to_repeat(make_record: MakeRecord
     ]
 
 
-def test_every_violation_is_in_the_first_line(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+def test_the_first_line_names_every_violated_measure(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
     record = make_record(make_verdict(), make_verdict(measure="gradient_norm", unit="", where="0.bias"))
     assert explain(record).splitlines()[0] == "Tower: log_gain and gradient_norm out of bounds"
 
@@ -72,7 +76,7 @@ def test_outside_pytest_there_is_no_command(make_record: MakeRecord, make_verdic
 def test_lines_stay_within_their_width(
     make_record: MakeRecord, make_verdict: MakeVerdict, width: int, measure: str
 ) -> None:
-    """With names as they are in real models, and measures with long names."""
+    """Also with the long names of real models and measures."""
     names = tuple(f"model.encoder.layer.{i}.attention.self.query" for i in range(12))
     worst = tuple((f"{name}.weight", 1e-9) for name in names[:5])
     record = make_record(
@@ -83,7 +87,7 @@ def test_lines_stay_within_their_width(
         leaves_band=names[3],
         seeds=tuple(range(0, 60, 2)),
         cause=(
-            "residual steps should not shrink it: is the skip scaled, or is a norm on the stream itself (post-norm)?",
+            "residual steps should not shrink it: is the skip scaled, or the residual stream normalized (post-norm)?",
         ),
         notes=("the samples interact (BatchNorm in training mode), so that one joint frame was used for the batch",),
     )
@@ -102,20 +106,20 @@ def test_lines_stay_within_their_width(
         ({"seeds": (0,), "fixed": True}, "finished module"),
     ],
 )
-def test_seeds_are_written_briefly(make_record: MakeRecord, changes: dict[str, Any], text: str) -> None:
+def test_seeds_are_summarized(make_record: MakeRecord, changes: dict[str, Any], text: str) -> None:
     assert seeds_text(make_record(**changes)) == text
 
 
-def test_a_check_that_was_settled_early_says_so(make_record: MakeRecord) -> None:
+def test_a_check_that_was_settled_early_is_marked(make_record: MakeRecord) -> None:
     record = make_record(seeds=(0, 1), seeds_requested=(0, 1, 2, 3))
     assert measured_on(record).endswith("seeds 0-3, settled after 2")
     assert reproduce_command(record).endswith("--trainability-seeds=0-3 --trainability-device=cpu"), (
-        "the same ceiling stops at the same seed"
+        "the command must request the same seeds"
     )
 
 
 @pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (0,), (5,), (0, 3, 5), (4, 3), (7, 8)])
-def test_the_commands_seeds_are_read_back_as_they_were(make_record: MakeRecord, seeds: tuple[int, ...]) -> None:
+def test_the_seeds_of_the_command_are_those_of_the_record(make_record: MakeRecord, seeds: tuple[int, ...]) -> None:
     command = reproduce_command(make_record(seeds=seeds))
     program, test, option, device = shlex.split(command)
     assert (program, test) == ("pytest", "test_init.py::test_tower")
@@ -123,7 +127,7 @@ def test_the_commands_seeds_are_read_back_as_they_were(make_record: MakeRecord, 
     assert device == "--trainability-device=cpu"
 
 
-def test_the_command_names_what_is_not_the_default(make_record: MakeRecord) -> None:
+def test_the_command_names_the_device(make_record: MakeRecord) -> None:
     assert reproduce_command(make_record(device="cuda:1")).endswith(
         " --trainability-seeds=0-3 --trainability-device=cuda:1"
     )
@@ -147,18 +151,18 @@ def test_the_command_names_what_is_not_the_default(make_record: MakeRecord) -> N
         ({"elements": 0}, "nothing was measured, must lie in [-5, 5]: no element to judge"),
     ],
 )
-def test_margins_are_words(make_verdict: MakeVerdict, changes: dict[str, Any], said: str) -> None:
+def test_the_margin_of_a_violation_is_described(make_verdict: MakeVerdict, changes: dict[str, Any], said: str) -> None:
     verdict = make_verdict(**{"value_low": NAN, "value_high": NAN, **changes} if "value" in changes else changes)
     assert said in violation_lines(verdict, width=200)[0]
 
 
-def test_the_worst_elements_are_listed_as_far_as_they_fit(make_verdict: MakeVerdict) -> None:
+def test_the_two_worst_elements_are_named(make_verdict: MakeVerdict) -> None:
     verdict = make_verdict(elements=9, violations=3, where="a", worst=(("a", 1.0), ("b" * 30, 2.0), ("c" * 30, 3.0)))
     assert violation_lines(verdict)[-1].split(None, 1)[1].startswith("of 9 outside, worst a 1")
     assert "c" * 30 not in violation_lines(verdict)[-1]
 
 
-def test_a_name_at_fault_is_shown(make_verdict: MakeVerdict) -> None:
+def test_faulty_names_are_shown(make_verdict: MakeVerdict) -> None:
     lines = violation_lines(make_verdict(measure="nonfinite", where="loss, gradient of 0.bias"))
     assert lines[1].strip() == "loss, gradient of 0.bias"
 
@@ -172,7 +176,9 @@ def test_a_name_at_fault_is_shown(make_verdict: MakeVerdict) -> None:
         (None, 0, "must be ≤ 0"),
     ],
 )
-def test_bounds_in_words(make_verdict: MakeVerdict, low: float | None, high: float | None, text: str) -> None:
+def test_the_bound_of_a_verdict_is_shown(
+    make_verdict: MakeVerdict, low: float | None, high: float | None, text: str
+) -> None:
     assert bound_text(make_verdict(low=low, high=high)) == text
 
 
@@ -195,7 +201,7 @@ def test_a_sparkline_is_thinned_to_its_width_with_both_ends() -> None:
     assert (drawn[0], drawn[-1]) == ("▁", "█")
 
 
-def test_what_is_not_finite_is_crossed_out() -> None:
+def test_values_that_are_not_finite_are_crosses() -> None:
     assert sparkline([0.0, NAN, 9.0, -INF]) == "▁×█×"
     assert sparkline([NAN, INF]) == "××"
     assert sparkline([NAN] * 50, 10) == "×" * 10
@@ -206,8 +212,82 @@ def test_a_constant_is_drawn_in_the_middle() -> None:
     assert sparkline([2.0, 2.0]) in {"▄▄", "▅▅"}
 
 
-def test_no_growth_no_line(make_record: MakeRecord) -> None:
+def test_without_growth_there_is_no_sparkline(make_record: MakeRecord) -> None:
     assert depth_line(make_record(growth=(), step_names=()), 60) == ""
+
+
+def test_a_change_of_finiteness_has_no_shift() -> None:
+    dead = BaselineChange("log_gain", "moved", old=-1.5, new=-INF, shift=NAN, tolerance=0.3, unit="nats")
+    assert change_lines([dead], 80) == ["log_gain       -1.5 → -inf nats: finite on one side only"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (BaselineChange("x", "vanished"), "no longer measured"),
+        (BaselineChange("x", "new"), "not in the baseline"),
+        (BaselineChange("x", "vanished", elements=("a",)), "1 gone: a"),
+        (BaselineChange("x", "new", elements=("a", "b", "c")), "3 new: a, b, …"),
+        (
+            BaselineChange("x", "moved", old=1.0, new=0.5, shift=-0.5, tolerance=0.25),
+            "1 → 0.5: by -0.5, more than 0.25",
+        ),
+        (
+            BaselineChange("x", "moved", old=2.0, new=1.0, shift=-math.log(2), tolerance=0.1, scale="log"),
+            "2 → 1: 2 times smaller, more than 1.11",
+        ),
+        (
+            BaselineChange("x", "moved", old=1.0, new=INF, shift=800.0, tolerance=0.1, scale="log"),
+            "1 → inf: inf times larger, more than 1.11",
+        ),
+    ],
+)
+def test_a_change_is_described(change: BaselineChange, text: str) -> None:
+    assert change_texts([change]) == [text]
+
+
+def test_a_missing_baseline_names_the_command(make_record: MakeRecord) -> None:
+    missing = BaselineRecord("missing", "__trainability__/test_init.json", "test_tower › Tower", command="pytest --new")
+    assert explain_baseline(make_record(baseline=missing)).splitlines() == [
+        "Tower: no baseline",
+        "  measured       4 × Linear, per sample, train mode, float32 on cpu, seeds 0-3",
+        "  baseline       none for test_tower › Tower in __trainability__/test_init.json.",
+        "                 Record it and commit the file.",
+        "  to record      pytest --new",
+    ]
+
+
+def test_a_changed_baseline_names_changes_and_command(make_record: MakeRecord) -> None:
+    moved = BaselineChange("log_gain", "moved", old=0.22, new=1.77, shift=1.55, tolerance=0.3, unit="nats")
+    changed = BaselineRecord("changed", "f.json", "test_tower › Tower", (moved,), "torch 2.6", "pytest --update")
+    assert explain_baseline(make_record(baseline=changed)).splitlines()[2:] == [
+        "  baseline       test_tower › Tower in f.json, recorded with torch 2.6",
+        "  log_gain       +0.22 → +1.77 nats: by 1.55, more than 0.3",
+        "  if intended    pytest --update",
+    ]
+    assert explain_baseline(make_record(baseline=changed)).splitlines()[0] == "Tower: changed since the baseline"
+
+
+def test_control_characters_are_escaped() -> None:
+    """Names may come from a baseline file that somebody else wrote."""
+    hostile = "\x1b[2J\r\x07 \u202e\x9b31m"
+    shown = r"\x1b[2J\r\x07 \u202e\x9b31m"
+    assert visible(hostile) == shown
+    assert labelled("note", hostile) == [f"note           {shown}"]
+    assert labelled("\x1b[2J", "text") == [r"\x1b[2J        text"]
+    assert visible("größe › 日本 ×") == "größe › 日本 ×"
+    for change in (
+        BaselineChange("x", "vanished", elements=(hostile,)),
+        BaselineChange(hostile, "new"),
+        BaselineChange("x", "moved", hostile, old=1.0, new=2.0, shift=1.0, tolerance=0.1, unit=hostile),
+    ):
+        assert all(line.isprintable() for line in change_lines([change], 80))
+        assert shown in " ".join(" ".join(change_lines([change], 0)).split())
+
+
+def test_the_lines_of_a_long_label_start_below_it() -> None:
+    assert labelled("relative_gradient_norm", "a", 40) == ["relative_gradient_norm", "               a"]
+    assert labelled("gradient_norms", "a", 40) == ["gradient_norms a"]
 
 
 def test_labels_wrap_under_themselves() -> None:
@@ -229,6 +309,26 @@ def test_a_failing_comparison_lists_the_worst_first() -> None:
     lines = explain_comparison(">=", profile, 2.5)
     assert lines is not None
     assert [line.strip() for line in lines[2:]] == ["a: 1", "c: 2"]
+
+
+@pytest.mark.parametrize(
+    ("empty", "kind"), [(Profile(), "profile"), (Spectrum(()), "spectrum")], ids=["profile", "spectrum"]
+)
+def test_an_empty_collection_is_reported(empty: Profile | Spectrum, kind: str) -> None:
+    lines = explain_comparison(">", empty, 1e-7)
+    assert lines == [
+        f"{empty!r} > 1e-07",
+        f"The {kind} is empty: no element to compare. Check the names or patterns that selected it.",
+    ]
+
+
+@pytest.mark.parametrize(("op", "mirrored"), [("<", ">"), ("<=", ">="), (">", "<"), (">=", "<=")])
+def test_a_comparison_with_the_number_on_the_left_is_mirrored(op: str, mirrored: str) -> None:
+    profile = Profile({n: one(v, n) for n, v in zip("abc", [1.0, 2.0, 3.0])})
+    lines = explain_comparison(op, 2.0, profile)
+    assert lines is not None
+    assert lines == explain_comparison(mirrored, profile, 2.0)
+    assert f"elements are not {mirrored} 2.0" in lines[1]
 
 
 def test_exponents_are_counted_from_one() -> None:
@@ -253,7 +353,7 @@ def test_other_comparisons_are_left_to_pytest(op: str, left: Any, right: Any) ->
     assert explain_comparison(op, left, right) is None
 
 
-def test_every_sign_that_is_written_has_a_plain_spelling(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+def test_every_sign_of_a_message_has_an_ascii_spelling(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
     scale = make_verdict(value=3e-9, value_low=2e-9, value_high=4.5e-9, unit="", scale="log", low=1e-6, high=None)
     text = to_ascii(explain(make_record(make_verdict(), scale, make_verdict(low=None), growth=(1.0, NAN, -9.0, 3.0))))
     assert text.isascii()
@@ -262,10 +362,10 @@ def test_every_sign_that_is_written_has_a_plain_spelling(make_record: MakeRecord
     assert "must be >= 1e-06" in text
 
 
-def test_bars_stay_apart_in_ascii() -> None:
+def test_bars_differ_in_ascii() -> None:
     assert len(set(to_ascii(BARS))) == len(BARS)
 
 
-def test_the_rest_is_escaped() -> None:
+def test_other_characters_are_escaped_in_ascii() -> None:
     assert to_ascii("λ") == "\\u03bb"
     assert re.fullmatch(r"[ -~]*", to_ascii("test_größe[日本]"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,12 +34,12 @@ def rows(lines: list[Line]) -> list[Line]:
         (False, True, "failed", "✘", "red"),
         (None, False, "passed", "✔", "green"),
         (None, False, "failed", "✘", "red"),
-        # Its failure was caught: with pytest.raises, say.
+        # The failure was caught, for instance by pytest.raises.
         (False, False, "passed", "✘", "red"),
         (False, False, "xfailed", "x", "yellow"),
     ],
 )
-def test_one_line_a_check_in_its_colour(
+def test_each_check_has_a_line_in_its_color(
     make_record: MakeRecord,
     make_verdict: MakeVerdict,
     holds: bool | None,
@@ -56,7 +57,7 @@ def test_one_line_a_check_in_its_colour(
     assert row.text.endswith("log gain -14.40 ± 0.30 nats")
 
 
-def test_the_total_counts_what_holds(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+def test_the_total_counts_checks_that_hold(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
     good, bad = make_record(make_verdict(holds=True)), make_record(make_verdict())
     assert section([(good, "passed"), (bad, "failed"), (good, "passed")])[-1] == Line(
         "2 of 3 hold, measured in 0.8 s", "red"
@@ -64,27 +65,27 @@ def test_the_total_counts_what_holds(make_record: MakeRecord, make_verdict: Make
     assert section([(good, "passed")])[-1] == Line("1 of 1 hold, measured in 0.2 s", "green")
 
 
-def test_what_is_expected_not_to_hold_is_no_failure(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+def test_an_expected_failure_is_no_failure(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
     good, bad = make_record(make_verdict(holds=True)), make_record(make_verdict())
     lines = section([(good, "passed"), (bad, "xfailed")])
     assert lines[-1] == Line("1 of 2 hold, 1 expected to fail, measured in 0.5 s", "green")
-    # No details, and with -q nothing at all.
+    # There are no details, and with -q no line.
     assert not any("must" in line.text for line in lines)
     assert len(section([(bad, "xfailed")], verbosity=-1)) == 1
 
 
-def test_conditions_are_said_once_for_all_that_share_them(make_record: MakeRecord) -> None:
+def test_checks_with_the_same_conditions_share_a_heading(make_record: MakeRecord) -> None:
     lines = section([(make_record(), "passed"), (make_record(), "passed"), (make_record(device="cuda:0"), "passed")])
     heads = [line.text for line in lines if "float32" in line.text]
     assert len(heads) == 2
     assert all("per sample · seeds 0-3" in head for head in heads)
 
 
-def test_names_of_measurements_tell_lines_apart(make_record: MakeRecord) -> None:
+def test_the_name_of_a_measurement_is_shown(make_record: MakeRecord) -> None:
     assert "test_tower (student)" in rows(section([(make_record(name="student"), "passed")]))[0].text
 
 
-def test_quiet_hides_what_holds(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+def test_quiet_hides_checks_that_hold(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
     good, bad = make_record(make_verdict(holds=True)), make_record(make_verdict(), test="test_init.py::test_bad")
     assert [row.text.split()[1] for row in rows(section([(good, "passed"), (bad, "failed")], verbosity=-1))] == [
         "test_bad"
@@ -140,7 +141,7 @@ def test_every_line_can_be_written_on_the_terminal(
         line.text.encode("ascii" if encoding.startswith("no") else encoding)
 
 
-def test_where_signs_can_be_shown_they_are(make_record: MakeRecord) -> None:
+def test_signs_are_shown_if_the_encoding_has_them(make_record: MakeRecord) -> None:
     assert any("✔" in line.text for line in section([(make_record(), "passed")], encoding="utf-8"))
 
 
@@ -150,7 +151,7 @@ def test_odd_records_are_shown(make_record: MakeRecord, make_verdict: MakeVerdic
         assert section([(make_record(make_verdict(), **changes), "failed")], verbosity=verbosity)
 
 
-def test_seeds_are_a_ceiling_where_bounds_were_settled_before(make_record: MakeRecord) -> None:
+def test_seeds_are_a_ceiling_if_bounds_were_settled_early(make_record: MakeRecord) -> None:
     early = make_record(seeds=(0, 1), seeds_requested=(0, 1, 2, 3))
     assert section([(early, "passed")])[0].text.endswith("seeds 0-3 at most")
     assert section([(make_record(), "passed")])[0].text.endswith("seeds 0-3")
@@ -159,7 +160,7 @@ def test_seeds_are_a_ceiling_where_bounds_were_settled_before(make_record: MakeR
     )
 
 
-def test_a_marginal_pass_says_how_many_seeds_would_settle_it(
+def test_a_marginal_pass_names_the_seeds_that_would_settle_it(
     make_record: MakeRecord, make_verdict: MakeVerdict
 ) -> None:
     verdict = make_verdict(holds=True, marginal=True, low=-14.5, seeds_needed=23)
@@ -185,14 +186,14 @@ def baseline(status: Any, *changes: BaselineChange) -> BaselineRecord:
 
 
 @pytest.mark.parametrize(("old", "new", "said"), [(0.0, 7.13, "no longer zero"), (7.13, 0.0, "zero now")])
-def test_from_zero_there_is_no_factor(make_record: MakeRecord, old: float, new: float, said: str) -> None:
+def test_a_change_from_or_to_zero_has_no_factor(make_record: MakeRecord, old: float, new: float, said: str) -> None:
     moved = BaselineChange("gradient_norm", "moved", "w", old=old, new=new, shift=13.0, tolerance=0.3, scale="log")
     text = "\n".join(line.text for line in section([(make_record(baseline=baseline("changed", moved)), "failed")]))
     assert f"1 of 1 moved, {said}: w ({old:g} → {new:g})" in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_a_changed_baseline_is_red_and_told_old_and_new(make_record: MakeRecord, width: int) -> None:
+def test_a_changed_baseline_shows_old_and_new_values(make_record: MakeRecord, width: int) -> None:
     record = make_record(baseline=baseline("changed", MOVED, GONE, GREW))
     lines = [line.text for line in section([(record, "failed")], width=width)]
     text = " ".join(" ".join(lines).split())
@@ -205,7 +206,7 @@ def test_a_changed_baseline_is_red_and_told_old_and_new(make_record: MakeRecord,
     assert max(len(line) for line in lines if "reproduce" not in line) <= width
 
 
-def test_a_baseline_that_is_the_same_is_told_with_v_only(make_record: MakeRecord) -> None:
+def test_an_unchanged_baseline_is_shown_only_with_v(make_record: MakeRecord) -> None:
     record = make_record(baseline=baseline("same"))
     plain, verbose = (" ".join(line.text for line in section([(record, "passed")], verbosity=v)) for v in (0, 1))
     assert "baseline" not in plain
@@ -213,13 +214,13 @@ def test_a_baseline_that_is_the_same_is_told_with_v_only(make_record: MakeRecord
 
 
 @pytest.mark.parametrize("verbosity", [-1, 0, 1])
-def test_an_update_is_told_however_quiet(make_record: MakeRecord, verbosity: int) -> None:
+def test_an_update_is_shown_at_every_verbosity(make_record: MakeRecord, verbosity: int) -> None:
     lines = section([(make_record(baseline=baseline("updated", MOVED)), "passed")], verbosity=verbosity)
     assert "log_gain       +0.22 → +1.77 nats" in "\n".join(line.text for line in lines)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_what_was_done_to_the_baselines_fits_the_terminal(encoding: str) -> None:
+def test_the_summary_of_baselines_fits_the_terminal(encoding: str) -> None:
     summary = BaselineSummary(
         written=(("tests/__trainability__/test_init.json", 3, 1),),
         withheld=("tests/test_init.py::test_red",),
@@ -241,5 +242,93 @@ def test_what_was_done_to_the_baselines_fits_the_terminal(encoding: str) -> None
     assert all(line.text.isascii() for line in lines) or encoding == "utf-8"
 
 
-def test_nothing_is_said_of_baselines_where_there_is_nothing() -> None:
+def test_an_empty_summary_of_baselines_has_no_lines() -> None:
     assert baselines(BaselineSummary()) == []
+
+
+UNUSED = (("tests/__trainability__/test_init.json", "test_old › Tower", ""),)
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [BaselineSummary(unused=UNUSED), BaselineSummary(forgotten=("tests/__trainability__/test_gone.json",))],
+    ids=["unused", "forgotten"],
+)
+def test_pruning_is_suggested_for_unused_baselines(summary: BaselineSummary) -> None:
+    hint = Line("baselines      --trainability-prune removes them")
+    assert baselines(summary)[-1] == hint
+    assert all(line.color == "yellow" for line in baselines(summary)[:-1])
+    # It is not suggested if they have been removed, nor if pruning was requested and refused.
+    pruned, refused = replace(summary, pruned=True), replace(summary, partial=("2 skipped, failed or not run",))
+    assert hint not in baselines(pruned)
+    assert hint not in baselines(refused)
+    assert baselines(pruned)[0].text.startswith("baselines      removed: no test")
+    assert baselines(pruned)[0].color == ""
+    assert baselines(refused, width=100)[-1] == Line(
+        "baselines      nothing pruned: not every test has passed (2 skipped, failed or not run)", "red"
+    )
+
+
+def test_without_unused_baselines_pruning_is_not_suggested() -> None:
+    assert baselines(BaselineSummary(written=(("f.json", 0, 2),))) == [
+        Line("baselines      2 updated in f.json: commit it", "green")
+    ]
+
+
+def test_control_characters_of_a_baseline_file_do_not_reach_the_terminal(make_record: MakeRecord) -> None:
+    """Names of tests, entries, measures and elements in a file are untrusted."""
+    hostile = "\x1b]0;title\x07\x1b[2J\r"
+    moved = BaselineChange(hostile, "moved", hostile, old=1.0, new=2.0, shift=1.0, tolerance=0.3, unit=hostile)
+    gone = BaselineChange("gradient_norm", "vanished", elements=(hostile,))
+    changed = BaselineRecord("changed", "f.json", hostile, (moved, gone), hostile, "pytest")
+    record = make_record(baseline=changed)
+    lines = section([(record, "failed")], verbosity=1)
+    lines += section([(make_record(baseline=replace(changed, status="updated")), "passed")])
+    lines += section([(make_record(baseline=replace(changed, status="same", changes=())), "passed")], verbosity=1)
+    lines += baselines(
+        BaselineSummary(unused=((hostile, hostile, hostile),), withheld=(hostile,), stale=(hostile,), errors=(hostile,))
+    )
+    assert sum(r"\x1b[2J" in line.text for line in lines) >= 6
+    assert all(line.text.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("verbosity", [0, 1])
+def test_a_marginal_failure_is_marked_once_in_its_details(
+    make_record: MakeRecord, make_verdict: MakeVerdict, verbosity: int
+) -> None:
+    """The row of a failed check has no note on the verdict: the details below have one."""
+    verdict = make_verdict(marginal=True, seeds_needed=23)
+    lines = section([(make_record(verdict), "failed")], verbosity=verbosity)
+    assert (
+        " ".join(" ".join(line.text.split()) for line in lines).count("marginal: about 23 seeds would settle it") == 1
+    )
+    row = next(index for index, line in enumerate(lines) if line.text.startswith("  ✘ "))
+    blank = lines.index(Line(""))
+    assert not any("marginal" in line.text for line in lines[row:blank])
+    assert lines[row].color == "red"
+
+
+def test_a_marginal_pass_of_a_failed_check_is_noted(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    """Another bound of the same check fails, so that the row stays red."""
+    passed = make_verdict(measure="lyapunov_max", holds=True, marginal=True, seeds_needed=23)
+    lines = section([(make_record(passed, make_verdict()), "failed")])
+    assert rows(lines)[0].color == "red"
+    assert any(line.color == "yellow" and line.text.strip().startswith("lyapunov_max") for line in lines)
+
+
+def test_hidden_rows_do_not_widen_the_columns(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    bad = make_record(make_verdict(), test="test_init.py::test_bad")
+    hidden = make_record(test=f"test_init.py::test_{'long' * 9}", steps="24 × TransformerEncoderLayer")
+    alone = rows(section([(bad, "failed")], verbosity=-1))
+    assert rows(section([(hidden, "passed"), (bad, "failed")], verbosity=-1)) == alone
+    # If both are listed, they share their columns.
+    shown = rows(section([(hidden, "passed"), (bad, "failed")]))
+    assert len(shown) == 2
+    assert len({len(line.text) for line in shown}) == 1
+    assert alone[0] not in shown
+
+
+def test_groups_are_sorted_by_file(make_record: MakeRecord) -> None:
+    records = [make_record(test=f"test_{name}.py::test_x") for name in "cab"]
+    heads = [line.text[:9] for line in section([(r, "passed") for r in records]) if "float32" in line.text]
+    assert heads == ["test_a.py", "test_b.py", "test_c.py"]
