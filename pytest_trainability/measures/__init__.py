@@ -1,6 +1,9 @@
-"""The measures, one quantity a file, by family; and their registry.
+"""The measures, their registry, and everything that a plugin needs to add its own.
 
-The registry is what the families declare: every :class:`Measure` that a module of theirs holds.
+Each family is a subpackage, and each of its files holds one computation and the measures that follow from it. The registry
+contains every :class:`Measure` that a module of a family declares.
+
+Importing this package loads torch. A pytest plugin therefore imports it inside its hooks.
 """
 
 from __future__ import annotations
@@ -9,13 +12,41 @@ import difflib
 import pkgutil
 from collections.abc import Iterable, Iterator
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+from ..engine.runs.common_needs import PARAMETER_GRADIENTS, STATE_RMS
+from ..engine.runs.objective import Objective
+from ..engine.runs.run import Need, Run, Stage
 from ..errors import BoundError
-from .measure import Measure
+from .measure import Measure, declare
 
-__all__ = ["DEFAULT", "FAMILIES", "MEASURES", "Measure", "declared_measures", "find_measure", "recorded_along"]
+if TYPE_CHECKING:
+    from .depth.lyapunov import LOSS_SWEEP, SWEEP
+
+__all__ = [
+    "DEFAULT",
+    "FAMILIES",
+    "LOSS_SWEEP",
+    "MEASURES",
+    "PARAMETER_GRADIENTS",
+    "STATE_RMS",
+    "SWEEP",
+    "Measure",
+    "Need",
+    "Objective",
+    "Run",
+    "Stage",
+    "declare",
+    "declared_measures",
+    "find_measure",
+    "recorded_along",
+]
 
 FAMILIES = ("depth", "jacobian", "activations", "gradients", "loss", "structure")
+"""Names of the subpackages that declare measures, in the order of the documentation."""
+
+_NEEDS_OF_FAMILIES = {"LOSS_SWEEP": "depth.lyapunov", "SWEEP": "depth.lyapunov"}
+"""Public needs that a family defines, and the module of each. They are looked up by name, as this package imports no family."""
 
 
 def declared_measures() -> Iterator[Measure]:
@@ -30,27 +61,27 @@ def declared_measures() -> Iterator[Measure]:
 
 
 MEASURES: dict[str, Measure] = {m.name: m for m in declared_measures()}
-"""By name; a plugin's join it when they are loaded."""
+"""All measures by name. Measures of plugins are added when the plugins are loaded."""
 
 DEFAULT: tuple[str, ...] = ("lyapunov_max", "gradient_norm", "activation_rms")
-"""What is measured when nothing is asked for."""
+"""Names of the measures that a measurement reads when the user requests none."""
 
 
 def recorded_along(chain: str) -> tuple[Measure, ...]:
-    """Return what a baseline along ``"depth"`` or ``"time"`` holds, in addition to the measures that a test has bounds for."""
+    """Return the measures that every baseline along ``"depth"`` or ``"time"`` holds, whether a test bounds them or not."""
     return tuple(m for m in MEASURES.values() if chain in m.recorded)
 
 
 def find_measure(name: str, *, where: str = "", known: Iterable[str] = MEASURES) -> Measure:
-    """Return the measure of that name.
+    """Return the measure of a name.
 
     Args:
-        name: Of the measure.
-        where: Where it was asked for, for the message.
+        name: Name of the measure.
+        where: Place where the user has written the name, for the message.
         known: Names that the message may suggest.
 
     Raises:
-        BoundError: There is none; the message names ``where`` it was asked for, and the nearest name.
+        BoundError: No measure has that name. The message gives ``where`` and the most similar name.
     """
     if name in MEASURES:
         return MEASURES[name]
@@ -58,3 +89,10 @@ def find_measure(name: str, *, where: str = "", known: Iterable[str] = MEASURES)
     hint = f"Did you mean {near[0]!r}?" if near else f"Measures: {', '.join(sorted(known))}."
     msg = f"{where}: unknown measure {name!r}. {hint}" if where else f"Unknown measure {name!r}. {hint}"
     raise BoundError(msg)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEEDS_OF_FAMILIES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f".{_NEEDS_OF_FAMILIES[name]}", __name__), name)

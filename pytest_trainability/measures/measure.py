@@ -1,4 +1,4 @@
-"""What a measure is, and how one is declared."""
+"""The type of a measure, and the decorator that declares one."""
 
 from __future__ import annotations
 
@@ -9,40 +9,46 @@ from typing import Any, Literal, TypeAlias, get_args
 from ..engine.runs.run import Need, Run
 from ..errors import UsageError
 
-__all__ = ["Kind", "Measure", "Reading", "Scale", "declare"]
+__all__ = ["Along", "ExplainedByGrowth", "Kind", "Measure", "Reading", "Scale", "ZeroByDesign", "declare"]
 
 Kind: TypeAlias = Literal["scalar", "spectrum", "profile", "names"]
 Scale: TypeAlias = Literal["linear", "log"]
 Along: TypeAlias = Literal["depth", "time"]
+ExplainedByGrowth: TypeAlias = Literal[-1, 0, 1]
 ZeroByDesign: TypeAlias = Literal["", "gradient", "update", "branch"]
 Reading: TypeAlias = "float | Sequence[float] | Mapping[str, float] | Sequence[str]"
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One quantity, read from one run per seed.
+    """A quantity that is read from one run of the model per seed.
 
     Args:
-        name: A noun of the quantity: the attribute of a result and the keyword of a bound.
-        kind: ``"scalar"`` reads a float, ``"spectrum"`` floats that are averaged over seeds one by one and then sorted,
-            ``"profile"`` floats by name, ``"names"`` a list of names of what is at fault.
-        unit: As printed; empty for a pure number.
-        scale: ``"log"`` averages logarithms over seeds: for positive quantities whose ratio matters.
-        needs: What the run must provide.
-        read: Takes the number from the run.
-        tolerance: By how much it may differ from a baseline, in its unit; for a ``"log"`` scale in nats of ratio.
-        element: What the elements of a spectrum are called.
-        explained_by_growth: Whether growth along the chain can explain a failed bound: 1 for a measure that increases with the
-            log gain, -1 for one that decreases with it, 0 for one that has nothing to do with it.
-        zero_by_design: ``"gradient"`` for a measure by parameter that is zero or undefined while a parameter's gradient is zero,
-            ``"update"`` for one that weight decay alone can make positive, ``"branch"`` for one by residual step that is zero while
-            its branch is. Bounds do not judge the elements that get a gradient within a few optimizer steps.
-        measured_with: Name of a measure that is read, where it can be, whenever this one has a bound: to judge it, or to say what
-            its value should be.
-        recorded: Along which chains every baseline holds this measure, bounded or not.
+        name: Noun that names the quantity: the attribute of a result and the keyword of a bound.
+        kind: Type of one reading. ``"scalar"``: a float. ``"spectrum"``: a list of floats, which are averaged over seeds one by
+            one and then sorted. ``"profile"``: floats by name. ``"names"``: a list with the names of faulty parts.
+        unit: Unit that reports print; empty for a pure number.
+        scale: Whether values are averaged over seeds arithmetically (``"linear"``) or by their logarithms (``"log"``, for
+            positive quantities whose ratios matter).
+        needs: The needs that ``read`` takes from the run.
+        read: Function that returns the reading of one run.
+        tolerance: Largest change from a baseline that still passes: in the measure's unit, or in nats of the ratio for
+            ``scale="log"``. With 0, the default, every change fails that exceeds the precision of the stored value.
+        element: Name of one element of a spectrum, for reports.
+        explained_by_growth: Whether growth of gradients along the chain can cause a failed bound: 1 for a measure that increases
+            with the log gain, -1 for one that decreases with it, 0 (the default) for one that does not depend on it. Where it
+            can, a report names the growth as the likely cause.
+        zero_by_design: Which elements of a profile are zero where a model starts at zero by design (a zero-initialized branch).
+            ``"gradient"``: an element by parameter is zero or undefined while the parameter's gradient is zero. ``"update"``:
+            the same, except that weight decay alone can make it positive. ``"branch"``: an element by residual step is zero
+            while its branch is. Bounds skip such elements if their parameters get a gradient within a few optimizer steps.
+            It requires ``measured_with="waking_step"``. Empty, the default: bounds judge every element.
+        measured_with: Name of another measure that is read whenever this one is bounded and the other one applies to the model:
+            its value is needed for the verdict, or tells what this measure should be. Empty for none.
+        recorded: Chains, ``"depth"`` or ``"time"``, for which every baseline holds this measure, bounded or not.
 
     Raises:
-        UsageError: An argument is not one of the values above.
+        UsageError: An argument is not one of the values above, or ``zero_by_design`` is set without what it requires.
     """
 
     name: str
@@ -53,30 +59,36 @@ class Measure:
     read: Callable[[Run], Reading]
     tolerance: float = 0.0
     element: str = "exponent"
-    explained_by_growth: Literal[-1, 0, 1] = 0
+    explained_by_growth: ExplainedByGrowth = 0
     zero_by_design: ZeroByDesign = ""
     measured_with: str = ""
     recorded: frozenset[Along] = frozenset()
 
     def __post_init__(self) -> None:
-        for what, value, known in (
-            ("kind", self.kind, get_args(Kind)),
-            ("scale", self.scale, get_args(Scale)),
-            ("explained_by_growth", self.explained_by_growth, (-1, 0, 1)),
-            ("zero_by_design", self.zero_by_design, get_args(ZeroByDesign)),
-        ):
-            if value not in known:
-                msg = f"the {what} of a measure must be one of {', '.join(map(repr, known))}. That of {self.name!r} is {value!r}."
-                raise UsageError(msg)
         object.__setattr__(self, "needs", frozenset(self.needs))
         object.__setattr__(self, "recorded", frozenset(self.recorded))
+        self._require_known("kind", get_args(Kind))
+        self._require_known("scale", get_args(Scale))
+        self._require_known("explained_by_growth", get_args(ExplainedByGrowth))
+        self._require_known("zero_by_design", get_args(ZeroByDesign))
         if not all(isinstance(need, Need) for need in self.needs) or not callable(self.read):
-            msg = (
-                f"a measure must have needs that are Needs, and a function that reads a Run. {self.name!r} has others."
-            )
+            msg = f"Measure {self.name!r}: needs must hold Need objects, and read must be a function of a Run."
             raise UsageError(msg)
         if not self.recorded <= {*get_args(Along)}:
-            msg = f"recorded must hold 'depth', 'time' or both. That of {self.name!r} is {sorted(self.recorded)}."
+            msg = f"Measure {self.name!r}: recorded must hold 'depth', 'time' or both. Got {sorted(self.recorded)}."
+            raise UsageError(msg)
+        if self.zero_by_design and (self.kind != "profile" or self.measured_with != "waking_step"):
+            msg = (
+                f"Measure {self.name!r}: zero_by_design needs kind='profile' and measured_with='waking_step', which says when "
+                f"a parameter gets a gradient. Got kind={self.kind!r} and measured_with={self.measured_with!r}."
+            )
+            raise UsageError(msg)
+
+    def _require_known(self, argument: str, known: tuple[object, ...]) -> None:
+        value = getattr(self, argument)
+        if value not in known:
+            choices = ", ".join(map(repr, known))
+            msg = f"Measure {self.name!r}: {argument} must be one of {choices}. Got {value!r}."
             raise UsageError(msg)
 
 
@@ -88,12 +100,27 @@ def declare(
     needs: Collection[Need[Any]] = (),
     tolerance: float = 0.0,
     element: str = "exponent",
-    explained_by_growth: Literal[-1, 0, 1] = 0,
+    explained_by_growth: ExplainedByGrowth = 0,
     zero_by_design: ZeroByDesign = "",
     measured_with: str = "",
     recorded: Collection[Along] = (),
 ) -> Callable[[Callable[[Run], Reading]], Measure]:
-    """Declare the function below as a measure of its name; the arguments are those of :class:`Measure`."""
+    """Return a decorator that turns a function of a run into a measure with the function's name.
+
+    The arguments and their defaults are those of :class:`Measure`.
+
+    >>> @declare("scalar", unit="parameters")
+    ... def parameter_count(run):
+    ...     return sum(p.numel() for p in run.capture.model.parameters())
+    >>> parameter_count.name, parameter_count.unit
+    ('parameter_count', 'parameters')
+
+    Returns:
+        The decorator. It replaces the function by a :class:`Measure`, whose ``read`` is the function.
+
+    Raises:
+        UsageError: An argument is one that :class:`Measure` refuses. The decorator raises it.
+    """
 
     def declared(read: Callable[[Run], Reading]) -> Measure:
         return Measure(

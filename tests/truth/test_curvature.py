@@ -478,7 +478,9 @@ class Square(nn.Module):
         return x
 
 
-@pytest.mark.parametrize(("function", "said"), [(Once, "is no symmetric matrix"), (Detached, "is (no|not by)")])
+@pytest.mark.parametrize(
+    ("function", "said"), [(Once, "is not symmetric"), (Detached, "is not symmetric|differs from the change")]
+)
 def test_a_backward_that_cannot_be_differentiated_is_told(function, said):
     with pytest.raises(InapplicableError, match=said):
         print(measure(lambda: Square(function), normal(3, 4).float(), loss=torch.var, measures=["sharpness"]).sharpness)
@@ -495,7 +497,7 @@ def test_one_that_can_is_believed(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
 def test_a_fused_loss_leaves_a_symmetric_matrix_that_is_not_the_hessian(dtype):
-    with pytest.raises(InapplicableError, match="not by what the gradient changes"):
+    with pytest.raises(InapplicableError, match="differs from the change of the gradient"):
         print(measure(_mlp, normal(6, 4), loss=Fused.apply, dtype=dtype, measures=["sharpness"]).sharpness)
 
 

@@ -195,5 +195,5 @@ def test_a_sample_that_is_not_finite_hides_no_interaction():
 
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     x[0, 0] = math.inf
-    with pytest.raises(UsageError, match="must not interact"):
+    with pytest.raises(UsageError, match="samples that do not interact"):
         measure(Centered, x, target=torch.ones(6), loss=half_square, measures=NOISE)

@@ -243,9 +243,9 @@ def with_penalty(output: Tensor, target: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("loss", "text"),
     [
-        (regression, "'regression' was not seen to be one"),
-        (nn.CrossEntropyLoss(reduction="sum"), "over 10 classes was computed, but .* 18.42, not its logarithm 2.303"),
-        (with_penalty, "over 10 classes was computed, but .* 2.403, not"),
+        (regression, "No cross-entropy was found in the loss of 'regression'"),
+        (nn.CrossEntropyLoss(reduction="sum"), "computes one over 10 classes, but .* 18.42 instead of 2.303"),
+        (with_penalty, "computes one over 10 classes, but .* 2.403 instead of"),
     ],
 )
 def test_a_loss_that_is_no_mean_cross_entropy(loss: Loss, text: str) -> None:
@@ -259,7 +259,9 @@ def test_a_loss_that_is_no_mean_cross_entropy(loss: Loss, text: str) -> None:
 
 
 def test_a_sum_is_to_be_reduced() -> None:
-    with pytest.raises(InapplicableError, match=f"but {BATCH} times that: it is a sum. Reduce it by mean") as raised:
+    with pytest.raises(
+        InapplicableError, match=f"{BATCH} times as much: the loss is a sum. Reduce it by mean"
+    ) as raised:
         measure(
             classifier(),
             vectors,
@@ -272,7 +274,7 @@ def test_a_sum_is_to_be_reduced() -> None:
 
 def test_a_loss_that_is_no_number_is_no_sum() -> None:
     ignored = torch.full((BATCH,), -100)
-    with pytest.raises(InapplicableError, match=r"the loss is not a number. Look for a batch without a label"):
+    with pytest.raises(InapplicableError, match=r"it is NaN. Look for a batch without a label"):
         measure(classifier(), vectors, target=ignored, loss=F.cross_entropy, measures=["excess_loss"])
 
 

@@ -437,7 +437,7 @@ def test_excess_loss_refuses_what_no_guess_is_known_for(reduction):
     losses = {"sum": nn.CrossEntropyLoss(reduction="sum"), "focal": focal, "regression": F.mse_loss}
     target = normal(4, 3) if reduction == "regression" else LABELS
     result = measure(mlp().double(), normal(4, 5), loss=losses[reduction], target=target)
-    advice = r"it is a sum\. Reduce it by mean" if reduction == "sum" else r"say among how many classes"
+    advice = r"the loss is a sum\. Reduce it by mean" if reduction == "sum" else r"pass the number of classes"
     with pytest.raises(InapplicableError, match=advice):
         _ = result.excess_loss
 

@@ -16,7 +16,7 @@ from pytest_trainability import measure
 from pytest_trainability.engine.isolation import derived_seed
 from pytest_trainability.engine.runs.ensemble import ensemble
 from pytest_trainability.engine.runs.recipe import Recipe
-from pytest_trainability.measures.loss.tangent_kernel import TANGENT_KERNEL, outputs_of
+from pytest_trainability.measures.loss.tangent_kernel import TANGENT_KERNEL, main_output
 
 WANTED = ["ntk_condition_number"]
 
@@ -43,7 +43,7 @@ def dense_jacobian(model: nn.Module, inputs) -> Tensor:
     args, kwargs = models.arguments(copy.deepcopy(inputs))
     model = copy.deepcopy(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    outputs = outputs_of(model(*args, **kwargs), None).flatten()
+    outputs = main_output(model(*args, **kwargs), None).flatten()
     rows = []
     for output in outputs:
         found = torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
@@ -207,16 +207,16 @@ def test_functionals_of_a_language_model():
 def test_outputs_are_the_logits_or_the_first_tensor():
     """Not the loss, not what comes behind, and nothing without a gradient."""
     loss, hidden, logits = (torch.ones(shape, requires_grad=True) * 1 for shape in ((), (2, 3), (2, 4)))
-    assert outputs_of({"loss": loss, "hidden": hidden, "logits": logits}, loss) is logits
-    assert outputs_of({"loss": loss[None], "hidden": hidden}, loss) is hidden
-    assert outputs_of((loss, torch.ones(2, 3), hidden, logits), loss) is hidden
-    assert outputs_of(loss, loss) is None
+    assert main_output({"loss": loss, "hidden": hidden, "logits": logits}, loss) is logits
+    assert main_output({"loss": loss[None], "hidden": hidden}, loss) is hidden
+    assert main_output((loss, torch.ones(2, 3), hidden, logits), loss) is hidden
+    assert main_output(loss, loss) is None
     # A loss in another shape, or a part of it.
     one = loss[None]
-    assert outputs_of((one, logits), one[0]) is logits
-    assert outputs_of(SimpleNamespace(loss=one), loss) is None
-    assert outputs_of((logits.mean().reshape(1), logits), loss) is logits
-    assert outputs_of((logits[:1, 0],), loss) is not None
+    assert main_output((one, logits), one[0]) is logits
+    assert main_output(SimpleNamespace(loss=one), loss) is None
+    assert main_output((logits.mean().reshape(1), logits), loss) is logits
+    assert main_output((logits[:1, 0],), loss) is not None
 
 
 # Singular --------------------------------------------------------------------------------------------------------

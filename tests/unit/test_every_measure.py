@@ -1,4 +1,4 @@
-"""What holds for every measure of the registry."""
+"""Properties that every measure has: it is a function of the seed, and the same on every device and in every request."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
+from structures import BATCH, WIDTH, architecture
 from torch import Tensor, nn
 
 from pytest_trainability import InapplicableError, Measurement, measure
@@ -96,3 +97,34 @@ def test_a_measure_is_the_same_on_cuda(name: str) -> None:
     for element, expected in on_cpu.items():
         # Float64 throughout: what differs is the order of sums. Iterative methods stop at a thousandth.
         assert on_cuda[element] == pytest.approx(expected, rel=2e-3, abs=1e-9, nan_ok=True), element
+
+
+STRUCTURAL = ["duplicate_parameters", "uninitialized_parameters", "meta_device_differences", "linear_steps"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "convnext"])
+def test_a_measure_does_not_depend_on_what_else_is_requested(name: str) -> None:
+    """Also not the default measures, although some measures build the model again."""
+    case = architecture(name)
+    together = measure(case.build, case.inputs, seeds=2, measures=STRUCTURAL)
+    apart = measure(case.build, case.inputs, seeds=2)
+    for measured in (*STRUCTURAL, "gradient_norm", "activation_rms", "log_gain", "unused_parameters"):
+        assert getattr(together, measured) == getattr(apart, measured)
+    together.check(**dict.fromkeys(STRUCTURAL, (None, 0)))
+
+
+def test_a_finished_module_is_left_unchanged() -> None:
+    """Also its running statistics, in train mode."""
+    model = nn.Sequential(
+        nn.Linear(WIDTH, WIDTH),
+        nn.BatchNorm1d(WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, WIDTH),
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = measure(model, torch.randn(BATCH, WIDTH), measures=["duplicate_parameters", "linear_steps"])
+    assert found.frame == "joint"
+    assert not found.duplicate_parameters
+    assert not found.linear_steps
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())

@@ -1,8 +1,7 @@
-"""What half precision would make of a run's numbers: flushed to zero, or beyond the largest finite one.
+"""Underflow and overflow of gradients and states if they were cast to half precision.
 
-A number of a wider type is rounded to the nearest one of the narrower, ties to even. It becomes zero up to half of the
-smallest subnormal, that one included, and infinite from halfway between the largest finite number and the next power of
-two.
+A cast rounds to the nearest number of the narrower type, ties to even. The result is zero up to and including half of the
+smallest subnormal number. It is infinite from the midpoint between the largest finite number and the next power of two on.
 """
 
 from __future__ import annotations
@@ -25,27 +24,26 @@ from ...engine.runs.run import Need, Run
 from ..measure import declare
 
 __all__ = [
-    "Entries",
     "GRADIENT_ENTRIES",
     "STATE_ENTRIES",
+    "Entries",
+    "StateEntries",
     "entries",
     "loss_scale",
-    "overflow_fractions",
-    "underflow_fractions",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A binary floating format of half width."""
+    """A binary floating-point format with 16 bits."""
 
     name: str
     digits: int
-    """Of the significand, the hidden one included."""
+    """Number of bits of the significand, including the implicit one."""
     lowest: int
-    """Exponent of the smallest subnormal number."""
+    """Exponent of the smallest subnormal number, a power of two."""
     highest: int
-    """Exponent of the power of two behind the largest finite number."""
+    """Exponent of the smallest power of two above the largest finite number."""
 
     @property
     def overflow(self) -> float:
@@ -65,34 +63,35 @@ FORMATS = (FLOAT16, BFLOAT16)
 
 # Entries of gradients ---------------------------------------------------------------------------------------------
 _LOWEST, _HIGHEST = -2000, 1100
-"""Beyond the exponents of float64, and of float64 seen under a scale."""
+"""Range of exponents that entries are counted in. It contains those of float64, also after division by a scale of 2^768."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entries:
-    """The entries of a gradient, counted by size; several tensors of one state count together."""
+    """Numbers of entries of a gradient by absolute value. The tensors of one state are counted together."""
 
     counts: Tensor
-    """How many that are more than round-off have ``2^(b - 1) < |g| ≤ 2^b``, for b from :data:`_LOWEST` on; on the CPU."""
+    """Numbers of entries with ``2^(b - 1) < |g| ≤ 2^b`` for exponents b from :data:`_LOWEST` on, without round-off; on the
+    CPU."""
     nonzero: int
-    """How many are finite and not zero, round-off included."""
+    """Number of entries that are finite and nonzero, including round-off."""
     number: int
-    """How many there are, zeros included."""
+    """Number of entries, including zeros."""
     largest: float
-    """Of the absolute values; 0 where all are zero, infinite where one is."""
+    """Largest absolute value: 0 if all entries are zero, infinite if one is."""
     overflowing: tuple[int, ...]
-    """How many each format rounds to infinity, infinite ones included."""
+    """For each format, the number of entries that it rounds to infinity, including infinite ones."""
     undefined: int
-    """How many are NaN."""
+    """Number of entries that are NaN."""
 
     def flushed(self, exponent: int) -> int:
-        """How many are more than round-off, and at most ``2^exponent``."""
+        """Return the number of nonzero entries up to ``2^exponent``, without round-off."""
         return int(self.counts[: max(0, exponent - _LOWEST + 1)].sum())
 
-    def smallest_kept(self, share: float) -> float:
-        """Return the largest exponent such that at most this share of non-zero entries is flushed by ``2^exponent``."""
-        behind = self.counts.cumsum(0) > math.floor(share * self.nonzero)
-        return int(behind.int().argmax()) - 1 + _LOWEST if bool(behind.any()) else math.inf
+    def flush_exponent(self, share: float) -> float:
+        """Return the largest exponent such that at most this share of the nonzero entries is flushed by ``2^exponent``."""
+        exceeds = self.counts.cumsum(0) > math.floor(share * self.nonzero)
+        return int(exceeds.int().argmax()) - 1 + _LOWEST if bool(exceeds.any()) else math.inf
 
     def __add__(self, other: Entries) -> Entries:
         return Entries(
@@ -106,18 +105,18 @@ class Entries:
 
 
 def entries(gradient: Tensor, *, exponent: int = 0, known: Tensor | None = None) -> Entries:
-    """Count the entries of a gradient that was multiplied by ``2^exponent``, as they are without.
+    """Count the entries of a gradient by size.
 
     Args:
-        gradient: Any tensor.
-        exponent: Of the scale.
-        known: Which of its numbers, ``(n,)``, are more than round-off; all where left out.
+        gradient: The gradient times ``2^exponent``, dense or sparse. The entries are counted without this factor.
+        exponent: Exponent of the loss scale under which the gradient was computed.
+        known: Which real numbers of the gradient, ``(n,)``, are more than round-off; all of them by default.
     """
     signed, number = _numbers(gradient)
     values = signed.abs()
     nonzero = values.isfinite() & (values > 0)
     fraction, power = torch.frexp(values[nonzero if known is None else nonzero & known])
-    # frexp has 2^b as 0.5 · 2^(b + 1).
+    # frexp writes 2^b as 0.5 · 2^(b + 1).
     bins = power - (fraction == 0.5).to(power.dtype) - exponent - _LOWEST
     counts = torch.bincount(bins.long(), minlength=_HIGHEST - _LOWEST)
     return Entries(
@@ -131,7 +130,10 @@ def entries(gradient: Tensor, *, exponent: int = 0, known: Tensor | None = None)
 
 
 def _numbers(tensor: Tensor) -> tuple[Tensor, int]:
-    """Return the real numbers ``(n,)``, in float32 at least, and how many there are; of a sparse tensor the stored ones."""
+    """Return the stored real numbers of a tensor, ``(n,)`` in float32 or float64, and the number of all its entries.
+
+    A complex entry counts as two. A sparse tensor has more entries than stored numbers.
+    """
     number = tensor.numel() * (2 if tensor.is_complex() else 1)
     values = as_real(stored_values(tensor))
     return (values if values.dtype == torch.float64 else values.float()).flatten(), number
@@ -142,19 +144,19 @@ def _at_least(values: Tensor, bound: float, exponent: int = 0) -> int:
 
 
 # Gradients of parameters and states -------------------------------------------------------------------------------
-_LOST = {torch.float16: 12, torch.bfloat16: 96, torch.float32: 96, torch.float64: 768}
-"""By type, the exponent of a scale under which gradients are looked at again that are zero throughout: of a deep
-chain's first layers float32 itself leaves nothing."""
+_RESCUE = {torch.float16: 12, torch.bfloat16: 96, torch.float32: 96, torch.float64: 768}
+"""By type of the loss, the exponent of a loss scale with which gradients that are entirely zero are computed a second time: in
+the first layers of a deep chain, even float32 underflows."""
 
 
 def _gradient_entries(run: Run) -> dict[str, Entries]:
-    # Without one gradients have no size of their own.
+    # Without a loss, the size of gradients depends on an arbitrary functional.
     loss = require_loss(run, "underflow_fraction", "smallest_loss_scale")
     found = _counted(run, exponent=0)
     lost = [name for name, counted in found.items() if counted.nonzero == 0 and counted.undefined == 0]
     if lost:
-        again = _counted(run, exponent=_LOST[loss.dtype])
-        # Where the scale itself overflows, what it shows is no gradient.
+        again = _counted(run, exponent=_RESCUE[loss.dtype])
+        # If the scaled gradient overflows, it says nothing about the unscaled one.
         found |= {
             name: again[name] for name in lost if not again[name].undefined and math.isfinite(again[name].largest)
         }
@@ -162,15 +164,16 @@ def _gradient_entries(run: Run) -> dict[str, Entries]:
 
 
 GRADIENT_ENTRIES: Need[dict[str, Entries]] = Need("gradient entries", _gradient_entries)
-"""Of the loss's gradient by each parameter and each state: ``"NAME"``, ``"input"``, ``"state after STEP"``."""
+"""The :class:`Entries` of the loss's gradient with respect to each parameter, ``"NAME"``, and each state, ``"input"`` and
+``"state after STEP"``."""
 
 
 def _counted(run: Run, *, exponent: int) -> dict[str, Entries]:
-    """Run the backward pass from the loss times ``2^exponent``, in the types of the model, and count what arrives."""
+    """Run the backward pass from the loss times ``2^exponent``, in the types of the model, and count the gradients' entries."""
     gradients = _backward(run, 2.0**exponent)
     counted = {wanted: entries(g, exponent=exponent) for wanted, g in gradients.items()}
     if any(gradient.flushed(FLOAT16.underflow) for gradient in counted.values()):
-        known = _more_than_round_off(run, gradients, 2.0**exponent)
+        known = _known_entries(run, gradients, 2.0**exponent)
         counted = {wanted: entries(g, exponent=exponent, known=known[wanted]) for wanted, g in gradients.items()}
     of_edges = {edge: part for edge, part in counted.items() if not isinstance(edge, str)}
     of_parameters = {name: part for name, part in counted.items() if isinstance(name, str)}
@@ -178,7 +181,7 @@ def _counted(run: Run, *, exponent: int) -> dict[str, Entries]:
 
 
 def _backward(run: Run, factor: float) -> dict[str | Edge, Tensor]:
-    """Return the gradients of the loss times a factor, by parameter name and by edge of a state, where there is one."""
+    """Return the gradients of the loss times a factor, by parameter name and by edge of a state; absent where there is none."""
     loss = run.capture.loss
     assert loss is not None
     parameters = trainable_parameters(run.capture.model)
@@ -190,14 +193,15 @@ def _backward(run: Run, factor: float) -> dict[str | Edge, Tensor]:
     return {name: g for name, g in zip(names, gradients) if g is not None}
 
 
-def _more_than_round_off(run: Run, gradients: Mapping[str | Edge, Tensor], factor: float) -> dict[str | Edge, Tensor]:
-    """Tell numbers from what cancellation leaves of them, which nobody misses.
+def _known_entries(run: Run, gradients: Mapping[str | Edge, Tensor], factor: float) -> dict[str | Edge, Tensor]:
+    """Return which entries of the gradients are more than round-off, ``(n,)`` booleans by parameter name or edge.
 
-    Softmax makes the gradient of a key's bias zero, and a normalization that of a bias in front of it. What is computed is the
-    round-off of larger numbers. Under factors that are no powers of two everything is rounded otherwise: what changes by more
-    than a hundredth is not known to two digits. Round-off is a small whole number of last bits, often three times as many in
-    a sum three times as large: multiples of the factors taken are not near whole numbers. Numbers so small that they have fewer
-    digits themselves count as known.
+    The gradient of attention's key bias is zero because of the softmax, and that of a bias before a normalization because of the
+    normalization. The computed value is round-off that cancellation has left, and losing it does no harm. To find such entries,
+    the backward pass is repeated from the loss times factors that are not powers of two, which changes every rounding. An entry
+    that changes by more than a hundredth is not known to two digits, and is round-off. Round-off is a small whole number of last
+    bits, and may grow by a whole factor together with a sum. The factors are therefore irrational, and no small multiple of
+    them is close to a whole number. Subnormal entries, which have fewer digits, count as known.
     """
     chain = run.chain
     coarsest = max(chain.epsilon(index) for index in range(1, len(chain) + 1))
@@ -213,9 +217,10 @@ def _more_than_round_off(run: Run, gradients: Mapping[str | Edge, Tensor], facto
 
 
 UNKNOWN = 0.01
-"""An entry that other roundings change by more is round-off itself; of pure round-off one in 10^7 does not, each time."""
+"""Relative change under other roundings above which an entry counts as round-off. About one round-off entry in 10^7 changes by
+less under all of :data:`IRRATIONAL`."""
 IRRATIONAL = ((1 + math.sqrt(5)) / 2, math.sqrt(2), math.sqrt(3))
-"""No multiple of these by k is nearer to a whole number than some ``1/(3 k)``."""
+"""Factors of the loss. The distance of k times one of them from the nearest whole number is at least about ``1/(3 k)``."""
 
 
 def _of_states(run: Run, of_edges: Mapping[Edge, Entries]) -> Iterator[tuple[str, Entries]]:
@@ -233,26 +238,26 @@ def _sum(parts: Iterable[Entries]) -> Entries:
 
 
 def state_names(run: Run) -> list[str]:
-    """Name the states ``x_0 … x_L``."""
+    """Return the names of the states ``x_0 … x_L``."""
     return ["input", *(f"state after {name}" for name in run.chain.names)]
 
 
 # Entries of states ------------------------------------------------------------------------------------------------
 @dataclass(slots=True, eq=False)
 class StateEntries:
-    """How many entries each grad-carrying tensor has, how many each format rounds to infinity, how many are NaN."""
+    """Numbers of entries of each tensor that carries a gradient: all, those that each format rounds to infinity, and NaNs."""
 
     counts: dict[Edge, tuple[int, Tensor]] = field(default_factory=dict)
 
-    def look(self, edge: Edge, tensor: Tensor) -> None:
-        """Take in one tensor."""
+    def count(self, edge: Edge, tensor: Tensor) -> None:
+        """Count the entries of one tensor."""
         values, number = _numbers(tensor)
         values = values.abs()
         beyond = [(values >= half.overflow).sum() for half in FORMATS]
         self.counts[edge] = number, torch.stack([*beyond, values.isnan().sum()])
 
     def fractions(self, state: Iterable[Edge]) -> dict[str, float]:
-        """Return by format the share that overflows, over the tensors of a state that were seen; empty if none was."""
+        """Return the share of entries that overflows, by format, over the observed tensors of a state; empty without any."""
         seen = [self.counts[edge] for edge in state if edge in self.counts]
         number = sum(count for count, _ in seen)
         if not number:
@@ -262,22 +267,65 @@ class StateEntries:
 
 
 @contextmanager
-def _watching(recorder: Recorder) -> Iterator[StateEntries]:
+def _count_state_entries(recorder: Recorder) -> Iterator[StateEntries]:
     found = StateEntries()
-    recorder.observers.append(found.look)
+    recorder.observers.append(found.count)
     yield found
 
 
 STATE_ENTRIES: Need[StateEntries] = Need(
-    "state entries", lambda run: run.capture.watched[_watching], instruments=(_watching,)
+    "state entries", lambda run: run.capture.watched[_count_state_entries], instruments=(_count_state_entries,)
 )
+"""The :class:`StateEntries` of the forward pass."""
 
 
-# What is read off -------------------------------------------------------------------------------------------------
-def underflow_fractions(run: Run) -> dict[str, float]:
-    """Return by format and gradient the share of non-zero entries, round-off aside, that are rounded to zero.
+# Shares and loss scale --------------------------------------------------------------------------------------------
+TOLERATED = 0.01
+"""Share of a gradient's nonzero entries that may be lost under a sufficient loss scale."""
+_LARGEST_SCALE = 127
+"""Largest exponent of a loss scale, which is a float32 number."""
 
-    Gradients that are zero throughout are left out: nothing is lost of them. NaN where an entry is NaN.
+
+def loss_scale(found: Iterable[Entries]) -> float:
+    """Return the power of two nearest to 1 under which, in float16, no gradient loses more than 1 % and none overflows.
+
+    Returns:
+        1 if no scale is needed, ``inf`` if no scale suffices, NaN if a gradient is infinite or NaN without a scale.
+    """
+    lowest, highest = -math.inf, float(_LARGEST_SCALE)
+    for counted in found:
+        if counted.undefined or math.isinf(counted.largest):
+            return math.nan
+        if counted.nonzero:
+            lowest = max(lowest, FLOAT16.underflow - counted.flush_exponent(TOLERATED))
+            fraction, power = math.frexp(counted.largest)
+            room = FLOAT16.highest - power
+            highest = min(highest, room - (fraction >= math.ldexp(FLOAT16.overflow, -FLOAT16.highest)))
+    if lowest > highest:
+        return math.inf
+    return math.pow(2, min(max(0.0, lowest), highest))
+
+
+@declare("profile", needs=[GRADIENT_ENTRIES], tolerance=0.05, explained_by_growth=-1)
+def underflow_fraction(run: Run) -> dict[str, float]:
+    """Return the share of each gradient's nonzero entries that a cast to half precision rounds to zero.
+
+    These are the entries with ``|g| ≤ 2^-25`` (float16) or ``|g| ≤ 2^-134`` (bfloat16), half of the smallest subnormal number.
+    The gradients are those of the loss with respect to every parameter and every state ``x_0 … x_L``, computed in the model's
+    own type. For Gaussian entries with standard deviation σ the share is ``erf(2^-25 / (σ √2))``. Entries that are round-off,
+    such as the gradient of attention's key bias, do not count as lost. An entry is round-off if it changes by more than 1 %
+    when all roundings of the backward pass change.
+
+    It misleads if the model itself is in half precision: entries that have already underflowed are zero.
+
+    Returns:
+        Pure numbers from 0 to 1 by ``"float16 gradient of NAME"`` and ``"float16 gradient of state after STEP"``, then the same
+        for bfloat16; parameters come before states. NaN if an entry is NaN. Gradients that are entirely zero are omitted.
+
+    Raises:
+        InapplicableError: The model has no loss.
+
+    Source: Micikevicius et al., Mixed Precision Training, ICLR 2018, section 3.2.
     """
     return {
         f"{half.name} gradient of {name}": (
@@ -289,8 +337,23 @@ def underflow_fractions(run: Run) -> dict[str, float]:
     }
 
 
-def overflow_fractions(run: Run) -> dict[str, float]:
-    """Return by format the share of entries that become infinite: of gradients, if there is a loss, and of states."""
+@declare("profile", needs=[GRADIENT_ENTRIES, STATE_ENTRIES], tolerance=0.01)
+def overflow_fraction(run: Run) -> dict[str, float]:
+    """Return the share of entries of each gradient and state that a cast to half precision rounds to infinity.
+
+    These are the entries with absolute values of at least 65520 (float16) or ``(2 - 2^-8) 2^127`` (bfloat16), the midpoint
+    between the largest finite number and the next power of two. Without a loss, only states are judged, because the size of
+    gradients is arbitrary.
+
+    It misleads where a tensor inside a step is larger than the states before and after the step (attention scores, squares in a
+    norm).
+
+    Returns:
+        Pure numbers from 0 to 1 by ``"float16 gradient of NAME"``, ``"float16 gradient of state after STEP"`` and ``"float16
+        state after STEP"``, then the same for bfloat16. NaN if an entry is NaN.
+
+    Source: IEEE 754-2019, section 4.3.1, roundTiesToEven.
+    """
     gradients = {} if run.capture.loss is None else run[GRADIENT_ENTRIES]
     states = {n: run[STATE_ENTRIES].fractions(state) for n, state in zip(state_names(run), run.chain.cut.states)}
     found = {}
@@ -302,86 +365,21 @@ def overflow_fractions(run: Run) -> dict[str, float]:
     return found
 
 
-TOLERATED = 0.01
-"""Share of a gradient's non-zero entries that may be lost."""
-_LARGEST_SCALE = 127
-"""A loss scale is a float32 number."""
-
-
-def loss_scale(found: Iterable[Entries]) -> float:
-    """Return the power of two nearest to 1 under which, in float16, no gradient loses more than 1 % and none overflows.
-
-    Returns:
-        1 where none is needed, ``inf`` where there is none, NaN where a gradient is infinite or NaN as it is.
-    """
-    lowest, highest = -math.inf, float(_LARGEST_SCALE)
-    for counted in found:
-        if counted.undefined or math.isinf(counted.largest):
-            return math.nan
-        if counted.nonzero:
-            lowest = max(lowest, FLOAT16.underflow - counted.smallest_kept(TOLERATED))
-            fraction, power = math.frexp(counted.largest)
-            room = FLOAT16.highest - power
-            highest = min(highest, room - (fraction >= math.ldexp(FLOAT16.overflow, -FLOAT16.highest)))
-    if lowest > highest:
-        return math.inf
-    return math.pow(2, min(max(0.0, lowest), highest))
-
-
-@declare("profile", needs=[GRADIENT_ENTRIES], tolerance=0.05, explained_by_growth=-1)
-def underflow_fraction(run: Run) -> dict[str, float]:
-    """Return the share of each gradient's non-zero entries that a cast to half precision rounds to zero.
-
-    Those are ``|g| ≤ 2^-25`` for float16 and ``2^-134`` for bfloat16, half of the smallest subnormal number, ties to
-    even. Gradients of the loss with respect to every parameter and every state ``x_0 … x_L`` are taken in the model's
-    own type. For Gaussian entries of standard deviation σ it is ``erf(2^-25 / (σ √2))``. Entries that are round-off
-    themselves, for they change by more than 1 % when everything is rounded otherwise, are no loss (the gradient of a
-    key's bias, which softmax makes zero). It misleads where the model itself is in half
-    precision: what that has flushed already is zero here.
-
-    Returns:
-        Pure numbers by ``"float16 gradient of NAME"``, ``"float16 gradient of state after STEP"``, and the same for
-        bfloat16; gradients that are zero throughout are left out. NaN where an entry is NaN.
-
-    Raises:
-        InapplicableError: There is no loss.
-
-    Source: Micikevicius et al., Mixed Precision Training, ICLR 2018, section 3.2.
-    """
-    return underflow_fractions(run)
-
-
-@declare("profile", needs=[GRADIENT_ENTRIES, STATE_ENTRIES], tolerance=0.01)
-def overflow_fraction(run: Run) -> dict[str, float]:
-    """Return the share of entries with absolute values from 65520 on (float16), or ``(2 - 2^-8) 2^127`` (bfloat16).
-
-    From there on a cast rounds to infinity: it is halfway between the largest finite number and the next power of two.
-    Without a loss gradients have no size, and only states are judged. It misleads where a tensor inside of a step is
-    larger than the states around it (attention scores, squares in a norm).
-
-    Returns:
-        Pure numbers by ``"float16 gradient of NAME"``, ``"float16 gradient of state after STEP"`` and ``"float16 state
-        after STEP"``, and the same for bfloat16. NaN where an entry is NaN.
-
-    Source: IEEE 754-2019, section 4.3.1, roundTiesToEven.
-    """
-    return overflow_fractions(run)
-
-
 @declare("scalar", scale="log", needs=[GRADIENT_ENTRIES], tolerance=0.7)
 def smallest_loss_scale(run: Run) -> float:
-    """Return the smallest power of two S for which gradients of ``S · loss`` survive float16.
+    """Return the smallest power of two S for which the gradients of ``S · loss`` survive float16.
 
-    That is: of every parameter's and every state's gradient at most 1 % of the non-zero entries are rounded to zero,
-    and none to infinity. Where gradients overflow as they are, it is the largest one below 1. It misleads where the
-    loss itself or something between two states overflows first.
+    With such a scale, at most 1 % of the nonzero entries of every parameter's and every state's gradient are rounded to zero, and
+    none to infinity. If gradients overflow without a scale, it is the largest power of two below 1 that prevents this.
+
+    It misleads if the loss itself or a tensor inside a step overflows first.
 
     Returns:
-        1 where no scale is needed; ``inf`` where none exists, because some gradients vanish where others overflow; NaN
-        where a gradient is infinite or NaN already.
+        A pure number: 1 if no scale is needed; ``inf`` if no scale suffices, because some gradients underflow where others
+        overflow; NaN if a gradient is infinite or NaN without a scale.
 
     Raises:
-        InapplicableError: There is no loss.
+        InapplicableError: The model has no loss.
 
     Source: Micikevicius et al., Mixed Precision Training, ICLR 2018, section 3.2.
     """

@@ -1,4 +1,4 @@
-"""How large each parameter's gradient is, and which parameters get none."""
+"""Norms of parameter gradients, and the parameters without a gradient."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ from ..measure import declare
 def gradient_norm(run: Run) -> dict[str, float]:
     """Return ``‖∂loss/∂w‖₂`` for each parameter, from one backward pass of the whole loss.
 
-    Without a loss it is the gradient of a random functional of the outputs, with Gaussian weights of unit norm. The
-    norm is taken in float64: squares of 1e-23 vanish in float32.
+    Without a loss, the gradient is that of a random linear functional of the outputs, with Gaussian weights of unit norm. The
+    norm is computed in float64, because the squares of entries below 1e-23 underflow in float32.
+
+    It misleads when parameters of different sizes are compared: use ``relative_gradient_norm``.
 
     Returns:
-        Loss units per weight, by parameter name; zero where the parameter is used and gets no gradient. Frozen and
-        unused parameters are left out.
+        Loss units per unit of weight, by parameter name in the model's order. The value is zero for a used parameter whose
+        gradient is zero. Frozen and unused parameters are omitted.
+
+    Source: Glorot & Bengio, AISTATS 2010.
     """
     return {name: float(norm(g)) for name, g in run[PARAMETER_GRADIENTS].items() if g is not None}
 
@@ -42,11 +46,16 @@ def gradient_norm(run: Run) -> dict[str, float]:
     measured_with="waking_step",
 )
 def relative_gradient_norm(run: Run) -> dict[str, float]:
-    """Return ``‖∂loss/∂w‖ / ‖w‖`` for each parameter.
+    """Return ``‖∂loss/∂w‖₂ / ‖w‖₂`` for each parameter.
+
+    It misleads for parameters that are small by design (LayerScale, gates), whose ratio is large in a healthy model.
 
     Returns:
-        Pure numbers by parameter name; ``inf`` for a parameter that is zero (biases, zero-initialized branches), NaN
-        where its gradient is zero too. Frozen and unused parameters are left out.
+        Loss units per unit of squared weight, by parameter name in the model's order. The ratio is ``inf`` for a parameter that
+        is zero (biases, zero-initialized branches), and NaN if its gradient is zero too. Frozen and unused parameters are
+        omitted.
+
+    Source: You, Gitman & Ginsburg, arXiv:1708.03888 (2017), who scale learning rates by the inverse ratio (LARS).
     """
     parameters = dict(run.capture.model.named_parameters())
     ratios = {}
@@ -59,9 +68,13 @@ def relative_gradient_norm(run: Run) -> dict[str, float]:
 
 @declare("names", needs=[PARAMETER_GRADIENTS], recorded=["depth", "time"])
 def unused_parameters(run: Run) -> list[str]:
-    """Return the trainable parameters that the loss (without one, the output) does not depend on.
+    """Return the trainable parameters on which the loss does not depend (the output, if the model has no loss).
 
-    A parameter whose gradient is zero by value is used; one behind ``.detach()`` or in a branch that was not run is not.
+    A parameter is unused if the autograd graph has no path to it: it is behind ``.detach()``, or in a branch that was not run. A
+    parameter whose gradient is zero is used.
+
+    It misleads where one batch does not run all of the model: an expert without tokens, a branch that stochastic depth has
+    dropped.
 
     Returns:
         Parameter names, in the model's order.

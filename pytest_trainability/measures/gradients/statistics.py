@@ -1,4 +1,4 @@
-"""What the gradients of samples say together: their mean, their spread and their inner products."""
+"""Statistics of per-sample gradients: mean, variance and inner products."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from ...errors import InapplicableError
 from ..measure import declare
 from .per_sample import PER_SAMPLE, ROUND_OFF
 
-__all__ = ["GRADIENT_GRAM", "GRADIENT_MOMENTS", "Moments", "total"]
+__all__ = ["GRADIENT_GRAM", "GRADIENT_MOMENTS", "Moments", "sum_of_moments"]
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Of the per-sample gradients of a parameter, or of several, over all entries."""
+    """Mean and variance of the per-sample gradients of one or several parameters, summed over all entries."""
 
     mean_square: float
-    """``‖ḡ‖²``, of the mean over samples."""
+    """``‖ḡ‖²`` of the mean ``ḡ`` over samples."""
     variance: float
     """``tr Σ = Σ_i ‖g_i − ḡ‖² / (B − 1)``."""
     samples: int
-    """B."""
+    """The number of samples, B."""
     eps: float
-    """Working precision."""
+    """Relative precision of the gradients' type."""
 
     @property
-    def agree(self) -> bool:
-        """Whether all samples have the same gradient, up to round-off."""
+    def are_equal(self) -> bool:
+        """Whether the gradients of all samples are equal, up to round-off."""
         return self.variance <= (ROUND_OFF * self.eps) ** 2 * self.mean_square
 
 
-def total(moments: Iterable[Moments]) -> Moments:
-    """Return the moments of several parameters' gradients as one vector."""
+def sum_of_moments(moments: Iterable[Moments]) -> Moments:
+    """Return the moments of several parameters' gradients, taken as one vector."""
     parts = list(moments)
     return Moments(
         math.fsum(part.mean_square for part in parts),
@@ -48,8 +48,8 @@ def total(moments: Iterable[Moments]) -> Moments:
     )
 
 
-class _Accumulated:
-    """Sums of what differs from the first sample's gradient, so that equal gradients have no variance at all."""
+class _MomentSums:
+    """Sums over samples of the differences from the first sample's gradient. The variance of equal gradients is exactly zero."""
 
     def __init__(self, reference: Tensor) -> None:
         self.reference = reference.clone()
@@ -58,7 +58,7 @@ class _Accumulated:
         self.squares, self.samples = 0.0, 0
 
     def add(self, gradients: Tensor) -> None:
-        """Take in gradients ``(samples, *shape)``."""
+        """Add the gradients of further samples, ``(samples, *shape)``."""
         self.samples += len(gradients)
         for number, (piece, reference) in enumerate(zip(pieces(gradients), pieces(self.reference))):
             differences = piece - reference
@@ -68,34 +68,36 @@ class _Accumulated:
             self.sums[number] += differences.sum(dim=0)
 
     def moments(self) -> Moments:
-        """Return what the sums come to."""
+        """Return the moments of the gradients added so far."""
         count = self.samples
-        of_sums = sum(float(total.square().sum()) for total in self.sums)
+        square_of_sum = sum(float(total.square().sum()) for total in self.sums)
         means = (ref[0] + total / count for ref, total in zip(pieces(self.reference), self.sums))
         mean_square = sum(float(mean.square().sum()) for mean in means)
-        variance = max(self.squares - of_sums / count, 0.0) / (count - 1) if math.isfinite(self.squares) else math.nan
+        variance = (
+            max(self.squares - square_of_sum / count, 0.0) / (count - 1) if math.isfinite(self.squares) else math.nan
+        )
         return Moments(mean_square, variance, count, self.eps)
 
 
 def _moments(run: Run) -> dict[str, Moments]:
-    found: dict[str, _Accumulated] = {}
-    if not run[PER_SAMPLE].draws:
-        run[GRADIENT_GRAM]  # which sees that the gradient of the batch is made of those of the samples
+    sums: dict[str, _MomentSums] = {}
+    if not run[PER_SAMPLE].is_random:
+        run[GRADIENT_GRAM]  # refuses a batch gradient that is not a sum of the samples' gradients
     for gradients in run[PER_SAMPLE].chunks():
         for name, gradient in gradients.items():
-            found.setdefault(name, _Accumulated(gradient[:1])).add(gradient)
-    return {name: accumulated.moments() for name, accumulated in found.items()}
+            sums.setdefault(name, _MomentSums(gradient[:1])).add(gradient)
+    return {name: accumulated.moments() for name, accumulated in sums.items()}
 
 
 def _gram(run: Run) -> Tensor:
-    samples = run[PER_SAMPLE]
-    if not samples.parameters:
-        return torch.zeros(len(samples.samples), len(samples.samples), dtype=torch.float64, device="cpu")
-    count = len(samples.samples)
-    rows = lambda first, last: list(samples.gradients(first, last).values())  # noqa: E731
-    batch = [] if samples.draws else [gradient.unsqueeze(0) for gradient in samples.of_batch().values()]
-    K = gram_matrix(rows, count, samples.size, further=batch)
-    samples.require_mean_or_sum()
+    per_sample = run[PER_SAMPLE]
+    count = len(per_sample.batch)
+    if not per_sample.parameters:
+        return torch.zeros(count, count, dtype=torch.float64, device="cpu")
+    rows = lambda first, last: list(per_sample.gradients(first, last).values())  # noqa: E731
+    batch = [] if per_sample.is_random else [gradient.unsqueeze(0) for gradient in per_sample.batch_gradient().values()]
+    K = gram_matrix(rows, count, per_sample.size, further=batch)
+    per_sample.require_mean_or_sum()
     if batch and bool(K.isfinite().all()):
         _require_in_span(K, max(torch.finfo(gradient.dtype).eps for gradient in batch), run.seed)
     return K[:count, :count]
@@ -106,32 +108,33 @@ GRADIENT_GRAM = Need("inner products of per-sample gradients", _gram, Stage.RERU
 
 
 GRADIENT_MOMENTS = Need("moments of per-sample gradients", _moments, Stage.RERUN, requires=(PER_SAMPLE, GRADIENT_GRAM))
-"""By parameter, of those that the loss depends on."""
+""":class:`Moments` by parameter name, for the parameters that the loss depends on."""
 
 
-# Whether the batch is made of its samples --------------------------------------------------------------------------
+# Is the batch's gradient a sum of the samples' gradients? ----------------------------------------------------------
 OUTSIDE = 1e-2
-"""Share of the batch's squared gradient, a tenth of its length, that may come from no sample alone. Round-off is far below in
-any precision, so is a small auxiliary loss of the whole batch, such as a router's; a loss that compares samples is far above."""
+"""Share of the batch's squared gradient (a tenth of its length) that may lie outside the span of the samples' gradients.
+Round-off is far below in any precision, and so is a small auxiliary loss of the whole batch, such as a router's. A loss that
+compares samples is far above."""
 
 
 def _require_in_span(K: Tensor, eps: float, seed: int) -> None:
-    """See that the batch's gradient is a sum of the samples' own, however weighted.
+    """Require a batch gradient that is a weighted sum of the samples' gradients, with any weights.
 
     ``min over a of ‖g − Σ_i a_i g_i‖² = ‖g‖² − cᵀ G⁺ c`` with ``G_ij = g_i · g_j`` and ``c_i = g_i · g``.
 
     Args:
-        K: Inner products of the samples' gradients and, last, the batch's.
-        eps: Working precision of the gradients.
-        seed: Of the run.
+        K: Inner products of the samples' gradients and, in the last row and column, of the batch's gradient.
+        eps: Relative precision of the gradients' type.
+        seed: Seed of the run, for the message.
 
     Raises:
-        InapplicableError: It is none: the loss compares samples.
+        InapplicableError: The batch's gradient is not in their span, because the loss compares samples.
     """
     G, c, square = K[:-1, :-1], K[:-1, -1], float(K[-1, -1])
-    # Where the samples' gradients cancel, what is left is their round-off.
+    # Where the samples' gradients cancel, the batch's gradient consists of their round-off.
     allowed = OUTSIDE * square + (ROUND_OFF * eps) ** 2 * float(G.diagonal().sqrt().sum()) ** 2 / len(c)
-    # A mean or a sum needs no eigenvectors, which take long where samples are many.
+    # A mean or a sum is recognized without eigenvectors, which are slow for many samples.
     if square - float(c.sum()) ** 2 / max(float(G.sum()), torch.finfo(G.dtype).tiny) <= allowed:
         return
     values, vectors = torch.linalg.eigh(G)
@@ -139,9 +142,9 @@ def _require_in_span(K: Tensor, eps: float, seed: int) -> None:
     residual = square - float(((vectors.T @ c)[known].square() / values[known]).sum())
     if residual > allowed:
         msg = (
-            "the loss must be a mean or a sum over samples for each to have a gradient of its own. Of the batch's gradient "
-            f"(seed {seed}) {math.sqrt(residual / square):.0%} comes from no sample alone: the loss, or a part of it, compares "
-            "samples, or is a regularizer beside a sum. Measure it without that part."
+            "Per-sample gradients need a loss that is a mean or a sum over samples. "
+            f"{math.sqrt(residual / square):.0%} of the batch's gradient (seed {seed}) comes from no sample alone: a part of the "
+            "loss compares samples, or is a regularizer that is added to a sum. Measure the loss without that part."
         )
         raise InapplicableError(msg)
 
@@ -155,28 +158,29 @@ def _require_in_span(K: Tensor, eps: float, seed: int) -> None:
     measured_with="waking_step",
 )
 def gradient_snr(run: Run) -> dict[str, float]:
-    """Return ``‖ḡ‖ / √tr Σ`` for each parameter: mean over standard deviation of per-sample gradients, over all its entries.
+    """Return ``‖ḡ‖ / √tr Σ`` for each parameter: the ratio of mean and standard deviation of per-sample gradients.
 
-    ``ḡ = Σ_i g_i / B`` and ``tr Σ = Σ_i ‖g_i − ḡ‖² / (B − 1)``, with ``g_i`` the gradient of the loss on sample i alone.
+    ``ḡ = Σ_i g_i / B`` and ``tr Σ = Σ_i ‖g_i − ḡ‖² / (B − 1)``, with ``g_i`` the gradient of the loss on sample i alone, over all
+    entries of the parameter.
 
-    It misleads where the batch is small: samples that agree on nothing still have ``1/√B``, for
-    ``E ‖ḡ‖² = ‖E g‖² + tr Σ / B``. Dropout counts as noise. Where a gradient cancels, as that of the bias of attention's keys,
-    it is the ratio of round-off.
+    It misleads for small batches: independent gradients with mean zero have a ratio of ``1/√B``, because
+    ``E ‖ḡ‖² = ‖E g‖² + tr Σ / B``. Dropout counts as noise. If a gradient cancels, as that of attention's key bias, it is a
+    ratio of round-off.
 
     Returns:
-        Pure numbers by parameter name; ``inf`` where all samples have the same gradient, NaN where all have none, or one
-        that is not finite. Frozen and unused parameters are left out.
+        Pure numbers by parameter name in the model's order; ``inf`` if the gradients of all samples are equal, NaN if all are
+        zero or one is not finite. Frozen and unused parameters are omitted.
 
     Raises:
-        InapplicableError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).
+        InapplicableError: The model has no loss, or samples have no separate gradients (BatchNorm in training mode).
 
-    Source: abs mean over standard deviation is the ratio of Rainforth et al., ICML 2018; its square, per entry, is the GSNR
-    of Liu et al., ICLR 2020. We divide sums over entries: the mean of the entries' ratios is infinite in expectation for two
-    samples, and 0/0 where an entry has no gradient.
+    Source: Rainforth et al., ICML 2018, use the ratio of absolute mean and standard deviation. Its square for each entry is the
+    GSNR of Liu et al., ICLR 2020. We divide sums over entries, because the mean of the entries' ratios has an infinite
+    expectation for two samples, and is 0/0 for an entry without gradient.
     """
     ratios = {}
     for name, moments in run[GRADIENT_MOMENTS].items():
-        if moments.agree:
+        if moments.are_equal:
             ratios[name] = math.inf if moments.mean_square > 0 else math.nan
         else:
             ratios[name] = math.sqrt(moments.mean_square / moments.variance)
@@ -185,21 +189,22 @@ def gradient_snr(run: Run) -> dict[str, float]:
 
 @declare("scalar", needs=[GRADIENT_GRAM], tolerance=0.1)
 def gradient_confusion(run: Run) -> float:
-    """Return ``min over i ≠ j of cos(g_i, g_j)``, the most negative cosine between the gradients of two samples' losses.
+    """Return ``min over i ≠ j of cos(g_i, g_j)``, the smallest cosine between the gradients of two samples' losses.
 
-    Gradients are of all parameters together. A step that lowers one sample's loss raises the other's where it is negative.
+    The gradients contain all parameters. If the cosine of two samples is negative, a step that lowers the loss of one raises the
+    loss of the other.
 
-    It misleads when batches of different sizes are compared: it is a minimum over ``B (B − 1) / 2`` pairs, and falls with B. In a
-    model of many parameters pairs that agree on nothing have cosines near zero.
+    It misleads when batches of different sizes are compared: it is a minimum over ``B (B − 1) / 2`` pairs, and decreases with
+    B. In a model with many parameters, unrelated samples have cosines near zero.
 
     Returns:
-        A pure number from -1 to 1; NaN where fewer than two samples have a gradient, or one is not finite.
+        A pure number from -1 to 1; NaN if fewer than two samples have a nonzero gradient, or if one is not finite.
 
     Raises:
-        InapplicableError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).
+        InapplicableError: The model has no loss, or samples have no separate gradients (BatchNorm in training mode).
 
-    Source: Sankararaman, De, Xu, Huang & Goldstein, ICML 2020, who call η with ``g_i · g_j ≥ -η`` the confusion
-    bound. We divide by both norms: a cosine does not depend on the loss's units.
+    Source: Sankararaman, De, Xu, Huang & Goldstein, ICML 2020, who call η with ``g_i · g_j ≥ -η`` the confusion bound. We
+    divide by both norms, because a cosine does not depend on the unit of the loss.
     """
     K = run[GRADIENT_GRAM]
     if not bool(K.isfinite().all()):
@@ -215,26 +220,26 @@ def gradient_confusion(run: Run) -> float:
 
 @declare("scalar", unit="samples", scale="log", needs=[GRADIENT_MOMENTS], tolerance=0.3)
 def gradient_noise_scale(run: Run) -> float:
-    """Return ``B_simple = tr Σ / ‖G‖²``, the batch size at which noise and signal of the gradient are of one size.
+    """Return ``B_simple = tr Σ / ‖G‖²``, the batch size at which the gradient's noise is as large as its mean.
 
-    Both are estimated without bias from the gradients ``g_i`` of the loss on each of B samples:
-    ``tr Σ = Σ_i ‖g_i − ḡ‖² / (B − 1)`` and ``‖G‖² = ‖ḡ‖² − tr Σ / B``, the mean of ``g_i · g_j`` over pairs.
+    Numerator and denominator are estimated without bias from the gradients ``g_i`` of the loss on each of B samples:
+    ``tr Σ = Σ_i ‖g_i − ḡ‖² / (B − 1)`` and ``‖G‖² = ‖ḡ‖² − tr Σ / B``, which is the mean of ``g_i · g_j`` over pairs.
 
-    It misleads where it is larger than the batch it comes from: the estimate of ``‖G‖²`` is then mostly noise, zero and below
-    included. At initialization it is far smaller than later in training.
+    It misleads if it is larger than the measured batch: the estimate of ``‖G‖²`` is then mostly noise, and may be zero or
+    negative. At initialization it is far smaller than later in training.
 
     Returns:
-        Samples; ``inf`` where the estimate of ``‖G‖²`` is not positive, zero where all samples have the same gradient, NaN
-        where all have none, or one is not finite.
+        Number of samples; ``inf`` if the estimate of ``‖G‖²`` is not positive, 0 if the gradients of all samples are equal, NaN
+        if all are zero or one is not finite.
 
     Raises:
-        InapplicableError: There is no loss, or samples have no gradients of their own (BatchNorm in training mode).
+        InapplicableError: The model has no loss, or samples have no separate gradients (BatchNorm in training mode).
 
     Source: McCandlish, Kaplan, Amodei et al., arXiv:1812.06162 (2018), equation 2.9, and appendix A.1 with ``B_small = 1``.
-    They average both estimates over batches before they divide; here each seed has a ratio of its own.
+    They average both estimates over batches before they divide. Here each seed has its own ratio.
     """
-    moments = total(run[GRADIENT_MOMENTS].values())
-    if moments.agree:
+    moments = sum_of_moments(run[GRADIENT_MOMENTS].values())
+    if moments.are_equal:
         return 0.0 if moments.mean_square > 0 else math.nan
     signal = moments.mean_square - moments.variance / moments.samples
     return math.inf if signal <= 0 else moments.variance / signal

@@ -1,4 +1,4 @@
-"""What a guess would cost: the loss of a model that gives every class the same score."""
+"""The loss at initialization, and the chance loss: the loss of a model that gives every class the same score."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -25,31 +25,35 @@ __all__ = ["CHANCE_LOSS", "ChanceLoss", "loss_of_run"]
 
 @dataclass(frozen=True, slots=True)
 class ChanceLoss:
-    """What a guess costs, in nats, and among how many classes it is made."""
+    """The loss, in nats, of a model that gives each of a number of classes the same score."""
 
     classes: int
     loss: float
 
 
 def loss_of_run(run: Run) -> Tensor:
-    """Return the loss of a run, a scalar; there must be one."""
+    """Return the loss of a run, a detached scalar.
+
+    Raises:
+        InapplicableError: The run has no loss.
+    """
     return require_loss(run, "initial_loss", "excess_loss").detach()
 
 
-# Where cross-entropies are computed -------------------------------------------------------------------------------
-def _classes_first(scores: Tensor, *_: Any, **__: Any) -> int:
+# Equal scores for all classes -------------------------------------------------------------------------------------
+def _classes_in_second_dimension(scores: Tensor, *_: Any, **__: Any) -> int:
     return int(scores.shape[min(scores.dim(), 2) - 1])
 
 
-def _along(scores: Tensor, dim: int | None = None, *_: Any, **__: Any) -> int:
+def _classes_in_dimension(scores: Tensor, dim: int | None = None, *_: Any, **__: Any) -> int:
     return int(scores.shape[-1 if dim is None else dim])
 
 
-def _two(*_: Any, **__: Any) -> int:
+def _two_classes(*_: Any, **__: Any) -> int:
     return 2
 
 
-def _zero(_: int) -> float:
+def _zero_logit(_: int) -> float:
     return 0.0
 
 
@@ -62,20 +66,21 @@ def _probability(classes: int) -> float:
 
 
 _CROSS_ENTROPIES: Mapping[Any, tuple[Callable[..., int], Callable[[int], float]]] = {
-    F.cross_entropy: (_classes_first, _zero),
-    F.nll_loss: (_classes_first, _log_probability),
-    F.log_softmax: (_along, _log_probability),
-    torch.log_softmax: (_along, _log_probability),
-    Tensor.log_softmax: (_along, _log_probability),
-    F.binary_cross_entropy_with_logits: (_two, _zero),
-    F.binary_cross_entropy: (_two, _probability),
+    F.cross_entropy: (_classes_in_second_dimension, _zero_logit),
+    F.nll_loss: (_classes_in_second_dimension, _log_probability),
+    F.log_softmax: (_classes_in_dimension, _log_probability),
+    torch.log_softmax: (_classes_in_dimension, _log_probability),
+    Tensor.log_softmax: (_classes_in_dimension, _log_probability),
+    F.binary_cross_entropy_with_logits: (_two_classes, _zero_logit),
+    F.binary_cross_entropy: (_two_classes, _probability),
 }
-"""Functions that a cross-entropy goes through: how many classes their first argument has, what it is for a guess."""
+"""Functions that compute a cross-entropy or a part of it. For each, a function that counts the classes in its first argument, and
+one that returns the entry of that argument at which all classes have the same probability."""
 _LOG_SOFTMAXES = {F.log_softmax, torch.log_softmax, Tensor.log_softmax}
 
 
 class _EqualScores(TorchFunctionMode):
-    """Give every class the same score wherever a cross-entropy is computed, and note how many classes there are."""
+    """Replaces the scores in every cross-entropy by equal ones, and collects the numbers of classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,12 +96,12 @@ class _EqualScores(TorchFunctionMode):
         scores, *others = (kwargs.pop("input"), *args) if "input" in kwargs else args
         classes = count(scores, *others, **kwargs)
         self.classes[classes] = None
-        # With a gradient, for that is what a loss is known by, even of a model that is frozen.
+        # The scores require a gradient, also for a frozen model: a loss is recognized by its gradient.
         equal = torch.full_like(scores, score(classes), requires_grad=True)
         return equal if func in _LOG_SOFTMAXES else func(equal, *others, **kwargs)
 
 
-# The guess --------------------------------------------------------------------------------------------------------
+# The chance loss --------------------------------------------------------------------------------------------------
 def _chance_loss(run: Run) -> ChanceLoss:
     loss_of_run(run)
     if run.recipe.classes is not None:
@@ -106,44 +111,45 @@ def _chance_loss(run: Run) -> ChanceLoss:
     objective.loss = None if objective.loss is None else _with_gradient(objective.loss)
     with equal:
         _, loss = objective.outputs()
-    guesses = [] if loss is None else _matching(loss, list(equal.classes), _AUXILIARY)
-    if not guesses and not equal.classes:
-        guesses = _guesses_of_equal_outputs(run)
-    if len(guesses) != 1:
-        raise InapplicableError(_unclear(run, list(equal.classes), loss))
-    return guesses[0]
+    matches = [] if loss is None else _matching_classes(loss, list(equal.classes), _AUXILIARY)
+    if not matches and not equal.classes:
+        matches = _classes_of_equal_outputs(run)
+    if len(matches) != 1:
+        raise InapplicableError(_reason(run, list(equal.classes), loss))
+    return matches[0]
 
 
-CHANCE_LOSS: Need[ChanceLoss] = Need("loss of a guess", _chance_loss, Stage.RERUN)
-"""Of the number of classes that was given, or else of the one that the loss itself shows: with all scores equal it must
-be its logarithm."""
+CHANCE_LOSS: Need[ChanceLoss] = Need("chance loss", _chance_loss, Stage.RERUN)
+"""The :class:`ChanceLoss` for the number of classes that the user has given. By default, it is found from the loss: with equal
+scores for all classes, the loss must be the logarithm of their number."""
 
 
 def _with_gradient(loss: Loss) -> Loss:
-    """Let a loss carry a gradient where nothing that it is computed from is trained: here its value is all that counts."""
+    """Return a loss that carries a gradient even if nothing that it is computed from is trained: only its value is used here."""
 
-    def evaluated(*given: Any) -> Any:
-        value = loss(*given)
+    def evaluated(*arguments: Any) -> Any:
+        value = loss(*arguments)
         return with_gradient(value) if isinstance(value, Tensor) and not carries_gradient(value) else value
 
     return evaluated
 
 
 _AUXILIARY = 0.01
-"""A loss of a guess that is ``ln(classes)`` but for one per cent has a small term beside, such as a router's; it stays
-part of the guess, and is no excess."""
+"""Largest relative difference of the chance loss and ``ln(classes)``. A difference this small is an auxiliary term, such as a
+router's loss. It is part of the chance loss, and not of the excess."""
 _EXACT = 1e-4
+"""Largest relative difference for a loss without auxiliary terms."""
 
 
-def _matching(loss: Tensor, classes: Sequence[int], tolerance: float) -> list[ChanceLoss]:
-    """Return the guess among as many classes as make its loss ``ln(classes)``; sums and further terms do not."""
+def _matching_classes(loss: Tensor, classes: Sequence[int], tolerance: float) -> list[ChanceLoss]:
+    """Return the chance losses of the numbers of classes whose logarithm is the loss: none for sums and several terms."""
     value = float(loss.detach())
     tolerance = max(tolerance, 8 * torch.finfo(loss.dtype).eps)
     return [ChanceLoss(n, value) for n in classes if n > 1 and abs(value / math.log(n) - 1) < tolerance]
 
 
-def _guesses_of_equal_outputs(run: Run) -> list[ChanceLoss]:
-    """Return the guess of a loss that is written by hand: what it is where all outputs are equal."""
+def _classes_of_equal_outputs(run: Run) -> list[ChanceLoss]:
+    """Return the chance losses that match a loss written by hand: its value if all outputs are zero."""
     if run.recipe.loss is None:
         return []
     output = map_tensors(
@@ -152,47 +158,46 @@ def _guesses_of_equal_outputs(run: Run) -> list[ChanceLoss]:
     target = map_tensors(run.capture.target, torch.clone)
     loss = run.recipe.loss(output) if run.capture.target is None else run.recipe.loss(output, target)
     sizes = [size for tensor in tensors_in(output) for size in tensor.shape[1:]]
-    return _matching(loss.reshape(()), list(dict.fromkeys([2, *sizes])), _EXACT)
+    return _matching_classes(loss.reshape(()), list(dict.fromkeys([2, *sizes])), _EXACT)
 
 
-def _unclear(run: Run, classes: Sequence[int], loss: Tensor | None) -> str:
-    must = "excess_loss needs a loss that is a mean cross-entropy, and its number of classes."
-    if classes and loss is not None:
-        value, guess = float(loss.detach()), math.log(max(classes[0], 2))
-        counts = " and ".join(map(str, classes))
-        came = f"One over {counts} classes was computed, but where every class has the same score the loss is"
-        if math.isnan(value):
-            return f"{must} {came} not a number. Look for a batch without a label, such as one whose targets are all ignored."
-        came += f" {value:.4g}, not its logarithm {guess:.4g}"
-        if _is_multiple(value / guess, loss.dtype):
-            return f"{must} {came}, but {value / guess:.0f} times that: it is a sum. Reduce it by mean."
-        came += ": it is a sum, or has further terms."
-    else:
+def _reason(run: Run, classes: Sequence[int], loss: Tensor | None) -> str:
+    """Return the message that says why the chance loss is unknown."""
+    expected = "excess_loss needs a loss that is a mean cross-entropy, and its number of classes."
+    advice = "To compare the loss with chance anyway, pass the number of classes: classes=10."
+    if not classes or loss is None:
         name = getattr(run.recipe.loss, "__name__", type(run.capture.model).__name__)
-        came = f"The loss of {name!r} was not seen to be one."
-    return (
-        f"{must} {came} If the loss is to be compared with a guess, say among how many classes it is made: classes=10."
-    )
+        return f"{expected} No cross-entropy was found in the loss of {name!r}. {advice}"
+    value, chance = float(loss.detach()), math.log(max(classes[0], 2))
+    counts = " and ".join(map(str, classes))
+    found = f"This loss computes one over {counts} classes, but with equal scores for all classes it is"
+    if math.isnan(value):
+        return f"{expected} {found} NaN. Look for a batch without a label, such as one whose targets are all ignored."
+    found += f" {value:.4g} instead of {chance:.4g}, the logarithm"
+    if _is_multiple(value / chance, loss.dtype):
+        return f"{expected} {found}. That is {value / chance:.0f} times as much: the loss is a sum. Reduce it by mean."
+    return f"{expected} {found}: the loss is a sum, or has further terms. {advice}"
 
 
 def _is_multiple(ratio: float, dtype: torch.dtype) -> bool:
-    """Whether a ratio is a whole number of at least two, as far as sums of numbers of this type can tell."""
+    """Whether a ratio is a whole number of at least two, up to the round-off of a sum in this type."""
     round_off = 8 * torch.finfo(dtype).eps * ratio
     return ratio > 1.5 and round_off < 0.1 and abs(ratio - round(ratio)) <= max(round_off, _EXACT)
 
 
 @declare("scalar", tolerance=0.05, measured_with="excess_loss")
 def initial_loss(run: Run) -> float:
-    """Return the loss of the run's batch, before any step is taken.
+    """Return the loss of the run's batch before any optimizer step.
 
-    A classifier that knows nothing costs ``ln(classes)``; ``excess_loss`` is what is above that. It misleads where the
-    loss is no mean over samples: a sum grows with the batch.
+    A classifier that gives every class the same score has a cross-entropy of ``ln(classes)``; ``excess_loss`` is the difference.
+
+    It misleads if the loss is not a mean over samples: a sum grows with the batch.
 
     Returns:
-        Loss units, as the loss is reduced.
+        The loss in its own units and with its own reduction.
 
     Raises:
-        InapplicableError: There is no loss.
+        InapplicableError: The model has no loss.
 
     Source: Karpathy, A Recipe for Training Neural Networks (2019), "verify loss @ init".
     """
@@ -201,18 +206,20 @@ def initial_loss(run: Run) -> float:
 
 @declare("scalar", unit="nats", needs=[CHANCE_LOSS], tolerance=0.05)
 def excess_loss(run: Run) -> float:
-    """Return ``loss − ln(classes)``: what the loss is above that of a model that gives every class the same score.
+    """Return ``loss − ln(classes)``: the difference to the loss of a model that gives every class the same score.
 
-    With logits of independent N(0, s²) it is ``s²/2 − (e^{s²} − 1) / (2 classes)`` on average. The number of classes is
-    the one that was given (``classes=``); else that of the cross-entropy that the loss computes, if with equal scores
-    it is ``ln(classes)``. It misleads where a part of the loss is not about classes (an auxiliary loss of a mixture of
-    experts): with ``classes`` given that part counts as excess.
+    For independent logits with distribution N(0, s²) it is ``s²/2 − (e^{s²} − 1) / (2 classes)`` on average. ``classes=`` gives
+    the number of classes. By default, it is that of the cross-entropy in the loss, provided that the loss is ``ln(classes)`` if
+    all scores are equal.
+
+    It misleads if ``classes=`` is given and a term of the loss does not depend on classes (the auxiliary loss of a mixture of
+    experts): the term counts as excess.
 
     Returns:
-        Nats; exactly zero where all scores are equal, and negative where the model guesses better than at random.
+        Nats; exactly zero if all scores are equal, negative if the model is better than chance.
 
     Raises:
-        InapplicableError: There is no loss, or none that shows among how many classes it chooses.
+        InapplicableError: The model has no loss, or its number of classes is unknown.
 
     Source: Karpathy, A Recipe for Training Neural Networks (2019), "verify loss @ init".
     """

@@ -1,4 +1,4 @@
-"""The Hessian of a run's loss, by its products with vectors, and its largest eigenvalue."""
+"""Products of the loss's Hessian with vectors, and its largest eigenvalue."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from ...engine.runs.run import Need, Run, Stage
 from ...errors import InapplicableError
 from ..measure import declare
 
-__all__ = ["Hessian", "LARGEST_CURVATURE"]
+__all__ = ["LARGEST_CURVATURE", "Hessian"]
 
 
 KEPT_BYTES = 2**31
-"""Of Lanczos vectors that later ones are made orthogonal to; the two that the recurrence needs are always kept."""
+"""Memory for the Lanczos vectors that new ones are orthogonalized against. The two of the three-term recurrence are always
+kept."""
 
 
 class Hessian:
-    """The Hessian of a run's loss by its trainable parameters, as a map of flat vectors.
+    """The Hessian of a run's loss with respect to its trainable parameters, as a linear map of flat vectors.
 
-    ``H v = ∂/∂w ⟨∂loss/∂w, v⟩``: the gradient is differentiated once more. The model is run once; every product goes back
-    through that run's graph, so that dropout masks and batch statistics are those of one and the same function. A complex
-    parameter counts as two real ones.
+    ``H v = ∂/∂w ⟨∂loss/∂w, v⟩``: the gradient is differentiated a second time. The model is run once, and every product is
+    a backward pass through the graph of that run. All products therefore belong to one function, with the same dropout masks and
+    batch statistics. A complex entry counts as two real ones.
 
     Source: Pearlmutter, Neural Computation 6, 147 (1994).
     """
@@ -41,37 +42,37 @@ class Hessian:
         self._objective = Objective.of(run)
         self.parameters: list[nn.Parameter] = list(self._objective.parameters.values())
         self.device = run.capture.device
-        wide = any(p.dtype in {torch.float64, torch.complex128} for p in self.parameters)
-        self.dtype = torch.float64 if wide else torch.float32
+        is_double = any(p.dtype in {torch.float64, torch.complex128} for p in self.parameters)
+        self.dtype = torch.float64 if is_double else torch.float32
         self.size = sum(_real(p).numel() for p in self.parameters)
         self._model = type(run.capture.model).__name__
-        gradients = self._differentiated(lambda: list(self._objective.gradients(create_graph=True).values()))
-        # Where a gradient does not depend on the parameters, its rows of the Hessian are zero, and so are its columns.
+        gradients = self._translate_errors(lambda: list(self._objective.gradients(create_graph=True).values()))
+        # If a gradient does not depend on the parameters, its rows and columns of the Hessian are zero.
         known = [(index, g) for index, g in enumerate(gradients) if g is not None and g.requires_grad]
         self._roots = {index: g.to_dense() for index, g in known}
 
     def __call__(self, vector: Tensor) -> Tensor:
-        """Return the product with a vector, ``(size,)``, in the map's dtype on its device."""
+        """Return the product with a vector, ``(size,)``, in ``dtype`` on ``device``."""
         parts = self._unflattened(vector)
         if not self._roots:
             return torch.zeros_like(vector)
         weights = [parts[index] for index in self._roots]
-        found = self._differentiated(
+        found = self._translate_errors(
             lambda: torch.autograd.grad(
                 list(self._roots.values()), self.parameters, weights, retain_graph=True, allow_unused=True
             )
         )
         return self._flattened(found)
 
-    def start(self, seed: int) -> Tensor:
-        """Draw a direction, the same on every device."""
+    def random_direction(self, seed: int) -> Tensor:
+        """Draw a Gaussian vector, ``(size,)``, which is the same on every device."""
         drawn = torch.randn(self.size, generator=generator_of(seed, "curvature"), dtype=torch.float64, device="cpu")
         return drawn.to(dtype=self.dtype).to(self.device)
 
-    def is_change_of_gradient(self, direction: Tensor) -> bool:
-        """Whether a product is what the gradient changes by, to a third, over a short way in that direction.
+    def matches_gradient_change(self, direction: Tensor) -> bool:
+        """Whether the product with a direction equals a central difference of the gradient, within a third of its norm.
 
-        It moves the parameters, and is the last that can be asked.
+        This moves the parameters, so that no product can be computed afterwards.
         """
         derivative = self(direction)
         unit, length = direction / norm(direction).to(direction), float(norm(self._flattened(self.parameters))) or 1.0
@@ -109,24 +110,24 @@ class Hessian:
             found.append(shaped.to(device=p.device, dtype=p.dtype))
         return found
 
-    def _differentiated(self, derive: Callable[[], Sequence[Tensor | None]]) -> Sequence[Tensor | None]:
+    def _translate_errors(self, derive: Callable[[], Sequence[Tensor | None]]) -> Sequence[Tensor | None]:
         try:
             return derive()
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
             first = str(error).strip().partition("\n")[0]
-            instead = "attn_implementation='eager'" if "attention" in first else "another in the place of that one"
+            hint = " (attn_implementation='eager')" if "attention" in first else ""
             msg = (
                 f"sharpness needs a loss that can be differentiated twice. The second backward pass of {self._model} raised "
-                f"{type(error).__name__}: {first.rstrip('.')}. Measure without compilation and with plain operators "
-                f"({instead}), or leave sharpness out."
+                f"{type(error).__name__}: {first.rstrip('.')}. Measure without compilation and with plain operators{hint}, or do "
+                "not request sharpness."
             )
             raise InapplicableError(msg) from error
 
 
 class _DifferentiableWeightNorm(TorchFunctionMode):
-    """Replaces the kernel of weight normalization, whose second derivative is wrong (PyTorch 2.13), by what it computes."""
+    """Computes weight normalization by plain operators. The second derivative of PyTorch's kernel is wrong (in 2.13)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not torch._weight_norm:
@@ -144,63 +145,68 @@ def _largest_curvature(run: Run) -> Eigenvalue:
     require_trainable(run, "sharpness")
     with twice_differentiable(), _DifferentiableWeightNorm():
         hessian = Hessian(run)
-        start = hessian.start(run.seed)
+        start = hessian.random_direction(run.seed)
         kept = KEPT_BYTES // (hessian.size * hessian.dtype.itemsize)
         found = largest_eigenvalue(hessian, start, kept=kept)
-        _refuse_false_products(run, hessian, found, start)
+        _require_true_products(run, hessian, found, start)
     return found
 
 
-def _refuse_false_products(run: Run, hessian: Hessian, found: Eigenvalue, start: Tensor) -> None:
-    """See that products with vectors are those of the Hessian.
+def _require_true_products(run: Run, hessian: Hessian, found: Eigenvalue, start: Tensor) -> None:
+    """Require that the products with vectors are those of the Hessian.
 
-    What an autograd function computes without a graph of its own is a constant to the second backward pass. That leaves a map
-    that is mostly not symmetric; it is where all of the loss goes through it (a fused cross-entropy, whose forward pass computes
-    the gradient), so that models with such functions are compared with differences of gradients, too.
+    If the backward of a custom autograd function computes without a graph, its result is a constant in the second backward pass.
+    The resulting map is usually not symmetric. It is symmetric, but wrong, if the whole loss passes through the function (a fused
+    cross-entropy that computes the gradient in its forward pass). For models with custom autograd functions, a product is
+    therefore also compared with a difference of gradients.
+
+    Raises:
+        InapplicableError: The products are not symmetric, or differ from the change of the gradient.
     """
     if math.isnan(found.value):
         return
-    # Half-precision products are no more symmetric than they are precise.
+    # Products in half precision are symmetric only to that precision.
     coarsest = max(torch.finfo(p.dtype).eps for p in hessian.parameters)
     wrong = ""
     if found.asymmetry > max(TOLERANCE, math.sqrt(coarsest)):
-        wrong = f"is no symmetric matrix: it is off by {found.asymmetry:.1%} of its largest eigenvalue"
-    elif any(isinstance(node, BackwardCFunction) for node in run.graph.nodes) and not hessian.is_change_of_gradient(
+        wrong = f"is not symmetric: its asymmetry is {found.asymmetry:.1%} of its largest eigenvalue"
+    elif any(isinstance(node, BackwardCFunction) for node in run.graph.nodes) and not hessian.matches_gradient_change(
         start
     ):
-        wrong = "is not by what the gradient changes"
+        wrong = "differs from the change of the gradient"
     if wrong:
         msg = (
             f"sharpness needs a gradient that can be differentiated. The derivative of {type(run.capture.model).__name__}'s "
-            f"{wrong}. The backward of some operator, a custom autograd function mostly, hides from differentiation what it "
-            "computes with (.detach(), .data, numpy, once_differentiable). Measure with plain operators, or leave sharpness out."
+            f"gradient {wrong}. The backward of an operator, usually a custom autograd function, computes without a graph "
+            "(.detach(), .data, numpy, once_differentiable). Measure with plain operators, or do not request sharpness."
         )
         raise InapplicableError(msg)
 
 
 LARGEST_CURVATURE = Need("largest curvature", _largest_curvature, Stage.RERUN)
-"""Largest eigenvalue of the Hessian of the loss by all trainable parameters."""
+"""Largest eigenvalue of the loss's Hessian with respect to all trainable parameters."""
 
 
 @declare("scalar", scale="log", needs=[LARGEST_CURVATURE], tolerance=0.3)
 def sharpness(run: Run) -> float:
     """Return the largest eigenvalue of the loss's Hessian, ``λ_max(∂²loss/∂w²)``, over all trainable parameters together.
 
-    It is the algebraically largest one, found by Lanczos' method from a random vector: the norm of its residual is at most a
-    thousandth of it, so that some eigenvalue is as near as that, and the error is mostly about the square of that. That no
-    larger one was missed is likely, not certain. The Hessian is that of the run's batch, in its mode and with its dropout masks.
+    It is the algebraically largest eigenvalue. Lanczos' method finds it from a random start vector, and stops when the norm of
+    the residual is at most a thousandth of the eigenvalue. Some eigenvalue is at least that close, and the error is usually about
+    the square of the relative residual. The method misses a larger eigenvalue with a small probability. The Hessian belongs to
+    the run's batch and mode, with its dropout masks.
 
-    It misleads for adaptive optimizers, which do not move along the gradient; where activation functions are piecewise linear,
-    whose kinks have no curvature; and where a LayerNorm is fed zeros, whose derivative is then ``1/√ε``.
+    It misleads for adaptive optimizers, which do not move along the gradient; for piecewise linear activation functions, whose
+    kinks have no curvature in the autograd graph; and if the input of a LayerNorm is zero, where its derivative is ``1/√ε``.
 
     Returns:
-        Loss units per squared weight. Zero where the loss is linear in the weights; NaN where the iteration has not
-        converged after 100 products, or where a derivative is not finite. It is averaged over seeds by its logarithm, which
-        a negative one, of a loss that curves down in all directions, does not have: the average is then NaN.
+        Loss units per squared unit of weight. Zero if the loss is linear in the weights. NaN if the iteration has not converged
+        after 100 products, or if a derivative is not finite. Seeds are averaged by logarithms: the average is NaN if a value
+        is negative, because the loss curves down in all directions.
 
     Raises:
-        InapplicableError: There is no loss or nothing to train; or the loss cannot be differentiated twice, or its second
-            derivative is not symmetric.
+        InapplicableError: The model has no loss or no trainable parameters; or the loss cannot be differentiated twice; or its
+            second derivative is wrong.
 
     Source: Lanczos, J. Res. Natl. Bur. Stand. 45, 255 (1950), on products after Pearlmutter, Neural Computation 6, 147 (1994);
     Cohen et al., ICLR 2021, for the name.
@@ -210,20 +216,20 @@ def sharpness(run: Run) -> float:
 
 @declare("scalar", scale="log", needs=[LARGEST_CURVATURE], tolerance=0.3)
 def stable_learning_rate(run: Run) -> float:
-    """Return ``2 / sharpness``: above that learning rate plain gradient descent on a quadratic loss diverges.
+    """Return ``2 / sharpness``, the learning rate above which gradient descent on a quadratic loss diverges.
 
-    Along the eigenvector of the largest eigenvalue each step multiplies the distance to the minimum by ``1 - η λ_max``.
+    Along the eigenvector of the largest eigenvalue, each step multiplies the distance to the minimum by ``1 - η λ_max``.
 
-    It misleads where the optimizer is not plain gradient descent: momentum β raises it to ``2 (1 + β) / sharpness``, and
-    adaptive ones have a bound on the preconditioned Hessian. Nor is a network's loss quadratic: above this rate training often
-    first diverges, then finds a place that is flatter, and below it sharpness rises until it reaches ``2/η``.
+    It misleads for other optimizers than plain gradient descent: momentum β raises the limit to ``2 (1 + β) / sharpness``, and
+    for adaptive optimizers the eigenvalues of the preconditioned Hessian count. A network's loss is not quadratic: above this
+    rate, training often first diverges and then finds a flatter region; below it, sharpness increases until it reaches ``2/η``.
 
     Returns:
-        A learning rate; ``inf`` where sharpness is not positive, NaN where it is.
+        A learning rate (squared weight per loss unit); ``inf`` if sharpness is not positive, NaN if it is NaN.
 
     Raises:
-        InapplicableError: There is no loss or nothing to train; or the loss cannot be differentiated twice, or its second
-            derivative is not symmetric.
+        InapplicableError: The model has no loss or no trainable parameters; or the loss cannot be differentiated twice; or its
+            second derivative is wrong.
 
     Source: Cohen, Kaur, Li, Kolter & Talwalkar, Gradient descent on neural networks typically occurs at the edge of stability,
     ICLR 2021, section 2; LeCun, Simard & Pearlmutter, NeurIPS 1992.

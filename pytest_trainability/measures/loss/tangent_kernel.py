@@ -1,4 +1,4 @@
-"""The empirical neural tangent kernel of a batch: inner products of the outputs' gradients."""
+"""The empirical neural tangent kernel of a batch: inner products of the outputs' parameter gradients."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from ...engine.trees import batch_size, carries_gradient, tensors_in
 from ...errors import InapplicableError
 from ..measure import declare
 
-__all__ = ["TANGENT_KERNEL", "TangentKernel", "outputs_of"]
+__all__ = ["TANGENT_KERNEL", "TangentKernel", "main_output"]
 
 
 ROWS = 512
-"""Outputs of a batch up to which every one has a row of the kernel; beyond, every sample has one."""
-COLUMNS, ENTRIES = 32, 2**24
-"""So many outputs, whose cotangents have so many entries, at most are differentiated at once."""
+"""Largest number of outputs for which every output has a row of J. For more outputs, every sample has one."""
+ROWS_AT_ONCE, ENTRIES_AT_ONCE = 32, 2**24
+"""Largest number of rows of J that one backward pass computes, and largest number of entries of their cotangents."""
 ROUND_OFF = 8
-"""A singular value of J below so many times the working precision, beside the largest one, is round-off."""
+"""A singular value of J counts as round-off if it is below this many times the working precision, relative to the largest one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TangentKernel:
-    """``Θ = J Jᵀ``, in float64 on the CPU, of ``J = ∂outputs/∂parameters``."""
+    """``Θ = J Jᵀ`` with ``J = ∂outputs/∂parameters``, in float64 on the CPU."""
 
     matrix: Tensor
     eps: float
-    """Working precision of J."""
+    """Relative precision of the type that J was computed in."""
 
     def condition_number(self) -> float:
-        """Return ``λ_max / λ_min``; ``inf`` where λ_min is round-off, NaN where all is zero or not finite.
+        """Return ``λ_max / λ_min``; ``inf`` if λ_min is round-off, NaN if the matrix is zero or not finite.
 
-        J is known to a few ``eps ‖J‖``, and the singular values are the roots of Θ's eigenvalues: what is below
-        ``(8 eps)² λ_max`` cannot be told from zero, nor what is below Θ's own rounding in float64.
+        The error of J is a few ``eps ‖J‖``, and the singular values of J are the square roots of Θ's eigenvalues. An eigenvalue
+        below ``(8 eps)² λ_max``, or below the rounding error of Θ in float64, cannot be distinguished from zero.
         """
         if not bool(self.matrix.isfinite().all()):
             return math.nan
@@ -56,11 +56,18 @@ class TangentKernel:
         return largest / smallest if smallest > floor * largest else math.inf
 
 
-def outputs_of(output: Any, loss: Tensor | None) -> Tensor | None:
-    """Return the tensor that a model answers with: its ``logits`` where it names some, else its first tensor that is no loss.
+def main_output(output: Any, loss: Tensor | None) -> Tensor | None:
+    """Return the main output of a model: its ``logits``, or else its first tensor that is not a loss.
 
-    Hidden states, attentions and auxiliary outputs come later in what models return, and are left out. A tensor of one element,
-    such as a part of the loss that is reported beside it, is the answer only where there is no other.
+    Models return hidden states, attention weights and auxiliary outputs after the main output. A tensor with one element, such
+    as a part of the loss, is the main output only if there is no other tensor.
+
+    Args:
+        output: The value that the model returned.
+        loss: The loss, which the model may have returned as well.
+
+    Returns:
+        A tensor that carries a gradient; None if the model returns no such tensor, or only its loss.
     """
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     losses = [t for t in (loss, _named_loss(output)) if isinstance(t, Tensor)]
@@ -68,7 +75,7 @@ def outputs_of(output: Any, loss: Tensor | None) -> Tensor | None:
         output = {key: value for key, value in output.items() if key != "loss"}
     candidates = [named] if isinstance(named, Tensor) else list(tensors_in(output))
     found = [
-        t for t in candidates if t.dim() > 0 and carries_gradient(t) and not any(_same(t, other) for other in losses)
+        t for t in candidates if t.dim() > 0 and carries_gradient(t) and not any(_is_same(t, other) for other in losses)
     ]
     return next((t for t in found if t.numel() > 1), found[0] if found else None)
 
@@ -77,20 +84,20 @@ def _named_loss(output: Any) -> Any:
     return output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
 
 
-def _same(tensor: Tensor, loss: Tensor) -> bool:
-    """Whether a tensor is a loss, in whatever shape."""
+def _is_same(tensor: Tensor, loss: Tensor) -> bool:
+    """Whether a tensor is the loss, possibly in another shape."""
     return tensor is loss or (tensor.numel() == loss.numel() and tensor.data_ptr() == loss.data_ptr())
 
 
 def _tangent_kernel(run: Run) -> TangentKernel:
     objective = Objective.of(run)
     parameters = list(objective.parameters.values())
-    outputs = outputs_of(*objective.outputs()) if parameters else None
+    outputs = main_output(*objective.outputs()) if parameters else None
     if outputs is None:
-        what = "returns nothing but its loss" if parameters else "has nothing to train"
+        problem = "returns only its loss" if parameters else "has no trainable parameters"
         msg = (
-            "the tangent kernel must be that of outputs and trainable parameters. "
-            f"{type(run.capture.model).__name__} {what}. Hand in a model that returns its outputs, and loss=... beside it."
+            "ntk_condition_number needs a model with trainable parameters that returns its outputs. "
+            f"{type(run.capture.model).__name__} {problem}. Pass a model that returns outputs, and its loss as loss=..."
         )
         raise InapplicableError(msg)
     outputs = as_real(outputs)
@@ -102,19 +109,20 @@ def _tangent_kernel(run: Run) -> TangentKernel:
 
 
 TANGENT_KERNEL = Need("tangent kernel", _tangent_kernel, Stage.RERUN)
-"""Of all outputs of the batch, or of one random functional of each sample's where they are many."""
+"""The :class:`TangentKernel` of all outputs of the batch, or of one random functional of each sample's outputs if there are
+many."""
 
 
 # Rows ------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, eq=False)
 class _Functionals:
-    """What the rows of J are gradients of."""
+    """Linear functionals of the outputs. Their parameter gradients are the rows of J."""
 
     outputs: Tensor
     weights: Tensor | None = None
-    """Of one sample's outputs, the same for all; None where every output stands for itself."""
+    """Weights of one sample's outputs, the same for all samples. None: each output is a functional."""
     axis: int = 0
-    """Which dimension of the outputs counts samples."""
+    """Dimension of the outputs that counts samples."""
 
     def __len__(self) -> int:
         if self.weights is None:
@@ -122,7 +130,7 @@ class _Functionals:
         return self.outputs.shape[self.axis] // self.weights.shape[self.axis]
 
     def cotangents(self, first: int, last: int) -> Tensor:
-        """Return their gradients with respect to the outputs, ``(last - first, *shape)``."""
+        """Return the gradients of some functionals with respect to the outputs, ``(last - first, *shape)``."""
         found = self.outputs.new_zeros(last - first, *self.outputs.shape)
         if self.weights is None:
             found.view(last - first, -1)[range(last - first), range(first, last)] = 1
@@ -134,18 +142,24 @@ class _Functionals:
 
 
 def _functionals(outputs: Tensor, batch: int, size: int, seed: int) -> _Functionals:
-    """Choose the rows: every output where they are few, else one random functional a sample.
+    """Return every output as a functional if there are few, else one random functional for each sample.
+
+    Args:
+        outputs: The model's outputs, real.
+        batch: Number of samples.
+        size: Number of parameters.
+        seed: Seed of the random functional.
 
     Raises:
-        InapplicableError: The outputs are too many, and cannot be divided into two samples or more.
+        InapplicableError: There are too many outputs, and they cannot be divided into at least two samples.
     """
     if 1 < outputs.numel() <= ROWS and outputs.numel() * size <= NUMBERS:
         return _Functionals(outputs)
     axis = next((axis for axis, length in enumerate(outputs.shape[:2]) if length % batch == 0), None)
     if batch < 2 or axis is None:
         msg = (
-            "the tangent kernel must have rows to compare: up to 512 outputs, or two samples along the first dimension of inputs "
-            f"and outputs. Got outputs of shape {tuple(outputs.shape)} for a batch of {batch}. Use a larger batch."
+            "ntk_condition_number needs at most 512 outputs, or at least two samples along the first dimension of inputs and "
+            f"outputs. Got outputs of shape {tuple(outputs.shape)} for a batch of {batch}. Use a larger batch."
         )
         raise InapplicableError(msg)
     shape = [length // batch if i == axis else length for i, length in enumerate(outputs.shape)]
@@ -155,9 +169,9 @@ def _functionals(outputs: Tensor, batch: int, size: int, seed: int) -> _Function
 
 
 def _rows(functionals: _Functionals, parameters: Sequence[Tensor], first: int, last: int) -> list[Tensor]:
-    """Return rows of J, ``(last - first, *shape)`` for every parameter that the outputs depend on."""
+    """Return some rows of J, ``(last - first, *shape)`` for every parameter that the outputs depend on."""
     parts: list[Sequence[Tensor | None]] = []
-    step = max(1, min(COLUMNS, ENTRIES // functionals.outputs.numel()))
+    step = max(1, min(ROWS_AT_ONCE, ENTRIES_AT_ONCE // functionals.outputs.numel()))
     while first < last:
         count = min(step, last - first)
         try:
@@ -167,33 +181,34 @@ def _rows(functionals: _Functionals, parameters: Sequence[Tensor], first: int, l
         except RuntimeError:
             if count == 1:
                 raise
-            # An operator without a batching rule (custom autograd functions, mostly): one row after the other.
+            # An operator has no batching rule (usually a custom autograd function): compute one row at a time.
             step = 1
     return [torch.cat([g for g in part if g is not None]) for part in zip(*parts) if part[0] is not None]
 
 
 @declare("scalar", scale="log", needs=[TANGENT_KERNEL], tolerance=0.3)
 def ntk_condition_number(run: Run) -> float:
-    """Return ``κ = λ_max / λ_min`` of the empirical tangent kernel ``Θ = J Jᵀ``, ``J = ∂outputs/∂parameters``, on the batch.
+    """Return ``κ = λ_max / λ_min`` of the batch's empirical tangent kernel ``Θ = J Jᵀ`` with ``J = ∂outputs/∂parameters``.
 
-    In the linear regime gradient descent fits the slowest mode κ times more slowly than the fastest.
+    In the linear regime, gradient descent fits the slowest mode κ times more slowly than the fastest one.
 
-    J has a row for every output of the batch, where they are 512 at most and J has no more than 2²⁷ entries. Beyond, it has
-    one for every sample: the gradient of a Gaussian functional of its outputs, of unit norm, drawn from the seed and the same
-    for all samples. Where Θ is ``K ⊗ I``, as in the limit of width, both have the condition number of K; else that of the
-    functionals is smaller. Outputs are the model's ``logits`` where it names some, else its first tensor beside the loss.
+    J has one row for every output of the batch, up to 512 rows and 2²⁷ entries. Beyond that, it has one row for every sample: the
+    gradient of a Gaussian functional of the sample's outputs, of unit norm, drawn from the seed and the same for all samples. If
+    ``Θ = K ⊗ I``, as for infinite width, both choices give the condition number of K. Otherwise that of the functionals is
+    smaller. Outputs are the model's ``logits`` if it has an output of that name, else its first tensor that is not the loss.
 
-    It misleads where outputs or samples are tied: a softmax or a LayerNorm at the end, a sample or a token that comes twice,
-    or fewer parameters than outputs make Θ singular. It grows with the number of rows: compare batches of one size.
+    It misleads where outputs or samples depend on each other: Θ is singular after a final softmax or LayerNorm, for repeated
+    samples or tokens, and if there are fewer parameters than outputs. It grows with the number of rows: compare batches of
+    equal size.
 
     Returns:
-        A pure number of at least 1; ``inf`` where ``λ_min ≤ (8 ε)² λ_max``, with ε of the coarsest type of parameters and
-        outputs, for it is round-off then. NaN where no output depends on a parameter.
+        A pure number of at least 1. ``inf`` if ``λ_min ≤ (8 ε)² λ_max``, which is round-off; ε is the largest relative precision
+        among the types of parameters and outputs. NaN if no output depends on a parameter.
 
     Raises:
-        InapplicableError: There are no two rows, nothing to train, or no output but the loss.
+        InapplicableError: There are fewer than two rows, no trainable parameters, or no output except the loss.
 
-    Source: Jacot, Gabriel & Hongler, NeurIPS 2018 (Θ); Xiao, Pennington & Schoenholz, ICML 2020 (κ). One functional in place
-    of all outputs: Mohamadi, Bae & Sutherland, ICML 2023, who take their sum, which a softmax or a LayerNorm makes constant.
+    Source: Jacot, Gabriel & Hongler, NeurIPS 2018 (Θ); Xiao, Pennington & Schoenholz, ICML 2020 (κ). One functional instead of
+    all outputs: Mohamadi, Bae & Sutherland, ICML 2023, who use the sum of outputs. A softmax or a LayerNorm makes that constant.
     """
     return run[TANGENT_KERNEL].condition_number()

@@ -1,4 +1,4 @@
-"""Parameters and buffers that nobody has given values: built again in memory that is filled with NaN."""
+"""Uninitialized parameters and buffers: the model is built again in memory that is filled with NaN."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["UNINITIALIZED", "allocated_as_nan", "as_allocated", "named_tensors"]
 
 @contextmanager
 def allocated_as_nan() -> Iterator[None]:
-    """Let PyTorch fill what it allocates: with NaN, integers with the largest one, and truth values with True.
+    """Let PyTorch fill new memory with NaN, with the largest integer, or with True, depending on its type.
 
-    That covers ``torch.empty``, ``empty_like``, ``new_empty``, ``torch.Tensor(n)``, ``resize_``, ``to_empty`` and
-    ``skip_init``; numbers that are drawn stay the same.
+    This covers ``torch.empty``, ``empty_like``, ``new_empty``, ``torch.Tensor(n)``, ``resize_``, ``to_empty`` and
+    ``skip_init``. Random numbers are drawn as without it.
     """
     enabled, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
@@ -35,7 +35,7 @@ def allocated_as_nan() -> Iterator[None]:
     settings: Any = torch.utils.deterministic
     fills = settings.fill_uninitialized_memory
     try:
-        # Operators without a deterministic algorithm may run: they are none of this function's business.
+        # Memory is filled in deterministic mode only. Operators without a deterministic algorithm may still run.
         torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003  its own signature
         settings.fill_uninitialized_memory = True
         with warnings.catch_warnings():
@@ -47,9 +47,9 @@ def allocated_as_nan() -> Iterator[None]:
 
 
 def as_allocated(tensor: Tensor) -> Tensor:
-    """Return which entries are as :func:`allocated_as_nan` leaves them.
+    """Return which entries have the value with which :func:`allocated_as_nan` fills memory, as booleans.
 
-    Of integers and truth values it is all or none: one may be large, or true.
+    For integers and booleans, either all entries count or none: a single entry may have that value by design.
     """
     if is_float(tensor):
         return (tensor.float() if tensor.element_size() == 1 else tensor).isnan()
@@ -58,13 +58,13 @@ def as_allocated(tensor: Tensor) -> Tensor:
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers that have values, by name, each once."""
+    """Return the parameters and buffers that have values, by name, each tensor once."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name: t.detach() for name, t in named if not is_lazy(t) and t.layout is torch.strided and t.numel()}
 
 
 class _AllocatedAsZero(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Fill with zeros what is allocated."""
+    """Fills new memory with zeros."""
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -81,29 +81,31 @@ def _uninitialized(run: Run) -> list[str]:
     require_factory(run, "uninitialized_parameters")
     with allocated_as_nan(), built(run.recipe, run.seed, []) as (model, _):
         left = {name: as_allocated(tensor) for name, tensor in named_tensors(model).items()}
-    left = {name: places for name, places in left.items() if places.any()}
+    left = {name: entries for name, entries in left.items() if entries.any()}
     if left:
-        # A NaN, or True, that the model has put there is there in zeroed memory, too; ordinary memory may hold one by accident.
+        # A NaN or True that the model has written also appears in zeroed memory. Ordinary memory may hold one by coincidence.
         zeroed: TorchDispatchMode = _AllocatedAsZero()  # type: ignore[no-untyped-call]
         with zeroed, built(run.recipe, run.seed, []) as (model, _):
-            meant = {name: as_allocated(tensor) for name, tensor in named_tensors(model).items()}
-        left = {name: places & ~meant[name] if name in meant else places for name, places in left.items()}
-    return [name for name, places in left.items() if places.any()]
+            written = {name: as_allocated(tensor) for name, tensor in named_tensors(model).items()}
+        left = {name: entries & ~written[name] if name in written else entries for name, entries in left.items()}
+    return [name for name, entries in left.items() if entries.any()]
 
 
 UNINITIALIZED: Need[list[str]] = Need("uninitialized parameters", _uninitialized, Stage.RERUN)
-"""Names of parameters and buffers that, all or partly, hold what memory held."""
+"""Names of the parameters and buffers with entries that were never written."""
 
 
 @declare("names", needs=[UNINITIALIZED])
 def uninitialized_parameters(run: Run) -> list[str]:
-    """Return the parameters and buffers that hold, all or partly, what memory held when they were allocated.
+    """Return the parameters and buffers that were allocated, but not completely written.
 
-    The factory builds the model once more while PyTorch fills every allocation with NaN (integers with the largest
-    number, truth values with True); what comes out so, and does not in zeroed memory, was never written to. It misleads
-    where values are loaded later on, behind the factory, and where memory does not come from PyTorch (``numpy.empty``).
-    Integers and truth values count only if none of them was written to. Parameters of lazy modules, which have no values
-    yet, are left out.
+    The factory builds the model again while PyTorch fills new memory with NaN (integers with the largest one, booleans with
+    True). An entry was never written if it has this value, and does not have it when the model is built in zeroed memory. A
+    tensor of integers or booleans counts only if none of its entries was written. Parameters of lazy modules, which have no
+    values yet, are omitted.
+
+    It misleads if values are loaded after the factory has returned, and for memory that does not come from PyTorch
+    (``numpy.empty``).
 
     Returns:
         Names of parameters, then of buffers, in the model's order.

@@ -1,4 +1,4 @@
-"""Weights that hold the same numbers without being the same: cloned layers, and units that were all set alike."""
+"""Duplicate weights: layers that are copies of another layer, and units of a layer with equal weights."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from ..measure import declare
 __all__ = ["DUPLICATES", "equal_rows"]
 
 
-# What reads a parameter -------------------------------------------------------------------------------------------
+# Operators that read a parameter ----------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How a weight multiplies: what lies along its dimensions."""
+    """The meaning of a weight's dimensions in a product: units, inputs, or a batch of matrices."""
 
     units: tuple[int, ...]
-    """Dimensions along which its units lie, or the rows of a table."""
-    apart: tuple[int, ...] = ()
-    """Those along which units read something else: experts, heads. They may be alike entry by entry."""
+    """Dimensions that count units, or the rows of a table."""
+    batch: tuple[int, ...] = ()
+    """Dimensions that count matrices with separate inputs: experts, heads. Units of different matrices may have equal weights."""
     groups: int = 1
-    """Of a convolution: units of different groups read different channels, too."""
-    looked_up: bool = False
-    """Whether it is a table, whose rows are told apart by what looks them up."""
+    """Number of groups of a convolution. Units of different groups read different channels, and may have equal weights."""
+    is_table: bool = False
+    """Whether the weight is a table that an index looks up. Equal rows are distinguished by their indices."""
 
 
-_Read = tuple[Node, int]
-"""A node, and the place among what it reads."""
-_Way = tuple[_Read, ...]
-"""How a parameter goes into a product: what moves its numbers, then the product."""
+_Operand = tuple[Node, int]
+"""A node and the position of one of its operands."""
+_Path = tuple[_Operand, ...]
+"""How a parameter enters a product: the operators that move its entries, and finally the product."""
 
 
 _TABLES = {"Embedding", "EmbeddingBag"}
-_KEEPING = {"WeightNormInterface": 0}
-"""Scale what they read at a place, entry by entry."""
+_SCALINGS = {"WeightNormInterface": 0}
+"""Operators that scale an operand without moving its entries, and the position of that operand."""
 
 
 _Roles = tuple[set[int], set[int]]
-"""Dimensions of a factor that are left in the product, and those that it sums over; what remains is a batch of factors."""
+"""Dimensions of a factor that the product keeps, and dimensions that it sums over. All others count a batch of matrices."""
 _LEFT: _Roles = {-2}, {-1}
 _RIGHT: _Roles = {-1}, {-2}
 _FACTORS: dict[str, dict[int, _Roles]] = {
@@ -63,21 +63,21 @@ _FACTORS: dict[str, dict[int, _Roles]] = {
     "Trilinear": {1: ({-3}, {-2, -1})},
     "Bilinear": {2: ({-3}, {-2, -1})},
 }
-"""Products, and what each makes of the dimensions of what it reads at some place."""
+"""Products, and the roles of the dimensions of each operand, by its position."""
 _RECURRENT = {"MkldnnRnnLayer", "CudnnRnn", "MiopenRnn"}
 
 
 LABELS = 1023
-"""Labels are whole numbers up to this one, which float16 tells apart and float32 sums exactly."""
-FEW = 4
-"""Products after which the dimensions of a weight are known; one in a loop is read once in every step."""
+"""Labels are whole numbers up to this one. All are distinct in float16, and their sums are exact in float32."""
+MAX_USES = 4
+"""Number of products of one weight that are examined. A weight in a loop has one product per step."""
 
 
 def _weights(run: Run) -> dict[str, tuple[nn.Parameter, list[Use]]]:
-    """Return the trainable parameters by which the model multiplies matrices, convolves or looks up, in its order.
+    """Return the trainable parameters of matrix products, convolutions and tables, with their uses, in the model's order.
 
-    What scales (normalizations, LayerScale), adds (biases, position tables) or is computed with first (the decay of a
-    state space) is not among them, and may well be constant or the same in every layer.
+    Parameters that scale (normalizations, LayerScale), that are added (biases, position tables) or that are transformed first
+    (the decay of a state space model) are not among them. They may be constant, or equal in every layer, by design.
     """
     consumers = run.graph.consumers()
     accumulating: list[Any] = [node for node in run.graph.nodes if type(node).__name__ == "AccumulateGrad"]
@@ -87,32 +87,33 @@ def _weights(run: Run) -> dict[str, tuple[nn.Parameter, list[Use]]]:
         is_dense = parameter.layout is torch.strided and parameter.numel() > 0
         if id(parameter) not in leaves or parameter.dim() < 2 or not is_dense:
             continue
-        ways = sorted(_ways(leaves[id(parameter)], consumers), key=lambda way: run.graph.place[way[-1][0]])
-        if any(operator_name(way[-1][0]) in _TABLES for way in ways):
-            # A table that is a head too is a table.
-            found[name] = parameter, [Use((0,), looked_up=True)]
-        elif ways:
-            uses = [_use(way, parameter.shape) for way in ways[:FEW]]
+        paths = sorted(_paths(leaves[id(parameter)], consumers), key=lambda path: run.graph.place[path[-1][0]])
+        if any(operator_name(path[-1][0]) in _TABLES for path in paths):
+            # A table that is also the weight of the head counts as a table.
+            found[name] = parameter, [Use((0,), is_table=True)]
+        elif paths:
+            uses = [_use(path, parameter.shape) for path in paths[:MAX_USES]]
             found[name] = parameter, list(dict.fromkeys(use for use in uses if use is not None))
     return found
 
 
-def _ways(leaf: Node, consumers: Mapping[Node, list[_Read]]) -> Iterator[_Way]:
-    pending: list[_Way] = [()]
+def _paths(leaf: Node, consumers: Mapping[Node, list[_Operand]]) -> Iterator[_Path]:
+    """Yield the paths of a parameter into products and tables."""
+    pending: list[_Path] = [()]
     seen = {leaf}
     while pending:
-        way = pending.pop(0)
-        for node, place in consumers.get(way[-1][0] if way else leaf, ()):
+        path = pending.pop(0)
+        for node, place in consumers.get(path[-1][0] if path else leaf, ()):
             operator = operator_name(node)
-            if (operator in MOVES or _KEEPING.get(operator) == place) and node not in seen:
+            if (operator in MOVES or _SCALINGS.get(operator) == place) and node not in seen:
                 seen.add(node)
-                pending.append((*way, (node, place)))
+                pending.append((*path, (node, place)))
             elif operator in _TABLES or _roles(node, place, 3) is not None:
-                yield *way, (node, place)
+                yield *path, (node, place)
 
 
 def _roles(node: Node, place: int, dims: int) -> _Roles | None:
-    """Return what becomes of the dimensions of what a node reads at a place; None where it does not multiply by that."""
+    """Return the roles of an operand's dimensions in a product; None if the node is not a product with that operand."""
     operator = operator_name(node)
     if operator in CONVOLUTIONS and place == 1:
         unit = 1 if getattr(node, "_saved_transposed", False) else 0
@@ -121,44 +122,45 @@ def _roles(node: Node, place: int, dims: int) -> _Roles | None:
     return roles and ({dim % dims for dim in roles[0]}, {dim % dims for dim in roles[1]})
 
 
-def _use(way: _Way, sizes: Sequence[int]) -> Use | None:
-    """Find out along which dimensions of a parameter of these sizes the units of a product lie; None where that cannot be told.
+def _use(path: _Path, sizes: Sequence[int]) -> Use | None:
+    """Return the meaning of the dimensions of a parameter of these sizes in a product; None if it is ambiguous.
 
-    Labels of what the product leaves, of what it sums over, and of the factors of a batch are handed back to the parameter, as
-    a gradient is: along some of its dimensions they differ.
+    The operand of the product gets labels that differ along the kept dimensions, then along the summed ones, then along those
+    of a batch. Like a gradient, the labels are pulled back to the parameter. A dimension of the parameter along which labels
+    differ has the same role.
     """
-    node, place = way[-1]
+    node, place = path[-1]
     producer, number = node.next_functions[place]
     entry = producer._input_metadata[number]  # type: ignore[union-attr]
     shape, device = tuple(entry.shape), entry.device
     roles = _roles(node, place, len(shape))
     groups = int(getattr(node, "_saved_groups", 1))
     if roles is None or (groups > 1 and getattr(node, "_saved_transposed", False)):
-        # The groups of a transposed convolution are those of its inputs.
+        # The first dimension of a transposed convolution's weight counts inputs, and so do its groups.
         return None
-    read = _handed_back(way, torch.ones((), device=device).expand(shape))
+    reads = _pull_back(path, torch.ones((), device=device).expand(shape))
     differing = []
-    for among in (*roles, set(range(len(shape))).difference(*roles)):
-        labels = _handed_back(way, _labels(shape, among, device))
-        differing.append({dim for dim in range(len(sizes)) if _differ(labels, read, dim)})
-    units, entries, apart = differing
-    apart |= {dim for dim in range(len(sizes)) if _is_selected(read, dim)} - units - entries
-    is_told = all((dim in units) + (dim in entries) + (dim in apart) == (size > 1) for dim, size in enumerate(sizes))
-    return Use(tuple(sorted(units)), tuple(sorted(apart)), groups) if is_told else None
+    for dims in (*roles, set(range(len(shape))).difference(*roles)):
+        labels = _pull_back(path, _labels(shape, dims, device))
+        differing.append({dim for dim in range(len(sizes)) if _differ(labels, reads, dim)})
+    units, entries, batch = differing
+    batch |= {dim for dim in range(len(sizes)) if _is_selected(reads, dim)} - units - entries
+    is_unique = all((dim in units) + (dim in entries) + (dim in batch) == (size > 1) for dim, size in enumerate(sizes))
+    return Use(tuple(sorted(units)), tuple(sorted(batch)), groups) if is_unique else None
 
 
-def _labels(shape: tuple[int, ...], among: set[int], device: torch.device) -> Tensor:
-    """Return numbers that differ along some dimensions, and repeat themselves along the others: whole, so that sums are exact."""
-    sizes = [size if dim in among else 1 for dim, size in enumerate(shape)]
+def _labels(shape: tuple[int, ...], dims: set[int], device: torch.device) -> Tensor:
+    """Return numbers that differ along some dimensions and repeat along all others. They are whole, so that sums are exact."""
+    sizes = [size if dim in dims else 1 for dim, size in enumerate(shape)]
     count, generator = math.prod(sizes), torch.Generator("cpu").manual_seed(0)
     rounds = [1 + torch.randperm(LABELS, generator=generator, device="cpu") for _ in range(-(-count // LABELS))]
     return torch.cat(rounds)[:count].to(device, torch.float32).reshape(sizes).expand(shape)
 
 
-def _handed_back(way: _Way, cotangent: Tensor) -> Tensor:
-    """Return what of a cotangent arrives at the parameter; a dimension along which it repeats itself in memory has one entry."""
-    for (node, place), (reader, at) in zip(way[-2::-1], way[:0:-1]):
-        if operator_name(node) in _KEEPING:
+def _pull_back(path: _Path, cotangent: Tensor) -> Tensor:
+    """Return the parameter's cotangent, given that of the product's operand. Dimensions with stride zero have one entry."""
+    for (node, place), (reader, at) in zip(path[-2::-1], path[:0:-1]):
+        if operator_name(node) in _SCALINGS:
             continue
         given: list[Tensor | None] = [None] * len(node._input_metadata)
         given[reader.next_functions[at][1]] = cotangent
@@ -169,27 +171,34 @@ def _handed_back(way: _Way, cotangent: Tensor) -> Tensor:
     return cotangent.real if cotangent.is_complex() else cotangent
 
 
-def _differ(labels: Tensor, read: Tensor, dim: int) -> bool:
-    """Whether labels differ along a dimension of the parameter, wherever it is read at all: as often as ``read`` says."""
-    ratio = torch.where(read != 0, labels / read, torch.nan)
+def _differ(labels: Tensor, reads: Tensor, dim: int) -> bool:
+    """Whether labels differ along a dimension of the parameter.
+
+    Args:
+        labels: The parameter's cotangent: a sum of labels for each entry.
+        reads: How often each entry is read.
+        dim: The dimension.
+    """
+    ratio = torch.where(reads != 0, labels / reads, torch.nan)
     largest, least = ratio.nan_to_num(-1.0).amax(dim), ratio.nan_to_num(torch.inf).amin(dim)
     return bool((largest > least).any())
 
 
-def _is_selected(read: Tensor, dim: int) -> bool:
-    """Whether some places along a dimension are read and others are not."""
-    return bool(((read != 0) != (read.narrow(dim, 0, 1) != 0)).any())
+def _is_selected(reads: Tensor, dim: int) -> bool:
+    """Whether some positions along a dimension are read and others are not."""
+    return bool(((reads != 0) != (reads.narrow(dim, 0, 1) != 0)).any())
 
 
-# Equal numbers ----------------------------------------------------------------------------------------------------
+# Equal rows -------------------------------------------------------------------------------------------------------
 _ENTRIES_AT_ONCE = 2**22
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _hashes(rows: Tensor) -> Tensor:
-    """Return a 64-bit hash of the bits of each row ``(n, d)``: equal rows, and no others, have equal ones.
+    """Return a 64-bit hash of each row ``(n, d)``, ``(n,)``. Equal rows have equal hashes, and different rows different ones.
 
-    A sum of mixed bits times random odd numbers modulo 2^64, which does not depend on the order of summation.
+    The hash is the sum of the entries' mixed bits times random odd numbers, modulo 2^64. It does not depend on the order of
+    summation. Different rows have the same hash with a probability of about 2^-64.
     """
     generator = torch.Generator("cpu").manual_seed(0)
     bounds = torch.iinfo(torch.int64)
@@ -199,7 +208,7 @@ def _hashes(rows: Tensor) -> Tensor:
     step = max(1, _ENTRIES_AT_ONCE // max(1, rows.shape[1]))
     found = []
     for part in rows.split(step):  # type: ignore[no-untyped-call]
-        # Adding zero makes one zero of both.
+        # Adding zero turns -0.0 into 0.0.
         numbers = part.contiguous() if part.dtype not in _FLOATS else (part + 0.0).contiguous()
         bits = numbers.view(_BITS[numbers.element_size()]).long() * -7046029254386353131
         found.append(((bits ^ (bits >> 32)) * keys).sum(dim=1))
@@ -210,7 +219,7 @@ _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 def equal_rows(rows: Tensor) -> tuple[int, int]:
-    """Return how many rows ``(n, d)`` equal another one, rows of zeros aside, and how many different ones they are."""
+    """Count the rows ``(n, d)`` that equal another row, and the distinct rows among them. Rows of zeros do not count."""
     rows = rows[(rows != 0).any(dim=1)]
     if len(rows) < 2:
         return 0, 0
@@ -218,54 +227,55 @@ def equal_rows(rows: Tensor) -> tuple[int, int]:
     return int(counts[counts > 1].sum()), int((counts > 1).sum())
 
 
-LONG = 8
-"""Entries from which on two rows do not agree by accident, in half precision either."""
+MIN_ENTRIES = 8
+"""Smallest number of entries of rows that are not equal by coincidence, even in half precision."""
 
 
 def _equal_units(weight: Tensor, uses: Sequence[Use]) -> str:
-    """Say how many units are alike; empty where none are, where it may be by accident, or where they are in some uses only."""
-    found = [_alike(weight, use) for use in uses]
+    """Describe the equal units of a weight; empty if there are none in one of its uses, or if they may be a coincidence."""
+    found = [_equal_units_in(weight, use) for use in uses]
     return found[0] if found and all(found) else ""
 
 
-def _alike(weight: Tensor, use: Use) -> str:
-    rows, kind = _unit_rows(weight, use)
-    equal = different = 0
+def _equal_units_in(weight: Tensor, use: Use) -> str:
+    rows, noun = _unit_rows(weight, use)
+    equal = distinct = 0
     for group in rows:
-        count, kinds = equal_rows(group)
-        by_accident = use.looked_up or group.shape[1] < LONG
-        if not by_accident or _all_alike(group, count, kinds):
-            equal, different = equal + count, different + kinds
-    if equal == 0 and use.apart and rows[0].numel() >= LONG and _is_drawn(weight):
-        kind, (equal, different) = "matrices", equal_rows(rows.flatten(1))
+        equal_here, distinct_here = equal_rows(group)
+        may_be_coincidence = use.is_table or group.shape[1] < MIN_ENTRIES
+        if not may_be_coincidence or _are_all_equal(group, equal_here, distinct_here):
+            equal, distinct = equal + equal_here, distinct + distinct_here
+    if equal == 0 and use.batch and rows[0].numel() >= MIN_ENTRIES and _has_many_values(weight):
+        noun, (equal, distinct) = "matrices", equal_rows(rows.flatten(1))
     if equal == 0:
         return ""
-    return f"{equal} equal {kind}" if different == 1 else f"{equal} {kind} that equal another"
+    return f"{equal} equal {noun}" if distinct == 1 else f"{equal} {noun} that equal another"
 
 
-def _all_alike(rows: Tensor, count: int, kinds: int) -> bool:
-    """Whether three rows or more, which are all but those of zeros, are one."""
-    return kinds == 1 and count > 2 and count == int((rows != 0).any(dim=1).sum())
+def _are_all_equal(rows: Tensor, equal: int, distinct: int) -> bool:
+    """Whether all rows, except rows of zeros, are equal, and at least three of them."""
+    return distinct == 1 and equal > 2 and equal == int((rows != 0).any(dim=1).sum())
 
 
 def _unit_rows(weight: Tensor, use: Use) -> tuple[Tensor, str]:
-    """Return the rows of units that read the same, ``(groups, units, entries)``, and what they are called."""
-    entries = [dim for dim in range(weight.dim()) if dim not in use.units and dim not in use.apart]
-    order = (*use.apart, *use.units, *entries)
-    groups = use.groups * math.prod(weight.shape[dim] for dim in use.apart)
+    """Return the units' weights by groups with equal inputs, ``(groups, units, entries)``, and the noun for one unit's."""
+    entries = [dim for dim in range(weight.dim()) if dim not in use.units and dim not in use.batch]
+    order = (*use.batch, *use.units, *entries)
+    groups = use.groups * math.prod(weight.shape[dim] for dim in use.batch)
     units = math.prod(weight.shape[dim] for dim in use.units)
     rows = weight.permute(order).reshape(groups, units // use.groups, -1)
     is_in_order = order == tuple(range(weight.dim()))
     return rows, "rows" if is_in_order else "columns" if weight.dim() == 2 else "units"
 
 
-DESIGNED = 16
-"""Different numbers that a weight must hold for its equality to be no design: identities and averages hold few."""
+FEW_VALUES = 16
+"""A weight with at most this many distinct values may equal another by design: identities and averages have few."""
 
 
-def _is_drawn(weight: Tensor) -> bool:
-    different: Tensor = torch.unique(weight)
-    return different.numel() > min(DESIGNED, weight.numel() // 2)
+def _has_many_values(weight: Tensor) -> bool:
+    """Whether a weight has so many distinct values that another weight does not equal it by design."""
+    values: Tensor = torch.unique(weight)
+    return values.numel() > min(FEW_VALUES, weight.numel() // 2)
 
 
 def _duplicates(run: Run) -> list[str]:
@@ -283,7 +293,7 @@ def _duplicates(run: Run) -> list[str]:
             found.append(f"{name}: {units}")
         key = (weight.shape, weight.dtype, weight.device, int(_hashes(_hashes(weight.flatten(1))[None])))
         first, values = firsts.setdefault(key, (name, weight))
-        if first != name and torch.equal(weight, values) and _is_drawn(weight):
+        if first != name and torch.equal(weight, values) and _has_many_values(weight):
             found.append(f"{name} = {first}")
     return found
 
@@ -294,19 +304,19 @@ DUPLICATES: Need[list[str]] = Need("duplicate parameters", _duplicates)
 
 @declare("names", needs=[DUPLICATES])
 def duplicate_parameters(run: Run) -> list[str]:
-    """Return weights that equal an earlier one, and weights whose units are equal to each other.
+    """Return the weights that equal an earlier weight, and the weights whose units have equal rows.
 
-    Units with equal weights compute the same, and layers that were cloned begin as one layer applied again and again:
-    the draws that ought to break the symmetry have not been made. Compared are trainable weights that multiply,
-    convolve or are looked up in; not what scales or adds, nor rows of zeros, nor weights that share their memory. Units
-    lie along what a product leaves; where that cannot be told, nothing is said of them. Rows of tables, and short ones,
-    count only if all are equal. A whole weight counts as equal to another only if it holds more than a few different
-    numbers. It misleads where a copy is meant (experts that begin as one, a head that is initialized from the embedding).
+    Units with equal weights compute the same function, and copied layers start as one layer that is applied repeatedly: no random
+    draw breaks the symmetry. The measure compares trainable weights of matrix products, convolutions and tables. It ignores
+    parameters that scale or are added, rows of zeros, and weights that share memory. The dimensions that count units are those
+    that the product keeps. Weights for which they are ambiguous are not examined for equal units. Rows of tables and rows with
+    fewer than 8 entries count only if all are equal. A whole weight counts as a copy only if it has more than 16 distinct values.
+
+    It misleads where a copy is intended (experts that start equal, a head that is initialized from the embedding).
 
     Returns:
-        ``"layers.1.weight = layers.0.weight"``, ``"fc.weight: 64 equal rows"`` (``columns`` where the weight is the
-        right factor of a product, ``units`` where they lie otherwise) and ``"experts.weight: 8 equal matrices"``, in the
-        model's order.
+        ``"layers.1.weight = layers.0.weight"``, ``"fc.weight: 64 equal rows"`` (``columns`` if the weight is the right factor
+        of a product, ``units`` in other layouts) and ``"experts.weight: 8 equal matrices"``, in the model's order.
 
     Source: Goodfellow, Bengio & Courville, Deep Learning (2016), section 8.4, on breaking symmetry.
     """

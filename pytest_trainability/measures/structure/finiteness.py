@@ -1,4 +1,4 @@
-"""Where NaN or infinity appears."""
+"""Tensors of a run that contain NaN or infinity."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from ..measure import declare
 
 @declare("names", needs=[STATE_RMS, PARAMETER_GRADIENTS])
 def nonfinite(run: Run) -> list[str]:
-    """Return what holds a NaN or an infinity: parameters, states, the loss and gradients, in the order of their making.
+    """Return the parameters, states, loss and gradients that contain NaN or infinity.
+
+    It misleads for tensors inside a step: only states are examined. The first listed state comes after the step with the fault.
 
     Returns:
-        ``"parameter NAME"``, ``"state after STEP"``, ``"loss"``, ``"gradient of NAME"``.
+        ``"parameter NAME"``, ``"input"`` and ``"state after STEP"``, ``"loss"``, ``"gradient of NAME"``: in this order, and
+        within each group in the order of the model or of the forward pass.
     """
     capture = run.capture
     found = [f"parameter {name}" for name, p in capture.model.named_parameters() if not bool(torch.isfinite(p).all())]
     for name, state in zip(("input", *run.chain.names), run.chain.cut.states):
         rms = run[STATE_RMS].root_mean_square(state)
-        seen = any(edge in run[STATE_RMS].square_sums for edge in state)
-        if seen and not math.isfinite(rms):
+        is_observed = any(edge in run[STATE_RMS].square_sums for edge in state)
+        if is_observed and not math.isfinite(rms):
             found.append(f"state after {name}" if name != "input" else "input")
     if capture.loss is not None and not math.isfinite(float(capture.loss.detach())):
         found.append("loss")
     for name, gradient in run[PARAMETER_GRADIENTS].items():
-        # A norm is finite when every entry is, of a sparse gradient too.
+        # The norm is finite if and only if every entry is, also for sparse gradients.
         if gradient is not None and not math.isfinite(float(norm(gradient))):
             found.append(f"gradient of {name}")
     return found

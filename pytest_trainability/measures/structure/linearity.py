@@ -1,4 +1,4 @@
-"""Steps that follow each other without an activation between them, so that two weights are one."""
+"""Linear steps: layers without an activation between them, which are equal to one layer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _LINEAR = frozenset(
     | {"ReplicationPad1D", "ReplicationPad2D", "ReplicationPad3D"}
     | {"ViewAsReal", "ViewAsComplex", "Real", "FftR2C", "FftC2C", "FftC2R"}
 )
-"""Linear in all that they read together."""
+"""Operators that are linear in all operands together."""
 
 
 _PRODUCTS: dict[str, tuple[int, ...]] = {
@@ -52,74 +52,76 @@ _PRODUCTS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("Addmm", "Baddbmm", "Addbmm", "Addmv"), (1, 2)),
     **dict.fromkeys(CONVOLUTIONS, (0, 1)),
 }
-"""Linear in each of their factors, which stand at these places."""
+"""Operators that are linear in each of their factors, and the positions of the factors among the operands."""
 
 
 _BATCH_NORMS = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"})
 
 
 def _is_linear_by_setting(node: Node) -> bool:
-    """Whether an operator is linear as it was called: BatchNorm by running averages, a leaky ReLU without a leak."""
+    """Whether an operator is linear because of its arguments: BatchNorm with running averages, a leaky ReLU of slope 1."""
     operator = operator_name(node)
     if operator in _BATCH_NORMS:
         return getattr(node, "_saved_training", True) is False
     return operator == "LeakyRelu" and getattr(node, "_saved_negative_slope", 0.0) == 1.0
 
 
-# What autograd does not see --------------------------------------------------------------------------------------
-def _reads_shape(name: str) -> bool:
-    """Whether a function reads the shape of its first argument, not its numbers."""
+# Factors without a gradient --------------------------------------------------------------------------------------
+def _reads_only_shape(name: str) -> bool:
+    """Whether a function reads the shape of its first argument, and not its values."""
     return name.endswith("_like") or name.startswith("new_")
 
 
 class _Masks(FunctionObserver):
-    """Sees masks, norms and the like that are made from the signal without a gradient, and which operators read them.
+    """Finds tensors that are computed from the signal without a gradient (masks, norms), and the operators that read them.
 
-    Autograd takes them for constants, and ``x * (x > 0)`` for linear.
+    Autograd treats such a tensor as a constant, and ``x * (x > 0)`` as linear.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(recorder)
         self.readers: set[int] = set()
-        """Sequence numbers of autograd nodes, not the nodes, which would be kept alive."""
-        self._made = WeakTensorKeyDictionary()
+        """Sequence numbers of autograd nodes. References to the nodes would keep the graph alive."""
+        self._from_signal = WeakTensorKeyDictionary()
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = now()
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             name = getattr(func, "__name__", "")
-            read = list(tensors_in((args[_reads_shape(name) :], kwargs)))
-            made_from_signal = any(map(self._is_made, read))
-            if made_from_signal:
+            operands = list(tensors_in((args[_reads_only_shape(name) :], kwargs)))
+            reads_mask = any(map(self._is_mask, operands))
+            if reads_mask:
                 self.readers.update(range(before, now()))
-            if made_from_signal or any(carries_gradient(t) and not t.is_leaf for t in read):
-                for made in tensors_in(args[0] if name == "__setitem__" else result):
-                    self._made[made] = True
+            if reads_mask or any(carries_gradient(t) and not t.is_leaf for t in operands):
+                for computed in tensors_in(args[0] if name == "__setitem__" else result):
+                    self._from_signal[computed] = True
         return result
 
-    def _is_made(self, tensor: Tensor) -> bool:
-        return not carries_gradient(tensor) and tensor in self._made
+    def _is_mask(self, tensor: Tensor) -> bool:
+        return not carries_gradient(tensor) and tensor in self._from_signal
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Signal:
-    """What depends on the first state."""
+    """The part of the graph that depends on the first state."""
 
     graph: Graph
     edges: frozenset[Edge]
-    """The first state itself."""
+    """Edges of the first state."""
     nodes: set[Node]
+    """Nodes that depend on the first state."""
     constants: frozenset[int]
     """Addresses of the model's parameters and buffers."""
     masked: Collection[int]
-    """Sequence numbers of the nodes that read what was made from the signal without a gradient."""
+    """Sequence numbers of the nodes that read a tensor which is computed from the signal without a gradient."""
 
     def reaches(self, edge: tuple[Node | None, int]) -> bool:
+        """Whether an edge depends on the first state, or is one of its edges."""
         return edge[0] is not None and (edge[0] in self.nodes or edge in self.edges)
 
     def between(self, outputs: Iterable[Edge], inputs: Iterable[Edge]) -> tuple[set[Node], set[Edge]]:
-        """Return the nodes that lead from the inputs to the outputs, and the inputs that they read."""
+        """Return the nodes on paths from the inputs to the outputs, and the inputs at which these paths begin."""
         stop = set(inputs)
         pending = [edge for edge in outputs if self.reaches(edge)]
         entered: set[Edge] = set()
@@ -134,7 +136,7 @@ class _Signal:
         return nodes, entered
 
     def is_linear_in(self, node: Node) -> bool:
-        """Whether an operator is known to be linear in the signal; one that is not known counts as nonlinear."""
+        """Whether an operator is known to be linear in the signal. Unknown operators count as nonlinear."""
         operator = operator_name(node)
         reached = [self.reaches(edge) for edge in node.next_functions]
         if node._sequence_nr() in self.masked:
@@ -153,11 +155,11 @@ class _Signal:
         return True
 
     def _is_constant(self, node: Node, factor: str) -> bool:
-        """Whether a factor is known not to depend on the signal."""
+        """Whether a factor is known to be independent of the signal."""
         try:
             value = getattr(node, factor, None)
         except RuntimeError:
-            # It was overwritten.
+            # The factor has been overwritten.
             return False
         if not isinstance(value, Tensor) or value.numel() == 1 or value.requires_grad:
             return True
@@ -165,7 +167,7 @@ class _Signal:
 
 
 def _is_dropout(mask: Tensor) -> bool:
-    """Whether a factor is zero here and one number elsewhere, which is not one."""
+    """Whether the nonzero entries of a factor are all equal, and not one, as in a dropout mask."""
     if not mask.is_floating_point():
         return False
     kept = mask[mask != 0]
@@ -174,11 +176,11 @@ def _is_dropout(mask: Tensor) -> bool:
 
 # Steps -----------------------------------------------------------------------------------------------------------
 def _linear_steps(run: Run) -> list[str]:
-    """Return the steps that an activation was expected in and that have none.
+    """Return the steps that are linear although an activation was expected in them or before them.
 
-    A weight layer is one map with the layer before it if it reads nothing but that one's output, which nobody else
-    reads, through linear operators only. A step that is made of modules is expected to be nonlinear where another of
-    its class is, and where the step before it is of its class and linear, too.
+    A weight layer and the weight layer before it are equal to one layer if the second one reads only the output of the first one,
+    through linear operators, and nothing else reads it. A step that contains modules is expected to be nonlinear if another
+    step of its class is nonlinear, or if the step before it has the same class and is linear as well.
     """
     chain = run.chain
     if chain.along == "time":
@@ -196,15 +198,15 @@ def _linear_steps(run: Run) -> list[str]:
         if _is_layer(step.module):
             collapses = before is not None and _collapses(signal, before, step, chain.cut.states[index], readers)
         else:
-            alike = before is not None and classes[index - 1] is classes[index]
-            collapses = classes[index] in nonlinear_classes or (alike and linear[index - 1])
+            has_same_class = before is not None and classes[index - 1] is classes[index]
+            collapses = classes[index] in nonlinear_classes or (has_same_class and linear[index - 1])
         if collapses:
             found.append(name)
     return found
 
 
 LINEAR_STEPS: Need[list[str]] = Need("linear steps", _linear_steps, instruments=(_Masks,))
-"""By name, in program order."""
+"""Names of the steps that are linear although an activation was expected, in program order."""
 
 
 def _signal_of(run: Run) -> _Signal:
@@ -216,13 +218,13 @@ def _signal_of(run: Run) -> _Signal:
 
 
 def _is_linear(signal: _Signal, outputs: Iterable[Edge], inputs: Iterable[Edge]) -> bool:
-    """Whether what lies between is linear in the signal, and something does lie there."""
+    """Whether the map from inputs to outputs is linear in the signal, and not empty."""
     nodes, _ = signal.between(outputs, inputs)
     return bool(nodes) and all(map(signal.is_linear_in, nodes))
 
 
 def _collapses(signal: _Signal, before: Call, step: Call, state: Iterable[Edge], readers: Mapping[Node, Any]) -> bool:
-    """Whether two layers are one linear map, which nobody has meant to factorize."""
+    """Whether two layers are equal to one layer, without being a factorization by design."""
     if not _is_layer(before.module) or not _is_linear(signal, before.outputs, before.inputs):
         return False
     nodes, entered = signal.between(step.outputs, state)
@@ -232,21 +234,21 @@ def _collapses(signal: _Signal, before: Call, step: Call, state: Iterable[Edge],
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether a module is one weight, without parts but those that make it (weight norm)."""
-    parts = [name for name, _ in module.named_children()]
-    return not parts or (is_parametrized(module) and parts == ["parametrizations"])
+    """Whether a module is a single layer: it has no submodules, except parametrizations of its weight (weight norm)."""
+    children = [name for name, _ in module.named_children()]
+    return not children or (is_parametrized(module) and children == ["parametrizations"])
 
 
 def _factorizes(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two layers without an activation between them are a factorization that is meant.
+    """Whether two layers without an activation between them are a factorization by design.
 
-    That is a bottleneck, narrower inside than at both ends (LoRA, the code of an autoencoder), or a separable
-    convolution: one of the two has groups, or they extend along different dimensions.
+    A bottleneck is narrower between the two layers than at both ends (LoRA, the code of an autoencoder). In a separable
+    convolution, one of the two layers has groups, or their kernels extend along different dimensions.
     """
     if getattr(first, "groups", 1) > 1 or getattr(second, "groups", 1) > 1:
         return True
-    one, other = _widths(first), _widths(second)
-    if one is not None and other is not None and one[1] < min(one[0], other[1]):
+    before, after = _widths(first), _widths(second)
+    if before is not None and after is not None and before[1] < min(before[0], after[1]):
         return True
     kernels = _kernel(first), _kernel(second)
     extended = [any(size > 1 for size in kernel) for kernel in kernels]
@@ -254,7 +256,7 @@ def _factorizes(first: nn.Module, second: nn.Module) -> bool:
 
 
 def _widths(module: nn.Module) -> tuple[int, int] | None:
-    """Return how many units or channels a layer reads and gives out; None where that is not known."""
+    """Return the numbers of input and output units or channels of a layer; None if they are unknown."""
     for entering, leaving in (("in_features", "out_features"), ("in_channels", "out_channels"), ("nx", "nf")):
         widths = getattr(module, entering, None), getattr(module, leaving, None)
         if isinstance(widths[0], int) and isinstance(widths[1], int):
@@ -271,16 +273,17 @@ def _kernel(module: nn.Module) -> tuple[int, ...]:
 def linear_steps(run: Run) -> list[str]:
     """Return the steps that are exactly linear although an activation was expected.
 
-    Two layers without an activation between them are one: ``W₂ (W₁ x + b₁) + b₂``. A weight layer is named if it reads
-    nothing but the output of the weight layer before it, through linear operators only, and nobody else reads that; a
-    step that is made of modules if it is linear where another of its class is not, or where the one before it is linear
-    as well. Meant are, and not named, bottlenecks (LoRA) and separable convolutions. It misleads where an operator is
-    linear that is not known to be, and where a normalization stands between that takes its averages from the batch:
-    neither is named.
+    Two layers without an activation between them are equal to one layer: ``W₂ (W₁ x + b₁) + b₂``. A weight layer is listed if it
+    reads only the output of the weight layer before it, through linear operators, and nothing else reads that output. A step
+    that contains modules is listed if it is linear and another step of its class is not, or if the step before it has the same
+    class and is linear as well. Bottlenecks (LoRA) and separable convolutions are linear by design, and are not listed.
+
+    It misleads if a linear operator is unknown to it, or if a normalization with statistics of the batch lies between two
+    layers: such steps count as nonlinear.
 
     Returns:
-        Step names, in program order; the step before the missing activation is the one before. None along time, where
-        linear recurrences take in an input at every step.
+        Step names, in program order. The missing activation belongs before or into the listed step. Along time the list is empty,
+        because linear recurrences read an input at every step.
 
     Source: Goodfellow, Bengio & Courville, Deep Learning (2016), section 6.1, on why hidden units must be nonlinear.
     """

@@ -1,4 +1,4 @@
-"""A model that is built on the meta device and initialized afterwards, beside the one that is built as usual."""
+"""Differences between a model that is built as usual and one that is built on the meta device and initialized afterwards."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .allocation import allocated_as_nan, as_allocated, named_tensors
 __all__ = ["META_DIFFERENCES"]
 
 
-# By way of the meta device ----------------------------------------------------------------------------------------
+# Building on the meta device --------------------------------------------------------------------------------------
 def _materialized(run: Run) -> nn.Module:
-    """Build the model on the meta device, give it memory, and initialize it by what it offers."""
+    """Build the model on the meta device, allocate its memory, and call its own initializers."""
     factory = run.recipe.model
     seeded(run.seed)
     try:
@@ -29,7 +29,7 @@ def _materialized(run: Run) -> nn.Module:
             model = factory()
     except Exception as error:
         msg = (
-            "meta_device_differences needs a factory that builds on the meta device: with torch.device('meta'). It raised "
+            "meta_device_differences needs a factory that runs under torch.device('meta'). It raised "
             f"{type(error).__name__}: {error}. Look for .item(), .tolist() and comparisons of values in a constructor."
         )
         raise InapplicableError(msg) from error
@@ -44,15 +44,15 @@ def _materialized(run: Run) -> nn.Module:
     with allocated_as_nan():
         model.to_empty(device=run.capture.device)
         for initialize in initializers:
-            _call(initialize)
+            _call_initializer(initialize)
     return model.to(dtype=run.recipe.dtype) if run.recipe.dtype is not None else model
 
 
 def _initializers(module: nn.Module) -> Iterator[Callable[[], object]]:
-    """Yield what initializes a module: one function for all that is in it, or else one for each part that has its own.
+    """Yield the functions that initialize a module: one for the whole module, or else one for each part.
 
-    ``init_weights`` (transformers, torchtitan) and ``initialize_weights`` are for all; ``reset_parameters`` is, as FSDP
-    takes it, for the parameters that a module itself owns.
+    ``init_weights`` (transformers, torchtitan) and ``initialize_weights`` initialize a whole module. ``reset_parameters``
+    initializes the parameters that a module itself owns, as in FSDP.
     """
     for name in ("init_weights", "initialize_weights"):
         initialize = getattr(module, name, None)
@@ -66,14 +66,14 @@ def _initializers(module: nn.Module) -> Iterator[Callable[[], object]]:
         yield reset
 
 
-def _call(initialize: Callable[[], object]) -> None:
+def _call_initializer(initialize: Callable[[], object]) -> None:
     try:
         with torch.no_grad():
             initialize()
     except Exception as error:
         name = getattr(initialize, "__qualname__", repr(initialize))
         msg = (
-            f"meta_device_differences calls what initializes a model, without arguments, once it has memory. {name} raised "
+            f"meta_device_differences needs an initializer without arguments that runs on allocated memory. {name} raised "
             f"{type(error).__name__}: {error}"
         )
         raise InapplicableError(msg) from error
@@ -96,23 +96,23 @@ def _differences(run: Run) -> list[str]:
 
 
 def _require_weights(model: nn.Module) -> None:
-    """Refuse a model whose weights get their shapes in its first forward pass."""
+    """Require weights with known shapes: those of lazy modules get their shapes in the first forward pass."""
     lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
     if lazy:
         msg = (
-            "meta_device_differences needs a factory whose parameters have shapes when they are built: only those get memory "
-            f"afterwards. {lazy[0]} of {type(model).__name__} gets its own in the first forward pass. Give the layer its number "
-            "of inputs: nn.Linear(16, 4) in place of nn.LazyLinear(4)."
+            "meta_device_differences needs parameters whose shapes are known when the model is built. "
+            f"{lazy[0]} of {type(model).__name__} gets its shape in the first forward pass. Give the layer its number of inputs: "
+            "nn.Linear(16, 4) instead of nn.LazyLinear(4)."
         )
         raise InapplicableError(msg)
 
 
 META_DIFFERENCES: Need[list[str]] = Need("differences by the meta device", _differences, Stage.RERUN)
-"""``"NAME: WHAT DIFFERS"``, in the model's order."""
+"""``"NAME: DIFFERENCE"``, in the model's order."""
 
 
 def _ties(model: nn.Module) -> dict[str, str]:
-    """Return for each parameter's further names its first one."""
+    """Return the first name of each tied parameter, by its other names."""
     firsts: dict[int, str] = {}
     return {
         name: firsts[id(parameter)]
@@ -122,7 +122,7 @@ def _ties(model: nn.Module) -> dict[str, str]:
 
 
 def _left_on_meta(model: nn.Module) -> Iterator[str]:
-    """Yield tensors that are neither parameters nor buffers, to which nobody gives memory."""
+    """Yield the names of meta tensors that are neither parameters nor buffers: ``to_empty`` allocates no memory for them."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and value.is_meta:
@@ -130,63 +130,65 @@ def _left_on_meta(model: nn.Module) -> Iterator[str]:
 
 
 def _difference(usual: Tensor, redrawn: Tensor | None, found: Tensor | None) -> str:
-    """Say in what a tensor differs; empty where it does not.
+    """Describe how a tensor differs; empty if it does not.
 
     Args:
-        usual: As the factory makes it.
-        redrawn: As it makes it from another seed: what is the same in both is designed, the rest is drawn.
-        found: As it is initialized afterwards.
+        usual: The tensor of a model that is built as usual.
+        redrawn: The same for another seed. Entries that are equal in both are constants; the others are random draws.
+        found: The tensor of the model that is built on the meta device.
     """
     if found is None or found.shape != usual.shape:
         return "missing" if found is None else "another shape"
     left = as_allocated(found) & ~as_allocated(usual)
     if bool(left.any()):
         return "left as allocated" if bool(left.all()) else "left as allocated in part"
-    designed = usual == (usual if redrawn is None or redrawn.shape != usual.shape else redrawn)
+    constant = usual == (usual if redrawn is None or redrawn.shape != usual.shape else redrawn)
     if not usual.is_floating_point():
-        return "other values" if bool((designed & (usual != found)).any()) else ""
-    # A few draws agree by accident, the more the coarser their type.
-    accidents = 4 + 8 * torch.finfo(usual.dtype).eps * usual.numel()
-    wrong = designed & ~torch.isclose(found, usual, rtol=1e-5, atol=0.0, equal_nan=True)
-    if bool(wrong.any()) and (bool(designed.all()) or int(wrong.sum()) > accidents):
+        return "other values" if bool((constant & (usual != found)).any()) else ""
+    # A few draws are equal by coincidence, more of them in coarser types.
+    coincidences = 4 + 8 * torch.finfo(usual.dtype).eps * usual.numel()
+    wrong = constant & ~torch.isclose(found, usual, rtol=1e-5, atol=0.0, equal_nan=True)
+    if bool(wrong.any()) and (bool(constant.all()) or int(wrong.sum()) > coincidences):
         return "other values"
-    drawn = ~designed
-    return _drawn_otherwise(usual[drawn], found[drawn])
+    drawn = ~constant
+    return difference_of_draws(usual[drawn], found[drawn])
 
 
-CHANCE = 1e-8
-"""Probability that a test finds a difference where there is none."""
-FEW = 8
-"""Numbers below which nothing is said of their distribution."""
+SIGNIFICANCE = 1e-8
+"""Probability that a test finds a difference between draws from one distribution."""
+MIN_DRAWS = 8
+"""Smallest number of draws whose distributions are compared."""
 
 
-def _drawn_otherwise(usual: Tensor, found: Tensor) -> str:
-    """Say in what two draws differ more than chance allows: in scale, by an F test, or in the mean, by Welch's.
+def difference_of_draws(usual: Tensor, found: Tensor) -> str:
+    """Describe a significant difference of two draws: in scale, by an F test, or in the mean, by Welch's test.
 
-    Variances of heavy-tailed numbers vary as those of fewer normal ones do: with kurtosis κ, ``2n/(κ - 1)`` degrees of
-    freedom.
+    The variance of n heavy-tailed numbers fluctuates like that of fewer normal ones: for kurtosis κ, it has ``2n/(κ - 1)``
+    degrees of freedom.
 
     Source: Layard, Journal of the American Statistical Association 68, 195 (1973).
     """
     from scipy import stats
 
-    if usual.numel() < FEW:
+    if usual.numel() < MIN_DRAWS:
         return ""
     (mean, variance, freedom), (other_mean, other_variance, other_freedom) = _moments(usual), _moments(found)
     if variance == 0 or other_variance == 0:
         return "another scale" if variance != other_variance else ""
     ratio = variance / other_variance
     tails = stats.f.sf(ratio, freedom, other_freedom), stats.f.cdf(ratio, freedom, other_freedom)
-    if 2 * min(tails) < CHANCE:
+    if 2 * min(tails) < SIGNIFICANCE:
         return "another scale"
     error = ((variance + other_variance) / usual.numel()) ** 0.5
     return (
-        "another mean" if 2 * stats.t.sf(abs(mean - other_mean) / error, min(freedom, other_freedom)) < CHANCE else ""
+        "another mean"
+        if 2 * stats.t.sf(abs(mean - other_mean) / error, min(freedom, other_freedom)) < SIGNIFICANCE
+        else ""
     )
 
 
 def _moments(numbers: Tensor) -> tuple[float, float, float]:
-    """Return mean, variance, and the degrees of freedom of the latter."""
+    """Return the mean, the variance, and the variance's degrees of freedom."""
     wide = numbers.double().cpu()
     deviations = wide - wide.mean()
     variance = float(deviations.square().sum()) / (len(wide) - 1)
@@ -196,21 +198,22 @@ def _moments(numbers: Tensor) -> tuple[float, float, float]:
 
 @declare("names", needs=[META_DIFFERENCES])
 def meta_device_differences(run: Run) -> list[str]:
-    """Return the parameters and buffers that come out otherwise by way of the meta device.
+    """Return the parameters and buffers that are initialized differently if the model is built on the meta device.
 
-    That is how large models are built: under ``torch.device("meta")``, then ``to_empty``, then initialized by what the
-    model offers: its ``init_weights()`` or ``initialize_weights()``, or the ``reset_parameters()`` of its modules. What does
-    not depend on the seed must come out the same, and what is drawn with the same mean and standard deviation (Welch's
-    test and an F test, each wrong with a probability of 1e-8). It misleads where two distributions differ in their
-    shape only.
+    Large models are built under ``torch.device("meta")``, get memory by ``to_empty``, and are then initialized by their
+    ``init_weights()`` or ``initialize_weights()``, or by the ``reset_parameters()`` of their modules. Entries that do not
+    depend on the seed must be equal. Random entries must have the same mean and variance, by Welch's test and an F test, each
+    at a significance of 1e-8.
+
+    It misleads for distributions that differ only in their shape, which is not compared.
 
     Returns:
-        ``"NAME: left as allocated"`` (``… in part``), ``"… another scale"``, ``"… another mean"``, ``"… other
-        values"``, ``"… no longer tied to NAME"``, ``"… left on the meta device"``, in the model's order.
+        ``"NAME: left as allocated"``, ``"… left as allocated in part"``, ``"… missing"``, ``"… another shape"``, ``"… another
+        scale"``, ``"… another mean"`` and ``"… other values"``, then ``"… no longer tied to NAME"``, then ``"… left on the meta
+        device"``, each in the model's order.
 
     Raises:
-        InapplicableError: The model is a finished module, cannot be built on the meta device, or cannot initialize
-        itself.
+        InapplicableError: The model is a finished module, cannot be built on the meta device, or cannot initialize itself.
 
     Source: NVIDIA/bionemo-framework, recipes#1368; Layard, Journal of the American Statistical Association 68, 195 (1973), for
     the test of variances.

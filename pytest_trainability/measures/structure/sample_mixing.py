@@ -1,4 +1,4 @@
-"""Which steps mix samples."""
+"""Steps of the chain that mix samples."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ...engine.trees import batch_size
 from ...errors import InapplicableError
 from ..measure import declare
 
-__all__ = ["INTERACTING_STEPS", "halves", "mixes"]
+__all__ = ["INTERACTING_STEPS", "mixes_samples", "separating_subsets"]
 
 
-def halves(samples: int) -> Iterator[Tensor]:
-    """Yield sets of samples such that of any two samples each is without the other in one of them.
+def separating_subsets(samples: int) -> Iterator[Tensor]:
+    """Yield subsets of samples such that for any samples a ≠ b, one subset contains a and not b.
 
-    Two numbers differ in a binary digit: the sets of samples with the same digit at the same place, ``2 ⌈log₂ samples⌉``
-    of them, are enough.
+    Two numbers differ in at least one binary digit. The ``2 ⌈log₂ samples⌉`` sets of samples with the same digit at the same
+    position are therefore sufficient.
 
     Yields:
         Booleans ``(samples,)``, never all True or all False.
@@ -35,48 +35,51 @@ def halves(samples: int) -> Iterator[Tensor]:
         yield ~digit
 
 
-def mixes(trajectories: Trajectories, index: int, seed: int) -> bool | None:
-    """Whether a cotangent that lives on some samples comes back from step ``index`` (1 … L) on others.
+def mixes_samples(trajectories: Trajectories, index: int, seed: int) -> bool | None:
+    """Whether step ``index`` (1 … L) pulls a cotangent on some samples back to other samples.
 
-    Gaussian cotangents of the state after the step are pulled back from each half of the samples in turn, which misses no pair.
-    What comes back on others counts from the working precision of what comes back at all.
+    A Gaussian cotangent of the state after the step is restricted to each of the :func:`separating_subsets` and pulled back,
+    which finds every pair of samples. A norm on other samples counts if it exceeds the working precision relative to the
+    largest norm.
 
     Returns:
-        None where what comes back is not finite: zero times NaN is none.
+        None if the pulled back cotangent is not finite.
     """
     chain, division = trajectories.chain, trajectories.division
-    drawn = _drawn(chain, index, seed)
-    own = [len(shape) > 0 for shape, _ in chain.shapes(index - 1)]
+    drawn = _gaussian_cotangent(chain, index, seed)
+    has_samples = [len(shape) > 0 for shape, _ in chain.shapes(index - 1)]
     eps = max(finfo(dtype).eps for state in (index - 1, index) for _, dtype in chain.shapes(state))
-    for half in halves(division.count):
-        sent = [None if column is None else division.multiply(column, half.double()).unsqueeze(0) for column in drawn]
+    for subset in separating_subsets(division.count):
+        sent = [None if column is None else division.multiply(column, subset.double()).unsqueeze(0) for column in drawn]
         returned = pull_back(chain, index, sent)
-        norms = division.norms([column[0] for column, kept in zip(returned, own) if kept and column is not None])
+        norms = division.norms(
+            [column[0] for column, kept in zip(returned, has_samples) if kept and column is not None]
+        )
         if not bool(norms.isfinite().all()):
             return None
-        if norms[~half].max() > eps * norms.max():
+        if norms[~subset].max() > eps * norms.max():
             return True
     return False
 
 
-def _drawn(chain: Chain, index: int, seed: int) -> list[Tensor | None]:
-    """Draw a Gaussian cotangent of a state; none of a number without dimensions, a loss so far, which is of no sample."""
+def _gaussian_cotangent(chain: Chain, index: int, seed: int) -> list[Tensor | None]:
+    """Draw a Gaussian cotangent of a state; None for tensors without dimensions, which belong to no sample (a loss)."""
     columns = gaussian_state(chain, index, generator_of(seed, f"interaction {index}"))
     return [column if column.dim() else None for column in columns]
 
 
 def _division(chain: Chain, index: int, batch: int) -> Division | None:
-    """Return how the states before and after a step are made of samples; None where they are not."""
+    """Return the division into samples of the states before and after a step; None if they have none."""
     shapes = [shape for state in (index - 1, index) for shape, _ in chain.shapes(state) if shape]
     if all(len(shape) < 2 for shape in shapes):
-        # One dimension alone is one sample's units.
+        # A single dimension counts the units of one sample.
         return None
     return next(possible_divisions(shapes, batch), None)
 
 
 def _interacting_steps(run: Run) -> list[str]:
     batch = batch_size(run.capture.inputs) or 1
-    # That samples were found to have trajectories of their own does not mean that none is influenced at all.
+    # Even if each sample has its own trajectory, one sample may depend on another that does not depend on it.
     known = run.trajectories.division if run.trajectories.count > 1 else None
     if known is None and batch < 2:
         return []
@@ -89,15 +92,15 @@ def _interacting_steps(run: Run) -> list[str]:
                 str(tuple(shape)) for state in (index - 1, index) for shape, _ in run.chain.shapes(state)
             )
             msg = (
-                "interacting_samples needs states in which samples have places of their own, along the first dimension or the "
-                f"second. Around step {name!r} of a batch of {batch} they have the shapes {shapes}. Bound another measure."
+                "interacting_samples needs states whose first or second dimension counts samples. The states before and after "
+                f"step {name!r} have the shapes {shapes} for a batch of {batch}. Bound another measure."
             )
             raise InapplicableError(msg)
-        is_mixed = mixes(Trajectories(run.chain, division), index, run.seed)
-        if is_mixed is None:
+        mixes = mixes_samples(Trajectories(run.chain, division), index, run.seed)
+        if mixes is None:
             found.append(f"{name}: not finite")
-        elif is_mixed:
-            # A walk over the whole graph, which most models need not take.
+        elif mixes:
+            # This walks over the whole graph, and most models do not need it.
             operations = operations or run.chain.operations(run.graph)
             normalized = any("BatchNorm" in operation for operation in operations[index - 1])
             found.append(f"{name}: BatchNorm" if normalized else name)
@@ -105,22 +108,23 @@ def _interacting_steps(run: Run) -> list[str]:
 
 
 INTERACTING_STEPS = Need("interacting steps", _interacting_steps)
-"""Names of the steps across which samples interact, in program order; ``"NAME: BatchNorm"`` of those that have one, and
-``"NAME: not finite"`` where that cannot be told."""
+"""Names of the steps in which samples interact, in program order: ``"NAME"``, ``"NAME: BatchNorm"`` for steps with a BatchNorm,
+and ``"NAME: not finite"`` for steps whose Jacobian is not finite."""
 
 
 @declare("names", needs=[INTERACTING_STEPS])
 def interacting_samples(run: Run) -> list[str]:
-    """Return the steps across which samples interact: ``∂x_l[a] / ∂x_{l-1}[b] ≠ 0`` for some samples ``a ≠ b``.
+    """Return the steps in which samples interact: ``∂x_l[a] / ∂x_{l-1}[b] ≠ 0`` for some samples ``a ≠ b``.
 
-    It misleads where samples are meant to interact: BatchNorm in training mode is listed, and so is everything that looks at the
-    whole batch on purpose. What comes before the first state and after the last one (a softmax over the batch in the loss) is
-    not looked at. Samples are what lies along the batch's dimension: of a graph network's batch these are nodes.
+    It misleads if samples interact by design: BatchNorm in training mode is listed, like every other operation on the whole
+    batch. Operations before the first state and after the last one (a softmax over the batch in the loss) are not examined. The
+    entries of the batch dimension count as samples; in a batch of a graph network these are nodes.
 
     Returns:
-        Names of steps in program order; none for a batch of one. It is looked at in any case, for the frame may be
-        ``"per sample"`` where one sample reads others that do not read it. ``"NAME: BatchNorm"`` where the step has one,
-        ``"NAME: not finite"`` where its Jacobian holds NaN or infinity, so that nobody can tell.
+        Names of steps in program order: ``"NAME"``, ``"NAME: BatchNorm"`` for a step with a BatchNorm, and ``"NAME: not
+        finite"`` for a step whose Jacobian contains NaN or infinity. The list is empty for a batch of one sample. It may
+        contain steps although the measurement's ``frame`` is ``"per sample"``: one sample may depend on another that does not
+        depend on it.
 
     Raises:
         InapplicableError: The states cannot be divided into samples.

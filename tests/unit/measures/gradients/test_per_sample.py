@@ -66,9 +66,9 @@ def find(model, inputs, *, target=None, loss=mean_square, train=True, steps="aut
     def read(run: Run) -> dict[str, Found]:
         samples = run[PER_SAMPLE]
         first = {name: torch.cat(parts) for name, parts in zip(samples.parameters, _columns(samples.chunks()))}
-        alone = [samples._alone(i) for i in range(len(samples.samples))]
+        alone = [samples.sample_gradient(i) for i in range(len(samples.batch))]
         one_by_one = {name: torch.stack([gradients[name] for gradients in alone]) for name in samples.parameters}
-        return {"found": Found(run[PARAMETER_GRADIENTS], first, one_by_one, samples.together, samples.draws)}
+        return {"found": Found(run[PARAMETER_GRADIENTS], first, one_by_one, samples.vectorized, samples.is_random)}
 
     return ensemble(recipe, (0,), [PER_SAMPLE, PARAMETER_GRADIENTS], read).readings[0]["found"]
 
@@ -365,7 +365,7 @@ def test_samples_that_are_compared_are_not_the_same_for_all():
     generator = torch.Generator().manual_seed(0)
     inputs = tuple(torch.randn(BATCH, WIDTH, generator=generator) for _ in range(2))
     for model in (Pairs, Centered):
-        assert "must not interact" in refused(model, inputs, loss=mean_square)
+        assert "need samples that do not interact" in refused(model, inputs, loss=mean_square)
 
 
 def test_a_table_as_long_as_the_batch_is_named_as_a_reason():
@@ -538,12 +538,12 @@ def refused(model, inputs, *, measures=NOISE, **options) -> str:
 
 
 def test_without_a_loss_there_are_none():
-    assert "must be those of a loss. This run has none. Hand one in" in refused(models.mlp, models.vectors())
+    assert "Per-sample gradients need a loss. This run has none. Hand one in" in refused(models.mlp, models.vectors())
 
 
 def test_one_sample_does_not_differ():
     text = refused(models.mlp, torch.ones(1, WIDTH), loss=mean_square)
-    assert "two samples at least" in text
+    assert "need at least two samples. The inputs hold 1." in text
     assert "hold 1" in text
 
 
@@ -558,7 +558,7 @@ def test_one_sample_does_not_differ():
 )
 def test_samples_that_interact_have_none_of_their_own(model):
     text = refused(model, models.vectors(), loss=mean_square)
-    assert "samples must not interact" in text
+    assert "need samples that do not interact" in text
     assert "Sequential in train mode (seed 0)" in text
     assert "train=False" in text
 
@@ -571,7 +571,7 @@ def test_batch_norm_that_no_longer_looks_at_the_batch_does_not_interact():
 def test_identical_samples_hide_nothing():
     """Where replacing samples changes nothing, the frame tells."""
     x = torch.linspace(-1, 1, WIDTH).expand(4, WIDTH).clone()
-    assert "must not interact" in refused(
+    assert "need samples that do not interact" in refused(
         lambda: nn.Sequential(*[models.Batchnormed() for _ in range(3)]), x, loss=mean_square
     )
 
@@ -593,7 +593,7 @@ def test_a_model_that_wants_its_whole_batch():
             return self.layers(x).reshape(BATCH, WIDTH)
 
     text = refused(Fixed, models.vectors(), loss=mean_square)
-    assert "must run on one sample alone" in text
+    assert "run on one sample alone" in text
     assert "Fixed (seed 0) raised RuntimeError" in text
 
 
@@ -603,7 +603,7 @@ def test_a_contrastive_loss_is_none_of_samples():
 
     for measure_name in ("gradient_confusion", "gradient_noise_scale"):
         text = refused(models.mlp, models.vectors(), loss=contrastive, measures=[measure_name])
-        assert "must be a mean or a sum over samples" in text
+        assert "need a loss that is a mean or a sum over samples" in text
 
 
 LABELS = torch.arange(BATCH) % WIDTH
@@ -635,7 +635,7 @@ def test_how_much_of_the_gradient_comes_from_no_sample():
     for outside, share in [(4.0, "80%"), (0.2, ""), (0.0, "")]:
         rows = torch.cat([G, torch.tensor([[3.0, 0.0, outside]], dtype=F64)])
         if share:
-            with pytest.raises(UsageError, match=f"{share} comes from no sample alone"):
+            with pytest.raises(UsageError, match=f"{share} of the batch's gradient .* comes from no sample alone"):
                 _require_in_span(rows @ rows.T, 2e-16, 0)
         else:
             _require_in_span(rows @ rows.T, 2e-16, 0)
@@ -682,7 +682,7 @@ def test_a_loss_that_is_no_number_for_one_sample_is_refused():
 
     for model in (models.mlp, dropping):
         text = refused(model, models.vectors(BATCH, WIDTH), loss=spread)
-        assert "of sample 0 alone (seed 0) it is nan" in text
+        assert "that of sample 0 (seed 0) is nan" in text
 
 
 def test_random_numbers_of_python_are_random_numbers():
@@ -701,9 +701,9 @@ def test_the_kernel_is_refused_where_there_is_none():
     wanted = ["ntk_condition_number"]
     generator = torch.Generator().manual_seed(0)
     batch = torch.randn(BATCH, WIDTH, generator=generator), torch.randn(BATCH, generator=generator)
-    assert "returns nothing but its loss" in refused(Lightning, batch, measures=wanted)
+    assert "returns only its loss" in refused(Lightning, batch, measures=wanted)
     frozen = models.mlp().requires_grad_(requires_grad=False)
-    assert "has nothing to train" in refused(frozen, torch.ones(2, WIDTH), loss=mean_square, measures=wanted)
+    assert "has no trainable parameters" in refused(frozen, torch.ones(2, WIDTH), loss=mean_square, measures=wanted)
     one = refused(lambda: nn.Linear(WIDTH, 600), torch.ones(1, WIDTH), measures=wanted)
     assert "for a batch of 1" in one
 

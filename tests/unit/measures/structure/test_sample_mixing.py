@@ -1,4 +1,4 @@
-"""Steps that mix samples: none is missed, and none is suspected."""
+"""Steps that mix samples: every such step is listed, and no other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pytest_trainability import measure
 from pytest_trainability.errors import InapplicableError
-from pytest_trainability.measures.structure.sample_mixing import halves
+from pytest_trainability.measures.structure.sample_mixing import separating_subsets
 
 WIDTH, BATCH = 8, 5
 
@@ -47,16 +47,16 @@ MIXES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("samples", range(1, 18))
-def test_halves_part_every_pair(samples):
-    found = [set(half.nonzero().flatten().tolist()) for half in halves(samples)]
+def test_separating_subsets_separate_every_pair(samples):
+    found = [set(subset.nonzero().flatten().tolist()) for subset in separating_subsets(samples)]
     assert len(found) == 2 * (samples - 1).bit_length()
     for a, b in itertools.permutations(range(samples), 2):
-        assert any(a in half and b not in half for half in found)
+        assert any(a in subset and b not in subset for subset in found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
-def test_the_step_that_mixes_is_named(mix, dtype):
+def test_the_mixing_step_is_listed(mix, dtype):
     def build() -> nn.Module:
         return nn.Sequential(Mixing(), Mixing(mix), Mixing())
 
@@ -68,8 +68,8 @@ def test_the_step_that_mixes_is_named(mix, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("reader", ["first", "last"])
 @pytest.mark.parametrize("samples", [2, 3, 16])
-def test_one_sample_reads_the_others(samples, reader, dtype):
-    """The frame may be one per sample, for what one sample's part of a cotangent leaks may be small beside the others' parts."""
+def test_a_single_sample_that_reads_the_others_is_found(samples, reader, dtype):
+    """The measurement's frame may be per sample, because the leak of one sample's cotangent may be relatively small."""
 
     def mix(y: Tensor) -> Tensor:
         y = y.flip(0) if reader == "last" else y
@@ -85,8 +85,8 @@ def test_one_sample_reads_the_others(samples, reader, dtype):
     assert result.interacting_samples.counts == (1, 1, 1, 1)
 
 
-def test_samples_on_their_own_along_time():
-    """Sequences in a batch, padded and packed or not, and in layers: nothing comes back on others, to the last bit."""
+def test_independent_samples_along_time():
+    """Packed sequences in a recurrent layer: the cotangents of other samples are exactly zero."""
 
     class Recurrent(nn.Module):
         def __init__(self) -> None:
@@ -102,20 +102,20 @@ def test_samples_on_their_own_along_time():
     assert list(result.interacting_samples) == []
 
 
-def test_samples_on_their_own():
+def test_independent_samples():
     result = measure(lambda: nn.Sequential(Mixing(), Mixing()), torch.randn(BATCH, WIDTH))
     assert result.frame == "per sample"
     assert list(result.interacting_samples) == []
     result.check(interacting_samples=(None, 0))
 
 
-def test_one_sample_is_alone():
+def test_a_batch_of_one_sample_has_no_interaction():
     result = measure(lambda: nn.Sequential(Mixing(MIXES["mean"]), Mixing()), torch.randn(1, WIDTH))
     assert list(result.interacting_samples) == []
 
 
 def test_batch_norm():
-    """It is listed in training mode, in which it mixes, with its name as the reason, and not in the other one."""
+    """In train mode BatchNorm mixes samples, and the step is listed with the reason. In eval mode it does not."""
     case = next(case for case in models.ARCHITECTURES if case.joint and case.train and "batch" in case.id)
     training = measure(case.build, case.inputs, steps=case.steps, seeds=1)
     assert list(training.interacting_samples) == [f"{step}: BatchNorm" for step in training.steps]
@@ -133,7 +133,7 @@ def test_softmax_over_the_batch_in_attention():
 
 
 def test_samples_along_the_second_dimension():
-    """Attention over the first dimension is right where that is time; the batch's size comes first in the inputs only."""
+    """Attention over the first dimension is no fault if that dimension is time. Only the inputs have the batch first."""
 
     class TimeFirst(nn.Module):
         def __init__(self) -> None:
@@ -153,8 +153,8 @@ def test_samples_along_the_second_dimension():
     assert list(result.interacting_samples) == ["layers.2"]
 
 
-def test_states_without_samples():
-    """The first state is a vector for all samples together: there is no answer, and the message says why."""
+def test_states_without_samples_are_refused():
+    """The first state is one vector for the whole batch. The message gives the shapes."""
 
     class Pooled(nn.Module):
         def __init__(self) -> None:
@@ -169,13 +169,13 @@ def test_states_without_samples():
 
     result = measure(Pooled, torch.randn(BATCH, WIDTH), seeds=1)
     with pytest.raises(
-        InapplicableError, match=r"needs states in which samples have places of their own.*batch of 5.*\(8,\)"
+        InapplicableError, match=r"needs states whose first or second dimension counts samples.*\(8,\).*batch of 5"
     ):
         _ = result.interacting_samples
 
 
-def test_a_loss_that_crosses_the_steps_is_of_no_sample():
-    """It makes the frame a joint one, and no step mix."""
+def test_an_accumulated_loss_belongs_to_no_sample():
+    """A scalar in the states makes the measurement's frame joint. The steps do not mix samples."""
     case = next(case for case in models.ARCHITECTURES if case.id == "early-loss")
     result = measure(case.build, case.inputs, seeds=1)
     assert result.frame == "joint"
@@ -187,21 +187,21 @@ def times(number: float) -> Callable[[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("mix", [times(torch.nan), times(torch.inf), lambda y: y * torch.tensor(torch.nan)])
-def test_what_cannot_be_judged_is_told(mix):
-    """Not a number is not zero: whether samples interact across that step nobody knows, and no bound of 0 holds."""
+def test_steps_that_are_not_finite_are_listed(mix):
+    """It is unknown whether samples interact in a step with NaN, and a bound of 0 does not hold."""
 
     def build() -> nn.Module:
         return nn.Sequential(Mixing(), Mixing(mix), Mixing())
 
     inputs = torch.randn(BATCH, WIDTH)
     result = measure(build, inputs, steps=Mixing, measures=["interacting_samples"])
-    # Nor does anybody know it of the next step, whose activation has no slope where its argument is no number.
+    # In the next step the activation's slope at NaN is NaN.
     assert list(result.interacting_samples) == ["1: not finite", "2: not finite"]
     with pytest.raises(AssertionError, match="not finite"):
         result.check(interacting_samples=(None, 0))
 
 
-def test_a_step_that_mixes_is_named_beside_one_that_is_not_finite():
+def test_mixing_steps_are_listed_together_with_steps_that_are_not_finite():
     def build() -> nn.Module:
         return nn.Sequential(Mixing(MIXES["mean"]), Mixing(), Mixing(lambda y: y * torch.tensor(torch.nan)))
 
@@ -209,8 +209,8 @@ def test_a_step_that_mixes_is_named_beside_one_that_is_not_finite():
     assert list(result.interacting_samples) == ["0", "2: not finite"]
 
 
-def test_every_seed_is_looked_at():
-    """A mix that only some seeds have is listed with how many do."""
+def test_steps_that_mix_on_some_seeds_are_counted():
+    """A step that mixes samples only on some seeds is listed with the number of these seeds."""
 
     def build() -> nn.Module:
         mixes = bool(torch.rand(()) < 0.5)
