@@ -29,7 +29,7 @@ class StepFacts:
     weights: int
     """Number of parameters with two or more dimensions."""
     operations: tuple[str, ...]
-    """Distinct names of the step's autograd nodes, such as ``TanhBackward0``, in the order of their last occurrence."""
+    """Distinct names of the step's operators, such as ``Tanh``, in the order of their last occurrence."""
     recurrent: bool = False
     """Whether the step is a step in time."""
     forget_bias: float = math.nan

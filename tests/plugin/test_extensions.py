@@ -10,7 +10,6 @@ import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
 NAME = "pytest_trainability_kurtosis"
-pytest_plugins = ["pytester"]
 
 
 @pytest.fixture
@@ -202,7 +201,7 @@ def test_steps_that_do_not_exist_are_refused_like_the_users(pytester: pytest.Pyt
     result.assert_outcomes(failed=1)
     said = result.stdout.str()
     assert "what pytest_trainability_steps of a plugin returns must be steps of the model" in said
-    assert "It returned 'blocks_that_are_not.*': steps='blocks_that_are_not.*' must name a module of Linear" in said
+    assert "It returned 'blocks_that_are_not.*': steps='blocks_that_are_not.*' must match a module of Linear" in said
 
 
 def test_loading_the_example_plugin_does_not_load_torch(example: pytest.Pytester) -> None:

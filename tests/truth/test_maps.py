@@ -202,11 +202,11 @@ def test_misuse_says_what_must_hold(arguments: dict, said: str) -> None:
 def test_a_state_that_explodes_or_changes_its_shape_is_an_error() -> None:
     with pytest.raises(ModelError, match="the state must stay finite"):
         lyapunov_spectrum(lambda x: x**3 * 1e100, start(2), steps=50)
-    with pytest.raises(ModelError, match="step must map a state to its like"):
+    with pytest.raises(ModelError, match="step must return a state like its argument"):
         lyapunov_spectrum(lambda x: x[:1], start(2), steps=5)
 
 
 def test_a_step_must_depend_on_the_state() -> None:
-    """In autograd's eyes: -inf would be a number that looks measured."""
-    with pytest.raises(ModelError, match=r"step must depend on the state.*look for \.detach\(\)"):
+    """Without a path in the autograd graph there is no exponent; -inf would look like a measured number."""
+    with pytest.raises(ModelError, match=r"step must depend on the state.*Look for \.detach\(\)"):
         lyapunov_spectrum(lambda x: 4 * x.detach() * (1 - x.detach()), start(3), steps=5)

@@ -1,4 +1,4 @@
-"""The chain ``x_0 → x_1 → … → x_L`` of a run: which calls are its steps, and its states."""
+"""The chain ``x_0 → x_1 → … → x_L`` of a run: its steps, which are calls of modules, and the states between them."""
 
 from __future__ import annotations
 
@@ -13,42 +13,57 @@ from torch.autograd.graph import Node
 from ...errors import CutError, ModelError
 from .gradient_hooks import hooked_edges
 from .graph import Cut, Graph
+from .operators import operator_name
 from .recorder import Call, Capture, Edge
 
 __all__ = ["Chain", "beginning", "call_name", "chain_of", "describe", "graph_of", "inner_eps", "results"]
 
+# Note [Parameters are no signal]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+# A chain measures how the input propagates. An edge that depends on parameters alone, such as a learned query, a position
+# embedding or a relative bias that all layers share, carries a gradient, but no signal: its influence on the output is not
+# growth through depth. The first state x_0 is therefore restricted to edges that depend on the model's inputs: on its float
+# inputs, which are copies with a gradient, or on rows that embeddings look up for its integer inputs. The later states follow
+# from x_0, because only nodes that depend on it count (`Graph.cut`). A parameter that is an argument of a call is no signal for
+# the same reason (`Recorder.begin`).
+#
+# There are two exceptions. A model without such edges, such as one whose first layers are frozen, is measured from the first
+# step that any gradient enters. And a parameter that serves as the initial state of a recurrence is where this chain starts
+# (`as_signal`).
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chain:
-    """Steps and the states before, between and after them."""
+    """L steps and the L + 1 states before, between and after them."""
 
     steps: tuple[Call, ...]
     names: tuple[str, ...]
+    """Name of each step: its module's path, with the number of the call if there are several."""
     cut: Cut
     left_out: tuple[Call, ...] = ()
-    """Calls that were asked for and do not lie on the chain."""
+    """Calls that were chosen as steps but that the signal does not pass through."""
     hooked: frozenset[Edge] = frozenset()
-    """Edges of inner states on which the model has set a gradient hook."""
+    """Edges of inner states with gradient hooks that change the gradient. See Note [Gradient hooks count once]."""
     inner_eps: tuple[float, ...] = ()
-    """The coarsest precision that each segment computes in, its states aside."""
+    """Coarsest machine epsilon of the tensors inside each segment, which excludes the states."""
     along: Literal["depth", "time"] = "depth"
     durations: tuple[float, ...] = ()
-    """Time that each step spans; empty where steps are counted."""
+    """Time that each step spans; empty if steps are counted instead."""
     active: tuple[int | None, ...] = ()
-    """How many of the first samples each step acts on, None for all; empty where all do everywhere."""
+    """Number of samples, counted from the first one, that each step acts on, None for all; empty if every step acts on all."""
     roles: tuple[tuple[tuple[int, int] | None, ...], ...] = ()
-    """Of each tensor of each state, which result of which call of its step it is; None where that is not known."""
+    """For each tensor of each state (index of the call, index of the result) in its step; None where it is unknown."""
 
     def __len__(self) -> int:
         return len(self.steps)
 
     @property
     def spans(self) -> tuple[float, ...]:
-        """Time that each step spans, one where steps are counted."""
+        """Time that each step spans; 1 if steps are counted."""
         return self.durations or (1.0,) * len(self)
 
     def shapes(self, index: int) -> list[tuple[Size, dtype]]:
-        """Return shape and type of each tensor of state ``index``, 0 … L."""
+        """Return shape and dtype of each tensor of state ``index``, 0 … L."""
         found = []
         for node, number in self.cut.states[index]:
             entry = node._input_metadata[number]
@@ -56,7 +71,10 @@ class Chain:
         return found
 
     def order(self, index: int) -> tuple[int, ...] | None:
-        """Return where in state ``index - 1`` each tensor of state ``index`` has its counterpart; None if that is unclear."""
+        """Return the position of each tensor of state ``index`` in state ``index - 1``, by its role; None if it is not unique.
+
+        With this order, the Jacobian of the step is a square matrix from a state to the same state one step later.
+        """
         earlier, later = self.shapes(index - 1), self.shapes(index)
         if len(earlier) == len(later) == 1:
             return (0,) if earlier == later else None
@@ -69,44 +87,43 @@ class Chain:
         return found if all(earlier[i] == shape for i, shape in zip(found, later)) else None
 
     def epsilon(self, index: int) -> float:
-        """Return the coarsest ``eps`` of what segment ``index`` (1 … L) computes: of a norm that casts to float32, float32's."""
+        """Return the coarsest machine epsilon of segment ``index``, 1 … L: of the states at its ends and the tensors between."""
         states = (*self.shapes(index - 1), *self.shapes(index))
         return max(*(finfo(dtype).eps for _, dtype in states), *self.inner_eps[index - 1 : index])
 
     def devices(self, index: int) -> list[device]:
-        """Return where each tensor of state ``index`` is."""
+        """Return the device of each tensor of state ``index``, 0 … L."""
         return [node._input_metadata[number].device for node, number in self.cut.states[index]]
 
     def operations(self, graph: Graph) -> list[tuple[str, ...]]:
-        """Return for each step the names of the autograd nodes that its signal passes, in the order of the last ones of each."""
+        """Return for each step the names of the operators on the path of the signal, ordered by the last occurrence of each."""
         moments = [call.end for call in self.steps]
         found: list[dict[str, None]] = [{} for _ in self.steps]
         for node in sorted(graph.downstream(self.cut.states[0]), key=graph.place.__getitem__):
             index = bisect_right(moments, graph.place[node])
             if index < len(found):
-                names, name = found[index], type(node).__name__
+                names, name = found[index], operator_name(node)
                 names.pop(name, None)
                 names[name] = None
         return [tuple(names) for names in found]
 
 
 def graph_of(capture: Capture) -> Graph:
-    """Walk the autograd graph of a run.
+    """Return the autograd graph of a run.
 
     Raises:
-        ModelError: Nothing that the model returned carries a gradient.
-        CutError: A part of the model is checkpointed in the re-entrant way, which hides it from the graph.
+        ModelError: No tensor that the model returned carries a gradient.
+        CutError: The model uses re-entrant checkpointing, which hides a part of the graph.
     """
     if not capture.roots:
         raise ModelError(_without_gradient(capture))
     graph = Graph(capture.roots)
     for node in graph.nodes:
-        if type(node).__name__ == "CheckpointFunctionBackward":
+        if operator_name(node) == "CheckpointFunctionBackward":
             msg = (
-                "checkpointed parts of the model must be visible to autograd. This model uses re-entrant "
-                "checkpointing, which hides them and forbids torch.autograd.grad. Call "
-                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False), or for a transformers model "
-                "gradient_checkpointing_enable({'use_reentrant': False})."
+                "checkpointed parts of the model must be part of the autograd graph. This model uses re-entrant checkpointing, "
+                "which hides them and forbids torch.autograd.grad. Call torch.utils.checkpoint.checkpoint(..., "
+                "use_reentrant=False), or for a transformers model gradient_checkpointing_enable({'use_reentrant': False})."
             )
             raise CutError(msg)
     return graph
@@ -116,20 +133,20 @@ def _without_gradient(capture: Capture) -> str:
     frozen = not any(parameter.requires_grad for parameter in capture.model.parameters())
     if frozen and not capture.sources:
         return (
-            "something must carry a gradient. All parameters of the model are frozen and no float tensor was among its "
-            "inputs. Unfreeze a part of it, or hand in float inputs (inputs_embeds for a language model)."
+            "a parameter or an input must carry a gradient. All parameters of the model are frozen, and none of its inputs is a "
+            "float tensor. Unfreeze a part of the model, or pass float inputs (inputs_embeds for a language model)."
         )
     return (
-        "the output must carry a gradient. The model returned no float tensor that depends on its parameters or inputs "
-        "in autograd's eyes. Look for torch.no_grad(), .detach(), .item(), argmax or numpy on the way to the output."
+        "the output must carry a gradient. The model returned no float tensor that depends on its parameters or inputs in the "
+        "autograd graph. Look for torch.no_grad(), .detach(), .item(), argmax or numpy on the way to the output."
     )
 
 
 def chain_of(capture: Capture, graph: Graph, calls: Sequence[Call]) -> Chain:
     """Cut the graph after each of the given calls.
 
-    The chain starts with what enters the first call. Calls that this signal does not pass through, such as a second
-    tower's, are left out; where several groups of calls do not meet, the largest one is taken, the first among equals.
+    The chain starts with the edges that enter the first call. Calls that this signal does not pass through, such as those of a
+    second tower, are left out. If there are several such groups, the largest one is the chain, the first among equals.
 
     Raises:
         CutError: No chain passes through any of the calls.
@@ -165,21 +182,21 @@ def _cut_message(capture: Capture, calls: Sequence[Call], reason: CutError | Non
     what = "the loss" if capture.loss is not None else "the output"
     return (
         f"the signal must flow from step {first!r} through step {last!r} to {what}. {_sentence(reason)} "
-        f"Either {what} does not depend on what enters {first!r}, or something on the way (torch.no_grad, .detach(), "
+        f"Either {what} does not depend on the input of {first!r}, or an operation on the way (torch.no_grad, .detach(), "
         "argmax, integers) stops the gradient. Choose other steps with steps=..., or repair the path."
     ).replace("  ", " ")
 
 
 def _from_start(capture: Capture, graph: Graph, calls: Sequence[Call], start: int) -> Chain:
-    x0, moment, giver, following = beginning(capture, graph, calls, start)
+    x0, moment, source, following = beginning(capture, graph, calls, start)
     places = sorted(graph.place[node] for node in graph.downstream(x0, since=moment))
     kept = [call for call in following if bisect_left(places, call.start) < bisect_left(places, call.end)]
     if not kept:
-        msg = f"the signal must pass through a step. None of the {len(calls)} calls transforms what enters the first."
+        msg = f"the signal must pass through a step. None of the {len(calls)} calls transforms the input of the first one."
         raise CutError(msg)
     cut = graph.cut(x0, [moment, *(call.end for call in kept)], results(capture, graph, kept[-1]))
     left_out = tuple(call for call in calls if call not in kept)
-    if left_out == (giver,):
+    if left_out == (source,):
         left_out = ()
     hooked = hooked_edges({edge for state in cut.states[1:-1] for edge in state})
     names = tuple(call_name(call, calls) for call in kept)
@@ -187,7 +204,15 @@ def _from_start(capture: Capture, graph: Graph, calls: Sequence[Call], start: in
 
 
 def inner_eps(graph: Graph, cut: Cut, ends: Sequence[int]) -> tuple[float, ...]:
-    """Return the coarsest ``eps`` of the tensors that carry the signal through each segment, which end at these moments."""
+    """Return the coarsest machine epsilon of the tensors inside each segment that carry the signal.
+
+    A norm that casts to float32 inside a float64 model, for instance, limits the precision of its segment.
+
+    Args:
+        graph: The graph of the run.
+        cut: Its cut into states.
+        ends: The moment at which each segment ends.
+    """
     found = [0.0] * len(ends)
     for node in graph.downstream(cut.states[0]):
         index = bisect_right(ends, graph.place[node])
@@ -201,11 +226,22 @@ def inner_eps(graph: Graph, cut: Cut, ends: Sequence[int]) -> tuple[float, ...]:
 def beginning(
     capture: Capture, graph: Graph, calls: Sequence[Call], start: int
 ) -> tuple[tuple[Edge, ...], int, Call | None, list[Call]]:
-    """Return ``x_0``, the moment right after it, the call that gave it out and the calls that follow.
+    """Find the first state ``x_0`` of a chain.
 
-    ``x_0`` is what enters the first call and depends on the model's inputs, float ones or token ids; what comes from
-    parameters alone (learned queries, position embeddings) is no signal. Where nothing that carries a gradient enters a
-    call (it takes the token ids themselves), ``x_0`` is its output.
+    ``x_0`` consists of the edges that enter the first call and depend on the model's inputs. If no gradient enters a call, as for
+    an embedding of token ids, ``x_0`` is the output of this call. See Note [Parameters are no signal].
+
+    Args:
+        capture: The run.
+        graph: Its graph.
+        calls: The calls chosen as steps.
+        start: Index of the first call to consider.
+
+    Returns:
+        ``x_0``, the moment right after it, the call that returned it (None if it enters a call), and the calls that follow.
+
+    Raises:
+        CutError: No gradient arrives at any of the calls.
     """
     dependent = _dependent(capture, graph)
     for admitted in (dependent, graph.place.keys()):
@@ -217,12 +253,12 @@ def beginning(
             leaving = tuple(edge for edge in call.outputs if edge[0] in admitted and edge[0] in graph.place)
             if leaving:
                 return leaving, call.end, call, list(calls[index + 1 :])
-    msg = "a gradient must arrive at a step. None arrives at any."
+    msg = "a gradient must arrive at a step. No step receives one."
     raise CutError(msg)
 
 
 def _dependent(capture: Capture, graph: Graph) -> set[Node]:
-    """Return the nodes that depend on the model's inputs: on its float ones, or on the rows that its integer ones pick."""
+    """Return the nodes that depend on the model's float inputs, or on the embeddings of its integer inputs."""
     lookups = {node for node in graph.nodes if _address_of_indices(node) in capture.indices}
     sources = {node for node, _ in capture.sources} | lookups
     return sources | graph.downstream((node, number) for node in sources for number in range(len(node._input_metadata)))
@@ -234,7 +270,10 @@ def _address_of_indices(node: Node) -> int | None:
 
 
 def results(capture: Capture, graph: Graph, last: Call) -> tuple[Edge, ...]:
-    """Edges that the model returns right from the last step, or at least from before its end."""
+    """Return the roots of the graph that count as read after the last step: results that no node reads.
+
+    They are the roots that the last step returned, or all roots if all were made before its end.
+    """
     roots = capture.roots
     direct = tuple(edge for edge in roots if edge in last.outputs)
     read_later = any(graph.place[node] >= last.end for node, _ in roots)
@@ -242,14 +281,14 @@ def results(capture: Capture, graph: Graph, last: Call) -> tuple[Edge, ...]:
 
 
 def call_name(call: Call, among: Iterable[Call]) -> str:
-    """Return the module's path, with the number of the call where the module is called more than once."""
+    """Return the path of a call's module, with the number of the call if the module is called more than once."""
     path = call.path or type(call.module).__name__
     repeated = call.index > 0 or any(other.module is call.module and other is not call for other in among)
     return f"{path}[{call.index}]" if repeated else path
 
 
 def describe(calls: Iterable[Call]) -> str:
-    """Return ``"3 × BartEncoderLayer + 3 × BartDecoderLayer"``: calls counted by class, in order of appearance."""
+    """Count calls by kind, in order of appearance: ``"3 × BartEncoderLayer + 3 × BartDecoderLayer"``."""
     counts: dict[str, int] = {}
     for call in calls:
         name = call.kind

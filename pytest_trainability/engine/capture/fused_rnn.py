@@ -1,8 +1,8 @@
-"""Fused recurrent layers taken apart: ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` run one time step at a time.
+"""An instrument that runs fused recurrent layers, ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU``, one time step at a time.
 
-The kernels behind them (``torch.lstm`` and its like) hide their time steps from autograd. While a model is watched along time,
-they are replaced by the same arithmetic in plain operations. The modules themselves run as they are, with their checks,
-their packed sequences and their layouts.
+The kernels of these layers (``torch.lstm``, ``torch.gru`` and others) compute a whole sequence in one autograd node, which hides
+the time steps. While a model is measured along time, the calls of the kernels are replaced by the same arithmetic in plain
+operations. The modules around the kernels run unchanged, with their checks, their packed sequences and their layouts.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ __all__ = ["Unrolling"]
 
 
 State = tuple[Tensor, ...]
-"""``(h,)``, or ``(h, c)`` of an LSTM, each ``(batch, units)``."""
+"""Hidden state ``(h,)``, or ``(h, c)`` for an LSTM, each of shape ``(batch, units)``."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """Of one layer in one direction."""
+    """Weights of one layer in one direction."""
 
     w_ih: Tensor
     w_hh: Tensor
     b_ih: Tensor | None = None
     b_hh: Tensor | None = None
     w_hr: Tensor | None = None
-    """Projection of an LSTM's hidden state."""
+    """Projection of the hidden state of an LSTM with ``proj_size``."""
 
     def project(self, x: Tensor) -> Tensor:
-        """What the input adds to the gates, of one time step or of all."""
+        """Return the contribution of the input to the gates, for one time step or for all."""
         return linear(x, self.w_ih, self.b_ih)
 
     def recur(self, h: Tensor) -> Tensor:
+        """Return the contribution of the hidden state to the gates."""
         return linear(h, self.w_hh, self.b_hh)
 
 
@@ -54,7 +55,7 @@ def _rnn_relu(projected: Tensor, state: State, weights: _Weights) -> State:
 
 
 def _lstm(projected: Tensor, state: State, weights: _Weights) -> State:
-    # Under autocast products come in half precision, and the kernels keep their states in it.
+    # Under autocast, products are in half precision, and the kernels keep their states in it as well.
     h, c = (t.to(projected.dtype) for t in state)
     i, f, g, o = (projected + weights.recur(h)).chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -81,14 +82,16 @@ _CELLS: dict[str, Callable[[Tensor, State, _Weights], State]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Arguments:
-    """What a kernel is called with; of a packed sequence ``data`` holds the active samples of one time step after the other."""
+    """Arguments of a kernel."""
 
     data: Tensor
+    """The input. For a packed sequence, the active samples of all time steps, one time step after the other."""
     sizes: tuple[int, ...] | None
-    """Active samples at each time step of a packed sequence."""
+    """Number of active samples at each time step of a packed sequence; None for a padded one."""
     initial: Sequence[Tensor]
     """``h_0`` (and ``c_0``), of shape ``(layers * directions, batch, units)``."""
     weights: Sequence[_Weights]
+    """Weights of each layer; for a bidirectional one, forward and backward weights of each layer."""
     layers: int
     dropout: float
     bidirectional: bool
@@ -96,7 +99,7 @@ class _Arguments:
 
 
 def _arguments(name: str, args: Sequence[Any]) -> _Arguments | None:
-    """Read a kernel's arguments, those of a packed sequence or of a padded one; None where they are others."""
+    """Parse the positional arguments of a kernel, for a packed or a padded sequence; None for any other signature."""
     packed = len(args) == 9 and isinstance(args[3], (list, tuple))
     if not packed and not (len(args) == 9 and isinstance(args[2], (list, tuple))):
         return None
@@ -106,10 +109,10 @@ def _arguments(name: str, args: Sequence[Any]) -> _Arguments | None:
     each = len(flat) // (layers * (2 if bidirectional else 1))
     weights = []
     for start in range(0, len(flat), each):
-        own = list(flat[start : start + each])
-        b_ih, b_hh = own[2:4] if has_biases else (None, None)
-        projection = own[-1] if each == (5 if has_biases else 3) else None
-        weights.append(_Weights(own[0], own[1], b_ih, b_hh, projection))
+        w_ih, w_hh, *others = flat[start : start + each]
+        b_ih, b_hh = others[:2] if has_biases else (None, None)
+        projection = others[-1] if each == (5 if has_biases else 3) else None
+        weights.append(_Weights(w_ih, w_hh, b_ih, b_hh, projection))
     return _Arguments(
         data=data,
         sizes=sizes,
@@ -123,10 +126,10 @@ def _arguments(name: str, args: Sequence[Any]) -> _Arguments | None:
 
 
 class Unrolling(TorchFunctionMode):
-    """Replaces the fused kernels, and has every time step recorded as an inner step of the module that called it.
+    """Replaces the fused kernels and records every time step as an inner step of the module that called the kernel.
 
-    Numbers are those of the kernels to round-off. Masks of dropout between layers are drawn in the order of PyTorch's own CPU
-    kernels; other kernels draw theirs otherwise.
+    The results equal those of the kernels up to round-off. Dropout masks between layers are drawn in the same order as in
+    PyTorch's CPU kernels; kernels of other devices draw them differently.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -134,7 +137,7 @@ class Unrolling(TorchFunctionMode):
         self._recorder = recorder
 
     def __enter__(self) -> None:
-        # It yields nothing: the record would hold the recorder, by which it is held.
+        # Yield nothing: the capture keeps the yielded value, and the recorder would hold it in a reference cycle.
         super().__enter__()  # type: ignore[no-untyped-call]
 
     def __torch_function__(
@@ -144,67 +147,69 @@ class Unrolling(TorchFunctionMode):
         if name in _CELLS and not kwargs and torch.is_grad_enabled() and self._recorder.running:
             arguments = _arguments(name, args)
             if arguments is not None:
-                return self._unrolled(name, arguments)
+                return self._run(name, arguments)
         return func(*args, **(kwargs or {}))
 
-    def _unrolled(self, name: str, given: _Arguments) -> tuple[Tensor, ...]:
-        initial = [as_signal(t) for t in given.initial]
-        turned = given.batch_first and given.sizes is None
-        x = given.data.transpose(0, 1) if turned else given.data
-        # A layer that is called for one time step is one step from the state that it is given to that which it returns.
-        whole = self._begin("", initial) if len(given.sizes or x) == 1 and not given.bidirectional else None
+    def _run(self, name: str, arguments: _Arguments) -> tuple[Tensor, ...]:
+        """Compute what the kernel returns: the outputs and the last state."""
+        initial = [as_signal(t) for t in arguments.initial]
+        turned = arguments.batch_first and arguments.sizes is None
+        x = arguments.data.transpose(0, 1) if turned else arguments.data
+        # A call with one time step is a step from its argument to its result, which keep the dimension of layers.
+        whole = self._begin("", initial) if len(arguments.sizes or x) == 1 and not arguments.bidirectional else None
         states: list[State] = list(zip(*(t.unbind(0) for t in initial)))
-        run = self._two_ways if given.bidirectional else partial(self._one_way, recorded=whole is None)
-        output, states = run(_CELLS[name], given, x, states)
+        run = self._two_ways if arguments.bidirectional else partial(self._one_way, recorded=whole is None)
+        output, states = run(_CELLS[name], arguments, x, states)
         last = [torch.stack(parts) for parts in zip(*states)]
         if whole is not None:
             self._recorder.end(whole, last)
         return output.transpose(0, 1) if turned else output, *last
 
     def _one_way(
-        self, cell: Callable[..., State], given: _Arguments, x: Tensor, states: list[State], *, recorded: bool
+        self, cell: Callable[..., State], arguments: _Arguments, x: Tensor, states: list[State], *, recorded: bool
     ) -> tuple[Tensor, list[State]]:
-        """All layers in one time step: the state is that of all layers."""
+        """Run all layers at one time step after the other. The state is that of all layers together."""
         masks = [
-            _split(dropout(x.new_ones(*x.shape[:-1], state[0].shape[-1]), given.dropout), given.sizes)
-            for state in (states[:-1] if given.dropout else ())
+            _split(dropout(x.new_ones(*x.shape[:-1], state[0].shape[-1]), arguments.dropout), arguments.sizes)
+            for state in (states[:-1] if arguments.dropout else ())
         ]
-        inputs = _split(given.weights[0].project(x), given.sizes)
+        inputs = _split(arguments.weights[0].project(x), arguments.sizes)
         outputs = []
         for time, projected in enumerate(inputs):
             call = self._begin("", _tensors(states), len(projected)) if recorded else None
-            for layer, weights in enumerate(given.weights):
+            for layer, weights in enumerate(arguments.weights):
                 if layer:
                     below = states[layer - 1][0][: len(projected)]
                     projected = weights.project(below * masks[layer - 1][time] if masks else below)
-                states[layer] = _held(cell, projected, states[layer], weights)
+                states[layer] = _advanced(cell, projected, states[layer], weights)
             if call is not None:
                 self._recorder.end(call, _tensors(states))
             outputs.append(states[-1][0][: len(projected)])
-        return _joined(outputs, given.sizes), states
+        return _joined(outputs, arguments.sizes), states
 
     def _two_ways(
-        self, cell: Callable[..., State], given: _Arguments, x: Tensor, states: list[State]
+        self, cell: Callable[..., State], arguments: _Arguments, x: Tensor, states: list[State]
     ) -> tuple[Tensor, list[State]]:
-        """Layer after layer, forward and back: each direction of each layer is a recurrence of its own."""
-        for layer in range(given.layers):
+        """Run one layer after the other in both directions. Each direction of each layer is a separate recurrence."""
+        for layer in range(arguments.layers):
             directions = []
             for way, suffix in enumerate(("", "_reverse")):
-                weights, number = given.weights[2 * layer + way], 2 * layer + way
-                inputs = list(enumerate(_split(weights.project(x), given.sizes)))
+                weights, number = arguments.weights[2 * layer + way], 2 * layer + way
+                inputs = list(enumerate(_split(weights.project(x), arguments.sizes)))
                 outputs: list[Tensor] = [x] * len(inputs)
                 for time, projected in reversed(inputs) if way else inputs:
                     call = self._begin(f"l{layer}{suffix}", states[number], len(projected))
-                    states[number] = _held(cell, projected, states[number], weights)
+                    states[number] = _advanced(cell, projected, states[number], weights)
                     self._recorder.end(call, states[number])
                     outputs[time] = states[number][0][: len(projected)]
-                directions.append(_joined(outputs, given.sizes))
+                directions.append(_joined(outputs, arguments.sizes))
             x = torch.cat(directions, -1)
-            if given.dropout and layer < given.layers - 1:
-                x = dropout(x, given.dropout)
+            if arguments.dropout and layer < arguments.layers - 1:
+                x = dropout(x, arguments.dropout)
         return x, states
 
     def _begin(self, suffix: str, state: Sequence[Tensor], active: int | None = None) -> Call:
+        """Record the beginning of an inner step of the module that is running."""
         caller = self._recorder.running[-1]
         path = ".".join(part for part in (caller.path, suffix) if part)
         call = self._recorder.begin(caller.module, path, state, inner=type(caller.module).__name__)
@@ -224,8 +229,8 @@ def _joined(parts: Sequence[Tensor], sizes: tuple[int, ...] | None) -> Tensor:
     return torch.stack(list(parts)) if sizes is None else torch.cat(list(parts))
 
 
-def _held(cell: Callable[..., State], projected: Tensor, state: State, weights: _Weights) -> State:
-    """Advance the active samples, the first ones; those whose sequence is over keep their state."""
+def _advanced(cell: Callable[..., State], projected: Tensor, state: State, weights: _Weights) -> State:
+    """Apply the cell to the active samples, which come first. Samples whose sequence is over keep their state."""
     active = len(projected)
     if active == len(state[0]):
         return cell(projected, state, weights)

@@ -1,4 +1,4 @@
-"""Which calls of a run are the steps of its chain: found automatically, or as the user says."""
+"""The choice of the calls that are steps of a chain: automatically, or by class or name."""
 
 from __future__ import annotations
 
@@ -24,21 +24,35 @@ __all__ = ["StepChoice", "choose_steps"]
 StepChoice: TypeAlias = "str | type[nn.Module] | Sequence[str]"
 
 
+# Note [Which blocks are steps]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+# Automatic steps are the calls of a repeated block: a residual block, a transformer layer, a time step written as a module. No
+# list of class names is needed. A candidate is a composite class (a module with children, not a container), or several classes
+# that alternate in one container, with these properties:
+# - It is called several times, at least three times or twice as layers of a stack.
+# - Its modules hold a substantial share of the weights outside the embeddings and the head.
+# - Few tensors are live after each of its calls. A layer has one live tensor after it, but two in its attention, because the
+#   skip around it is live as well. A U-Net of four levels has up to four.
+#
+# Candidates are nested: stages contain blocks, and blocks contain attention. Of two nested candidates that hold the same
+# weights, `_beats` keeps the better cut. Candidates that run one after the other, such as the layers of an encoder and of a
+# decoder, form one chain together. Without a repeated block, the layers with weights are the steps.
+
 FEWEST_CALLS = 3
-"""A block is repeated when it is called three times or more, or twice as one of a stack of layers."""
+"""Smallest number of calls of a repeated block. Two are enough for the layers of a stack."""
 FEW_LIVE, MANY_LIVE = 4, 16
-"""Tensors that may be live after a block: first blocks with few are sought (residual streams, a U-Net of four levels),
-then such with many (diffusion U-Nets)."""
+"""Largest number of live tensors after a block: the first value is tried first (residual streams, a U-Net of four levels),
+then the second one (diffusion U-Nets)."""
 SAME_LIVE = 0.45
-"""So much more than another block's average number of live tensors is no difference: those of an encoder-decoder have
-one in the encoder and two in the decoder."""
+"""Largest difference between two average numbers of live tensors that counts as none. The layers of an encoder-decoder have one
+in the encoder and two in the decoder."""
 MOST = 0.5
-"""Share of the weights outside embeddings and head that the blocks must hold together."""
+"""Smallest share of the weights outside embeddings and head that all blocks must hold together."""
 SUBSTANTIAL = 0.15
-"""Share of those weights that a further kind of block must hold to join the chain (the other half of an
-encoder-decoder does, the convolutional front end of a speech model does not)."""
+"""Smallest share of these weights that each kind of block must hold. The other half of an encoder-decoder does, the
+convolutional front end of a speech model does not."""
 HEAD_LAYERS = 3
-"""So many weight layers after the last block are a head."""
+"""Largest number of weight layers after the last block that count as a head."""
 
 
 def choose_steps(capture: Capture, graph: Graph, steps: StepChoice) -> list[Call]:
@@ -47,17 +61,17 @@ def choose_steps(capture: Capture, graph: Graph, steps: StepChoice) -> list[Call
     Args:
         capture: One run.
         graph: Its autograd graph.
-        steps: ``"auto"``, ``"blocks"``, ``"layers"``, a module class, a glob over module names
-            (``"encoder.layer.*"``; ``*`` stays within one level, ``**`` does not), or names.
+        steps: ``"auto"``, ``"blocks"``, ``"layers"``, a module class, a glob over module names (``"encoder.layer.*"``; ``*``
+            stays within one level, ``**`` does not), or a list of names and globs.
 
     Raises:
-        CutError: There is no such step in this model.
-        UsageError: ``steps`` is none of these, or names no module.
+        CutError: The model calls no such module.
+        UsageError: ``steps`` is of another kind, or matches no module.
     """
     calls = capture.calls
     if isinstance(steps, type) and issubclass(steps, nn.Module):
         chosen = [call for call in calls if isinstance(call.module, steps)]
-        return chosen or _none_called(capture, f"an instance of {steps.__name__}")
+        return chosen or _none_called(capture, f"instance of {steps.__name__}")
     if isinstance(steps, str):
         if steps == "auto":
             return _blocks(capture, graph) or _layers(calls) or _no_step(capture)
@@ -78,37 +92,36 @@ def choose_steps(capture: Capture, graph: Graph, steps: StepChoice) -> list[Call
 def _no_step(capture: Capture) -> list[Call]:
     model = capture.model
     if isinstance(model, torch.jit.ScriptModule):
-        cure = "Calls inside of a scripted module cannot be seen: measure it as it was before torch.jit."
+        cure = "Calls inside a scripted module are not visible: measure the model before torch.jit."
     elif len(capture.calls) <= 1:
-        cure = "It calls no module of its own: what is a step must be one, an nn.Module that the model calls."
+        cure = "It calls no submodule. Put each step into an nn.Module that the model calls."
     else:
         cure = "Name the steps: steps=SomeModuleClass, steps='layers.*' or steps=['stem', 'body', 'head']."
     msg = (
-        f"a chain needs steps: a block that is called {FEWEST_CALLS} times or more, or layers with weights. "
-        f"{type(model).__name__} was run, and no call of either kind was seen. {cure}"
+        f"a chain needs steps: a block that is called at least {FEWEST_CALLS} times, or layers with weights. "
+        f"{type(model).__name__} called neither. {cure}"
     )
     raise CutError(msg)
 
 
 def _no_block(capture: Capture) -> list[Call]:
     msg = (
-        f"steps='blocks' needs a composite module class that is called {FEWEST_CALLS} times or more and holds most of "
-        f"the weights. {type(capture.model).__name__} has none. Try steps='layers', or name the class: "
-        "steps=SomeModuleClass."
+        f"steps='blocks' needs a composite module class that is called at least {FEWEST_CALLS} times and holds most of the "
+        f"weights. {type(capture.model).__name__} has none. Try steps='layers', or name the class: steps=SomeModuleClass."
     )
     raise CutError(msg)
 
 
 def _none_called(capture: Capture, what: str) -> list[Call]:
     seen = dict.fromkeys(type(call.module).__name__ for call in capture.calls)
-    msg = f"the steps must be called by the model. No call of {what} was seen; called were {', '.join(seen)}."
+    msg = f"the model must call the steps. It called no {what}. It called {', '.join(seen)}."
     raise CutError(msg)
 
 
 _KINDS = ("auto", "blocks", "layers", "time")
 
 
-# As the user says ------------------------------------------------------------------------------------------------
+# By name ------------------------------------------------------------------------------------------------
 def _named(capture: Capture, patterns: Sequence[str]) -> list[Call]:
     paths = [path for path, _ in capture.model.named_modules() if path]
     expressions = [_expression(pattern) for pattern in patterns]
@@ -117,12 +130,12 @@ def _named(capture: Capture, patterns: Sequence[str]) -> list[Call]:
             near = difflib.get_close_matches(pattern, [*_KINDS, *paths], n=3, cutoff=0.4)
             hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
             msg = (
-                f"steps={pattern!r} must name a module of {type(capture.model).__name__}, or match some; it matches none."
-                f"{hint} `[name for name, _ in model.named_modules()]` lists them all."
+                f"steps={pattern!r} must match a module of {type(capture.model).__name__}. It matches none.{hint} "
+                "`[name for name, _ in model.named_modules()]` lists all names."
             )
             raise UsageError(msg)
     chosen = [call for call in capture.calls if call.path and any(e.fullmatch(call.path) for e in expressions)]
-    return chosen or _none_called(capture, f"a module that matches {', '.join(map(repr, patterns))}")
+    return chosen or _none_called(capture, f"module that matches {', '.join(map(repr, patterns))}")
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
@@ -146,18 +159,20 @@ def _owns_weight(module: nn.Module) -> bool:
 # Repeated blocks -------------------------------------------------------------------------------------------------
 @dataclass(eq=False)
 class _Family:
-    """Composite classes that count as one kind of block."""
+    """Composite classes that count as one kind of block, and their calls."""
 
     classes: frozenset[type]
     calls: list[Call]
     stacked: bool = False
-    """Whether all its modules are members of containers, as the layers of a stack are."""
+    """Whether all its modules are direct members of containers, like the layers of a stack."""
     share: float = 0.0
+    """Share of the weights outside embeddings and head."""
     live: float = 0.0
+    """Average number of tensors that are live after a call."""
 
     @property
     def repeated(self) -> bool:
-        """Whether it is called three times or more; of a stack two layers are enough."""
+        """Whether it is called often enough: at least three times, or twice as layers of a stack."""
         return len(self.calls) >= (2 if self.stacked else FEWEST_CALLS)
 
     def surrounds(self, other: _Family) -> bool:
@@ -188,7 +203,7 @@ def _blocks(capture: Capture, graph: Graph) -> list[Call]:
         candidates = _stacks([f for f in candidates if not _is_beaten(f, candidates)])
         repeated = any(family.repeated for family in candidates)
         calls = [call for call in capture.calls if any(type(call.module) in f.classes for f in candidates)]
-        # A block inside a block of the same kind belongs to the outer one.
+        # A block inside a block of the same chain is part of the outer one.
         classes = frozenset(cls for family in candidates for cls in family.classes)
         calls = [call for call in calls if not _inside(call, classes)]
         if repeated and _share(capture, calls) >= MOST:
@@ -197,9 +212,9 @@ def _blocks(capture: Capture, graph: Graph) -> list[Call]:
 
 
 def _stacks(families: Iterable[_Family]) -> list[_Family]:
-    """Keep families that run one after the other, as encoder and decoder do, the weightiest first.
+    """Keep families that run one after the other, such as encoder and decoder, with the largest share of weights first.
 
-    What runs between the blocks of a kept one (patch embeddings, downsampling) is part of the path, not a stack.
+    Families that run between the blocks of another one (patch embeddings, downsampling) are part of the path between its steps.
     """
     kept: list[_Family] = []
     for family in sorted(families, key=lambda f: -f.share):
@@ -215,12 +230,12 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Whether the module only holds others: it is a container, or one that computes just as its base does."""
+    """Whether the module is a container, or a subclass of one that does not override ``forward``."""
     return isinstance(module, _CONTAINERS) and type(module).forward in {cls.forward for cls in _CONTAINERS}
 
 
 def _families(capture: Capture) -> list[_Family]:
-    """Group the calls of composite classes; classes that alternate in one container form one family."""
+    """Group the calls of composite modules by class. Classes that alternate in one container also form one family together."""
     by_class: dict[type, list[Call]] = {}
     for call in capture.calls:
         module = call.module
@@ -243,7 +258,7 @@ def _families(capture: Capture) -> list[_Family]:
 
 
 def _alternating(container: nn.Module, known: Iterable[type]) -> list[type]:
-    """Return the classes of a container's members when they take turns: some class comes back after another one."""
+    """Return the known classes of a container's members if they alternate, which means that a class returns after another one."""
     members: list[type] = []
     pending = list(container.children())
     while pending:
@@ -257,7 +272,7 @@ def _alternating(container: nn.Module, known: Iterable[type]) -> list[type]:
 
 
 def _share(capture: Capture, calls: Sequence[Call]) -> float:
-    """Share of the weights outside embeddings and head that the modules of these calls hold."""
+    """Return the share of the weights outside embeddings and head that the modules of the calls hold."""
     if not calls:
         return 0.0
     held = {p: p.numel() for call in calls for p in call.module.parameters()}
@@ -274,10 +289,10 @@ def _share(capture: Capture, calls: Sequence[Call]) -> float:
 
 
 def _measure_live(capture: Capture, graph: Graph, family: _Family, earliest: Sequence[Call]) -> float:
-    """Return the largest number of tensors that are live after a block, and note the average.
+    """Return the largest number of tensors that are live after a call of a family, and set the average, ``family.live``.
 
-    Live is what carries the signal that entered the earliest block of any kind: for a layer's attention that includes
-    the skip around it.
+    A tensor is live if it carries the signal that entered the earliest block of any kind and is read later. For the attention of
+    a layer, that includes the skip around it.
     """
     for origin in filter(None, (earliest, family.calls)):
         try:
@@ -294,33 +309,37 @@ def _measure_live(capture: Capture, graph: Graph, family: _Family, earliest: Seq
 
 
 def _is_beaten(family: _Family, candidates: Iterable[_Family]) -> bool:
-    """Whether another candidate, around or inside this one, is the better way to cut the same weights.
+    """Whether another candidate is the better way to cut the same weights."""
+    return any(_beats(other, family) for other in candidates if other is not family and other.repeated)
 
-    The better cut leaves fewer tensors live (a residual block beats its convolutions), among equals it has more calls
-    (a block beats its stage), among equals it is the outer one (a layer beats its attention), among equals it is the
-    more general one (a hybrid's two kinds of block together beat each alone).
+
+def _beats(other: _Family, family: _Family) -> bool:
+    """Whether ``other``, around or inside ``family``, is the better cut of the two.
+
+    In this order: the more general family (the two kinds of block of a hybrid together beat each alone), the one that holds the
+    weights, the one that is repeated, and then the better cut (see ``_cuts_better``).
     """
-    for other in candidates:
-        if other is family or not other.repeated:
-            continue
-        if family.classes < other.classes:
-            return True
-        if other.classes < family.classes:
-            continue
-        outer = other.surrounds(family)
-        if not outer and not family.surrounds(other):
-            continue
-        small, large = (family, other) if outer else (other, family)
-        if small.share < MOST * large.share:
-            if small is family:
-                return True
-            continue
-        if not family.repeated and small is other:
-            worse = True
-        elif abs(family.live - other.live) > SAME_LIVE:
-            worse = other.live < family.live
-        else:
-            worse = (-len(other.calls), not outer) < (-len(family.calls), outer)
-        if worse:
-            return True
-    return False
+    if family.classes < other.classes:
+        return True
+    if other.classes < family.classes:
+        return False
+    is_outer = other.surrounds(family)
+    if not is_outer and not family.surrounds(other):
+        return False
+    outer, inner = (other, family) if is_outer else (family, other)
+    if inner.share < MOST * outer.share:
+        return is_outer
+    if not is_outer and not family.repeated:
+        return True
+    return _cuts_better(other, family, is_outer=is_outer)
+
+
+def _cuts_better(other: _Family, family: _Family, *, is_outer: bool) -> bool:
+    """Whether ``other`` leaves fewer tensors live, among equals has more calls, or among equals is the outer one.
+
+    A residual block leaves fewer tensors live than its convolutions. A block has more calls than its stage. A layer is outside of
+    its attention.
+    """
+    if abs(other.live - family.live) > SAME_LIVE:
+        return other.live < family.live
+    return (len(other.calls), is_outer) > (len(family.calls), not is_outer)

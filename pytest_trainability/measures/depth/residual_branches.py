@@ -21,6 +21,7 @@ from torch.autograd.graph import Node
 
 from ...engine.capture.chain import Chain
 from ...engine.capture.function_mode import FunctionObserver
+from ...engine.capture.operators import operator_name
 from ...engine.capture.recorder import Edge, Recorder, edge_of
 from ...engine.jacobian.trajectories import Trajectories
 from ...engine.jacobian.vjp import pull_back, random_cotangents
@@ -34,14 +35,13 @@ from ..measure import declare
 __all__ = ["BRANCH_GRADIENTS", "BRANCH_SIZES", "SKIPS", "Skip", "skips_of"]
 
 
-_ADDITIONS = frozenset({"AddBackward0", "SubBackward0"})
-_RECTIFIERS = frozenset({"ReluBackward0", "HardtanhBackward0", "LeakyReluBackward0"})
-_SHAPES = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "SliceBackward0", "ExpandBackward0"}
-_ONES = {"SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2", "UnsqueezeBackward0"}
-_COPIES = {"AliasBackward0", "CloneBackward0", "ToCopyBackward0"}
-_VIEWS = frozenset(_SHAPES | _ONES | _COPIES)
+_ADDITIONS = frozenset({"Add", "Sub"})
+_RECTIFIERS = frozenset({"Relu", "Hardtanh", "LeakyRelu"})
+_SHAPES = {"View", "UnsafeView", "ReshapeAlias", "Slice", "Expand", "Squeeze", "Unsqueeze"}
+_COPIES = {"Alias", "Clone", "ToCopy"}
+_VIEWS = frozenset(_SHAPES | _COPIES)
 """Operations that preserve the order of entries if they preserve their number."""
-_PERMUTATIONS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0"})
+_PERMUTATIONS = frozenset({"T", "Transpose", "Permute"})
 
 
 # Identity paths ---------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ class Skip:
     @property
     def additions(self) -> tuple[tuple[Edge, int], ...]:
         """Additions on the way back, each with the index of the operand that is the stream."""
-        return tuple(((node, 0), operand) for node, operand in self.path if _kind(node) in _ADDITIONS)
+        return tuple(((node, 0), operand) for node, operand in self.path if operator_name(node) in _ADDITIONS)
 
     def pull_back(self, cotangent: Tensor) -> Tensor:
         """Pull the cotangent of the later tensor back along the path alone."""
@@ -94,7 +94,7 @@ def _identity_paths(start: Edge, ends: Collection[Edge]) -> Iterator[tuple[Edge,
     seen = {start}
     while pending:
         (node, number), path = pending.pop()
-        summed = [_kind(passed) in _ADDITIONS for passed, _ in path]
+        summed = [operator_name(passed) in _ADDITIONS for passed, _ in path]
         if (node, number) in ends:
             if any(summed):
                 yield (node, number), path
@@ -108,19 +108,15 @@ def _identity_paths(start: Edge, ends: Collection[Edge]) -> Iterator[tuple[Edge,
 
 def _operands(node: Node, number: int, path: tuple[tuple[Node, int], ...], summed: list[bool]) -> tuple[int, ...]:
     """Return the indices of the operands of a node that an identity path may follow."""
-    kind = _kind(node)
-    if kind in _ADDITIONS:
+    operator = operator_name(node)
+    if operator in _ADDITIONS:
         # The branches of several additions are summed, so that no entries may be permuted between these additions.
-        if True in summed and any(_kind(passed) in _PERMUTATIONS for passed, _ in path[summed.index(True) :]):
+        if True in summed and any(operator_name(passed) in _PERMUTATIONS for passed, _ in path[summed.index(True) :]):
             return ()
-        scaled = kind == "SubBackward0" or getattr(node, "_saved_alpha", 1) != 1
-        return (0,) if scaled else (0, 1)
-    passes = kind in _VIEWS or kind in _PERMUTATIONS or (kind in _RECTIFIERS and not any(summed))
+        scaled = operator == "Sub" or getattr(node, "_saved_alpha", 1) != 1
+        return (0,) if scaled or len(node.next_functions) == 1 else (0, 1)
+    passes = operator in _VIEWS or operator in _PERMUTATIONS or (operator in _RECTIFIERS and not any(summed))
     return (0,) if passes else ()
-
-
-def _kind(node: Node) -> str:
-    return type(node).__name__
 
 
 def _size(node: Node, number: int) -> int:

@@ -593,7 +593,10 @@ def test_two_fields_are_two_recurrences() -> None:
 
     net = model(run, a=Field(), b=Field())
     record = assert_untouched(net, start())
-    assert [(r.name, len(r), r.sequences) for r in find_recurrences(record, graph_of(record))] == [("a", 4, 1), ("b", 2, 1)]
+    assert [(r.name, len(r), r.sequences) for r in find_recurrences(record, graph_of(record))] == [
+        ("a", 4, 1),
+        ("b", 2, 1),
+    ]
     result = measure(net, start(), steps="time:b", measures=["recurrence_lyapunov_max"])
     assert result.steps.names == ("b[0]", "b[1]")
     assert set(result.recurrence_lyapunov_max.keys()) == {"a", "b"}

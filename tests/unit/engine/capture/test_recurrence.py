@@ -1131,7 +1131,9 @@ def test_state_out_of_sight_is_told_so() -> None:
             state = model.cell(x[:, t], state)
         return state.h
 
-    with pytest.raises(CutError, match=r"a state must be carried through at least two time steps.*pass the state to the module"):
+    with pytest.raises(
+        CutError, match=r"a state must be carried through at least two time steps.*pass the state to the module"
+    ):
         measure(Loop(run, cell=OfObject()).double(), inputs(BATCH, LENGTH, FEATURES), steps="time")
 
 

@@ -103,7 +103,7 @@ def test_names(pattern: Any, expected: list[str] | None) -> None:
     The model itself has no name, so no pattern names it.
     """
     if expected is None:
-        with pytest.raises(UsageError, match="matches none"):
+        with pytest.raises(UsageError, match="It matches none"):
             names(BY_ID["residual"], pattern)
     else:
         assert names(BY_ID["residual"], pattern) == expected
@@ -217,7 +217,7 @@ class Detached(models.Tower):
             Weightless,
             "auto",
             CutError,
-            ["a chain needs steps", "called 3 times or more", "Weightless was run", "It calls no module of its own"],
+            ["a chain needs steps", "called at least 3 times", "Weightless called neither", "It calls no submodule"],
             id="nothing-repeats",
         ),
         pytest.param(
@@ -227,7 +227,9 @@ class Detached(models.Tower):
             ["steps='blocks' needs", "Sequential has none", "Try steps='layers'"],
             id="no-block",
         ),
-        pytest.param(Weightless, "layers", CutError, ["a chain needs steps", "Weightless was run"], id="no-layer"),
+        pytest.param(
+            Weightless, "layers", CutError, ["a chain needs steps", "Weightless called neither"], id="no-layer"
+        ),
         pytest.param(
             lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
             "time",
@@ -239,28 +241,28 @@ class Detached(models.Tower):
             lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
             nn.Conv2d,
             CutError,
-            ["must be called by the model", "an instance of Conv2d", "called were Linear, Tanh, Sequential"],
+            ["the model must call the steps", "It called no instance of Conv2d", "It called Linear, Tanh, Sequential."],
             id="class-not-called",
         ),
         pytest.param(
             lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
             "layer.*",
             UsageError,
-            ["steps='layer.*' must name a module of Sequential", "it matches none", "named_modules()"],
+            ["steps='layer.*' must match a module of Sequential", "It matches none", "named_modules()"],
             id="no-match",
         ),
         pytest.param(
             lambda: models.Tower(models.Block),
             "block.*",
             UsageError,
-            ["steps='block.*' must name a module of Tower", "Nearest: 'blocks."],
+            ["steps='block.*' must match a module of Tower", "Nearest: 'blocks."],
             id="misspelt",
         ),
         pytest.param(
             lambda: models.Tower(models.Block),
             ["stem", "tail"],
             UsageError,
-            ["steps='tail' must name a module of Tower"],
+            ["steps='tail' must match a module of Tower"],
             id="one-name-of-a-list",
         ),
         pytest.param(Weightless, 3, UsageError, ["steps must be 'auto', 'blocks', 'layers'", "Got 3."], id="number"),
@@ -273,7 +275,7 @@ class Detached(models.Tower):
             lambda: models.Tower(models.Block),
             "",
             UsageError,
-            ["steps='' must name a module of Tower"],
+            ["steps='' must match a module of Tower"],
             id="empty-name",
         ),
         pytest.param(
