@@ -1,12 +1,12 @@
-"""What all tests share: sessions of pytest inside a test, in a project of their own."""
+"""Fixtures for sessions of pytest inside a test."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-# A session inside a test forgets the modules that it was the first to import: numpy cannot be imported twice, and what
-# torch.autograd loads at its first batched call takes half a second.
+# A session inside a test unloads the modules that it imports first. numpy cannot be imported twice, and the modules that
+# torch.autograd loads at its first batched call take half a second.
 import numpy as np  # noqa: F401
 import pytest
 import scipy.special  # noqa: F401
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from _pytest.pytester import Pytester
 
 with suppress(ImportError):
-    import hypothesis  # noqa: F401 - its plugin does so at the end of every session
+    import hypothesis  # noqa: F401 - its plugin imports it at the end of every session
 
 pytest_plugins = "pytester"
 
-# transformers imports torchvision where it finds it, as it does beside timm.
+# transformers imports torchvision where it is installed, as it is together with timm.
 declare_torchvision_operators()
 
 SMALL_NETS = '''
@@ -35,7 +35,7 @@ from torch import nn
 
 
 def tower(depth=6, width=8):
-    """A factory of a tanh tower that PyTorch's default weights let vanish."""
+    """Return a factory of a tanh tower with PyTorch's default weights, through which gradients vanish."""
     return lambda: nn.Sequential(*[layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.Tanh())])
 
 
@@ -45,17 +45,23 @@ images = torch.linspace(-1, 1, 32).reshape(4, 8)
 
 
 @pytest.fixture
-def project(pytester: Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pytester]:
-    """An empty project with a module of small towers, on a terminal of 80 columns, whatever runs these tests.
+def pytester(pytester: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
+    """Sessions inside a test do not depend on the session that runs the test, nor on installed plugins.
 
-    A session in this process computes with one thread, as one in another process does.
+    Terminals have 80 columns, tests run in the order of the file (pytest-randomly would shuffle them, and load numpy), and each
+    process computes with one thread.
     """
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
-    # Tests run in the order in which they stand, and load no numpy, where pytest-randomly is installed.
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return pytester
+
+
+@pytest.fixture
+def project(pytester: Pytester) -> Iterator[Pytester]:
+    """An empty project with a module of small towers; a session in this process computes with one thread as well."""
     pytester.makepyfile(small_nets=SMALL_NETS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

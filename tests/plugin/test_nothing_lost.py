@@ -440,7 +440,10 @@ UNUSABLE = {
     "NaN": (with_nan, "NaN is not a JSON number"),
     "100 MB": (huge, "a baseline must be smaller than 16 MB. This one has 100 MB."),
     "a link": pytest.param(linked, "must not be symbolic links, which could lead out of the project", marks=posix),
-    "a folder": (replaced_by_a_folder, "a baseline must be a regular file. Move away the folder or device at this path."),
+    "a folder": (
+        replaced_by_a_folder,
+        "a baseline must be a regular file. Move away the folder or device at this path.",
+    ),
 }
 
 

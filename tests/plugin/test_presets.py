@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["pytester"]
-
 TOWER = """
 import pytest, torch
 from torch import nn
@@ -74,7 +72,7 @@ def test_ini_file_and_a_bound_of_ones_own_that_goes_before(tests: pytest.Pyteste
             ["--trainability-preset=mpl"],
             "--trainability-preset: Unknown preset 'mpl'. Did you mean 'mlp'?",
         ),
-        ([], "the marker of test_it.py::test_it: unknown preset 'resnet'."),
+        ([], "the marker of test_it.py::test_it: Unknown preset 'resnet'."),
     ],
 )
 def test_unknown_preset_is_misuse(pytester: pytest.Pytester, given: list[str], says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,6 +55,14 @@ class TestModule:
 def test_measures_nothing():
     pass
 """
+
+
+def test_sessions_inside_tests_are_not_shuffled(pytester: Pytester) -> None:
+    """pytest-randomly shuffles tests where it is installed: it is switched off for every test that uses pytester."""
+    assert "no:randomly" in os.environ["PYTEST_ADDOPTS"]
+    pytester.makepyfile("\n".join(f"def test_{n}():\n    print('RAN', {n})" for n in range(20)))
+    printed = re.findall(r"RAN (\d+)", pytester.runpytest_inprocess("-s").stdout.str())
+    assert printed == [str(n) for n in range(20)]
 
 
 @dataclass(frozen=True)

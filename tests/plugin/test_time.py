@@ -50,9 +50,9 @@ def test_pendulum(trainability):
 
 
 @pytest.fixture
-def suite(pytester: Pytester) -> Pytester:
-    pytester.makepyfile(test_suite=SUITE)
-    return pytester
+def suite(project: Pytester) -> Pytester:
+    project.makepyfile(test_suite=SUITE)
+    return project
 
 
 def test_the_report(suite: Pytester) -> None:
@@ -111,14 +111,14 @@ def test_a_longer_sequence_is_a_change(suite: Pytester) -> None:
     result.stdout.fnmatch_lines(["  chain *gone: 60 × RNN", "  chain *new: 80 × RNN"])
 
 
-def test_a_marker_holds_bounds_only(pytester: Pytester) -> None:
-    pytester.makepyfile("""
+def test_a_marker_holds_bounds_only(project: Pytester) -> None:
+    project.makepyfile("""
         import pytest
 
         @pytest.mark.trainability(steps="time")
         def test_it(trainability): ...
         """)
-    result = pytester.runpytest("-p", "no:xdist")
+    result = project.runpytest("-p", "no:xdist")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*'steps' is an argument of the fixture: trainability(model, inputs, steps='time')."])
 
