@@ -41,6 +41,8 @@ def row(rooms: str, third_party: str = "", *, inside: str = "", third_party_insi
     return Row(*(frozenset(text.split()) for text in (rooms, third_party, inside, third_party_inside)))
 
 
+GROUND = "engine/trees engine/torch_internals errors"
+"""What every room of the engine stands on."""
 HEAVY = "engine measures measurement dynamics scaling"
 FAMILY = row("engine measures/measure records errors", "torch", third_party_inside="scipy")
 TABLE = {
@@ -48,24 +50,24 @@ TABLE = {
     "records": row("records"),
     "checks": row("checks records errors", third_party_inside="scipy numpy packaging filelock"),
     "engine/__init__": row(""),
-    "engine/trees": row("errors", "torch"),
-    "engine/isolation": row("errors", "torch"),
-    "engine/linalg": row("engine/linalg engine/trees errors", "torch", third_party_inside="scipy"),
-    "engine/capture": row(
-        "engine/capture engine/trees engine/isolation errors", "torch", third_party_inside="torchdiffeq"
-    ),
-    "engine/jacobian": row(
-        "engine/jacobian engine/capture engine/linalg engine/trees engine/isolation errors", "torch"
-    ),
+    "engine/torch_internals": row("errors", "torch"),
+    "engine/trees": row("engine/torch_internals errors", "torch"),
+    "engine/isolation": row("engine/torch_internals errors", "torch"),
+    "engine/linalg": row(f"engine/linalg {GROUND}", "torch", third_party_inside="scipy"),
+    "engine/capture": row(f"engine/capture engine/isolation {GROUND}", "torch", third_party_inside="torchdiffeq"),
+    "engine/jacobian": row(f"engine/jacobian engine/capture engine/linalg engine/isolation {GROUND}", "torch"),
     "engine/runs": row(
-        "engine/runs engine/jacobian engine/capture engine/linalg engine/trees engine/isolation records errors", "torch"
+        f"engine/runs engine/jacobian engine/capture engine/linalg engine/isolation records {GROUND}", "torch"
     ),
     "measures": row("measures engine/runs records errors", "torch"),
     **{f"measures/{f}": replace(FAMILY, rooms=FAMILY.rooms | {f"measures/{f}"}) for f in FAMILIES},
     "dynamics": row("dynamics engine checks records errors", "torch"),
     "report": row("report records checks/bounds errors", "pytest"),
     "measurement": row("measurement measures engine/runs checks report records errors", "torch"),
-    "scaling": row("scaling measurement measures engine/runs engine/isolation checks report records errors", "torch"),
+    "scaling": row(
+        "scaling measurement measures engine/runs engine/isolation engine/torch_internals checks report records errors",
+        "torch",
+    ),
     "plugin": row(
         "plugin checks records errors",
         "pytest pluggy",
@@ -280,6 +282,11 @@ PLANTED = {
         "engine/trees must not import engine/capture",
     ),
     "isolation asks trees": ("engine/isolation.py", "from .trees import x", "isolation must not import engine/trees"),
+    "PyTorch's internals know trees": (
+        "engine/torch_internals.py",
+        "from .trees import x",
+        "engine/torch_internals must not import engine/trees",
+    ),
     "linalg knows graphs": ("engine/linalg/a.py", "from ..capture.graph import x", "must not import engine/capture"),
     "capture multiplies": ("engine/capture/a.py", "from ..jacobian.vjp import x", "must not import engine/jacobian"),
     "capture asks linalg": ("engine/capture/a.py", "from ..linalg.norms import x", "must not import engine/linalg"),

@@ -6,16 +6,26 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from ...engine.capture.function_mode import FunctionObserver, numbered
 from ...engine.capture.recorder import Edge, Recorder, edge_of
 from ...engine.runs.run import Need, Run
+from ...engine.torch_internals import (
+    buffer_table,
+    function_transforms_are_active,
+    inputs_of_forward,
+    intercepted_custom_functions,
+    is_made_by,
+    parameter_table,
+    version_of,
+    without_torch_functions,
+)
 from ...engine.trees import carries_gradient, tensors_in
 from ..measure import declare
 from .elementwise import Application, generator_states, steepest_slope
@@ -67,9 +77,20 @@ class _Pending:
         tensor = self.application.tensor
         if not isinstance(result, Tensor) or not carries_gradient(result) or result.shape != tensor.shape:
             return False
-        if tensor._version != self.version:
+        if version_of(tensor) != self.version:
             return self.overwrites
         return result.data_ptr() != tensor.data_ptr()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Unreturned:
+    """A call of a ``torch.autograd.Function`` whose forward has returned a tensor that has no gradient yet."""
+
+    frame: _Frame
+    key: Hashable
+    function: type[Function]
+    pending: _Pending
+    result: Any
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +114,8 @@ class _Watch(FunctionObserver):
         model = recorder.capture.model
         self.frames = [_Frame(None, type(model).__name__)]
         self._begun = 0
+        self._unreturned: _Unreturned | None = None
+        self._is_trying = False
         self._steepest: dict[Hashable, float | None] = {}
         """Largest slope by what is called and where; None of what is no activation."""
 
@@ -102,37 +125,69 @@ class _Watch(FunctionObserver):
         return self.frames[0].found
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = getattr(func, "__name__", type(func).__name__)
-        overwrites = _may_overwrite(name, args, kwargs)
-        return self.apply(func, func, name.strip("_"), args, kwargs, overwrites=overwrites)
-
-    def apply(
-        self,
-        function: Callable[..., Any],
-        identity: Hashable,
-        name: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        overwrites: bool = True,
-    ) -> Any:
         """Call a function that the model calls, and look at what it did."""
+        self.settle()
+        name = getattr(func, "__name__", type(func).__name__)
         frame, begun = self.frames[-1], self._begun
-        key = identity, frame.path, _constants(args, kwargs)
-        pending = self._pending(key, function, args, kwargs, overwrites=overwrites)
-        result = function(*args, **kwargs)
+        key = func, frame.path, _constants(args, kwargs)
+        pending = None
+        if torch.is_grad_enabled():
+            pending = self._pending(key, func, args, kwargs, overwrites=_may_overwrite(name, args, kwargs))
+        result = func(*args, **kwargs)
+        self.settle()
         if isinstance(result, Tensor) and any(map(carries_gradient, tensors_in((args, kwargs)))):
             frame.operations += 1
         # What calls modules in turn is no elementary function; they must not be called once more.
         if pending is not None and self._begun == begun and pending.fits(result):
-            frame.found += self._judged(key, f"{frame.path} {name}", pending, result)
+            frame.found += self._judged(key, f"{frame.path} {name.strip('_')}", pending, result)
         return result
+
+    def forward(self, cls: type[Function], forward: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Run the forward of a ``torch.autograd.Function`` that the model applies; ``settle`` looks at what it did."""
+        if self._is_trying:
+            return forward(*args)
+        self.settle()
+        frame, begun, inputs = self.frames[-1], self._begun, inputs_of_forward(cls, args)
+        key = cls, frame.path, _constants(inputs, {})
+        pending = self._pending(key, cls.apply, inputs, {}, overwrites=True)
+        result = forward(*args)
+        self.settle()
+        if isinstance(result, Tensor) and any(map(carries_gradient, tensors_in(inputs))):
+            frame.operations += 1
+        if pending is not None and self._begun == begun:
+            self._unreturned = _Unreturned(frame, key, cls, pending, result)
+        return result
+
+    def setup_context(self, setup_context: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Run what a ``torch.autograd.Function`` does after its forward: it has still not returned."""
+        unreturned, self._unreturned = self._unreturned, None
+        setup_context(*args)
+        self.settle()
+        self._unreturned = unreturned
+
+    def settle(self) -> None:
+        """Look at the last call of a ``torch.autograd.Function``, which has returned when anything else happens."""
+        call, self._unreturned = self._unreturned, None
+        if call is None or not isinstance(call.result, Tensor) or not is_made_by(call.result, call.function):
+            return
+        if call.pending.fits(call.result):
+            name = f"{call.frame.path} {call.function.__name__}"
+            call.frame.found += self._judged(call.key, name, call.pending, call.result)
+
+    @contextmanager
+    def _trying(self) -> Iterator[None]:
+        """Ignore the functions that are called inside, none of which the model calls."""
+        before, self._is_trying = self._is_trying, True
+        try:
+            yield
+        finally:
+            self._is_trying = before
 
     def _pending(
         self, key: Hashable, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, *, overwrites: bool
     ) -> _Pending | None:
         """Note what a call is given, where it is one tensor with a gradient beside constants and parameters."""
-        if self._steepest.get(key, 0.0) is None or not torch.is_grad_enabled():
+        if self._steepest.get(key, 0.0) is None:
             return None
         signals = {}
         for tensor in tensors_in((args, kwargs)):
@@ -140,7 +195,7 @@ class _Watch(FunctionObserver):
                 return None
             if carries_gradient(tensor) and not tensor.is_leaf:
                 signals[id(tensor)] = tensor
-        if len(signals) != 1 or torch._C._are_functorch_transforms_active():
+        if len(signals) != 1 or function_transforms_are_active():
             return None
         (tensor,) = signals.values()
         if tensor.is_complex() or tensor.numel() == 0 or tensor.layout is not torch.strided or tensor.is_nested:
@@ -148,13 +203,13 @@ class _Watch(FunctionObserver):
         values = tensor.detach().clone() if overwrites else tensor.detach()
         states = generator_states(tensor.device)
         application = Application(function, args, kwargs, tensor, values, states)
-        return _Pending(application, edge_of(tensor), tensor._version, overwrites)
+        return _Pending(application, edge_of(tensor), version_of(tensor), overwrites)
 
     def _judged(self, key: Hashable, name: str, pending: _Pending, result: Tensor) -> list[_Seen]:
         """Return what was seen if the call was one of an activation, as a list of one, else an empty one."""
         application = pending.application
         # What is computed here is none of the model's doing, for whoever watches functions.
-        with torch._C.DisableTorchFunction():
+        with without_torch_functions(), self._trying():
             if key not in self._steepest:
                 self._steepest[key] = steepest_slope(application)
             steepest = self._steepest[key]
@@ -168,9 +223,11 @@ class _Watch(FunctionObserver):
         """Note that a call of a module begins."""
         if module not in self.paths:
             return
+        self.settle()
         self._begun += 1
         frame = _Frame(module, self.paths[module] or type(module).__name__)
-        if not any(True for _ in module.children()) and not any(map(_is_weight, module._parameters.values())):
+        has_parts = any(True for _ in module.children()) or any(map(_is_weight, parameter_table(module).values()))
+        if not has_parts and torch.is_grad_enabled():
             frame.pending = self._pending(module, module.forward, args, kwargs, overwrites=True)
         self.frames.append(frame)
 
@@ -178,6 +235,7 @@ class _Watch(FunctionObserver):
         """Note that it has returned: what it is written with is one activation if the whole is."""
         if module not in self.paths:
             return
+        self.settle()
         # A model that catches an exception of its own leaves calls behind that never returned.
         while self.frames[-1].module is not module:
             self.frames.pop()
@@ -247,15 +305,15 @@ def _lent(module: nn.Module) -> Iterator[None]:
 
     Hooks are left alone: one of them is running. The buffers themselves may be what the backward pass reads.
     """
-    attributes, buffers = dict(vars(module)), dict(module._buffers)
+    attributes, buffers = dict(vars(module)), dict(buffer_table(module))
     copies = {name: value.detach().clone() for name, value in attributes.items() if isinstance(value, Tensor)}
     vars(module).update(copies)
-    module._buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
+    buffer_table(module).update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
     try:
         yield
     finally:
         vars(module).update(attributes)
-        module._buffers.update(buffers)
+        buffer_table(module).update(buffers)
 
 
 @contextmanager
@@ -267,32 +325,12 @@ def _watching(recorder: Recorder) -> Iterator[_Watch]:
             if not isinstance(module, torch.jit.ScriptModule):
                 handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
                 handles.append(module.register_forward_hook(watch.leave, with_kwargs=True))
-        with _custom_functions(watch), watch:
+        with intercepted_custom_functions(watch.forward, watch.setup_context), watch:
             yield watch
+            watch.settle()
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _custom_functions(watch: _Watch) -> Iterator[None]:
-    """Let the watch see ``torch.autograd.Function``, which no mode does.
-
-    ``Function.apply``, of which models keep references, calls that of its base, where it is intercepted.
-    """
-    base: Any = getattr(torch.autograd.function, "_SingleLevelFunction", None)
-    if base is None or "apply" in vars(base):
-        yield
-        return
-
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        return watch.apply(partial(super(base, cls).apply), cls, cls.__name__, args, kwargs)
-
-    base.apply = classmethod(apply)
-    try:
-        yield
-    finally:
-        del base.apply
 
 
 # What is made of it -----------------------------------------------------------------------------------------------

@@ -144,6 +144,107 @@ def test_functions_of_ones_own_are_named_after_their_class():
     assert names(nn.Sequential(Calling(sine), Calling(lambda x: sine(x) + x))) == ["0 Sine", "1 Sine"]
 
 
+class SineWithSetup(torch.autograd.Function):
+    """In the newer style, with an argument by keyword and calls of PyTorch's functions after the forward."""
+
+    @staticmethod
+    def forward(x, factor=1.0):
+        return factor * torch.sin(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *factor = inputs
+        ctx.factor = factor[0] if factor else 1.0
+        ctx.largest = output.abs().max()
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * ctx.factor * torch.cos(x), None
+
+
+class Overwriting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.clone())
+        ctx.mark_dirty(x)
+        return x.sin_()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * torch.cos(x)
+
+
+class Inheriting(Sine):
+    """Calls the forward of another class, which is no call of that function."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return Sine.forward(ctx, x)
+
+
+def takes_keywords() -> bool:
+    """Whether ``apply`` of this version of PyTorch takes arguments by keyword, as that of 2.6 does not."""
+    try:
+        SineWithSetup.apply(torch.ones(()), factor=2.0)
+    except TypeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (SineWithSetup.apply, "SineWithSetup"),
+        (lambda x: SineWithSetup.apply(x, 2.0), "SineWithSetup"),
+        pytest.param(
+            lambda x: SineWithSetup.apply(x, factor=2.0),
+            "SineWithSetup",
+            marks=pytest.mark.skipif(not takes_keywords(), reason="torch.autograd.Function.apply takes no keywords"),
+        ),
+        (lambda x: Overwriting.apply(2 * x), "Overwriting"),
+        (Inheriting.apply, "Inheriting"),
+    ],
+    ids=["setup_context", "with an argument", "by keyword", "in place", "inheriting"],
+)
+def test_every_style_of_autograd_function_is_seen(function, name):
+    model = nn.Sequential(Calling(function), Calling(lambda x: function(x) + x))
+    assert names(model) == [f"0 {name}", f"1 {name}"]
+
+
+def test_autograd_functions_without_gradients_are_not_seen():
+    def without_gradient(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return SineWithSetup.apply(x).requires_grad_()
+
+    assert names(nn.Sequential(Calling(lambda x: x + without_gradient(x)))) == []
+
+
+def test_an_autograd_function_inside_of_another_is_a_part_of_it():
+    class Outer(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return SineWithSetup.apply(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            return gradient * torch.cos(x)
+
+    assert names(nn.Sequential(Calling(Outer.apply))) == ["0 Outer"]
+
+
+def test_trying_a_module_does_not_count_the_autograd_functions_that_it_calls():
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(SineWithSetup.apply(x) + 0.3 * x)
+
+    assert names(nn.Sequential(Sum(), Calling(SineWithSetup.apply))) == ["0", "1 SineWithSetup"]
+
+
 def test_repeated_calls_are_numbered():
     shared = nn.ReLU()
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), shared, Calling(lambda x: torch.tanh(2 * torch.tanh(x))), shared)
@@ -366,7 +467,7 @@ def test_a_finished_module_is_left_as_it_was():
     assert model.counting.number == 0
     assert torch.equal(torch.get_rng_state(), generator)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert "apply" not in vars(torch.autograd.function._SingleLevelFunction)
+    assert not {"forward", "setup_context"} & set(vars(torch.autograd.function.FunctionMeta))
 
 
 class Reversible(torch.autograd.Function):
