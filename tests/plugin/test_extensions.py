@@ -139,7 +139,7 @@ def _entries(tree):
     ("hook", "says"),
     [
         ("def pytest_trainability_measures():\n    return ['x']", ["must be a pytest_trainability.Measure. Got str"]),
-        ("def pytest_trainability_measures():\n    return None", ["must return measures", "None"]),
+        ("def pytest_trainability_measures():\n    return None", ["must return a list of measures. Got None."]),
         (
             "def pytest_trainability_measures():\n    raise OSError('no file')",
             ["pytest_trainability_measures of", "conftest.py must not raise. It raised OSError: no file"],
@@ -176,8 +176,8 @@ def test_measures_that_cannot_be_added_are_refused(pytester: pytest.Pytester, ho
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        ("{'kernels': 2}", "must return texts by name"),
-        ("'kernels'", "must return texts by name"),
+        ("{'kernels': 2}", "must return strings by name"),
+        ("'kernels'", "must return strings by name"),
         ("{'torch': '3'}", "'torch' is the project's"),
     ],
 )
@@ -200,7 +200,7 @@ def test_steps_that_do_not_exist_are_refused_like_the_users(pytester: pytest.Pyt
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(failed=1)
     said = result.stdout.str()
-    assert "what pytest_trainability_steps of a plugin returns must be steps of the model" in said
+    assert "the hook pytest_trainability_steps of a plugin must return steps of the model" in said
     assert "It returned 'blocks_that_are_not.*': steps='blocks_that_are_not.*' must match a module of Linear" in said
 
 

@@ -1,4 +1,4 @@
-"""What a caller hands over, checked before anything runs."""
+"""Validation of single arguments, before anything runs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,34 @@ from .recipe import OptimizerFactory
 __all__ = ["as_count", "as_loss", "as_optimizer", "refuse_type"]
 
 
-def refuse_type(name: str, value: Any, wanted: type | tuple[type, ...], what: str) -> None:
-    """Refuse an argument of another type than the one wanted.
+def refuse_type(name: str, value: Any, expected: type | tuple[type, ...], what: str) -> None:
+    """Refuse an argument that is not an instance of the expected type.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        expected: Type, or types.
+        what: Description of the expected values, for the message.
 
     Raises:
-        UsageError: It is of another; the message says what it must be.
+        UsageError: The value has another type.
     """
-    if not isinstance(value, wanted):
+    if not isinstance(value, expected):
         msg = f"{name} must be {what}. Got {value!r}."
         raise UsageError(msg)
 
 
 def as_count(name: str, value: Any, *, least: int = 1, otherwise: str = "") -> int:
-    """Return a whole number.
+    """Return a whole number of at least ``least``.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        least: Smallest valid number.
+        otherwise: Description of other valid values, for the message.
 
     Raises:
-        UsageError: It is none, or too small.
+        UsageError: The value is not a whole number, or too small.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         alternative = f", {otherwise}" if otherwise else ""
@@ -38,10 +50,10 @@ def as_count(name: str, value: Any, *, least: int = 1, otherwise: str = "") -> i
 
 
 def as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:
-    """Return a loss that can be called.
+    """Return the loss function, or None.
 
     Raises:
-        UsageError: It cannot be, or there is a target and no loss.
+        UsageError: The loss is not callable, or there is a target without a loss.
     """
     if loss is None and target is not None:
         msg = "a target must come with the loss that takes it: loss=F.cross_entropy, target=labels. Got a target alone."
@@ -53,15 +65,15 @@ def as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:
 
 
 def as_optimizer(optimizer: Any) -> OptimizerFactory | None:
-    """Return what makes an optimizer.
+    """Return the function that makes an optimizer, or None.
 
     Raises:
-        UsageError: It is a finished one, or cannot be called.
+        UsageError: The argument is an optimizer instead of a function, or is not callable.
     """
     if isinstance(optimizer, torch.optim.Optimizer) or not (optimizer is None or callable(optimizer)):
         msg = (
             "optimizer must be a function of the parameters that makes one: lambda p: torch.optim.SGD(p, lr=0.1). "
-            f"Got {type(optimizer).__name__}: every seed has parameters of its own."
+            f"Got {type(optimizer).__name__}. Every seed has its own parameters, and needs its own optimizer."
         )
         raise UsageError(msg)
     return optimizer  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 
@@ -16,14 +16,20 @@ from ...errors import ModelError, UsageError
 from ..isolation import generator_state, preserved_model, seeded
 from .recipe import Recipe, did_not_fit
 
-__all__ = ["built", "choose_device"]
+__all__ = ["built", "choose_device", "device_of"]
 
 
 def choose_device(name: str | torch.device | None, *, fixed: bool, worker: int = 0) -> torch.device | None:
-    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a device that is there.
+    """Return an available device.
 
-    ``auto`` is CUDA where there is one, else the CPU; a finished module stays where it is. ``cuda`` shares the GPUs out
-    among xdist workers by their number.
+    Args:
+        name: ``"auto"`` (CUDA where available, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``. None means
+            ``"auto"``.
+        fixed: Whether the model is a finished module, for which ``"auto"`` means its own device.
+        worker: Number of the xdist worker; ``"cuda"`` distributes the GPUs among them.
+
+    Returns:
+        The device; None for the module's own one.
 
     Raises:
         UsageError: There is no such device.
@@ -35,60 +41,92 @@ def choose_device(name: str | torch.device | None, *, fixed: bool, worker: int =
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = ["cpu", *(f"cuda:{i}" for i in range(count)), *(["mps"] if torch.backends.mps.is_available() else [])]
+    available = ["cpu", *(f"cuda:{i}" for i in range(count)), *(["mps"] if torch.backends.mps.is_available() else [])]
     if name == "cuda" and count:
         return torch.device("cuda", worker % count)
-    if name in there and (number or kind != "cuda"):
+    if name in available and (number or kind != "cuda"):
         return torch.device(name)
-    msg = f"the device must be auto, cpu, cuda, cuda:N or mps, and be there. Got {name!r}; this machine has {', '.join(there)}."
+    msg = (
+        f"the device must be auto, cpu, cuda, cuda:N or mps, and available. Got {name!r}. This machine has "
+        f"{', '.join(available)}."
+    )
     raise UsageError(msg)
 
 
 @contextmanager
 def built(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) -> Iterator[tuple[nn.Module, bytes]]:
-    """Yield the model of one seed, placed and in the right mode, and the generator's state once it was built.
+    """Build the model of one seed, on its device and in its mode. The user's own model is restored on exit.
 
-    The user's own model is left as it was.
+    Args:
+        recipe: Model, device, dtype and mode.
+        seed: Seed of the build.
+        previous: Models of earlier seeds that the user keeps, which a factory must not return again.
+
+    Yields:
+        The model, and the state of the CPU generator after the build; empty for a finished module.
+
+    Raises:
+        ModelError: The factory does not build a model, or the model does not fit on the device.
+        UsageError: The factory returned the same object twice.
     """
-    drawn = b""
     with ExitStack() as stack:
         if isinstance(recipe.loss, nn.Module):
-            # A loss may keep statistics of its own.
+            # A loss may have buffers, too.
             stack.enter_context(preserved_model(recipe.loss))
         if isinstance(recipe.model, nn.Module):
-            model = recipe.model
-            _refuse_unmaterialized(model, fixed=True)
-            stack.enter_context(preserved_model(model))
-            if recipe.device not in {None, place_of(model)} or recipe.dtype is not None:
-                model = _copied(model)
+            model, drawn = _finished(recipe.model, recipe, stack), b""
         else:
-            model = _build(recipe.model, seed)
-            drawn = generator_state()
-            _refuse_unmaterialized(model, fixed=False)
-            if any(reference() is model for reference in previous):
-                msg = (
-                    "the factory must build a new model each time it is called. It returned the same object twice. Build "
-                    "inside it (lambda: Net(width=64)), or hand in the module itself, which is measured as one draw."
-                )
-                raise UsageError(msg)
-            # Someone else holds the model too: whatever the run changes must be put back.
-            if sys.getrefcount(model) > _references_of_a_local():
-                previous.append(weakref.ref(model))
-                stack.enter_context(preserved_model(model))
-        if recipe.device is not None or recipe.dtype is not None:
-            try:
-                model = model.to(device=recipe.device, dtype=recipe.dtype)
-            except torch.OutOfMemoryError as error:
-                raise ModelError(did_not_fit(model, recipe.device)) from error
-        if model.training != recipe.train:
-            model.train(recipe.train)
+            model, drawn = _drawn(recipe.model, seed, previous, stack)
+        model = _placed(model, recipe)
         yield model, drawn
 
 
+def _finished(model: nn.Module, recipe: Recipe, stack: ExitStack) -> nn.Module:
+    """Return the user's module, or a copy where it will be moved or cast."""
+    _refuse_unmaterialized(model, fixed=True)
+    stack.enter_context(preserved_model(model))
+    stays = recipe.device in {None, device_of(model)} and recipe.dtype is None
+    return model if stays else _copied(model)
+
+
+def _drawn(
+    factory: Callable[[], nn.Module], seed: int, previous: list[weakref.ref[nn.Module]], stack: ExitStack
+) -> tuple[nn.Module, bytes]:
+    """Build a model, and preserve it if anyone else holds it."""
+    model = _build(factory, seed)
+    drawn = generator_state()
+    _refuse_unmaterialized(model, fixed=False)
+    _refuse_repeated(model, previous)
+    if sys.getrefcount(model) > _references_of_a_local():
+        previous.append(weakref.ref(model))
+        stack.enter_context(preserved_model(model))
+    return model, drawn
+
+
 def _references_of_a_local() -> int:
-    """Return what ``sys.getrefcount`` says of an object that one local variable holds."""
+    """Return what ``sys.getrefcount`` returns for an object that only one local variable holds."""
     alone = object()
     return sys.getrefcount(alone)
+
+
+def _refuse_repeated(model: nn.Module, previous: Sequence[weakref.ref[nn.Module]]) -> None:
+    if any(reference() is model for reference in previous):
+        msg = (
+            "the factory must build a new model each time it is called. It returned the same object twice. Build "
+            "inside it (lambda: Net(width=64)), or hand in the module itself, which is measured as one draw."
+        )
+        raise UsageError(msg)
+
+
+def _placed(model: nn.Module, recipe: Recipe) -> nn.Module:
+    if recipe.device is not None or recipe.dtype is not None:
+        try:
+            model = model.to(device=recipe.device, dtype=recipe.dtype)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(did_not_fit(model, recipe.device)) from error
+    if model.training != recipe.train:
+        model.train(recipe.train)
+    return model
 
 
 def _build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -108,7 +146,7 @@ def _build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    # Tensors that the model keeps from its last run cannot be copied with their history.
+    # PyTorch does not copy tensors with a history, which a module may keep as attributes from its last run.
     kept = [
         t
         for module in model.modules()
@@ -119,13 +157,14 @@ def _copied(model: nn.Module) -> nn.Module:
         return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
     except Exception as error:
         msg = (
-            "a finished module is copied before it is moved or cast, and must be one that can be. Copying "
+            "a finished module is copied before it is moved or cast, and must allow that. Copying "
             f"{type(model).__name__} raised {type(error).__name__}: {error} Hand in a factory, or leave out device= and dtype=."
         )
         raise ModelError(msg) from error
 
 
 def _refuse_unmaterialized(model: nn.Module, *, fixed: bool) -> None:
+    """Refuse parameters on the meta device and, in a finished module, lazy ones."""
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             if not fixed:
@@ -137,11 +176,11 @@ def _refuse_unmaterialized(model: nn.Module, *, fixed: bool) -> None:
             continue
         msg = (
             f"the parameters of a model must hold numbers. {name!r} {what}. Materialize it first: run the model "
-            "once, or load its weights; a lazy module may also come as a factory."
+            "once, or load its weights. A lazy module may also be built by a factory."
         )
         raise ModelError(msg)
 
 
-def place_of(model: nn.Module) -> torch.device | None:
-    """Device of the model's first parameter or buffer; None for a model without any."""
+def device_of(model: nn.Module) -> torch.device | None:
+    """Return the device of the model's first parameter or buffer; None for a model without any."""
     return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)

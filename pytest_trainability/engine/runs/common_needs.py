@@ -15,7 +15,7 @@ from ..linalg.norms import norm
 from .objective import functional, trainable_parameters
 from .run import Need, Run, Stage
 
-__all__ = ["STATE_RMS", "SquareSums", "PARAMETER_GRADIENTS"]
+__all__ = ["PARAMETER_GRADIENTS", "STATE_RMS", "SquareSums"]
 
 
 def _parameter_gradients(run: Run) -> dict[str, Tensor | None]:
@@ -29,31 +29,38 @@ def _parameter_gradients(run: Run) -> dict[str, Tensor | None]:
 
 
 PARAMETER_GRADIENTS = Need("parameter gradients", _parameter_gradients, Stage.BACKWARD)
-"""By name; None where no path leads from the loss to the parameter. Frozen parameters are absent."""
+"""Gradients by the name of the trainable parameter; None for a parameter that the loss does not depend on.
+
+Without a loss they are gradients of a random functional of the output.
+"""
 
 
 @dataclass(slots=True, eq=False)
 class SquareSums:
-    """Sum of squares and number of elements of every grad-carrying tensor that a module read or wrote."""
+    """Sums of squares of the tensors with a gradient that modules took or returned."""
 
     square_sums: dict[Edge, tuple[Tensor, int]] = field(default_factory=dict)
+    """Sum of squares and number of elements, by the edge of the autograd graph that stands for the tensor."""
 
-    def look(self, edge: Edge, tensor: Tensor) -> None:
-        """Take in one tensor."""
+    def observe(self, edge: Edge, tensor: Tensor) -> None:
+        """Add one tensor."""
         self.square_sums[edge] = norm(tensor).square(), tensor.numel()
 
     def root_mean_square(self, state: Iterable[Edge]) -> float:
-        """Return the RMS over those tensors of a state that a module read or wrote, NaN where there is none."""
+        """Return the RMS over all elements of a state, of those tensors that modules took or returned; NaN without any."""
         seen = [self.square_sums[edge] for edge in state if edge in self.square_sums]
         count = sum(size for _, size in seen)
         return math.sqrt(sum(float(total) for total, _ in seen) / count) if count else math.nan
 
 
 @contextmanager
-def _watching(recorder: Recorder) -> Iterator[SquareSums]:
+def _square_sums(recorder: Recorder) -> Iterator[SquareSums]:
     found = SquareSums()
-    recorder.observers.append(found.look)
+    recorder.observers.append(found.observe)
     yield found
 
 
-STATE_RMS: Need[SquareSums] = Need("magnitudes", lambda run: run.capture.watched[_watching], instruments=(_watching,))
+STATE_RMS: Need[SquareSums] = Need(
+    "state RMS", lambda run: run.capture.watched[_square_sums], instruments=(_square_sums,)
+)
+"""Sums of squares that give the RMS of each state."""

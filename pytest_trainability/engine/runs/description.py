@@ -1,4 +1,4 @@
-"""What the runs of all seeds have in common: steps, mode, device, notes, and facts about each step."""
+"""The description of a measurement that all seeds share: steps, mode, device, notes, and facts about each step."""
 
 from __future__ import annotations
 
@@ -17,72 +17,76 @@ from ..capture.graph import Graph
 from ..capture.recorder import Call, Capture
 from ..capture.recurrence import Recurrence
 from ..jacobian.trajectories import Division
+from ..torch_internals import is_batch_norm
 from ..trees import batch_size, tensors_in
 from .recipe import Recipe
 
-__all__ = ["Ensemble", "Plan"]
+__all__ = ["Cutting", "Ensemble", "Plan", "described"]
+
+_SHOWN = 3
+"""Number of names that a note lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the first seed's run decides for all: which calls are steps, and how states are divided into trajectories."""
+    """Decisions of the first seed's run that hold for all seeds."""
 
     calls: frozenset[tuple[str, int]]
+    """Calls that are steps: path of the module and index of the call."""
     division: Division
+    """Division of the states into trajectories."""
     recurrence: str = ""
-    """Name of the recurrence along time that is measured."""
+    """Along time, the name of the recurrence that is measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cutting:
-    """A run's chain, and where it comes from."""
+    """The chain of a run, and the calls that it was made from."""
 
     chain: Chain
     calls: Sequence[Call]
-    """Those that were chosen; not all need lie on the chain."""
+    """Calls that were chosen as steps; some of them may not lie on the chain."""
     recurrences: Sequence[Recurrence] = ()
-    """Along time: all that there are."""
+    """Along time, all recurrences of the model."""
     recurrence: Recurrence | None = None
-    """The one that was chosen."""
+    """Along time, the chosen recurrence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """What the runs of a measurement have in common, and what was read from each."""
+    """The description that all runs of a measurement share, and the readings of each run."""
 
     model_name: str
     """Class of the model."""
     steps: Steps
     mode: str
+    """``"train"`` or ``"eval"``."""
     device: str
     dtype: str
     along: str
     """``"depth"`` or ``"time"``."""
     time: float | None
-    """Time that the chain spans; None where steps are counted."""
+    """Time that the chain spans; None where steps have no duration."""
     facts: tuple[StepFacts, ...]
-    """About the first seed's steps, for the likely cause of a failure."""
+    """Facts about the first seed's steps, for the likely cause of a failure."""
     notes: tuple[str, ...]
+    """Remarks for readers of the numbers."""
     plan: Plan
     seeds: tuple[int, ...] = ()
-    """Those that were run."""
+    """Seeds that were run."""
     readings: tuple[Mapping[str, Any], ...] = ()
-    """What ``read`` took from each seed's run."""
+    """Result of ``read`` for each seed."""
     draws: tuple[str, ...] = ()
-    """Per seed, a digest of torch's generator once the model was built, and of the inputs' shapes and means: equal where as
-    many numbers were drawn from the same seed for the same inputs. Behind it, one of the generators after the forward pass:
-    equal where that drew as many, for dropout."""
+    """Two digests per seed, separated by a space. The first one is of the CPU generator after the build of the model and of the
+    inputs' shapes and means: it is equal where the same seed drew as many numbers, for the same inputs. The second one is of the
+    generators after the forward pass: it is equal where the forward pass drew as many numbers, such as dropout masks."""
 
 
-# What is said about a measurement ---------------------------------------------------------------------------------
 def described(recipe: Recipe, capture: Capture, graph: Graph, cutting: Cutting, division: Division) -> Ensemble:
-    """Say what all runs have in common, from the first one; nothing has been read yet."""
+    """Describe the runs of all seeds, given the first one; no readings yet."""
     chain, chosen = cutting.chain, cutting.recurrence
     parameters = list(capture.model.parameters())
     dtype = parameters[0].dtype if parameters else next(tensors_in(capture.inputs)).dtype
-    notes = [*_notes(recipe, capture, chain), *capture.notes]
-    if chosen is not None:
-        notes += _notes_on_time(chosen, chain, capture.device)
     return Ensemble(
         model_name=type(capture.model).__name__,
         steps=Steps(chain.names, describe(chain.steps), _left_out(cutting)),
@@ -92,7 +96,7 @@ def described(recipe: Recipe, capture: Capture, graph: Graph, cutting: Cutting, 
         along=chain.along,
         time=sum(chain.durations) if chain.durations else None,
         facts=_facts(chain, graph),
-        notes=tuple(notes),
+        notes=tuple(_notes(recipe, capture, cutting)),
         plan=Plan(
             frozenset((call.path, call.index) for call in cutting.calls),
             division,
@@ -102,52 +106,49 @@ def described(recipe: Recipe, capture: Capture, graph: Graph, cutting: Cutting, 
 
 
 def _left_out(cutting: Cutting) -> str:
+    """Describe the calls, or the recurrences, that could have been steps and are not on the chain."""
     chain, chosen = cutting.chain, cutting.recurrence
     if chosen is not None:
         others = [f"steps='time:{recurrence.name}'" for recurrence in cutting.recurrences if recurrence is not chosen]
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        return f"other recurrences, {', '.join(others[:3])}{more}" if others else ""
+        return f"other recurrences, {_first_of(others)}" if others else ""
     calls = [call for call in chain.left_out if type(call.module) in {type(step.module) for step in chain.steps}]
     parent = calls[0].path.rpartition(".")[0] if calls else ""
     return (describe(calls) + (f" ({parent})" if parent else "")) if calls else ""
 
 
-def _notes_on_time(chosen: Recurrence, chain: Chain, device: torch.device) -> Iterator[str]:
-    if chain.steps[0] is not chosen.calls[0]:
-        yield "the chain begins with the second step: what the first one starts from cannot be told from other tensors"
-    if chain.steps[-1] is not chosen.calls[-1]:
-        yield "the chain ends before the last step: what that carries on cannot be told from other tensors"
-    if chosen.sequences > 1:
-        yield (
-            f"{chosen.name!r} is run on {chosen.sequences} sequences that do not depend on each other, or its gradient is cut by "
-            ".detach(): the longest stretch is measured"
-        )
-    module = chosen.calls[0].module
-    if isinstance(module, nn.RNNBase) and module.training and module.dropout and device.type != "cpu":
-        yield f"{chosen.name!r} draws other dropout masks than its fused kernel does"
+def _first_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
-def _notes(recipe: Recipe, capture: Capture, chain: Chain) -> Iterator[str]:
+# Notes ------------------------------------------------------------------------------------------------------------
+
+
+def _notes(recipe: Recipe, capture: Capture, cutting: Cutting) -> Iterator[str]:
+    chain, chosen = cutting.chain, cutting.recurrence
     if recipe.fixed and list(capture.model.parameters()):
         yield "a finished module is one draw of its weights; hand in a factory to average over seeds"
     if len(chain) == 1:
         yield "the chain has one step only: its growth rate says little about depth"
-    if before := _before(capture, chain):
-        yield f"before the chain begins, with weights of their own: {before}"
-    if chain.along == "depth" and any(isinstance(c.module, (nn.RNNBase, nn.RNNCellBase)) for c in capture.calls):
-        yield "the model is recurrent, and was taken apart along depth: steps='time' does so along time"
-    if not capture.inputs_carry_gradient and chain.along == "depth":
-        yield "the model does not take inputs that require grad: the first state starts at the first parameter"
-    batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in capture.model.modules())
-    if batch_norm and batch_size(capture.inputs) == 1 and capture.device.type == "cpu":
-        yield (
-            "BatchNorm on a batch of one: PyTorch 2.13 on the CPU can compute a wrong gradient here; use two samples "
-            "or more"
-        )
+    if chosen is None:
+        yield from _notes_on_depth(capture, chain)
+    yield from _notes_on_batch_norm(capture)
+    yield from capture.notes
+    if chosen is not None:
+        yield from _notes_on_time(chosen, chain, capture.device)
 
 
-def _before(capture: Capture, chain: Chain) -> str:
-    """Name the layers with weights that the signal passes before the first step: a stem. Embeddings stand there by nature."""
+def _notes_on_depth(capture: Capture, chain: Chain) -> Iterator[str]:
+    if stem := _stem(capture, chain):
+        yield f"layers with weights before the chain: {_first_of(stem)}"
+    if any(isinstance(call.module, (nn.RNNBase, nn.RNNCellBase)) for call in capture.calls):
+        yield "the model is recurrent and was cut along depth; steps='time' cuts it along time"
+    if not capture.inputs_carry_gradient:
+        yield "no input of the model can require grad, so that the first state begins at the first parameter"
+
+
+def _stem(capture: Capture, chain: Chain) -> list[str]:
+    """Return the layers with weights that the signal passes before the first step, except embeddings."""
     calls = [
         call
         for call in capture.calls
@@ -156,12 +157,34 @@ def _before(capture: Capture, chain: Chain) -> str:
         and any(p.dim() >= 2 for p in call.module.parameters(recurse=False))
     ]
     names = list(dict.fromkeys(call.path for call in calls))
-    names = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
-    return (
-        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        if chain.along == "depth"
-        else ""
-    )
+    return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+
+
+def _notes_on_batch_norm(capture: Capture) -> Iterator[str]:
+    batch_norm = any(is_batch_norm(m) and m.training for m in capture.model.modules())
+    if batch_norm and batch_size(capture.inputs) == 1 and capture.device.type == "cpu":
+        yield (
+            "BatchNorm on a batch of one: PyTorch 2.13 on the CPU can compute a wrong gradient here; use two samples "
+            "or more"
+        )
+
+
+def _notes_on_time(chosen: Recurrence, chain: Chain, device: torch.device) -> Iterator[str]:
+    if chain.steps[0] is not chosen.calls[0]:
+        yield "the chain begins with the second step: the initial state cannot be distinguished from other tensors"
+    if chain.steps[-1] is not chosen.calls[-1]:
+        yield "the chain ends before the last step: its state cannot be distinguished from other tensors"
+    if chosen.sequences > 1:
+        yield (
+            f"{chosen.name!r} runs on {chosen.sequences} sequences that do not depend on each other, or .detach() cuts its "
+            "gradient: the longest sequence is measured"
+        )
+    module = chosen.calls[0].module
+    if isinstance(module, nn.RNNBase) and module.training and module.dropout and device.type != "cpu":
+        yield f"{chosen.name!r} draws other dropout masks than its fused kernel does"
+
+
+# Facts ------------------------------------------------------------------------------------------------------------
 
 
 def _facts(chain: Chain, graph: Graph) -> tuple[StepFacts, ...]:
@@ -175,7 +198,7 @@ def _facts(chain: Chain, graph: Graph) -> tuple[StepFacts, ...]:
 
 
 def _step_facts(call: Call, *, recurrent: bool) -> StepFacts:
-    """Return what a step's module says, before name and operations."""
+    """Return the facts that a step's module shows; name and operations are still empty."""
     module = call.module
     weights = {path: p for path, p in module.named_parameters() if p.dim() >= 2}
     carrying = [p for path, p in weights.items() if recurrent and "weight_hh" in path]
@@ -194,6 +217,7 @@ def _step_facts(call: Call, *, recurrent: bool) -> StepFacts:
 
 
 def _forget_bias(module: nn.Module) -> float:
+    """Return the mean over units of an LSTM's forget bias, the sum of ``bias_ih`` and ``bias_hh``; NaN for other modules."""
     if not isinstance(module, (nn.LSTM, nn.LSTMCell)) or not module.bias:
         return math.nan
     biases = [p.detach() for path, p in module.named_parameters() if path.startswith("bias_")]

@@ -1,10 +1,11 @@
-"""The same measurement on several seeds: running and cutting the model, and letting measures read the runs."""
+"""The same measurement on several seeds: run the model, cut its graph, and let measures read the run."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..capture.fused_rnn import Unrolling
 from ..capture.graph import Graph, freed_in_order
 from ..capture.initial_states import initial_states
 from ..capture.ode_solvers import solver_steps
-from ..capture.recorder import Call, Capture
+from ..capture.recorder import Call, Capture, Instrument
 from ..capture.recurrence import chain_along, choose_recurrence, find_recurrences
 from ..capture.rollout import Rollout
 from ..capture.steps import choose_steps
@@ -34,35 +35,41 @@ from .run import Need, Run, with_dependencies
 __all__ = ["ALONG_TIME", "ensemble"]
 
 
-ALONG_TIME = (initial_states, Unrolling, solver_steps)
-"""What makes time steps visible."""
+ALONG_TIME: tuple[Instrument, ...] = (initial_states, Unrolling, solver_steps)
+"""Instruments that make time steps visible."""
+
+Read = Callable[[Run], Mapping[str, Any]]
 
 
 def ensemble(
     recipe: Recipe,
     seeds: Sequence[int],
     needs: Iterable[Need[Any]],
-    read: Callable[[Run], Mapping[str, Any]],
+    read: Read,
     *,
     known: Ensemble | None = None,
     enough: Callable[[Sequence[Mapping[str, Any]]], bool] = lambda readings: False,
 ) -> Ensemble:
-    """Run the recipe once per seed and let ``read`` take its numbers from every run.
+    """Run the recipe once per seed, and read every run.
+
+    The seed alone determines weights, inputs, dropout and cotangents. Weights, inputs and cotangents are drawn on the CPU and
+    then moved, so that they are the same on every device.
 
     Args:
-        recipe: What to run.
-        seeds: One run each, in this order.
-        needs: What ``read`` wants of a run.
-        read: Takes numbers from a run, which is gone afterwards.
-        known: An earlier result of the same recipe: its steps and its division into trajectories are taken.
-        enough: Decides after each seed, from what was read so far, whether to stop.
+        recipe: Settings of the measurement.
+        seeds: Seeds to run, in this order.
+        needs: Needs that ``read`` reads.
+        read: Function that returns the readings of a run, which does not exist afterwards.
+        known: Earlier result for the same recipe, whose steps and division into trajectories are used again.
+        enough: Function of all readings so far that decides after each seed whether to stop.
 
-    The seed alone determines weights, inputs, dropout and cotangents. Weights, inputs and cotangents are drawn on the
-    CPU and moved, so that they are the same on every device.
+    Returns:
+        The description of the runs, with the readings of each seed.
 
     Raises:
-        ModelError: The model cannot be built or run, or gives nothing to measure.
-        CutError: Its graph cannot be taken apart as asked.
+        ModelError: The model cannot be built or run, or its output carries no gradient.
+        CutError: The autograd graph cannot be cut into the chosen steps.
+        UsageError: The inputs cannot be made, or ``warmup`` and ``alignment`` leave no step.
     """
     wanted = with_dependencies(frozenset(needs))
     readings: list[Mapping[str, Any]] = []
@@ -88,66 +95,113 @@ def _read_once(
     recipe: Recipe,
     model: nn.Module,
     seed: int,
-    wanted: frozenset[Need[Any]],
-    read: Callable[[Run], Mapping[str, Any]],
+    needs: frozenset[Need[Any]],
+    read: Read,
     known: Ensemble | None,
     nodes: list[Node],
 ) -> tuple[Ensemble, Mapping[str, Any], list[bytes], str]:
-    """Run the model, cut its graph and let ``read`` take its numbers.
+    """Run and cut the model, and read the run.
 
     Returns:
-        What the runs have in common, what was read, outlines of the inputs, and a digest of what the forward pass drew.
+        The description of all runs, the readings, the outlines of the inputs, and a digest of the generators after the forward
+        pass.
     """
-    along = _along_time(recipe, model)
-    watching = dict.fromkeys(i for need in sorted(wanted, key=lambda n: n.name) for i in need.instruments)
-    instruments = (*(() if along is None else ALONG_TIME), *watching)
+    along = _recurrence_name(recipe, model)
+    cut = _capture_and_cut(recipe, model, seed, along, needs, known, nodes)
+    capture, cutting, first_sweep = cut.capture, cut.cutting, None
+    with _translated_errors(model, capture.device, along):
+        if known is None:
+            trajectories, first_sweep = find_trajectories(cutting.chain, batch_size(capture.inputs), seed)
+            known = described(recipe, capture, cut.graph, cutting, trajectories.division)
+        run = Run(
+            seed,
+            recipe,
+            capture,
+            cut.graph,
+            Trajectories(cutting.chain, known.plan.division),
+            cutting.recurrences,
+            cutting.recurrence,
+            time_instruments=ALONG_TIME if along is not None else (),
+            first_sweep=first_sweep,
+        )
+        run.fulfil(needs)
+    return known, read(run), list(outlines(capture.inputs)), cut.drew
+
+
+@dataclass(frozen=True, slots=True)
+class _CapturedAndCut:
+    capture: Capture
+    graph: Graph
+    cutting: Cutting
+    drew: str
+    """Digest of the generators after the forward pass."""
+
+
+def _capture_and_cut(
+    recipe: Recipe,
+    model: nn.Module,
+    seed: int,
+    along: str | None,
+    needs: frozenset[Need[Any]],
+    known: Ensemble | None,
+    nodes: list[Node],
+) -> _CapturedAndCut:
+    """Run the model under the instruments of all needs, and cut its graph.
+
+    Args:
+        recipe: Settings of the measurement.
+        model: The model, already built and placed.
+        seed: Seed of the run.
+        along: Name of the recurrence to cut along; None to cut along depth.
+        needs: Needs, whose instruments observe the forward pass.
+        known: Description of earlier runs, whose steps are taken again.
+        nodes: Receives all nodes of the graph, so that they are freed in order whatever happens.
+    """
+    observing = dict.fromkeys(i for need in sorted(needs, key=lambda n: n.name) for i in need.instruments)
+    instruments = (*(() if along is None else ALONG_TIME), *observing)
     capture = forward_pass(recipe, model, seed, instruments=instruments)
     drew = digest(generator_state(), generator_state(capture.device))[:4]
     graph = graph_of(capture)
     nodes += graph.nodes
     cutting = _cut(recipe, capture, graph, along, known, seed)
-    chain, first = cutting.chain, None
-    _check_window(recipe, chain, seed)
+    _refuse_empty_window(recipe, cutting.chain, seed)
+    return _CapturedAndCut(capture, graph, cutting, drew)
+
+
+@contextmanager
+def _translated_errors(model: nn.Module, device: torch.device, along: str | None) -> Iterator[None]:
+    """Raise errors of PyTorch's backward passes as errors that name the model and say what to do.
+
+    Raises:
+        ModelError: The device ran out of memory, or the model overwrote a tensor that the backward pass needs.
+        CutError: A checkpointed part of the model was computed again without its time steps.
+    """
     try:
-        if known is None:
-            trajectories, first = find_trajectories(chain, batch_size(capture.inputs), seed)
-            known = described(recipe, capture, graph, cutting, trajectories.division)
-        run = Run(
-            seed,
-            recipe,
-            capture,
-            graph,
-            Trajectories(chain, known.plan.division),
-            cutting.recurrences,
-            cutting.recurrence,
-            time_instruments=ALONG_TIME if along is not None else (),
-            first_sweep=first,
-        )
-        run.fulfil(wanted)
+        yield
     except torch.OutOfMemoryError as error:
-        raise ModelError(did_not_fit(model, capture.device)) from error
+        raise ModelError(did_not_fit(model, device)) from error
     except RuntimeError as error:
         if type(error).__name__ == "CheckpointError" and along is not None:
             msg = (
-                "checkpointed parts of the model cannot be measured along time: they are computed again as they were, without "
-                "their time steps. Switch checkpointing off for the measurement; it does not change the numbers."
+                "checkpointed parts of the model cannot be measured along time, because their second computation has no time "
+                "steps. Switch checkpointing off for the measurement; it does not change the numbers."
             )
             raise CutError(msg) from error
         if "modified by an inplace operation" not in str(error):
             raise
         msg = (
-            f"the backward pass must find what the forward pass has kept. {type(model).__name__} overwrites some of it in "
-            "place, a cache or a state mostly, and cannot be trained like that either. Replace it instead (state = ..., not "
-            "state.copy_(...)), or wrap what the module's forward does in torch.autograd.graph.saved_tensors_hooks(torch.clone, "
+            f"the backward pass needs tensors of the forward pass as they were. {type(model).__name__} overwrites one in place, "
+            "usually a cache or a state, and cannot be trained like that either. Replace it instead (state = ..., not "
+            "state.copy_(...)), or run the module's forward inside torch.autograd.graph.saved_tensors_hooks(torch.clone, "
             "lambda t: t)."
         )
         raise ModelError(msg) from error
-    return known, read(run), list(outlines(capture.inputs)), drew
 
 
 def _cut(
     recipe: Recipe, capture: Capture, graph: Graph, along: str | None, known: Ensemble | None, seed: int
 ) -> Cutting:
+    """Cut the graph along depth or time, into the steps of earlier runs where there are any."""
     if along is None:
         calls = _chosen(capture, graph, recipe) if known is None else _planned(known.plan, capture, seed)
         return Cutting(chain_of(capture, graph, calls), calls)
@@ -156,8 +210,8 @@ def _cut(
     return Cutting(chain_along(chosen), chosen.calls, recurrences, chosen)
 
 
-def _along_time(recipe: Recipe, model: nn.Module) -> str | None:
-    """Return the name of the recurrence that is asked for, empty for whichever is longest; None where depth is."""
+def _recurrence_name(recipe: Recipe, model: nn.Module) -> str | None:
+    """Return the name of the recurrence to cut along; empty for the longest one, and None to cut along depth."""
     if isinstance(recipe.steps, str):
         kind, _, name = recipe.steps.partition(":")
         if kind == "time":
@@ -167,11 +221,11 @@ def _along_time(recipe: Recipe, model: nn.Module) -> str | None:
     return None
 
 
-def _check_window(recipe: Recipe, chain: Chain, seed: int) -> None:
-    """See that a step is left to average over.
+def _refuse_empty_window(recipe: Recipe, chain: Chain, seed: int) -> None:
+    """Require a step that neither ``warmup`` nor ``alignment`` excludes.
 
     Raises:
-        UsageError: None is.
+        UsageError: All steps are excluded.
     """
     if recipe.warmup + recipe.alignment >= len(chain):
         msg = (
@@ -182,10 +236,10 @@ def _check_window(recipe: Recipe, chain: Chain, seed: int) -> None:
 
 
 def _planned(plan: Plan, capture: Capture, seed: int) -> list[Call]:
-    """Return the calls of this run that are steps; stochastic depth may have left some out.
+    """Return the calls of this run that are steps of the first one; with stochastic depth some may be missing.
 
     Raises:
-        CutError: None of them was made.
+        CutError: All are missing.
     """
     calls = [call for call in capture.calls if (call.path, call.index) in plan.calls]
     if not calls:
@@ -198,13 +252,19 @@ def _planned(plan: Plan, capture: Capture, seed: int) -> list[Call]:
 
 
 def _chosen(capture: Capture, graph: Graph, recipe: Recipe) -> list[Call]:
+    """Return the calls that are steps by the recipe.
+
+    Raises:
+        UsageError: The step choice, of the user or of a plugin, does not fit the model.
+        CutError: No call can be a step.
+    """
     try:
         return choose_steps(capture, graph, recipe.steps)
     except UsageError as error:
         if not recipe.steps_from_plugin:
             raise
         msg = (
-            "what pytest_trainability_steps of a plugin returns must be steps of the model. "
+            "the hook pytest_trainability_steps of a plugin must return steps of the model. "
             f"It returned {recipe.steps!r}: {error}"
         )
         raise UsageError(msg) from None

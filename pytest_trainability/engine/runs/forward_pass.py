@@ -1,4 +1,4 @@
-"""Drawing the inputs of one seed and running the model on them once, under hooks."""
+"""The forward pass of one seed: drawing its inputs, and running the model on them under observation."""
 
 from __future__ import annotations
 
@@ -8,22 +8,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from ...errors import ModelError, TrainabilityError, UsageError
 from ..capture.recorder import Capture, Instrument, capture
 from ..isolation import derived_seed, generator_of, seeded, uncompiled
+from ..torch_internals import is_lazy
 from ..trees import is_empty, map_tensors, tensors_in, to_tensor_like
-from .building import place_of
+from .building import device_of
 from .recipe import Recipe, did_not_fit, sentence
 
 __all__ = ["call_arguments", "fingerprint", "forward_pass", "outlines"]
 
 
 def forward_pass(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Sequence[Instrument] = ()) -> Capture:
-    """Draw the inputs, run the model on them and compute the loss."""
-    # A map without parameters runs where its state is.
-    place = place_of(model) or recipe.device
+    """Draw the inputs, run the model on them and compute the loss.
+
+    Args:
+        recipe: Inputs, target and loss.
+        model: The model, already built and placed.
+        seed: Seed of inputs, dropout and everything else that the forward pass draws.
+        instruments: Context managers that observe the forward pass.
+
+    Raises:
+        UsageError: The inputs or the target cannot be made.
+        ModelError: The model cannot be run on them, or returns no tensor.
+    """
+    # A model without tensors runs where its inputs are.
+    place = device_of(model) or recipe.device
     inputs, target = _inputs(recipe, seed, place)
     device = place or next(tensors_in(inputs)).device
 
@@ -49,14 +60,18 @@ def forward_pass(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Se
         raise ModelError(did_not_fit(model, device)) from error
     except Exception as error:
         raise ModelError(_did_not_run(model, inputs, seed, device, error)) from _without_own_frames(error)
+    _refuse_no_tensor(model, captured)
+    captured.inputs, captured.target, captured.device = inputs, target, device
+    return captured
+
+
+def _refuse_no_tensor(model: nn.Module, captured: Capture) -> None:
     if captured.loss is None and not any(True for _ in tensors_in(captured.output)):
         msg = (
             f"the model must return a tensor, or a tuple, list, dict or dataclass with tensors in it. "
             f"{type(model).__name__} returned {type(captured.output).__name__}."
         )
         raise ModelError(msg)
-    captured.inputs, captured.target, captured.device = inputs, target, device
-    return captured
 
 
 def _without_own_frames(error: Exception) -> Exception:
@@ -68,26 +83,15 @@ def _without_own_frames(error: Exception) -> Exception:
 
 
 def _inputs(recipe: Recipe, seed: int, device: torch.device | None) -> tuple[Any, Any]:
+    """Return inputs and target, drawn by the seed, on the device and in the type of the recipe."""
     seeded(derived_seed(seed, "inputs"))
     generator = generator_of(seed, "inputs")
-
-    def made(given: Any, what: str) -> Any:
-        if callable(given) and not isinstance(given, (Tensor, Mapping)):
-            try:
-                given = given(generator)
-            except Exception as error:
-                name = getattr(recipe.inputs if what == "inputs" else recipe.target, "__name__", "It")
-                msg = (
-                    f"{what}, given as a function, must be one that takes a torch.Generator and makes tensors. `{name}` "
-                    f"raised {type(error).__name__}: {error}"
-                )
-                raise UsageError(msg) from error
-        if any(tensor.is_meta for tensor in tensors_in(given)):
-            msg = f"{what} must hold numbers. A tensor of them lives on the meta device."
-            raise UsageError(msg)
-        return map_tensors(given, lambda t: to_tensor_like(t, device=device, dtype=recipe.dtype))
-
-    inputs, target = made(recipe.inputs, "inputs"), made(recipe.target, "target")
+    inputs, target = (
+        map_tensors(
+            _made(given, what, generator), lambda tensor: to_tensor_like(tensor, device=device, dtype=recipe.dtype)
+        )
+        for given, what in ((recipe.inputs, "inputs"), (recipe.target, "target"))
+    )
     if not any(True for _ in tensors_in(inputs)):
         msg = (
             "inputs must be a tensor, a tuple, a dict, or a function of a torch.Generator that makes one, with at least "
@@ -101,8 +105,27 @@ def _inputs(recipe: Recipe, seed: int, device: torch.device | None) -> tuple[Any
     return inputs, target
 
 
+def _made(given: Any, what: str, generator: torch.Generator) -> Any:
+    """Return inputs or a target as given, or as the given function makes them."""
+    made = given
+    if callable(given) and not isinstance(given, (Tensor, Mapping)):
+        try:
+            made = given(generator)
+        except Exception as error:
+            name = getattr(given, "__name__", "It")
+            msg = (
+                f"{what}, given as a function, must take a torch.Generator and return tensors. `{name}` "
+                f"raised {type(error).__name__}: {error}"
+            )
+            raise UsageError(msg) from error
+    if any(tensor.is_meta for tensor in tensors_in(made)):
+        msg = f"{what} must hold numbers. A tensor in them lives on the meta device."
+        raise UsageError(msg)
+    return made
+
+
 def outlines(inputs: Any) -> Iterator[bytes]:
-    """Tell inputs apart by what arithmetic does not change: their shapes and rounded means."""
+    """Yield shape and rounded mean of each tensor: properties of the inputs that rounding errors do not change."""
     for tensor in tensors_in(inputs):
         values = tensor.detach()
         mean = float((values.abs() if values.is_complex() else values).float().mean())
@@ -110,7 +133,11 @@ def outlines(inputs: Any) -> Iterator[bytes]:
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Turn inputs into positional and keyword arguments of the model."""
+    """Return the positional and the keyword arguments that inputs stand for.
+
+    A tuple holds positional arguments and a mapping keyword arguments. Everything else, a named tuple included, is one positional
+    argument.
+    """
     if isinstance(inputs, Mapping):
         return (), inputs
     if isinstance(inputs, tuple) and not hasattr(inputs, "_fields"):
@@ -132,7 +159,7 @@ def _did_not_run(model: nn.Module, inputs: Any, seed: int, device: torch.device,
 
 
 def fingerprint(recipe: Recipe) -> tuple[str, ...]:
-    """Sums over the tensors that a recipe holds: inputs, target and a finished module's parameters and buffers."""
+    """Return the sums of all tensors of a recipe: inputs, target, and parameters and buffers of a finished module."""
     held = [*tensors_in(recipe.inputs), *tensors_in(recipe.target)]
     if isinstance(recipe.model, nn.Module):
         held += [*recipe.model.parameters(), *recipe.model.buffers()]

@@ -1,4 +1,4 @@
-"""Gradients of the loss, or of a random functional where there is none, with respect to every parameter."""
+"""The loss as a function of the parameters, and its gradients."""
 
 from __future__ import annotations
 
@@ -20,14 +20,23 @@ __all__ = ["Objective", "functional", "trainable_parameters", "twice_differentia
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that require grad, by name, each once."""
+    """Return the parameters that require grad, by name; a shared parameter has its first name only."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def functional(output: Any, loss: Tensor | None, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Return tensors and weights whose inner product is the loss, or a random functional of the output where there is none.
+    """Return tensors and weights whose inner product is the loss, or a random functional of the output if there is no loss.
 
-    Its weights are Gaussian, of unit norm together, and the same for a seed on every device.
+    The random weights are Gaussian, normalized so that all of them together have norm 1. The seed determines them on every
+    device.
+
+    Args:
+        output: Output of the model.
+        loss: The loss, a scalar.
+        seed: Seed of the run.
+
+    Returns:
+        The tensors that carry a gradient, each once, and a weight of the same shape for each.
     """
     if loss is not None:
         return [loss], [torch.ones_like(loss)]
@@ -39,15 +48,15 @@ def functional(output: Any, loss: Tensor | None, seed: int) -> tuple[list[Tensor
 
 
 class Objective:
-    """The loss of a model on a batch, or a random functional of its output where it has none, as a function of the parameters.
+    """The loss of a model on one batch as a function of the parameters; without a loss, a random functional of the output.
 
-    Every evaluation draws the same dropout masks, those of the run that left the record. Buffers (BatchNorm's statistics) change
-    as in any forward pass.
+    Every evaluation draws the dropout masks of the captured run. Buffers, such as BatchNorm's statistics, change as in any
+    forward pass.
 
     Args:
-        capture: Model, inputs and target.
-        loss: The loss that is called on the output; None where the model computes its own, or there is none.
-        seed: Of the run.
+        capture: Model, inputs and target of the run.
+        loss: Function that is called on the output; None if the model computes its own loss or there is none.
+        seed: Seed of the run.
     """
 
     def __init__(self, capture: Capture, loss: Loss | None, seed: int) -> None:
@@ -59,17 +68,17 @@ class Objective:
 
     @classmethod
     def of(cls, run: Run) -> Objective:
-        """Take the loss of a run; in a need of stage ``RERUN``, which puts parameters and buffers back."""
+        """Return the objective of a run, for a need of stage ``RERUN``, after which parameters and buffers are restored."""
         return cls(run.capture, run.recipe.loss, run.seed)
 
     def outputs(self) -> tuple[Any, Tensor | None]:
-        """Run the model; return its output and its loss, None where it has none."""
+        """Run the model, and return its output and its loss; None without a loss."""
         seeded(derived_seed(self.seed, "forward"))
         args, kwargs = call_arguments(map_tensors(self.inputs, lambda t: t.detach().clone()))
         return evaluate(self.model, args, kwargs, self.target, self.loss)
 
     def __call__(self) -> Tensor:
-        """Run the model and return the loss, a scalar with its graph."""
+        """Run the model, and return the loss, a scalar with its graph."""
         roots, weights = functional(*self.outputs(), self.seed)
         value = roots[0].reshape(()) if len(roots) == 1 and roots[0].numel() == 1 else None
         if value is None or not bool((weights[0] == 1).all()):
@@ -77,11 +86,14 @@ class Objective:
         return value
 
     def gradients(self, loss: Tensor | None = None, *, create_graph: bool = False) -> dict[str, Tensor | None]:
-        """Differentiate the loss by every trainable parameter; None where no path leads to it.
+        """Differentiate the loss with respect to every trainable parameter.
 
         Args:
-            loss: What an evaluation has returned; the model is run unless given.
-            create_graph: Whether the gradients are to be differentiated again.
+            loss: Value of an evaluation; by default the model is run.
+            create_graph: Whether the gradients can be differentiated again.
+
+        Returns:
+            Gradients by parameter name; None for a parameter that the loss does not depend on.
         """
         loss = self() if loss is None else loss
         found = torch.autograd.grad(loss, list(self.parameters.values()), create_graph=create_graph, allow_unused=True)
@@ -90,6 +102,6 @@ class Objective:
 
 @contextmanager
 def twice_differentiable(*_: Any) -> Iterator[None]:
-    """Run attention and recurrent layers by kernels whose backward passes can be differentiated; also an instrument."""
+    """Use kernels of attention and recurrent layers whose backward passes can be differentiated; also an instrument."""
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
         yield

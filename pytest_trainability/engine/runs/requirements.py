@@ -1,4 +1,4 @@
-"""What a measure may require of a run; what has no answer without it says so alike."""
+"""Requirements of measures on a run, with one message for each that is not met."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ __all__ = ["require_factory", "require_loss", "require_trainable"]
 
 
 def require_loss(run: Run, *measures: str) -> Tensor:
-    """Return the loss of a run, a scalar with its graph as long as that is there.
+    """Return the loss of a run, a scalar; with its graph up to stage ``BACKWARD``.
+
+    Args:
+        run: The run.
+        measures: Names of the measures that need it, for the message.
 
     Raises:
-        InapplicableError: It has none.
+        InapplicableError: There is no loss.
     """
     if run.capture.loss is None:
         msg = (
@@ -27,10 +31,10 @@ def require_loss(run: Run, *measures: str) -> Tensor:
 
 
 def require_trainable(run: Run, measure: str) -> None:
-    """See that there is something to train.
+    """Require a parameter that is trained.
 
     Raises:
-        InapplicableError: All parameters are frozen, or there are none.
+        InapplicableError: The model has no parameters, or all are frozen.
     """
     if not trainable_parameters(run.capture.model):
         msg = f"{measure} needs parameters to train. {type(run.capture.model).__name__} has none that require grad."
@@ -38,10 +42,10 @@ def require_trainable(run: Run, measure: str) -> None:
 
 
 def require_factory(run: Run, measure: str) -> None:
-    """See that the model can be built again.
+    """Require a model that can be built again.
 
     Raises:
-        InapplicableError: It came as a module.
+        InapplicableError: The model is a finished module.
     """
     if isinstance(run.recipe.model, nn.Module):
         msg = (

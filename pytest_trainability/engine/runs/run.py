@@ -1,4 +1,4 @@
-"""One seed's run, and what measures may ask of it."""
+"""The run of one seed, and the needs that measures have of it."""
 
 from __future__ import annotations
 
@@ -27,53 +27,81 @@ _Found = TypeVar("_Found")
 
 
 class Stage(IntEnum):
-    """When a need is met; the stages follow each other."""
+    """Stage of a run at which a need is computed. The stages follow each other.
+
+    >>> sorted(Stage)
+    [<Stage.GRAPH: 1>, <Stage.BACKWARD: 2>, <Stage.RERUN: 3>]
+    """
 
     GRAPH = 1
-    """While the autograd graph of the run is there; it must be left so (``retain_graph=True``)."""
+    """The autograd graph of the forward pass exists. It must be kept, by ``retain_graph=True``."""
     BACKWARD = 2
-    """In the one backward pass that frees the graph."""
+    """The one backward pass that frees the graph."""
     RERUN = 3
-    """Once the graph is gone: the model is run or built again. Whatever that changes is put back."""
+    """The graph is gone, and the model may be run or built again. Changes of model, loss and generators are undone."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Need(Generic[_Found]):
-    """What a measure asks of a run; computed once for all measures that ask for it, and not at all where none does.
+    """A quantity that measures read from a run.
 
-    A need may ask for others of its own stage or an earlier one, ``run[OTHER]``, which are then to be listed in ``requires``.
+    It is computed once per run for all measures that list it, and not at all if none does. A measure reads it as ``run[NEED]``.
 
-    >>> PARAMETER_COUNT = Need("parameter count", lambda run: len(list(run.capture.model.parameters())), Stage.RERUN)
+    >>> import torch
+    >>> from pytest_trainability import Measure, Need, Stage
+    >>> COUNT = Need("parameter count", lambda run: len(list(run.capture.model.parameters())), Stage.RERUN)
+    >>> measure = Measure("parameter_count", "scalar", "", "linear", frozenset({COUNT}), lambda run: run[COUNT])
+
+    Args:
+        name: Name in error messages.
+        provide: Function of the run that computes the quantity. It may raise a ``TrainabilityError``, which every measure that
+            reads the need then raises.
+        stage: Stage at which it is computed; ``Stage.GRAPH`` by default.
+        instruments: Context managers ``instrument(recorder)`` that observe the forward pass; none by default. The value that each
+            yields is ``run.capture.watched[instrument]``.
+        requires: Other needs that ``provide`` reads, of the same stage or an earlier one; none by default.
     """
 
     name: str
     provide: Callable[[Run], _Found]
     stage: Stage = Stage.GRAPH
     instruments: tuple[Instrument, ...] = ()
-    """What must watch the forward pass; what each has yielded is in ``run.capture.watched``."""
     requires: tuple[Need[Any], ...] = ()
-    """Other needs that this one reads."""
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One seed's run. ``run[NEED]`` is what a measure has asked for; it lives until all have read it."""
+    """The run of one seed: the captured forward pass, its graph and its chain. ``run[NEED]`` is the value of a need.
+
+    A run lives until all measures have read it. Measures and needs receive it; users do not make one.
+
+    Raises:
+        LookupError: ``run[NEED]`` needs the graph, but the measure does not list the need and the graph is gone.
+        TrainabilityError: ``run[NEED]`` cannot be computed for this model.
+    """
 
     seed: int
+    """Seed of weights, inputs, dropout and cotangents."""
     recipe: Recipe
+    """Settings of the measurement."""
     capture: Capture
+    """Model, inputs, target, output, loss and calls of the forward pass."""
     graph: Graph
+    """Autograd graph of the forward pass."""
     trajectories: Trajectories
+    """The chain, and how its states are divided into trajectories."""
     recurrences: Sequence[Recurrence] = ()
-    """Along time: all that there are."""
+    """Along time, all recurrences of the model."""
     recurrence: Recurrence | None = None
-    """Along time: the one whose steps are the chain."""
+    """Along time, the recurrence whose steps form the chain."""
     time_instruments: tuple[Instrument, ...] = ()
-    """Along time: the instruments that made its steps visible."""
+    """Along time, the instruments that made the time steps visible."""
     first_sweep: QRSweep | None = None
-    """The QR sweep of one random cotangent, where deciding between trajectories has already paid for it."""
+    """QR sweep of one random cotangent, if the division into trajectories required it."""
     found: dict[Need[Any], Any] = field(default_factory=dict)
+    """Values of the needs that were computed."""
     _unmet: dict[Need[Any], TrainabilityError] = field(default_factory=dict)
+    """Errors of the needs that could not be computed."""
     _stage: Stage = Stage.GRAPH
 
     @property
@@ -86,7 +114,10 @@ class Run:
             raise self._unmet[need]
         if need not in self.found:
             if need.stage < self._stage:
-                msg = f"a measure must name what it needs: {need.name!r} is asked for when the run's graph is gone."
+                msg = (
+                    f"a measure must list its needs. {need.name!r} was read after the graph of the run was freed. Add it to "
+                    "needs= of the measure, or to requires= of the need that reads it."
+                )
                 raise LookupError(msg)
             with self._put_back() if need.stage is Stage.RERUN else nullcontext():
                 self.found[need] = need.provide(self)
@@ -95,7 +126,7 @@ class Run:
 
     @contextmanager
     def _put_back(self) -> Iterator[None]:
-        """Put back what another run of the model, its loss or an optimizer changes."""
+        """Undo what another run of the model, the loss or an optimizer changes."""
         with ExitStack() as stack:
             stack.enter_context(preserved_world())
             for module in (self.capture.model, self.recipe.loss):
@@ -104,7 +135,7 @@ class Run:
             yield
 
     def fulfil(self, needs: frozenset[Need[Any]]) -> None:
-        """Compute what is needed, stage by stage; why one cannot be met is said to whoever reads it."""
+        """Compute all needs, stage by stage. An error is kept, and raised when the need is read."""
         for need in sorted(needs, key=lambda need: (need.stage, need.name)):
             self._stage = need.stage
             try:
@@ -115,7 +146,7 @@ class Run:
 
 
 def with_dependencies(needs: frozenset[Need[Any]]) -> frozenset[Need[Any]]:
-    """Add what the needs themselves ask for."""
+    """Return the needs together with all needs that they require, directly or indirectly."""
     found = set(needs)
     pending = list(needs)
     while pending:

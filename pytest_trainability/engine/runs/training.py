@@ -22,18 +22,18 @@ __all__ = ["Gradients", "Training", "changes", "outputs_of_modules"]
 
 
 Gradients = Mapping[str, "Tensor | None"]
-"""By parameter; None where no path leads to it."""
+"""Gradients by parameter name; None for a parameter that the loss does not depend on."""
 
 
 class Training:
-    """A model's loss on one batch and an optimizer of its trainable parameters.
+    """Optimizer steps on the loss of a model on one batch.
 
     Args:
         objective: The loss.
-        make: Makes the optimizer; without it AdamW with a learning rate of 1e-3.
+        make: Function of the trainable parameters that makes the optimizer; by default AdamW with a learning rate of 1e-3.
 
     Raises:
-        UsageError: ``make`` makes no optimizer of the model's parameters.
+        UsageError: ``make`` does not make a new optimizer of the model's parameters.
     """
 
     def __init__(self, objective: Objective, make: OptimizerFactory | None = None) -> None:
@@ -44,18 +44,18 @@ class Training:
 
     @classmethod
     def of(cls, run: Run) -> Training:
-        """Train the model of a run on its batch; in a need of stage ``RERUN``, which puts all back."""
+        """Return the training of a run's model on its batch, for a need of stage ``RERUN``, after which changes are undone."""
         return cls(Objective.of(run), run.recipe.optimizer)
 
     def draw_anew(self, step: int) -> None:
-        """Let dropout masks be others from now on, as they are at every step of a training."""
+        """Draw other dropout masks from now on, as in every step of a training."""
         self.objective.seed = derived_seed(self._seed, f"optimizer step {step}")
 
     def loss(self) -> Tensor:
-        """Return the loss where the parameters are now, with its graph.
+        """Return the loss at the current parameters, with its graph.
 
         Raises:
-            ModelError: The model does not run there.
+            ModelError: The model cannot be run at these parameters.
         """
         try:
             return self.objective()
@@ -71,11 +71,14 @@ class Training:
     def step(self, gradients: Gradients) -> bool:
         """Take one optimizer step.
 
+        Args:
+            gradients: Gradients by parameter name.
+
         Returns:
-            Whether it was taken and has left all parameters finite; elsewhere the model need not run.
+            Whether the step was taken and all parameters are finite. If not, the model cannot be expected to run.
 
         Raises:
-            UsageError: The optimizer cannot take a step on these gradients, which are finite.
+            UsageError: The optimizer cannot take a step on finite gradients.
         """
         self._hold(gradients)
         try:
@@ -98,7 +101,7 @@ class Training:
         return _all_finite(self.parameters.values())
 
     def take(self, steps: int) -> None:
-        """Take steps with dropout masks of their own, and leave no gradients behind; once a parameter is not finite, none."""
+        """Take optimizer steps, each with new dropout masks, until a parameter is not finite; then clear the gradients."""
         for number in range(steps):
             self.draw_anew(number)
             if not self.step(self.objective.gradients(self.loss())):
@@ -113,23 +116,23 @@ class Training:
         return loss.detach()
 
     def _hold(self, gradients: Gradients) -> None:
-        # Copies: some optimizers change gradients in place.
+        # Some optimizers change gradients in place, so they get copies.
         for name, parameter in self.parameters.items():
             gradient = gradients.get(name)
             parameter.grad = None if gradient is None else gradient.detach().clone()
 
 
 def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make what steps are taken with where no optimizer is given."""
+    """Make the default optimizer."""
     return torch.optim.AdamW(parameters, lr=1e-3)
 
 
 def _optimizer(make: object, parameters: list[nn.Parameter], model: str) -> torch.optim.Optimizer:
-    assert callable(make), "measure() refuses what is not"
+    assert callable(make), "measure() has validated it"
     name = getattr(make, "__name__", type(make).__name__)
     must = "optimizer must be a function of the parameters that makes a torch.optim.Optimizer of them."
     try:
-        # Lists of their own: a function may change what it is given.
+        # Each call gets its own list, as a function may change it.
         optimizer: object = make([*parameters])
         another: object = make([*parameters])
     except Exception as error:
@@ -143,12 +146,15 @@ def _optimizer(make: object, parameters: list[nn.Parameter], model: str) -> torc
         raise UsageError(msg)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if held.isdisjoint(map(id, parameters)):
-        msg = f"{must} That of `{name}` holds none of {model}'s. Use the parameters that it is given: every seed has its own."
+        msg = (
+            f"{must} The optimizer of `{name}` holds no parameter of {model}. Use the parameters that the function is given: "
+            "every seed has its own."
+        )
         raise UsageError(msg)
     if another is optimizer:
         msg = (
             f"optimizer must make a new optimizer each time it is called. `{name}` returned the same {type(optimizer).__name__} "
-            "twice, which keeps from one training to the next what it has seen. Make it inside of the function: "
+            "twice, whose state would carry over from one training to the next. Make it inside the function: "
             "lambda p: torch.optim.SGD(p, lr=0.1)."
         )
         raise UsageError(msg)
@@ -156,7 +162,7 @@ def _optimizer(make: object, parameters: list[nn.Parameter], model: str) -> torc
 
 
 def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it evaluates the loss by itself, as L-BFGS does."""
+    """Whether the optimizer evaluates the loss itself, as L-BFGS does."""
     given = inspect.signature(optimizer.step).parameters.get("closure")
     return given is not None and given.default is inspect.Parameter.empty
 
@@ -166,7 +172,11 @@ def _all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def outputs_of_modules(objective: Objective) -> dict[str, list[Tensor]]:
-    """Return what each call of a module returns, where the parameters are now."""
+    """Run the model at its current parameters, and return copies of the float tensors that each call of a module returns.
+
+    Returns:
+        Tensors by module path, ``"path[n]"`` for the n-th further call; the model itself is ``"output"``.
+    """
     found: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
     paths = {module: path or "output" for path, module in objective.model.named_modules()}
@@ -175,7 +185,7 @@ def outputs_of_modules(objective: Objective) -> dict[str, list[Tensor]]:
         path = paths[module]
         index = counts[path] = counts.get(path, -1) + 1
         tensors = [t for t in tensors_in(output) if is_float(t)]
-        # A copy: what comes after may work in place.
+        # The next module may work in place, so these are copies.
         found[f"{path}[{index}]" if index else path] = [t.detach().clone() for t in tensors]
 
     handles = [module.register_forward_hook(look) for module in paths]
@@ -189,7 +199,12 @@ def outputs_of_modules(objective: Objective) -> dict[str, list[Tensor]]:
 
 
 def changes(before: Mapping[str, list[Tensor]], after: Mapping[str, list[Tensor]]) -> dict[str, float]:
-    """Return the RMS of ``x_t - x_0`` by module; NaN where they are not alike."""
+    """Return the RMS of ``x_t - x_0`` by call of a module; NaN where the shapes of its outputs have changed.
+
+    Args:
+        before: Outputs ``x_0`` by call, as :func:`outputs_of_modules` returns them.
+        after: Outputs ``x_t`` by call.
+    """
     found = {}
     for name, tensors in before.items():
         others = after.get(name, [])

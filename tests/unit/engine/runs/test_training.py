@@ -255,7 +255,7 @@ REFUSED: list[tuple[Callable[..., Any], str]] = [
     (lambda p: torch.optim.SGD(p, lr=-1), "raised ValueError: Invalid learning rate"),
     (lambda p, rate: torch.optim.SGD(p, rate), "Bind further arguments in a lambda"),
     (lambda p: "sgd", "returned str"),
-    (another, "`another` holds none of Sequential's"),
+    (another, "`another` holds no parameter of Sequential"),
     (lambda p: torch.optim.Muon(p), "2D"),
 ]
 
