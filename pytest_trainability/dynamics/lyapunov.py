@@ -159,7 +159,7 @@ def _map(step: Any, inputs: Any, total: int) -> Map:
 def _checked_state(state: Any, *, batched: bool) -> Any:
     tensors = list(tensors_in(state))
     if not tensors or not all(t.is_floating_point() and t.numel() for t in tensors):
-        msg = "state must be a nonempty tensor of floats, or a tuple, list or dict of such tensors. "
+        msg = "state must be a tensor of floats that is not empty, or a tuple, list or dict of such tensors. "
         raise UsageError(
             msg + f"Got {', '.join(f'{tuple(t.shape)} {t.dtype}' for t in tensors) or type(state).__name__}."
         )

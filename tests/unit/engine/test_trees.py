@@ -1,31 +1,126 @@
-"""Norms of many numbers, and of those whose squares float32 cannot hold."""
+"""Trees: tensors inside of nested containers."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
 
-from pytest_trainability.engine.linalg.norms import norm
-
-
-@pytest.mark.parametrize("size", [1, 1000, 1024, 1025, 100_000, 20_000_000])
-def test_of_many_numbers_it_is_that_of_float64(size):
-    """A sum of squares in float32, one after the other, is a thousandth too small for twenty million."""
-    numbers = torch.randn(size, generator=torch.Generator().manual_seed(0))
-    expected = float(numbers.double().norm())
-    # Blocks are summed in float32, to 1024 roundings at worst and their square root mostly; blocks err independently.
-    assert float(norm(numbers)) == pytest.approx(expected, rel=4 * 2**-24, abs=0)
-
-
-@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-20, 1e18, 1e30])
-def test_at_the_ends_of_float32(scale):
-    numbers = torch.linspace(-1, 1, 3000) * scale
-    assert float(norm(numbers)) == pytest.approx(float(numbers.double().norm()), rel=2**-24, abs=0)
+from pytest_trainability.engine.trees import (
+    batch_size,
+    carries_gradient,
+    is_empty,
+    is_float,
+    map_tensors,
+    tensors_in,
+    to_tensor_like,
+)
 
 
-def test_what_is_not_finite_stays_so():
-    numbers = torch.ones(5000)
-    numbers[3] = torch.inf
-    assert float(norm(numbers)) == torch.inf
-    numbers[4] = torch.nan
-    assert norm(numbers).isnan()
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    logits: Any
+    note: str = "kept"
+
+
+class Cache:
+    """An object that is not a container."""
+
+    def __init__(self) -> None:
+        self.keys = torch.ones(1)
+
+
+a, b, c, d = (torch.full((2,), float(i)) for i in range(4))
+TREE = {"x": [a, (b, None)], "y": Pair(Output(c), MappingProxyType({"z": d})), "cache": Cache(), "text": "word"}
+
+
+def test_tensors_are_found_depth_first() -> None:
+    assert [id(t) for t in tensors_in(TREE)] == [id(t) for t in (a, b, c, d)]
+    assert list(tensors_in(a)) == [a]
+    assert list(tensors_in(Output)) == []
+
+
+def test_a_tensor_that_occurs_twice_is_found_twice_and_a_container_once() -> None:
+    shared = [a]
+    assert len(list(tensors_in([a, a]))) == 2
+    assert len(list(tensors_in([shared, shared]))) == 1
+
+
+def test_a_tree_that_contains_itself() -> None:
+    tree: list[Any] = [a]
+    tree.append(tree)
+    assert list(tensors_in(tree)) == [a]
+
+
+def test_mapping_keeps_structure_and_other_leaves() -> None:
+    found = map_tensors(TREE, lambda t: t + 10)
+    assert [t.tolist() for t in tensors_in(found)] == [[10 + i] * 2 for i in range(4)]
+    assert type(found["y"]) is Pair and type(found["y"].left) is Output and found["y"].left.note == "kept"
+    assert found["cache"] is TREE["cache"] and found["text"] == "word" and found["x"][1][1] is None
+    assert isinstance(found["y"].right, Mapping)
+    assert next(iter(tensors_in(TREE))) is a and found["x"] is not TREE["x"]
+
+
+def test_mapping_keeps_the_type_of_a_dictionary() -> None:
+    tree = OrderedDict(second=a, first=b)
+    found = map_tensors(tree, torch.neg)
+    assert type(found) is OrderedDict and list(found) == ["second", "first"]
+    assert tree["second"] is a
+
+
+def test_mapping_a_packed_sequence_leaves_its_lengths_alone() -> None:
+    """Its data and indices are changed, but not its batch sizes, which PyTorch requires on the CPU."""
+    packed = pack_padded_sequence(torch.ones(2, 3, 1), torch.tensor([1, 3]), batch_first=True, enforce_sorted=False)
+    found = map_tensors(packed, lambda t: t * 2)
+    assert torch.equal(found.data, packed.data * 2) and torch.equal(found.batch_sizes, packed.batch_sizes)
+    assert torch.equal(found.sorted_indices, packed.sorted_indices * 2)
+    ordered = pack_padded_sequence(torch.ones(2, 3, 1), torch.tensor([3, 1]), batch_first=True)
+    assert map_tensors(ordered, lambda t: t).sorted_indices is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.float32, True), (torch.bfloat16, True), (torch.complex64, True), (torch.int64, False), (torch.bool, False)],
+    ids=str,
+)
+def test_is_float(dtype: torch.dtype, expected: bool) -> None:
+    assert is_float(torch.ones(2, dtype=dtype)) == expected
+
+
+def test_carries_gradient() -> None:
+    leaf = torch.ones(2, requires_grad=True)
+    assert carries_gradient(leaf) and carries_gradient(leaf * 2)
+    assert not carries_gradient(torch.ones(2)) and not carries_gradient((leaf * 2).detach())
+
+
+def test_batch_size_is_the_length_of_the_first_tensor_with_dimensions() -> None:
+    assert batch_size({"scale": torch.tensor(2.0), "x": torch.ones(5, 3), "y": torch.ones(7)}) == 5
+    assert batch_size([torch.tensor(2.0), "text"]) is None
+
+
+def test_is_empty() -> None:
+    assert is_empty([torch.ones(2), torch.ones(3, 0)])
+    assert not is_empty([torch.ones(2), torch.tensor(0.0)]) and not is_empty([])
+
+
+def test_only_floating_point_tensors_are_converted() -> None:
+    def moved(value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+        return to_tensor_like(value, device=torch.device("cpu"), dtype=dtype).dtype
+
+    assert moved(torch.ones(2), torch.float64) == torch.float64
+    assert moved(torch.ones(2), None) == torch.float32
+    assert moved(torch.ones(2, dtype=torch.int64), torch.float64) == torch.int64
+    assert moved(torch.ones(2, dtype=torch.complex64), torch.float64) == torch.complex64
+    assert to_tensor_like(torch.ones(2), device=torch.device("meta"), dtype=None).is_meta

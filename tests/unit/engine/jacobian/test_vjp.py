@@ -1,125 +1,33 @@
-"""The product of segments is the backward pass: the one claim that every number of this package stands on."""
+"""Vector-Jacobian products: the product of all segments is the backward pass, on which every number of this package relies."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import models
 import pytest
 import torch
 import zoo
 from models import ARCHITECTURES, Architecture, Cutting
+from products import FORKS, assert_same, interpreted, is_nested, one_backward, one_of, product, some_cotangents
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge
 
 from pytest_trainability.engine.capture.chain import Chain, describe
-from pytest_trainability.engine.capture.graph import Graph
-from pytest_trainability.engine.capture.recorder import Edge
-from pytest_trainability.engine.jacobian.qr_sweep import qr_sweep
 from pytest_trainability.engine.jacobian.sample_independence import find_trajectories
-from pytest_trainability.engine.jacobian.trajectories import Division, Trajectories
-from pytest_trainability.engine.jacobian.vjp import loss_cotangent, pull_back, random_cotangents
+from pytest_trainability.engine.jacobian.vjp import Cotangents, loss_cotangent, pull_back, random_cotangents
 from pytest_trainability.engine.trees import tensors_in
-
-CPU = torch.device("cpu")
-Cotangents = list["Tensor | None"]
+from pytest_trainability.errors import ModelError
 
 BY_ID = {case.id: case for case in ARCHITECTURES}
 EVERY = [pytest.param(case, case.steps, id=case.id) for case in ARCHITECTURES]
 EVERY += [pytest.param(case, "layers", id=f"{case.id}-layers") for case in ARCHITECTURES if case.layers]
 
-# Autograd adds up what arrives at a fork in the order in which branches finish. A segment that ends at a fork adds the
-# skip's own cotangent last, the whole backward pass may add it first: x + (y + z) against (x + y) + z.
-FORKS = 16
-"""Units in the last place, of the largest entry, that reordered sums may differ by."""
-
-
-def product(chain: Chain, columns: Cotangents) -> Cotangents:
-    """Pull cotangents of the last state back to the first."""
-    for index in range(len(chain), 0, -1):
-        columns = pull_back(chain, index, columns)
-    return columns
-
-
-def one_backward(chain: Chain, columns: Cotangents) -> Cotangents:
-    """Differentiate once, from the last state to the first, with nothing in between."""
-    first, last = chain.cut.states[0], chain.cut.states[-1]
-    outputs = [i for i, column in enumerate(columns) if column is not None]
-    found = torch.autograd.grad(
-        [GradientEdge(*last[i]) for i in outputs],
-        [GradientEdge(*edge) for edge in first],
-        [columns[i][0] for i in outputs],
-        retain_graph=True,
-        allow_unused=True,
-    )
-    return [None if g is None else g.unsqueeze(0) for g in found]
-
-
-@torch.no_grad()
-def interpreted(graph: Graph, chain: Chain, columns: Cotangents) -> Cotangents:
-    """Run the backward pass node by node in Python, without the engine, stopping at every edge of the first state.
-
-    The engine's own call cannot be the reference where one edge of the first state lies upstream of another: it walks on
-    through the inputs and counts the paths between them twice.
-    """
-    first, last = set(chain.cut.states[0]), chain.cut.states[-1]
-    signal = graph.downstream(first)
-    arrived: dict[Edge, Tensor] = {edge: c[0] for edge, c in zip(last, columns) if c is not None}
-    for node in reversed(list(graph.nodes)):
-        if node not in signal:
-            continue
-        own = [edge for edge in arrived if edge[0] is node and edge not in first]
-        if not own:
-            continue
-        metadata = node._input_metadata
-        given = [arrived.get((node, i)) if (node, i) not in first else None for i in range(len(metadata))]
-        given = [torch.zeros(tuple(m.shape), dtype=m.dtype) if g is None else g for g, m in zip(given, metadata)]
-        sent = _call(node, given)
-        for (producer, number), gradient in zip(node.next_functions, sent):
-            if gradient is not None and (producer in signal or (producer, number) in first):
-                edge = (producer, number)
-                arrived[edge] = arrived[edge] + gradient if edge in arrived else gradient
-    return [arrived[edge].unsqueeze(0) if edge in arrived else None for edge in chain.cut.states[0]]
-
-
-def _call(node: Node, given: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    sent = node.apply(*given) if hasattr(node, "apply") and not callable(node) else node(*given)
-    return sent if isinstance(sent, tuple) else (sent,)
-
-
-def is_nested(graph: Graph, edges: Sequence[Edge]) -> bool:
-    """Whether some edge lies upstream of another."""
-    return any(edge[0] in graph.downstream([other]) for other in edges for edge in edges if edge is not other)
-
-
-def assert_same(found: Cotangents, expected: Cotangents, *, ulps: float = 0.0) -> None:
-    """Compare to the last bit, or to so many units in the last place of the largest entry; a None is zero."""
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected):
-        if one is None or other is None:
-            present = one if other is None else other
-            assert present is None or not present.any()
-            continue
-        assert one.shape == other.shape
-        if ulps:
-            size = float(other.abs().max())
-            assert float((one - other).abs().max()) <= ulps * torch.finfo(other.dtype).eps * size
-        else:
-            assert torch.equal(one, other)
-
-
-def some_cotangents(chain: Chain, count: int = 3) -> Cotangents:
-    return random_cotangents(chain, count, 5)
-
-
-def one_of(columns: Cotangents, index: int) -> Cotangents:
-    return [None if c is None else c[index : index + 1] for c in columns]
-
 
 @pytest.mark.parametrize(("case", "steps"), EVERY)
 def test_product_of_segments_is_one_backward_pass(case: Architecture, steps: str) -> None:
-    """Whatever the graph looks like, cutting it must not change a gradient."""
+    """Cutting a graph must not change a gradient, whatever the graph looks like."""
     cutting = models.cut_case(case, steps)
     drawn = some_cotangents(cutting.chain)
     for index in range(3):
@@ -130,7 +38,7 @@ def test_product_of_segments_is_one_backward_pass(case: Architecture, steps: str
             assert_same(found, one_backward(cutting.chain, columns), ulps=FORKS)
 
 
-# Where no fork is cut in two, there is nothing to reorder.
+# No fork of these is cut in two, so that no sums are reordered.
 TO_THE_LAST_BIT = [
     ("mlp", "auto"),
     ("conv-tower", "auto"),
@@ -154,7 +62,7 @@ TO_THE_LAST_BIT = [
 
 @pytest.mark.parametrize(("name", "steps"), TO_THE_LAST_BIT, ids=[name for name, _ in TO_THE_LAST_BIT])
 def test_product_is_exact_to_the_last_bit(name: str, steps: str) -> None:
-    """Where every fork lies inside one segment, the same additions are done in the same order."""
+    """If every fork lies inside one segment, the same additions are executed in the same order."""
     cutting = models.cut_case(BY_ID[name], steps)
     columns = some_cotangents(cutting.chain, 1)
     assert_same(product(cutting.chain, columns), one_backward(cutting.chain, columns))
@@ -165,12 +73,12 @@ def test_product_is_exact_to_the_last_bit(name: str, steps: str) -> None:
     [p for p in EVERY if p.values[0].id not in {"custom-function", "checkpoint", "scaled-gradient", "scaled-skips"}],
 )
 def test_product_of_segments_is_the_interpreted_backward_pass(case: Architecture, steps: str) -> None:
-    """A second reference, without the engine: it holds where edges of the first state lie upstream of each other, too.
+    """A second reference without autograd's engine, which is also valid if edges of the first state lie upstream of each other.
 
-    Left out are Python functions, which cannot be called alone, and tensor hooks, which only the engine runs.
+    Python functions, which cannot be called alone, and tensor hooks, which only the engine runs, are left out.
     """
     if case.id == "strict-function":
-        pytest.skip("a custom function is no callable node")
+        pytest.skip("the node of a custom function cannot be called")
     cutting = models.cut_case(case, steps)
     columns = some_cotangents(cutting.chain, 1)
     expected = interpreted(cutting.graph, cutting.chain, columns)
@@ -178,8 +86,8 @@ def test_product_of_segments_is_the_interpreted_backward_pass(case: Architecture
 
 
 @pytest.mark.parametrize(("case", "steps"), EVERY)
-def test_several_columns_are_the_columns_one_by_one(case: Architecture, steps: str) -> None:
-    """Carrying k cotangents at once is for speed alone. Batched products add up in another order: a few ulps."""
+def test_batched_cotangents_equal_single_ones(case: Architecture, steps: str) -> None:
+    """Batching cotangents only saves time. Batched products are summed in another order: a few ulps."""
     cutting = models.cut_case(case, steps)
     drawn = some_cotangents(cutting.chain, 4)
     together = product(cutting.chain, drawn)
@@ -189,8 +97,8 @@ def test_several_columns_are_the_columns_one_by_one(case: Architecture, steps: s
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 7])
-def test_columns_in_portions_are_the_columns_at_once(at_once: int) -> None:
-    """The number of columns per call is a matter of memory, not of the result; five do not divide by two."""
+def test_cotangents_in_portions_equal_all_at_once(at_once: int) -> None:
+    """The number of cotangents per call does not change the result; five are not divisible by two."""
     chain = models.cut_case(BY_ID["unet"]).chain
     columns = some_cotangents(chain, 5)
     expected = pull_back(chain, len(chain), columns)
@@ -198,7 +106,7 @@ def test_columns_in_portions_are_the_columns_at_once(at_once: int) -> None:
 
 
 def test_pull_back_is_linear_in_each_segment() -> None:
-    """A segment is a matrix: zero to zero, sums to sums, also where a skip passes by."""
+    """A segment is a matrix: zero maps to zero and sums to sums, also with a skip around the segment."""
     chain = models.cut_case(BY_ID["unet"], dtype=torch.float64).chain
     for index in range(len(chain), 0, -1):
         shapes = chain.shapes(index)
@@ -209,8 +117,8 @@ def test_pull_back_is_linear_in_each_segment() -> None:
         assert pull_back(chain, index, [None] * len(shapes)) == [None] * len(chain.shapes(index - 1))
 
 
-def test_loss_cotangent_completes_the_whole_backward_pass() -> None:
-    """From the loss through the last state to the inputs, with a loss that reads an early state, too."""
+def test_loss_cotangent_gives_the_gradient_of_the_loss() -> None:
+    """From the loss through the last state to the inputs, with a loss that also depends on an early state."""
     case = BY_ID["early-loss"]
     cutting = models.cut_case(case)
     loss = cutting.record.loss
@@ -220,6 +128,58 @@ def test_loss_cotangent_completes_the_whole_backward_pass() -> None:
         loss, [GradientEdge(*e) for e in cutting.chain.cut.states[0]], retain_graph=True, allow_unused=True
     )
     assert_same(found, [g.unsqueeze(0) for g in expected], ulps=FORKS)
+
+
+# Cotangents ------------------------------------------------------------------------------------------------------
+
+
+def test_first_cotangents_do_not_depend_on_their_number() -> None:
+    """The leading exponent must not depend on how many others are measured."""
+    chain = models.cut_case(BY_ID["unet"]).chain
+    for few, many in zip(random_cotangents(chain, 2, 3), random_cotangents(chain, 5, 3)):
+        assert few is not None and many is not None and torch.equal(few, many[:2])
+
+
+def test_cotangents_have_shape_and_dtype_of_the_last_state() -> None:
+    """They are drawn in single precision: in double precision they are the same numbers."""
+    single, double = (models.cut_case(BY_ID["mlp"], dtype=dtype).chain for dtype in (torch.float32, torch.float64))
+    (one,), (other,) = random_cotangents(single, 2, 0), random_cotangents(double, 2, 0)
+    assert one is not None and other is not None
+    assert one.shape == other.shape == (2, *single.shapes(len(single))[0][0])
+    assert (one.dtype, other.dtype) == (torch.float32, torch.float64)
+    assert torch.equal(one.double(), other)
+
+
+def test_random_cotangents_differ_by_seed_and_number() -> None:
+    chain = models.cut_case(BY_ID["mlp"]).chain
+    (first,), (second,) = random_cotangents(chain, 2, 0), random_cotangents(chain, 2, 1)
+    assert first is not None and second is not None
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first, second)
+
+
+def test_cotangent_of_a_loss_that_is_the_last_state_is_one() -> None:
+    class Loss(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.square().mean()
+
+    cutting = models.cut(torch.nn.Sequential(torch.nn.Linear(3, 3), Loss()), torch.randn(2, 3), "*")
+    loss = cutting.record.output
+    assert [None if c is None else c.tolist() for c in loss_cotangent(cutting.chain, loss)] == [[1.0]]
+
+
+def test_a_cotangent_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are halved down to one cotangent before the measurement fails."""
+    tried: list[int] = []
+
+    def out_of_memory(outputs: object, inputs: object, columns: list[Tensor], hooked: object) -> None:
+        tried.append(len(columns[0]))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("pytest_trainability.engine.jacobian.vjp._one_call", out_of_memory)
+    chain = models.cut_case(BY_ID["mlp"]).chain
+    with pytest.raises(ModelError, match="one cotangent must fit on the device in addition to the graph"):
+        pull_back(chain, len(chain), some_cotangents(chain, 6))
+    assert tried == [6, 3, 2, 1]
 
 
 # The dense Jacobian ----------------------------------------------------------------------------------------------
@@ -237,7 +197,7 @@ def dense_by_segments(chain: Chain) -> Tensor:
 
 
 def dense_by_differences(function: Callable[[Tensor], Tensor], x: Tensor, step: float = 1e-5) -> Tensor:
-    """Central differences of a replayed model: no autograd at all. Their error is step² / 6 times a third derivative."""
+    """Differentiate a function by central differences, with an error of step² / 6 times its third derivative."""
     columns = []
     for index in range(x.numel()):
         shift = torch.zeros_like(x).flatten()
@@ -249,7 +209,7 @@ def dense_by_differences(function: Callable[[Tensor], Tensor], x: Tensor, step: 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in ARCHITECTURES if case.dense])
 def test_product_is_the_dense_jacobian(case: Architecture) -> None:
-    """The matrix itself, in float64, against a route that knows nothing of graphs."""
+    """The matrix in float64, against central differences of the model, without autograd."""
     model, inputs = models.build(case, dtype=torch.float64)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     cutting = models.cut(model, inputs, case.steps)
@@ -272,7 +232,7 @@ def test_product_is_the_dense_jacobian(case: Architecture) -> None:
 
 
 def test_lstm_jacobian_is_the_hand_written_one() -> None:
-    """Two tensors cross. One step's matrix ∂(h', c')/∂(h, c), in float64, from a function written by hand."""
+    """The state has two tensors. The matrix ∂(h', c')/∂(h, c) of one step, in float64, from a function written by hand."""
     case = BY_ID["lstm-loop"]
     cutting = models.cut_case(case, "time", dtype=torch.float64)
     cell = cutting.model.cell
@@ -302,175 +262,6 @@ def test_lstm_jacobian_is_the_hand_written_one() -> None:
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-14)
 
 
-# States ----------------------------------------------------------------------------------------------------------
-
-
-def test_where_one_tensor_crosses_it_is_the_block_output() -> None:
-    """The familiar case stays familiar."""
-    chain = models.cut_case(BY_ID["residual"]).chain
-    assert [len(state) for state in chain.cut.states] == [1] * 5
-    assert [state[0] for state in chain.cut.states[1:]] == [step.outputs[0] for step in chain.steps]
-
-
-def test_add_outside_of_the_block_leaves_two_tensors_live() -> None:
-    """The skip that passes by belongs to the state, or its gradient would be lost."""
-    chain = models.cut_case(BY_ID["add-outside"]).chain
-    assert [len(state) for state in chain.cut.states] == [1, 2, 2, 2, 2]
-
-
-def test_first_state_starts_at_the_inputs_not_at_a_parameter_only_branch() -> None:
-    """A bias made from parameters alone is no signal, even where a network computes it before anything else."""
-    for steps in ("auto", "layers"):
-        cutting = models.cut_case(BY_ID["position-network"], steps)
-        assert set(cutting.chain.cut.states[0]) <= set(cutting.record.sources), steps
-        assert len(cutting.chain.cut.states[0]) == 1
-
-
-def test_relative_bias_is_no_state() -> None:
-    """It crosses every boundary and carries no signal."""
-    chain = models.cut_case(BY_ID["relative-bias"]).chain
-    assert [len(state) for state in chain.cut.states] == [1] * 4
-
-
-def test_encoder_output_is_part_of_each_decoder_state() -> None:
-    """The decoder's gradient reaches the encoder through it."""
-    chain = models.cut_case(BY_ID["encoder-decoder"]).chain
-    assert [len(state) for state in chain.cut.states] == [1, 1, 1, 1, 2, 2, 1]
-
-
-def test_stale_views_break_the_program_order_of_autograd() -> None:
-    """The case is what it claims to be: some node was numbered before the node that it reads from."""
-    graph = models.cut_case(BY_ID["stale-views"]).graph
-    late = [
-        node
-        for node in graph.nodes
-        for producer, _ in graph.reads[node]
-        if type(producer).__name__ != "AccumulateGrad" and producer._sequence_nr() > node._sequence_nr()
-    ]
-    assert late
-    for node in graph.nodes:
-        assert all(graph.place[producer] <= graph.place[node] for producer, _ in graph.reads[node])
-
-
-def test_integer_inputs_start_at_the_first_layer_that_takes_floats() -> None:
-    """Nothing before the embedding carries a gradient."""
-    chain = models.cut_case(BY_ID["integer-inputs"]).chain
-    assert len(chain) == 3
-    assert [type(node).__name__ for node, _ in chain.cut.states[0]] == ["EmbeddingBackward0"]
-
-
-def test_deep_chain_does_not_recurse() -> None:
-    """Graphs are long: a thousand tied steps must not exhaust Python's stack."""
-    model = models.mlp(1200, width=2)
-    chain = models.cut(model, torch.randn(1, 2)).chain
-    assert len(chain) == 1200
-    assert len(chain.cut.states) == 1201
-
-
-# The sweep -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["mlp", "unet", "lstm-loop", "add-outside", "encoder-decoder", "scaled-gradient"])
-def test_sum_of_logarithms_is_the_norm_of_one_backward_pass(name: str) -> None:
-    """Renormalising at every step must not lose anything: ln ‖u_0‖ - ln ‖u_L‖ of one plain backward pass."""
-    cutting = models.cut_case(BY_ID[name], dtype=torch.float64)
-    columns = some_cotangents(cutting.chain, 1)
-    sums = qr_sweep(Trajectories(cutting.chain, Division(1)), columns).sums()
-    start = math.sqrt(sum(float(c.square().sum()) for c in columns if c is not None))
-    end = math.sqrt(sum(float(c.square().sum()) for c in one_backward(cutting.chain, columns) if c is not None))
-    assert float(sums[0, 0]) == pytest.approx(math.log(end / start), abs=1e-10)
-
-
-def test_gradients_below_the_range_of_float32_keep_their_logarithm() -> None:
-    """A default ReLU tower of this depth has a gradient that float32 reports as zero."""
-    model = models.mlp(60, width=16, activation=lambda: torch.nn.LeakyReLU(0.01))
-    for layer in model[::2]:
-        torch.nn.init.normal_(layer.weight, std=1e-2)
-    chain = models.cut(model, torch.randn(2, 16)).chain
-    plain = one_backward(chain, some_cotangents(chain, 1))[0]
-    assert float(plain.abs().max()) == 0.0
-    sums = qr_sweep(Trajectories(chain, Division(1)), some_cotangents(chain, 1)).sums()
-    assert -400 < float(sums[0, 0]) < -100
-
-
-@pytest.mark.parametrize("name", ["mlp", "unet", "complex-state", "mixed-complex-state", "densenet"])
-def test_spectrum_is_that_of_the_dense_jacobians(name: str) -> None:
-    """QR over k columns measures volumes: Σ ln R_ii is half the log determinant of the Gram matrix of J_Lᵀ…"""
-    cutting = models.cut_case(BY_ID[name], dtype=torch.float64)
-    chain = cutting.chain
-    count = 4
-    columns = some_cotangents(chain, count)
-    logs = qr_sweep(Trajectories(chain, Division(1)), columns).sums()[0]
-
-    def flat(state: Cotangents) -> Tensor:
-        return torch.cat(
-            [
-                torch.view_as_real(c).reshape(count, -1) if c.is_complex() else c.reshape(count, -1)
-                for c in state
-                if c is not None
-            ],
-            1,
-        )
-
-    def log_volumes(rows: Tensor) -> list[float]:
-        return [0.5 * float(torch.logdet(rows[: k + 1] @ rows[: k + 1].T)) for k in range(count)]
-
-    before, after = log_volumes(flat(columns)), log_volumes(flat(one_by_one(chain, columns)))
-    expected = [b - a for a, b in zip(before, after)]
-    found = logs.cumsum(0).tolist()
-    assert found == pytest.approx(expected, abs=1e-7)
-
-
-def one_by_one(chain: Chain, columns: Cotangents) -> Cotangents:
-    count = next(len(c) for c in columns if c is not None)
-    found = [one_backward(chain, one_of(columns, i)) for i in range(count)]
-    return [torch.cat(parts) for parts in zip(*found)]
-
-
-def test_complex_states_have_two_real_dimensions_per_entry() -> None:
-    """Backward passes are linear over the reals. An isometry through a complex state has as many zero exponents as
-    its input has real dimensions."""
-
-    class Turn(torch.nn.Module):
-        def __init__(self, *, first: bool, last: bool) -> None:
-            super().__init__()
-            self.angle = torch.nn.Parameter(torch.randn(1, 2))
-            self.first, self.last = first, last
-
-        def forward(self, x: Tensor) -> Tensor:
-            z = torch.view_as_complex(x.reshape(-1, 2, 2)) if self.first else x
-            z = z * torch.polar(torch.ones_like(self.angle), self.angle)
-            return torch.view_as_real(z).flatten(1) if self.last else z
-
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(*[Turn(first=i == 0, last=i == 2) for i in range(3)]).double()
-    chain = models.cut(model, torch.randn(1, 4, dtype=torch.float64), "*").chain
-    assert chain.shapes(1)[0][1] == torch.complex128
-    sums = qr_sweep(Trajectories(chain, Division(1)), some_cotangents(chain, 4)).sums()[0]
-    assert sums.tolist() == pytest.approx([0.0] * 4, abs=1e-12)
-
-
-def test_dead_step_gives_minus_infinity_and_is_found() -> None:
-    """A gradient that vanishes is a number with a name, not an exception and not round-off."""
-    model = models.mlp(4)
-    with torch.no_grad():
-        model[4].weight.zero_()
-    chain = models.cut(model, torch.randn(2, models.WIDTH)).chain
-    logs = qr_sweep(Trajectories(chain, Division(1)), some_cotangents(chain, 1)).logs[:, 0, 0].tolist()
-    assert math.isfinite(logs[3])
-    assert logs[2] == -math.inf
-    assert math.isnan(logs[1]) and math.isnan(logs[0])
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_rank_of_a_bottleneck_is_seen(count: int) -> None:
-    """Exponents beyond the rank are minus infinity, not the logarithm of round-off."""
-    model = torch.nn.Sequential(torch.nn.Linear(6, count), torch.nn.Linear(count, 6), torch.nn.Linear(6, 6))
-    chain = models.cut(model, torch.randn(1, 6)).chain
-    sums = qr_sweep(Trajectories(chain, Division(1)), some_cotangents(chain, 4)).sums()[0]
-    assert [math.isfinite(value) for value in sums.tolist()] == [index < count for index in range(4)]
-
-
 # The zoo ---------------------------------------------------------------------------------------------------------
 
 
@@ -481,8 +272,8 @@ def run_zoo(case: zoo.Case) -> Cutting:
 
 
 @pytest.mark.parametrize("case", zoo.CASES, ids=lambda case: case.id)
-def test_zoo(case: zoo.Case) -> None:
-    """Real architectures: cut as their maintainers would, without a change to the gradient."""
+def test_product_of_segments_is_the_backward_pass_of_the_zoo(case: zoo.Case) -> None:
+    """Real architectures are cut at their blocks, and the gradient does not change."""
     pytest.importorskip("transformers")
     cutting = run_zoo(case)
     chain = cutting.chain
@@ -494,7 +285,7 @@ def test_zoo(case: zoo.Case) -> None:
         expected = interpreted(cutting.graph, chain, columns)
     else:
         expected = one_backward(chain, columns)
-    # Sums over forks in another order, layer after layer.
+    # In each layer, sums at forks are reordered.
     assert_same(found, expected, ulps=64 * FORKS)
     assert any(True for _ in tensors_in(cutting.record.output))
     assert find_trajectories(chain, zoo.BATCH, 0)[0].count in {1, zoo.BATCH}

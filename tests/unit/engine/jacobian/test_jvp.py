@@ -1,0 +1,135 @@
+"""Jacobian-vector products, against the transposed products and against forward-mode differentiation."""
+
+from __future__ import annotations
+
+import models
+import pytest
+import torch
+from models import ARCHITECTURES, BATCH, WIDTH, Architecture
+from products import some_cotangents
+from torch import Tensor, nn
+
+from pytest_trainability.engine.jacobian.jvp import push_forward
+from pytest_trainability.engine.jacobian.trajectories import Division, Trajectories
+from pytest_trainability.engine.jacobian.vjp import pull_back
+from pytest_trainability.errors import CutError
+
+F64 = torch.float64
+BY_ID = {case.id: case for case in ARCHITECTURES}
+BACKWARD_ONLY = {"custom-function", "scaled-gradient", "scaled-skips"}
+"""Architectures whose backward passes leave autograd, or are changed by hooks."""
+
+
+@pytest.mark.parametrize("case", ARCHITECTURES, ids=lambda case: case.id)
+def test_push_forward_is_the_transpose_of_pull_back(case: Architecture) -> None:
+    """⟨u, J v⟩ = ⟨Jᵀ u, v⟩ for every segment, with skips, several tensors and complex tensors."""
+    if case.id in BACKWARD_ONLY:
+        pytest.skip("its backward pass is not differentiable, or passes hooks")
+    chain = models.cut_case(case, dtype=F64).chain
+    joint = Trajectories(chain, Division(1))
+    generator = torch.Generator().manual_seed(3)
+    for index in range(1, len(chain) + 1):
+        v, u = (torch.randn(1, 2, joint.dimensions(i), generator=generator, dtype=F64) for i in (index - 1, index))
+        pushed = push_forward(chain, index, joint.as_columns(index - 1, v))
+        pulled = pull_back(chain, index, joint.as_columns(index, u))
+        forward = u[0] @ joint.as_rows(index, pushed)[0].T
+        backward = joint.as_rows(index - 1, pulled)[0] @ v[0].T
+        assert torch.allclose(forward, backward, rtol=0, atol=1e-12 * float(forward.abs().max()))
+
+
+def test_product_of_segments_is_the_forward_derivative() -> None:
+    """``J v`` of the whole model, by forward-mode differentiation; in float64 to round-off of four layers."""
+    torch.manual_seed(0)
+    model, x, v = models.mlp().double(), torch.randn(BATCH, WIDTH, dtype=F64), torch.randn(BATCH, WIDTH, dtype=F64)
+    chain = models.cut(model, x).chain
+    columns: list[Tensor | None] = [v[None]]
+    for index in range(1, len(chain) + 1):
+        columns = push_forward(chain, index, columns)
+    # The last state is the output of the last linear layer.
+    _, expected = torch.func.jvp(model[:-1], (x,), (v,))
+    assert columns[0] is not None
+    torch.testing.assert_close(columns[0][0], expected, rtol=1e-13, atol=1e-14)
+
+
+def test_zero_tangents_stay_zero() -> None:
+    chain = models.cut_case(BY_ID["unet"]).chain
+    for index in range(1, len(chain) + 1):
+        assert push_forward(chain, index, [None] * len(chain.cut.states[index - 1])) == [None] * len(
+            chain.cut.states[index]
+        )
+
+
+class Unbatched(torch.autograd.Function):
+    """Doubles; its backward pass needs every number, which is impossible under vmap."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return Doubled.apply(grad)
+
+
+class Doubled(torch.autograd.Function):
+    """Doubles, with a backward pass that reads a number."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        assert float(grad.sum()) == float(grad.sum())
+        return 2 * grad
+
+
+class Applied(nn.Module):
+    """Applies a custom function."""
+
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function.apply(x)
+
+
+def test_operators_without_a_batching_rule_take_one_tangent_after_the_other() -> None:
+    chain = models.cut(
+        nn.Sequential(nn.Linear(3, 3), Applied(Unbatched)), torch.randn(2, 3, dtype=torch.float32), "*"
+    ).chain
+    tangents = torch.randn(4, 2, 3)
+    (found,) = push_forward(chain, len(chain), [tangents])
+    assert found is not None and torch.equal(found, 2 * tangents)
+
+
+def test_hooks_that_change_gradients_are_refused() -> None:
+    """A hook changes the backward pass, so that its derivative is no longer the Jacobian."""
+    chain = models.cut_case(BY_ID["scaled-gradient"]).chain
+    with pytest.raises(CutError, match=r"must have no gradient hooks.*noticed at step"):
+        push_forward(chain, 1, some_cotangents(chain, 1))
+
+
+class Refusing(Doubled):
+    """Doubles, and cannot be differentiated."""
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        raise RuntimeError("no second derivative.\nDetails.")
+
+
+class OnceOnly(Doubled):
+    """Doubles, with a backward pass that cannot be differentiated."""
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return Refusing.apply(grad)
+
+
+def test_a_backward_pass_that_raises_when_differentiated_is_named() -> None:
+    chain = models.cut(nn.Sequential(nn.Linear(3, 3), Applied(OnceOnly)), torch.randn(2, 3), "*").chain
+    with pytest.raises(
+        CutError, match=r"must itself be differentiable.*step '1' is not: no second derivative\. Choose"
+    ):
+        push_forward(chain, len(chain), [torch.randn(2, 2, 3)])
