@@ -191,6 +191,7 @@ def _inside(call: Call, classes: frozenset[type]) -> bool:
 
 
 def _blocks(capture: Capture, graph: Graph) -> list[Call]:
+    """Return the calls of repeated blocks, or nothing. See Note [Which blocks are steps]."""
     families = [family for family in _families(capture) if len(family.calls) > 1]
     reading = [call for family in families for call in family.calls if call.inputs]
     earliest = sorted(reading, key=lambda call: call.start)[:1]
