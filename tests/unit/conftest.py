@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from pytest_trainability.records.reports import CheckRecord, VerdictRecord
 
 if TYPE_CHECKING:
-    from pytest_trainability import Measure
+    from pytest_trainability import Measure, TrainabilityError
 
 
 def verdict(**changes: Any) -> VerdictRecord:
@@ -84,3 +85,26 @@ def added() -> Iterator[Callable[..., Measure]]:
     yield add
     for name in names:
         MEASURES.pop(name, None)
+
+
+@pytest.fixture
+def refused() -> Callable[..., None]:
+    """Measure a model that cannot be measured, and check the message; without an error, measure it."""
+    from pytest_trainability import measure
+
+    def check(
+        model: Any, inputs: Any, settings: dict[str, Any], error: type[TrainabilityError] | None, parts: Sequence[str]
+    ) -> None:
+        settings = {"seeds": 1, **settings}
+        if error is None:
+            measure(model, inputs, **settings)
+            return
+        with pytest.raises(error) as caught:
+            measure(model, inputs, **settings)
+        text = str(caught.value)
+        for part in parts:
+            assert part in text
+        assert "  " not in text
+        assert re.match(r"[a-z']", text), "a message goes on where 'error:' stops"
+
+    return check

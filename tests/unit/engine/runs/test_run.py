@@ -92,7 +92,7 @@ def test_stages_follow_each_other_and_the_graph_is_there_only_at_first(added: Ad
 def test_what_needs_the_graph_and_is_not_named_is_told_so(added: Add) -> None:
     late = Need("late", lambda run: 0.0)
     added("careless", read=lambda run: run[late])
-    with pytest.raises(LookupError, match="must list its needs. 'late' was read after"):
+    with pytest.raises(LookupError, match=r"must list its needs\. 'late' was read after"):
         measure(tower, batch, seeds=1, measures=["careless"])
 
 
