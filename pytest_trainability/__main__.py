@@ -1,4 +1,4 @@
-"""``python -m pytest_trainability``: compare and accept what a session elsewhere has measured."""
+"""``python -m pytest_trainability``: compare and accept numbers that another machine has measured."""
 
 import sys
 

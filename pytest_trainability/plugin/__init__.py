@@ -1,7 +1,7 @@
-"""pytest's side: hooks that delegate.
+"""The pytest plugin: hooks that delegate.
 
-Loading this module must stay cheap: pytest does it in every project of a machine where the plugin is installed. What
-measures and judges is imported when a test measures.
+pytest loads this module in every session on a machine where the plugin is installed, and loading it must stay cheap. The modules
+that measure and judge are imported when a test measures.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ __all__ = ["trainability"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare the command line options and their ini twins."""
+    """Declare the command line options and the ini values of the same names."""
     options.declare(parser)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Let other plugins extend this one."""
+    """Declare the hooks by which other plugins extend this one."""
     from . import hookspecs
 
     pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and refuse settings that cannot be used before anything runs."""
+    """Register the marker, and refuse invalid settings before any test runs."""
     config.addinivalue_line(
         "markers",
         "trainability(**bounds): bounds that every model measured in this test must satisfy, such as "
-        "lyapunov_max=within(0.05), or preset= for those of a family; also seeds=, device=, dtype=, tolerances=. Tests that use "
-        "the trainability fixture carry the marker by themselves.",
+        "lyapunov_max=within(0.05), or preset= for the bounds of a family; also seeds=, device=, dtype=, tolerances=. Tests that "
+        "use the trainability fixture get the marker automatically.",
     )
     options.read(config)
     refuse_partial_prune(config)
     config.stash[BASELINES] = Baselines(config)
     config.stash[COLLECTED] = Collected()
     if not hasattr(config, "workerinput"):
-        keeper = BaselineWriter(config)
-        config.pluginmanager.register(keeper, "trainability-baseline-writer")
-        config.pluginmanager.register(Summary(config, keeper), "trainability-summary")
+        writer = BaselineWriter(config)
+        config.pluginmanager.register(writer, "trainability-baseline-writer")
+        config.pluginmanager.register(Summary(config, writer), "trainability-summary")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Take the measures of other plugins away."""
+    """Remove the measures that other plugins have added."""
     forget_measures(config)
 
 
@@ -66,7 +66,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Let a module that measures draw the same numbers in every session when it is imported."""
+    """Seed torch while a module that measures is imported: it draws the same numbers in every session."""
     with seeded_module(collector):
         report = yield
     if isinstance(collector, pytest.Module) and report.passed:
@@ -82,36 +82,36 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse unknown measures and impossible bounds before the first test runs, of the tests that are left to run."""
+    """Refuse unknown measures and invalid bounds of the selected tests before the first one runs."""
     validate_markers(config, items)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """See which tests are left to run."""
+    """Note the tests that were selected to run."""
     session.config.stash[COLLECTED].select(session.items)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a worker of xdist, let the controller know what was collected."""
+    """In a worker of xdist, send the collected tests to the controller."""
     send_collected(session.config)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Say here what a worker of xdist refused."""
+    """Raise the usage error of an xdist worker in the controller."""
     usage_error_of_worker(node)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Put the global random generators back after a test that measures."""
+    """Restore the global random generators after a test that measures."""
     with preserved_generators(item):
         return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Forget what an earlier run of the same test measured."""
+    """Discard the measurements of an earlier run of the same test."""
     item.stash[RECORDS] = {}
     item.stash[JUDGED] = False
     item.stash[BASELINE_REQUESTS] = []
@@ -121,20 +121,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
-    """Let fixtures draw the same numbers in every session, whichever test sets them up."""
+    """Seed fixtures: they draw the same numbers in every session, in any order of the tests."""
     with seeded_fixture(fixturedef, request):
         return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Let the body of a test that measures draw the same numbers in every session."""
+    """Seed the body of a test that measures: it draws the same numbers in every session."""
     seed_generators(pyfuncitem, "body")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """See that a test whose marker has bounds measures something."""
+    """Fail a test whose marker has bounds and that has measured no model."""
     result = yield
     refuse_unmeasured(item, judged=item.stash.get(JUDGED, False))
     return result
@@ -144,17 +144,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Send what a test measured along with its report, as plain data that crosses processes."""
+    """Attach the records of a test to its report, as plain data that can be sent to another process."""
     report = yield
     if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
         from ..records.reports import plain
 
         records = list(item.stash[RECORDS].values())
         if call.excinfo is not None and not call.excinfo.errisinstance((AssertionError, pytest.fail.Exception)):
-            # Growth along the chain explains no error.
+            # Growth along the chain does not explain an error.
             records = [replace(record, cause=()) for record in records]
         report.trainability = plain(records)  # type: ignore[attr-defined]
-        report.trainability_asked = plain(item.stash[BASELINE_REQUESTS])  # type: ignore[attr-defined]
+        requests = [request.to_plain() for request in item.stash[BASELINE_REQUESTS]]
+        report.trainability_baseline_requests = requests  # type: ignore[attr-defined]
     return report
 
 

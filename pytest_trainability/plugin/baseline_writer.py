@@ -1,12 +1,13 @@
-"""Writing the baselines once the session has ended, in the one process that writes, and naming what nobody asks for.
+"""Writing the baselines at the end of a session, in one process, and finding entries that no test uses.
 
-The workers of xdist measure and compare; what they ask for comes with the test reports, as plain data. A worker that crashes
-takes with it what its running test measured, and nothing else.
+Workers of xdist measure and compare. Their requests arrive with the test reports, as plain data. If a worker crashes, only the
+request of its running test is lost.
 """
 
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from .collected import COLLECTED, narrowing_options, without_group
 from .options import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from ..checks.baseline_files import Contents
     from ..records.reports import BaselineSummary
@@ -26,7 +27,7 @@ __all__ = ["BaselineWriter", "refuse_partial_prune"]
 
 
 def refuse_partial_prune(config: pytest.Config) -> None:
-    """Refuse to prune in a session that cannot see every test.
+    """Refuse to prune in a session whose options leave tests out.
 
     Raises:
         pytest.UsageError: An option narrows the session.
@@ -41,7 +42,7 @@ def refuse_partial_prune(config: pytest.Config) -> None:
 
 
 class BaselineWriter:
-    """Takes what the tests ask for from their reports, and writes at the end of the session."""
+    """Collects the requests of all tests from their reports, and writes the files at the end of the session."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._root = config.rootpath
@@ -50,73 +51,73 @@ class BaselineWriter:
         self._narrowing = narrowing_options(config)
         self._grouped = config.getoption("dist", None) == "loadgroup"
         self._measured = config.invocation_params.dir / (self._settings.measured or "")
-        self._asked: dict[str, list[BaselineRequest]] = {}
+        self._requests: dict[str, list[BaselineRequest]] = {}
         self._passed: dict[str, bool] = {}
         self._errors: list[str] = []
         self._files: dict[Path, Contents] = {}
         self.summary: BaselineSummary | None = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take what a test asked for; a test that is run again replaces its own."""
+        """Store the requests of a test. A test that runs again replaces its earlier requests."""
         test = without_group(report.nodeid, grouped=self._grouped)
         if report.when == "setup":
-            self._asked.pop(test, None)
+            self._requests.pop(test, None)
             self._passed[test] = False
         if report.when == "call":
             self._passed[test] = report.passed
         if report.failed:
-            # In whatever phase; and in none where a worker of xdist has crashed.
+            # In any phase, and without a phase after the crash of an xdist worker.
             self._passed[test] = False
-        asked = getattr(report, "trainability_asked", [])
-        if asked:
-            self._asked[test] = [BaselineRequest(**plain) for plain in asked]
+        requests = getattr(report, "trainability_baseline_requests", [])
+        if requests:
+            self._requests[test] = [BaselineRequest.from_plain(plain) for plain in requests]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take what a worker of xdist has collected."""
+        """Take over the tests and modules that a worker of xdist has collected."""
         self._collected.read_worker(node)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write, before the terminal reports, and let the session fail where that was not possible."""
-        if not (self._settings.prune or self._asked or self._collected.modules):
+        """Write before the terminal reports, and fail the session if writing or pruning was not possible."""
+        if not (self._settings.prune or self._requests or self._collected.modules):
             return
         refused = self._finish()
         if (self._errors or refused) and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _finish(self) -> bool:
-        """Write and prune, and sum it up.
+        """Write, prune and fill the summary.
 
         Returns:
-            Whether pruning was asked for and refused.
+            Whether pruning was requested and refused.
         """
         from ..records.reports import BaselineSummary
 
         written = tuple(self._write())
         if self._settings.measured is not None:
-            self._leave_measured()
-        partial = tuple(self._partial()) if self._settings.prune else ()
+            self._write_measured()
+        partial_session = tuple(self._partial()) if self._settings.prune else ()
         unused, forgotten = list(self._unused()), self._forgotten()
         renamed = [self._renamed(*entry) for entry in unused]
-        pruned = self._settings.prune and not partial and not self._errors
+        pruned = self._settings.prune and not partial_session and not self._errors
         if pruned:
             self._prune(unused, forgotten)
         self.summary = BaselineSummary(
             written=written,
-            withheld=tuple(test for test, asked in sorted(self._asked.items()) if self._is_withheld(test, asked)),
+            withheld=tuple(sorted(filter(self._is_withheld, self._requests))),
             unused=tuple((self._shown(path), f"{t} › {n}", new) for (path, t, n), new in zip(unused, renamed)),
             forgotten=tuple(map(self._shown, forgotten)),
-            stale=tuple(sorted({a.recorded_with for a in self._all() if a.recorded_with and a.status == "same"})),
+            stale=tuple(sorted({r.recorded_with for r in self._all() if r.recorded_with and r.status == "same"})),
             pruned=pruned,
-            partial=partial,
+            partial=partial_session,
             errors=tuple(self._errors),
         )
         return self._settings.prune and not pruned
 
     def _all(self) -> Iterator[BaselineRequest]:
-        for asked in self._asked.values():
-            yield from asked
+        for requests in self._requests.values():
+            yield from requests
 
     def _shown(self, path: Path) -> str:
         return os.path.relpath(path, self._root)
@@ -124,40 +125,43 @@ class BaselineWriter:
     # Writing ----------------------------------------------------------------------------------------------------------
 
     def _write(self) -> Iterator[tuple[str, int, int]]:
-        """Write what is to be recorded or updated of tests that passed, and tell how many of each in which file."""
-        passed = (asked for test, entries in self._asked.items() if self._passed[test] for asked in entries)
-        for path, entries in _by_path(asked for asked in passed if asked.is_to_write):
-            if self._change(path, lambda contents, entries=entries: _with(contents, entries)):  # type: ignore[misc]
-                recorded = sum(asked.status == "recorded" for asked in entries)
-                yield self._shown(path), recorded, len(entries) - recorded
+        """Write the new and updated entries of tests that passed; yield each file with the numbers of both."""
+        passed = (request for test, requests in self._requests.items() if self._passed[test] for request in requests)
+        for path, requests in _by_path(request for request in passed if request.is_to_write):
+            if self._change(path, partial(_with, requests)):
+                recorded = sum(request.status == "recorded" for request in requests)
+                yield self._shown(path), recorded, len(requests) - recorded
 
-    def _is_withheld(self, test: str, asked: Iterable[BaselineRequest]) -> bool:
-        """Whether something of a test was not written, as the test did not pass."""
-        return not self._passed[test] and any(one.is_to_write for one in asked)
+    def _is_withheld(self, test: str) -> bool:
+        """Whether entries of a test were not written because the test did not pass."""
+        return not self._passed[test] and any(request.is_to_write for request in self._requests[test])
 
-    def _leave_measured(self) -> None:
-        """Write all that was measured, changed or not, where ``accept`` and ``compare`` read it."""
-        for path, entries in _by_path(self._all()):
+    def _write_measured(self) -> None:
+        """Write all measured entries, changed or not, into the folder that ``accept`` and ``compare`` read."""
+        for path, requests in _by_path(self._all()):
             relative = self._shown(path)
-            if relative.startswith(os.pardir):
-                self._errors.append(f"{path}: only baselines below {self._root} can be left in {self._measured}.")
-                continue
             target = self._measured / relative
-            if target.resolve() == path.resolve():
+            if relative.startswith(os.pardir):
+                self._errors.append(f"{path}: {self._measured} can hold only baselines below {self._root}.")
+            elif target.resolve() == path.resolve():
                 self._errors.append(
-                    f"{path}: --trainability-measured must name a folder of its own, or what is recorded would be lost. Got "
+                    f"{path}: --trainability-measured must name a separate folder, or the recorded numbers would be lost. Got "
                     f"{self._settings.measured!r}, which is the root."
                 )
-                continue
-            try:
-                target.parent.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                self._errors.append(f"{target}: what was measured could not be written. {error}.")
-                continue
-            self._change(target, lambda _, entries=entries: _with({}, entries))  # type: ignore[misc]
+            elif self._make_folder(target):
+                self._change(target, partial(_only, requests))
+
+    def _make_folder(self, target: Path) -> bool:
+        """Make the folder of a test module, or note the reason why this is not possible."""
+        try:
+            target.parent.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._errors.append(f"{target}: the measured numbers could not be written. {error}.")
+            return False
+        return True
 
     def _change(self, path: Path, change: Callable[[Contents], Contents]) -> bool:
-        """Change a file, or note why it could not be."""
+        """Change a file, or note the reason why this is not possible."""
         from ..checks.baseline_files import change_baselines
         from ..errors import BaselineError
 
@@ -168,33 +172,33 @@ class BaselineWriter:
             return False
         return True
 
-    # What nobody asks for ---------------------------------------------------------------------------------------------
+    # Unused entries ---------------------------------------------------------------------------------------------------
 
     def _partial(self) -> Iterator[str]:
-        """Say why this session cannot tell all that is unused."""
-        gone = len(self._collected.measuring.keys() - self._collected.selected)
-        if gone:
-            yield f"{gone} deselected"
+        """Yield the reasons why this session cannot find all unused entries."""
+        deselected = len(self._collected.measuring.keys() - self._collected.selected)
+        if deselected:
+            yield f"{deselected} deselected"
         not_passed = sum(not self._passed.get(test, False) for test in self._collected.selected)
         if not_passed:
             yield f"{not_passed} skipped, failed or not run"
 
     def _unused(self) -> Iterator[tuple[Path, str, str]]:
-        """Name the entries whose test is gone from its module, or has passed without asking for them."""
+        """Yield file, test and name of each entry whose test does not exist, or has passed without a request for it."""
         from ..checks.baseline_files import baseline_path
 
-        asked = {(one.path, one.test, one.name) for one in self._all()}
+        requested = {(request.path, request.test, request.name) for request in self._all()}
         for module in sorted(self._collected.modules) if not self._narrowing else []:
             path = baseline_path(module)
             contents = self._read(path)
             outcomes = self._outcomes(module) if contents else {}
             entries = ((test, name) for test, names in contents.items() for name in names)
             for test, name in sorted(entries):
-                if outcomes.get(test, True) and (str(path), test, name) not in asked:
+                if outcomes.get(test, True) and (path, test, name) not in requested:
                     yield path, test, name
 
     def _read(self, path: Path) -> Contents:
-        """Read a file once, after it was written. One that cannot be read has failed the tests that need it already."""
+        """Read a file once, after it was written. An unreadable file has already failed the tests that use it."""
         from ..checks.baseline_files import read_baselines
         from ..errors import BaselineError
 
@@ -208,12 +212,12 @@ class BaselineWriter:
         return self._files[path]
 
     def _outcomes(self, module: Path) -> dict[str, bool]:
-        """Return the tests of a module that measure, and whether each has passed."""
+        """Return whether each measuring test of a module has passed."""
         tests = (test for test, path in self._collected.measuring.items() if path == module)
         return {test.partition("::")[2]: self._passed.get(test, False) for test in tests}
 
     def _forgotten(self) -> list[Path]:
-        """Return the baselines beside collected modules whose own module is gone."""
+        """Return the baseline files, next to collected modules, whose test module does not exist."""
         from ..checks.baseline_files import FOLDER, module_of
 
         folders = {module.parent for module in self._collected.modules}
@@ -221,36 +225,43 @@ class BaselineWriter:
         return sorted(path for path in files if not module_of(path).exists())
 
     def _renamed(self, path: Path, test: str, name: str) -> str:
-        """Return the entry without a baseline that has the very numbers of an unused one."""
+        """Return the entry without a baseline that has the same numbers as an unused entry of the same file."""
         from ..checks.baseline_files import entry_to_plain
 
+        # As plain data, in which NaN equals NaN.
         old = [entry_to_plain(entry)["measures"] for entry in self._read(path).get(test, {}).get(name, {}).values()]
-        new = (asked for asked in self._all() if asked.path == str(path) and asked.status in {"missing", "recorded"})
-        return next((f"{asked.test} › {asked.name}" for asked in new if asked.entry["measures"] in old), "")
+        new = (r for r in self._all() if r.path == path and r.status in {"missing", "recorded"})
+        return next((f"{r.test} › {r.name}" for r in new if entry_to_plain(r.entry)["measures"] in old), "")
 
-    def _prune(self, unused: Sequence[tuple[Path, str, str]], forgotten: Sequence[Path]) -> None:
+    def _prune(self, unused: Collection[tuple[Path, str, str]], forgotten: Iterable[Path]) -> None:
         for path in {path for path, _, _ in unused}:
-            gone = {(test, name) for where, test, name in unused if where == path}
-            self._change(path, lambda contents, gone=gone: _without(contents, gone))  # type: ignore[misc]
+            self._change(path, partial(_without, {(test, name) for where, test, name in unused if where == path}))
         for path in forgotten:
-            self._change(path, lambda _: {})
+            self._change(path, partial(_only, []))
 
 
-def _by_path(asked: Iterable[BaselineRequest]) -> Iterator[tuple[Path, list[BaselineRequest]]]:
-    found: dict[str, list[BaselineRequest]] = {}
-    for one in asked:
-        found.setdefault(one.path, []).append(one)
-    return ((Path(path), entries) for path, entries in sorted(found.items()))
+def _by_path(requests: Iterable[BaselineRequest]) -> Iterator[tuple[Path, list[BaselineRequest]]]:
+    found: dict[Path, list[BaselineRequest]] = {}
+    for request in requests:
+        found.setdefault(request.path, []).append(request)
+    return iter(sorted(found.items()))
 
 
-def _with(contents: Contents, entries: Iterable[BaselineRequest]) -> Contents:
-    from ..checks.baseline_files import entry_from_plain, with_entry
+def _with(requests: Iterable[BaselineRequest], contents: Contents) -> Contents:
+    """Return the contents of a file with the requested entries."""
+    from ..checks.baseline_files import with_entry
 
-    for asked in entries:
-        contents = with_entry(contents, asked.test, asked.name, entry_from_plain(asked.entry))
+    for request in requests:
+        contents = with_entry(contents, request.test, request.name, request.entry)
     return contents
 
 
-def _without(contents: Contents, gone: set[tuple[str, str]]) -> Contents:
-    kept = {t: {n: entries for n, entries in names.items() if (t, n) not in gone} for t, names in contents.items()}
+def _only(requests: Iterable[BaselineRequest], contents: Contents) -> Contents:
+    """Return the requested entries in place of the contents of a file."""
+    return _with(requests, {})
+
+
+def _without(unused: set[tuple[str, str]], contents: Contents) -> Contents:
+    """Return the contents of a file without unused entries, which are given by test and name."""
+    kept = {t: {n: entries for n, entries in names.items() if (t, n) not in unused} for t, names in contents.items()}
     return {test: names for test, names in kept.items() if names}

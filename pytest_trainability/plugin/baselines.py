@@ -1,10 +1,11 @@
-"""``check_baseline()`` in a test: what the committed file says of it, and what the mode makes of that."""
+"""``check_baseline()`` in a test: the comparison with the committed file, and the status that the mode gives it."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -13,42 +14,60 @@ from .options import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from ..checks.baseline_files import Contents
     from ..checks.baselines import Entry
-    from ..records.reports import BaselineRecord
+    from ..records.reports import BaselineChange, BaselineRecord
 
-__all__ = ["BASELINE_REQUESTS", "BASELINES", "BaselineRequest", "Baselines"]
+__all__ = ["BASELINES", "BASELINE_REQUESTS", "BaselineRequest", "Baselines"]
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineRequest:
-    """What a test has asked a baseline for: it travels with the test's report as plain data."""
+    """One entry that a test has compared with its baseline. It travels to the writing process with the test's report."""
 
-    path: str
+    path: Path
+    """The baseline file of the test module."""
     test: str
+    """The test in the file: its node id without the module."""
     key: str
-    """Of the measurement in the test, unlike that of any other."""
+    """Identifies the measurement within the test."""
     name: str
-    """Of the measurement in the file."""
+    """Name of the measurement in the file."""
     status: str
-    entry: dict[str, Any]
-    """What was measured, as a file holds it."""
+    """Result of the comparison, as in :class:`~pytest_trainability.records.reports.BaselineRecord`."""
+    entry: Entry
+    """The measured numbers."""
     recorded_with: str
-    """Version of torch of the baseline, where it is another."""
+    """Version of torch of the baseline if it is another one, else empty."""
 
     @property
     def is_to_write(self) -> bool:
-        """Whether the file shall hold what was measured."""
+        """Whether the entry is to be written into the file."""
         return self.status in {"recorded", "updated"}
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return dictionaries, lists, strings and numbers, which xdist can send to another process."""
+        from ..checks.baseline_files import entry_to_plain
+        from ..records.reports import plain
+
+        fields = {name: getattr(self, name) for name in ("test", "key", "name", "status", "recorded_with")}
+        found: dict[str, Any] = plain({**fields, "path": str(self.path), "entry": entry_to_plain(self.entry)})
+        return found
+
+    @classmethod
+    def from_plain(cls, given: Mapping[str, Any]) -> BaselineRequest:
+        """Rebuild a request from the result of :meth:`to_plain`. Its numbers are rounded as in a file."""
+        from ..checks.baseline_files import entry_from_plain
+
+        return cls(**{**given, "path": Path(given["path"]), "entry": entry_from_plain(given["entry"])})
 
 
 BASELINE_REQUESTS = pytest.StashKey[list[BaselineRequest]]()
 
 
 class Baselines:
-    """The files of this session, read once each. Only the controller writes: see :mod:`.baseline_writer`."""
+    """The baseline files of this session, each read once. Only the controller writes: see :mod:`.baseline_writer`."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._mode = config.stash[SETTINGS].baseline
@@ -58,52 +77,36 @@ class Baselines:
     def check(
         self, item: pytest.Item, command: str, key: str, name: str, entry: Entry, tolerances: Mapping[str, float]
     ) -> BaselineRecord:
-        """Compare an entry of a test with its baseline.
+        """Compare an entry of a test with its baseline, and note the request for the test's report.
 
         Args:
             item: The test.
-            command: That repeats it.
-            key: Of the measurement in the test, unlike that of any other.
-            name: Of the measurement in the file.
-            entry: What was measured.
-            tolerances: By measure.
+            command: Command that repeats the test.
+            key: Identifies the measurement within the test.
+            name: Name of the measurement in the file.
+            entry: The measured numbers.
+            tolerances: Tolerances of the comparison, by measure.
 
         Raises:
             BaselineError: The file cannot be read.
-            UsageError: Another measurement of the test has this name.
+            UsageError: Another measurement of the test has the same name.
         """
-        from ..checks.baseline_files import baseline_path, entry_to_plain
+        from ..checks.baseline_files import baseline_path
         from ..checks.baselines import compare
-        from ..errors import UsageError
-        from ..records.reports import BaselineRecord
 
-        if any(asked.name == name and asked.key != key for asked in item.stash[BASELINE_REQUESTS]):
-            msg = (
-                f"each baseline of a test must have a name of its own. Two measurements of {item.nodeid} are called "
-                f"{name!r}: give one another with name=."
-            )
-            raise UsageError(msg)
-        path = baseline_path(item.path)
-        test = node_id(item).partition("::")[2]
+        requests = item.stash[BASELINE_REQUESTS]
+        if any(request.name == name and request.key != key for request in requests):
+            _refuse_name(item, name)
+        path, test = baseline_path(item.path), node_id(item).partition("::")[2]
         old = self._find(path, test, name, entry)
         changes = () if old is None else compare(old, entry, tolerances)
-        stale = old is not None and old.environment.get("torch") != entry.environment["torch"]
-        status = self._status(entry, old, changed=bool(changes), stale=stale)
-        torch = old.environment.get("torch", "an unknown version") if stale and old is not None else ""
-        item.stash[BASELINE_REQUESTS].append(BaselineRequest(str(path), test, key, name, status, entry_to_plain(entry), torch))
-        mode = "new" if status == "missing" else "update"
-        return BaselineRecord(
-            status=status,  # type: ignore[arg-type]
-            file=os.path.relpath(path, self._root),
-            entry=f"{test} › {name} › {entry.key}",
-            changes=changes,
-            recorded_with="" if old is None else ", ".join(_differences(old, entry)),
-            command=f"{command} --trainability-baseline={mode}",
-            measures=tuple(entry.measures),
-        )
+        torch = "" if old is None else _other_torch(old, entry)
+        status = self._status(entry, old, changed=bool(changes), other_torch=bool(torch))
+        requests.append(BaselineRequest(path, test, key, name, status, entry, torch))
+        return self._record(requests[-1], command, old, changes)
 
     def _find(self, path: Path, test: str, name: str, entry: Entry) -> Entry | None:
-        """Return the entry to compare with; what shall be recorded is compared with its own environment's only."""
+        """Return the baseline of an entry. Modes that write look in the environment of the entry only."""
         from ..checks.baseline_files import read_baselines
         from ..checks.baselines import find_entry
 
@@ -112,16 +115,50 @@ class Baselines:
         known = self._files[path].get(test, {}).get(name, {})
         return find_entry(known, entry) if self._mode == "check" else known.get(entry.key)
 
-    def _status(self, entry: Entry, old: Entry | None, *, changed: bool, stale: bool) -> str:
+    def _status(self, entry: Entry, old: Entry | None, *, changed: bool, other_torch: bool) -> str:
         if old is None:
             return "missing" if self._mode == "check" else "recorded"
-        if self._mode == "update" and (changed or stale or old.seeds != entry.seeds):
+        if self._mode == "update" and (changed or other_torch or old.seeds != entry.seeds):
             return "updated"
         return "changed" if changed else "same"
 
+    def _record(
+        self, request: BaselineRequest, command: str, old: Entry | None, changes: tuple[BaselineChange, ...]
+    ) -> BaselineRecord:
+        """Return the record of a comparison for the test's report."""
+        from ..records.reports import BaselineRecord
+
+        mode = "new" if request.status == "missing" else "update"
+        return BaselineRecord(
+            status=request.status,  # type: ignore[arg-type]
+            file=os.path.relpath(request.path, self._root),
+            entry=f"{request.test} › {request.name} › {request.entry.key}",
+            changes=changes,
+            recorded_with="" if old is None else ", ".join(_differences(old, request.entry)),
+            command=f"{command} --trainability-baseline={mode}",
+            measures=tuple(request.entry.measures),
+        )
+
+
+def _refuse_name(item: pytest.Item, name: str) -> NoReturn:
+    """Refuse a second baseline of the same name in one test."""
+    from ..errors import UsageError
+
+    msg = (
+        f"the baselines of a test must have different names. Two measurements of {item.nodeid} have the name {name!r}: "
+        "pass name= to one of them."
+    )
+    raise UsageError(msg)
+
+
+def _other_torch(old: Entry, new: Entry) -> str:
+    """Return the version of torch that recorded the baseline, if it is not the current version."""
+    version = old.environment.get("torch", "an unknown version")
+    return "" if version == new.environment["torch"] else version
+
 
 def _differences(old: Entry, new: Entry) -> list[str]:
-    """Return what was otherwise when the baseline was recorded."""
+    """Return the conditions of the baseline that differ from the current ones."""
     before, after = ({**entry.environment, **entry.conditions, "threads": ""} for entry in (old, new))
     found = [f"{name} {value}" for name, value in before.items() if value != after.get(name)]
     if old.seeds != new.seeds:

@@ -1,4 +1,4 @@
-"""What a session has collected, and what keeps tests of it from running."""
+"""The tests and modules that a session has collected, and the options that leave tests out."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _NARROWING = {
 
 
 class Collected:
-    """Test modules that could be imported, tests that measure, and which of them were left to run."""
+    """Test modules that could be imported, tests that measure, and the tests among them that were selected to run."""
 
     def __init__(self) -> None:
         self.modules: set[Path] = set()
         self.measuring: dict[str, Path] = {}
-        """Module by node id, of every test that measures, before anything deselects it."""
+        """Module of every test that measures, by node id, including deselected tests."""
         self.selected: set[str] = set()
 
     def add_module(self, path: Path) -> None:
@@ -39,16 +39,16 @@ class Collected:
         self.modules.add(path)
 
     def add_test(self, item: pytest.Item) -> None:
-        """Note a test, if it measures."""
+        """Note a test if it measures."""
         if item.get_closest_marker(MARKER) is not None:
             self.measuring[item.nodeid] = item.path
 
     def select(self, items: Sequence[pytest.Item]) -> None:
-        """Note what is left to run, whoever took the rest away."""
+        """Note the tests that are left after all plugins have deselected tests."""
         self.selected = {node_id(item) for item in items} & self.measuring.keys()
 
     def to_plain(self) -> dict[str, Any]:
-        """Return what the controller of xdist, which collects nothing, wants to know: of folders with baselines."""
+        """Return plain data for the xdist controller, which collects nothing; modules need a folder of baselines."""
         from ..checks.baseline_files import FOLDER
 
         return {
@@ -58,7 +58,7 @@ class Collected:
         }
 
     def read_worker(self, node: Any) -> None:
-        """Take over what a worker of xdist has collected; one that crashed has nothing to say, but all collect the same."""
+        """Take over the collection of an xdist worker. A crashed worker sends nothing, but all workers collect the same tests."""
         plain: Mapping[str, Any] | None = getattr(node, "workeroutput", {}).get(_OUTPUT)
         if plain:
             self.modules |= {Path(path) for path in plain["modules"]}
@@ -70,7 +70,7 @@ COLLECTED = pytest.StashKey[Collected]()
 
 
 def send_collected(config: pytest.Config) -> None:
-    """In a worker of xdist, let the controller know what was collected."""
+    """In a worker of xdist, send the collected tests to the controller."""
     if hasattr(config, "workeroutput"):
         config.workeroutput[_OUTPUT] = config.stash[COLLECTED].to_plain()
 
@@ -81,11 +81,11 @@ def node_id(item: pytest.Item) -> str:
 
 
 def without_group(nodeid: str, *, grouped: bool) -> str:
-    """Take away what ``--dist loadgroup`` appends to node ids in the workers, before pytest 9.2."""
+    """Remove the group that ``--dist loadgroup`` appends to node ids in the workers, with pytest before 9.2."""
     return nodeid.rpartition("@")[0] if grouped and nodeid.rfind("@") > nodeid.rfind("]") else nodeid
 
 
 def narrowing_options(config: pytest.Config) -> list[str]:
-    """Return the options of this session that keep some tests of a module from running."""
+    """Return the options of this session that leave out some tests of a module."""
     given = [option for option, name in _NARROWING.items() if config.getoption(name, None)]
     return [*given, *(["a node id"] if any("::" in str(argument) for argument in config.args) else [])]

@@ -1,4 +1,4 @@
-"""Which tests measure, and whether their markers can be used."""
+"""The markers of tests that measure: bounds, settings and tolerances, and their validation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MARKER",
     "MEASURING",
-    "bounded_on_the_command_line",
+    "bounded_on_command_line_only",
     "bounds_of",
     "mark_users",
     "marker_settings",
@@ -42,10 +42,10 @@ def mark_users(item: pytest.Item) -> None:
 
 
 def validate_markers(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
-    """Check every bound and setting that a test is subject to.
+    """Validate every bound, setting and tolerance that applies to a test.
 
     Raises:
-        pytest.UsageError: A marker or setting names no measure, is no bound or cannot be used.
+        pytest.UsageError: A measure is unknown, or a bound, setting or tolerance is invalid.
     """
     from ..errors import UsageError
 
@@ -73,10 +73,10 @@ _WORKER_ERROR = "trainability_usage_error"
 
 
 def usage_error_of_worker(node: Any) -> None:
-    """Raise what a worker of xdist refused; by itself it would be reported as an internal error.
+    """Raise the usage error of an xdist worker, which xdist would report as an internal error.
 
     Raises:
-        pytest.UsageError: The worker's.
+        pytest.UsageError: The worker has refused a marker or setting.
     """
     message = getattr(node, "workeroutput", {}).get(_WORKER_ERROR)
     if message:
@@ -84,15 +84,15 @@ def usage_error_of_worker(node: Any) -> None:
 
 
 def refuse_unmeasured(item: pytest.Item, *, judged: bool) -> None:
-    """Fail a test whose own marker has bounds that were judged on nothing.
+    """Fail a test whose own marker has bounds if no model was judged.
 
-    Markers of classes and modules may stand above tests that do not measure.
+    Markers of classes and modules may also apply to tests that do not measure.
     """
     own = [marker for marker in item.own_markers if marker.name == MARKER]
     if not judged and any(_is_bound(name) or name == _PRESET for marker in own for name in marker.kwargs):
         pytest.fail(
-            "the bounds of the trainability marker must be judged on a model. This test measured none: take the fixture "
-            "as an argument and call trainability(model, inputs); what a sweep returns has a check() of its own.",
+            "the bounds of the trainability marker must be judged on a model. This test has measured no model. Take the fixture "
+            "as an argument and call trainability(model, inputs); for a size sweep, call check() of its result.",
             pytrace=False,
         )
 
@@ -111,7 +111,7 @@ _ARGUMENTS = {
     "train",
     "warmup",
 }
-"""Of the fixture, which a marker cannot hold."""
+"""Arguments of the fixture, which a marker cannot set."""
 
 
 def _is_bound(name: str) -> bool:
@@ -120,10 +120,10 @@ def _is_bound(name: str) -> bool:
 
 
 def bounds_of(item: pytest.Item) -> dict[str, Bound]:
-    """Return the bounds of a test by measure: nearest marker first, then command line, then ini file, then a preset's.
+    """Return the bounds of a test by measure. The nearest marker wins, then command line, ini file and preset.
 
     Raises:
-        BoundError: A name is no measure or a value no bound; the message says where it stands.
+        BoundError: A measure is unknown, or a value is not a bound; the message names the place.
     """
     from ..checks.bounds import as_bound
     from ..checks.presets import find_preset
@@ -145,18 +145,18 @@ def bounds_of(item: pytest.Item) -> dict[str, Bound]:
     return found
 
 
-def bounded_on_the_command_line(item: pytest.Item) -> frozenset[str]:
-    """Return the measures that this session bounds, and neither a marker nor the ini file does."""
+def bounded_on_command_line_only(item: pytest.Item) -> frozenset[str]:
+    """Return the measures that the command line bounds, and neither a marker nor the ini file."""
     settings = item.config.stash[SETTINGS]
     marked = {name for marker in item.iter_markers(MARKER) for name in marker.kwargs}
     return frozenset(settings.bounds) - settings.bounded_in_ini - marked
 
 
 def marker_settings(item: pytest.Item) -> dict[str, Any]:
-    """Return ``seeds``, ``device``, ``dtype`` and ``preset`` that markers set, the nearest winning.
+    """Return the values of ``seeds``, ``device``, ``dtype`` and ``preset`` that markers set. The nearest marker wins.
 
     Raises:
-        UsageError: One cannot be used; the message names the test.
+        UsageError: A value is invalid; the message names the test.
     """
     from ..errors import UsageError
 
@@ -171,18 +171,18 @@ def marker_settings(item: pytest.Item) -> dict[str, Any]:
                     raise UsageError(msg) from None
             elif name in _ARGUMENTS:
                 msg = (
-                    f"the marker of {item.nodeid} must have bounds and {', '.join(_MARKER_SETTINGS)}. {name!r} is an argument of "
-                    f"the fixture: trainability(model, inputs, {name}={value!r})."
+                    f"the marker of {item.nodeid} can set bounds, {', '.join(_MARKER_SETTINGS)} and {_TOLERANCES}. "
+                    f"{name!r} is an argument of the fixture: trainability(model, inputs, {name}={value!r})."
                 )
                 raise UsageError(msg)
     return found
 
 
 def tolerances_of(item: pytest.Item) -> dict[str, float]:
-    """Return by how much measures may differ from their baselines: nearest marker first, then command line, then ini file.
+    """Return the tolerances of comparisons with the baseline. The nearest marker wins, then command line and ini file.
 
     Raises:
-        UsageError: A name is no measure or a value no number; the message says where it stands.
+        UsageError: A measure is unknown, or a value is not a tolerance; the message names the place.
     """
     from ..checks.tolerances import as_tolerance
     from ..errors import UsageError

@@ -1,7 +1,7 @@
-"""What another machine has measured, compared with the committed baselines and accepted without running it again.
+"""Compare numbers that another machine has measured with the committed baselines, or accept them, without measuring again.
 
-A session with ``--trainability-measured=FOLDER`` leaves all that ``check_baseline()`` measured there, in the format of the
-baselines and under the paths that they have below the root. A job of continuous integration keeps the folder as an artifact.
+A session with ``--trainability-measured=FOLDER`` writes all numbers of ``check_baseline()`` into the folder, in the format of the
+baselines and under their paths relative to the root. A job of continuous integration keeps the folder as an artifact.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,26 +24,26 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 DIFFERS, CANNOT = 1, 2
-"""Exit statuses: something has changed or is new; something cannot be used."""
+"""Exit statuses: an entry has changed or is new; a file, folder or tolerance cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One entry that is not what its baseline says, or has none."""
+    """One entry that differs from its baseline, or has no baseline."""
 
     test: str
     name: str
     entry: Entry
     changes: tuple[BaselineChange, ...]
-    """Empty where there is no baseline."""
+    """Empty if there is no baseline."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        Exit status: 0 where nothing differs or all was accepted, 1 where ``compare`` finds a difference, 2 where a file,
-        folder or tolerance cannot be used; then nothing has been written.
+        Exit status: 0 if nothing differs or everything was accepted, 1 if ``compare`` finds a difference, 2 if a file, folder
+        or tolerance cannot be used. In the last case nothing is written.
     """
     from ..errors import TrainabilityError
 
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path, differences in found.items():
             _print(os.path.relpath(path, options.root), differences)
         if not found:
-            print("Nothing has changed by these tolerances; --tolerances sets others, such as tests have of their own.")
+            print(
+                "Nothing has changed by these tolerances. If your tests set other tolerances, pass them with --tolerances."
+            )
         if options.command == "compare":
             return DIFFERS if found else 0
         for path, differences in found.items():
@@ -67,11 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pytest_trainability", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
-        ("compare", "Print what differs from the committed baselines, old → new. Exit status 1 where something does."),
-        ("accept", "Put what differs in the place of the committed baselines."),
+        ("compare", "Print the differences from the committed baselines, old → new. Exit status 1 if there are any."),
+        ("accept", "Replace the committed baselines that differ by the measured ones."),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("measured", type=Path, help="Folder that --trainability-measured has filled.")
+        command.add_argument("measured", type=Path, help="Folder written by --trainability-measured.")
         command.add_argument(
             "--root", type=Path, default=Path(), help="Root of the project (default: the current folder)."
         )
@@ -80,13 +83,13 @@ def _parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar="TOLERANCE",
-            help="By how much a measure may differ, such as 'log_gain = 0.5'. May be given several times.",
+            help="Tolerance of a measure, such as 'log_gain = 0.5'. May be given several times.",
         )
     return parser
 
 
 def _differences(options: argparse.Namespace) -> Iterator[tuple[Path, list[Difference]]]:
-    """Compare every file of the folder with the one of the same path below the root."""
+    """Compare every file of the folder with the file of the same relative path below the root."""
     from ..checks.baseline_files import read_baselines
 
     tolerances = _tolerances(options.tolerances)
@@ -94,7 +97,7 @@ def _differences(options: argparse.Namespace) -> Iterator[tuple[Path, list[Diffe
     if not files:
         from ..errors import UsageError
 
-        msg = f"{options.measured} must hold what a session with --trainability-measured has left. There is no baseline in it."
+        msg = f"{options.measured} must be a folder written by a session with --trainability-measured. It holds no baseline."
         raise UsageError(msg)
     for relative in files:
         target = _target(options.root, relative)
@@ -103,7 +106,7 @@ def _differences(options: argparse.Namespace) -> Iterator[tuple[Path, list[Diffe
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the baselines in a folder, by their paths in it; links are not followed."""
+    """Return the paths of the baselines in a folder, relative to it. Links are not followed."""
     from ..checks.baseline_files import FOLDER
 
     found = []
@@ -114,10 +117,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _target(root: Path, relative: Path) -> Path:
-    """Return where the baseline of a measured file is kept.
+    """Return the path of the committed file for a measured file.
 
     Raises:
-        BaselineError: There is no test module beside it, or it lies outside the root.
+        BaselineError: Its test module does not exist, or lies outside the root.
     """
     from ..checks.baseline_files import module_of
     from ..errors import BaselineError
@@ -125,7 +128,7 @@ def _target(root: Path, relative: Path) -> Path:
     target = root / relative
     module = module_of(target)
     if not module.is_file():
-        msg = f"{relative}: a baseline must stand beside its test module. There is no {module}; is --root right?"
+        msg = f"{relative}: a baseline must have a test module. {module} does not exist. Check --root."
         raise BaselineError(msg)
     if not module.resolve().is_relative_to(root.resolve()):
         msg = f"{relative}: a baseline must lie below {root.resolve()}. {module} leads to {module.resolve()}."
@@ -169,16 +172,14 @@ def _print(file: str, differences: Sequence[Difference]) -> None:
 def _accept(path: Path, differences: Sequence[Difference]) -> None:
     from ..checks.baseline_files import change_baselines
 
-    change_baselines(path, _with(differences))
+    change_baselines(path, partial(_with, differences))
     print(f"{path}: {len(differences)} accepted.")
 
 
-def _with(differences: Sequence[Difference]) -> Callable[[Contents], Contents]:
+def _with(differences: Sequence[Difference], contents: Contents) -> Contents:
+    """Return the contents of a file with the measured entries."""
     from ..checks.baseline_files import with_entry
 
-    def change(contents: Contents) -> Contents:
-        for difference in differences:
-            contents = with_entry(contents, difference.test, difference.name, difference.entry)
-        return contents
-
-    return change
+    for difference in differences:
+        contents = with_entry(contents, difference.test, difference.name, difference.entry)
+    return contents

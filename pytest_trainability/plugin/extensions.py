@@ -1,4 +1,4 @@
-"""What other plugins add: measures, ways to cut a model, and parts of the environment."""
+"""Extensions by other plugins: measures, step choices for models, and keys of the environment of baselines."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _ADDED = pytest.StashKey[list[str]]()
 
 
 def load_measures(config: pytest.Config) -> None:
-    """Ask the plugins for their measures, unless that has been done in this session.
+    """Add the measures of the plugins, once in a session.
 
     Raises:
-        UsageError: One is no measure, or its name is taken; the message names the plugin.
+        UsageError: A plugin returns something else, or the name of a measure is taken; the message names the plugin.
     """
     if _ADDED in config.stash:
         return
@@ -33,7 +33,7 @@ def load_measures(config: pytest.Config) -> None:
     config.stash[_ADDED] = []
     for plugin, measures in _answers(config, "pytest_trainability_measures"):
         if not isinstance(measures, Iterable):
-            msg = f"pytest_trainability_measures of {plugin} must return measures, a list of them. Got {measures!r}."
+            msg = f"pytest_trainability_measures of {plugin} must return a list of measures. Got {measures!r}."
             raise UsageError(msg)
         for measure in measures:
             before = len(MEASURES)
@@ -47,7 +47,7 @@ def load_measures(config: pytest.Config) -> None:
 
 
 def forget_measures(config: pytest.Config) -> None:
-    """Take them away again: another session of the same process may have other plugins."""
+    """Remove the measures that this session has added: another session in the same process may have other plugins."""
     if config.stash.get(_ADDED, []):
         from ..measures import MEASURES
 
@@ -56,15 +56,16 @@ def forget_measures(config: pytest.Config) -> None:
 
 
 def chosen_steps(config: pytest.Config, model: torch.nn.Module) -> Any:
-    """Return how a plugin says that the model is cut; None where none does."""
+    """Return the step choice of a plugin for the model, or None."""
     return config.hook.pytest_trainability_steps(model=model)
 
 
 def added_environment(config: pytest.Config) -> dict[str, str]:
-    """Return what the plugins add to the environment of a baseline.
+    """Return the keys that plugins add to the environment of a baseline.
 
     Raises:
-        UsageError: It is no mapping of texts, or two plugins add the same; the message names the plugin.
+        UsageError: A plugin returns something else than strings by name, or two plugins add the same key; the message names the
+            plugin.
     """
     from ..errors import UsageError
 
@@ -76,14 +77,14 @@ def added_environment(config: pytest.Config) -> dict[str, str]:
             given = {"": answer}
         if any(not isinstance(text, str) or not text for item in given.items() for text in item):
             msg = (
-                f"pytest_trainability_environment of {plugin} must return texts by name, such as {{'kernels': 'flash-2'}}. "
+                f"pytest_trainability_environment of {plugin} must return strings by name, such as {{'kernels': 'flash-2'}}. "
                 f"Got {answer!r}."
             )
             raise UsageError(msg)
         if twice := sorted(given.keys() & found.keys()):
             msg = (
-                f"pytest_trainability_environment of {plugin} must add names of its own. {twice[0]!r} was added by another "
-                "plugin."
+                f"pytest_trainability_environment of {plugin} must add new keys. Another plugin has added {twice[0]!r}. Rename "
+                "one of them."
             )
             raise UsageError(msg)
         found |= given
@@ -91,7 +92,7 @@ def added_environment(config: pytest.Config) -> dict[str, str]:
 
 
 def _answers(config: pytest.Config, hook: str) -> Iterator[tuple[str, Any]]:
-    """Ask one plugin after the other; yield its name and what it returned."""
+    """Call the hook of each plugin; yield the name of the plugin and the result."""
     for implementation in getattr(config.hook, hook).get_hookimpls():
         try:
             answer = implementation.function()

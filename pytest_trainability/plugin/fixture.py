@@ -12,7 +12,7 @@ import pytest
 
 from .baselines import BASELINES
 from .collected import node_id
-from .collection import bounded_on_the_command_line, bounds_of, marker_settings, tolerances_of
+from .collection import bounded_on_command_line_only, bounds_of, marker_settings, tolerances_of
 from .extensions import added_environment, chosen_steps
 from .options import SETTINGS, options_given
 
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
 __all__ = ["JUDGED", "RECORDS", "Trainability", "trainability"]
 
 JUDGED = pytest.StashKey[bool]()
-"""Whether the bounds of a test's marker were judged, on one model at least; a sweep has a check of its own."""
+"""Whether the bounds of a test's marker were judged on at least one model. The result of a size sweep is checked separately."""
 RECORDS = pytest.StashKey["dict[str, CheckRecord]"]()
-"""What a test measured, by the name of the measurement."""
+"""The records of a test, by the name of the measurement."""
 
 
 @pytest.fixture
 def trainability(request: pytest.FixtureRequest) -> Trainability:
-    """Measure how trainable a model is at initialization.
+    """Measures how trainable a model is at initialization.
 
-    Call it as ``trainability(model, inputs)``: it returns a measurement, after judging the bounds of the test's marker.
+    ``trainability(model, inputs)`` judges the bounds of the test's marker and returns the measurement.
     """
     return Trainability(request.node)
 
 
 class Trainability:
-    """Measures models on behalf of one test."""
+    """Measures the models of one test; the type of the fixture ``trainability``."""
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
@@ -72,7 +72,7 @@ class Trainability:
         try:
             measurement = measure_in(self._context(Context, given.get("name")), model, inputs, until=bounds, **given)
         except TrainabilityError as error:
-            # What went wrong stands in the message and, where the model raised, in the cause; the way there does not help.
+            # The message describes the error, and the cause has the traceback of the model; frames of this package do not help.
             raise error.with_traceback(None) from error.__cause__
         self._item.stash[JUDGED] = True
         if bounds:
@@ -84,7 +84,7 @@ class Trainability:
     ) -> Scaling:
         """Measure models of several widths; the arguments are those of :func:`pytest_trainability.width_sweep`.
 
-        Bounds of the marker, the command line and the ini file are for single models and not judged here.
+        Bounds of the marker, the command line and the ini file apply to single models. They are not judged here.
         """
         __tracebackhide__ = True
         return self._sweep("width", build, widths, inputs, arguments)
@@ -120,10 +120,10 @@ class Trainability:
         return {**given, **set_elsewhere, "name": None if given.get("name") is None else plain(given["name"])}
 
     def _context(self, context: Callable[..., Any], name: str | None) -> Any:
-        """Number the measurements of a test, and listen to their records."""
+        """Return the context of a measurement: its name within the test, the settings, and the receivers of its results."""
         records = self._item.stash.setdefault(RECORDS, {})
         if getattr(getattr(self._item, "obj", None), "is_hypothesis_test", False):
-            # One line for all examples: that of the last, which is the smallest that fails where one does.
+            # One line for all examples. The last example is the smallest failing one, if any fails.
             key = name or ""
         else:
             key = name or (f"measurement {len(records) + 1}" if records else "")
@@ -146,14 +146,14 @@ class Trainability:
             confidence=settings.confidence,
             reproduce=command,
             tolerances=tolerances_of(self._item),
-            bounded_on_command_line_only=bounded_on_the_command_line(self._item),
+            bounded_on_command_line_only=bounded_on_command_line_only(self._item),
             choose_steps=partial(chosen_steps, self._item.config),
             environment=partial(added_environment, self._item.config),
             baseline=partial(self._item.config.stash[BASELINES].check, self._item, command, key),
         )
 
     def _command(self) -> str:
-        """Return the command that runs this test alone, from where this session was started."""
+        """Return the command that runs this test alone, from the folder in which this session was started."""
         config = self._item.config
         _, separator, name = node_id(self._item).partition("::")
         file = os.path.relpath(self._item.path, config.invocation_params.dir)
@@ -161,5 +161,5 @@ class Trainability:
 
 
 def _first(*values: Any) -> Any:
-    """Return the first value that was given."""
+    """Return the first value that is not None."""
     return next((value for value in values if value is not None), None)

@@ -1,7 +1,7 @@
 """Hooks by which other plugins extend this one.
 
-A plugin's modules are loaded in every session of its users. Let it import ``pytest_trainability`` and torch inside of the hooks,
-which are called when a test measures.
+pytest loads the modules of a plugin in every session of its users. A plugin should therefore import ``pytest_trainability`` and
+torch inside the hooks, which are called when a test measures.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ __all__ = ["pytest_trainability_environment", "pytest_trainability_measures", "p
 
 @pytest.hookspec
 def pytest_trainability_measures() -> Iterable[Measure]:  # type: ignore[empty-body]
-    """Return measures, which become attributes of every measurement and names for bounds.
+    """Return measures. They become attributes of every measurement and names for bounds.
 
-    It is called once in a session, before the first test that measures.
+    The hook is called once in a session, before the first test that measures.
     """
 
 
 @pytest.hookspec(firstresult=True)
 def pytest_trainability_steps(model: nn.Module) -> str | type[nn.Module] | Sequence[str] | None:
-    """Return how this model is cut into steps, as ``steps=`` takes it, or None to leave that to others.
+    """Return the step choice for this model, a value for ``steps=``, or None to leave the choice to other plugins.
 
-    It is called for every model that is measured without ``steps=``, as built, on its device and in its mode. The first answer
-    that is not None counts.
+    The hook is called for every model that is measured without ``steps=``, as it was built, on its device and in its mode. The
+    first result that is not None counts.
     """
 
 
 @pytest.hookspec
 def pytest_trainability_environment() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Return what else tells environments apart whose numbers differ, such as ``{"kernels": "flash-2"}``.
+    """Return further keys that distinguish environments with different numbers, such as ``{"kernels": "flash-2"}``.
 
-    Baselines are kept by environment: one recorded in another is not compared with. It is called when a test asks for its
-    baseline.
+    Baselines are kept by environment, and numbers are compared within one environment. The hook is called when a test compares
+    with its baseline.
     """

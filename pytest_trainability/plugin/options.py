@@ -19,14 +19,18 @@ PREFIX = "trainability"
 _Value = TypeVar("_Value")
 
 _DECLARED = (
-    ("seeds", "SEEDS", "How many seeds, or which: 8, 0-7 or 0,3,5 (default: 4)."),
-    ("device", "DEVICE", "auto, cpu, cuda, cuda:N or mps (default: auto, which is CUDA where there is one)."),
-    ("dtype", "DTYPE", "Floating type that models and float inputs are cast to (default: as they are)."),
-    ("confidence", "LEVEL", "Confidence of the intervals (default: 0.99)."),
+    ("seeds", "SEEDS", "Number of seeds, or a list of seeds: 8, 0-7 or 0,3,5 (default: 4)."),
+    (
+        "device",
+        "DEVICE",
+        "Device: auto, cpu, cuda, cuda:N or mps (default: auto, which is CUDA if a GPU is available).",
+    ),
+    ("dtype", "DTYPE", "Floating type of models and float inputs (default: unchanged)."),
+    ("confidence", "LEVEL", "Confidence level of the intervals (default: 0.99)."),
     (
         "preset",
         "FAMILY",
-        "Default bounds of a family of models, mlp, cnn, transformer or rnn, beside those that you give (default: none).",
+        "Default bounds for a family of models: mlp, cnn, transformer or rnn. Your own bounds go first (default: no preset).",
     ),
 )
 _BY_MEASURE = (
@@ -38,7 +42,7 @@ _BY_MEASURE = (
     (
         "tolerances",
         "TOLERANCE",
-        "By how much a measure may differ from its baseline, such as 'log_gain = 0.5'.",
+        "Tolerance of the comparison with the baseline, such as 'log_gain = 0.5'.",
     ),
 )
 BASELINE_MODES = ("check", "new", "update")
@@ -46,27 +50,28 @@ BASELINE_MODES = ("check", "new", "update")
 
 @dataclass(frozen=True)
 class Settings:
-    """What command line and ini file say; the command line wins. None where neither says anything."""
+    """The values of the command line and of the ini file. The command line wins; None if neither sets a value."""
 
     seeds: tuple[int, ...] | None
     device: str | None
     dtype: str | None
     confidence: float | None
     preset: str | None
-    """Whose bounds hold where no others are given."""
+    """Name of a set of default bounds."""
     bounds: Mapping[str, tuple[Bound, str]]
-    """By measure: the bound and where it stands."""
+    """Bound by measure, and the option or file that sets it."""
     bounded_in_ini: frozenset[str]
-    """Measures that the ini file bounds, whatever the command line says of them."""
+    """Measures that the ini file bounds, including those that the command line bounds as well."""
     tolerances: Mapping[str, tuple[float, str]]
-    """By measure: the tolerance of comparisons with the baseline, and where it stands."""
+    """Tolerance of the comparison with the baseline by measure, and the option or file that sets it."""
     baseline: str
     """One of :data:`BASELINE_MODES`."""
     prune: bool
+    """Whether to remove baselines that no test uses."""
     measured: str | None
-    """Folder that is to receive what was measured, in the format of the baselines."""
+    """Folder for the measured numbers, in the format of the baselines."""
     require: int
-    """How many checks must run."""
+    """Minimum number of measured models."""
 
 
 SETTINGS = pytest.StashKey[Settings]()
@@ -87,28 +92,28 @@ def declare(parser: pytest.Parser) -> None:
             default=[],
             help=f"{text} May be given several times.",
         )
-        parser.addini(f"{PREFIX}_{name}", f"{text} One a line.", type="linelist", default=[])
+        parser.addini(f"{PREFIX}_{name}", f"{text} One per line.", type="linelist", default=[])
     group.addoption(
         f"--{PREFIX}-baseline",
         dest=f"{PREFIX}_baseline",
         choices=BASELINE_MODES,
         default=BASELINE_MODES[0],
-        help="What check_baseline() does: compare (check, the default), also record what has no baseline yet (new), or "
-        "also replace what has changed (update).",
+        help="Mode of check_baseline(): compare (check, the default), also record missing baselines (new), or also replace "
+        "changed ones (update).",
     )
     group.addoption(
         f"--{PREFIX}-prune",
         dest=f"{PREFIX}_prune",
         action="store_true",
-        help="Remove baselines that no test asks for any more. Refused where not every test has run.",
+        help="Remove baselines that no test uses. Refused if not every test has passed.",
     )
     group.addoption(
         f"--{PREFIX}-measured",
         dest=f"{PREFIX}_measured",
         metavar="FOLDER",
         default=None,
-        help="Write what was measured there, in the format of the baselines, for python -m pytest_trainability "
-        "compare and accept.",
+        help="Write the measured numbers into this folder, in the format of the baselines, for the commands python -m "
+        "pytest_trainability compare and accept.",
     )
     group.addoption(
         f"--{PREFIX}-require",
@@ -116,15 +121,15 @@ def declare(parser: pytest.Parser) -> None:
         metavar="N",
         type=int,
         default=0,
-        help="Fail the session when fewer models were measured.",
+        help="Fail the session if fewer than N models were measured.",
     )
 
 
 def read(config: pytest.Config) -> None:
-    """Read and check the settings.
+    """Read and validate the settings.
 
     Raises:
-        pytest.UsageError: A value cannot be used; the message names the option or the ini file.
+        pytest.UsageError: A value is invalid; the message names the option or the ini file.
     """
     values: dict[str, Any] = {}
     for name, _, _ in _DECLARED:
@@ -145,7 +150,7 @@ def read(config: pytest.Config) -> None:
 
 
 def _folder(given: str | None) -> str | None:
-    """Refuse a folder without a name, such as an empty variable of a shell leaves."""
+    """Refuse a folder without a name, which an empty shell variable produces."""
     if given is not None and not given.strip():
         msg = f"--{PREFIX}-measured must name a folder. Got {given!r}."
         raise pytest.UsageError(msg)
@@ -186,7 +191,7 @@ def _confidence(given: Any) -> float:
 
 
 def _device(given: Any) -> str:
-    """Check the spelling only: which devices are there is known once a model is measured."""
+    """Check the spelling only. Whether the device is available is known when a model is measured."""
     from ..errors import UsageError
 
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(given)):
@@ -212,7 +217,7 @@ PARSERS = {"seeds": _seeds, "device": _device, "dtype": _dtype, "confidence": _c
 
 
 def _bounds(config: pytest.Config) -> dict[str, tuple[Bound, str]]:
-    """Read the bounds, those of the command line over those of the ini file."""
+    """Read the bounds. Those of the command line replace those of the ini file."""
 
     def parse(lines: list[str], where: str) -> dict[str, Bound]:
         from ..checks.bounds import parse_bounds
@@ -223,7 +228,7 @@ def _bounds(config: pytest.Config) -> dict[str, tuple[Bound, str]]:
 
 
 def _tolerances(config: pytest.Config) -> dict[str, tuple[float, str]]:
-    """Read the tolerances, those of the command line over those of the ini file."""
+    """Read the tolerances. Those of the command line replace those of the ini file."""
 
     def parse(lines: list[str], where: str) -> dict[str, float]:
         from ..checks.tolerances import parse_tolerances
@@ -253,7 +258,7 @@ def _by_measure(
 
 
 def options_given(config: pytest.Config) -> list[str]:
-    """Return the options of this session that change a verdict, but for seeds and device."""
+    """Return the options of this session that can change a verdict, except seeds and device."""
     options = [
         f"--{PREFIX}-{name}={line}"
         for name in ("bounds", "tolerances")

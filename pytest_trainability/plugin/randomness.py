@@ -1,7 +1,7 @@
-"""Tests that measure draw the same inputs in every session.
+"""Tests that measure draw the same random numbers in every session.
 
-A verdict must be a function of the code alone. A test that writes ``torch.randn(8, 64)``, or builds a finished module in
-its body, would otherwise measure something else each time, and in each test order.
+A verdict must be a function of the code alone. Without seeding, a test that calls ``torch.randn(8, 64)`` or builds a module in
+its body would measure other numbers in every session, and in every order of the tests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEED = 0
 
 
 def preserved_generators(item: pytest.Item) -> AbstractContextManager[None]:
-    """Return a context that puts the global generators back, where the test measures."""
+    """Return a context that restores the global generators if the test measures."""
     if item.get_closest_marker(MARKER) is None:
         return nullcontext()
     from ..engine import isolation
@@ -33,9 +33,9 @@ def preserved_generators(item: pytest.Item) -> AbstractContextManager[None]:
 
 
 def seed_generators(item: pytest.Item, purpose: str) -> None:
-    """Seed the global generators for one purpose, such as one fixture, where the test measures.
+    """Seed the global generators for one purpose, such as one fixture, if the test measures.
 
-    Fixtures and body have seeds of their own, so that it does not matter which fixtures another test has set up already.
+    Each fixture and the body have a different seed. So it does not matter which fixtures another test has set up before.
     """
     if item.get_closest_marker(MARKER) is not None:
         from ..engine import isolation
@@ -45,9 +45,10 @@ def seed_generators(item: pytest.Item, purpose: str) -> None:
 
 @contextmanager
 def seeded_fixture(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Iterator[None]:
-    """Seed the global generators for a fixture that a test which measures may see.
+    """Seed the global generators for a fixture that a measuring test may use.
 
-    One of a wider scope than the function may be set up by any test of a session in which some test measures.
+    If any test of the session measures, this includes all fixtures with a wider scope than the function: any test may set them
+    up.
     """
     item = request._pyfuncitem
     if item.get_closest_marker(MARKER) is not None:
@@ -65,7 +66,7 @@ def seeded_fixture(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRe
 
 @contextmanager
 def seeded_module(collector: pytest.Collector) -> Iterator[None]:
-    """Seed torch while a test module is imported that measures with it, unless the module seeds it itself."""
+    """Seed torch while a module with measuring tests is imported, unless the module seeds torch itself."""
     if not (isinstance(collector, pytest.Module) and _measures(collector)):
         yield
         return
@@ -76,7 +77,7 @@ def seeded_module(collector: pytest.Collector) -> Iterator[None]:
 
 
 def _measures(module: pytest.Module) -> bool:
-    """Whether the module's text has the name of the marker and fixture, and imports torch by name."""
+    """Whether the text of the module contains the name of the marker and fixture, and an import of torch."""
     try:
         text = module.path.read_bytes()
     except OSError:
@@ -84,5 +85,5 @@ def _measures(module: pytest.Module) -> bool:
     return MARKER.encode() in text and _IMPORT_OF_TORCH.search(text) is not None
 
 
-# Alone or in company (import pytest, torch), at the beginning of a line or inside a block.
+# Also in a list (import pytest, torch) and inside a block.
 _IMPORT_OF_TORCH = re.compile(rb"^[ \t]*(?:import|from)[ \t][^#\n]*\btorch\b", re.MULTILINE)

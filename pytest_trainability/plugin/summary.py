@@ -1,4 +1,4 @@
-"""Collecting what the tests measured, in this process or in workers, for the terminal."""
+"""The terminal section: the records of all tests, measured in this process or in xdist workers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["Summary"]
 
 
 class Summary:
-    """Records of all tests by test; a test that is run again begins anew."""
+    """Collects the records of all tests from their reports, and prints them. A test that runs again replaces its records."""
 
-    def __init__(self, config: pytest.Config, keeper: BaselineWriter) -> None:
+    def __init__(self, config: pytest.Config, writer: BaselineWriter) -> None:
         self._required = config.stash[SETTINGS].require
         self._collect_only = config.option.collectonly
-        self._keeper = keeper
+        self._writer = writer
         self._found: dict[str, tuple[list[dict[str, Any]], Outcome]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the records from a test's report, and forget those of an earlier attempt when another one begins."""
+        """Store the records of a test's report; discard those of an earlier attempt."""
         if report.when == "setup":
             self._found.pop(report.nodeid, None)
         records = getattr(report, "trainability", ())
@@ -38,7 +38,7 @@ class Summary:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Fail a session in which fewer checks ran than are required."""
+        """Fail a session that has measured fewer models than required."""
         if self._missing() and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -46,8 +46,8 @@ class Summary:
         return sum(len(records) for records, _ in self._found.values()) < self._required and not self._collect_only
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Show one line per check, details of the failures and what was done to the baselines, where there is something."""
-        baselines = self._keeper.summary
+        """Print one line per check, the details of failures, and the changes to baselines, unless there is nothing to print."""
+        baselines = self._writer.summary
         if not self._found and not self._missing() and (baselines is None or baselines == type(baselines)()):
             return
         from ..records.reports import CheckRecord
@@ -73,9 +73,9 @@ class Summary:
 
 
 def _blamed(records: Sequence[CheckRecord], outcome: Outcome) -> list[tuple[CheckRecord, Outcome]]:
-    """Say what became of each check of a test: where some do not hold, it failed for them and not for the others."""
-    told = any(not record.holds for record in records)
-    return [(record, "passed" if told and record.holds else outcome) for record in records]
+    """Return each check of a test with its outcome: if some checks do not hold, the failure is theirs and not the others'."""
+    explained = any(not record.holds for record in records)
+    return [(record, "passed" if explained and record.holds else outcome) for record in records]
 
 
 def _write(terminalreporter: pytest.TerminalReporter, line: Any) -> None:

@@ -311,7 +311,7 @@ def test_two_measurements_cannot_share_an_entry(suite: Pytester) -> None:
     )
     result = run(suite, "test_suite.py::test_clash", "--trainability-baseline=new")
     result.assert_outcomes(failed=1)
-    assert "Two measurements of test_suite.py::test_clash are called 'build': give one another with name=." in told(
+    assert "Two measurements of test_suite.py::test_clash have the name 'build': pass name= to one of them." in told(
         result
     )
     assert not file(suite).exists()
@@ -493,7 +493,7 @@ def test_what_was_measured_is_not_left_in_the_place_of_the_baselines(
     before = file(recorded).read_bytes()
     result = run(recorded, "--trainability-measured=.")
     assert result.ret == 1
-    assert "--trainability-measured must name a folder of its own" in told(result)
+    assert "--trainability-measured must name a separate folder" in told(result)
     assert file(recorded).read_bytes() == before
 
 
@@ -550,7 +550,7 @@ def test_the_command_writes_beside_test_modules_of_the_project_only(
     measured.mkdir(parents=True)
     (measured / "test_suite.json").write_bytes(file(recorded).read_bytes())
     assert command.main(["accept", "measured"]) == command.CANNOT
-    assert "a baseline must stand beside its test module" in capsys.readouterr().err
+    assert "a baseline must have a test module" in capsys.readouterr().err
     outside = recorded.path.parent / f"{recorded.path.name}-outside"
     outside.mkdir()
     (outside / "test_suite.py").write_text("")

@@ -258,7 +258,7 @@ def test_bounds_that_are_judged_on_nothing_fail_their_test(project: Pytester) ->
     )
     result = project.runpytest_inprocess()
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*must be judged on a model. This test measured none*"])
+    result.stdout.fnmatch_lines(["*must be judged on a model. This test has measured no model.*"])
 
 
 def test_a_method_of_unittest_cannot_measure_and_says_so(project: Pytester) -> None:

@@ -51,4 +51,4 @@ def test_widths(trainability):
     )
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*a sweep returns has a check() of its own*"])
+    result.stdout.fnmatch_lines(["*for a size sweep, call check() of its result.*"])
