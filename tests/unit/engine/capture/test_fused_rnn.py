@@ -1,4 +1,4 @@
-"""A fused recurrent layer taken apart computes what its kernel computes, and nothing of the model is touched."""
+"""Unrolled recurrent layers: they compute the same as the fused kernel, and the model stays unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROUND_OFF = 1e3
 
 
 class Around(nn.Module):
-    """Calls a recurrent layer as a model would."""
+    """A model that calls a recurrent layer."""
 
     def __init__(self, layer: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def inner_calls(record: Capture) -> list[str]:
 
 
 def gradients(model: nn.Module, output: Any) -> list[Tensor | None]:
-    """Differentiate a fixed random functional of all that came out."""
+    """Return the gradients of a fixed random functional of the output."""
     generator = torch.Generator().manual_seed(3)
     loss = torch.zeros((), dtype=torch.float64)
     for tensor in tensors_in(output):
@@ -76,7 +76,7 @@ def gradients(model: nn.Module, output: Any) -> list[Tensor | None]:
 
 
 def structure(tree: Any) -> Any:
-    """What a user sees of an output beside its numbers."""
+    """Return containers, shapes, dtypes and flags of an output, without its values."""
     if isinstance(tree, Tensor):
         return tuple(tree.shape), tree.dtype, tree.requires_grad
     return (
@@ -86,7 +86,7 @@ def structure(tree: Any) -> Any:
 
 
 def assert_as_fused(model: nn.Module, *args: Any, ulps: float = ROUND_OFF) -> Capture:
-    """Run the model alone and watched, and compare outputs, gradients and what was drawn."""
+    """Run the model with and without instruments; compare outputs, gradients and the state of the generator."""
     torch.manual_seed(5)
     expected = model(*args)
     drawn = torch.get_rng_state()
@@ -124,8 +124,8 @@ def label(options: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=label)
 @pytest.mark.parametrize("cls", LAYERS, ids=lambda cls: cls.__name__)
-def test_unrolled_is_fused(cls: type[nn.RNNBase], options: dict[str, Any]) -> None:
-    """Layers, layouts, directions and dropout, in train mode: the masks are drawn in the kernel's own order."""
+def test_unrolled_layers_equal_fused_layers(cls: type[nn.RNNBase], options: dict[str, Any]) -> None:
+    """With layers, layouts, directions and dropout in train mode, whose masks are drawn in the order of the kernel."""
     record = assert_as_fused(layer(cls, **options), sequences())
     length = LENGTH if options.get("batch_first") else BATCH
     ways = 2 * options.get("num_layers", 1) if options.get("bidirectional") else 1
@@ -141,15 +141,15 @@ def test_unrolled_is_fused(cls: type[nn.RNNBase], options: dict[str, Any]) -> No
     ],
     ids=label,
 )
-def test_projected_lstm_is_fused(options: dict[str, Any]) -> None:
-    """The hidden state is narrower than the cell; the weights come in groups of five, or of three without biases."""
+def test_a_projected_lstm_equals_the_fused_one(options: dict[str, Any]) -> None:
+    """The hidden state is narrower than the cell. Weights are in groups of five, or of three without biases."""
     record = assert_as_fused(layer(nn.LSTM, **options), sequences())
     if not options.get("bidirectional"):
         shapes = sorted(tuple(shape) for shape, _ in chain_of_time(record).shapes(1))
         assert shapes == [(LENGTH, 2), (LENGTH, WIDTH)]
 
 
-def test_relu_rnn_is_fused() -> None:
+def test_a_relu_rnn_equals_the_fused_one() -> None:
     assert_as_fused(layer(nn.RNN, nonlinearity="relu", num_layers=2), sequences())
 
 
@@ -164,8 +164,10 @@ def test_relu_rnn_is_fused() -> None:
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else label(value),
 )
-def test_packed_is_fused(cls: type[nn.RNNBase], options: dict[str, Any], lengths: Sequence[int]) -> None:
-    """Sorted or not, with sequences of one step, and with none that is shorter than the others."""
+def test_packed_sequences_equal_fused_ones(
+    cls: type[nn.RNNBase], options: dict[str, Any], lengths: Sequence[int]
+) -> None:
+    """They may be sorted or not, have a single step, or have equal lengths."""
 
     def call(rnn: nn.Module, x: Tensor) -> Any:
         return rnn(pack_padded_sequence(x, list(lengths), batch_first=True, enforce_sorted=False))
@@ -174,7 +176,7 @@ def test_packed_is_fused(cls: type[nn.RNNBase], options: dict[str, Any], lengths
 
 
 def test_packed_inputs_and_initial_states_of_a_model() -> None:
-    """A packed sequence is what the model itself is given; states are sorted along with it."""
+    """A packed sequence is the input of the model. Initial states are sorted with it."""
     x = sequences()
     packed = pack_sequence([x[0, :1], x[1, :3], x[2, :2]], enforce_sorted=False)
     assert isinstance(packed, PackedSequence)
@@ -184,8 +186,8 @@ def test_packed_inputs_and_initial_states_of_a_model() -> None:
 
 
 @pytest.mark.parametrize("cls", LAYERS, ids=lambda cls: cls.__name__)
-def test_unbatched_input_is_fused(cls: type[nn.RNNBase]) -> None:
-    """Without a batch dimension, with and without a state."""
+def test_inputs_without_a_batch_dimension_equal_fused_ones(cls: type[nn.RNNBase]) -> None:
+    """With and without an initial state."""
     for options in ({}, {"num_layers": 2, "bidirectional": True, "batch_first": True}):
         rnn = layer(cls, **options)
         x, h = sequences(LENGTH, FEATURES), sequences(4 if options else 1, WIDTH)
@@ -194,14 +196,14 @@ def test_unbatched_input_is_fused(cls: type[nn.RNNBase]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, BATCH), (LENGTH, 1), (1, 1)], ids=["one-step", "one-sample", "one-of-both"])
-def test_shortest_sequences_are_fused(shape: tuple[int, int]) -> None:
+def test_the_shortest_sequences_equal_fused_ones(shape: tuple[int, int]) -> None:
     for cls in LAYERS:
         record = assert_as_fused(layer(cls, num_layers=2), sequences(*shape, FEATURES))
         assert len(chain_of_time(record)) == shape[0]
 
 
-def test_initial_state_may_be_a_parameter_or_made_of_one() -> None:
-    """A learned state keeps its gradient, and is the signal that the chain starts with."""
+def test_an_initial_state_may_depend_on_a_parameter() -> None:
+    """A learned initial state keeps its gradient, and is the first state of the chain."""
     h0 = nn.Parameter(sequences(2, BATCH, WIDTH))
 
     class Learned(nn.Module):
@@ -221,7 +223,7 @@ def test_initial_state_may_be_a_parameter_or_made_of_one() -> None:
         assert [tuple(shape) for shape, _ in chain.shapes(0)] == [(BATCH, WIDTH)] * 2
 
 
-def test_subclass_that_calls_its_base_is_fused() -> None:
+def test_a_subclass_that_calls_its_base_class_equals_the_fused_one() -> None:
     class Scaled(nn.LSTM):
         def forward(self, x: Tensor, hx: Any = None) -> Any:
             output, state = super().forward(2 * x, hx)
@@ -266,13 +268,13 @@ def _partly_frozen() -> nn.Module:
     ],
     ids=["weight-norm", "parametrized-weight-norm", "orthogonal", "own-parametrization", "partly-frozen"],
 )
-def test_reparametrized_weights_are_fused(build: Callable[[], nn.Module]) -> None:
-    """What the kernel is handed is no parameter then; its gradients flow on."""
+def test_parametrized_weights_equal_fused_ones(build: Callable[[], nn.Module]) -> None:
+    """The weights of the kernel are then not parameters, and their gradients flow on."""
     record = assert_as_fused(build(), sequences())
     assert len(inner_calls(record)) == BATCH
 
 
-def test_frozen_layer_under_a_head_still_carries_the_signal() -> None:
+def test_a_frozen_layer_carries_the_signal() -> None:
     model = nn.Sequential(
         layer(nn.LSTM).requires_grad_(False), Around(nn.Linear(WIDTH, 2).double(), lambda m, x: m(x[0]))
     )
@@ -280,8 +282,8 @@ def test_frozen_layer_under_a_head_still_carries_the_signal() -> None:
     assert len(chain_of_time(record)) == BATCH
 
 
-def test_functional_kernel_is_taken_apart() -> None:
-    """A module that calls ``torch.gru`` itself is the one whose steps they are."""
+def test_a_kernel_that_a_module_calls_itself_is_unrolled() -> None:
+    """The steps belong to the module that calls ``torch.gru``."""
     rnn = layer(nn.GRU)
 
     def call(rnn: Any, x: Tensor) -> Any:
@@ -292,8 +294,8 @@ def test_functional_kernel_is_taken_apart() -> None:
     assert len(inner_calls(record)) == BATCH
 
 
-def test_kernel_called_in_another_way_is_left_as_it_is() -> None:
-    """By keyword it runs fused: the same numbers, and an error that says what is missing rather than a wrong chain."""
+def test_a_kernel_with_another_signature_is_not_unrolled() -> None:
+    """It runs fused if it is called by keyword. No inner steps are recorded, rather than wrong ones."""
 
     def call(rnn: Any, x: Tensor) -> Any:
         options = {"has_biases": True, "num_layers": 1, "dropout": 0.0, "train": True}
@@ -304,8 +306,8 @@ def test_kernel_called_in_another_way_is_left_as_it_is() -> None:
     assert inner_calls(record) == []
 
 
-def test_layer_without_gradient_runs_fused() -> None:
-    """Under no_grad there is nothing to see; what comes after is measured."""
+def test_a_layer_without_a_gradient_runs_fused() -> None:
+    """A layer under no_grad has no steps. The layer after it is measured."""
 
     class TwoStage(nn.Module):
         def __init__(self) -> None:
@@ -324,8 +326,8 @@ def test_layer_without_gradient_runs_fused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("cls", LAYERS, ids=lambda cls: cls.__name__)
-def test_half_precision_is_fused_to_its_own_round_off(cls: type[nn.RNNBase], dtype: torch.dtype) -> None:
-    """A kernel rounds once where plain operations round at each: some eps per operation, of which a gradient sums twenty."""
+def test_half_precision_equals_fused_ones_to_its_round_off(cls: type[nn.RNNBase], dtype: torch.dtype) -> None:
+    """A kernel rounds once, and plain operations round at each: some eps per operation. A gradient sums twenty of them."""
     record = assert_as_fused(layer(cls, num_layers=2, dtype=dtype), sequences(dtype=dtype), ulps=20)
     assert {own for _, own in chain_of_time(record).shapes(1)} == {dtype}
 
@@ -350,8 +352,8 @@ def test_autocast_is_fused(cls: type[nn.RNNBase]) -> None:
     assert_as_fused(model, sequences(dtype=torch.float32), ulps=20 * eps)
 
 
-def test_checkpointed_layer_is_refused() -> None:
-    """What is checkpointed is run again at the backward pass, fused."""
+def test_a_checkpointed_layer_is_refused() -> None:
+    """The backward pass runs a checkpointed layer again, without the instruments."""
 
     def call(rnn: nn.Module, x: Tensor) -> Any:
         return checkpoint(lambda y: rnn(y)[0], x, use_reentrant=False)
@@ -364,7 +366,7 @@ def test_checkpointed_layer_is_refused() -> None:
 
 
 def _jacobian(chain: Chain) -> Tensor:
-    """Pull the identity back, of a chain whose states are one tensor each."""
+    """Return the Jacobian of a chain with one tensor per state: the identity, pulled back."""
     ((shape, dtype),) = chain.shapes(len(chain))
     columns: Any = [torch.eye(shape.numel(), dtype=dtype).reshape(-1, *shape)]
     for index in range(len(chain), 0, -1):
@@ -373,19 +375,19 @@ def _jacobian(chain: Chain) -> Tensor:
 
 
 @pytest.mark.parametrize("options", [{}, {"nonlinearity": "relu"}, {"bias": False}], ids=label)
-def test_chain_is_the_kernel_s_own_jacobian(options: dict[str, Any]) -> None:
-    """∂h_T/∂h_0 by the fused kernel's own backward pass, against the product of the unrolled steps."""
+def test_the_chain_has_the_jacobian_of_the_kernel(options: dict[str, Any]) -> None:
+    """The product of the unrolled steps equals ∂h_T/∂h_0 by the backward pass of the fused kernel."""
     rnn, x = layer(nn.RNN, **options), sequences(LENGTH, BATCH, FEATURES)
     h0 = torch.zeros(1, BATCH, WIDTH, dtype=torch.float64)
     expected = torch.autograd.functional.jacobian(lambda h: rnn(x, h)[1], h0).reshape(BATCH * WIDTH, -1)
     found = _jacobian(chain_of_time(captured(rnn, x)))
-    # Five products of 9 × 9 matrices of order one.
+    # Five products of 9 × 9 matrices, with entries of order one.
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(("name", "way"), [("layer.l0", 0), ("layer.l0_reverse", 1)])
-def test_chain_of_one_direction_is_the_kernel_s_own_jacobian(name: str, way: int) -> None:
-    """Bidirectional: each direction is a recurrence of its own, which others do not enter."""
+def test_the_chain_of_one_direction_has_the_jacobian_of_the_kernel(name: str, way: int) -> None:
+    """Each direction of a bidirectional layer is a separate recurrence, which does not depend on the other one."""
     rnn, x = layer(nn.GRU, bidirectional=True), sequences(LENGTH, BATCH, FEATURES)
     h0 = torch.zeros(2, BATCH, WIDTH, dtype=torch.float64)
     whole = torch.autograd.functional.jacobian(lambda h: rnn(x, h)[1], h0)
@@ -404,16 +406,16 @@ def test_every_direction_of_every_layer_is_a_recurrence() -> None:
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
-def test_state_is_that_of_all_layers(num_layers: int) -> None:
-    """One time step of a stack is one step of the chain: ``(h, c)`` of each layer."""
+def test_the_state_is_that_of_all_layers(num_layers: int) -> None:
+    """One time step of a stack of layers is one step of the chain. Its state is ``(h, c)`` of each layer."""
     chain = chain_of_time(captured(layer(nn.LSTM, num_layers=num_layers), sequences(LENGTH, BATCH, FEATURES)))
     for index in range(LENGTH + 1):
         assert [tuple(shape) for shape, _ in chain.shapes(index)] == [(BATCH, WIDTH)] * (2 * num_layers)
 
 
 @pytest.mark.parametrize("read", ["first", "middle", "last", "cell", "mean", "state"])
-def test_chain_is_whole_whatever_the_loss_reads(read: str) -> None:
-    """The recurrence is the same one, whichever output the model goes on with."""
+def test_the_chain_does_not_depend_on_what_the_loss_reads(read: str) -> None:
+    """The recurrence is the same for all outputs of the layer that the model may use."""
     readers: dict[str, Callable[[Any], Tensor]] = {
         "first": lambda out: out[0][0],
         "middle": lambda out: out[0][2],
@@ -432,7 +434,7 @@ def test_chain_is_whole_whatever_the_loss_reads(read: str) -> None:
 
 
 def test_measuring_leaves_the_model_as_it_was() -> None:
-    """Parameters, gradients, hooks, flags and generators, of a layer with everything on it."""
+    """Parameters, gradients, hooks, flags and generators stay the same for a layer that has all of them."""
 
     def note(*_: Any) -> None:
         calls.append(1)
@@ -469,8 +471,8 @@ def test_measuring_leaves_the_model_as_it_was() -> None:
     assert type(torch.lstm).__name__ == "builtin_function_or_method"
 
 
-def test_mode_is_left_where_the_model_raises() -> None:
-    """After an error inside of a watched model, kernels are called directly again."""
+def test_the_function_mode_is_left_after_an_error() -> None:
+    """If the model raises, later calls of the kernels are not intercepted."""
 
     def call(rnn: nn.Module, x: Tensor) -> Any:
         rnn(x)
@@ -486,7 +488,7 @@ def test_mode_is_left_where_the_model_raises() -> None:
 
 @pytest.mark.parametrize("train", [True, False])
 def test_same_seed_same_numbers(train: bool) -> None:
-    """Dropout between layers is drawn from the seed, in train mode only."""
+    """Dropout between layers depends on the seed, and is drawn in train mode only."""
 
     def factory() -> nn.Module:
         return nn.LSTM(FEATURES, WIDTH, num_layers=2, dropout=0.5)
@@ -500,10 +502,10 @@ def test_same_seed_same_numbers(train: bool) -> None:
 
 @pytest.mark.parametrize("lengths", [(5, 3, 1), (2, 5, 4), (1, 1, 2)], ids=str)
 @pytest.mark.parametrize(("cls", "size"), [(nn.GRU, WIDTH), (nn.LSTM, 2 * WIDTH)], ids=["GRU", "LSTM"])
-def test_packed_exponents_are_of_each_sample_s_own_steps(
+def test_packed_exponents_are_those_of_the_steps_of_each_sample(
     cls: type[nn.RNNBase], size: int, lengths: tuple[int, ...]
 ) -> None:
-    """The sum over all exponents is a log determinant, whatever the cotangents: it is that of each sample alone, averaged."""
+    """The sum of all exponents is a log determinant for any cotangents: the average over samples that are measured alone."""
     rnn, x = layer(cls, batch_first=True), sequences()
 
     def call(rnn: nn.Module, x: Tensor) -> Any:
@@ -518,7 +520,7 @@ def test_packed_exponents_are_of_each_sample_s_own_steps(
 
 
 def test_packed_reverse_direction_acts_on_short_samples_last() -> None:
-    """Backwards, short sequences join late; their exponents are averaged over as many steps all the same."""
+    """In the reverse direction, short sequences begin late. Their exponents are averaged over the same number of steps."""
     lengths = (4, 2, 1)
     rnn, x = layer(nn.GRU, batch_first=True, bidirectional=True), sequences()
 
@@ -535,8 +537,8 @@ def test_packed_reverse_direction_acts_on_short_samples_last() -> None:
     assert sum(map(float, found.lyapunov_spectrum)) == pytest.approx(expected, abs=1e-9)
 
 
-def test_packed_exponents_are_of_the_samples_that_a_step_acts_on() -> None:
-    """A scalar linear recurrence has a growth rate known in closed form, whichever samples are active."""
+def test_packed_growth_rates_count_the_active_samples() -> None:
+    """The growth rate of a scalar linear recurrence is known in closed form for any active samples."""
     rnn = nn.RNN(1, 1, nonlinearity="relu", bias=False, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
         rnn.weight_hh_l0.fill_(0.5)
@@ -548,7 +550,7 @@ def test_packed_exponents_are_of_the_samples_that_a_step_acts_on() -> None:
     x = torch.ones(3, 6, 1, dtype=torch.float64)
     result = measure(Around(rnn, call), x, steps="time", measures=["lyapunov_history", "memory_horizon"])
     log_half = -0.6931471805599453
-    # One multiplication per step: exact but for rounding.
+    # One multiplication per step, which rounds once.
     shares = [share * log_half for share in (1, 1, 2 / 3, 1 / 3, 1 / 3, 1 / 3)]
     assert [float(rate) for rate in result.growth_rate.values()] == pytest.approx(shares, abs=1e-14)
     assert float(result.log_gain) == pytest.approx(sum(shares), abs=1e-14)
@@ -559,8 +561,8 @@ def test_packed_exponents_are_of_the_samples_that_a_step_acts_on() -> None:
         assert float(part.lyapunov_max) == pytest.approx(log_half, abs=1e-14)
 
 
-def test_packed_log_gain_is_that_of_whole_trajectories() -> None:
-    """Steps that a sequence does not take are isometries: they add nothing to its gain."""
+def test_steps_of_other_samples_do_not_change_a_packed_sample() -> None:
+    """The state of a sequence that is over stays the same, so that its gain does not change."""
     rnn, x = layer(nn.RNN, batch_first=True), sequences()
 
     def call(rnn: nn.Module, x: Tensor) -> Any:
@@ -572,5 +574,5 @@ def test_packed_log_gain_is_that_of_whole_trajectories() -> None:
     columns: Any = [drawn]
     for index in range(LENGTH, 1, -1):
         columns = pull_back(chain, index, columns)
-        # The longest comes first.
+        # The longest sequence comes first.
         assert torch.equal(columns[0][0, 1:], drawn[0, 1:])

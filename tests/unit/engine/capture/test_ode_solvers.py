@@ -1,4 +1,4 @@
-"""Steps of torchdiffeq's solvers: their Jacobians, their time, and a library that is left as it was."""
+"""Steps of the solvers of torchdiffeq: their Jacobians and durations. The library itself stays unchanged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WIDTH, BATCH = 3, 2
 
 
 class Field(nn.Module):
-    """A smooth field that depends on time."""
+    """A smooth vector field that depends on time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Field(nn.Module):
 
 
 class Model(nn.Module):
-    """Modules, and a function that integrates with them."""
+    """A model of some modules and a function that integrates with them."""
 
     def __init__(self, run: Callable[..., Any], **modules: Any) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def product(chain: Chain, columns: Any) -> Any:
 
 
 def jacobian(chain: Chain) -> Tensor:
-    """Of the whole chain, whose ends are one tensor each, ``(outputs, inputs)``."""
+    """Return the Jacobian of a chain with one tensor at each end, ``(outputs, inputs)``."""
     ((shape, _),) = chain.shapes(len(chain))
     (found,) = product(chain, [torch.eye(shape.numel(), dtype=torch.float64).reshape(-1, *shape)])
     return found.reshape(shape.numel(), -1)
@@ -120,12 +120,12 @@ def assert_one_backward(chain: Chain) -> None:
         retain_graph=True,
     )
     for found, true in zip(product(chain, columns), expected):
-        # A few forks per step, added up in another order.
+        # A few forks per step, summed in another order.
         torch.testing.assert_close(found[0], true, rtol=0, atol=256 * 2.2e-16 * float(true.abs().max()))
 
 
 def assert_untouched(net: nn.Module, y: Tensor) -> Capture:
-    """Run the model alone and watched: the same numbers to the last bit, and the library as before."""
+    """Run the model with and without instruments: outputs are equal bit for bit, and the library is unchanged."""
     table, method = dict(IMPLEMENTATION.SOLVERS), ADJOINT.OdeintAdjointMethod
     expected = list(tensors_in(net(y)))
     record = captured(net, y)
@@ -140,8 +140,8 @@ def assert_untouched(net: nn.Module, y: Tensor) -> Capture:
 
 
 @pytest.mark.parametrize("method", [*FIXED, *ADAPTIVE])
-def test_every_method_is_cut_into_its_steps(method: str) -> None:
-    """Steps, time, trajectories, and a product that is one backward pass; nothing that comes out is changed."""
+def test_every_method_has_its_steps(method: str) -> None:
+    """Check steps, durations, trajectories, a product that equals one backward pass, and unchanged outputs."""
     net = model(lambda m, y: odeint(m.func, y, EVEN, method=method, rtol=1e-3, atol=1e-4))
     record = assert_untouched(net, start())
     chain = chain_of_time(record)
@@ -154,28 +154,28 @@ def test_every_method_is_cut_into_its_steps(method: str) -> None:
     if method in FIXED:
         assert chain.durations == pytest.approx([0.25] * 4, abs=1e-15)
     else:
-        # The last one goes beyond the end, where the solution is interpolated.
+        # The last step goes beyond the end, where the solution is interpolated.
         assert sum(chain.durations) >= 1 > sum(chain.durations[:-1])
         assert len(chain) > 1
 
 
 @pytest.mark.parametrize("method", FIXED)
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
-def test_chain_on_a_fixed_grid_is_the_whole_jacobian(method: str, backwards: bool) -> None:
-    """From y_0 to y_T, against autograd through the plain call. With Adams methods earlier slopes are part of the state."""
+def test_the_chain_on_a_fixed_grid_has_the_whole_jacobian(method: str, backwards: bool) -> None:
+    """It equals the Jacobian from y_0 to y_T by autograd. Earlier slopes are part of the state of Adams methods."""
     t = EVEN.flip(0) if backwards else EVEN
     net = model(lambda m, y: odeint(m.func, y, t, method=method, options={"step_size": 0.1}))
     expected = end_to_end(lambda y: net(y)[-1], start())
     chain = cut(net, start())
     assert len(chain) == 10
-    # Ten steps of matrices near one.
+    # Ten factors near the identity.
     torch.testing.assert_close(jacobian(chain), expected, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
-def test_chain_of_an_adaptive_solver_is_the_whole_jacobian(method: str, backwards: bool) -> None:
-    """With the first step given and the last one made to end at the end, there is nothing beside the steps."""
+def test_the_chain_of_an_adaptive_solver_has_the_whole_jacobian(method: str, backwards: bool) -> None:
+    """If the first step is given and the last one ends at the last point, nothing else depends on the state."""
     t = EVEN.flip(0) if backwards else EVEN
     options = {"first_step": 0.1, "step_t": t[-1:]}
     net = model(lambda m, y: odeint(m.func, y, t, method=method, rtol=1e-3, atol=1e-4, options=options))
@@ -192,7 +192,7 @@ def by_hand(method: str, f: Callable[[float, Tensor], Tensor], t: float, h: floa
     k2 = f(t + h / 2, y + h / 2 * k1)
     if method == "midpoint":
         return y + h * k2
-    # The classical method's cousin that torchdiffeq calls rk4: the 3/8 rule.
+    # The method that torchdiffeq calls rk4 is the 3/8 rule.
     k2 = f(t + h / 3, y + h * k1 / 3)
     k3 = f(t + 2 * h / 3, y + h * (k2 - k1 / 3))
     k4 = f(t + h, y + h * (k1 - k2 + k3))
@@ -201,7 +201,7 @@ def by_hand(method: str, f: Callable[[float, Tensor], Tensor], t: float, h: floa
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
 def test_each_step_is_the_one_written_by_hand(method: str) -> None:
-    """Segment by segment, on a grid that is not even."""
+    """The Jacobian of each segment equals that of the step, on an uneven grid."""
     grid = (0.0, 0.1, 0.4, 0.5, 1.0)
     net = model(lambda m, y: odeint(m.func, y, times(*grid), method=method))
     chain, y = cut(net, start()), start()
@@ -222,7 +222,7 @@ def test_each_step_is_the_one_written_by_hand(method: str) -> None:
 
 RATE, FAST, TURN = 0.3, -1.0, 2.0
 MATRIX = times(RATE, -TURN, 0, TURN, RATE, 0, 0, 0, FAST).reshape(3, 3)
-"""Normal, so that a Runge-Kutta step multiplies each eigenvector by the stability polynomial of its eigenvalue."""
+"""A normal matrix: a Runge-Kutta step multiplies each eigenvector by the stability polynomial of its eigenvalue."""
 ORDERS = {"euler": 1, "midpoint": 2, "heun3": 3, "rk4": 4}
 
 
@@ -236,7 +236,7 @@ class Linear(nn.Module):
 
 
 def stability(order: int, step: float) -> list[float]:
-    """``ln |R(h λ)| / h`` for the eigenvalues of the matrix, largest first: R is the exponential series, cut off."""
+    """Return ``ln |R(h λ)| / h`` for the eigenvalues of the matrix, largest first. R is the truncated exponential series."""
     growth = []
     for eigenvalue in (complex(RATE, TURN), complex(RATE, -TURN), complex(FAST, 0)):
         z = step * eigenvalue
@@ -252,14 +252,14 @@ def exponents(net: nn.Module, alignment: int, **options: Any) -> list[float]:
 @pytest.mark.parametrize("method", ORDERS)
 @pytest.mark.parametrize("step", [0.1, 0.2])
 def test_exponents_of_a_linear_field_are_those_of_the_method(method: str, step: float) -> None:
-    """Real parts of the eigenvalues up to the solver's order; the solver's own to round-off."""
+    """They are the real parts of the eigenvalues to the order of the method, and those of the discrete map to round-off."""
     net = model(
         lambda m, y: odeint(m.func, y, times(0.0, 12.0), method=method, options={"step_size": step}), func=Linear()
     )
     found = exponents(net, alignment=round(10 / step))
-    # Ten units of time turn the frame to within e^-13 of its directions, and errors are of second order in that.
+    # After ten units of time the frame is within e^-13 of its directions, and the error is of second order in that.
     assert found == pytest.approx(stability(ORDERS[method], step), abs=1e-10)
-    # |λ| h is below a half; the first term left out is (|λ| h)^(p + 1) / (p + 1)!, over h.
+    # |λ| h is below 1/2. The first term of the series that is missing is (|λ| h)^(p + 1) / (p + 1)!, divided by h.
     error = 2.1 * (2.1 * step) ** ORDERS[method] / math.factorial(ORDERS[method] + 1)
     assert found == pytest.approx([RATE, RATE, FAST], abs=error)
 
@@ -267,22 +267,22 @@ def test_exponents_of_a_linear_field_are_those_of_the_method(method: str, step: 
 @pytest.mark.parametrize("method", ["dopri5", "bosh3", "dopri8"])
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
 def test_exponents_of_an_adaptive_solver(method: str, backwards: bool) -> None:
-    """Whatever its steps are. Time that runs backwards turns every sign."""
+    """They do not depend on the sizes of its steps. All signs change if time runs backwards."""
     t = times(3.0, 0.0) if backwards else times(0.0, 3.0)
     net = model(lambda m, y: odeint(m.func, y, t, method=method, rtol=1e-4, atol=1e-5), func=Linear())
     chain = cut(net, start())
     span = sum(chain.durations)
-    # A step's error is below 1e-4 of the state's length, of which the smallest part is e^-4 at the end: 6e-3 of that part.
+    # The error of a step is below 1e-4 of the norm of the state. The smallest component is e^-4 of it at the end: 6e-3.
     tolerance = 6e-3 * len(chain) / span
     expected = [-FAST, -RATE, -RATE] if backwards else [RATE, RATE, FAST]
-    # The matrix is normal: singular values of the flow are exponentials of real parts.
+    # The matrix is normal: the singular values of the flow are the exponentials of the real parts.
     values = torch.linalg.svdvals(jacobian(chain)[:WIDTH, :WIDTH]).log() / span
     assert values.tolist() == pytest.approx(expected, abs=tolerance)
     assert sum(exponents(net, alignment=0)) == pytest.approx(float(values.sum()), abs=1e-10)
 
 
 def test_exponents_are_per_unit_of_time() -> None:
-    """Twice the field for half the time is the same map: twice the exponents."""
+    """Twice the field for half the time is the same map, with twice the exponents."""
 
     class Twice(Linear):
         def forward(self, t: Tensor, y: Tensor) -> Tensor:
@@ -300,8 +300,8 @@ def test_exponents_are_per_unit_of_time() -> None:
     assert float(one.lyapunov_max) == pytest.approx(float(one.log_gain) / 0.6, rel=1e-12)
 
 
-def test_horizon_is_a_time() -> None:
-    """A field that shrinks by the same rate everywhere: ln 100 over the rate, to the order of the method."""
+def test_the_memory_horizon_is_a_time() -> None:
+    """For a uniform rate of contraction it is ln 100 divided by the rate of the discrete map."""
     net = model(
         lambda m, y: odeint(lambda t, y: -2.0 * y * m.one, y, EVEN, method="rk4"), one=nn.Parameter(torch.ones(1))
     )
@@ -311,8 +311,8 @@ def test_horizon_is_a_time() -> None:
     assert float(result.memory_horizon) == pytest.approx(0.25 * math.log(100) / -math.log(factor), rel=1e-12)
 
 
-def test_spectral_radius_of_a_step() -> None:
-    """The modulus of the stability polynomial at the leading eigenvalue."""
+def test_the_spectral_radius_of_a_step() -> None:
+    """It is the modulus of the stability polynomial at the leading eigenvalue."""
     net = model(lambda m, y: odeint(m.func, y, times(0.0, 0.2, 0.4, 0.6, 0.8), method="rk4"), func=Linear())
     result = measure(net, start(), steps="time", measures=["spectral_radius"])
     expected = math.exp(0.2 * stability(4, 0.2)[0])
@@ -323,7 +323,7 @@ def test_spectral_radius_of_a_step() -> None:
 
 
 class Rotation(nn.Module):
-    """Two tensors make the state."""
+    """A field whose state is two tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -348,7 +348,7 @@ class Bound(nn.Module):
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_tuple_states_are_one_tensor(method: str) -> None:
-    """The library joins them into one, samples and all: the trajectory is joint."""
+    """The library flattens the tuple into one tensor without a sample dimension, so that the trajectory is joint."""
     net = model(lambda m, y: odeint(m.func, (y, 2 * y), EVEN, method=method), func=Rotation())
     chain = chain_of_time(assert_untouched(net, start()))
     assert_one_backward(chain)
@@ -369,10 +369,8 @@ def test_tuple_states_are_one_tensor(method: str) -> None:
     ],
     ids=["lambda", "bound-method", "module"],
 )
-def test_steps_are_named_for_what_is_integrated(
-    run: Callable[..., Any], modules: dict[str, nn.Module], name: str
-) -> None:
-    """A module's path, or that of the module that called the solver."""
+def test_steps_are_named_after_a_module(run: Callable[..., Any], modules: dict[str, nn.Module], name: str) -> None:
+    """The name is the path of the integrated module, or of the module that called the solver."""
     net = model(run, **modules)
     record = assert_untouched(net, start())
     chain = chain_of_time(record)
@@ -382,8 +380,8 @@ def test_steps_are_named_for_what_is_integrated(
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 @pytest.mark.parametrize("tuples", [False, True], ids=["tensor", "tuple"])
-def test_adjoint_is_measured_as_the_plain_method(method: str, tuples: bool) -> None:
-    """The same chain as odeint, parameters' gradients and all, and a note that says so."""
+def test_odeint_adjoint_is_measured_as_odeint(method: str, tuples: bool) -> None:
+    """Chain and gradients of the parameters are those of odeint, and a note reports it."""
 
     def run(solve: Callable[..., Any]) -> Model:
         field = Rotation() if tuples else Field()
@@ -399,8 +397,8 @@ def test_adjoint_is_measured_as_the_plain_method(method: str, tuples: bool) -> N
     assert all(float(g) > 0 for g in one.gradient_norm.values())
 
 
-def test_start_may_be_a_constant_or_a_parameter() -> None:
-    """Neither depends on the model's input; both are what the chain starts with."""
+def test_the_initial_value_may_be_a_constant_or_a_parameter() -> None:
+    """Neither depends on the input of the model. Both are the first state of the chain."""
     for kind in ("constant", "parameter", "expanded"):
         torch.manual_seed(0)
         first = nn.Parameter(start(1, WIDTH) if kind == "expanded" else start())
@@ -421,8 +419,8 @@ def test_start_may_be_a_constant_or_a_parameter() -> None:
 
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
-def test_times_of_output_are_no_steps(method: str) -> None:
-    """A solver's steps are its own, however many points are read off in between."""
+def test_output_times_do_not_change_the_steps(method: str) -> None:
+    """A solver takes the same steps for any number of output times between them."""
     many = torch.linspace(0, 1, 37, dtype=torch.float64)
     options = {"step_size": 0.2} if method == "rk4" else {}
     few, more = (
@@ -433,8 +431,8 @@ def test_times_of_output_are_no_steps(method: str) -> None:
     torch.testing.assert_close(jacobian(few), jacobian(more), rtol=1e-14, atol=1e-15)
 
 
-def test_chain_is_whole_whatever_is_read() -> None:
-    """A point in the middle, or a weighted sum of all."""
+def test_the_chain_does_not_depend_on_what_the_model_reads() -> None:
+    """The model may read a point in the middle, or the sum of some points."""
     whole = cut(model(lambda m, y: odeint(m.func, y, EVEN, method="rk4")), start())
     for read in (lambda s: s[1], lambda s: s[2:4].sum(0), lambda s: s[0]):
         net = model(lambda m, y, read=read: read(odeint(m.func, y, EVEN, method="rk4")) + 0 * m.func.mix.bias)
@@ -444,7 +442,7 @@ def test_chain_is_whole_whatever_is_read() -> None:
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_times_may_carry_a_gradient(method: str) -> None:
-    """A length of time that is learned: its gradient is what it is without watching."""
+    """The gradient of a learned time span is the same with and without instruments."""
 
     class Learned(nn.Module):
         def __init__(self) -> None:
@@ -460,12 +458,12 @@ def test_times_may_carry_a_gradient(method: str) -> None:
     net = Learned().double()
     watched, plain = (measure(net, start(), steps=steps).gradient_norm for steps in ("time", "layers"))
     for name in ("span", "func.mix.weight", "func.mix.bias"):
-        # The same operations; sums over forks in another order.
+        # The same operations, with sums over forks in another order.
         assert float(watched[name]) == pytest.approx(float(plain[name]), rel=1e-12)
 
 
 def test_times_may_be_an_input() -> None:
-    """Float inputs are made to carry gradients; a warning of ours must not look like the model's."""
+    """Float inputs carry gradients. A warning that only the package causes must not appear."""
 
     class OfTimes(nn.Module):
         def __init__(self) -> None:
@@ -475,7 +473,7 @@ def test_times_may_be_an_input() -> None:
         def forward(self, y: Tensor, t: Tensor) -> Tensor:
             return odeint(self.func, y, t, method="rk4")[-1]
 
-    # Torch gives this warning once in a process, unless told otherwise.
+    # PyTorch gives this warning once per process by default.
     usual = torch.is_warn_always_enabled()
     torch.set_warn_always(True)
     try:
@@ -484,8 +482,8 @@ def test_times_may_be_an_input() -> None:
         torch.set_warn_always(usual)
 
 
-def test_interpolation_and_grids_of_one_s_own() -> None:
-    """Cubic interpolation evaluates the field again; a grid may be any."""
+def test_cubic_interpolation_and_user_defined_grids() -> None:
+    """Cubic interpolation evaluates the field again. A grid constructor may return any grid."""
     grid = torch.linspace(0, 1, 8, dtype=torch.float64)
     for options, steps in (
         ({"step_size": 0.15, "interp": "cubic", "perturb": True}, 7),
@@ -498,8 +496,8 @@ def test_interpolation_and_grids_of_one_s_own() -> None:
         torch.testing.assert_close(jacobian(chain), expected, rtol=1e-12, atol=1e-13)
 
 
-def test_rejected_steps_are_none() -> None:
-    """A first step that is far too long is tried again; only what was accepted counts, as the field's own callbacks see it."""
+def test_rejected_solver_steps_are_not_chain_steps() -> None:
+    """A first step that is far too long is repeated. Accepted steps are those for which the solver calls the callback."""
 
     class Counting(Field):
         def callback_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
@@ -522,7 +520,7 @@ def test_rejected_steps_are_none() -> None:
     assert_one_backward(chain)
 
 
-def test_callback_of_a_field_on_a_fixed_grid_is_still_called() -> None:
+def test_callbacks_of_a_field_on_a_fixed_grid_are_called() -> None:
     class Counting(Field):
         def callback_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
             seen.append((float(t0), float(dt)))
@@ -537,15 +535,8 @@ def until(moment: float) -> Callable[[Tensor, Any], Tensor]:
     return lambda t, y: t - moment
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "dopri5",
-        "bosh3",
-        "rk4",
-    ],
-)
-def test_solution_up_to_an_event_has_the_solver_s_steps(method: str) -> None:
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "rk4"])
+def test_a_solution_up_to_an_event_has_the_steps_of_the_solver(method: str) -> None:
     options = {"step_size": 0.1} if method == "rk4" else {"first_step": 0.1}
     net = model(
         lambda m, y: odeint(m.func, y, times(0.0, 1.0), event_fn=until(0.55), method=method, options=options)[1]
@@ -553,13 +544,13 @@ def test_solution_up_to_an_event_has_the_solver_s_steps(method: str) -> None:
     chain = chain_of_time(assert_untouched(net, start()))
     assert_one_backward(chain)
     assert {call.inner for call in chain.steps} == {f"{method} step"}
-    # An adaptive solver's chain ends at the event, to the accuracy of its root finding; a fixed grid's with its last step.
+    # The chain of an adaptive solver ends at the event, to the accuracy of the root. On a fixed grid it ends with the last step.
     assert sum(chain.durations) == pytest.approx(0.6 if method == "rk4" else 0.55, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_solutions_in_a_row_are_one_chain(method: str) -> None:
-    """The same field, integrated once more from where it ended."""
+    """The same field is integrated again from the end of the solution before."""
 
     def run(m: Any, y: Tensor) -> Tensor:
         for _ in range(3):
@@ -576,7 +567,7 @@ def test_solutions_in_a_row_are_one_chain(method: str) -> None:
 
 
 def test_solutions_in_a_row_have_a_trajectory_per_sample() -> None:
-    """Samples do not interact, in one solution as little as in two."""
+    """Samples do not interact in one solution, and neither in two."""
 
     def run(m: Any, y: Tensor) -> Tensor:
         for _ in range(2):
@@ -602,7 +593,7 @@ def test_two_fields_are_two_recurrences() -> None:
     assert set(result.recurrence_lyapunov_max.keys()) == {"a", "b"}
 
 
-def test_recurrences_have_names_of_their_own() -> None:
+def test_recurrences_have_unique_names() -> None:
     def run(m: Any, y: Tensor) -> Tensor:
         y = odeint(m.func, y, EVEN, method="rk4")[-1]
         return odeint(m.func, y, times(0.0, 0.5, 1.0), method="euler")[-1]
@@ -612,15 +603,9 @@ def test_recurrences_have_names_of_their_own() -> None:
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize(
-    "substeps",
-    [
-        1,
-        2,
-    ],
-)
+@pytest.mark.parametrize("substeps", [1, 2])
 def test_ode_rnn_is_one_recurrence(substeps: int) -> None:
-    """The state flows for a while, then a cell takes an observation in: as a chain, from the first to the last of both."""
+    """The state evolves in time, and then a cell updates it. The chain contains both."""
 
     def run(m: Any, y: Tensor) -> Tensor:
         h = torch.zeros_like(y)
@@ -635,7 +620,7 @@ def test_ode_rnn_is_one_recurrence(substeps: int) -> None:
         for index in range(3):
             for step in range(substeps):
                 h = h + net.func(times(step / substeps), h) / substeps
-            # Where steps of the solver are those of the chain, it ends with the last of them.
+            # If the steps of the chain are solver steps, the chain ends with the last one of them.
             if substeps == 1 or index < 2:
                 h = net.cell(start(), h)
         return h
@@ -645,8 +630,8 @@ def test_ode_rnn_is_one_recurrence(substeps: int) -> None:
     torch.testing.assert_close(jacobian(chain), end_to_end(by_hand, torch.zeros_like(start())), rtol=1e-12, atol=1e-13)
 
 
-def test_one_point_of_time_has_no_step() -> None:
-    """Nothing is integrated; a recurrence that comes after is found all the same."""
+def test_a_single_point_of_time_has_no_step() -> None:
+    """Nothing is integrated. A recurrence after it is found."""
 
     def run(m: Any, y: Tensor) -> Tensor:
         h = odeint(m.func, y, EVEN[:1])[-1]
@@ -662,8 +647,8 @@ def test_one_point_of_time_has_no_step() -> None:
         measure(alone, start(), steps="time")
 
 
-def test_solution_without_gradient_is_left_alone() -> None:
-    """Under no_grad nothing is a step; numbers are the same."""
+def test_a_solution_without_a_gradient_has_no_steps() -> None:
+    """Solutions under no_grad are not recorded, and their values are unchanged."""
 
     def run(m: Any, y: Tensor) -> Tensor:
         with torch.no_grad():
@@ -679,8 +664,8 @@ def test_solution_without_gradient_is_left_alone() -> None:
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 @pytest.mark.parametrize("adjoint", [False, True], ids=["plain", "adjoint"])
-def test_library_is_restored_after_an_error(method: str, adjoint: bool) -> None:
-    """An exception in the field, in the middle of a step."""
+def test_the_library_is_restored_after_an_error(method: str, adjoint: bool) -> None:
+    """The field raises in the middle of a step."""
 
     class Broken(Field):
         def forward(self, t: Tensor, y: Tensor) -> Tensor:
@@ -700,8 +685,8 @@ def test_library_is_restored_after_an_error(method: str, adjoint: bool) -> None:
         net(start())
 
 
-def test_library_is_left_alone_along_depth() -> None:
-    """Only time makes steps of a solver."""
+def test_the_library_is_unchanged_along_depth() -> None:
+    """Steps of a solver are recorded along time only."""
     seen = []
 
     def run(m: Any, y: Tensor) -> Tensor:
@@ -716,8 +701,8 @@ def test_library_is_left_alone_along_depth() -> None:
     assert watched is not plain and issubclass(watched, plain) and other is not method
 
 
-def test_library_may_be_imported_by_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As models do that can do without."""
+def test_the_forward_pass_may_import_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models for which the library is optional import it there."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchdiffeq"]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -732,8 +717,8 @@ def test_library_may_be_imported_by_the_forward_pass(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.filterwarnings("ignore:The following arguments have no effect")
-def test_unknown_methods_and_scipy_are_the_library_s_own() -> None:
-    """What is no solver in PyTorch has no steps to be seen, and raises what it always raised."""
+def test_unknown_and_scipy_methods_are_left_to_the_library() -> None:
+    """Methods that are not PyTorch solvers are not recorded, and raise the same errors as without instruments."""
     net = model(lambda m, y: odeint(m.func, y, EVEN, method="nonsense"))
     with pytest.raises(ModelError, match="Invalid method"):
         measure(net, start(), steps="time")
@@ -743,7 +728,7 @@ def test_unknown_methods_and_scipy_are_the_library_s_own() -> None:
 
 
 def test_same_seed_same_steps() -> None:
-    """An adaptive solver's steps depend on weights; each seed has its own, and repeats them."""
+    """The steps of an adaptive solver depend on the weights. Each seed repeats its own steps."""
     results = [
         measure(
             lambda: Model(lambda m, y: odeint(m.func, y, EVEN), func=Field()).double(), start(), steps="time", seeds=2

@@ -1,4 +1,4 @@
-"""What is taken as a step: found automatically, or as the user says."""
+"""The choice of steps: automatically, or by class or name."""
 
 from __future__ import annotations
 
@@ -26,57 +26,25 @@ def names(case: Architecture, steps: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in ARCHITECTURES])
-def test_auto(case: Architecture) -> None:
-    """Repeated blocks where there are some, layers where there are none."""
+def test_automatic_steps(case: Architecture) -> None:
+    """Steps are repeated blocks, or layers if there are no such blocks."""
     assert text(case, case.steps) == case.auto
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in ARCHITECTURES if c.layers])
-def test_layers(case: Architecture) -> None:
-    """Every call of a module that owns a weight, also of a wrapped one, whether or not it is in a block."""
+def test_layers_are_steps(case: Architecture) -> None:
+    """Each call of a module with a weight is a step, also if the weight is parametrized or the module is in a block."""
     assert text(case, "layers") == case.layers
 
 
 @pytest.mark.parametrize("name", ["residual", "unet", "views", "shared-blocks", "integer-inputs", "early-loss"])
-def test_blocks_is_auto_where_there_are_blocks(name: str) -> None:
-    """``"blocks"`` differs from ``"auto"`` by refusing to fall back only."""
+def test_blocks_equals_auto_if_there_are_blocks(name: str) -> None:
+    """``"blocks"`` differs from ``"auto"`` only in that it does not fall back to layers."""
     assert text(BY_ID[name], "blocks") == BY_ID[name].auto
 
 
-@pytest.mark.parametrize("name", ["lstm-loop", "gru-loop", "tied-rnn", "shared-blocks"])
-def test_time_is_the_module_that_is_called_most(name: str) -> None:
-    """Each call is one step, named by its number."""
-    found = names(BY_ID[name], "time")
-    assert len(found) == 4
-    assert [part.rpartition("[")[2] for part in found] == ["0]", "1]", "2]", "3]"]
-
-
-def test_time_takes_the_outermost_of_modules_called_equally_often() -> None:
-    """A cell made of layers is the step, not its layers."""
-
-    class Cell(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.tanh(self.a(x))
-
-    class Loop(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell = Cell()
-
-        def forward(self, x: Tensor) -> Tensor:
-            for _ in range(5):
-                x = self.cell(x)
-            return x
-
-    assert describe(models.cut(Loop(), torch.randn(2, 4), "time").chain.steps) == "5 × Cell"
-
-
-def test_class() -> None:
-    """A class means its instances, those of subclasses, too."""
+def test_a_class_selects_its_instances() -> None:
+    """Instances of subclasses are included."""
     assert text(BY_ID["residual"], models.Branch) == "4 × Block"
     assert text(BY_ID["residual"], nn.Linear) == "10 × Linear"
 
@@ -97,8 +65,8 @@ def test_class() -> None:
     ],
     ids=str,
 )
-def test_names(pattern: Any, expected: list[str] | None) -> None:
-    """``*`` and ``?`` stay within one level; a list is taken in program order; brackets are no pattern.
+def test_names_and_globs_select_modules(pattern: Any, expected: list[str] | None) -> None:
+    """``*`` and ``?`` stay within one level, the steps of a list are in program order, and brackets have no special meaning.
 
     The model itself has no name, so no pattern names it.
     """
@@ -113,8 +81,7 @@ def test_names(pattern: Any, expected: list[str] | None) -> None:
     "pattern", ["blocks.**", "**", ["blocks.0", "blocks.0.up", "blocks.1.down", "blocks.1"]], ids=str
 )
 def test_steps_inside_steps_do_not_change_the_product(pattern: Any) -> None:
-    """A step that ends at the very moment at which another one ends must not lose the gradient: the chain of nested
-    steps has the same product as the outer ones."""
+    """A gradient passes two steps that end at the same moment: the chain of nested steps has the product of the outer ones."""
     cutting = models.cut_case(BY_ID["residual"], pattern)
     columns: Any = random_cotangents(cutting.chain, 1, 0)
     for index in range(len(cutting.chain), 0, -1):
@@ -123,7 +90,7 @@ def test_steps_inside_steps_do_not_change_the_product(pattern: Any) -> None:
 
 
 def test_a_block_that_ends_with_its_last_layer_is_a_whole_step() -> None:
-    """Nested steps again, where no operation follows the inner one: Sequential in Sequential, all matched."""
+    """No operation follows the inner step: a Sequential in a Sequential, where both are steps."""
     model = nn.Sequential(*[nn.Sequential(nn.Tanh(), nn.Linear(4, 4)) for _ in range(3)])
     chain = models.cut(model, torch.randn(2, 4), "**").chain
     columns: Any = random_cotangents(chain, 1, 0)
@@ -132,15 +99,15 @@ def test_a_block_that_ends_with_its_last_layer_is_a_whole_step() -> None:
         assert any(c is not None and c.any() for c in columns), chain.names[index - 1]
 
 
-def test_second_tower_is_left_out_and_named() -> None:
-    """Its blocks are not on the path of the first one's signal."""
+def test_a_second_tower_is_left_out_and_named() -> None:
+    """Its blocks are not on the path of the signal of the first tower."""
     chain = models.cut_case(BY_ID["two-towers"], "layers").chain
     assert {name.split(".")[0] for name in chain.names} == {"left"}
     assert {call.path.split(".")[0] for call in chain.left_out} == {"right"}
 
 
-def test_larger_group_wins_where_groups_do_not_meet() -> None:
-    """Two towers, the second one deeper."""
+def test_the_larger_of_two_separate_groups_is_the_chain() -> None:
+    """There are two towers, of which the second one is deeper."""
 
     class Uneven(models.TwoTowers):
         def __init__(self) -> None:
@@ -152,8 +119,8 @@ def test_larger_group_wins_where_groups_do_not_meet() -> None:
     assert list(chain.names) == [f"right.{i}" for i in range(5)]
 
 
-def test_hybrids_count_together() -> None:
-    """Kinds of block that take turns in one container are one kind."""
+def test_alternating_blocks_are_one_kind() -> None:
+    """Classes of blocks that alternate in one container are steps together."""
 
     class Other(models.Block):
         pass
@@ -162,8 +129,8 @@ def test_hybrids_count_together() -> None:
     assert describe(models.cut(model, torch.randn(2, models.WIDTH)).chain.steps) == "3 × Block + 3 × Other"
 
 
-def test_stages_lose_against_their_blocks() -> None:
-    """The finer cut with as few tensors live."""
+def test_blocks_are_preferred_to_their_stages() -> None:
+    """The finer cut has the same number of live tensors."""
 
     class Stage(nn.Module):
         def __init__(self) -> None:
@@ -181,7 +148,7 @@ def test_stages_lose_against_their_blocks() -> None:
 
 
 class Weightless(nn.Module):
-    """Nothing to find."""
+    """A model without layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +159,7 @@ class Weightless(nn.Module):
 
 
 class FusedRnn(nn.Module):
-    """Time steps inside one operator."""
+    """The time steps are inside one operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -291,8 +258,10 @@ class Detached(models.Tower):
         ),
     ],
 )
-def test_errors(model: Any, steps: Any, error: type[TrainabilityError], parts: list[str]) -> None:
-    """What must hold, what came, what to do."""
+def test_steps_that_do_not_exist_are_refused(
+    model: Any, steps: Any, error: type[TrainabilityError], parts: list[str]
+) -> None:
+    """Messages say what is expected, what was found and what to do."""
     width = models.WIDTH if model().__class__.__name__ in {"Tower", "Detached"} else 4
     shape = (2, 3, 4) if model is FusedRnn else (2, width)
     with pytest.raises(error) as caught:

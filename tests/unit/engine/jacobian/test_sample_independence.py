@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import loops
 import models
 import pytest
 import torch
 from models import ARCHITECTURES, BATCH, LENGTH, WIDTH, Architecture, Cutting
 from torch import Tensor, nn
 
+from pytest_trainability import Rollout, measure
 from pytest_trainability.engine.jacobian.qr_sweep import qr_sweep
 from pytest_trainability.engine.jacobian.sample_independence import find_trajectories
 from pytest_trainability.engine.jacobian.trajectories import Division
@@ -166,3 +170,85 @@ def test_rates_that_differ_much_between_independent_samples_are_not_an_interacti
     factors = torch.tensor([[1.0], [3e-4]])
     model = tower(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), Lambda(lambda x: factors * x)))
     assert division_of(models.cut(model, torch.randn(2, WIDTH), ["0", "1", "2"])) == Division(2)
+
+
+def test_one_number_per_sample_in_the_state_keeps_samples_separate() -> None:
+    """A flow carries its log-determinant along."""
+
+    class Coupling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
+
+        def forward(self, x: Tensor, volume: Tensor) -> tuple[Tensor, Tensor]:
+            scale = self.net(x[:, :2]).tanh()
+            return torch.cat([x[:, 2:] * scale.exp(), x[:, :2]], 1), volume + scale.sum(1)
+
+    class Flow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.couplings = nn.ModuleList(Coupling() for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            volume = x.sum(1) * 0
+            for coupling in self.couplings:
+                x, volume = coupling(x, volume)
+            return volume - x.square().sum(1)
+
+    result = measure(Flow, torch.randn(5, 4), seeds=1)
+    assert (str(result.steps), result.frame) == ("4 × Coupling", "per sample")
+
+
+# Along time ----------------------------------------------------------------------------------------------------
+def time_major(model: Any, x: Tensor) -> Tensor:
+    h = x.new_zeros(x.shape[1], loops.WIDTH)
+    for entry in x:
+        h = model.cell(entry, h)
+    return h
+
+
+@pytest.mark.parametrize(("length", "batch"), [(2, 6), (6, 2), (4, 4), (3, 1), (1, 3)])
+def test_time_major_inputs_have_one_trajectory_per_sample(length: int, batch: int) -> None:
+    """Inputs are ``(T, B, D)``, where T divides B or B divides T. A trajectory belongs to a sample."""
+    torch.manual_seed(0)
+    x = loops.inputs(length, batch, loops.FEATURES)
+    for model in (nn.GRU(loops.FEATURES, loops.WIDTH).double(), loops.Loop(time_major, cell=loops.cell()).double()):
+        if length == 1 and isinstance(model, loops.Loop):
+            continue
+        chain = loops.cut(model, x)
+        assert len(chain) == length
+        assert find_trajectories(chain, length, 0)[0].count == batch
+
+
+def test_samples_that_interact_have_a_joint_trajectory() -> None:
+    torch.manual_seed(0)
+    model = loops.Loop(loops.normalized, cell=loops.cell(), norm=nn.BatchNorm1d(loops.WIDTH)).double()
+    result = measure(model, loops.inputs(loops.BATCH, loops.LENGTH, loops.FEATURES), steps="time")
+    assert result.frame == "joint" and result.steps.names == loops.calls_of("norm")
+    assert (
+        measure(model, loops.inputs(loops.BATCH, loops.LENGTH, loops.FEATURES), steps="time", train=False).frame
+        == "per sample"
+    )
+
+
+def scaled(rates: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """A recurrence whose units do not interact."""
+    factors = torch.tensor(rates, dtype=torch.float64)
+    return lambda state: state * factors
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_units_that_do_not_interact_are_not_trajectories(batch: int) -> None:
+    """The largest exponent of a diagonal recurrence, as in a state space model, is that of the slowest unit, not an average."""
+    rates = [0.5, 2.0, 1.0]
+    # All but one part in 2^60 of a cotangent lies along the leading unit after 60 steps, which alignment leaves out.
+    result = measure(Rollout(scaled(rates), steps=80), torch.ones(batch, 3, dtype=torch.float64), alignment=60)
+    assert float(result.lyapunov_max) == pytest.approx(math.log(2), abs=1e-12)
+
+
+def test_a_batch_of_one_is_one_trajectory() -> None:
+    torch.manual_seed(0)
+    chain = loops.cut(
+        loops.Loop(loops.gru_loop, cell=loops.cell()).double(), loops.inputs(1, loops.LENGTH, loops.FEATURES)
+    )
+    assert find_trajectories(chain, 1, 0)[0].division == Division(1)

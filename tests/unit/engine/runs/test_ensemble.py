@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
+import loops
 import models
 import pytest
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from pytest_trainability import measure
 from pytest_trainability.engine import isolation
-from pytest_trainability.engine.jacobian import vjp as products
-from pytest_trainability.errors import CutError, ModelError
+from pytest_trainability.errors import CutError, UsageError
 
 FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
 
@@ -109,39 +108,6 @@ def test_a_seed_may_skip_steps() -> None:
     assert all(math.isfinite(value) for value in result.log_gain.values)
 
 
-def test_cotangents_that_do_not_fit_are_carried_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More memory is a matter of speed: fewer columns at once give the same spectrum."""
-    expected = measure(models.mlp, FLOATS, seeds=1, exponents=5, dtype="float64")
-    whole, sizes = products._one_call, []
-
-    def small(outputs: Any, inputs: Any, columns: Sequence[Tensor], *hooked: Any) -> Any:
-        sizes.append(len(columns[0]))
-        if len(columns[0]) > 2:
-            msg = "CUDA out of memory"
-            raise torch.OutOfMemoryError(msg)
-        return whole(outputs, inputs, columns, *hooked)
-
-    monkeypatch.setattr(products, "_one_call", small)
-    found = measure(models.mlp, FLOATS, seeds=1, exponents=5, dtype="float64")
-    assert max(sizes) == 5
-    assert [e.mean for e in found.lyapunov_spectrum] == pytest.approx(
-        [e.mean for e in expected.lyapunov_spectrum], abs=1e-12
-    )
-
-
-def test_one_cotangent_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is nothing smaller."""
-
-    def never(*_: Any) -> Any:
-        msg = "CUDA out of memory"
-        raise torch.OutOfMemoryError(msg)
-
-    monkeypatch.setattr(products, "_one_call", never)
-    with pytest.raises(ModelError, match="one cotangent must fit on the device") as caught:
-        measure(models.mlp, FLOATS, seeds=1, exponents=5)
-    assert "smaller batch" in str(caught.value)
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("width", [64, 512])
 def test_half_precision_gives_the_same_gain(dtype: str, width: int) -> None:
@@ -185,42 +151,26 @@ def test_a_seed_that_drops_all_layers_is_named() -> None:
         measure(Dropped, torch.randn(2, 4), steps="layers.*", seeds=2)
 
 
-def test_one_number_per_sample_in_the_state_keeps_samples_separate() -> None:
-    """A flow carries its log-determinant along."""
-
-    class Coupling(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
-
-        def forward(self, x: Tensor, volume: Tensor) -> tuple[Tensor, Tensor]:
-            scale = self.net(x[:, :2]).tanh()
-            return torch.cat([x[:, 2:] * scale.exp(), x[:, :2]], 1), volume + scale.sum(1)
-
-    class Flow(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.couplings = nn.ModuleList(Coupling() for _ in range(4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            volume = x.sum(1) * 0
-            for coupling in self.couplings:
-                x, volume = coupling(x, volume)
-            return volume - x.square().sum(1)
-
-    result = measure(Flow, torch.randn(5, 4), seeds=1)
-    assert (str(result.steps), result.frame) == ("4 × Coupling", "per sample")
+# Warm-up and alignment -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("warmup", "alignment"), [(4, 0), (0, 4), (2, 2), (9, 9)])
+def test_warmup_and_alignment_must_leave_a_step(warmup: int, alignment: int) -> None:
+    with pytest.raises(UsageError, match=rf"must leave a step.*Got {warmup} and {alignment} for a chain of 4"):
+        measure(
+            loops.Loop(loops.gru_loop, cell=loops.cell()).double(),
+            loops.inputs(loops.BATCH, loops.LENGTH, loops.FEATURES),
+            steps="time",
+            warmup=warmup,
+            alignment=alignment,
+        )
 
 
-def test_two_layers_of_a_stack_are_blocks() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2))
-
-        def forward(self, x: Tensor) -> Tensor:
-            for layer in self.layers:
-                x = layer(x)
-            return x
-
-    assert str(measure(Two, torch.randn(2, 3, 8), seeds=1).steps) == "2 × TransformerEncoderLayer"
+@pytest.mark.parametrize("what", ["warmup", "alignment"])
+@pytest.mark.parametrize("value", [-1, 1.0, True])
+def test_warmup_and_alignment_must_be_counts(what: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"{what} must be a whole number of at least 0"):
+        measure(
+            loops.Loop(loops.gru_loop, cell=loops.cell()).double(),
+            loops.inputs(loops.BATCH, loops.LENGTH, loops.FEATURES),
+            steps="time",
+            **{what: value},
+        )
