@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import models
 import pytest
 import torch
 import zoo
-from models import ARCHITECTURES, Architecture, Cutting
+from models import ARCHITECTURES, BATCH, WIDTH, Architecture, Cutting
 from products import FORKS, assert_same, interpreted, is_nested, one_backward, one_of, product, some_cotangents
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from pytest_trainability import measure
 from pytest_trainability.engine.capture.chain import Chain, describe
+from pytest_trainability.engine.jacobian import vjp
 from pytest_trainability.engine.jacobian.sample_independence import find_trajectories
 from pytest_trainability.engine.jacobian.vjp import Cotangents, loss_cotangent, pull_back, random_cotangents
 from pytest_trainability.engine.trees import tensors_in
@@ -289,3 +292,40 @@ def test_product_of_segments_is_the_backward_pass_of_the_zoo(case: zoo.Case) -> 
     assert_same(found, expected, ulps=64 * FORKS)
     assert any(True for _ in tensors_in(cutting.record.output))
     assert find_trajectories(chain, zoo.BATCH, 0)[0].count in {1, zoo.BATCH}
+
+
+# Memory -----------------------------------------------------------------------------------------------------------
+
+FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
+
+
+def test_cotangents_that_do_not_fit_are_carried_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer cotangents at once give the same spectrum, and take longer."""
+    expected = measure(models.mlp, FLOATS, seeds=1, exponents=5, dtype="float64")
+    whole, sizes = vjp._one_call, []
+
+    def small(outputs: Any, inputs: Any, columns: Sequence[Tensor], *hooked: Any) -> Any:
+        sizes.append(len(columns[0]))
+        if len(columns[0]) > 2:
+            msg = "CUDA out of memory"
+            raise torch.OutOfMemoryError(msg)
+        return whole(outputs, inputs, columns, *hooked)
+
+    monkeypatch.setattr(vjp, "_one_call", small)
+    found = measure(models.mlp, FLOATS, seeds=1, exponents=5, dtype="float64")
+    assert max(sizes) == 5
+    assert [e.mean for e in found.lyapunov_spectrum] == pytest.approx(
+        [e.mean for e in expected.lyapunov_spectrum], abs=1e-12
+    )
+
+
+def test_one_cotangent_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def never(*_: Any) -> Any:
+        msg = "CUDA out of memory"
+        raise torch.OutOfMemoryError(msg)
+
+    monkeypatch.setattr(vjp, "_one_call", never)
+    with pytest.raises(ModelError, match="one cotangent must fit on the device") as caught:
+        measure(models.mlp, FLOATS, seeds=1, exponents=5)
+    assert "smaller batch" in str(caught.value)
