@@ -1,4 +1,4 @@
-"""How widely attention looks: the entropy of its weights, seen where a model computes them."""
+"""Entropy of attention weights, computed where a model computes them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...engine.capture.function_mode import FunctionObserver, numbered
 from ...engine.capture.recorder import Recorder
 from ...engine.runs.run import Need, Run
+from ...engine.torch_internals import WeakTensorKeyDictionary, without_dispatch, without_torch_functions
 from ...engine.trees import tensors_in
 from ..measure import declare
 
@@ -25,42 +24,47 @@ __all__ = ["ATTENTION_ENTROPIES", "Entropy", "entropy_of"]
 
 
 AT_ONCE = 2**23
-"""How many weights are computed at once: 32 MiB of float32."""
+"""Largest number of attention weights that are computed at once: 32 MiB in float32."""
 LOWEST = -1e8
-"""What is added to scores to mask them, and is not ``-inf``, is the least number of its type, or below this one, ..."""
+"""A score below this number, or below half of the smallest number of its type, belongs to a masked key."""
 LOW = -9e3
-"""... or so far below the query's largest score: some models add -1e4."""
+"""A score below this number belongs to a masked key if it is also this far below the query's largest score. Some models mask keys
+by adding -1e4."""
 
 
 _PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum"})
 _BREAKING = frozenset({"linear", "layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "embedding"})
-"""What comes out of these is no score and no weight any more, even where it is as large."""
+"""Functions whose results are neither scores nor weights, even if they have the same shape."""
 _PIECEWISE = frozenset(
     {"cat", "concat", "pad", "as_strided", "narrow", "select", "expand", "repeat", "index_select", "gather"}
     | {"__getitem__", "__setitem__"}
 )
-"""These hand on, as what they were, tensors that become smaller or larger."""
+"""Functions that may change the shape of scores or weights. Their results are still scores or weights."""
 
 
 @dataclass(slots=True, eq=False)
 class Entropy:
-    """Normalized entropies of one attention's queries, summed."""
+    """Sum of the normalized entropies of the queries of one attention."""
 
     path: str
-    """Name of the module that computes it."""
+    """Path of the module that computes the attention."""
     total: float = 0.0
     count: int = 0
-    """Of queries with more than one key."""
+    """Number of queries with more than one key."""
 
     @property
     def mean(self) -> float:
-        """Mean over queries, heads and samples; NaN where no query has a choice."""
+        """Mean over queries, heads and samples; NaN if no query has more than one key."""
         return self.total / self.count if self.count else math.nan
 
     def add(self, scores: Tensor, allowed: Tensor) -> None:
-        """Take in queries, the rows of their scores and of the keys that they may attend to.
+        """Add queries.
 
-        ``entropy = ln Z - Σ_j e^{s_j} s_j / Z`` with ``Z = Σ_j e^{s_j}``, exact where all scores are the same.
+        ``entropy = ln Z - Σ_j e^{s_j} s_j / Z`` with ``Z = Σ_j e^{s_j}``, which is exact if all scores are equal.
+
+        Args:
+            scores: The scores of each query, ``(…, keys)``.
+            allowed: Whether the query may attend to a key, ``(…, keys)``.
         """
         keys = allowed.sum(dim=-1)
         scores = scores.to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
@@ -76,7 +80,7 @@ class Entropy:
 
 
 def entropy_of(path: str, scores: Tensor) -> Entropy:
-    """Take in scores ``(…, queries, keys)`` as a softmax meets them, masked keys being far below the others."""
+    """Return the entropy of a softmax of scores ``(…, queries, keys)``, in which masked keys are far below the others."""
     found = Entropy(path)
     for rows in torch.split(scores.detach().flatten(0, -2), max(1, AT_ONCE // scores.shape[-1])):
         found.add(rows, ~_masked(rows))
@@ -84,7 +88,7 @@ def entropy_of(path: str, scores: Tensor) -> Entropy:
 
 
 def _masked(scores: Tensor) -> Tensor:
-    """Whether scores, or what is added to them, are those of masked keys; NaN is not."""
+    """Return which scores, or terms that are added to scores, belong to masked keys. NaN does not."""
     lowest = max(torch.finfo(scores.dtype).min / 2, LOWEST)
     below = scores.amax(dim=-1, keepdim=True) - scores
     return (scores <= lowest) | ((scores <= LOW) & (below >= -LOW))
@@ -93,29 +97,32 @@ def _masked(scores: Tensor) -> Tensor:
 # Fused attention --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class _Operands:
-    """Of fused attention: ``query (…, queries, n)``, ``key (…, keys, n)``, ``mask (…, queries, keys)``, leading sizes equal."""
+    """Operands of fused attention: ``query (…, queries, n)``, ``key (…, keys, n)`` and ``mask (…, queries, keys)``.
+
+    The leading dimensions have equal sizes.
+    """
 
     query: Tensor
     key: Tensor
     mask: Tensor | None
-    """Of booleans, True for keys that take part, or of numbers to be added to the scores."""
+    """Booleans, True for allowed keys, or numbers that are added to the scores."""
 
-    def size(self) -> int:
-        """How many weights there are."""
+    def weights(self) -> int:
+        """Return the number of attention weights."""
         return math.prod(self.query.shape[:-1]) * self.key.shape[-2]
 
-    def halves(self) -> Iterator[_Operands]:
-        """Part them along the first dimension that can be parted: samples, heads, queries."""
+    def split(self) -> Iterator[_Operands]:
+        """Split into two parts along the first dimension with more than one index: samples, heads or queries."""
         axis = next(i for i, n in enumerate(self.query.shape[:-1]) if n > 1)
         ends = 0, self.query.shape[axis] // 2, self.query.shape[axis]
-        of_keys = axis < self.query.dim() - 2
+        is_key_axis = axis < self.query.dim() - 2
 
         def part(tensor: Tensor, start: int, end: int) -> Tensor:
             return tensor.narrow(axis, start, end - start)
 
         for start, end in pairwise(ends):
             mask = None if self.mask is None else part(self.mask, start, end)
-            key = part(self.key, start, end) if of_keys else self.key
+            key = part(self.key, start, end) if is_key_axis else self.key
             yield _Operands(part(self.query, start, end), key, mask)
 
 
@@ -129,7 +136,7 @@ def _operands(
     scale: float | None = None,
     enable_gqa: bool = False,  # noqa: FBT001, FBT002
 ) -> _Operands:
-    """Read the arguments of ``scaled_dot_product_attention``; the scale is taken into the queries."""
+    """Return the operands of ``scaled_dot_product_attention``. The queries are multiplied by the scale."""
     query, key = query.detach(), key.detach()
     if query.dtype != torch.float64:
         query, key = query.float(), key.float()
@@ -148,27 +155,28 @@ def _operands(
     )
 
 
-def _take_in(found: Entropy, given: _Operands) -> None:
-    if given.size() > AT_ONCE and math.prod(given.query.shape[:-1]) > 1:
-        for half in given.halves():
-            _take_in(found, half)
+def _add_fused(entropy: Entropy, operands: _Operands) -> None:
+    """Add all queries of fused attention, in parts if there are many weights."""
+    if operands.weights() > AT_ONCE and math.prod(operands.query.shape[:-1]) > 1:
+        for part in operands.split():
+            _add_fused(entropy, part)
         return
-    scores = given.query @ given.key.transpose(-2, -1)
+    scores = operands.query @ operands.key.transpose(-2, -1)
     allowed = torch.ones_like(scores, dtype=torch.bool)
-    if given.mask is not None and given.mask.dtype == torch.bool:
-        allowed = given.mask
-    elif given.mask is not None:
-        scores, allowed = scores + given.mask, ~_masked(given.mask)
-    found.add(scores, allowed)
+    if operands.mask is not None and operands.mask.dtype == torch.bool:
+        allowed = operands.mask
+    elif operands.mask is not None:
+        scores, allowed = scores + operands.mask, ~_masked(operands.mask)
+    entropy.add(scores, allowed)
 
 
-# The instrument ---------------------------------------------------------------------------------------------------
+# Observation of the forward pass ----------------------------------------------------------------------------------
 class _Attentions(FunctionObserver):
-    """Sees fused attention, and attention in plain operations: a product, a softmax of it, a product with that.
+    """Observes fused attention, and attention in plain operations: a product, its softmax, and a product with the softmax.
 
-    Scores are what a product of two tensors that are no parameters gives, and what is as large and computed from
-    it (scaled, masked, biased). Weights are their softmax over the last dimension, and what is computed from it. They are those
-    of an attention once they are an operand of a product; a router's or a classifier's never are.
+    Scores are the product of two tensors that are not parameters, and tensors of equal size that are computed from it (scaled,
+    masked, biased). Weights are the softmax of scores over the last dimension, and tensors that are computed from it. An
+    attention is recorded when its weights are an operand of a product. The weights of a router or a classifier never are.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -183,31 +191,31 @@ class _Attentions(FunctionObserver):
                 return _OPENED(*args, **kwargs)
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        with torch._C.DisableTorchFunction():
+        with without_torch_functions():
             if func is scaled_dot_product_attention:
-                self._see_fused(args, kwargs)
+                self._observe_fused(args, kwargs)
             elif name == "softmax":
-                self._see_softmax(args, kwargs, result)
+                self._observe_softmax(args, kwargs, result)
             else:
                 target = args[0] if name == "__setitem__" else result
                 if isinstance(target, Tensor) and target.is_floating_point():
                     self._follow(name, list(tensors_in((args, tuple(kwargs.values())))), target)
         return result
 
-    def _see_fused(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _observe_fused(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         query = args[0] if args else kwargs["query"]
         if query.is_nested:
             return
         entropy = Entropy(self.path)
-        with _plainly(query):
-            _take_in(entropy, _operands(*args, **kwargs))
+        with _without_graph(query):
+            _add_fused(entropy, _operands(*args, **kwargs))
         self.found.append(entropy)
 
-    def _see_softmax(self, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Tensor) -> None:
+    def _observe_softmax(self, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Tensor) -> None:
         scores = args[0] if args else kwargs["input"]
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
         if scores in self._scores and scores.dim() >= 3 and dim in {-1, scores.dim() - 1}:
-            with _plainly(scores):
+            with _without_graph(scores):
                 self._weights[weights] = entropy_of(self.path, scores)
 
     def _follow(self, name: str, operands: Sequence[Tensor], result: Tensor) -> None:
@@ -225,20 +233,12 @@ class _Attentions(FunctionObserver):
                         break
 
 
-def _opened(function: Any) -> Callable[..., Any]:
-    """Return a function of ``torch.nn.functional`` that does not hand itself over to who watches, before its first line."""
-    changed = {**function.__globals__, "has_torch_function": lambda tensors: False}
-    copy = FunctionType(function.__code__, changed, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-_OPENED = _opened(multi_head_attention_forward)
+_OPENED = without_dispatch(multi_head_attention_forward)
 
 
 @contextmanager
-def _plainly(like: Tensor) -> Iterator[None]:
-    """Compute beside the model: without a graph, and in the type at hand."""
+def _without_graph(like: Tensor) -> Iterator[None]:
+    """Compute without an autograd graph and without autocast."""
     with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
         yield
 
@@ -250,27 +250,28 @@ def _entropies(run: Run) -> dict[str, float]:
 
 
 ATTENTION_ENTROPIES = Need("attention entropies", _entropies, instruments=(_Attentions,))
-"""Mean normalized entropy over queries, heads and samples of every attention in which some query has a choice, by the module that
-computes it, in program order."""
+"""Mean normalized entropy over queries, heads and samples, by the path of the module that computes the attention, in program
+order. An attention without a query that has two keys is absent."""
 
 
 @declare("profile", needs=[ATTENTION_ENTROPIES], tolerance=0.05)
 def attention_entropy(run: Run) -> dict[str, float]:
     """Return ``-Σ_j p_j ln p_j / ln n`` of each attention's weights, averaged over queries, heads and samples.
 
-    n is the number of keys that a query may attend to; queries with one key only, such as the first one under a causal mask,
-    are left out. Dropout on the weights is not counted.
+    n is the number of keys that a query may attend to. Queries with a single key, such as the first one under a causal mask, do
+    not count. The entropy is that of the weights before dropout. Near 0 the softmax is saturated, and queries and keys get
+    almost no gradient.
 
-    It misleads where one is asked for: heads that attend uniformly at initialization are what small query and key weights
-    give, and healthy. Near 0 the softmax is saturated, and next to no gradient comes back to queries and keys. A mean over
-    heads hides a single one. Bias that falls off with distance is part of the scores, and lowers the value.
+    It misleads as an upper bound: a value of 1 is healthy at initialization, because small query and key weights give uniform
+    attention. A mean over heads hides a single collapsed one. A bias that decreases with distance is a part of the scores, and
+    lowers the value.
 
     Returns:
-        Between 0 (every query attends to one key) and 1 (to all alike), by the module that computes it, in program
-        order; with a number where a module does so more than once. One in which no query has two keys is left out.
-        Empty for a model without attention that is seen: ``nn.MultiheadAttention``, ``scaled_dot_product_attention``
-        and plain operations (product, softmax over the last dimension, product) are; linear and sigmoid attention,
-        ``flex_attention``, kernels of other packages and scripted functions are not.
+        Pure numbers from 0 (every query attends to one key) to 1 (every query attends uniformly), by the path of the module that
+        computes the attention, in program order; with a number if a module computes several. An attention without a query that
+        has two keys is omitted. ``nn.MultiheadAttention``, ``scaled_dot_product_attention`` and attention in plain operations
+        (product, softmax over the last dimension, product) are recognized. Linear and sigmoid attention, ``flex_attention``,
+        kernels of other packages and scripted functions are not. The profile is empty if no attention is recognized.
 
     Source: Zhai et al., ICML 2023, who see training diverge where it collapses; Dong, Cordonnier & Loukas, ICML 2021.
     """

@@ -1,4 +1,4 @@
-"""Whether a function is an activation, and how steep it is: both by its derivative, whatever it is called."""
+"""Recognition of activation functions by their derivative, and their largest slope."""
 
 from __future__ import annotations
 
@@ -12,45 +12,46 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ...engine.isolation import preserved_generators
+from ...engine.torch_internals import without_torch_functions
 from ...engine.trees import map_tensors
 
 __all__ = ["Application", "generator_states", "steepest_slope"]
 
 
 REACH = 20.0
-"""How far from zero an activation is tried."""
+"""Largest absolute value at which a function is evaluated."""
 POINTS = 513
-"""At how many values; they stand 0.014 apart at zero, which is one of them.
+"""Number of values at which a function is evaluated. Near zero, which is one of them, they are 0.014 apart.
 
-The largest slope of what bends within a distance of one is found to 1e-4 around there."""
+This finds the largest slope of a function that bends on a scale of one near zero with a relative error of 1e-4."""
 GROWTH = 1.5
-"""By what factor the largest slope may be larger beyond half the reach than within it; that of ``x²`` doubles."""
+"""Largest ratio of the maximal slope beyond half the reach and the one within. For ``x²`` it is 2."""
 BEND = 0.01
-"""By what part of its maximum a slope must change with the value. That of a scale, a mask or dropout does not."""
+"""Smallest change of the slope with the value, relative to its maximum. The slope of a scale, a mask or dropout is constant."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Application:
-    """A function that was applied to one tensor that carries a gradient, all else that it is given held fixed."""
+    """A call of a function, seen as a function of the one argument that carries a gradient. All other arguments are constants."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     tensor: Tensor
-    """The one among the arguments."""
+    """The argument that carries a gradient."""
     values: Tensor
-    """What it held then; it may have been overwritten."""
+    """Values of this argument at the call. The argument itself may have been overwritten since."""
     generators: Sequence[tuple[Generator, Tensor]]
-    """Random generators and the states that they were in."""
+    """Random generators and their states at the call."""
 
     def pull_back(self, values: Tensor, cotangents: Sequence[Tensor]) -> list[Tensor]:
-        """Apply the function to other values, with the same random numbers, and ``Jᵀ`` to each of the cotangents."""
+        """Return ``Jᵀ u`` at other values for each cotangent u. The function draws the random numbers of the call again."""
         leaf = values.detach().requires_grad_()
-        with self._as_it_was():
-            # A copy, for the function may work in place.
-            entering = leaf.clone()
+        with self._restored():
+            # The function may work in place, so that it gets a copy.
+            argument = leaf.clone()
             args, kwargs = map_tensors(
-                (self.args, dict(self.kwargs)), lambda t: entering if t is self.tensor else _constant(t)
+                (self.args, dict(self.kwargs)), lambda t: argument if t is self.tensor else _constant(t)
             )
             output = self.function(*args, **kwargs)
             return [
@@ -59,61 +60,62 @@ class Application:
             ]
 
     def slope(self) -> Tensor:
-        """Return ``φ'`` at the values that the function was applied to, of their shape."""
+        """Return ``φ'`` at the values of the call, in their shape."""
         return self.pull_back(self.values, [torch.ones_like(self.values)])[0]
 
     @contextmanager
-    def _as_it_was(self) -> Iterator[None]:
+    def _restored(self) -> Iterator[None]:
+        """Restore the random states of the call inside the context, and hide all computations from modes and hooks."""
         with ExitStack() as stack:
             stack.enter_context(preserved_generators())
             for generator, state in self.generators:
                 generator.set_state(state)
-            # What counts calls of functions or keeps tensors for the backward pass, a checkpoint, must see none of this.
-            stack.enter_context(torch._C.DisableTorchFunction())
+            # Modes that count calls, and checkpoints that keep tensors for the backward pass, must not see these calls.
+            stack.enter_context(without_torch_functions())
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda t: t))
             stack.enter_context(torch.enable_grad())
             yield
 
 
 def _constant(tensor: Tensor) -> Tensor:
-    """Return a parameter's values, and a copy of any other tensor: a running average is changed by the call."""
+    """Return a parameter's values, or a copy of any other tensor: the call may change a running average."""
     return tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
 
 def generator_states(device: torch.device) -> list[tuple[Generator, Tensor]]:
-    """Return the generators that a function may draw from on a device, and their states."""
+    """Return the generators from which a function on this device may draw, and their states."""
     found = [torch.default_generator]
     if device.type == "cuda":
         found.append(torch.cuda.default_generators[device.index or 0])
     return [(generator, generator.get_state()) for generator in found]
 
 
-class _MixesEntriesError(Exception):
-    """A function does not act on each entry alone."""
+class _NotElementwiseError(Exception):
+    """A function does not act elementwise."""
 
 
 def steepest_slope(application: Application) -> float | None:
-    """Return ``max |φ'|`` where the function is an activation, None where it is not.
+    """Return ``max |φ'|`` of an activation function; None if the function is not an activation.
 
-    An activation acts on each entry alone, ``J = diag(φ')``: ``Jᵀ s = s ⊙ Jᵀ 1`` for random signs s, to the last bit, for
-    nothing is rounded when a sign changes. Its slope depends on the value, as that of a scale, a mask or dropout does not, and is
-    bounded, as that of a square, a root, a logarithm or an exponential, which norms and softmax are written with, is not.
+    An activation acts elementwise, ``J = diag(φ')``. For random signs s, ``Jᵀ s = s ⊙ Jᵀ 1`` then holds exactly, because a
+    change of sign causes no rounding. The slope of an activation depends on the value, unlike that of a scale, a mask or
+    dropout. It is bounded, unlike that of a square, a root, a logarithm or an exponential, of which norms and softmax consist.
     """
-    for like in _samples(application.values):
+    for like in _rows_to_try(application.values):
         try:
-            found = list(_tried(application, like))
-        except _MixesEntriesError:
+            found = list(_slopes_on_grid(application, like))
+        except _NotElementwiseError:
             return None
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # whatever it refuses to be tried with
+        except Exception:  # of any type: the function does not accept such an argument
             continue
-        return _steepest(*map(torch.stack, zip(*found)))
+        return _largest_slope(*map(torch.stack, zip(*found)))
     return None
 
 
-def _samples(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield a few rows of a tensor, then all: some functions are given something else that is as long."""
+def _rows_to_try(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield a few rows of a tensor, which are enough for most functions, then all: another argument may need as many rows."""
     if tensor.dim() > 0 and len(tensor) > 2:
         rows = max(2, -(-2 * POINTS // tensor[0].numel()))
         if rows < len(tensor):
@@ -121,8 +123,8 @@ def _samples(tensor: Tensor) -> Iterator[Tensor]:
     yield tensor
 
 
-def _steepest(slopes: Tensor, values: Tensor) -> float | None:
-    """Return the largest of the slopes at the values tried, ``(attempts, *shape)``; None where they are no activation's."""
+def _largest_slope(slopes: Tensor, values: Tensor) -> float | None:
+    """Return the largest slope; None if the slopes, ``(attempts, *shape)`` at these values, are not those of an activation."""
     sizes = slopes.abs()
     largest = float(sizes.max())
     if not bool(slopes.isfinite().all()):
@@ -133,26 +135,26 @@ def _steepest(slopes: Tensor, values: Tensor) -> float | None:
     return largest if bends and not grows else None
 
 
-def _tried(application: Application, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Try the function on a tensor that takes all values of the grid, if need be in several attempts.
+def _slopes_on_grid(application: Application, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Evaluate the slope at all values of a grid, in several attempts if the tensor has fewer entries than the grid.
 
     Yields:
-        Slopes and the values that they were found at, in float64 on the CPU; another value at each entry each time.
+        Slopes and the values at which they were evaluated, in float64 on the CPU. Every entry has another value in each attempt.
 
     Raises:
-        _MixesEntriesError: The function does not act on each entry alone.
+        _NotElementwiseError: The function does not act elementwise.
     """
     size = like.numel()
     grid = (torch.linspace(-1, 1, POINTS, dtype=torch.float64, device="cpu") * math.asinh(REACH)).sinh()
     generator = torch.Generator("cpu").manual_seed(0)
     for attempt in range(max(2, -(-POINTS // size))):
-        # 197 has no factor in common with the number of points: neighbors get values far apart, and none is left out.
+        # 197 and the number of points are coprime: neighboring entries get distant values, and every value occurs.
         places = (torch.arange(size, device="cpu") + attempt * min(size, POINTS // 2)) * 197 % POINTS
         values = grid[places].reshape(like.shape)
         signs = torch.randint(2, like.shape, generator=generator, device="cpu") * 2 - 1
         signs = signs.to(device=like.device, dtype=like.dtype)
-        entering = values.to(device=like.device, dtype=like.dtype)
-        slope, signed = application.pull_back(entering, [torch.ones_like(signs), signs])
+        argument = values.to(device=like.device, dtype=like.dtype)
+        slope, signed = application.pull_back(argument, [torch.ones_like(signs), signs])
         if not bool(((signed == signs * slope) | slope.isnan()).all()):
-            raise _MixesEntriesError
+            raise _NotElementwiseError
         yield slope.cpu().double(), values

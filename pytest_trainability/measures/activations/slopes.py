@@ -1,4 +1,4 @@
-"""Activations of a run, modules and functions, and their derivatives at the values that they were applied to."""
+"""Slopes of activation functions: the derivatives of all activations in a run, at the values of the run."""
 
 from __future__ import annotations
 
@@ -35,159 +35,161 @@ __all__ = ["ACTIVATIONS", "Slopes"]
 
 
 SATURATED = 0.01
-"""A slope below this part of the largest is that of a saturated unit."""
+"""A unit is saturated if its slope is below this fraction of the activation's largest slope."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slopes:
-    """What an activation's derivative φ' was in one call."""
+    """Shares of saturated and dead units in one call of an activation with the derivative φ'."""
 
     saturated: float
-    """Share of entries with abs φ' below 1 % of the largest; NaN where a slope is NaN."""
+    """Share of entries with ``|φ'|`` below 1 % of its maximum; NaN if a slope is NaN."""
     dead: float
-    """Share of units with φ' = 0 in the whole batch; NaN where a slope is NaN."""
+    """Share of units with φ' = 0 in the whole batch; NaN if a slope is NaN."""
 
 
-# What is written down while the model runs ------------------------------------------------------------------------
+# Observation of the forward pass ----------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """One call of one activation."""
+class _ActivationCall:
+    """One call of an activation."""
 
     name: str
-    given: Edge
-    made: Edge
+    input: Edge
+    output: Edge
     shape: tuple[int, ...]
     saturated: float
     dead: Mapping[tuple[int, ...], float]
-    """Share of dead units by the dimensions that these lie along."""
+    """Share of dead units, by the dimensions that may count units."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Pending:
-    """A call that may turn out to be one of an activation, as it began."""
+class _Candidate:
+    """The arguments of a call that may be a call of an activation."""
 
     application: Application
-    given: Edge
+    input: Edge
     version: int
-    overwrites: bool
-    """Whether it may; the values are then a copy."""
+    """Version of the input tensor, which counts in-place changes."""
+    may_overwrite: bool
+    """Whether the function may change its input in place. The values of the application are a copy then."""
 
     def fits(self, result: Any) -> bool:
-        """Whether it made one new tensor of the same shape, or overwrote the one that it was given."""
+        """Whether the result is one new tensor with the shape of the input, or the overwritten input."""
         tensor = self.application.tensor
         if not isinstance(result, Tensor) or not carries_gradient(result) or result.shape != tensor.shape:
             return False
         if version_of(tensor) != self.version:
-            return self.overwrites
+            return self.may_overwrite
         return result.data_ptr() != tensor.data_ptr()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Unreturned:
-    """A call of a ``torch.autograd.Function`` whose forward has returned a tensor that has no gradient yet."""
+class _CustomCall:
+    """A call of a ``torch.autograd.Function`` whose ``forward`` has returned, but whose result has no ``grad_fn`` yet."""
 
-    frame: _Frame
+    parent: _ModuleCall
     key: Hashable
     function: type[Function]
-    pending: _Pending
+    candidate: _Candidate
     result: Any
 
 
 @dataclass(slots=True, eq=False)
-class _Frame:
-    """A call of a module that has not returned."""
+class _ModuleCall:
+    """A call of a module that has not returned yet."""
 
     module: nn.Module | None
     path: str
-    pending: _Pending | None = None
+    candidate: _Candidate | None = None
     operations: int = 0
-    """How many functions were called that made a tensor of one with a gradient, those inside other modules aside."""
-    found: list[_Seen] = field(default_factory=list)
+    """Number of functions that were applied to a tensor with a gradient, without those inside submodules."""
+    found: list[_ActivationCall] = field(default_factory=list)
+    """Calls of activations inside this call, in the order of their return."""
 
 
-class _Watch(FunctionObserver):
-    """Sees each function that a model calls, the outermost one, and each module."""
+class _ActivationObserver(FunctionObserver):
+    """Examines every module and every function that a model calls. Functions inside functions are not examined."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(recorder)
         self.paths = recorder.paths
         model = recorder.capture.model
-        self.frames = [_Frame(None, type(model).__name__)]
-        self._begun = 0
-        self._unreturned: _Unreturned | None = None
-        self._is_trying = False
-        self._steepest: dict[Hashable, float | None] = {}
-        """Largest slope by what is called and where; None of what is no activation."""
+        self.stack = [_ModuleCall(None, type(model).__name__)]
+        self._modules_entered = 0
+        self._custom_call: _CustomCall | None = None
+        self._is_evaluating = False
+        self._largest_slopes: dict[Hashable, float | None] = {}
+        """Largest slope by function and place; None for a function that is not an activation."""
 
     @property
-    def found(self) -> list[_Seen]:
+    def found(self) -> list[_ActivationCall]:
         """Calls of activations, in the order of their return."""
-        return self.frames[0].found
+        return self.stack[0].found
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function that the model calls, and look at what it did."""
-        self.settle()
+        """Call a function of the forward pass, and examine whether it is an activation."""
+        self.finish_custom_call()
         name = getattr(func, "__name__", type(func).__name__)
-        frame, begun = self.frames[-1], self._begun
-        key = func, frame.path, _constants(args, kwargs)
-        pending = None
+        parent, begun = self.stack[-1], self._modules_entered
+        key = func, parent.path, _plain_arguments(args, kwargs)
+        candidate = None
         if torch.is_grad_enabled():
-            pending = self._pending(key, func, args, kwargs, overwrites=_may_overwrite(name, args, kwargs))
+            candidate = self._candidate(key, func, args, kwargs, may_overwrite=_may_overwrite(name, args, kwargs))
         result = func(*args, **kwargs)
-        self.settle()
+        self.finish_custom_call()
         if isinstance(result, Tensor) and any(map(carries_gradient, tensors_in((args, kwargs)))):
-            frame.operations += 1
-        # What calls modules in turn is no elementary function; they must not be called once more.
-        if pending is not None and self._begun == begun and pending.fits(result):
-            frame.found += self._judged(key, f"{frame.path} {name.strip('_')}", pending, result)
+            parent.operations += 1
+        # A function that calls modules is not elementary, and the modules must not be called again.
+        if candidate is not None and self._modules_entered == begun and candidate.fits(result):
+            parent.found += self._activation_call(key, f"{parent.path} {name.strip('_')}", candidate, result)
         return result
 
     def forward(self, cls: type[Function], forward: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Run the forward of a ``torch.autograd.Function`` that the model applies; ``settle`` looks at what it did."""
-        if self._is_trying:
+        """Run the ``forward`` of a ``torch.autograd.Function``; ``finish_custom_call`` examines it later."""
+        if self._is_evaluating:
             return forward(*args)
-        self.settle()
-        frame, begun, inputs = self.frames[-1], self._begun, inputs_of_forward(cls, args)
-        key = cls, frame.path, _constants(inputs, {})
-        pending = self._pending(key, cls.apply, inputs, {}, overwrites=True)
+        self.finish_custom_call()
+        parent, begun, inputs = self.stack[-1], self._modules_entered, inputs_of_forward(cls, args)
+        key = cls, parent.path, _plain_arguments(inputs, {})
+        candidate = self._candidate(key, cls.apply, inputs, {}, may_overwrite=True)
         result = forward(*args)
-        self.settle()
+        self.finish_custom_call()
         if isinstance(result, Tensor) and any(map(carries_gradient, tensors_in(inputs))):
-            frame.operations += 1
-        if pending is not None and self._begun == begun:
-            self._unreturned = _Unreturned(frame, key, cls, pending, result)
+            parent.operations += 1
+        if candidate is not None and self._modules_entered == begun:
+            self._custom_call = _CustomCall(parent, key, cls, candidate, result)
         return result
 
     def setup_context(self, setup_context: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        """Run what a ``torch.autograd.Function`` does after its forward: it has still not returned."""
-        unreturned, self._unreturned = self._unreturned, None
+        """Run the ``setup_context`` of a ``torch.autograd.Function``, which follows its ``forward``."""
+        custom_call, self._custom_call = self._custom_call, None
         setup_context(*args)
-        self.settle()
-        self._unreturned = unreturned
+        self.finish_custom_call()
+        self._custom_call = custom_call
 
-    def settle(self) -> None:
-        """Look at the last call of a ``torch.autograd.Function``, which has returned when anything else happens."""
-        call, self._unreturned = self._unreturned, None
+    def finish_custom_call(self) -> None:
+        """Examine the last call of a ``torch.autograd.Function``, which has returned by the time of the next event."""
+        call, self._custom_call = self._custom_call, None
         if call is None or not isinstance(call.result, Tensor) or not is_made_by(call.result, call.function):
             return
-        if call.pending.fits(call.result):
-            name = f"{call.frame.path} {call.function.__name__}"
-            call.frame.found += self._judged(call.key, name, call.pending, call.result)
+        if call.candidate.fits(call.result):
+            name = f"{call.parent.path} {call.function.__name__}"
+            call.parent.found += self._activation_call(call.key, name, call.candidate, call.result)
 
     @contextmanager
-    def _trying(self) -> Iterator[None]:
-        """Ignore the functions that are called inside, none of which the model calls."""
-        before, self._is_trying = self._is_trying, True
+    def _evaluating(self) -> Iterator[None]:
+        """Ignore functions that are called inside this context: the model does not call them."""
+        before, self._is_evaluating = self._is_evaluating, True
         try:
             yield
         finally:
-            self._is_trying = before
+            self._is_evaluating = before
 
-    def _pending(
-        self, key: Hashable, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, *, overwrites: bool
-    ) -> _Pending | None:
-        """Note what a call is given, where it is one tensor with a gradient beside constants and parameters."""
-        if self._steepest.get(key, 0.0) is None:
+    def _candidate(
+        self, key: Hashable, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, *, may_overwrite: bool
+    ) -> _Candidate | None:
+        """Return the call as a candidate if exactly one argument carries a gradient, except parameters; None otherwise."""
+        if self._largest_slopes.get(key, 0.0) is None:
             return None
         signals = {}
         for tensor in tensors_in((args, kwargs)):
@@ -200,63 +202,65 @@ class _Watch(FunctionObserver):
         (tensor,) = signals.values()
         if tensor.is_complex() or tensor.numel() == 0 or tensor.layout is not torch.strided or tensor.is_nested:
             return None
-        values = tensor.detach().clone() if overwrites else tensor.detach()
+        values = tensor.detach().clone() if may_overwrite else tensor.detach()
         states = generator_states(tensor.device)
         application = Application(function, args, kwargs, tensor, values, states)
-        return _Pending(application, edge_of(tensor), version_of(tensor), overwrites)
+        return _Candidate(application, edge_of(tensor), version_of(tensor), may_overwrite)
 
-    def _judged(self, key: Hashable, name: str, pending: _Pending, result: Tensor) -> list[_Seen]:
-        """Return what was seen if the call was one of an activation, as a list of one, else an empty one."""
-        application = pending.application
-        # What is computed here is none of the model's doing, for whoever watches functions.
-        with without_torch_functions(), self._trying():
-            if key not in self._steepest:
-                self._steepest[key] = steepest_slope(application)
-            steepest = self._steepest[key]
-            if steepest is None:
+    def _activation_call(
+        self, key: Hashable, name: str, candidate: _Candidate, result: Tensor
+    ) -> list[_ActivationCall]:
+        """Return a list with the call if the function is an activation, and an empty list otherwise."""
+        application = candidate.application
+        # Other observers of functions must not see the following computations.
+        with without_torch_functions(), self._evaluating():
+            if key not in self._largest_slopes:
+                self._largest_slopes[key] = steepest_slope(application)
+            largest = self._largest_slopes[key]
+            if largest is None:
                 return []
             slope = application.slope()
-            saturated, dead = _saturated(slope, steepest), _dead(slope)
-            return [_Seen(name, pending.given, edge_of(result), tuple(result.shape), saturated, dead)]
+            saturated, dead = _saturated(slope, largest), _dead(slope)
+            return [_ActivationCall(name, candidate.input, edge_of(result), tuple(result.shape), saturated, dead)]
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note that a call of a module begins."""
+        """Begin a call of a module. This is a forward pre-hook."""
         if module not in self.paths:
             return
-        self.settle()
-        self._begun += 1
-        frame = _Frame(module, self.paths[module] or type(module).__name__)
-        has_parts = any(True for _ in module.children()) or any(map(_is_weight, parameter_table(module).values()))
-        if not has_parts and torch.is_grad_enabled():
-            frame.pending = self._pending(module, module.forward, args, kwargs, overwrites=True)
-        self.frames.append(frame)
+        self.finish_custom_call()
+        self._modules_entered += 1
+        call = _ModuleCall(module, self.paths[module] or type(module).__name__)
+        is_composite = any(True for _ in module.children()) or any(map(_is_weight, parameter_table(module).values()))
+        if not is_composite and torch.is_grad_enabled():
+            call.candidate = self._candidate(module, module.forward, args, kwargs, may_overwrite=True)
+        self.stack.append(call)
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Note that it has returned: what it is written with is one activation if the whole is."""
+        """End a call of a module. This is a forward hook. If the whole module is one activation, its parts are not counted."""
         if module not in self.paths:
             return
-        self.settle()
-        # A model that catches an exception of its own leaves calls behind that never returned.
-        while self.frames[-1].module is not module:
-            self.frames.pop()
-        frame = self.frames.pop()
-        pending, found = frame.pending, frame.found
-        if pending is not None and pending.fits(output):
-            if [(seen.given, seen.made) for seen in found] == [(pending.given, edge_of(output))]:
-                found = [replace(found[0], name=frame.path)]
-            elif frame.operations > 1 and not _has_drawn(pending.application):
-                with _lent(module):
-                    found = self._judged(module, frame.path, pending, output) or found
-        self.frames[-1].found += found
+        self.finish_custom_call()
+        # If the model has caught an exception, there may be calls above this one that never returned.
+        while self.stack[-1].module is not module:
+            self.stack.pop()
+        call = self.stack.pop()
+        candidate, found = call.candidate, call.found
+        if candidate is not None and candidate.fits(output):
+            if [(part.input, part.output) for part in found] == [(candidate.input, edge_of(output))]:
+                found = [replace(found[0], name=call.path)]
+            elif call.operations > 1 and not _has_drawn_random_numbers(candidate.application):
+                with _preserved_attributes(module):
+                    found = self._activation_call(module, call.path, candidate, output) or found
+        self.stack[-1].found += found
 
 
 def _is_weight(value: Any) -> bool:
-    """Whether this is a parameter that mixes units; those of an activation, a slope for each channel, do not."""
+    """Whether a value is a parameter that mixes units. A parameter of an activation, such as a slope per channel, does not."""
     return isinstance(value, nn.Parameter) and sum(size > 1 for size in value.shape) > 1
 
 
 def _may_overwrite(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a function may work in place: by PyTorch's convention ``relu_``, ``__iadd__`` or ``inplace=True``."""
+    """Whether a function may work in place, by PyTorch's conventions: ``relu_``, ``__iadd__`` or ``inplace=True``."""
     in_place = name.startswith("__i") if name.endswith("__") else name.endswith("_")
     return in_place or any(value is True for value in (*args, *kwargs.values()))
 
@@ -264,28 +268,29 @@ def _may_overwrite(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def _constants(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-    """Return the plain arguments of a call, which tell a clamp at zero from one at infinity, and the kinds of the others."""
-    given = (*enumerate(args), *kwargs.items())
-    return tuple((place, value if isinstance(value, _PLAIN) else type(value)) for place, value in given)
+def _plain_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
+    """Return the plain arguments of a call, and the types of others. They distinguish a clamp at zero from one at infinity."""
+    arguments = (*enumerate(args), *kwargs.items())
+    return tuple((place, value if isinstance(value, _PLAIN) else type(value)) for place, value in arguments)
 
 
-def _has_drawn(application: Application) -> bool:
-    """Whether random numbers have been drawn since: dropout behind an activation would be taken for a part of it."""
+def _has_drawn_random_numbers(application: Application) -> bool:
+    """Whether random numbers have been drawn since the call. Dropout after an activation is not a part of it."""
     return any(not torch.equal(generator.get_state(), state) for generator, state in application.generators)
 
 
-def _saturated(slope: Tensor, steepest: float) -> float:
-    """Return the share of entries whose slope is below a hundredth of the steepest; NaN where one is NaN."""
+def _saturated(slope: Tensor, largest: float) -> float:
+    """Return the share of entries whose slope is below a hundredth of the largest slope; NaN if a slope is NaN."""
     if bool(slope.isnan().any()):
         return math.nan
-    return float((slope.abs() < SATURATED * steepest).sum()) / slope.numel()
+    return float((slope.abs() < SATURATED * largest).sum()) / slope.numel()
 
 
 def _dead(slope: Tensor) -> dict[tuple[int, ...], float]:
-    """Return the share of units without a slope if these lie along the first dimension, or along any others together.
+    """Return the share of units with slopes of zero, by the dimensions that may count units; NaN if a slope is NaN.
 
-    Those along all but the first are the entries of a sample. NaN where a slope is NaN.
+    These are the first dimension alone, and every set of other dimensions. All dimensions but the first together count the
+    entries of a sample.
     """
     alive = (slope if slope.dim() else slope.reshape(1)) != 0
     entries = alive.any(dim=0)
@@ -300,10 +305,11 @@ def _dead(slope: Tensor) -> dict[tuple[int, ...], float]:
 
 
 @contextmanager
-def _lent(module: nn.Module) -> Iterator[None]:
-    """Give a module copies of its buffers and tensors to change, and put its attributes back.
+def _preserved_attributes(module: nn.Module) -> Iterator[None]:
+    """Let a module change copies of its buffers and tensors inside the context, and restore its attributes afterwards.
 
-    Hooks are left alone: one of them is running. The buffers themselves may be what the backward pass reads.
+    Hooks stay as they are, because one of them is running. The buffers themselves are not overwritten, because the backward pass
+    may read them.
     """
     attributes, buffers = dict(vars(module)), dict(buffer_table(module))
     copies = {name: value.detach().clone() for name, value in attributes.items() if isinstance(value, Tensor)}
@@ -317,56 +323,56 @@ def _lent(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _watching(recorder: Recorder) -> Iterator[_Watch]:
-    watch = _Watch(recorder)
+def _observe_activations(recorder: Recorder) -> Iterator[_ActivationObserver]:
+    observer = _ActivationObserver(recorder)
     handles = []
     try:
         for module in recorder.paths:
             if not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(watch.leave, with_kwargs=True))
-        with intercepted_custom_functions(watch.forward, watch.setup_context), watch:
-            yield watch
-            watch.settle()
+                handles.append(module.register_forward_pre_hook(observer.enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(observer.leave, with_kwargs=True))
+        with intercepted_custom_functions(observer.forward, observer.setup_context), observer:
+            yield observer
+            observer.finish_custom_call()
     finally:
         for handle in handles:
             handle.remove()
 
 
-# What is made of it -----------------------------------------------------------------------------------------------
-def _activations(run: Run) -> dict[str, Slopes]:
-    """Name the calls of activations, and find which dimension counts the units of each."""
-    watch: _Watch = run.capture.watched[_watching]
+# Measures ---------------------------------------------------------------------------------------------------------
+def _slopes_by_name(run: Run) -> dict[str, Slopes]:
+    """Return the slopes of each call of an activation, with the dead units along the dimensions that count units."""
+    calls: list[_ActivationCall] = run.capture.watched[_observe_activations].found
     layout = Layout(run.graph.nodes)
-    found = {}
-    for name, seen in zip(numbered([seen.name for seen in watch.found]), watch.found):
-        entries = tuple(range(1, len(seen.shape)))
-        units = layout.unit_axes(seen.given, seen.shape)
-        found[name] = Slopes(seen.saturated, seen.dead[units if units in seen.dead and units else entries])
-    return found
+    slopes = {}
+    for name, call in zip(numbered([call.name for call in calls]), calls):
+        entries = tuple(range(1, len(call.shape)))
+        units = layout.unit_axes(call.input, call.shape)
+        slopes[name] = Slopes(call.saturated, call.dead[units if units in call.dead and units else entries])
+    return slopes
 
 
-ACTIVATIONS = Need("activations", _activations, instruments=(_watching,))
-"""Slopes of each call of an activation that carries the signal, by name, in the order of their return.
+ACTIVATIONS = Need("activations", _slopes_by_name, instruments=(_observe_activations,))
+""":class:`Slopes` of each call of an activation whose input carries a gradient, in the order of their return.
 
-A module's is its path; a function's the path of the module that calls it and the function's own name
-(``"layers.0 relu"``). Both are followed by the number of the call where there are several.
+The name of a module is its path. The name of a function is the path of the calling module and the function's own name
+(``"layers.0 relu"``). Repeated calls are numbered.
 """
 
 
 @declare("profile", needs=[ACTIVATIONS], tolerance=0.05)
 def saturated_fraction(run: Run) -> dict[str, float]:
-    """Return the share of units whose activation is flat, ``|φ'(x)| < 0.01 max |φ'|``, averaged over samples.
+    """Return the share of saturated entries of each activation, with ``|φ'(x)| < 0.01 max |φ'|``, over all samples.
 
-    An activation is whatever acts on each entry alone with a bounded slope that depends on the entry: a module, or a
-    function that a module calls. φ' is what autograd computes, at the values of the run and in their precision.
+    An activation is a module or a function that acts elementwise, with a bounded slope that depends on the value. Autograd
+    computes φ' at the values of the run, in their precision.
 
-    It misleads where half of an activation is flat by design: one half is what a healthy ReLU has. What is written with
-    several functions outside of a module of its own is not seen as a whole.
+    It misleads for activations that are half flat by design: a healthy ReLU has a value of one half. An activation that consists
+    of several functions is recognized only if it is a module of its own.
 
     Returns:
-        Pure numbers from 0 to 1, by the path of the module, or the path of the module that calls the function and the
-        function's name; in the order of their return. NaN where a slope is NaN.
+        Pure numbers from 0 to 1, by the path of the module, or by the path of the calling module and the function's name
+        (``"layers.0 relu"``), in the order of their return. NaN if a slope is NaN.
 
     Source: Glorot & Bengio, AISTATS 2010, section 3; the threshold is ours.
     """
@@ -377,16 +383,16 @@ def saturated_fraction(run: Run) -> dict[str, float]:
 def dead_fraction(run: Run) -> dict[str, float]:
     """Return the share of units of each activation with ``φ'(x) = 0`` in the whole batch, at every position.
 
-    A unit is what has weights of its own: a neuron, a feature of a sequence, a channel of an image. Along which dimension
-    units lie is told by the nearest parameters that the activation's input was computed with, by their gradients; where none
-    tells, each entry of a sample is a unit.
+    A unit has separate weights: a neuron, a feature of a sequence, a channel of an image. The gradients of the nearest parameters
+    that the activation's input depends on show which dimension counts units. If no parameter shows it, each entry of a sample is
+    a unit.
 
     It misleads on small batches: a healthy ReLU unit is off in all of n independent samples with probability 2⁻ⁿ. A slope
     that underflows to zero in the precision of the run counts as zero.
 
     Returns:
-        Pure numbers from 0 to 1, named and ordered as in ``saturated_fraction``. NaN where a slope is NaN.
+        Pure numbers from 0 to 1, with the names and the order of ``saturated_fraction``. NaN if a slope is NaN.
 
-    Source: Lu, Shin, Su & Karniadakis, Commun. Comput. Phys. 28, 1671 (2020), of units in place of whole networks.
+    Source: Lu, Shin, Su & Karniadakis, Commun. Comput. Phys. 28, 1671 (2020), who count dead networks instead of dead units.
     """
     return {name: slopes.dead for name, slopes in run[ACTIVATIONS].items()}

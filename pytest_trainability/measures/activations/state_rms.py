@@ -1,4 +1,4 @@
-"""How large the states along the chain are."""
+"""The size of the states along the chain."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from ..measure import declare
 
 @declare("profile", scale="log", needs=[STATE_RMS], tolerance=0.1, recorded=["depth"])
 def activation_rms(run: Run) -> dict[str, float]:
-    """Return the root mean square of each state ``x_0 … x_L``, over batch, positions and channels.
+    """Return ``√mean(x_l²)``, the root mean square of each state ``x_0 … x_L`` over batch, positions and channels.
 
-    A state is what crosses the boundary: where a skip passes by, it counts. Tensors that no module reads or writes
-    (made between two modules and read after the boundary) are not seen.
+    A state contains all tensors that cross the boundary between two steps, including skip connections. Tensors that no module
+    reads or writes are not observed.
+
+    It misleads about the backward pass: a default-initialized ReLU tower keeps its activations while its gradient vanishes.
 
     Returns:
-        Activation units; ``"input"`` for ``x_0``, then by step, in program order.
+        Activation units, by ``"input"`` for ``x_0`` and by step, in program order. NaN if no tensor of a state is observed.
+
+    Source: Glorot & Bengio, AISTATS 2010; He et al., ICCV 2015.
     """
     names = ("input", *run.chain.names)
     return {name: run[STATE_RMS].root_mean_square(state) for name, state in zip(names, run.chain.cut.states)}
@@ -25,12 +29,15 @@ def activation_rms(run: Run) -> dict[str, float]:
 
 @declare("scalar", unit="nats", needs=[STATE_RMS], tolerance=0.3)
 def forward_log_gain(run: Run) -> float:
-    """Return ``ln rms(x_L) / rms(x_0)``: the forward pass beside the backward pass's ``log_gain``.
+    """Return ``ln rms(x_L) / rms(x_0)``, the log gain of the forward pass.
 
-    The two differ: a default-initialized ReLU tower keeps its activations (bias) while its gradient vanishes.
+    It misleads about ``log_gain``, the log gain of the backward pass: a default-initialized ReLU tower keeps its activations
+    because of its biases, while its gradient vanishes.
 
     Returns:
-        Nats.
+        Nats. ``-inf`` if the last state is zero, NaN if the first one is zero or one of the two is not observed.
+
+    Source: Glorot & Bengio, AISTATS 2010; He et al., ICCV 2015.
     """
     first, last = (run[STATE_RMS].root_mean_square(run.chain.cut.states[index]) for index in (0, -1))
     return (

@@ -1,4 +1,4 @@
-"""Along which dimension of a tensor its units lie: a tensor does not say, but the parameters that it was computed with do."""
+"""The dimensions of a tensor that count units (channels, features, neurons), found from the parameters that it depends on."""
 
 from __future__ import annotations
 
@@ -12,53 +12,61 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from ...engine.capture.graph import zeros_at
+from ...engine.capture.operators import operator_name
 from ...engine.capture.recorder import Edge
+from ...engine.torch_internals import leaf_of
 
 __all__ = ["Layout"]
 
 
-SEARCHED = 256
-"""How many autograd nodes upstream of a tensor are searched for parameters."""
-TRIED = 4
-"""How many of the parameters found there are tried, for each costs a few gradients."""
-APART = 0.9
-"""Total variation between where in a parameter the gradients of different units lie: one, and less behind a norm that mixes
-n units, by about 1/n. That between different samples is about a half where inputs are random, and less where they are alike."""
+MAX_NODES = 256
+"""Number of autograd nodes upstream of a tensor that are searched for parameters."""
+MAX_PARAMETERS = 4
+"""Number of parameters that are examined. Each costs a few gradients."""
+SEPARATED = 0.9
+"""Smallest total variation between the gradients of different units, as distributions over the entries of a parameter. It is 1,
+or about 1 - 1/n after a norm that mixes n units. Between different samples it is about one half for random inputs, and less for
+similar ones."""
 TIED = 0.01
-"""Two dimensions along which they are apart by nearly as much are told apart by their order."""
+"""If the total variations along two dimensions differ by less than this, the order of the dimensions decides."""
 
 
 class Layout:
-    """Finds the dimensions of units: channels, features, neurons."""
+    """Finds the dimensions of tensors of one graph that count units: channels, features, neurons."""
 
     def __init__(self, nodes: Iterable[Node]) -> None:
-        """Look through the nodes of a run's graph."""
+        """Collect the group norms among the nodes of a run's graph."""
         self._norms: dict[Node | None, list[Edge]] = {}
         for node in nodes:
             if _is_group_norm(node):
                 for parameter, _ in node.next_functions[1:]:
-                    self._norms.setdefault(parameter, []).extend(_read(node))
+                    self._norms.setdefault(parameter, []).extend(_input_of(node))
         self._known: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
 
     def unit_axes(self, edge: Edge, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the dimension that counts units, each of which has weights of its own; an empty tuple where no parameter tells.
+        """Return the dimensions of a tensor that count units; an empty tuple if no parameter shows them.
 
-        The nearest parameter upstream tells of which different entries along a dimension reach different entries (a bias, the
-        scale of a norm), or rows or columns (a weight), as their gradients show. The dimension may be shorter than the
-        parameter, for gates are parts of one layer's outputs, and they may be several, such as heads and what each is made of.
-        Of one operator's parameters those with one dimension come first, which count nothing else.
+        Each unit has separate weights. The gradients of different units are therefore nonzero in different entries of a bias or
+        of the scale of a norm, and in different rows or columns of a weight. The nearest parameter upstream for which this
+        holds decides. The dimension may be shorter than the parameter, because a gate is a part of a layer's outputs. Several
+        dimensions may count units together, such as heads and the features of each head. Among the parameters of one operator,
+        those with a single dimension are examined first: it can count nothing but units.
+
+        Args:
+            edge: Edge of the tensor in the autograd graph.
+            shape: Shape of the tensor.
         """
-        tried = 0
-        for parameter in _upstream(edge, self._norms):
-            if tried == TRIED:
+        examined = 0
+        for parameter in _upstream_parameters(edge, self._norms):
+            if examined == MAX_PARAMETERS:
                 break
-            axes = parameter.axes(shape)
+            axes = parameter.candidate_axes(shape)
             if not axes:
                 continue
-            tried += 1
+            examined += 1
             key = id(parameter.values), tuple(shape)
             if key not in self._known:
-                self._known[key] = _units(edge, shape, parameter, axes)
+                self._known[key] = _unit_axes(edge, shape, parameter, axes)
             if found := self._known[key]:
                 return found
         return ()
@@ -66,52 +74,52 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Parameter:
-    """A parameter that a tensor was computed with."""
+    """A parameter that a tensor depends on."""
 
     values: Tensor
     norms: tuple[Edge, ...]
-    """What group norms have read that use it, or lie nearer to the tensor."""
+    """Inputs of group norms that use this parameter, or that are nearer to the tensor."""
     is_table: bool
-    """Whether its rows are looked up; they are then no units."""
+    """Whether indices look up its rows. The rows do not count units then."""
 
     def dims(self, shape: Sequence[int]) -> list[int]:
-        """Return which of its dimensions may count units: a vector's only one, the first two of a weight.
+        """Return the dimensions of the parameter that may count units: the only one of a vector, the first two of a weight.
 
-        None of a parameter that is added or multiplied as a whole, such as the embedding of positions.
+        A parameter that is added or multiplied as a whole, such as a position embedding, has none.
         """
         long = [dim for dim, size in enumerate(self.values.shape) if size > 1]
         if self.is_table:
             return long[1:2]
         if len(long) < 2:
             return long
-        own = tuple(self.values.shape[long[0] :])
-        return [] if tuple(shape[-len(own) :]) == own else [dim for dim in long if dim < long[0] + 2]
+        trailing = tuple(self.values.shape[long[0] :])
+        return [] if tuple(shape[-len(trailing) :]) == trailing else [dim for dim in long if dim < long[0] + 2]
 
-    def axes(self, shape: Sequence[int]) -> list[int]:
-        """Return along which dimensions of a tensor its units, or some of them, may lie, in the order to try them in.
+    def candidate_axes(self, shape: Sequence[int]) -> list[int]:
+        """Return the dimensions of a tensor that may count units, in the order of examination.
 
-        The last comes first: samples, each of which may look up rows of its own, lie before units. So does one as long as a
-        vector, of which nothing is looked up.
+        Later dimensions come first, because samples, each of which may look up separate rows, come before units. For a vector, a
+        dimension of equal length comes before all others.
         """
         sizes = [self.values.shape[dim] for dim in self.dims(shape)]
         axes = [axis for axis, length in enumerate(shape) if 1 < length <= max(sizes, default=0)]
         return sorted(axes, key=lambda axis: (len(sizes) == 1 and shape[axis] != sizes[0], -axis))
 
 
-def _upstream(edge: Edge, norms_of: Mapping[Node | None, Sequence[Edge]]) -> Iterator[_Parameter]:
-    """Yield the parameters that a tensor was computed with, the nearest first; copies of inputs are leaves, but none of these."""
+def _upstream_parameters(edge: Edge, norms_of: Mapping[Node | None, Sequence[Edge]]) -> Iterator[_Parameter]:
+    """Yield the parameters that a tensor depends on, the nearest first."""
     pending, seen = deque([edge[0]]), {edge[0]}
     norms: list[Edge] = []
     tables: set[Node | None] = set()
-    while pending and len(seen) < SEARCHED:
+    while pending and len(seen) < MAX_NODES:
         node = pending.popleft()
-        variable = getattr(node, "variable", None)
+        variable = leaf_of(node)
         if isinstance(variable, nn.Parameter) and variable.numel() > 1:
             yield _Parameter(variable, (*norms, *norms_of.get(node, ())), node in tables)
-        if node.name().startswith("Embedding"):
+        if operator_name(node).startswith("Embedding"):
             tables.add(node.next_functions[0][0])
         if _is_group_norm(node):
-            norms += _read(node)
+            norms += _input_of(node)
         for further in sorted((node for node, _ in node.next_functions if node is not None), key=_is_weight):
             if further not in seen:
                 seen.add(further)
@@ -119,52 +127,53 @@ def _upstream(edge: Edge, norms_of: Mapping[Node | None, Sequence[Edge]]) -> Ite
 
 
 def _is_group_norm(node: Node) -> bool:
-    return node.name() == "NativeGroupNormBackward0"
+    return operator_name(node) == "NativeGroupNorm"
 
 
-def _read(norm: Node) -> list[Edge]:
-    """Return what a group norm has read beside its parameters, as a list of one, else an empty one."""
+def _input_of(norm: Node) -> list[Edge]:
+    """Return the edge of a group norm's input, as a list with one element, or an empty one if it carries no gradient."""
     return [(producer, number) for producer, number in norm.next_functions[:1] if producer is not None]
 
 
 def _is_weight(node: Node) -> bool:
-    """Whether this is a parameter with several dimensions, of which a transposed convolution's first one counts what it reads."""
-    variable = getattr(node, "variable", None)
+    """Whether a node is a parameter with several dimensions."""
+    variable = leaf_of(node)
     return isinstance(variable, Tensor) and variable.dim() > 1
 
 
-def _units(edge: Edge, shape: Sequence[int], parameter: _Parameter, axes: Sequence[int]) -> tuple[int, ...]:
-    """Return the dimensions along which entries reach parts of a parameter of their own; an empty tuple where there are none."""
+def _unit_axes(edge: Edge, shape: Sequence[int], parameter: _Parameter, axes: Sequence[int]) -> tuple[int, ...]:
+    """Return the dimensions along which entries depend on separate parts of a parameter; an empty tuple if there are none."""
     size = max(parameter.values.shape[dim] for dim in parameter.dims(shape))
-    apart: dict[int, float] = {}
+    separation: dict[int, float] = {}
     for axis in axes:
-        apart[axis] = _apart(edge, shape, parameter, axis)
-        if apart[axis] >= 1 - TIED:
+        separation[axis] = _separation(edge, shape, parameter, axis)
+        if separation[axis] >= 1 - TIED:
             break
-    least = max(APART, max(apart.values()) - TIED)
-    first = next((axis for axis in apart if apart[axis] >= least), None)
+    least = max(SEPARATED, max(separation.values()) - TIED)
+    first = next((axis for axis in separation if separation[axis] >= least), None)
     if first is None:
         return ()
-    # Together they count no more units than there are.
+    # Several dimensions together count no more units than the parameter has.
     further = [axis for axis in axes if axis != first and shape[axis] * shape[first] <= size]
-    joint = [axis for axis in further if (apart.get(axis) or _apart(edge, shape, parameter, axis)) >= least]
+    joint = [axis for axis in further if (separation.get(axis) or _separation(edge, shape, parameter, axis)) >= least]
     return tuple(sorted([first, *joint]))
 
 
-def _apart(edge: Edge, shape: Sequence[int], parameter: _Parameter, axis: int) -> float:
-    """Return how little the first entries along a dimension have in common with all others, in what they reach."""
+def _separation(edge: Edge, shape: Sequence[int], parameter: _Parameter, axis: int) -> float:
+    """Return the total variation between the gradients of the first entries along a dimension and of all others."""
     first, rest = (_gradient(edge, parameter, axis, entries) for entries in (slice(0, 1), slice(1, None)))
     if first is None or rest is None:
         return 0.0
     dims = [dim for dim in parameter.dims(shape) if parameter.values.shape[dim] >= shape[axis]]
-    return max(_distance(_spread(first, dim), _spread(rest, dim)) for dim in dims)
+    return max(_total_variation(_distribution(first, dim), _distribution(rest, dim)) for dim in dims)
 
 
 def _gradient(edge: Edge, parameter: _Parameter, axis: int, entries: slice) -> Tensor | None:
-    """Return the gradient of some entries along ``axis`` with respect to the parameter; None where they do not depend on it.
+    """Return the gradient of some entries along ``axis`` with respect to the parameter; None if they do not depend on it.
 
-    That with respect to what group norms have read is asked for as well, and not used: PyTorch 2.13 on the CPU dies of a
-    segmentation fault where it computes the gradients of a group norm's parameters alone, and the norm reads channels last.
+    The gradients with respect to the inputs of group norms are computed as well, and not used. PyTorch 2.13 on the CPU crashes
+    with a segmentation fault if it computes only the gradients of a group norm's parameters, and the input is in channels-last
+    format.
     """
     cotangent = zeros_at(edge)
     within = cotangent.movedim(axis, 0)[entries]
@@ -180,10 +189,9 @@ def _gradient(edge: Edge, parameter: _Parameter, axis: int, entries: slice) -> T
 
 
 def _weights(shape: Sequence[int]) -> Tensor:
-    """Return weights with which the gradients of entries, counted by the first dimension, are added up.
+    """Return a cotangent with different absolute values everywhere, and a random sign for each index of the first dimension.
 
-    They have one sign within an entry, different ones between entries, and are nowhere alike: of what a norm reads, that which
-    all have in common has a gradient of zero.
+    A constant cotangent would not do: a norm removes what its inputs have in common, and the gradient of a constant is zero.
     """
     generator = torch.Generator("cpu").manual_seed(0)
     sizes = torch.rand(tuple(shape), generator=generator, device="cpu") / 2 + 0.75
@@ -191,8 +199,8 @@ def _weights(shape: Sequence[int]) -> Tensor:
     return sizes * signs.reshape(-1, *(1 for _ in shape[1:]))
 
 
-def _spread(gradient: Tensor, dim: int) -> Tensor:
-    """Return the shares of a gradient's squares that lie at the entries of a dimension; NaN of zero."""
+def _distribution(gradient: Tensor, dim: int) -> Tensor:
+    """Return the shares of a gradient's sum of squares by index of a dimension, ``(size,)``; NaN for a gradient of zero."""
     sizes = gradient.abs()
     sizes = sizes.to(torch.promote_types(sizes.dtype, torch.float32))
     squares = (sizes / sizes.max()).square()
@@ -201,7 +209,7 @@ def _spread(gradient: Tensor, dim: int) -> Tensor:
     return shares / shares.sum()
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
-    """Return the total variation between two distributions: 1 if they lie apart; 0 if they are alike, or one is none."""
+def _total_variation(one: Tensor, other: Tensor) -> float:
+    """Return the total variation of two distributions: 1 for disjoint supports, 0 if they are equal or one is NaN."""
     distance = float((one - other).abs().sum()) / 2
     return distance if math.isfinite(distance) else 0.0

@@ -1,0 +1,133 @@
+"""The Hessian as a linear map, against the dense matrix."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_trainability import InapplicableError, measure
+from pytest_trainability.engine.runs.ensemble import ensemble
+from pytest_trainability.engine.runs.objective import twice_differentiable
+from pytest_trainability.engine.runs.recipe import Recipe
+from pytest_trainability.engine.runs.run import Need, Run, Stage
+from pytest_trainability.measures.loss.curvature import Hessian
+
+F64 = torch.float64
+
+
+def on_hessian(model: nn.Module, inputs: Tensor, compute: Any, loss: Any = torch.var) -> Any:
+    """Return ``compute(hessian)`` of a run's Hessian."""
+
+    def provide(run: Run) -> Any:
+        with twice_differentiable():
+            return compute(Hessian(run))
+
+    need = Need("test", provide, Stage.RERUN)
+    recipe = Recipe(
+        model=model,
+        inputs=inputs,
+        target=None,
+        loss=loss,
+        steps="auto",
+        exponents=1,
+        device=None,
+        dtype=None,
+        train=True,
+    )
+    return ensemble(recipe, (0,), [need], lambda run: {"found": run[need]}).readings[0]["found"]
+
+
+def tower(dtype: torch.dtype = F64) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Tanh()).to(dtype)
+
+
+X = torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+
+
+def columns(hessian: Hessian) -> Tensor:
+    """Return the matrix whose columns are the products with the unit vectors."""
+    return torch.stack([hessian(unit) for unit in torch.eye(hessian.size, dtype=hessian.dtype)], dim=1)
+
+
+def test_products_are_those_of_the_dense_hessian() -> None:
+    model = tower()
+    names, shapes = zip(*[(n, p.shape) for n, p in model.named_parameters()])
+    sizes = [math.prod(shape) for shape in shapes]
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = [part.reshape(shape) for part, shape in zip(flat.split(sizes), shapes)]
+        return torch.func.functional_call(model, dict(zip(names, parts)), (X,)).var()
+
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    dense = torch.autograd.functional.hessian(loss, flat)
+    found = on_hessian(model, X, columns)
+    torch.testing.assert_close(found, dense, rtol=1e-10, atol=1e-12)
+
+
+def test_frozen_parameters_have_no_rows() -> None:
+    model = tower()
+    model[0].requires_grad_(requires_grad=False)
+    assert on_hessian(model, X, lambda hessian: hessian.size) == 10
+
+
+def test_a_complex_parameter_counts_as_two_real_ones() -> None:
+    """``|w|² x`` has the Hessian 2 x in the real and in the imaginary part."""
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[1.0 + 2.0j]], dtype=torch.complex128))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight.abs().square()
+
+    found = on_hessian(nn.Sequential(Scale()), torch.tensor([[3.0]], dtype=F64), columns, loss=torch.sum)
+    torch.testing.assert_close(found, 6 * torch.eye(2, dtype=F64))
+
+
+def test_a_linear_loss_has_products_of_zero() -> None:
+    found = on_hessian(nn.Sequential(nn.Linear(3, 2).double()), X, columns, loss=torch.sum)
+    assert not found.any()
+
+
+def test_the_random_direction_is_a_function_of_the_seed() -> None:
+    first, again, other = on_hessian(tower(), X, lambda h: [h.random_direction(seed) for seed in (0, 0, 1)])
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_products_match_the_change_of_the_gradient() -> None:
+    assert on_hessian(tower(), X, lambda hessian: hessian.matches_gradient_change(hessian.random_direction(0)))
+
+
+def test_products_through_a_hidden_backward_do_not_match() -> None:
+    class Hidden(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.square()
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return cotangent * 2 * x.detach()
+
+    def loss(output: Tensor) -> Tensor:
+        return Hidden.apply(output).sum()
+
+    assert not on_hessian(tower(), X, lambda h: h.matches_gradient_change(h.random_direction(0)), loss=loss)
+    with pytest.raises(InapplicableError, match=r"is not symmetric|differs from the change of the gradient"):
+        _ = measure(tower(), X, loss=loss).sharpness
+
+
+def test_the_stable_learning_rate_is_two_over_the_sharpness() -> None:
+    result = measure(tower(), X, loss=torch.var)
+    assert result.stable_learning_rate.mean == pytest.approx(2 / result.sharpness.mean)
+    linear = measure(nn.Sequential(nn.Linear(3, 2).double()), X, loss=torch.sum)
+    assert linear.sharpness.mean == 0
+    assert linear.stable_learning_rate.mean == math.inf
