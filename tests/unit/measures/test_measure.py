@@ -91,3 +91,12 @@ def test_a_reader_that_cannot_be_called_is_refused() -> None:
     reader: Any = 1.0
     with pytest.raises(UsageError, match="read must be a function of a Run"):
         Measure("constant", "scalar", "", "linear", frozenset(), reader)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"kind": "vector"}, {"scale": "logarithmic"}, {"needs": ["sweep"]}, {"read": 1.0}], ids=str
+)
+def test_a_measure_that_cannot_be_one_is_refused(changes: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"kind": "scalar", "scale": "linear", "needs": (), "read": lambda run: 0.0, **changes}
+    with pytest.raises(UsageError, match="odd"):
+        Measure("odd", unit="", **given)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_trainability import measure
+from pytest_trainability import Measure, Run, measure
+from pytest_trainability.engine.runs.common_needs import PARAMETER_GRADIENTS, STATE_RMS, SquareSums
+
+X = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
 
 
 def test_sparse_gradients_have_norms() -> None:
@@ -20,3 +28,71 @@ def test_sparse_gradients_have_norms() -> None:
     result = measure(Bag, torch.randint(9, (3, 5)), seeds=1, measures=["nonfinite"])
     assert result.gradient_norm["bag.weight"] > 0
     assert not result.nonfinite
+
+
+class Partly(nn.Module):
+    """Has a frozen parameter, and one that the output does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.layer.bias.requires_grad_(requires_grad=False)
+        self.spare = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def found_by(added: Callable[..., Measure], need: Any, model: nn.Module, **settings: Any) -> Any:
+    """Return the value of a need on one run."""
+    found: list[Any] = []
+
+    def read(run: Run) -> float:
+        found.append(run[need])
+        return 0.0
+
+    added("reading", need, read=read)
+    measure(model, X, measures=["reading"], **settings)
+    return found[0]
+
+
+def test_gradients_are_those_of_the_loss(added: Callable[..., Measure]) -> None:
+    model = Partly()
+    gradients = found_by(added, PARAMETER_GRADIENTS, model, loss=lambda y: y.sum())
+    # y = x Wᵀ + b: each row of the gradient of the sum is the sum over samples.
+    assert torch.equal(gradients["layer.weight"], X.sum(dim=0).expand(2, 2))
+    assert gradients["spare"] is None
+    assert set(gradients) == {"layer.weight", "spare"}, "a frozen parameter has no gradient"
+
+
+def test_without_trainable_parameters_there_are_no_gradients(added: Callable[..., Measure]) -> None:
+    assert found_by(added, PARAMETER_GRADIENTS, Partly().requires_grad_(requires_grad=False)) == {}
+
+
+def test_states_have_the_rms_of_their_tensors(added: Callable[..., Measure]) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    states: list[list[float]] = []
+
+    def read(run: Run) -> float:
+        states.append([run[STATE_RMS].root_mean_square(state) for state in run.chain.cut.states])
+        return 0.0
+
+    added("rms", STATE_RMS, read=read)
+    measure(model, X, measures=["rms"])
+    expected = [float(x.detach().square().mean().sqrt()) for x in (X, model[0](X), model(X))]
+    assert states == [pytest.approx(expected, rel=1e-6)]
+
+
+def test_a_state_of_several_tensors_is_averaged_over_all_elements() -> None:
+    sums = SquareSums()
+    first, second, other = (torch.tensor(values, requires_grad=True) for values in ([3.0], [1.0, 2.0, 2.0], [9.0]))
+    edges: list[Any] = [("a", 0), ("b", 0), ("c", 0)]
+    sums.observe(edges[0], first)
+    sums.observe(edges[1], second)
+    sums.observe(edges[2], other)
+    assert sums.root_mean_square(edges[:2]) == pytest.approx(math.sqrt((9 + 9) / 4))
+    assert sums.root_mean_square([*edges[:1], ("unseen", 0)]) == pytest.approx(3.0)  # type: ignore[list-item]
+
+
+def test_a_state_that_no_module_took_or_returned_has_no_rms() -> None:
+    assert math.isnan(SquareSums().root_mean_square([("unseen", 0)]))  # type: ignore[list-item]

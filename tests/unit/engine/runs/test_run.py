@@ -10,29 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_trainability import InapplicableError, Measure, Need, Run, Stage, UsageError, add_measure, at_least, measure
+from pytest_trainability import InapplicableError, Measure, Need, Run, Stage, at_least, measure
 from pytest_trainability.engine.capture.recorder import Recorder
 from pytest_trainability.engine.runs.common_needs import PARAMETER_GRADIENTS
-from pytest_trainability.engine.runs.objective import Objective
-from pytest_trainability.measures import MEASURES
 
 Add = Callable[..., Measure]
-
-
-@pytest.fixture
-def added() -> Iterator[Add]:
-    """Add scalar measures for the length of a test."""
-    names = []
-
-    def add(name: str, *needs: Need[Any], read: Callable[[Run], Any], kind: Any = "scalar") -> Measure:
-        found = Measure(name, kind, "", "linear", frozenset(needs), read)
-        add_measure(found)
-        names.append(name)
-        return found
-
-    yield add
-    for name in names:
-        MEASURES.pop(name, None)
 
 
 def tower() -> nn.Module:
@@ -96,42 +78,6 @@ def test_what_needs_the_graph_and_is_not_named_is_told_so(added: Add) -> None:
         measure(tower, batch, seeds=1, measures=["careless"])
 
 
-@pytest.mark.parametrize("finished", [False, True])
-def test_the_objective_is_the_runs_loss_and_the_model_is_put_back(added: Add, *, finished: bool) -> None:
-    differences = []
-
-    def provide(run: Run) -> None:
-        objective = Objective.of(run)
-        found = objective.gradients()
-        for name, gradient in found.items():
-            assert gradient is not None and run[PARAMETER_GRADIENTS][name] is not None
-            differences.append(float((gradient - run[PARAMETER_GRADIENTS][name]).abs().max()))
-        with torch.no_grad():
-            for parameter in run.capture.model.parameters():
-                parameter.fill_(float("nan"))
-        run.capture.model.training = False
-        torch.manual_seed(99)
-
-    def read(run: Run) -> float:
-        assert all(p.isfinite().all() for p in run.capture.model.parameters())
-        assert run.capture.model.training
-        return 0.0
-
-    need = Need("vandal", provide, Stage.RERUN, requires=(PARAMETER_GRADIENTS,))
-    added("vandal", need, read=read)
-    model: Any = tower() if finished else tower
-    before = [p.clone() for p in model.parameters()] if finished else []
-    state = torch.get_rng_state()
-    for loss in (None, nn.functional.cross_entropy):
-        target = None if loss is None else torch.tensor([0, 1, 2, 0])
-        measure(model, batch, seeds=2, loss=loss, target=target, measures=["vandal"])
-    # Dropout, the random functional and the loss are drawn and computed as in the run: not even round-off differs.
-    assert set(differences) == {0.0}
-    assert torch.equal(state, torch.get_rng_state())
-    if finished:
-        assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before))
-
-
 def inapplicable(run: Run) -> float:
     msg = "there must be attention. This model has none."
     raise InapplicableError(msg)
@@ -166,50 +112,3 @@ def _where_there_is_any() -> Any:
     from pytest_trainability import Bound
 
     return Bound(low=1, if_any=True)
-
-
-@pytest.mark.parametrize(
-    "name", ["log_gain", "steps", "seeds", "check", "tolerances", "preset", "loss", "_x", "two words"]
-)
-def test_names_that_are_taken_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="the name of a measure must be an unused identifier"):
-        add_measure(Measure(name, "scalar", "", "linear", frozenset(), lambda run: 0.0))
-    assert "gradient" not in MEASURES
-
-
-def test_adding_a_measure_twice_is_no_error(added: Add) -> None:
-    add_measure(added("twice", read=lambda run: 0.0))
-    with pytest.raises(UsageError, match="Got str"):
-        add_measure("twice")
-
-
-@pytest.mark.parametrize(
-    ("kind", "found", "says"),
-    [
-        ("scalar", None, "of kind 'scalar' must read a number. It returned None"),
-        ("scalar", "3", "of kind 'scalar' must read a number"),
-        ("profile", [1.0], "of kind 'profile' must read numbers by name"),
-        ("profile", {"a": None}, "of kind 'profile' must read numbers by name"),
-        ("spectrum", 1.0, "of kind 'spectrum' must read a list of numbers"),
-        ("names", "abc", "of kind 'names' must read a list of names"),
-    ],
-)
-def test_what_a_measure_returns_must_be_of_its_kind(added: Add, kind: str, found: Any, says: str) -> None:
-    added("odd", read=lambda run: found, kind=kind)
-    with pytest.raises(UsageError, match=f"the measure 'odd' {says}"):
-        measure(tower, batch, seeds=1, measures=["odd"])
-
-
-@pytest.mark.parametrize(
-    "changes", [{"kind": "vector"}, {"scale": "logarithmic"}, {"needs": ["sweep"]}, {"read": 1.0}], ids=str
-)
-def test_a_measure_that_cannot_be_one_is_refused(changes: dict[str, Any]) -> None:
-    given: dict[str, Any] = {"kind": "scalar", "scale": "linear", "needs": (), "read": lambda run: 0.0, **changes}
-    with pytest.raises(UsageError, match="odd"):
-        Measure("odd", unit="", **given)
-
-
-@pytest.mark.parametrize("name", ["class", "confidence", "measures"])
-def test_names_that_no_bound_could_have_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="the name of a measure must be an unused identifier"):
-        add_measure(Measure(name, "scalar", "", "linear", frozenset(), lambda run: 0.0))
