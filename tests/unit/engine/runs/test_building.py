@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from models import BATCH, WIDTH
 from torch import nn
 
 from pytest_trainability import measure
-from pytest_trainability.engine.runs.building import choose_device
+from pytest_trainability.engine.runs.building import built, choose_device, device_of
 from pytest_trainability.errors import ModelError, TrainabilityError, UsageError
+from pytest_trainability.measurement import DEFAULT_OPTIONS, Context, as_recipe
 
 FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
 IDS = torch.arange(6).reshape(2, 3)
@@ -141,7 +143,7 @@ def test_a_factory_may_keep_its_last_model() -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", torch.float64, "torch.float64", torch.bfloat16])
 def test_parameters_and_float_inputs_are_cast(dtype: Any) -> None:
-    """Parameters and float inputs; integer ones stay."""
+    """Integer inputs are not."""
     result = measure(models.LanguageModel, (IDS, torch.ones(2, 3, WIDTH)), seeds=1, dtype=dtype)
     assert result.dtype in str(dtype)
     assert math.isfinite(result.log_gain.mean)
@@ -156,7 +158,7 @@ def test_float64_and_float32_agree() -> None:
 
 
 def test_a_device_is_chosen_by_name() -> None:
-    """By name; a finished module stays where it is."""
+    """A finished module stays where it is unless a device is named."""
     assert choose_device(None, fixed=True) is None
     assert choose_device("cpu", fixed=True) == torch.device("cpu")
     assert choose_device(torch.device("cpu"), fixed=False) == torch.device("cpu")
@@ -186,3 +188,120 @@ def test_a_lazy_factory_is_measured() -> None:
 def test_an_unavailable_device_is_refused(device: Any) -> None:
     with pytest.raises(UsageError, match="the device must be auto, cpu, cuda"):
         measure(models.mlp, FLOATS, device=device)
+
+
+# Models that someone else holds -------------------------------------------------------------------------------------
+
+
+def test_a_kept_model_is_left_as_it_was() -> None:
+    """The factory's owner has the model too, with BatchNorm statistics that the forward pass changes."""
+    kept: list[nn.Module] = []
+
+    def factory() -> nn.Module:
+        kept.append(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, WIDTH)))
+        return kept[-1]
+
+    measure(factory, FLOATS, seeds=2, train=True)
+    assert len(kept) == 2
+    assert all(not bool(model[1].running_mean.any()) and int(model[1].num_batches_tracked) == 0 for model in kept)
+
+
+def test_a_new_model_is_not_held_after_its_run() -> None:
+    alive: list[weakref.ref[nn.Module]] = []
+
+    def factory() -> nn.Module:
+        model = models.mlp()
+        alive.append(weakref.ref(model))
+        return model
+
+    with built_by(factory) as (model, drawn):
+        assert alive[0]() is model and len(drawn) > 0
+    del model
+    assert alive[0]() is None
+
+
+def built_by(model: Any, previous: list[Any] | None = None, seed: int = 0, **changes: Any) -> Any:
+    recipe = as_recipe(Context(), model, FLOATS, {**DEFAULT_OPTIONS, "device": None, **changes})
+    return built(recipe, seed, [] if previous is None else previous)
+
+
+def test_only_kept_models_are_remembered() -> None:
+    previous: list[Any] = []
+    with built_by(models.mlp, previous):
+        assert previous == []
+    keeping = models.mlp()
+    with built_by(lambda: keeping, previous):
+        assert [reference() for reference in previous] == [keeping]
+    with pytest.raises(UsageError, match="returned the same object twice"), built_by(lambda: keeping, previous):
+        pass
+
+
+def test_the_seed_determines_the_model_and_the_state_of_the_generator() -> None:
+    def first_weight(seed: int) -> tuple[torch.Tensor, bytes]:
+        with built_by(models.mlp, seed=seed) as (model, drawn):
+            return model[0].weight.detach().clone(), drawn
+
+    (one, state), (again, same), (other, third) = map(first_weight, (1, 1, 2))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert state == same != third
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_the_mode_is_that_of_the_recipe(train: bool) -> None:
+    kept = models.mlp().train(not train)
+    with built_by(kept, train=train) as (model, drawn):
+        assert model is kept and model.training is train and drawn == b""
+    assert kept.training is not train
+
+
+def test_a_finished_module_is_copied_where_it_is_cast() -> None:
+    kept = models.mlp()
+    kept.history = kept(FLOATS)  # a tensor that cannot be copied with its history
+    with built_by(kept, dtype="float64") as (model, _):
+        assert model is not kept and model[0].weight.dtype == torch.float64
+        assert model.history.grad_fn is None
+    assert kept[0].weight.dtype == torch.float32
+
+
+def test_a_finished_module_on_the_requested_device_is_not_copied() -> None:
+    kept = models.mlp()
+    with built_by(kept, device="cpu") as (model, _):
+        assert model is kept
+
+
+def test_a_module_that_cannot_be_copied_is_refused() -> None:
+    class Once(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Any:
+            msg = "only one"
+            raise TypeError(msg)
+
+    with pytest.raises(
+        ModelError, match=r"must allow that\. Copying Once raised TypeError: only one Hand in a factory"
+    ):
+        measure(Once(WIDTH, WIDTH), FLOATS, dtype="float64")
+
+
+def test_a_loss_with_buffers_is_restored() -> None:
+    loss = nn.Sequential(nn.BatchNorm1d(WIDTH), nn.Flatten(0), nn.AvgPool1d(BATCH * WIDTH))
+    loss.forward = lambda y: loss[0](y).square().mean()  # type: ignore[method-assign]
+    measure(models.mlp, FLOATS, loss=loss, seeds=1)
+    assert int(loss[0].num_batches_tracked) == 0
+
+
+def test_the_device_of_a_model_is_that_of_its_first_tensor() -> None:
+    assert device_of(nn.Tanh()) is None
+    assert device_of(nn.Linear(2, 2)) == torch.device("cpu")
+    assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    assert device_of(nn.BatchNorm1d(2, affine=False)) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("worker", "number"), [(0, 0), (1, 1), (2, 0), (5, 1)])
+def test_workers_share_the_gpus(monkeypatch: pytest.MonkeyPatch, worker: int, number: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda", fixed=False, worker=worker) == torch.device("cuda", number)
+    assert choose_device("auto", fixed=False, worker=worker) == torch.device("cuda", number)
+    assert choose_device("auto", fixed=True, worker=worker) is None
+    assert choose_device("cuda:1", fixed=False, worker=worker) == torch.device("cuda", 1)
+    with pytest.raises(UsageError, match=r"Got 'cuda:2'\. This machine has cpu, cuda:0, cuda:1"):
+        choose_device("cuda:2", fixed=False)

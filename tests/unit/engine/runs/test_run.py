@@ -1,4 +1,4 @@
-"""What measures ask of a run: computed once for all that ask, in the order of the stages, and not at all where none does."""
+"""Needs of measures: computed once for all measures that list them, in the order of the stages, and not at all otherwise."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from pytest_trainability import InapplicableError, Measure, Need, Run, Stage, at_least, measure
 from pytest_trainability.engine.capture.recorder import Recorder
 from pytest_trainability.engine.runs.common_needs import PARAMETER_GRADIENTS
+from pytest_trainability.engine.runs.run import with_dependencies
+from pytest_trainability.measurement import Context, measure_in
 
 Add = Callable[..., Measure]
 
@@ -25,7 +27,7 @@ def batch(generator: torch.Generator) -> Tensor:
     return torch.randn(4, 5, generator=generator)
 
 
-def test_a_need_is_met_once_for_all_that_ask(added: Add) -> None:
+def test_a_need_is_computed_once_for_all_measures(added: Add) -> None:
     met: list[int] = []
     shared = Need("shared", lambda run: met.append(run.seed) or 7.0)
     further = Need("further", lambda run: run[shared] + 1, requires=(shared,))
@@ -36,7 +38,7 @@ def test_a_need_is_met_once_for_all_that_ask(added: Add) -> None:
     assert met == [0, 1, 2]
 
 
-def test_what_is_not_asked_for_is_not_computed(added: Add) -> None:
+def test_a_need_that_no_measure_lists_is_not_computed(added: Add) -> None:
     watching: list[str] = []
 
     @contextmanager
@@ -52,7 +54,7 @@ def test_what_is_not_asked_for_is_not_computed(added: Add) -> None:
     assert watching == ["watched", "met"]
 
 
-def test_stages_follow_each_other_and_the_graph_is_there_only_at_first(added: Add) -> None:
+def test_stages_follow_each_other_and_the_graph_is_gone_in_the_last(added: Add) -> None:
     order: list[str] = []
 
     def alive(run: Run) -> bool:
@@ -71,7 +73,7 @@ def test_stages_follow_each_other_and_the_graph_is_there_only_at_first(added: Ad
     assert order == ["GRAPH True", "RERUN False"]
 
 
-def test_what_needs_the_graph_and_is_not_named_is_told_so(added: Add) -> None:
+def test_a_need_of_the_graph_must_be_listed(added: Add) -> None:
     late = Need("late", lambda run: 0.0)
     added("careless", read=lambda run: run[late])
     with pytest.raises(LookupError, match=r"must list its needs\. 'late' was read after"):
@@ -84,13 +86,13 @@ def inapplicable(run: Run) -> float:
 
 
 @pytest.mark.parametrize("where", ["need", "read"])
-def test_a_measure_without_an_answer_says_so_unless_its_bound_allows_it(added: Add, where: str) -> None:
+def test_an_inapplicable_measure_raises_unless_its_bound_allows_it(added: Add, where: str) -> None:
     need = Need("attention", inapplicable if where == "need" else lambda run: 0.0)
     added("without_answer", need, read=lambda run: run[need] if where == "need" else inapplicable(run))
     result = measure(tower, batch, seeds=2)
     with pytest.raises(InapplicableError, match="This model has none"):
         result.check(without_answer=at_least(1))
-    result.check(without_answer=_where_there_is_any(), unused_parameters=(None, 0))
+    result.check(without_answer=_if_any(), unused_parameters=(None, 0))
     with pytest.raises(InapplicableError):
         _ = result.without_answer
     with pytest.raises(InapplicableError):
@@ -101,14 +103,78 @@ def test_an_empty_profile_holds_only_where_its_bound_allows_it(added: Add) -> No
     added("of_nothing", read=lambda run: {}, kind="profile")
     added("zero", read=lambda run: 0.0)
     result = measure(tower, batch, seeds=2)
-    result.check(of_nothing=_where_there_is_any())
+    result.check(of_nothing=_if_any())
     with pytest.raises(AssertionError, match="nothing was measured"):
         result.check(of_nothing=at_least(1))
     with pytest.raises(AssertionError, match="zero out of bounds"):
-        result.check(zero=_where_there_is_any())
+        result.check(zero=_if_any())
 
 
-def _where_there_is_any() -> Any:
+def _if_any() -> Any:
     from pytest_trainability import Bound
 
     return Bound(low=1, if_any=True)
+
+
+def test_dependencies_are_followed_to_the_end() -> None:
+    first = Need("first", lambda run: 0.0)
+    second = Need("second", lambda run: 0.0, requires=(first,))
+    third = Need("third", lambda run: 0.0, requires=(second, first))
+    other = Need("other", lambda run: 0.0)
+    assert with_dependencies(frozenset({third, other})) == {first, second, third, other}
+    assert with_dependencies(frozenset()) == frozenset()
+
+
+def test_the_error_of_a_need_is_raised_by_the_measures_that_read_it_alone(added: Add) -> None:
+    calls: list[int] = []
+
+    def fails(run: Run) -> float:
+        calls.append(run.seed)
+        return inapplicable(run)
+
+    need = Need("failing", fails)
+    dependent = Need("dependent", lambda run: run[need], Stage.RERUN, requires=(need,))
+    added("first_failing", need, read=lambda run: run[need])
+    added("second_failing", dependent, read=lambda run: run[dependent])
+    added("healthy", read=lambda run: 1.0)
+    optional = dict.fromkeys(("first_failing", "second_failing"), _if_any())
+    result = measure_in(
+        Context(), tower, batch, seeds=1, measures=["healthy"], until={**optional, "healthy": at_least(1)}
+    )
+    assert result.healthy == 1 and calls == [0]
+    for name in optional:
+        with pytest.raises(InapplicableError, match="This model has none"):
+            getattr(result, name)
+
+
+def test_needs_of_one_stage_are_computed_in_the_order_of_their_names(added: Add) -> None:
+    order: list[str] = []
+    needs = [Need(name, lambda run, name=name: order.append(name)) for name in ("b", "c", "a")]
+    added("of_three", *needs, read=lambda run: 0.0)
+    measure(tower, batch, seeds=1, measures=["of_three"])
+    assert order == ["a", "b", "c"]
+
+
+def test_a_need_may_change_the_model_and_its_loss(added: Add) -> None:
+    """Both are restored, in the order in which needs are computed."""
+
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, y: Tensor) -> Tensor:
+            self.calls += 1
+            return y.sum()
+
+    loss = Loss()
+    seen: list[float] = []
+
+    def provide(run: Run) -> None:
+        run.recipe.loss(run.capture.output.detach())
+        seen.append(float(run.recipe.loss.calls))
+
+    need = Need("counting", provide, Stage.RERUN)
+    added("counting", need, read=lambda run: float(run.recipe.loss.calls))
+    result = measure(tower, batch, seeds=1, loss=loss, measures=["counting"])
+    assert (seen, float(result.counting), float(loss.calls)) == ([2.0], 1.0, 0.0)
