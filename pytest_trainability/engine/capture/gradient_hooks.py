@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from .operators import is_leaf
+from ..torch_internals import apply_node, is_leaf_node, output_metadata
 
 __all__ = ["hooked_edges", "past_hooks", "through_hooks"]
 
@@ -28,14 +28,15 @@ __all__ = ["hooked_edges", "past_hooks", "through_hooks"]
 def hooked_edges(edges: Iterable[tuple[Node, int]]) -> frozenset[tuple[Node, int]]:
     """Return the edges whose hooks change a gradient.
 
-    A probe, with entries of both signs between 1e-3 and 1e4, is sent through the hooks of each edge. No node runs.
+    A probe, with entries of both signs between 1e-2 and 1e4, is sent through the hooks of each edge. No node runs.
     """
-    values = torch.linspace(-10, 10, 1024, device="cpu").sinh()
+    # The entries are in the order of multiples of the golden ratio, so that a few of them already cover the range.
+    values = torch.linspace(-10, 10, 1024, device="cpu").sinh()[633 * torch.arange(1024, device="cpu") % 1024]
     probes: dict[Any, Tensor] = {}
 
     def changes(edge: tuple[Node, int]) -> bool:
         node, number = edge
-        entry = node._input_metadata[number]
+        entry = output_metadata(node)[number]
         kind = tuple(entry.shape), entry.dtype, entry.device
         if kind not in probes:
             count = math.prod(entry.shape)
@@ -62,17 +63,9 @@ def past_hooks(edge: tuple[Node, int], cotangents: Tensor) -> Iterable[tuple[tup
         The edges that the node reads, except leaves, each with its cotangents ``(k, *shape)``.
     """
     node, number = edge
-    results = [
-        _called(node, [c if i == number else None for i in range(len(node._input_metadata))]) for c in cotangents
-    ]
-    for (producer, output), parts in zip(node.next_functions, zip(*results)):
-        if producer is not None and not is_leaf(producer) and parts[0] is not None:
-            yield (producer, output), torch.stack(list(parts))
-
-
-def _called(node: Node, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """Call a node directly, which runs no hooks."""
-    call = node if callable(node) else node.apply  # type: ignore[attr-defined]  # of a torch.autograd.Function
+    outputs = range(len(output_metadata(node)))
     with torch.no_grad():
-        found = call(*gradients)
-    return found if isinstance(found, tuple) else (found,)
+        results = [apply_node(node, [c if i == number else None for i in outputs]) for c in cotangents]
+    for (producer, output), parts in zip(node.next_functions, zip(*results)):
+        if producer is not None and not is_leaf_node(producer) and parts[0] is not None:
+            yield (producer, output), torch.stack(list(parts))
