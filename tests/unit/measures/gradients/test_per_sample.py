@@ -31,7 +31,7 @@ F64 = torch.float64
 
 
 def mean_square(output: Any) -> Tensor:
-    """A mean over samples, whatever the output is."""
+    """A mean over samples, for outputs of any structure."""
     return sum((t.abs() ** 2).flatten(1).sum(dim=1).mean() for t in tensors_in(output))
 
 
@@ -78,13 +78,13 @@ def _columns(chunks):
 
 
 def agree(found: dict[str, Tensor], other: dict[str, Tensor], *, tolerance: float) -> bool:
-    """Whether gradients agree, measured at the size of the largest."""
+    """Whether gradients agree, relative to the norm of the largest one."""
     size = max(float(g.norm()) for g in other.values())
     return found.keys() == other.keys() and all(float((found[n] - other[n]).norm()) <= tolerance * size for n in other)
 
 
 class Normalized(nn.Module):
-    """Convolutions and group norm, one statistic a sample."""
+    """Convolutions and group norm, whose statistics belong to one sample."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Routed(nn.Module):
 
 
 class Hidden(nn.Module):
-    """Reads a parameter by a reference that PyTorch does not know of."""
+    """Reads a parameter by a reference that PyTorch cannot replace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ OTHERS = [
     ids=lambda c: c.id,
 )
 def test_vectorized_gradients_equal_those_of_single_samples(case):
-    """Whichever way is taken, each sample has the gradient of a batch of one, and their mean is that of the batch."""
+    """By both methods, each sample has the gradient of a batch of one, and the mean is the batch's gradient."""
     found = find(case.build, case.inputs, train=case.train, steps=case.steps)
     if case.id in TOGETHER + ONE_BY_ONE:
         assert found.vectorized == (case.id in TOGETHER)
@@ -194,9 +194,9 @@ def test_vectorized_gradients_equal_those_of_single_samples(case):
 
 
 def test_operators_without_a_batching_rule_are_not_vectorized():
-    """No sparse gradients, no Python branch on the values of several samples, no parameter behind PyTorch's back."""
+    """Sparse gradients, a Python branch on values, and a parameter that PyTorch cannot replace."""
     for case in OTHERS[2:]:
-        assert not find(case.build, case.inputs).together, case.id
+        assert not find(case.build, case.inputs).vectorized, case.id
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -215,7 +215,7 @@ def test_unused_and_frozen_parameters_are_omitted():
 
 
 def test_a_target_is_split_with_the_inputs():
-    """And what has no row per sample is handed on: a matrix of another length."""
+    """A matrix of another length has no row per sample, and is shared."""
 
     class Mixed(nn.Module):
         def __init__(self) -> None:
@@ -279,7 +279,7 @@ def test_a_loss_may_be_a_sum_over_samples():
 
 
 class Masked(nn.Module):
-    """Attends under a mask, and knows positions by number, both of which are the same for all samples."""
+    """Attention with a mask and position indices, which all samples share."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -310,7 +310,7 @@ MASKS = {
 @pytest.mark.parametrize("padded", [False, True], ids=["plain", "beside one per sample"])
 @pytest.mark.parametrize("mask", MASKS)
 def test_shared_inputs_may_have_as_many_rows_as_samples(mask, padded):
-    """A mask over time and positions, for as many samples as time steps: each sample is handed all of them."""
+    """A mask over time and positions, with as many samples as time steps. Each sample gets the whole tensors."""
     x = torch.randn(LENGTH, LENGTH, WIDTH, generator=torch.Generator().manual_seed(0))
     inputs = {"x": x, "mask": MASKS[mask], "position_ids": torch.arange(LENGTH)}
     if padded:
@@ -336,7 +336,7 @@ def test_the_shared_mask_may_come_first():
 
 
 def test_class_weights_may_have_as_many_entries_as_samples():
-    """Beside the labels, in the target, that are one per sample."""
+    """The target contains class weights and labels, and only the labels have a row per sample."""
 
     def weighted(output: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
         return F.cross_entropy(output, target[0], weight=target[1].to(output.dtype), reduction="sum")
@@ -348,7 +348,7 @@ def test_class_weights_may_have_as_many_entries_as_samples():
 
 
 def test_compared_samples_are_not_shared_inputs():
-    """Pairs of a batch, and a mean over one side of them: the model runs on more, so that they are one per sample."""
+    """Pairs of a batch, and a mean over one side. The model also runs on more samples, so that both inputs have a row per sample."""
 
     class Pairs(nn.Module):
         def __init__(self) -> None:

@@ -29,7 +29,7 @@ F64 = torch.float64
 
 
 def mean_square(output: Any) -> Tensor:
-    """A mean over samples, whatever the output is."""
+    """A mean over samples, for outputs of any structure."""
     return sum((t.abs() ** 2).flatten(1).sum(dim=1).mean() for t in tensors_in(output))
 
 
@@ -124,7 +124,7 @@ def decorrelated(output: Tensor, target: Tensor) -> Tensor:
 
 
 def ranking(output: Tensor, target: Tensor) -> Tensor:
-    """Compares every pair; for one sample there is nothing but the regularizer."""
+    """A comparison of all pairs, and a regularizer, which is all that remains for one sample."""
     scores = output[:, 0]
     return F.softplus(scores[None] - scores[:, None]).mean() + 0.1 * output.square().mean()
 
