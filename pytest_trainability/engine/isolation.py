@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+
+from .torch_internals import buffer_table, compiler_is_loaded, is_lazy, parameter_table, preserved_version, tables_of
 
 __all__ = [
     "derived_seed",
@@ -162,9 +163,6 @@ def _set_backend_flags(flags: dict[str, Any]) -> None:
         torch.set_num_threads(flags["threads"])
 
 
-_TABLES = ("_parameters", "_buffers", "_modules")
-
-
 @contextmanager
 def preserved_model(model: nn.Module) -> Iterator[None]:
     """Restore parameters, buffers, ``.grad``, ``requires_grad``, attributes, flags and hooks of a user's module on exit.
@@ -206,7 +204,7 @@ def _preserved_versions(tensors: list[Tensor]) -> ExitStack:
     for tensor in tensors:
         # Tensors created in inference mode have no version counter.
         if not tensor.is_inference():
-            stack.enter_context(torch.autograd.grad_mode._unsafe_preserve_version_counter(tensor))
+            stack.enter_context(preserved_version(tensor))
     return stack
 
 
@@ -219,11 +217,7 @@ def _restore(tensor: Tensor, value: Tensor) -> None:
 
 
 def _copied_tables(module: nn.Module) -> dict[str, Any]:
-    return {
-        name: copy.copy(table)
-        for name, table in vars(module).items()
-        if name in _TABLES or (name.endswith("_hooks") and hasattr(table, "update"))
-    }
+    return {name: copy.copy(table) for name, table in tables_of(module).items()}
 
 
 def _own_tensors(model: nn.Module) -> list[Tensor]:
@@ -231,7 +225,7 @@ def _own_tensors(model: nn.Module) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for module in model.modules():
         kept = (value for value in vars(module).values() if isinstance(value, Tensor) and value.grad_fn is None)
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *kept):
+        for tensor in (*parameter_table(module).values(), *buffer_table(module).values(), *kept):
             if tensor is not None and not is_lazy(tensor):
                 found[id(tensor)] = tensor
     return list(found.values())
@@ -242,6 +236,6 @@ def uncompiled() -> AbstractContextManager[Any]:
 
     Does nothing if the compiler is not imported.
     """
-    if "torch._dynamo" not in sys.modules:
+    if not compiler_is_loaded():
         return nullcontext()
     return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]

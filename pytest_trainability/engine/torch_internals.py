@@ -5,9 +5,9 @@ Each function below wraps one private or undocumented part of PyTorch, and its d
 and the test's docstring are the place to start; no other file of the package touches a private name
 (``tests/guards/test_private_torch.py``).
 
-Names of autograd nodes, such as ``AddmmBackward0``, are not promised either. Tables of such names lie next to the code that
+Names of autograd nodes, such as ``AddmmBackward0``, are not promised either. Tables of operator names lie next to the code that
 uses them (``engine/capture/operators.py``, and measures that tell operators apart), and the same test file checks that PyTorch
-still gives each of them to a node.
+still gives each of these names to a node.
 """
 
 from __future__ import annotations
@@ -41,12 +41,9 @@ __all__ = [
     "intercepted_custom_functions",
     "is_batch_norm",
     "is_custom",
-    "is_embedding",
-    "is_group_norm",
     "is_lazy",
     "is_leaf_node",
     "is_made_by",
-    "is_reentrant_checkpoint",
     "is_unsupported_here",
     "leaf_of",
     "next_sequence_number",
@@ -111,17 +108,17 @@ def next_sequence_number() -> int:
 def node_name(node: Node) -> str:
     """Return the name of a node's class, such as ``AddmmBackward0``.
 
-    PyTorch documents ``Node.name()``, but promises no names: a new version may split or rename an operator.
+    PyTorch documents ``Node.name()``, and promises no names: a new version may split or rename an operator.
     """
     return type(node).__name__
 
 
 def is_leaf_node(node: Node) -> bool:
-    """Whether a node stands for a leaf, a parameter or an input, in whose ``.grad`` it collects the gradient.
+    """Whether a node stands for a leaf, such as a parameter, in whose ``.grad`` it collects the gradient.
 
-    PyTorch's documentation shows such nodes, and does not name their class ``AccumulateGrad``.
+    Compares the name ``AccumulateGrad``, which PyTorch's documentation shows and does not promise.
     """
-    return type(node).__name__ == "AccumulateGrad"
+    return node_name(node) == "AccumulateGrad"
 
 
 def leaf_of(node: Node | None) -> Tensor | None:
@@ -135,25 +132,7 @@ def leaf_of(node: Node | None) -> Tensor | None:
     return leaf
 
 
-def is_reentrant_checkpoint(node: Node) -> bool:
-    """Whether a node is that of ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)``.
-
-    PyTorch documents the function, and not its node.
-    """
-    return type(node).__name__ == "CheckpointFunctionBackward"
-
-
-def is_embedding(node: Node) -> bool:
-    """Whether a node looks up rows of a table: that of ``F.embedding`` or ``F.embedding_bag``, by its name."""
-    return type(node).__name__.startswith("Embedding")
-
-
-def is_group_norm(node: Node) -> bool:
-    """Whether a node is that of ``F.group_norm``, by its name."""
-    return type(node).__name__ == "NativeGroupNormBackward0"
-
-
-def saved(node: Node, name: str, default: Any = None) -> Any:
+def saved(node: Node, name: str, *, default: Any = None) -> Any:
     """Return an argument or a tensor that a node has kept for its backward pass, or the default if it keeps none of this name.
 
     Reads ``Node._saved_NAME``. PyTorch's tutorials show these attributes, and promise neither their names nor their values.
@@ -164,14 +143,18 @@ def saved(node: Node, name: str, default: Any = None) -> Any:
     return getattr(node, f"_saved_{name}", default)
 
 
-def apply_node(node: Node, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Call a node with the gradients of its outputs, without the hooks on it; return those of what it reads.
+def apply_node(node: Node, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """Call a node with the gradients of its outputs, without the hooks on it, and return those of what it reads.
 
     PyTorch documents ``torch.autograd.grad`` alone, which runs the hooks. Nodes of PyTorch's own operators can be called; the
     node of a ``torch.autograd.Function`` has a method ``apply``.
+
+    Returns:
+        A tensor for each of ``node.next_functions``, or None for no gradient.
     """
     call: Callable[..., Any] = node if callable(node) else node.apply  # type: ignore[attr-defined]
-    found = call(*gradients)
+    with torch.no_grad():
+        found = call(*gradients)
     return found if isinstance(found, tuple) else (found,)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from ..engine.isolation import preserved_generators, preserved_model
 from ..engine.runs.arguments import as_count, as_optimizer
 from ..engine.runs.forward_pass import forward_pass
 from ..engine.runs.objective import Objective
 from ..engine.runs.training import Training, changes, outputs_of_modules
+from ..engine.torch_internals import is_lazy
 from ..errors import ModelError, TrainabilityError, UsageError
 from ..measurement import Context, Options, as_recipe
 

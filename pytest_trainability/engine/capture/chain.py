@@ -11,6 +11,7 @@ from torch import Size, Tensor, device, dtype, finfo
 from torch.autograd.graph import Node
 
 from ...errors import CutError, ModelError
+from ..torch_internals import PARAMETRIZED, output_metadata, saved
 from .gradient_hooks import hooked_edges
 from .graph import Cut, Graph
 from .operators import operator_name
@@ -66,7 +67,7 @@ class Chain:
         """Return shape and dtype of each tensor of state ``index``, 0 … L."""
         found = []
         for node, number in self.cut.states[index]:
-            entry = node._input_metadata[number]
+            entry = output_metadata(node)[number]
             found.append((Size(entry.shape), entry.dtype))
         return found
 
@@ -93,7 +94,7 @@ class Chain:
 
     def devices(self, index: int) -> list[device]:
         """Return the device of each tensor of state ``index``, 0 … L."""
-        return [node._input_metadata[number].device for node, number in self.cut.states[index]]
+        return [output_metadata(node)[number].device for node, number in self.cut.states[index]]
 
     def operations(self, graph: Graph) -> list[tuple[str, ...]]:
         """Return for each step the names of the operators on the path of the signal, ordered by the last occurrence of each."""
@@ -217,7 +218,7 @@ def inner_eps(graph: Graph, cut: Cut, ends: Sequence[int]) -> tuple[float, ...]:
     for node in graph.downstream(cut.states[0]):
         index = bisect_right(ends, graph.place[node])
         if index < len(found):
-            for entry in node._input_metadata:
+            for entry in output_metadata(node):
                 if entry.dtype.is_floating_point:
                     found[index] = max(found[index], finfo(entry.dtype).eps)
     return tuple(found)
@@ -261,11 +262,13 @@ def _dependent(capture: Capture, graph: Graph) -> set[Node]:
     """Return the nodes that depend on the model's float inputs, or on the embeddings of its integer inputs."""
     lookups = {node for node in graph.nodes if _address_of_indices(node) in capture.indices}
     sources = {node for node, _ in capture.sources} | lookups
-    return sources | graph.downstream((node, number) for node in sources for number in range(len(node._input_metadata)))
+    return sources | graph.downstream(
+        (node, number) for node in sources for number in range(len(output_metadata(node)))
+    )
 
 
 def _address_of_indices(node: Node) -> int | None:
-    indices = getattr(node, "_saved_indices", None) if type(node).__name__.startswith("Embedding") else None
+    indices = saved(node, "indices") if operator_name(node).startswith("Embedding") else None
     return indices.untyped_storage().data_ptr() if isinstance(indices, Tensor) else None
 
 
@@ -291,8 +294,6 @@ def describe(calls: Iterable[Call]) -> str:
     """Count calls by kind, in order of appearance: ``"3 × BartEncoderLayer + 3 × BartDecoderLayer"``."""
     counts: dict[str, int] = {}
     for call in calls:
-        name = call.kind
-        if name.startswith("Parametrized"):
-            name = name.removeprefix("Parametrized")
+        name = call.kind.removeprefix(PARAMETRIZED)
         counts[name] = counts.get(name, 0) + 1
     return " + ".join(f"{count} × {name}" for name, count in counts.items())

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from ...errors import CutError
-from .operators import is_leaf
+from ..torch_internals import is_leaf_node, output_metadata, sequence_number
 from .recorder import Edge
 
 __all__ = ["Cut", "Graph", "Segment", "freed_in_order", "zeros_at"]
@@ -97,7 +97,7 @@ def freed_in_order() -> Iterator[list[Node]]:
 def zeros_at(edge: Edge) -> Tensor:
     """Return zeros with the shape, dtype and device of the tensor that an edge stands for."""
     node, number = edge
-    entry = node._input_metadata[number]
+    entry = output_metadata(node)[number]
     return torch.zeros(tuple(entry.shape), dtype=entry.dtype, device=entry.device)
 
 
@@ -123,7 +123,7 @@ class Graph:
                     pending.extend(missing)
                     continue
             pending.pop()
-            latest = -1 if is_leaf(node) else node._sequence_nr()
+            latest = -1 if is_leaf_node(node) else sequence_number(node)
             for producer, _ in reads[node]:
                 # See Note [In-place rebasing].
                 latest = max(latest, place[producer])

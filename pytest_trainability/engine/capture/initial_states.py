@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from ..torch_internals import version_of
 from ..trees import carries_gradient, is_float
 from .recorder import Edge, Recorder, edge_of, with_gradient
 
@@ -69,7 +70,7 @@ class _Copies:
             if carries_gradient(tensor) or not is_float(tensor):
                 return tensor
             copy = with_gradient(tensor)
-            copies.append((tensor, copy, copy._version, copy.grad_fn))
+            copies.append((tensor, copy, version_of(copy), copy.grad_fn))
             self.edges.add(edge_of(copy))
             return copy
 
@@ -80,7 +81,7 @@ class _Copies:
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Write the values back that the module has written into its copies."""
         for tensor, copy, version, node in self.replaced.get(module, ()):
-            if copy._version != version:
+            if version_of(copy) != version:
                 tensor.copy_(copy.detach() if copy.grad_fn is node else copy)
         self.replaced[module] = []
 

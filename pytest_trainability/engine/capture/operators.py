@@ -10,7 +10,9 @@ from functools import cache
 
 from torch.autograd.graph import Node
 
-__all__ = ["CONVOLUTIONS", "MOVES", "TRANSPOSES", "is_leaf", "operator_name"]
+from ..torch_internals import node_name
+
+__all__ = ["CONVOLUTIONS", "MOVES", "TRANSPOSES", "operator_name"]
 
 
 TRANSPOSES = frozenset({"T", "Transpose", "Permute", "Movedim"})
@@ -35,15 +37,10 @@ def operator_name(node: Node) -> str:
     Only PyTorch's own operators are numbered. The node of a ``torch.autograd.Function`` keeps its whole class name, so that a
     user's ``Add``, whose node is ``AddBackward``, is not taken for an addition.
     """
-    return _without_suffix(type(node).__name__)
+    return _without_suffix(node_name(node))
 
 
 @cache
 def _without_suffix(name: str) -> str:
     built_in = _BUILT_IN.fullmatch(name)
     return built_in[1] if built_in else name
-
-
-def is_leaf(node: Node) -> bool:
-    """Whether a node accumulates the gradient of a leaf tensor, such as a parameter."""
-    return type(node).__name__ == "AccumulateGrad"

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ...errors import ModelError
 from ..isolation import uncompiled
+from ..torch_internals import next_sequence_number, without_torch_functions
 from ..trees import carries_gradient, map_tensors, tensors_in
 from .rollout import Rollout, kind_of
 
@@ -136,7 +137,7 @@ def unique(edges: Iterable[Edge]) -> tuple[Edge, ...]:
 
 def now() -> int:
     """Return the sequence number of the next autograd node. See Note [Program order] in graph.py."""
-    return int(torch._C._autograd._get_sequence_nr())
+    return next_sequence_number()
 
 
 def with_gradient(tensor: Tensor) -> Tensor:
@@ -358,7 +359,7 @@ class Recorder:
         if self.observers and edge not in self._seen:
             self._seen.add(edge)
             # Function modes of other instruments must not see what the observers compute.
-            with torch._C.DisableTorchFunction():
+            with without_torch_functions():
                 for observer in self.observers:
                     observer(edge, tensor)
         return edge

@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd.graph import Node
 
 from ...errors import CutError, UsageError
+from ..torch_internals import output_metadata
 from .chain import Chain, call_name, inner_eps
 from .gradient_hooks import hooked_edges
 from .graph import Graph
@@ -340,7 +341,7 @@ def _made_by(graph: Graph, step: Sequence[Call], end: int) -> tuple[Edge, ...]:
 def _reach(graph: Graph, step: Sequence[Call]) -> set[Node]:
     """Return the nodes that the calls of a step created, and all nodes that depend on them."""
     made = {node for call in step for node in graph.nodes if call.start <= graph.place[node] < call.end}
-    return made | graph.downstream((node, n) for node in made for n in range(len(node._input_metadata)))
+    return made | graph.downstream((node, n) for node in made for n in range(len(output_metadata(node))))
 
 
 def _not_made_by(graph: Graph, step: Sequence[Call]) -> tuple[Edge, ...]:
@@ -382,7 +383,7 @@ def _is_read_outside(graph: Graph, edge: Edge, call: Call, since: int) -> bool:
 
 
 def _shapes(edges: Iterable[Edge]) -> list[tuple[int, ...]]:
-    return sorted(tuple(node._input_metadata[number].shape) for node, number in edges)
+    return sorted(tuple(output_metadata(node)[number].shape) for node, number in edges)
 
 
 def _carried_out(graph: Graph, steps: Sequence[Sequence[Call]], state: Sequence[Edge]) -> tuple[Edge, ...]:

@@ -28,6 +28,7 @@ from ...engine.jacobian.vjp import pull_back, random_cotangents
 from ...engine.linalg.norms import norm
 from ...engine.runs.forward_pass import forward_pass
 from ...engine.runs.run import Need, Run, Stage
+from ...engine.torch_internals import apply_node, output_metadata, saved, without_torch_functions
 from ...engine.trees import is_float
 from ...errors import ModelError
 from ..measure import declare
@@ -63,10 +64,8 @@ class Skip:
 
     def pull_back(self, cotangent: Tensor) -> Tensor:
         """Pull the cotangent of the later tensor back along the path alone."""
-        with torch.no_grad():
-            for node, operand in self.path:
-                found = node(cotangent)  # type: ignore[operator]
-                cotangent = found[operand] if isinstance(found, tuple) else found
+        for node, operand in self.path:
+            cotangent = apply_node(node, [cotangent])[operand]
         return cotangent
 
 
@@ -113,14 +112,14 @@ def _operands(node: Node, number: int, path: tuple[tuple[Node, int], ...], summe
         # The branches of several additions are summed, so that no entries may be permuted between these additions.
         if True in summed and any(operator_name(passed) in _PERMUTATIONS for passed, _ in path[summed.index(True) :]):
             return ()
-        scaled = operator == "Sub" or getattr(node, "_saved_alpha", 1) != 1
+        scaled = operator == "Sub" or saved(node, "alpha", default=1) != 1
         return (0,) if scaled or len(node.next_functions) == 1 else (0, 1)
     passes = operator in _VIEWS or operator in _PERMUTATIONS or (operator in _RECTIFIERS and not any(summed))
     return (0,) if passes else ()
 
 
 def _size(node: Node, number: int) -> int:
-    entries = node._input_metadata
+    entries = output_metadata(node)
     return math.prod(entries[number].shape) if number < len(entries) else -1
 
 
@@ -208,12 +207,12 @@ class _AdditionCounter(FunctionObserver):
             return func(*args, **kwargs)
         number = self._next()
         if self._look is not None:
-            with torch._C.DisableTorchFunction(), torch.no_grad():
+            with without_torch_functions(), torch.no_grad():
                 left, right = _as_tensors(*operands)
                 factor = kwargs.get("alpha", 1) * (-1 if "sub" in name else 1)
                 self._look(number, left, right if factor == 1 else factor * right)
         result = func(*args, **kwargs)
-        with torch._C.DisableTorchFunction():
+        with without_torch_functions():
             if isinstance(result, Tensor) and result.grad_fn is not None:
                 self.made[edge_of(result)] = number
         return result

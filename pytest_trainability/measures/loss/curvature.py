@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
 from ...engine.isolation import generator_of
@@ -17,6 +16,7 @@ from ...engine.linalg.norms import as_real, norm
 from ...engine.runs.objective import Objective, twice_differentiable
 from ...engine.runs.requirements import require_loss, require_trainable
 from ...engine.runs.run import Need, Run, Stage
+from ...engine.torch_internals import WEIGHT_NORM, is_custom
 from ...errors import InapplicableError
 from ..measure import declare
 
@@ -130,7 +130,7 @@ class _DifferentiableWeightNorm(TorchFunctionMode):
     """Computes weight normalization by plain operators. The second derivative of PyTorch's kernel is wrong (in 2.13)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch._weight_norm:
+        if func is not WEIGHT_NORM:
             return func(*args, **(kwargs or {}))
         v, g, dim = (*args, *(kwargs or {}).values(), 0)[:3]
         return v * (g / torch.norm_except_dim(v, 2, dim))
@@ -170,9 +170,7 @@ def _require_true_products(run: Run, hessian: Hessian, found: Eigenvalue, start:
     wrong = ""
     if found.asymmetry > max(TOLERANCE, math.sqrt(coarsest)):
         wrong = f"is not symmetric: its asymmetry is {found.asymmetry:.1%} of its largest eigenvalue"
-    elif any(isinstance(node, BackwardCFunction) for node in run.graph.nodes) and not hessian.matches_gradient_change(
-        start
-    ):
+    elif any(map(is_custom, run.graph.nodes)) and not hessian.matches_gradient_change(start):
         wrong = "differs from the change of the gradient"
     if wrong:
         msg = (

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...engine.runs.building import built
 from ...engine.runs.requirements import require_factory
 from ...engine.runs.run import Need, Run, Stage
+from ...engine.torch_internals import TorchDispatchMode, is_lazy
 from ...engine.trees import is_float
 from ..measure import declare
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.autograd.graph import Node
 from ...engine.capture.operators import CONVOLUTIONS, MOVES, operator_name
 from ...engine.linalg.norms import as_real
 from ...engine.runs.run import Need, Run
+from ...engine.torch_internals import apply_node, leaf_of, output_metadata, saved
 from ..measure import declare
 
 __all__ = ["DUPLICATES", "equal_rows"]
@@ -80,8 +80,7 @@ def _weights(run: Run) -> dict[str, tuple[nn.Parameter, list[Use]]]:
     (the decay of a state space model) are not among them. They may be constant, or equal in every layer, by design.
     """
     consumers = run.graph.consumers()
-    accumulating: list[Any] = [node for node in run.graph.nodes if type(node).__name__ == "AccumulateGrad"]
-    leaves: dict[int, Node] = {id(node.variable): node for node in accumulating}
+    leaves = {id(leaf): node for node in run.graph.nodes if (leaf := leaf_of(node)) is not None}
     found = {}
     for name, parameter in run.capture.model.named_parameters():
         is_dense = parameter.layout is torch.strided and parameter.numel() > 0
@@ -116,7 +115,7 @@ def _roles(node: Node, place: int, dims: int) -> _Roles | None:
     """Return the roles of an operand's dimensions in a product; None if the node is not a product with that operand."""
     operator = operator_name(node)
     if operator in CONVOLUTIONS and place == 1:
-        unit = 1 if getattr(node, "_saved_transposed", False) else 0
+        unit = 1 if saved(node, "transposed", default=False) else 0
         return {unit}, set(range(dims)) - {unit}
     roles = _LEFT if operator in _RECURRENT else _FACTORS.get(operator, {}).get(place)
     return roles and ({dim % dims for dim in roles[0]}, {dim % dims for dim in roles[1]})
@@ -131,11 +130,11 @@ def _use(path: _Path, sizes: Sequence[int]) -> Use | None:
     """
     node, place = path[-1]
     producer, number = node.next_functions[place]
-    entry = producer._input_metadata[number]  # type: ignore[union-attr]
+    entry = output_metadata(producer)[number]  # type: ignore[arg-type]
     shape, device = tuple(entry.shape), entry.device
     roles = _roles(node, place, len(shape))
-    groups = int(getattr(node, "_saved_groups", 1))
-    if roles is None or (groups > 1 and getattr(node, "_saved_transposed", False)):
+    groups = int(saved(node, "groups", default=1))
+    if roles is None or (groups > 1 and saved(node, "transposed", default=False)):
         # The first dimension of a transposed convolution's weight counts inputs, and so do its groups.
         return None
     reads = _pull_back(path, torch.ones((), device=device).expand(shape))
@@ -162,10 +161,9 @@ def _pull_back(path: _Path, cotangent: Tensor) -> Tensor:
     for (node, place), (reader, at) in zip(path[-2::-1], path[:0:-1]):
         if operator_name(node) in _SCALINGS:
             continue
-        given: list[Tensor | None] = [None] * len(node._input_metadata)
+        given: list[Tensor | None] = [None] * len(output_metadata(node))
         given[reader.next_functions[at][1]] = cotangent
-        returned: Any = node(*given)  # type: ignore[operator]
-        cotangent = returned if isinstance(returned, Tensor) else returned[place]
+        cotangent = apply_node(node, given)[place]
     for dim, stride in enumerate(cotangent.stride()):
         cotangent = cotangent if stride else cotangent.narrow(dim, 0, 1)
     return cotangent.real if cotangent.is_complex() else cotangent

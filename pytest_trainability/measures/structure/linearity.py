@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...engine.capture.function_mode import FunctionObserver
 from ...engine.capture.graph import Graph
 from ...engine.capture.operators import CONVOLUTIONS, MOVES, operator_name
 from ...engine.capture.recorder import Call, Edge, Recorder, now
 from ...engine.runs.run import Need, Run
+from ...engine.torch_internals import WeakTensorKeyDictionary, saved, sequence_number, without_torch_functions
 from ...engine.trees import carries_gradient, tensors_in
 from ..measure import declare
 
@@ -62,8 +62,8 @@ def _is_linear_by_setting(node: Node) -> bool:
     """Whether an operator is linear because of its arguments: BatchNorm with running averages, a leaky ReLU of slope 1."""
     operator = operator_name(node)
     if operator in _BATCH_NORMS:
-        return getattr(node, "_saved_training", True) is False
-    return operator == "LeakyRelu" and getattr(node, "_saved_negative_slope", 0.0) == 1.0
+        return saved(node, "training", default=True) is False
+    return operator == "LeakyRelu" and saved(node, "negative_slope", default=0.0) == 1.0
 
 
 # Factors without a gradient --------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ class _Masks(FunctionObserver):
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = now()
         result = func(*args, **kwargs)
-        with torch._C.DisableTorchFunction():
+        with without_torch_functions():
             name = getattr(func, "__name__", "")
             operands = list(tensors_in((args[_reads_only_shape(name) :], kwargs)))
             reads_mask = any(map(self._is_mask, operands))
@@ -139,25 +139,25 @@ class _Signal:
         """Whether an operator is known to be linear in the signal. Unknown operators count as nonlinear."""
         operator = operator_name(node)
         reached = [self.reaches(edge) for edge in node.next_functions]
-        if node._sequence_nr() in self.masked:
+        if sequence_number(node) in self.masked:
             return False
         if operator in _LINEAR or _is_linear_by_setting(node):
             return True
         if operator == "Div":
-            return not any(reached[1:]) and self._is_constant(node, "_saved_other")
+            return not any(reached[1:]) and self._is_constant(node, "other")
         if (
             operator not in _PRODUCTS
             or sum(reached[place] for place in _PRODUCTS[operator] if place < len(reached)) != 1
         ):
             return False
         if operator == "Mul":
-            return self._is_constant(node, "_saved_other" if reached[0] else "_saved_self")
+            return self._is_constant(node, "other" if reached[0] else "self")
         return True
 
     def _is_constant(self, node: Node, factor: str) -> bool:
         """Whether a factor is known to be independent of the signal."""
         try:
-            value = getattr(node, factor, None)
+            value = saved(node, factor)
         except RuntimeError:
             # The factor has been overwritten.
             return False
