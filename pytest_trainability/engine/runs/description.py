@@ -144,7 +144,7 @@ def _notes_on_depth(capture: Capture, chain: Chain) -> Iterator[str]:
     if any(isinstance(call.module, (nn.RNNBase, nn.RNNCellBase)) for call in capture.calls):
         yield "the model is recurrent and was cut along depth; steps='time' cuts it along time"
     if not capture.inputs_carry_gradient:
-        yield "no input of the model can require grad, so that the first state begins at the first parameter"
+        yield "the model accepts no inputs that require grad, so that the first state begins at the first parameter"
 
 
 def _stem(capture: Capture, chain: Chain) -> list[str]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import models
 import pytest
 import torch
 from models import BATCH, WIDTH
 from torch import Tensor, nn
 
-from pytest_trainability import measure
+from pytest_trainability import Rollout, measure
 
 FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
 
 
 def test_a_chain_of_one_step_has_a_note() -> None:
-    """A single layer has a gain, and no depth."""
+    """A single layer has a gain. It has no depth."""
     result = measure(lambda: nn.Linear(WIDTH, WIDTH), FLOATS, seeds=1)
     assert len(result.steps) == 1
     assert any("one step only" in note for note in result.notes)
@@ -46,7 +48,7 @@ def test_calls_before_a_detach_are_named() -> None:
 
 
 def test_the_spread_of_a_steps_weights() -> None:
-    """The spread of the weights, not their size: constant ones have none, and complex ones have one, too."""
+    """Constant weights have none, whatever their size. Complex weights have one, too."""
 
     class Complex(nn.Module):
         def __init__(self) -> None:
@@ -88,3 +90,136 @@ def test_a_stem_before_the_first_block_is_named() -> None:
     assert "layers with weights before the chain: stem.0" in result.notes
     whole = measure(Net, torch.randn(2, 3, 8, 8), seeds=1, steps="layers")
     assert not any("before the chain" in note for note in whole.notes)
+
+
+# Notes along depth --------------------------------------------------------------------------------------------------
+
+
+class Stem(nn.Module):
+    """Layers before the chain: an embedding, which notes do not name, a wrapped layer and others."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, WIDTH)
+        self.stem = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(count)))
+        self.blocks = nn.Sequential(*(models.Block() for _ in range(4)))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.blocks(self.stem(self.embedding(ids)))
+
+
+@pytest.mark.parametrize(
+    ("count", "note"),
+    [
+        (0, None),
+        (1, "layers with weights before the chain: stem.0"),
+        (3, "layers with weights before the chain: stem.0, stem.1, stem.2"),
+        (5, "layers with weights before the chain: stem.0, stem.1, stem.2 and 2 more"),
+    ],
+)
+def test_three_layers_of_a_stem_are_named(count: int, note: str | None) -> None:
+    notes = measure(lambda: Stem(count), torch.arange(4).reshape(2, 2), seeds=1, steps=models.Block).notes
+    assert [text for text in notes if "before the chain" in text] == ([] if note is None else [note])
+
+
+def test_a_recurrent_model_along_depth_has_a_note() -> None:
+    note = "the model is recurrent and was cut along depth; steps='time' cuts it along time"
+    build = lambda: nn.RNN(WIDTH, WIDTH, 2)  # noqa: E731
+    x = torch.randn(5, 2, WIDTH, generator=torch.Generator().manual_seed(0))
+    assert note in measure(build, x, seeds=1, steps="layers").notes
+    assert note not in measure(build, x, seeds=1, steps="time").notes
+
+
+class WithoutGradient(nn.Module):
+    """Refuses inputs that require grad."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = models.mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            msg = "an input requires grad"
+            raise RuntimeError(msg)
+        return self.layers(x)
+
+
+def test_a_model_that_accepts_no_inputs_that_require_grad_has_a_note() -> None:
+    note = "the model accepts no inputs that require grad, so that the first state begins at the first parameter"
+    assert note in measure(WithoutGradient, FLOATS, seeds=1).notes
+    assert note not in measure(models.mlp, FLOATS, seeds=1).notes
+
+
+@pytest.mark.parametrize(("samples", "train", "noted"), [(1, True, True), (2, True, False), (1, False, False)])
+def test_batch_norm_on_one_sample_has_a_note(samples: int, train: bool, noted: bool) -> None:
+    images = torch.randn(samples, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    build = lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))  # noqa: E731
+    notes = measure(build, images, seeds=1, train=train, device="cpu").notes
+    assert any("BatchNorm on a batch of one" in note for note in notes) is noted
+
+
+# What all seeds share -----------------------------------------------------------------------------------------------
+
+
+def test_the_plan_of_the_first_seed() -> None:
+    common = measure(models.mlp, FLOATS, seeds=2)._seed_runs.common
+    assert common.plan.calls == {(name, 0) for name in common.steps.names}
+    assert (common.plan.recurrence, common.along, common.time, common.model_name) == ("", "depth", None, "Sequential")
+    assert (common.mode, common.dtype, common.seeds, len(common.readings), len(common.draws)) == (
+        "train",
+        "float32",
+        (0, 1),
+        2,
+        2,
+    )
+
+
+def test_a_model_without_parameters_has_the_type_of_its_inputs() -> None:
+    result = measure(Rollout(lambda x: 0.5 * x, steps=3, dt=0.5), FLOATS.double())
+    assert (result.dtype, result._seed_runs.common.time, result._seed_runs.common.along) == ("float64", 1.5, "time")
+
+
+def test_facts_of_a_step_in_time() -> None:
+    """The weights that carry the state count, and an LSTM's forget bias: the second quarter of both of its biases."""
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.LSTMCell(8, 3)
+            nn.init.constant_(self.cell.bias_ih[3:6], 1.5)
+            nn.init.constant_(self.cell.bias_hh[3:6], -0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = torch.zeros(len(x), 3), torch.zeros(len(x), 3)
+            for _ in range(4):
+                state = self.cell(x, state)
+            return state[0]
+
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    model = Loop()
+    in_time = measure(model, x, steps="time")._seed_runs.common.facts
+    assert [fact.kind for fact in in_time] == ["LSTMCell"] * len(in_time)
+    assert in_time[-1].forget_bias == pytest.approx(1.0) and in_time[-1].recurrent
+    assert in_time[-1].weight_std == pytest.approx(float(model.cell.weight_hh.detach().std(correction=0)))
+    assert (in_time[-1].fan_in, in_time[-1].weights) == (3, 2)
+    in_depth = measure(model, x, steps=nn.LSTMCell)._seed_runs.common.facts
+    assert math.isnan(in_depth[-1].forget_bias) and not in_depth[-1].recurrent
+    # The larger of both weights: the input has eight entries.
+    assert in_depth[-1].weight_std == pytest.approx(float(model.cell.weight_ih.detach().std(correction=0)))
+    assert in_depth[-1].fan_in == 8
+
+
+def test_facts_of_a_step_without_weights() -> None:
+    fact = measure(
+        lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()), FLOATS, seeds=1, steps=["0", "1"]
+    )._seed_runs.common.facts[1]
+    assert (fact.name, fact.kind, fact.fan_in, fact.weights) == ("1", "Tanh", 0, 0)
+    assert math.isnan(fact.weight_std) and math.isnan(fact.forget_bias)
+    assert fact.operations[0].startswith("Tanh")
+
+
+def test_other_recurrences_are_named() -> None:
+    layers = nn.RNN(WIDTH, WIDTH, 3, bidirectional=True)
+    x = torch.randn(4, 2, WIDTH, generator=torch.Generator().manual_seed(0))
+    left_out = measure(layers, x, steps="time").steps.left_out
+    assert left_out.startswith("other recurrences, steps='time:") and left_out.endswith(" and 2 more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import models
 import pytest
@@ -14,7 +14,10 @@ from models import BATCH, WIDTH
 from torch import Tensor, nn
 
 from pytest_trainability import measure
+from pytest_trainability.engine.capture.recorder import Capture
+from pytest_trainability.engine.runs.forward_pass import _sum, call_arguments, fingerprint, forward_pass, outlines
 from pytest_trainability.errors import ModelError, TrainabilityError, UsageError
+from pytest_trainability.measurement import DEFAULT_OPTIONS, Context, as_recipe
 
 FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
 IDS = torch.arange(6).reshape(2, 3)
@@ -135,7 +138,7 @@ def test_an_error_says_what_to_do(
 
 
 class Lightning(nn.Module):
-    """What a LightningModule looks like to us."""
+    """Has a training step, like a LightningModule."""
 
     def __init__(self, pack: Callable[[Tensor], Any] = lambda loss: loss) -> None:
         super().__init__()
@@ -152,7 +155,7 @@ class Lightning(nn.Module):
 
 @pytest.mark.parametrize("pack", [lambda loss: loss, lambda loss: {"loss": loss}], ids=["tensor", "dict"])
 def test_training_step_gives_the_loss(pack: Callable[[Tensor], Any]) -> None:
-    """A batch as the trainer would hand it over; the loss is the module's own."""
+    """The inputs are a batch of the trainer, and the module computes the loss itself."""
     result = measure(lambda: Lightning(pack), (FLOATS, torch.zeros_like(FLOATS)), seeds=2)
     expected = measure(lambda: Lightning().layers, FLOATS, loss=lambda y: y.square().mean(), seeds=2)
     assert result.steps.description == "4 × Linear"
@@ -168,7 +171,7 @@ def test_loss_of_the_output_is_used() -> None:
 
 
 def test_loss_and_target_may_be_functions_of_a_generator() -> None:
-    """In this order; both may be functions of a generator."""
+    """The loss is called with the output and the target, in this order."""
     result = measure(
         models.mlp,
         lambda g: torch.randn(BATCH, WIDTH, generator=g),
@@ -180,7 +183,6 @@ def test_loss_and_target_may_be_functions_of_a_generator() -> None:
 
 
 def test_a_model_that_does_not_fit_is_named() -> None:
-    """The forward pass itself."""
 
     def too_large(y: Tensor) -> Tensor:
         msg = "CUDA out of memory"
@@ -219,3 +221,119 @@ def test_a_loss_may_read_any_output() -> None:
 def test_a_compiled_model_runs_uncompiled() -> None:
     compiled = measure(lambda: torch.compile(models.mlp()), FLOATS, seeds=1)
     assert float(compiled.log_gain) == pytest.approx(float(measure(models.mlp, FLOATS, seeds=1).log_gain))
+
+
+# Draws --------------------------------------------------------------------------------------------------------------
+
+
+def run_with(model: nn.Module, inputs: Any, seed: int = 0, **options: Any) -> Capture:
+    recipe = as_recipe(Context(), lambda: model, inputs, {**DEFAULT_OPTIONS, "device": "cpu", **options})
+    return forward_pass(recipe, model, seed)
+
+
+def test_the_seed_determines_inputs_and_masks() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5))
+    draw = lambda generator: torch.randn(BATCH, WIDTH, generator=generator)  # noqa: E731
+    one, again, other = (run_with(model, draw, seed) for seed in (1, 1, 2))
+    assert torch.equal(one.inputs, again.inputs) and torch.equal(one.output, again.output)
+    assert not torch.equal(one.inputs, other.inputs)
+
+
+def test_inputs_may_be_drawn_from_the_global_generator() -> None:
+    """Users do, and the seed determines these draws, too."""
+    draw = lambda generator: torch.randn(BATCH, WIDTH)  # noqa: E731
+    one, again, other = (run_with(models.mlp(), draw, seed).inputs for seed in (1, 1, 2))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_float_inputs_and_targets_are_cast() -> None:
+    found = run_with(
+        nn.Linear(WIDTH, 2).double(), FLOATS, target=[FLOATS, IDS], loss=lambda y, t: y.sum(), dtype="float64"
+    )
+    assert found.inputs.dtype == torch.float64
+    assert [tensor.dtype for tensor in found.target] == [torch.float64, torch.int64]
+    assert found.device == torch.device("cpu")
+
+
+def test_a_model_without_tensors_runs_where_its_inputs_are() -> None:
+    found = run_with(nn.Tanh(), FLOATS)
+    assert found.device == FLOATS.device and torch.equal(found.output.detach(), FLOATS.tanh())
+
+
+def test_the_traceback_of_a_model_begins_at_its_call() -> None:
+    with pytest.raises(ModelError) as caught:
+        run_with(Raising(), FLOATS)
+    cause = caught.value.__cause__
+    assert isinstance(cause, KeyError) and cause.__traceback__ is not None
+    assert "/pytest_trainability/engine/" not in cause.__traceback__.tb_frame.f_code.co_filename
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            lambda generator: 1 / 0,
+            "target, given as a function, must take a torch.Generator and return tensors. `<lambda>` raised",
+        ),
+        (FLOATS.to("meta"), "target must hold numbers. A tensor in them lives on the meta device."),
+    ],
+    ids=["raises", "meta"],
+)
+def test_an_invalid_target_is_refused(target: Any, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        run_with(models.mlp(), FLOATS, target=target, loss=F.mse_loss)
+    assert message in str(caught.value)
+
+
+class Pair(NamedTuple):
+    a: Tensor
+    b: Tensor
+
+
+@pytest.mark.parametrize(
+    ("inputs", "args", "kwargs"),
+    [
+        (FLOATS, (FLOATS,), {}),
+        ((FLOATS, IDS), (FLOATS, IDS), {}),
+        ([FLOATS, IDS], ([FLOATS, IDS],), {}),
+        ({"x": FLOATS}, (), {"x": FLOATS}),
+        (Pair(FLOATS, IDS), (Pair(FLOATS, IDS),), {}),
+    ],
+    ids=["tensor", "tuple", "list", "dict", "named tuple"],
+)
+def test_arguments_that_inputs_stand_for(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    found, named = call_arguments(inputs)
+    assert repr((found, dict(named))) == repr((args, kwargs))
+
+
+# Fingerprints -------------------------------------------------------------------------------------------------------
+
+
+def test_outlines_are_shapes_and_rounded_means() -> None:
+    tree = {"a": torch.tensor([1.0, 2.0]), "b": [torch.tensor([[3 + 4j]])], "c": torch.tensor([True, False])}
+    assert list(outlines(tree)) == [b"(2,) 1.5", b"(1, 1) 5", b"(2,) 0.5"]
+    close = {"a": torch.tensor([1.0, 2.0 + 1e-6])}
+    assert next(outlines(close)) == b"(2,) 1.5"
+
+
+def test_a_fingerprint_changes_with_any_tensor_of_the_recipe() -> None:
+    def of(model: Any, **changes: Any) -> tuple[str, ...]:
+        options = {**DEFAULT_OPTIONS, "target": FLOATS, "loss": F.mse_loss}
+        return fingerprint(
+            as_recipe(Context(), model, changes.get("inputs", FLOATS), {**options, **changes.get("options", {})})
+        )
+
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH))
+    before = of(model)
+    assert len(before) == 2 + 4 + 3 and of(model) == before
+    assert of(model, inputs=FLOATS + 1) != before
+    assert of(model, options={"target": FLOATS + 1}) != before
+    model[1].running_mean.add_(1)
+    assert of(model) != before
+    assert len(of(lambda: model)) == 2, "a factory holds no tensors"
+
+
+def test_sums_of_short_types_do_not_overflow() -> None:
+    """The sum of 300 ones in an eight-bit integer is 44, and that of many halves is infinite."""
+    for dtype in (torch.uint8, torch.int8, torch.float16, torch.bfloat16, torch.bool):
+        assert float(_sum(torch.ones(70_000, dtype=dtype))) == 70_000
