@@ -10,6 +10,7 @@ import torch
 from models import ARCHITECTURES, Architecture
 from torch import Tensor, nn
 
+from pytest_trainability import measure
 from pytest_trainability.engine.capture.chain import describe
 from pytest_trainability.engine.jacobian.vjp import pull_back, random_cotangents
 from pytest_trainability.errors import CutError, TrainabilityError, UsageError
@@ -269,3 +270,17 @@ def test_steps_that_do_not_exist_are_refused(
     for part in parts:
         assert part in str(caught.value)
     assert "  " not in str(caught.value)
+
+
+def test_two_layers_of_a_stack_are_blocks() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    assert str(measure(Two, torch.randn(2, 3, 8), seeds=1).steps) == "2 × TransformerEncoderLayer"
