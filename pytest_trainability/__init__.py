@@ -1,6 +1,6 @@
 """pytest-trainability: will this network train, and is that still true after this commit?
 
-The names below are loaded when they are first used, so that a pytest session that measures nothing pays for nothing.
+Public names are imported on first use, so that a pytest session without measurements does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a person reads who got it wrong: what must hold, what came and where, what to do. One clear line, exit status 4."""
+"""Messages of usage errors: the requirement, the invalid value and its place, the remedy; one line, exit status 4."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_model(trainability):
 
 
 def the_error(result: RunResult) -> str:
-    """Return the one line that a refused session says, and nothing else."""
+    """Return the only line that a refused session prints."""
     text = result.stdout.str() + result.stderr.str()
     assert "Traceback" not in text
     assert "INTERNALERROR" not in text
@@ -69,7 +69,9 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("name", "value", "said"), SETTINGS, ids=[f"{name}={value}" for name, value, _ in SETTINGS])
-def test_a_bad_setting_is_refused_by_option_and_ini(project: Pytester, name: str, value: str, said: list[str]) -> None:
+def test_an_invalid_setting_is_refused_as_option_and_in_the_ini_file(
+    project: Pytester, name: str, value: str, said: list[str]
+) -> None:
     project.makepyfile(PLAIN)
     by_option = the_error(project.runpytest_inprocess(f"--trainability-{name}={value}"))
     project.makeini(f"[pytest]\ntrainability_{name} = {value}")
@@ -95,8 +97,10 @@ BOUNDS = [
 
 
 @pytest.mark.parametrize(("line", "said"), BOUNDS, ids=[line for line, _ in BOUNDS])
-def test_a_bad_bound_is_refused_by_option_and_ini(project: Pytester, line: str, said: list[str]) -> None:
-    """Even where nothing measures: a gate that was never armed should not look armed."""
+def test_an_invalid_bound_is_refused_as_option_and_in_the_ini_file(
+    project: Pytester, line: str, said: list[str]
+) -> None:
+    """Also in a session without measurements: a bound that is not in force should not look as if it were."""
     project.makepyfile(PLAIN)
     by_option = the_error(project.runpytest_inprocess(f"--trainability-bounds={line}"))
     project.makeini(f"[pytest]\ntrainability_bounds =\n    {line}")
@@ -135,7 +139,7 @@ MARKERS = [
 
 
 @pytest.mark.parametrize(("bound", "said"), MARKERS, ids=[bound for bound, _ in MARKERS])
-def test_a_bad_marker_is_refused_before_anything_runs(project: Pytester, bound: str, said: list[str]) -> None:
+def test_an_invalid_marker_is_refused_before_any_test_runs(project: Pytester, bound: str, said: list[str]) -> None:
     project.makepyfile(test_it=marked(bound))
     text = the_error(project.runpytest_inprocess())
     assert text.startswith("the marker of test_it.py::test_model")
@@ -151,8 +155,8 @@ def test_a_bad_marker_is_refused_before_anything_runs(project: Pytester, bound: 
         pytest.param("dtype='int8'", DTYPE, id="dtype"),
     ],
 )
-def test_a_bad_setting_in_a_marker_is_refused(project: Pytester, setting: str, said: list[str]) -> None:
-    """As a bad bound there is: before anything runs, and with the place where it stands."""
+def test_an_invalid_setting_in_a_marker_is_refused(project: Pytester, setting: str, said: list[str]) -> None:
+    """Like an invalid bound: before any test runs, with the place of the marker."""
     project.makepyfile(test_it=marked(setting).replace(", seeds=2", ""))
     text = the_error(project.runpytest_inprocess())
     assert text.startswith("the marker of test_it.py::test_model")
@@ -167,12 +171,12 @@ CHECKS = [
     ("log_gain=3", "BoundError: check() in test_it.py::test_model: the bound of log_gain must be within(eps)"),
     ("log_gain=True", "BoundError: check() in test_it.py::test_model: the bound of log_gain must be within(eps)"),
     ("log_gain=(3, -3)", "BoundError: check() in test_it.py::test_model: log_gain: the lower end of a bound must not"),
-    ("", "BoundError: check() must be given a bound, such as log_gain=within(3), or preset=."),
+    ("", "BoundError: check() needs a bound, such as log_gain=within(3), or preset=."),
 ]
 
 
 @pytest.mark.parametrize(("bound", "said"), CHECKS, ids=[bound or "nothing" for bound, _ in CHECKS])
-def test_a_bad_call_of_check_fails_its_test(project: Pytester, bound: str, said: str) -> None:
+def test_an_invalid_call_of_check_fails_its_test(project: Pytester, bound: str, said: str) -> None:
     project.makepyfile(
         test_it=MEASURES.replace(
             "trainability(net, images, seeds=2)", f"trainability(net, images, seeds=2).check({bound})"
@@ -183,8 +187,8 @@ def test_a_bad_call_of_check_fails_its_test(project: Pytester, bound: str, said:
     assert re.search(rf"^E +pytest_trainability\.errors\.{re.escape(said)}", result.stdout.str(), re.MULTILINE)
 
 
-def test_a_usage_error_in_a_test_points_at_the_users_line(project: Pytester) -> None:
-    """The package's own frames would bury the one line that is to be changed."""
+def test_a_usage_error_in_a_test_points_at_the_line_of_the_user(project: Pytester) -> None:
+    """The traceback has no frames of the package."""
     project.makepyfile(
         test_it="""
         from small_nets import net, images
@@ -228,7 +232,7 @@ WITHIN = [
 
 
 @pytest.mark.parametrize(("call", "said"), WITHIN, ids=[call for call, _ in WITHIN])
-def test_a_bound_that_cannot_be_says_so(call: str, said: str) -> None:
+def test_an_invalid_bound_is_refused_when_it_is_created(call: str, said: str) -> None:
     from pytest_trainability import Bound, BoundError, at_least, at_most, within
 
     names = {"Bound": Bound, "at_least": at_least, "at_most": at_most, "within": within}
@@ -243,14 +247,14 @@ def test_a_bound_that_cannot_be_says_so(call: str, said: str) -> None:
         pytest.param(["--trainability-bounds=log_gain = [3, -3]"], id="bound"),
     ],
 )
-def test_the_controller_of_xdist_refuses_settings_itself(project: Pytester, args: list[str]) -> None:
+def test_the_controller_of_xdist_refuses_invalid_settings(project: Pytester, args: list[str]) -> None:
     pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(PLAIN)
     assert the_error(project.runpytest_inprocess("-n", "2", *args)).startswith("--trainability-")
 
 
-def test_a_bad_marker_is_readable_under_xdist(project: Pytester) -> None:
-    """A worker's refusal must reach the person, who would otherwise see xdist fail."""
+def test_the_message_of_an_invalid_marker_survives_xdist(project: Pytester) -> None:
+    """Without the message of the worker, only a failure of xdist would be visible."""
     pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(test_it=marked("log_gian=within(3)"))
     result = project.runpytest_subprocess("-n", "2")
