@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import loops
@@ -12,9 +13,12 @@ import torch
 from models import BATCH, WIDTH
 from torch import Tensor, nn
 
-from pytest_trainability import measure
+from pytest_trainability import Rollout, measure
 from pytest_trainability.engine import isolation
-from pytest_trainability.errors import CutError, UsageError
+from pytest_trainability.engine.runs.description import Ensemble
+from pytest_trainability.engine.runs.ensemble import _recurrence_name, _translated_errors, ensemble
+from pytest_trainability.errors import CutError, ModelError, UsageError
+from pytest_trainability.measurement import DEFAULT_OPTIONS, Context, as_recipe
 
 FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
 
@@ -24,7 +28,7 @@ def frozen(model: nn.Module) -> nn.Module:
 
 
 def test_a_frozen_model_with_float_inputs_is_measured() -> None:
-    """Its Jacobian is there whether or not it is trained; its parameters have no gradient to speak of."""
+    """Its Jacobian does not depend on what is trained. Its parameters have no gradients."""
     plain = measure(models.mlp, FLOATS, seeds=2)
     result = measure(lambda: frozen(models.mlp()), FLOATS, seeds=2)
     assert result.log_gain.values == plain.log_gain.values
@@ -33,7 +37,7 @@ def test_a_frozen_model_with_float_inputs_is_measured() -> None:
 
 
 def test_nan_in_weights_is_a_verdict() -> None:
-    """Not an exception, never a pass, and it names what is at fault."""
+    """It is not an exception, it never passes, and the tensors that hold NaN are named."""
 
     def broken() -> nn.Module:
         model = models.mlp()
@@ -54,7 +58,7 @@ def test_nan_in_weights_is_a_verdict() -> None:
 
 
 def test_infinite_activations_are_a_verdict() -> None:
-    """Overflow in the forward pass."""
+    """The forward pass overflows."""
 
     def exploding() -> nn.Module:
         model = models.mlp(4, activation=nn.Identity)
@@ -69,7 +73,7 @@ def test_infinite_activations_are_a_verdict() -> None:
 
 
 def test_a_dead_network_has_a_gain_of_minus_infinity() -> None:
-    """Every unit dead: no gradient at all, in all that is reported."""
+    """All units are dead, so that no measure sees a gradient."""
 
     def dead() -> nn.Module:
         model = models.mlp(3, activation=nn.ReLU)
@@ -86,7 +90,7 @@ def test_a_dead_network_has_a_gain_of_minus_infinity() -> None:
 
 
 def test_spectrum_is_sorted_also_with_vanished_exponents() -> None:
-    """Largest first, minus infinity last."""
+    """The largest comes first, and minus infinity last."""
     bottleneck = lambda: nn.Sequential(nn.Linear(WIDTH, 2), nn.Linear(2, WIDTH), nn.Linear(WIDTH, WIDTH))  # noqa: E731
     found = [e.mean for e in measure(bottleneck, FLOATS, seeds=2, exponents=4).lyapunov_spectrum]
     assert found == sorted(found, reverse=True)
@@ -94,7 +98,7 @@ def test_spectrum_is_sorted_also_with_vanished_exponents() -> None:
 
 
 def test_a_seed_may_skip_steps() -> None:
-    """Stochastic depth: which blocks run is drawn in the run."""
+    """With stochastic depth, each forward pass draws the blocks that it runs."""
 
     class Stochastic(models.Tower):
         def body(self, x: Tensor) -> Tensor:
@@ -111,7 +115,7 @@ def test_a_seed_may_skip_steps() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("width", [64, 512])
 def test_half_precision_gives_the_same_gain(dtype: str, width: int) -> None:
-    """A healthy tower has the same gain in half precision, to its two or three digits."""
+    """A healthy tower has the same gain in half precision, up to its two or three digits."""
 
     def tower() -> nn.Module:
         return nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(width, width), nn.Tanh())])
@@ -174,3 +178,142 @@ def test_warmup_and_alignment_must_be_counts(what: str, value: Any) -> None:
             steps="time",
             **{what: value},
         )
+
+
+# Seeds --------------------------------------------------------------------------------------------------------------
+
+
+def run(model: Any, seeds: Sequence[int], read: Any = lambda run: {"seed": run.seed}, **given: Any) -> Ensemble:
+    options = {**DEFAULT_OPTIONS, "device": "cpu", **given.pop("options", {})}
+    recipe = as_recipe(given.pop("context", Context()), model, given.pop("inputs", FLOATS), options)
+    return ensemble(recipe, seeds, given.pop("needs", ()), read, **given)
+
+
+def test_every_seed_is_read_in_order() -> None:
+    found = run(models.mlp, [5, 2, 9])
+    assert found.seeds == (5, 2, 9)
+    assert found.readings == ({"seed": 5}, {"seed": 2}, {"seed": 9})
+    assert len(set(found.draws)) == 3
+
+
+def test_enough_readings_stop_the_runs() -> None:
+    found = run(models.mlp, [5, 2, 9], enough=lambda readings: len(readings) == 2)
+    assert found.seeds == (5, 2) and len(found.readings) == len(found.draws) == 2
+
+
+def test_the_first_run_plans_those_of_all_seeds() -> None:
+    """A second call takes the steps of the first one, even if it would choose others."""
+    first = run(models.mlp, [0], options={"steps": ["0", "2"]})
+    again = run(models.mlp, [0], lambda run: {"steps": run.chain.names}, known=first, options={"steps": "layers"})
+    assert again.readings[0]["steps"] == ("0", "2") and again.plan is first.plan and again.draws == first.draws
+
+
+def test_draws_of_build_inputs_and_forward_pass_are_distinguished() -> None:
+    def of(model: Any, inputs: Any = FLOATS) -> list[str]:
+        return run(model, [0], inputs=inputs).draws[0].split()
+
+    plain, dropout = (lambda p=p: nn.Sequential(nn.Linear(6, 6), nn.Dropout(p)) for p in (0.0, 0.5))
+    assert of(plain) == of(plain)
+    # The weights need as many numbers, and the forward pass more of them.
+    assert of(plain)[0] == of(dropout)[0] and of(plain)[1] != of(dropout)[1]
+    assert of(plain)[0] != of(lambda: nn.Sequential(nn.Linear(6, 7)))[0]
+    assert of(plain)[0] != of(plain, FLOATS + 1)[0] and of(plain)[1] == of(plain, FLOATS + 1)[1]
+
+
+def test_threads_are_limited_during_the_runs_and_never_increased() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for limit, expected in ((1, 1), (3, 2)):
+            found = run(
+                models.mlp, [0], lambda run: {"threads": torch.get_num_threads()}, context=Context(threads=limit)
+            )
+            assert found.readings[0]["threads"] == expected
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_invalid_step_choice_of_a_plugin_names_its_hook() -> None:
+    context = Context(choose_steps=lambda model: ["0", "4"])
+    assert run(models.mlp, [0], context=context).steps.names == ("0", "4")
+    wrong = Context(choose_steps=lambda model: ["encoder"])
+    with pytest.raises(
+        UsageError, match=r"the hook pytest_trainability_steps of a plugin must return steps .*\['encoder'\]: "
+    ):
+        run(models.mlp, [0], context=wrong)
+    with pytest.raises(UsageError) as caught:
+        run(models.mlp, [0], options={"steps": ["encoder"]})
+    assert "plugin" not in str(caught.value)
+
+
+# Cuts ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "rollout", "name"),
+    [
+        ("auto", False, None),
+        ("auto", True, ""),
+        ("layers", True, None),
+        ("time", False, ""),
+        ("time:l0", False, "l0"),
+        ("timed", False, None),
+        (["time"], True, None),
+        (nn.Linear, True, None),
+    ],
+)
+def test_the_recurrence_to_cut_along(steps: Any, rollout: bool, name: str | None) -> None:
+    model = Rollout(lambda x: x, steps=2) if rollout else nn.Linear(2, 2)
+    recipe = as_recipe(Context(), model, FLOATS, {**DEFAULT_OPTIONS, "steps": steps})
+    assert _recurrence_name(recipe, model) == name
+
+
+# Errors of backward passes ------------------------------------------------------------------------------------------
+
+
+class Overwriting(nn.Module):
+    """Overwrites a tensor that the backward pass needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = models.mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x).exp()
+        z = y * 2
+        y.mul_(3)
+        return z
+
+
+def test_a_tensor_that_is_overwritten_is_an_error_of_the_model() -> None:
+    message = r"needs tensors of the forward pass as they were\. Overwriting overwrites one"
+    with pytest.raises(ModelError, match=message) as caught:
+        measure(Overwriting, FLOATS, seeds=1)
+    assert "modified by an inplace operation" in str(caught.value.__cause__)
+
+
+def raised(error: Exception, along: str | None = None) -> BaseException:
+    with pytest.raises(Exception) as caught, _translated_errors(nn.Linear(2, 2), torch.device("cpu"), along):
+        raise error
+    return caught.value
+
+
+class CheckpointError(RuntimeError):
+    """Has the name of PyTorch's error."""
+
+
+def test_errors_of_pytorch_are_translated() -> None:
+    memory = torch.OutOfMemoryError("CUDA out of memory")
+    found = raised(memory)
+    assert isinstance(found, ModelError) and "cpu ran out of memory" in str(found) and found.__cause__ is memory
+    assert isinstance(raised(CheckpointError("recomputed"), along=""), CutError)
+
+
+def test_other_errors_are_raised_as_they_are() -> None:
+    for error in (
+        RuntimeError("size mismatch"),
+        ValueError("modified by an inplace operation"),
+        CheckpointError("depth"),
+    ):
+        assert raised(error) is error
