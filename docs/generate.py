@@ -1,11 +1,11 @@
-"""Write what follows from the declarations of the measures: their typed attributes, and the index of their pages.
+"""Generate two files from the declarations of the measures: their typed attributes, and the index of their pages.
 
     python docs/generate.py            # or: make generated
-    python docs/generate.py --check    # lists the files that are out of date, and exits with 1
+    python docs/generate.py --check    # lists outdated files and exits with 1
 
-``pytest_trainability/measures/attributes.py`` has one annotation per measure, by its kind. ``docs/measures/index.md`` has one row
-per measure and family, with the question that its page opens with, and one row of costs, as ``python benchmarks/measures.py
---record`` has measured them into ``benchmarks/costs.json``.
+``pytest_trainability/measures/attributes.py`` gets one annotation per measure, according to its kind.
+``docs/measures/index.md`` gets one row per measure, with the question from its page, in a table for each family. It also gets a
+table of costs, which ``python benchmarks/measures.py --record`` writes to ``benchmarks/costs.json``.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ INTRODUCTION = """# Measures
 
 A chain $x_0 → x_1 → … → x_L$ has the step Jacobians $J_l = ∂x_l/∂x_{l-1}$. The backward pass carries a cotangent
 $u_{l-1} = J_l^⊤ u_l$ from the last state to the first. Logarithms are natural: 1 nat is a factor of e. Values are averaged over
-trajectories first (over samples, where samples do not interact) and then over seeds.
+trajectories first (over samples, if samples do not interact) and then over seeds.
 
-Every measure is an attribute of a measurement and a name for a bound. Measures that are requested together share one run, and nothing
-else is computed. Each page gives the definition, the assumptions, when the measure misleads, its cost and its source.
+Every measure is an attribute of a measurement and a name for a bound. Measures that are requested together share one run.
+Quantities that no requested measure needs are not computed. Each page gives the definition, the assumptions, when the measure
+misleads, its cost and its source.
 """
 
 TREE = """
@@ -79,15 +80,15 @@ class Attributes:
 
 
 def question_of(name: str) -> str:
-    """Return the question that the page of a measure opens with.
+    """Return the question at the beginning of a measure's page.
 
     Raises:
-        SystemExit: There is no page, or it opens with something else.
+        SystemExit: There is no page, or it does not begin with a title and a question.
     """
     page = PAGES / f"{name}.md"
     found = re.match(r"# .+\n\n\*(.+\?)\*\n", page.read_text(encoding="utf-8")) if page.is_file() else None
     if found is None:
-        sys.exit(f"{page.relative_to(ROOT)} must open with a title and a question in italics: *How large is …?*")
+        sys.exit(f"{page.relative_to(ROOT)} must begin with a title and a question in italics: *How large is …?*")
     return found[1]
 
 
@@ -121,9 +122,9 @@ def index() -> str:
 
 
 def main() -> int:
-    """Write the files, or check them."""
+    """Write the files, or check whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is outdated")
     check = parser.parse_args().check
     stale = []
     for path, text in ((ATTRIBUTES, attributes()), (INDEX, index())):
@@ -132,7 +133,7 @@ def main() -> int:
         stale.append(path)
         if not check:
             path.write_text(text, encoding="utf-8")
-        print(f"{path.relative_to(ROOT)} {'is out of date: run make generated' if check else 'written'}")
+        print(f"{path.relative_to(ROOT)} {'is outdated: run make generated' if check else 'written'}")
     return 1 if stale and check else 0
 
 

@@ -1,1 +1,1 @@
-"""Structural faults, found without looking at how large anything is."""
+"""Structural faults: copied, uninitialized and linear parts, NaN, interacting samples."""
