@@ -1,10 +1,20 @@
-"""Chains: which tensors make up the states before, between and after the steps."""
+"""Chains: which tensors make up the states before, between and after the steps, and what is known about each step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import loops
 import models
+import pytest
 import torch
-from models import ARCHITECTURES
+from models import ARCHITECTURES, WIDTH
+from torch import Tensor, nn
+
+from pytest_trainability.engine.capture.chain import call_name, chain_of, describe, graph_of
+from pytest_trainability.engine.capture.recorder import capture
+from pytest_trainability.errors import CutError, ModelError
 
 BY_ID = {case.id: case for case in ARCHITECTURES}
 
@@ -69,3 +79,176 @@ def test_a_deep_chain_does_not_exhaust_the_stack() -> None:
     chain = models.cut(model, torch.randn(1, 2)).chain
     assert len(chain) == 1200
     assert len(chain.cut.states) == 1201
+
+
+# Where a chain begins and ends -----------------------------------------------------------------------------------
+def test_a_parameter_among_the_arguments_is_not_the_first_state() -> None:
+    """See Note [Parameters are no signal]."""
+
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return torch.tanh(x * scale)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Scaled() for _ in range(3))
+            self.scale = nn.Parameter(torch.ones(WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x, self.scale)
+            return x
+
+    cutting = models.cut(Model(), torch.ones(2, WIDTH), "layers.*")
+    assert cutting.chain.cut.states[0] == cutting.record.sources
+    assert [len(state) for state in cutting.chain.cut.states] == [1] * 4
+
+
+def test_a_frozen_start_moves_the_first_state_to_the_first_gradient() -> None:
+    """The embedding and two layers are frozen, so that the third layer makes the first state."""
+    chain = models.cut_case(BY_ID["frozen-language-model"]).chain
+    assert chain.names == ("layers.3", "layers.4")
+    assert len(chain.cut.states[0]) == 1
+
+
+def test_the_last_state_is_the_result_if_no_operation_follows() -> None:
+    cutting = models.cut(models.mlp(3)[:-1], torch.ones(2, WIDTH), "layers")
+    assert cutting.chain.cut.states[-1] == cutting.record.roots
+
+
+def test_calls_that_the_signal_does_not_pass_are_left_out() -> None:
+    chain = models.cut_case(BY_ID["two-towers"], "layers").chain
+    assert all(call not in chain.steps for call in chain.left_out)
+    assert {call.path.partition(".")[0] for call in chain.left_out} == {"right"}
+
+
+def test_a_path_that_is_cut_is_refused() -> None:
+    class Detached(models.Tower):
+        def body(self, x: Tensor) -> Tensor:
+            return self.blocks[1](self.blocks[0](x).detach())
+
+    captured = capture(Detached(models.Block), (torch.ones(2, WIDTH),), {})
+    calls = [call for call in captured.calls if call.path in {"stem", "blocks.0"}]
+    with pytest.raises(CutError, match=r"must flow from step 'stem' through step 'blocks\.0' to the output"):
+        chain_of(captured, graph_of(captured), calls)
+
+
+# The graph of a run ----------------------------------------------------------------------------------------------
+def frozen() -> nn.Module:
+    return models.mlp(3).requires_grad_(requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    ("build", "x", "error", "message"),
+    [
+        (
+            lambda: models.Reentrant(models.Block),
+            torch.ones(2, WIDTH),
+            CutError,
+            r"must be part of the autograd graph\. This model uses re-entrant checkpointing.*use_reentrant=False",
+        ),
+        (
+            lambda: nn.Sequential(nn.Embedding(3, WIDTH), frozen()).requires_grad_(requires_grad=False),
+            torch.arange(3),
+            ModelError,
+            r"All parameters of the model are frozen, and none of its inputs is a float tensor\. Unfreeze",
+        ),
+        (
+            lambda: nn.Sequential(models.mlp(3), loops.Loop(lambda model, y: y.detach())),
+            torch.ones(2, WIDTH),
+            ModelError,
+            r"the output must carry a gradient.*in the autograd graph\. Look for torch\.no_grad",
+        ),
+    ],
+    ids=["reentrant", "frozen", "detached"],
+)
+def test_a_run_without_a_usable_graph_is_refused(
+    build: Callable[[], nn.Module], x: Tensor, error: type[Exception], message: str
+) -> None:
+    captured = capture(build(), (x,), {})
+    with pytest.raises(error, match=message):
+        graph_of(captured)
+
+
+# Steps and states ------------------------------------------------------------------------------------------------
+def test_shapes_dtypes_and_devices_of_states() -> None:
+    chain = models.cut_case(BY_ID["mixed-complex-state"], dtype=torch.float64).chain
+    found = [{dtype for _, dtype in chain.shapes(index)} for index in range(len(chain) + 1)]
+    assert found[0] == {torch.float64} and found[1] == {torch.float64, torch.complex128}
+    assert all(device.type == "cpu" for index in range(len(chain) + 1) for device in chain.devices(index))
+    assert [len(chain.devices(index)) for index in range(5)] == [len(chain.shapes(index)) for index in range(5)]
+
+
+def test_the_precision_of_a_segment_is_that_of_its_coarsest_tensor() -> None:
+    """A step that casts to float32 inside a float64 model limits the precision of its segment alone."""
+
+    class Cast(nn.Module):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            self.layer, self.dtype = nn.Linear(WIDTH, WIDTH).double(), dtype
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).to(self.dtype).tanh().double()
+
+    types = [torch.float64, torch.float32, torch.float64]
+    chain = models.cut(nn.Sequential(*map(Cast, types)), torch.ones(2, WIDTH, dtype=torch.float64), Cast).chain
+    assert [chain.epsilon(index) for index in (1, 2, 3)] == [torch.finfo(dtype).eps for dtype in types]
+
+
+def test_operations_of_each_step_in_the_order_of_their_last_occurrence() -> None:
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.layer(torch.tanh(x)).sigmoid() + x)
+
+    cutting = models.cut(nn.Sequential(Step(), Step(), Step()), torch.ones(2, WIDTH), Step)
+    found = cutting.chain.operations(cutting.graph)
+    assert [names[-4:] for names in found] == [("Addmm", "Sigmoid", "Add", "Tanh")] * 3
+
+
+def test_counterparts_of_tensors_follow_their_roles() -> None:
+    """The state of an LSTM cell is (h, c), in the order of creation. The roles in x_0 are unknown."""
+    chain = models.cut_case(BY_ID["lstm-loop"]).chain
+    assert chain.order(1) is None
+    for index in (2, 3, 4):
+        order = chain.order(index)
+        assert order is not None and sorted(order) == [0, 1]
+        assert [chain.roles[index - 1][place] for place in order] == list(chain.roles[index])
+    single = models.cut_case(BY_ID["gru-loop"]).chain
+    assert [single.order(index) for index in (1, 2, 3, 4)] == [(0,)] * 4
+
+
+def test_states_of_other_shapes_have_no_counterparts() -> None:
+    tower = nn.Sequential(nn.Linear(WIDTH, 4), nn.Linear(4, 4), nn.Linear(4, WIDTH))
+    chain = models.cut(tower, torch.ones(2, WIDTH), "layers").chain
+    assert [chain.order(index) for index in (1, 2, 3)] == [None, (0,), None]
+    chain = models.cut_case(BY_ID["add-outside"]).chain
+    assert chain.order(3) is None
+
+
+def test_steps_count_one_each_without_durations() -> None:
+    chain = models.cut_case(BY_ID["mlp"]).chain
+    assert len(chain) == 4 and chain.durations == () and chain.spans == (1.0,) * 4
+
+
+# Names -----------------------------------------------------------------------------------------------------------
+def test_calls_are_numbered_if_a_module_is_called_again() -> None:
+    calls = capture(models.Tower(models.Block, shared=True), (torch.ones(2, WIDTH),), {}).calls
+    steps = [call for call in calls if call.path in {"stem", "blocks.0"}]
+    assert [call_name(call, steps) for call in steps] == ["stem", *(f"blocks.0[{i}]" for i in range(4))]
+    assert call_name(calls[-1], calls) == "Tower"
+
+
+def test_steps_are_described_by_kind() -> None:
+    def calls(model: nn.Module) -> list[Any]:
+        return [call for call in capture(model, (torch.ones(2, WIDTH),), {}).calls if call.path]
+
+    assert describe([]) == ""
+    assert describe(calls(models.mlp(2))) == "2 × Linear + 2 × Tanh"
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))
+    found = [call for call in calls(nn.Sequential(normed, nn.Linear(WIDTH, 2))) if "parametrizations" not in call.path]
+    assert describe(found) == "2 × Linear"

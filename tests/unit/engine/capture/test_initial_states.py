@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from loops import BATCH, FEATURES, LENGTH, WIDTH, Elman, Loop, captured, cut, inputs, zeros
-from torch import Tensor
+from torch import Tensor, nn
+
+from pytest_trainability.engine.capture.recorder import Capture, edge_of
 
 
 class IntoDict(Elman):
@@ -98,3 +100,62 @@ def test_other_arguments_are_passed_unchanged() -> None:
 
     model = Loop(run, cell=Odd()).double()
     assert len(cut(model, inputs(BATCH, LENGTH, FEATURES))) == LENGTH
+
+
+class Adding(nn.Module):
+    """Adds its arguments."""
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return x + other
+
+
+def received(call: Callable[[Any, Tensor], Any], own: nn.Module, x: Tensor) -> tuple[Capture, list[Any]]:
+    """Return the run of a loop and the arguments that its module received."""
+    seen: list[Any] = []
+    own.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    return captured(Loop(call, own=own).double(), x), seen
+
+
+def test_constants_of_the_first_call_are_copies_with_gradients() -> None:
+    """See Note [Initial states of recurrences]. Later calls receive the tensors of the model."""
+    constant = torch.zeros(BATCH, WIDTH, dtype=torch.float64)
+    mask = torch.ones(BATCH, WIDTH, dtype=torch.bool)
+    record, seen = received(lambda m, x: m.own(m.own(x, constant), constant * mask), Adding(), inputs(BATCH, WIDTH))
+    (args, kwargs), (later, _) = seen
+    copy = args[1]
+    assert copy.requires_grad and copy is not constant and torch.equal(copy, constant)
+    assert record.copied_constants == {edge_of(copy)}
+    assert kwargs == {} and not later[1].requires_grad
+
+
+@pytest.mark.parametrize(("cell", "parts"), [(nn.RNNCell, 1), (nn.GRUCell, 1), (nn.LSTMCell, 2)])
+@pytest.mark.parametrize("batched", [True, False])
+def test_cells_receive_the_zeros_that_they_would_create(cell: type[nn.RNNCellBase], parts: int, batched: bool) -> None:
+    torch.manual_seed(0)
+    own: Any = cell(FEATURES, WIDTH)
+    x = inputs(BATCH, FEATURES) if batched else inputs(FEATURES)
+    record, seen = received(lambda m, x: m.own(input=x), own, x)
+    state = seen[0][1]["hx"]
+    states = state if isinstance(state, tuple) else (state,)
+    assert len(states) == parts == len(record.copied_constants)
+    assert all(part.shape == (*x.shape[:-1], WIDTH) and part.requires_grad and not part.any() for part in states)
+
+
+def test_nothing_is_replaced_without_gradients() -> None:
+    """Neither under no_grad, nor in a model that rejects inputs with gradients."""
+
+    def without(model: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            constant = model.own(zeros(x), zeros(x))
+        return x + constant
+
+    record, seen = received(without, Adding(), inputs(BATCH, WIDTH))
+    assert not any(tensor.requires_grad for tensor in seen[0][0])
+    assert record.copied_constants == set()
+
+    def rejecting(model: Any, x: Tensor) -> Tensor:
+        x.requires_grad = True
+        return model.own(x, zeros(x))
+
+    record, _ = received(rejecting, Adding(), inputs(BATCH, WIDTH))
+    assert record.copied_constants == set()

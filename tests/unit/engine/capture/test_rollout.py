@@ -12,6 +12,8 @@ from loops import BATCH, FEATURES, LENGTH, WIDTH, assert_is_reference, calls_of,
 from torch import Tensor, nn
 
 from pytest_trainability import Rollout, measure
+from pytest_trainability.engine.capture.rollout import kind_of
+from pytest_trainability.errors import ModelError, UsageError
 
 
 def test_a_rollout_equals_a_loop() -> None:
@@ -79,3 +81,88 @@ def test_a_constant_of_motion_is_part_of_the_state(kept: Callable[[Tensor], Tens
     result = measure(model, ((rate, torch.ones_like(rate)),), exponents=2, alignment=20)
     # ∂(a, ab)/∂(a, b) = [[1, 0], [b, a]] with b = 2^-t: triangular, and coupled by a sum of all b, of order one over forty steps.
     assert [float(e) for e in result.lyapunov_spectrum] == pytest.approx([0, math.log(0.5)], abs=2 / 40)
+
+
+def test_the_number_of_steps_is_that_of_the_inputs() -> None:
+    """Entries of a tree of inputs are passed one after the other."""
+    model = Rollout(lambda state, entry: state * entry["a"] + entry["b"])
+    entries = {"a": torch.tensor([2.0, 3.0, 4.0]), "b": torch.tensor([0.0, 1.0, 0.0])}
+    assert float(model(torch.tensor(1.0), entries)) == (1 * 2 * 3 + 1) * 4
+    assert float(Rollout(lambda state, entry: state * entry["a"], steps=3)(torch.tensor(1.0), entries)) == 24
+
+
+def test_a_module_is_part_of_the_model() -> None:
+    step = nn.Linear(2, 2)
+    model = Rollout(step, steps=2, dt=0.5)
+    assert model.step is step and len(list(model.parameters())) == 2
+    assert torch.equal(model(torch.ones(1, 2)), step(step(torch.ones(1, 2))))
+
+
+class Stepper:
+    """An object that can be called."""
+
+    def __call__(self, state: Tensor) -> Tensor:
+        return 2 * state
+
+
+def double(state: Tensor) -> Tensor:
+    return 2 * state
+
+
+@pytest.mark.parametrize(
+    ("step", "name"), [(double, "double"), (lambda s: s, "step"), (Stepper(), "Stepper"), (nn.Tanh(), "Tanh")]
+)
+def test_steps_are_named_after_the_function_or_class(step: Callable[..., Any], name: str) -> None:
+    assert kind_of(Rollout(step, steps=1).step) == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"step": 3}, r"step must be a function or a module, step\(state\) or step\(state, input\)\. Got int\."),
+        ({"step": nn.Tanh}, r"Got the class Tanh\. Pass an instance, Tanh\(\.\.\.\)"),
+        ({"step": nn.GRUCell(2, 2)}, r"Got a cell of torch\.nn, which is called with \(input, state\)\. Wrap it"),
+        ({"steps": 0}, r"steps must be a whole number of at least 1.*Got 0\."),
+        ({"steps": True}, r"Got True\."),
+        ({"steps": 2.0}, r"Got 2\.0\."),
+        ({"dt": 0.0}, r"dt must be a positive number: the time of one step\. Got 0\.0\."),
+        ({"dt": math.inf}, r"Got inf\."),
+        ({"dt": math.nan}, r"Got nan\."),
+    ],
+)
+def test_invalid_rollouts_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Rollout(**{"step": double, "steps": 1, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("steps", "inputs", "message"),
+    [
+        (None, None, r"needs steps=, or inputs.*Got steps=None and inputs of length none\."),
+        (None, [torch.ones(2)], r"Got a list of 1: stack it\."),
+        (3, torch.ones(2), r"they must agree\. Got steps=3 and inputs of length 2\."),
+        (None, {"a": torch.ones(2), "b": torch.ones(3)}, r"inputs of length 2, 3\."),
+        (None, torch.tensor(1.0), r"inputs of length 0\."),
+    ],
+    ids=["none", "list", "other-number", "unequal", "scalar"],
+)
+def test_inputs_must_count_the_steps(steps: int | None, inputs: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Rollout(lambda state, entry=None: state, steps)(torch.ones(1), inputs)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda s: s[:1],
+        lambda s: (s, s),
+        lambda s: s.float(),
+        lambda s: None,
+    ],
+    ids=["shape", "structure", "dtype", "nothing"],
+)
+def test_a_step_must_return_a_state_like_its_argument(step: Callable[[Tensor], Any]) -> None:
+    with pytest.raises(
+        ModelError, match=r"step must return a state like its argument.*It received .*float64.*returned"
+    ):
+        Rollout(step, steps=2)(torch.ones(2, dtype=torch.float64))
