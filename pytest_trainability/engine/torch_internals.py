@@ -13,6 +13,7 @@ still gives each of these names to a node.
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -365,20 +366,17 @@ PARAMETRIZED = "Parametrized"
 
 
 # Errors -----------------------------------------------------------------------------------------------------------
-_UNSUPPORTED = (
-    "could not create a primitive",  # oneDNN has no kernel for this type on this processor
-    "not implemented for '",  # "addmm_impl_cpu_" not implemented for 'Half'
-    "not supported on this cpu",
-    "requires avx512",
-    "no kernel image is available",  # a GPU for which PyTorch was not compiled
+_UNSUPPORTED = re.compile(
+    "could not create a primitive"  # oneDNN, such as for an LSTM in bfloat16 on a processor without AVX-512
+    r"|not implemented for '(Half|BFloat16|Float8\w*)'"
+    "|no kernel image is available"  # CUDA, on a GPU for which PyTorch was not compiled
 )
 
 
 def is_unsupported_here(error: BaseException) -> bool:
-    """Whether an error says that PyTorch has no kernel for an operator in this type on this processor or GPU.
+    """Whether an error says that PyTorch has no kernel for an operator in this data type on this processor or GPU.
 
-    Reads the message. PyTorch raises a plain RuntimeError, and documents neither the messages nor which operators need which
-    instructions.
+    Reads the message. PyTorch raises a plain RuntimeError, and documents neither its messages nor which operators need which
+    instructions of a processor.
     """
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(part in text for part in _UNSUPPORTED)
+    return isinstance(error, RuntimeError) and _UNSUPPORTED.search(str(error)) is not None

@@ -25,11 +25,12 @@ from ..capture.steps import choose_steps
 from ..isolation import digest, generator_state, preserved_world
 from ..jacobian.sample_independence import find_trajectories
 from ..jacobian.trajectories import Trajectories
+from ..torch_internals import is_unsupported_here
 from ..trees import batch_size
 from .building import built
 from .description import Cutting, Ensemble, Plan, described
 from .forward_pass import forward_pass, outlines
-from .recipe import Recipe, did_not_fit
+from .recipe import NO_KERNEL, Recipe, did_not_fit, sentence
 from .run import Need, Run, with_dependencies
 
 __all__ = ["ALONG_TIME", "ensemble"]
@@ -173,7 +174,8 @@ def _translated_errors(model: nn.Module, device: torch.device, along: str | None
     """Raise errors of PyTorch's backward passes as errors that name the model and say what to do.
 
     Raises:
-        ModelError: The device ran out of memory, or the model overwrote a tensor that the backward pass needs.
+        ModelError: The device ran out of memory, PyTorch has no kernel for an operation on this processor, or the model overwrote
+            a tensor that the backward pass needs.
         CutError: A checkpointed part of the model was computed again without its time steps.
     """
     try:
@@ -187,6 +189,9 @@ def _translated_errors(model: nn.Module, device: torch.device, along: str | None
                 "steps. Switch checkpointing off for the measurement; it does not change the numbers."
             )
             raise CutError(msg) from error
+        if is_unsupported_here(error):
+            msg = f"the backward pass of {type(model).__name__} raised {type(error).__name__}: {sentence(error)} {NO_KERNEL}"
+            raise ModelError(msg) from error
         if "modified by an inplace operation" not in str(error):
             raise
         msg = (

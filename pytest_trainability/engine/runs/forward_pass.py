@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ...errors import ModelError, TrainabilityError, UsageError
 from ..capture.recorder import Capture, Instrument, capture
 from ..isolation import derived_seed, generator_of, seeded, uncompiled
-from ..torch_internals import is_lazy
+from ..torch_internals import is_lazy, is_unsupported_here
 from ..trees import is_empty, map_tensors, tensors_in, to_tensor_like
 from .building import device_of
-from .recipe import Recipe, did_not_fit, sentence
+from .recipe import NO_KERNEL, Recipe, did_not_fit, sentence
 
 __all__ = ["call_arguments", "fingerprint", "forward_pass", "outlines"]
 
@@ -152,6 +152,8 @@ def _did_not_run(model: nn.Module, inputs: Any, seed: int, device: torch.device,
         hint = (
             " A dict of inputs is handed over as keyword arguments, a tuple as positional ones, anything else as one."
         )
+    if is_unsupported_here(error):
+        hint = f" {NO_KERNEL}"
     return (
         f"the model must run on its inputs. {type(model).__name__} (seed {seed}, {device}) with inputs {shapes} raised "
         f"{type(error).__name__}: {sentence(error)}{hint}"

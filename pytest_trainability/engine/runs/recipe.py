@@ -12,7 +12,16 @@ from torch import nn
 from ..capture.recorder import Loss
 from ..capture.steps import StepChoice
 
-__all__ = ["ModelSource", "OptimizerFactory", "Recipe", "StepChoice", "did_not_fit", "is_fixed", "sentence"]
+__all__ = [
+    "NO_KERNEL",
+    "ModelSource",
+    "OptimizerFactory",
+    "Recipe",
+    "StepChoice",
+    "did_not_fit",
+    "is_fixed",
+    "sentence",
+]
 
 
 ModelSource: TypeAlias = "nn.Module | Callable[[], nn.Module]"
@@ -75,6 +84,13 @@ def sentence(error: Exception) -> str:
     """Return the message of an error, ending like a sentence."""
     text = str(error).strip()
     return text if text.endswith((".", "!", "?")) else text + "."
+
+
+NO_KERNEL = (
+    "PyTorch has no kernel for this operation in this data type on this processor. Measure in float32, without autocast, or on "
+    "another machine."
+)
+"""What to do where PyTorch itself cannot run a model."""
 
 
 def did_not_fit(model: nn.Module, device: torch.device | None) -> str:

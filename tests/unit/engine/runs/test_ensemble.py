@@ -17,6 +17,7 @@ from pytest_trainability import Rollout, measure
 from pytest_trainability.engine import isolation
 from pytest_trainability.engine.runs.description import Ensemble
 from pytest_trainability.engine.runs.ensemble import _recurrence_name, _translated_errors, ensemble
+from pytest_trainability.engine.runs.recipe import NO_KERNEL
 from pytest_trainability.errors import CutError, ModelError, UsageError
 from pytest_trainability.measurement import DEFAULT_OPTIONS, Context, as_recipe
 
@@ -308,6 +309,16 @@ def test_errors_of_pytorch_are_translated() -> None:
     found = raised(memory)
     assert isinstance(found, ModelError) and "cpu ran out of memory" in str(found) and found.__cause__ is memory
     assert isinstance(raised(CheckpointError("recomputed"), along=""), CutError)
+
+
+def test_a_missing_kernel_is_an_error_of_pytorch_on_this_processor() -> None:
+    found = raised(RuntimeError("could not create a primitive descriptor for an LSTM backward propagation primitive"))
+    assert isinstance(found, ModelError)
+    message = str(found)
+    assert message.startswith(
+        "the backward pass of Linear raised RuntimeError: could not create a primitive descriptor for"
+    )
+    assert message.endswith(NO_KERNEL)
 
 
 def test_other_errors_are_raised_as_they_are() -> None:

@@ -43,6 +43,12 @@ class Raising(nn.Module):
         raise KeyError(msg)
 
 
+def without_kernel(x: Tensor) -> Tensor:
+    """Raise what PyTorch raises for an LSTM in bfloat16 on a processor without AVX-512."""
+    msg = "could not create a primitive descriptor for an LSTM forward propagation primitive"
+    raise RuntimeError(msg)
+
+
 def raising_inputs(generator: torch.Generator) -> Tensor:
     msg = "no data"
     raise OSError(msg)
@@ -74,6 +80,18 @@ def raising_inputs(generator: torch.Generator) -> Tensor:
             ModelError,
             ["the model must run on its inputs", "Raising (seed 0, cpu)", "(3, 6) float32", "KeyError: 'no such luck'"],
             id="model-raises",
+        ),
+        pytest.param(
+            lambda: Tail(without_kernel),
+            FLOATS,
+            {},
+            ModelError,
+            [
+                "Tail (seed 0, cpu)",
+                "could not create a primitive descriptor for",
+                "Measure in float32, without autocast",
+            ],
+            id="no-kernel-on-this-processor",
         ),
         pytest.param(
             models.mlp,
