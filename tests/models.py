@@ -1,7 +1,7 @@
-"""Small hand-written architectures, each for one thing that makes a model hard to take apart.
+"""Small hand-written architectures, each with one property that makes a model hard to divide into steps.
 
-Every case is built and fed from a seed, so that a failure can be repeated by its id alone. All are a few units wide:
-what is tested is the shape of the autograd graph, not the numbers in it.
+Models and inputs of every case depend on a seed alone, so that its id reproduces a failure. All models are a few units wide,
+because tests concern the shape of the autograd graph and not the numbers in it.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ VOCAB = 11
 
 @dataclass(frozen=True)
 class Architecture:
-    """One model, what it is fed, and what is known of it beforehand."""
+    """A model, its inputs, and what is known about its steps."""
 
     id: str
     build: Build
     inputs: Inputs
     auto: str
-    """What ``steps="auto"`` takes, as its maintainer would say it."""
+    """The steps with ``steps="auto"``, as the maintainer of the model would describe them."""
     layers: str = ""
-    """What ``steps="layers"`` takes; empty where it is not tried."""
+    """The steps with ``steps="layers"``; empty if they are not tested."""
     dense: bool = False
-    """First state = the model's inputs and last state = what the last step returns: a replay of the model knows them."""
+    """Whether the first state is the input of the model and the last state is the result of the last step."""
     joint: bool = False
-    """Samples interact."""
+    """Whether samples interact."""
     train: bool = True
     steps: StepChoice = "auto"
-    """How it is cut where ``auto`` cannot know."""
+    """The steps to choose if ``auto`` does not find them."""
     note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Cutting:
-    """A model that was run once and cut."""
+    """A model, one recorded run of it, and its chain."""
 
     model: nn.Module
     inputs: Any
@@ -67,7 +67,7 @@ class Cutting:
 
 
 def build(case: Architecture, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
-    """Return model and inputs of one seed, in the case's mode."""
+    """Return the model and the inputs of one seed, in train or eval mode as the case requires."""
     torch.manual_seed(seed)
     model = case.build().to(dtype).train(case.train)
     inputs = case.inputs(torch.Generator().manual_seed(seed + 1))
@@ -75,7 +75,7 @@ def build(case: Architecture, *, seed: int = 0, dtype: torch.dtype = torch.float
 
 
 def cast(tree: Any, dtype: torch.dtype) -> Any:
-    """Cast the float tensors of a tuple or mapping."""
+    """Cast the float tensors in a tuple or a mapping."""
     if isinstance(tree, Tensor):
         return tree.to(dtype) if tree.is_floating_point() else tree
     if isinstance(tree, Mapping):
@@ -95,7 +95,7 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def cut(
     model: nn.Module, inputs: Any, steps: StepChoice = "auto", *, loss: Loss | None = None, seed: int = 7
 ) -> Cutting:
-    """Run the model once and take its chain."""
+    """Run the model once and return its chain."""
     args, kwargs = arguments(inputs)
     torch.manual_seed(seed)
     instruments = ALONG_TIME if steps == "time" else ()
@@ -198,7 +198,7 @@ class Tower(nn.Module):
 
 
 class AddOutside(Tower):
-    """The skip passes by the block: two tensors cross each boundary."""
+    """The skip connection is outside of the block, so that two tensors cross each boundary."""
 
     def body(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -210,7 +210,7 @@ class AddOutside(Tower):
 
 
 class DenseLayer(nn.Module):
-    """Reads everything that came before."""
+    """A layer that reads the features of all layers before it."""
 
     def __init__(self, entering: int, growth: int) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Each state holds all earlier features."""
+    """Each state consists of all earlier features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class ConvBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Skips that pass by everything in between."""
+    """Skip connections from the encoder to the decoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -299,7 +299,7 @@ class EncoderLayer(nn.Module):
 
 
 class CausalLayer(EncoderLayer):
-    """Attends to what came before only."""
+    """Attends to earlier positions only."""
 
     def forward(self, x: Tensor, bias: Tensor | float = 0.0) -> Tensor:
         y = self.norm(x)
@@ -308,7 +308,7 @@ class CausalLayer(EncoderLayer):
 
 
 class DecoderLayer(EncoderLayer):
-    """Reads the encoder's output, too."""
+    """Reads the output of the encoder as well."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -319,7 +319,7 @@ class DecoderLayer(EncoderLayer):
 
 
 class Translator(nn.Module):
-    """Encoder-decoder: the encoder's output passes by every decoder boundary."""
+    """An encoder-decoder. The output of the encoder is part of every state in the decoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -338,7 +338,7 @@ class Translator(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """A bias from parameters alone, computed once and read by every layer, as in T5."""
+    """A bias that depends on parameters alone, is computed once and is read by every layer, as in T5."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -354,7 +354,7 @@ class RelativeBias(nn.Module):
 
 
 class PositionNetwork(nn.Module):
-    """A network of the positions makes the bias, before the input is looked at, as in Swin v2."""
+    """A network computes the bias from positions before the input is read, as in Swin v2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -371,7 +371,7 @@ class PositionNetwork(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Integer inputs: no gradient enters the first layer."""
+    """A model with integer inputs, so that no gradient enters the embedding."""
 
     def __init__(self, depth: int = 3) -> None:
         super().__init__()
@@ -393,7 +393,7 @@ class LanguageModel(nn.Module):
 
 
 class LstmLoop(nn.Module):
-    """The state is hidden and cell."""
+    """The state consists of a hidden and a cell state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -408,7 +408,7 @@ class LstmLoop(nn.Module):
 
 
 class GruLoop(nn.Module):
-    """One hidden state, and all outputs kept."""
+    """The state is one hidden state. All outputs are returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -424,7 +424,7 @@ class GruLoop(nn.Module):
 
 
 class TiedRnn(nn.Module):
-    """One weight for input and recurrence: the same parameter at every time step, and nothing else."""
+    """Input and recurrence share one weight, which is the only parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -441,7 +441,7 @@ class TiedRnn(nn.Module):
 
 
 class InplaceStream(nn.Module):
-    """Writes into the residual stream, which only an operator that does not keep its input may read."""
+    """Writes into the residual stream in place. Only operators that do not save their input may read it before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -453,7 +453,7 @@ class InplaceStream(nn.Module):
 
 
 class ViewBlock(nn.Module):
-    """Splits the stream, writes into a slice of it, and joins the parts: nodes with several outputs at the boundary."""
+    """Splits the stream, writes into a slice and joins the parts, with nodes of several outputs at the boundary."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -468,7 +468,7 @@ class ViewBlock(nn.Module):
 
 
 class Views(nn.Module):
-    """The halves that cross are outputs of one node."""
+    """The two tensors that cross a boundary are outputs of one node."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -482,7 +482,7 @@ class Views(nn.Module):
 
 
 class StaleBlock(nn.Module):
-    """Reads a view after its base was changed: the view's node is made anew, after the node that reads it."""
+    """Reads a view after its base was changed in place: the node of the view is renewed after the node that reads it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -497,7 +497,7 @@ class StaleBlock(nn.Module):
 
 
 class StaleAcross(nn.Module):
-    """The view is made in one block and read in the next one, after its base was changed in between."""
+    """A view is created in one block and read in the next one. Its base is changed in place in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -518,7 +518,7 @@ class StaleAcross(nn.Module):
 
 
 class Checkpointed(Tower):
-    """Recomputes its blocks, with dropout inside."""
+    """Checkpointed blocks, with dropout."""
 
     def body(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -527,7 +527,7 @@ class Checkpointed(Tower):
 
 
 class Reentrant(Tower):
-    """Hides its blocks from the graph."""
+    """Re-entrant checkpointing hides the blocks from the graph."""
 
     def body(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -536,7 +536,7 @@ class Reentrant(Tower):
 
 
 def wrapped(wrap: Callable[[nn.Module], nn.Module]) -> Build:
-    """Wrap the weights of a tower."""
+    """Return a factory of a tower whose layers are wrapped."""
 
     def make() -> nn.Module:
         with warnings.catch_warnings():
@@ -548,7 +548,7 @@ def wrapped(wrap: Callable[[nn.Module], nn.Module]) -> Build:
 
 
 class NumpyTanh(torch.autograd.Function):
-    """Its backward leaves PyTorch: nothing can carry several columns through it."""
+    """Its backward pass uses numpy, so that cotangents cannot be batched."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -563,7 +563,7 @@ class NumpyTanh(torch.autograd.Function):
 
 
 class NumpyBlock(nn.Module):
-    """A layer with a custom function."""
+    """A residual block with a custom function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -574,7 +574,7 @@ class NumpyBlock(nn.Module):
 
 
 class Strict(torch.autograd.Function):
-    """Does not expect undefined gradients: with one output there are none in an ordinary backward pass."""
+    """Does not accept undefined gradients, which an ordinary backward pass does not produce for a single output."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -587,7 +587,7 @@ class Strict(torch.autograd.Function):
 
 
 class StrictSkips(nn.Module):
-    """A state that holds a tensor and a strict function of it."""
+    """A state that contains a tensor and a strict function of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -601,7 +601,7 @@ class StrictSkips(nn.Module):
 
 
 class ScaledGradient(Tower):
-    """Scales the gradient of the stream by a hook, as MuZero does at every unrolled step."""
+    """A hook scales the gradient of the stream, as at every unrolled step of MuZero."""
 
     def body(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -611,7 +611,7 @@ class ScaledGradient(Tower):
 
 
 class ScaledSkips(AddOutside):
-    """The same where a skip passes by, so that the hooked tensor lies upstream of another one of its state."""
+    """The same with a skip connection: the tensor with the hook is upstream of another tensor of its state."""
 
     def body(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -623,7 +623,7 @@ class ScaledSkips(AddOutside):
 
 
 class Retaining(Tower):
-    """Keeps gradients of activations for a plot."""
+    """Retains the gradients of activations, as for a plot."""
 
     def body(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -645,7 +645,7 @@ class Answer:
 
 
 class ManyOutputs(Tower):
-    """Returns what the caller asks for."""
+    """Returns its output and its features in a given container."""
 
     def __init__(self, pack: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__(Block)
@@ -657,7 +657,7 @@ class ManyOutputs(Tower):
 
 
 class KeywordTower(Tower):
-    """Inputs by keyword, blocks called by keyword."""
+    """The model and its blocks are called with keyword arguments."""
 
     def forward(self, *, features: Tensor, scale: float = 1.0) -> Tensor:  # type: ignore[override]
         x = self.stem(input=features) * scale
@@ -667,7 +667,7 @@ class KeywordTower(Tower):
 
 
 class Conditioned(nn.Module):
-    """An image-like float input and an integer class that conditions every block."""
+    """A float input, and an integer class that conditions every block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -700,7 +700,7 @@ class Dropped(Branch):
 
 
 class Spectral(nn.Module):
-    """Mixes in frequency space and hands its spectrum on: the state is complex."""
+    """Mixes in frequency space and returns its spectrum, so that the state is complex."""
 
     def __init__(self, *, first: bool, last: bool) -> None:
         super().__init__()
@@ -714,7 +714,7 @@ class Spectral(nn.Module):
 
 
 class Fourier(nn.Module):
-    """Real in, complex in between, real out."""
+    """A real input and output, with complex states in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -727,14 +727,14 @@ class Fourier(nn.Module):
 
 
 class MixedFourier(Fourier):
-    """A real skip passes by the complex states."""
+    """A real skip connection is part of the complex states."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + torch.tanh(x)
 
 
 class FixedMix(nn.Module):
-    """A fixed random projection: nothing to train."""
+    """A fixed random projection without parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -745,7 +745,7 @@ class FixedMix(nn.Module):
 
 
 def frozen_backbone() -> nn.Module:
-    """Freeze all but the head."""
+    """Return a tower of which only the head is trained."""
     model = Tower(Block)
     model.requires_grad_(False)
     model.head.requires_grad_(True)
@@ -753,7 +753,7 @@ def frozen_backbone() -> nn.Module:
 
 
 def frozen_language_model() -> nn.Module:
-    """Freeze embedding and lower layers: where gradients begin is in the middle."""
+    """Return a language model with a frozen embedding and frozen lower layers: gradients begin in the middle."""
     model = LanguageModel(5)
     model.head.weight = nn.Parameter(model.head.weight.detach().clone())
     model.embedding.requires_grad_(False)
@@ -762,7 +762,7 @@ def frozen_language_model() -> nn.Module:
 
 
 class EarlyLoss(Tower):
-    """An auxiliary loss leaves after the second block."""
+    """An auxiliary loss reads the output of the second block."""
 
     def body(self, x: Tensor) -> Tensor:
         self.auxiliary = x.new_zeros(())
@@ -778,7 +778,7 @@ class EarlyLoss(Tower):
 
 
 class TwoTowers(nn.Module):
-    """Two inputs, two towers, met at the end only."""
+    """Two inputs and two towers, whose outputs are multiplied at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -896,7 +896,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         frozen_language_model,
         tokens,
         "2 × CausalLayer",
-        note="the first layer that can learn gives the first state",
+        note="the first trainable layer returns the first state",
     ),
     Architecture(
         "early-loss",
@@ -905,7 +905,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "4 × Block",
         "10 × Linear",
         joint=True,
-        note="the auxiliary loss is one number for all samples, and part of the states after it",
+        note="the auxiliary loss is one number for all samples, and is part of the later states",
     ),
     Architecture("two-towers", TwoTowers, lambda g: (vectors()(g), vectors()(g)), "4 × Block"),
     Architecture("relative-bias", RelativeBias, sequence, "3 × EncoderLayer"),

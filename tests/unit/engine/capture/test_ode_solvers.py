@@ -727,6 +727,20 @@ def test_unknown_and_scipy_methods_are_left_to_the_library() -> None:
         measure(through_numpy, start(), steps="time")
 
 
+def test_an_unknown_version_of_the_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is left alone if a method that the package overrides does not exist."""
+    monkeypatch.delattr(sys.modules["torchdiffeq._impl.solvers"].FixedGridODESolver, "_cubic_hermite_interp")
+    seen = []
+
+    def run(m: Any, y: Tensor) -> Tensor:
+        seen.append(dict(IMPLEMENTATION.SOLVERS))
+        return odeint(m.func, y, EVEN, method="rk4")[-1]
+
+    record = captured(model(run), start())
+    assert record.notes == ["the steps of ODE solvers are not recorded: this version of torchdiffeq is unknown"]
+    assert seen == [IMPLEMENTATION.SOLVERS] and not any(call.inner for call in record.calls)
+
+
 def test_same_seed_same_steps() -> None:
     """The steps of an adaptive solver depend on the weights. Each seed repeats its own steps."""
     results = [
