@@ -50,7 +50,11 @@ _NEEDS_OF_FAMILIES = {"LOSS_SWEEP": "depth.lyapunov", "SWEEP": "depth.lyapunov"}
 
 
 def declared_measures() -> Iterator[Measure]:
-    """Yield the measures of all families, in the order of families, files and lines."""
+    """Iterate over the measures of all families; measures of plugins are not among them.
+
+    Yields:
+        Each measure once, in the order of families, files and lines.
+    """
     for family in FAMILIES:
         package = import_module(f".{family}", __name__)
         for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
@@ -68,17 +72,30 @@ DEFAULT: tuple[str, ...] = ("lyapunov_max", "gradient_norm", "activation_rms")
 
 
 def recorded_along(chain: str) -> tuple[Measure, ...]:
-    """Return the measures that every baseline along ``"depth"`` or ``"time"`` holds, whether a test bounds them or not."""
+    """Return the measures that every baseline holds, whether a test bounds them or not.
+
+    Args:
+        chain: Direction of the chain, ``"depth"`` or ``"time"``.
+
+    Returns:
+        The measures whose ``recorded`` contains the direction, in the order of the registry.
+    """
     return tuple(m for m in MEASURES.values() if chain in m.recorded)
 
 
 def find_measure(name: str, *, where: str = "", known: Iterable[str] = MEASURES) -> Measure:
     """Return the measure of a name.
 
+    >>> find_measure("log_gain").unit
+    'nats'
+
     Args:
         name: Name of the measure.
-        where: Place where the user has written the name, for the message.
-        known: Names that the message may suggest.
+        where: Place where the user has written the name, for the message; empty (the default) for none.
+        known: Names that the message may suggest; by default those of all measures.
+
+    Returns:
+        The measure, which may be that of a plugin.
 
     Raises:
         BoundError: No measure has that name. The message gives ``where`` and the most similar name.
