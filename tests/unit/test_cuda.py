@@ -1,4 +1,4 @@
-"""What only a GPU can show. Skipped, with the reason, where there is none."""
+"""Tests that need a GPU. They are skipped with that reason where there is none."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_a_finished_module_stays_where_it_is() -> None:
     assert measure(tower().cuda(), torch.randn(4, 32)).device == "cuda:0"
 
 
-def test_workers_share_the_devices_out() -> None:
+def test_workers_share_the_devices() -> None:
     count = torch.cuda.device_count()
     assert choose_device("cuda", fixed=False, worker=count + 1) == torch.device("cuda", 1 % count)
 
 
 @pytest.mark.parametrize("exponents", [1, 5])
 def test_float64_gives_the_same_numbers_as_on_the_cpu(exponents: int) -> None:
-    """Weights, inputs and cotangents are the same; a chain of 12 well-conditioned products loses a few digits at most."""
+    """Weights, inputs and cotangents are the same. A chain of 12 well-conditioned products loses a few digits at most."""
     inputs = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     found, expected = (
         measure(tower, inputs, seeds=2, exponents=exponents, dtype="float64", device=device)
@@ -56,8 +56,8 @@ def test_float64_gives_the_same_numbers_as_on_the_cpu(exponents: int) -> None:
 
 
 @pytest.mark.parametrize("case", zoo.CASES, ids=lambda case: case.id)
-def test_an_architecture_is_cut_alike_on_both_devices(case: zoo.Case) -> None:
-    """Dropout draws other numbers on another device, so that only eval mode can be compared."""
+def test_an_architecture_has_the_same_chain_on_both_devices(case: zoo.Case) -> None:
+    """Dropout draws different numbers on the two devices, so that only eval mode can be compared."""
     pytest.importorskip("transformers")
     found, expected = (measure(case.build, case.inputs, seeds=1, train=False, device=d) for d in ("cuda", "cpu"))
     assert found.steps.names == expected.steps.names
@@ -74,7 +74,7 @@ def entry(result: Measurement) -> Entry:
 
 @pytest.mark.parametrize("case", zoo.CASES, ids=lambda case: case.id)
 def test_a_baseline_of_the_cpu_holds_on_cuda(case: zoo.Case) -> None:
-    """In train mode, with dropout drawn otherwise: what is recorded on one device is found and unchanged on the other."""
+    """In train mode, where dropout masks differ, an entry of one device is found and unchanged on the other."""
     pytest.importorskip("transformers")
     recorded, found = (entry(measure(case.build, case.inputs, seeds=4, device=d)) for d in ("cpu", "cuda"))
     assert (recorded.key, found.key) == ("cpu float32", "cuda float32")
@@ -83,8 +83,8 @@ def test_a_baseline_of_the_cpu_holds_on_cuda(case: zoo.Case) -> None:
     assert compare(recorded, found, {m.name: m.tolerance for m in MEASURES.values()}) == ()
 
 
-def test_columns_that_do_not_fit_are_carried_in_portions() -> None:
-    """With room for a few columns only, eight exponents are measured all the same."""
+def test_cotangents_that_do_not_fit_are_carried_in_portions() -> None:
+    """Eight exponents are measured even if only a few cotangents fit at once."""
 
     def wide() -> nn.Module:
         return nn.Sequential(*[layer for _ in range(4) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())])
@@ -120,7 +120,7 @@ RECURRENT = [
 
 @pytest.mark.parametrize("build", RECURRENT)
 def test_unrolled_layers_compute_what_cudnn_does(build) -> None:
-    """Both sum some tens of products in float32, in an order of their own."""
+    """Both sum some tens of products in float32, in different orders."""
     torch.manual_seed(0)
     layer, x = build().cuda(), torch.randn(30, 4, 8, device="cuda")
     fused = layer(x)[0]

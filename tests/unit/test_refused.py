@@ -31,7 +31,7 @@ class Tail(nn.Module):
 
 
 class Silent(models.Tower):
-    """Runs its blocks where autograd does not look."""
+    """Runs its blocks under torch.no_grad()."""
 
     def body(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -39,7 +39,7 @@ class Silent(models.Tower):
 
 
 class Unmoved(nn.Module):
-    """Returns something, but not of its input or weights."""
+    """Returns a value that depends neither on its input nor on the weights of its layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Unmoved(nn.Module):
 
 
 class IntegersOnly(nn.Module):
-    """No float anywhere."""
+    """Has no float tensor."""
 
     def forward(self, ids: Tensor) -> Tensor:
         return ids + 1
@@ -263,5 +263,5 @@ def test_an_error_says_what_to_do(
 
 
 def test_vocabulary_is_as_large_as_the_ids() -> None:
-    """The inputs of this file fit the models of the other one."""
+    """The inputs of this file fit the models of ``models.py``."""
     assert int(IDS.max()) < VOCAB

@@ -1,4 +1,4 @@
-"""Measures that are asked for together have the numbers that each has alone: none sees what another one computes."""
+"""Measures that are requested together have the values that each has alone: none sees the computations of another one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ WIDTH, SAMPLES, TOKENS = 6, 4, 5
 
 
 class Snake(nn.Module):
-    """An activation that is made of sums and products itself."""
+    """An activation that consists of sums and products."""
 
     def forward(self, h: Tensor) -> Tensor:
         return h + torch.sin(h) ** 2
 
 
 class Block(nn.Module):
-    """Attention, a feed-forward network, and experts of which one is chosen."""
+    """Attention, a feed-forward network, and a mixture of experts with one chosen expert."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def residual() -> nn.Module:
     return nn.Sequential(*(Block() for _ in range(3)))
 
 
-def asked(names: list[str]) -> Measurement:
+def measured(names: list[str]) -> Measurement:
     generator = torch.Generator().manual_seed(0)
     inputs, target = torch.randn(2, SAMPLES, TOKENS, WIDTH, generator=generator).unbind()
     options: dict[str, Any] = {"loss": F.mse_loss, "optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "seeds": 1}
@@ -56,7 +56,7 @@ def asked(names: list[str]) -> Measurement:
 
 
 def values(found: Any) -> dict[str, float]:
-    """Return what a measure found, by name."""
+    """Return the values of a measure by name."""
     if isinstance(found, Estimate):
         return {"": found.values[0]}
     if isinstance(found, Profile):
@@ -68,9 +68,9 @@ def values(found: Any) -> dict[str, float]:
 
 
 def found_alone(name: str) -> dict[str, float] | None:
-    """Return what a measure finds that nobody else is asked with; None where it does not apply."""
+    """Return the values of a measure that is requested alone; None if it does not apply to the model."""
     try:
-        return values(getattr(asked([name]), name))
+        return values(getattr(measured([name]), name))
     except InapplicableError:
         return None
 
@@ -79,13 +79,13 @@ def test_measures_do_not_see_each_other():
     alone = {name: found for name in MEASURES if (found := found_alone(name)) is not None}
     assert len(alone) > len(MEASURES) * 0.8
     assert all(alone[name] for name in ("branch_ratio", "saturated_fraction", "attention_entropy", "expert_usage"))
-    together = asked(list(alone))
+    together = measured(list(alone))
     for name, found in alone.items():
-        # To the last bit, but that some attend without a fused kernel, and some carry several cotangents at once.
+        # Some measures switch fused attention off, and some carry several cotangents at once, which rounds differently.
         assert values(getattr(together, name)) == pytest.approx(found, rel=1e-7, abs=1e-12, nan_ok=True), name
 
 
 @pytest.mark.parametrize("other", ["saturated_fraction", "dead_fraction", "sample_similarity", "attention_entropy"])
-def test_sums_of_others_are_no_branches(other):
-    """Those that are made while an activation is tried, or a tensor is looked at."""
-    assert values(asked(["branch_ratio", other]).branch_ratio) == values(asked(["branch_ratio"]).branch_ratio)
+def test_sums_of_other_measures_are_not_branches(other):
+    """Other measures add tensors while they try an activation or observe a tensor."""
+    assert values(measured(["branch_ratio", other]).branch_ratio) == values(measured(["branch_ratio"]).branch_ratio)

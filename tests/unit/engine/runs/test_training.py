@@ -1,4 +1,4 @@
-"""Optimizers of every kind take their steps, what they change is put back, and what cannot be is said."""
+"""Optimizer steps: with every kind of optimizer, without a trace on the model, and with clear errors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
-from pytest_trainability import measure
+from pytest_trainability import Measure, Need, Run, Stage, measure
+from pytest_trainability.engine.runs.objective import Objective
+from pytest_trainability.engine.runs.training import Training, changes, outputs_of_modules
 from pytest_trainability.errors import InapplicableError, ModelError, UsageError
+from pytest_trainability.measures import MEASURES
 
 WIDTH, CLASSES, BATCH = 5, 3, 6
 EVERYTHING = ("update_ratio", "loss_drop", "waking_step", "asleep_parameters")
@@ -40,12 +43,12 @@ def muon(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def quasi_newton(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Evaluate the loss several times a step, where it pleases."""
+    """Make an optimizer that evaluates the loss several times per step."""
     return torch.optim.LBFGS(parameters, max_iter=5, line_search_fn="strong_wolfe")
 
 
 def groups(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Weights decay, biases do not: the parameters are gone through twice."""
+    """Weights decay and biases do not, so that the function iterates over the parameters twice."""
     decaying = [p for p in parameters if p.dim() >= 2]
     rest = [p for p in parameters if p.dim() < 2]
     return torch.optim.AdamW([{"params": decaying}, {"params": rest, "weight_decay": 0.0}], lr=1e-2)
@@ -89,7 +92,7 @@ def test_sparse_gradients():
         probe(build, inputs=ids, steps=nn.Linear)
 
 
-def test_asked_alone_and_together_with_the_rest_it_is_the_same():
+def test_measures_are_the_same_alone_and_together():
     together = probe(mlp, *EVERYTHING, "sharpness", "gradient_norm", "lyapunov_max", seeds=2)
     alone = probe(mlp, "gradient_norm", seeds=2)
     for name in EVERYTHING[:3]:
@@ -98,7 +101,7 @@ def test_asked_alone_and_together_with_the_rest_it_is_the_same():
         assert values(one) == values(other)
 
 
-def test_only_what_is_asked_for_makes_an_optimizer():
+def test_an_optimizer_is_made_only_if_a_measure_needs_it():
     made = []
 
     def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -108,10 +111,10 @@ def test_only_what_is_asked_for_makes_an_optimizer():
     probe(mlp, "waking_step", optimizer=optimizer)
     assert made == []  # all gradients are there at initialization: no step is needed
     probe(mlp, "update_ratio", optimizer=optimizer, seeds=2)
-    assert made == [6, 6] * 2  # twice for each seed: every time it must be another
+    assert made == [6, 6] * 2  # twice for each seed, to see that each is a new one
 
 
-def test_an_optimizer_that_is_there_already_is_refused():
+def test_an_existing_optimizer_is_refused():
     """It would keep its momentum from one training to the next, and is the user's own."""
     model = mlp()
     own = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -123,11 +126,11 @@ def test_an_optimizer_that_is_there_already_is_refused():
     assert not own.state
 
 
-# No harm -----------------------------------------------------------------------------------------------------------
+# Restored state ----------------------------------------------------------------------------------------------------
 
 
 class Counting(nn.Module):
-    """Has everything that a training changes: weights, statistics, a counter, dropout, an LSTM's flat weights."""
+    """Has all that training changes: weights, statistics, a counter, dropout, and an LSTM's flat weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +169,7 @@ def test_a_finished_module_is_left_as_it_was(optimizer):
 
 
 def test_an_optimizer_may_change_gradients_in_place():
-    """Others still need them: those of the run are copied."""
+    """Other measures still need the gradients of the run, so the optimizer gets copies."""
 
     def clipped(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         class Clipped(torch.optim.SGD):
@@ -183,7 +186,7 @@ def test_an_optimizer_may_change_gradients_in_place():
     assert {n: e.values for n, e in one.items()} == {n: e.values for n, e in other.items()}
 
 
-def test_the_numbers_do_not_depend_on_what_grad_held():
+def test_existing_gradients_do_not_matter():
     model = mlp()
     clean = probe(model, "update_ratio")
     for parameter in model.parameters():
@@ -193,11 +196,11 @@ def test_the_numbers_do_not_depend_on_what_grad_held():
     }
 
 
-# Numbers that are none ---------------------------------------------------------------------------------------------
+# Numbers that are not finite ---------------------------------------------------------------------------------------
 
 
 class Undefined(nn.Module):
-    """Its first weight has a gradient that is not a number; everything else is fine."""
+    """The gradient of its first weight is NaN. Everything else is finite."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +215,7 @@ class Undefined(nn.Module):
 
 
 def raising(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make an optimizer that refuses gradients which are not finite."""
+    """Make an optimizer that refuses gradients that are not finite."""
 
     class Careful(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
@@ -225,14 +228,14 @@ def raising(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("optimizer", [None, raising], ids=["steps", "refuses"])
-def test_gradients_that_are_not_finite_are_an_outcome_and_no_exception(optimizer):
+def test_gradients_that_are_not_finite_give_nan_and_no_exception(optimizer):
     found = probe(Undefined, optimizer=optimizer)
     assert all(math.isnan(ratio) for ratio in found.update_ratio.values())
     assert math.isnan(found.loss_drop)
     assert all(step == 0 for step in found.waking_step.values())  # undefined is not zero
 
 
-def test_what_cannot_be_told_is_not_said_to_be_asleep():
+def test_a_parameter_whose_gradient_is_unknown_is_not_asleep():
     def build() -> nn.Module:
         model = Undefined()
         nn.init.zeros_(model.layers[2].weight)
@@ -243,11 +246,11 @@ def test_what_cannot_be_told_is_not_said_to_be_asleep():
     assert not found.asleep_parameters
 
 
-# What cannot be done -----------------------------------------------------------------------------------------------
+# Errors ------------------------------------------------------------------------------------------------------------
 
 
 def another(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make an optimizer of some other model."""
+    """Make an optimizer of another model."""
     return torch.optim.SGD(mlp().parameters(), lr=0.1)
 
 
@@ -261,7 +264,7 @@ REFUSED: list[tuple[Callable[..., Any], str]] = [
 
 
 @pytest.mark.parametrize(("optimizer", "said"), REFUSED)
-def test_what_makes_no_optimizer_is_misuse(optimizer, said):
+def test_a_function_that_makes_no_optimizer_is_refused(optimizer, said):
     with pytest.raises(UsageError, match=f"optimizer must be a function of the parameters(?s:.*){said}"):
         probe(mlp, "update_ratio", optimizer=optimizer)
 
@@ -286,14 +289,95 @@ def test_a_model_that_does_not_run_after_a_step_is_named():
         probe(Once, "loss_drop")
 
 
-def test_without_a_loss_none_can_fall():
+def test_the_drop_of_a_loss_needs_a_loss():
     with pytest.raises(InapplicableError, match="loss_drop needs a loss"):
         print(measure(mlp, vectors()).loss_drop)
 
 
-def test_without_parameters_nothing_moves():
+def test_without_trainable_parameters_there_are_no_updates():
     model = mlp().requires_grad_(False)
     found = measure(model, vectors(), measures=["update_ratio", "waking_step", "asleep_parameters"])
     assert not found.update_ratio and not found.waking_step and not found.asleep_parameters
     with pytest.raises(InapplicableError, match="parameters to train"):
         print(measure(copy.deepcopy(model), vectors(), loss=torch.sum).loss_drop)
+
+
+# Changes ------------------------------------------------------------------------------------------------------------
+
+
+def test_changes_are_root_mean_squares_over_all_tensors_of_a_call():
+    before = {"a": [torch.zeros(2), torch.zeros(2, 2)], "b": [torch.ones(3)], "c": [torch.ones(2)], "d": [], "e": []}
+    after = {"a": [torch.tensor([3.0, 3.0]), torch.full((2, 2), 0.0)], "b": [torch.ones(3)], "c": [torch.ones(3)]}
+    found = changes(before, after)
+    assert found["a"] == pytest.approx(math.sqrt(2 * 9 / 6))
+    assert found["b"] == 0
+    assert math.isnan(found["c"]), "another shape"
+    assert "d" not in found, "no elements"
+
+
+def test_outputs_are_those_of_each_call_by_module():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.layer(self.layer(x)), torch.arange(3)
+
+    found = {}
+
+    def provide(run: Run) -> float:
+        found.update(outputs_of_modules(Objective.of(run)))
+        return 0.0
+
+    measure(
+        Twice, vectors(), seeds=1, steps="layers", loss=lambda output: output[0].sum(), measures=[added_by(provide)]
+    )
+    assert list(found) == ["layer", "layer[1]", "output"]
+    assert [len(tensors) for tensors in found.values()] == [1, 1, 1], "integers are no outputs"
+    assert torch.equal(found["layer[1]"][0], found["output"][0])
+
+
+def added_by(provide: Callable[[Run], float]) -> str:
+    need = Need("provided", provide, Stage.RERUN)
+    MEASURES["provided"] = Measure("provided", "scalar", "", "linear", frozenset({need}), lambda run: run[need])
+    return "provided"
+
+
+@pytest.fixture(autouse=True)
+def only_registered_measures():
+    yield
+    MEASURES.pop("provided", None)
+
+
+def test_steps_end_once_a_parameter_is_not_finite_and_leave_no_gradients():
+    taken = []
+
+    class Diverging(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            taken.append(len(taken))
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(math.inf if len(taken) == 2 else 0.5)
+
+    def provide(run: Run) -> float:
+        training = Training(Objective.of(run), lambda parameters: Diverging(parameters, lr=0.1))
+        training.take(5)
+        assert all(p.grad is None for p in training.parameters.values())
+        return 0.0
+
+    measure(mlp, vectors(), seeds=1, loss=F.cross_entropy, target=LABELS, measures=[added_by(provide)])
+    assert taken == [0, 1]
+
+
+def test_each_step_draws_masks_of_its_own_and_the_same_in_every_training():
+    def provide(run: Run) -> float:
+        training = Training.of(run)
+        losses = []
+        for step in (0, 1, 0):
+            training.draw_anew(step)
+            losses.append(float(training.loss().detach()))
+        assert losses[0] == losses[2] != losses[1]
+        return 0.0
+
+    build = lambda: nn.Sequential(nn.Linear(WIDTH, 64), nn.Dropout(0.5), nn.Linear(64, CLASSES))  # noqa: E731
+    measure(build, vectors(), seeds=1, loss=F.cross_entropy, target=LABELS, measures=[added_by(provide)])
