@@ -44,11 +44,12 @@ class Measure:
             while its branch is. Bounds skip such elements if their parameters get a gradient within a few optimizer steps.
             It requires ``measured_with="waking_step"``. Empty, the default: bounds judge every element.
         measured_with: Name of another measure that is read whenever this one is bounded and the other one applies to the model:
-            its value is needed for the verdict, or tells what this measure should be. Empty for none.
+            its value is needed for the verdict, or shows what this one should be. Empty, the default, for no such measure.
         recorded: Chains, ``"depth"`` or ``"time"``, for which every baseline holds this measure, bounded or not.
 
     Raises:
-        UsageError: An argument is not one of the values above, or ``zero_by_design`` is set without what it requires.
+        UsageError: An argument is not one of the values above, or ``zero_by_design`` is set without the arguments that it
+            requires.
     """
 
     name: str

@@ -45,7 +45,7 @@ class Classifier(nn.Module):
 
 
 def read(name: str, device: str) -> object:
-    """Return the values of one measure, or why it has none."""
+    """Return the values of one measure, or the message if it is not applicable."""
     generator = torch.Generator().manual_seed(0)
     result = measure(
         Classifier,

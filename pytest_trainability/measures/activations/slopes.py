@@ -368,7 +368,7 @@ def saturated_fraction(run: Run) -> dict[str, float]:
     computes φ' at the values of the run, in their precision.
 
     It misleads for activations that are half flat by design: a healthy ReLU has a value of one half. An activation that consists
-    of several functions is recognized only if it is a module of its own.
+    of several functions is recognized only if it is a separate module.
 
     Returns:
         Pure numbers from 0 to 1, by the path of the module, or by the path of the calling module and the function's name

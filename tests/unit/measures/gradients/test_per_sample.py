@@ -302,12 +302,12 @@ CAUSAL = torch.full((LENGTH, LENGTH), -math.inf).triu(1)
 
 MASKS = {
     "causal": CAUSAL,
-    # Whichever rows it has, they are the same; PyTorch asks for all of them.
+    # All rows are equal, and PyTorch needs all of them.
     "of equal rows": torch.tensor([0.0, -1.0, 0.5]).repeat(3)[:LENGTH].expand(LENGTH, LENGTH).clone(),
 }
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["plain", "beside one per sample"])
+@pytest.mark.parametrize("padded", [False, True], ids=["shared mask only", "with a mask per sample"])
 @pytest.mark.parametrize("mask", MASKS)
 def test_shared_inputs_may_have_as_many_rows_as_samples(mask, padded):
     """A mask over time and positions, with as many samples as time steps. Each sample gets the whole tensors."""
@@ -348,7 +348,7 @@ def test_class_weights_may_have_as_many_entries_as_samples():
 
 
 def test_compared_samples_are_not_shared_inputs():
-    """Pairs of a batch, and a mean over one side. The model also runs on more samples, so that both inputs have a row per sample."""
+    """Pairs of a batch, and a mean over one side. The model runs on more samples, so that both inputs have a row per sample."""
 
     class Pairs(nn.Module):
         def __init__(self) -> None:
