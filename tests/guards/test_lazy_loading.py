@@ -1,7 +1,7 @@
-"""A session that measures nothing pays for nothing.
+"""A session that measures nothing loads neither torch nor numpy, starts no process and writes no file.
 
-pytest loads the plugin in every project of a machine on which it is installed. What it loaded, started and wrote is
-looked at when a session ends, from inside of it, in the controller and in the workers.
+pytest loads the plugin in every session on a machine where it is installed. At the end of a session each process, controller or
+worker, reports its loaded modules, started processes and written files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(pytest_trainability.__file__).parent
 
-# Every interpreter of the session starts with this, before pytest loads any plugin.
+# Every interpreter of the session runs this before pytest loads a plugin.
 WATCH = f"""
 import os, sys
 
@@ -81,7 +81,7 @@ def test_comparison_fails():
 
 @pytest.fixture
 def watched(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
-    """A project whose sessions tell, at their end, what was loaded, started and written."""
+    """A project whose sessions report loaded modules, started processes and written files at their end."""
     project.makeconftest(CONFTEST)
     project.makepyfile(sitecustomize=WATCH, test_plain=TESTS)
     monkeypatch.setenv("PYTHONPATH", str(project.path))
@@ -90,7 +90,7 @@ def watched(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
 
 
 def seen(project: Pytester) -> list[dict[str, Any]]:
-    """Return what each process of the session saw."""
+    """Return the report of each process of the session."""
     found = [json.loads(path.read_text()) for path in project.path.glob("seen-*.json")]
     assert all(one["plugin"] for one in found), "the plugin was not loaded: nothing was tested"
     return found
@@ -127,7 +127,7 @@ def test_a_session_that_measures_nothing_is_light(watched: Pytester, args: list[
     assert [{key: one[key] for key in CLEAN} for one in found] == [CLEAN] * processes
 
 
-def test_ini_settings_alone_load_nothing(watched: Pytester) -> None:
+def test_ini_settings_do_not_load_torch(watched: Pytester) -> None:
     watched.makeini(
         "[pytest]\ntrainability_bounds =\n    log_gain = [-3, 3]\n    gradient_norm >= 1e-6\ntrainability_seeds = 8"
     )
@@ -135,8 +135,8 @@ def test_ini_settings_alone_load_nothing(watched: Pytester) -> None:
     assert [one["heavy"] for one in seen(watched)] == [[]]
 
 
-def test_deselecting_every_measuring_test_loads_nothing(watched: Pytester) -> None:
-    """``-m "not trainability"`` is how the fast half of a suite is run."""
+def test_deselected_measuring_tests_do_not_load_torch(watched: Pytester) -> None:
+    """``-m "not trainability"`` runs the fast tests of a suite."""
     watched.makepyfile(
         test_measures="""
         import pytest
@@ -152,15 +152,15 @@ def test_deselecting_every_measuring_test_loads_nothing(watched: Pytester) -> No
     assert [one["heavy"] for one in seen(watched)] == [[]]
 
 
-def test_a_heavy_import_is_seen(watched: Pytester) -> None:
-    """The check can fail."""
+def test_import_of_torch_is_detected(watched: Pytester) -> None:
+    """The check above can fail."""
     watched.makeconftest("import torch\n" + CONFTEST)
     assert run(watched).ret == 0
     assert "torch" in seen(watched)[0]["heavy"]
 
 
-def test_a_process_and_a_file_of_the_plugin_are_seen(watched: Pytester) -> None:
-    """The check can fail: code that stands in the package starts a process and writes a file."""
+def test_process_and_file_of_the_plugin_are_detected(watched: Pytester) -> None:
+    """The check above can fail: code of the package starts a process and writes a file."""
     planted = "import subprocess; subprocess.run(['true']); open('written.txt', 'w').close()"
     place = str(PACKAGE / "plugin" / "planted.py")
     watched.makeconftest(f"exec(compile({planted!r}, {place!r}, 'exec'))\n" + CONFTEST)
@@ -170,7 +170,7 @@ def test_a_process_and_a_file_of_the_plugin_are_seen(watched: Pytester) -> None:
     assert "written.txt" in found["written"]
 
 
-def test_the_package_loads_its_names_when_they_are_used() -> None:
+def test_package_loads_its_names_when_they_are_used() -> None:
     code = """
 import sys
 heavy = lambda: sorted({"torch", "numpy", "scipy"} & set(sys.modules))
@@ -202,8 +202,8 @@ def test_unknown_names_are_attribute_errors() -> None:
     assert not hasattr(pytest_trainability, "__wrapped__")
 
 
-def test_the_lazy_names_have_type_checking_twins() -> None:
-    """A name that only one of the two lists holds is invisible to type checkers, or a lie to them."""
+def test_lazy_names_are_declared_for_type_checkers() -> None:
+    """Both lists must have the same names: type checkers read one, and the interpreter the other."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     twins = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}

@@ -1,4 +1,4 @@
-"""Baselines as a user meets them: record, check, update, rename, prune, accept."""
+"""Baselines in whole sessions: record, check, update, rename, prune, accept."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TestTwo:
 
 @pytest.fixture
 def suite(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
-    """A project with five baselines to record, whose towers obey the environment variable GAIN."""
+    """A project with five baselines to record. The environment variable GAIN scales the weights of its towers."""
     monkeypatch.delenv("GAIN", raising=False)
     project.makepyfile(test_suite=SUITE)
     return project
@@ -77,16 +77,16 @@ def entries(project: Pytester, name: str = "test_suite") -> dict[str, Any]:
     return found
 
 
-def told(result: RunResult) -> str:
+def joined(result: RunResult) -> str:
     """Return the output with wrapped lines joined."""
     return re.sub(r"\s+", " ", result.stdout.str())
 
 
-def test_a_missing_baseline_fails_and_says_how_to_record_it(suite: Pytester) -> None:
+def test_missing_baseline_fails_and_names_the_command_that_records_it(suite: Pytester) -> None:
     result = run(suite)
     result.assert_outcomes(failed=4)
     assert not file(suite).exists()
-    text = told(result)
+    text = joined(result)
     assert "no baseline" in text
     assert "none for test_tower › build › cpu float32 in __trainability__/test_suite.json" in text
     assert "pytest test_suite.py::test_tower --trainability-baseline=new" in text
@@ -121,8 +121,8 @@ def test_recording_again_changes_no_byte(recorded: Pytester) -> None:
         assert file(recorded).read_bytes() == before
 
 
-def test_a_file_reads_well(recorded: Pytester) -> None:
-    """One line for each list of numbers, sorted keys, no more digits than matter."""
+def test_file_is_readable(recorded: Pytester) -> None:
+    """One line for each list of numbers, sorted keys, and only significant digits."""
     lines = file(recorded).read_text(encoding="utf-8").splitlines()
     assert max(len(line) for line in lines) < 160
     assert '     "environment": {"device": "cpu", "dtype": "float32",' in "\n".join(lines)
@@ -130,19 +130,19 @@ def test_a_file_reads_well(recorded: Pytester) -> None:
 
 
 @pytest.mark.parametrize("gain", ["1.5", "0.6"])
-def test_a_change_fails_in_either_direction(recorded: Pytester, monkeypatch: pytest.MonkeyPatch, gain: str) -> None:
+def test_change_in_either_direction_fails(recorded: Pytester, monkeypatch: pytest.MonkeyPatch, gain: str) -> None:
     monkeypatch.setenv("GAIN", gain)
     before = file(recorded).read_bytes()
     result = run(recorded, "test_suite.py::test_tower")
     result.assert_outcomes(failed=1)
-    text = told(result)
+    text = joined(result)
     assert re.search(r"log_gain -\d\.\d+ → -\d\.\d+ nats: by -?\d\.\d+, more than 0\.3", text)
     assert re.search(r"growth_rate [456] of 6 moved", text)
     assert "if intended pytest test_suite.py::test_tower --trainability-baseline=update" in text
     assert file(recorded).read_bytes() == before
 
 
-def test_new_records_only_what_is_missing(recorded: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mode_new_records_only_missing_entries(recorded: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAIN", "1.5")
     before = entries(recorded)
     recorded.makepyfile(
@@ -156,7 +156,7 @@ def test_new_records_only_what_is_missing(recorded: Pytester, monkeypatch: pytes
     assert after == before
 
 
-def test_update_replaces_what_has_changed_and_prints_old_and_new(
+def test_mode_update_replaces_changed_entries_and_prints_old_and_new(
     recorded: Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = entries(recorded)
@@ -165,38 +165,38 @@ def test_update_replaces_what_has_changed_and_prints_old_and_new(
     )
     result = run(recorded, "--trainability-baseline=update", "-q")
     result.assert_outcomes(passed=4)
-    text = told(result)
+    text = joined(result)
     assert re.search(
         r"baseline updated log_gain -\S+ → -\S+ nats: by \S+, more than 0.3 growth_rate 4 of 4 moved", text
     )
     assert "1 updated in __trainability__/test_suite.json: commit it" in text
     after = entries(recorded)
     assert after["TestTwo::test_both"].pop("deep") != before["TestTwo::test_both"].pop("deep")
-    assert after == before, "what has not changed is not touched"
+    assert after == before, "unchanged entries stay"
     run(recorded).assert_outcomes(passed=4)
 
 
 def test_other_seeds_are_compared_and_recorded(recorded: Pytester) -> None:
-    """Unchanged code on other draws is no change; ``update`` takes over the seeds."""
+    """Unchanged code on other seeds is not a change; ``update`` records the new seeds."""
     recorded.makepyfile(test_suite=SUITE.replace("seeds=8", "seeds=range(50, 58)"))
     run(recorded).assert_outcomes(passed=4)
     assert run(recorded, "--trainability-baseline=update").ret == 0
     assert entries(recorded)["test_tower"]["build"]["cpu float32"]["seeds"] == list(range(50, 58))
 
 
-def test_a_measure_that_is_new_or_has_vanished_is_a_change(recorded: Pytester) -> None:
+def test_new_and_missing_measures_are_changes(recorded: Pytester) -> None:
     recorded.makepyfile(test_suite=SUITE.replace("check_baseline()", 'check_baseline("forward_log_gain")'))
     result = run(recorded, "test_suite.py::test_tower")
     result.assert_outcomes(failed=1)
-    assert "forward_log_gain not in the baseline" in told(result)
+    assert "forward_log_gain not in the baseline" in joined(result)
     assert run(recorded, "--trainability-baseline=update").ret == 0
     recorded.makepyfile(test_suite=SUITE)
     result = run(recorded, "test_suite.py::test_tower")
     result.assert_outcomes(failed=1)
-    assert "forward_log_gain no longer measured" in told(result)
+    assert "forward_log_gain no longer measured" in joined(result)
 
 
-def test_a_bound_of_the_test_is_part_of_its_baseline(project: Pytester) -> None:
+def test_bounded_measures_of_a_test_are_part_of_its_baseline(project: Pytester) -> None:
     project.makepyfile(
         test_it="""
         import pytest
@@ -211,10 +211,10 @@ def test_a_bound_of_the_test_is_part_of_its_baseline(project: Pytester) -> None:
     assert run(project, "--trainability-baseline=new").ret == 0
     (entry,) = entries(project, "test_it")["test_model"].values()
     assert "forward_log_gain" in entry["cpu float32"]["measures"]
-    assert len(entry["cpu float32"]["seeds"]) == 8, "a settled bound does not keep seeds from the baseline"
+    assert len(entry["cpu float32"]["seeds"]) == 8, "a baseline needs all seeds, even if fewer settle the bound"
 
 
-def test_a_bound_of_one_session_is_no_part_of_a_baseline(recorded: Pytester) -> None:
+def test_measures_that_only_the_command_line_bounds_are_not_part_of_a_baseline(recorded: Pytester) -> None:
     before = file(recorded).read_bytes()
     bound = "--trainability-bounds=forward_log_gain = [-100, 100]"
     run(recorded, bound).assert_outcomes(passed=4)
@@ -222,10 +222,31 @@ def test_a_bound_of_one_session_is_no_part_of_a_baseline(recorded: Pytester) -> 
     assert file(recorded).read_bytes() == before
 
 
-def test_a_bound_of_the_ini_file_stays_part_of_a_baseline_whatever_the_session_bounds(suite: Pytester) -> None:
+def test_measures_that_the_ini_file_also_bounds_stay_part_of_a_baseline(suite: Pytester) -> None:
     suite.makeini("[pytest]\ntrainability_bounds =\n    forward_log_gain = [-100, 100]")
     assert run(suite, "--trainability-baseline=new").ret == 0
     run(suite, "--trainability-bounds=forward_log_gain = [-90, 90]").assert_outcomes(passed=4)
+
+
+@pytest.mark.parametrize("place", ["function", "module"])
+def test_measures_that_a_marker_also_bounds_stay_part_of_a_baseline(project: Pytester, place: str) -> None:
+    mark = "pytestmark = " if place == "module" else "@"
+    project.makepyfile(
+        test_it=f"""
+        import pytest
+        from small_nets import images, net
+
+        {mark}pytest.mark.trainability(forward_log_gain=(-100, 100))
+        def test_model(trainability):
+            trainability(net, images, seeds=8).check_baseline()
+        """
+    )
+    bound = "--trainability-bounds=forward_log_gain = [-90, 90]"
+    assert run(project, bound, "--trainability-baseline=new").ret == 0
+    (entry,) = entries(project, "test_it")["test_model"].values()
+    assert "forward_log_gain" in entry["cpu float32"]["measures"]
+    run(project).assert_outcomes(passed=1)
+    run(project, bound).assert_outcomes(passed=1)
 
 
 WIDE = [f"{measure} = 9" for measure in ("log_gain", "growth_rate", "activation_rms", "gradient_norm")]
@@ -275,11 +296,13 @@ def test_the_nearer_tolerance_wins(recorded: Pytester, monkeypatch: pytest.Monke
         ("check_baseline('gain')", [], "unknown measure 'gain'"),
     ],
 )
-def test_misuse_in_the_call_says_what_must_hold(suite: Pytester, source: str, options: list[str], said: str) -> None:
+def test_invalid_arguments_of_check_baseline_fail_the_test(
+    suite: Pytester, source: str, options: list[str], said: str
+) -> None:
     suite.makepyfile(test_suite=SUITE.replace("check_baseline()", source))
     result = run(suite, "test_suite.py::test_tower", *options)
     result.assert_outcomes(failed=1)
-    assert said in told(result)
+    assert said in joined(result)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +321,7 @@ def test_misuse_in_the_call_says_what_must_hold(suite: Pytester, source: str, op
         (["--trainability-measured="], "--trainability-measured must name a folder. Got ''"),
     ],
 )
-def test_misuse_on_the_command_line_ends_the_session(suite: Pytester, options: list[str], said: str) -> None:
+def test_invalid_options_end_the_session(suite: Pytester, options: list[str], said: str) -> None:
     result = run(suite, *options)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert said in re.sub(r"\s+", " ", result.stderr.str())
@@ -311,41 +334,53 @@ def test_two_measurements_cannot_share_an_entry(suite: Pytester) -> None:
     )
     result = run(suite, "test_suite.py::test_clash", "--trainability-baseline=new")
     result.assert_outcomes(failed=1)
-    assert "Two measurements of test_suite.py::test_clash have the name 'build': pass name= to one of them." in told(
+    assert "Two measurements of test_suite.py::test_clash have the name 'build': pass name= to one of them." in joined(
         result
     )
     assert not file(suite).exists()
 
 
-def test_outside_pytest_there_is_no_baseline() -> None:
+def test_check_baseline_outside_pytest_is_refused() -> None:
     import torch
     from torch import nn
 
     from pytest_trainability import UsageError, measure
 
     result = measure(lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(2, 4), seeds=2)
-    with pytest.raises(UsageError, match=r"must be called in a test"):
+    with pytest.raises(UsageError, match=r"needs a measurement of the trainability fixture"):
         result.check_baseline()
 
 
-# What nobody asks for -------------------------------------------------------------------------------------------------
+# Unused entries -------------------------------------------------------------------------------------------------------
 
 
-def test_a_renamed_test_is_recognised_by_its_numbers(recorded: Pytester) -> None:
+def test_renamed_test_is_recognized_by_its_numbers(recorded: Pytester) -> None:
     recorded.makepyfile(test_suite=SUITE.replace("test_tower", "test_turm"))
     result = run(recorded)
     result.assert_outcomes(failed=1, passed=3)
     assert (
         "no test uses test_tower › build in __trainability__/test_suite.json; it has the same numbers as "
         "test_turm › build: renamed?"
-    ) in told(result).replace("baselines ", "")
+    ) in joined(result).replace("baselines ", "")
 
 
-def test_unused_and_forgotten_entries_are_named_and_kept(recorded: Pytester) -> None:
+def test_test_of_the_same_numbers_in_another_file_is_not_a_renamed_one(recorded: Pytester) -> None:
+    """The hint names the test and not its file: it would point to the wrong file."""
+    recorded.makepyfile(
+        test_suite=SUITE.replace("def test_tower", "def unused_tower"),
+        test_other=SUITE.replace("test_tower", "test_turm"),
+    )
+    text = joined(run(recorded, "--trainability-baseline=new"))
+    assert "no test uses test_tower › build in __trainability__/test_suite.json" in text
+    assert "test_turm" in entries(recorded, "test_other")
+    assert "renamed?" not in text
+
+
+def test_unused_entries_and_files_are_listed_and_kept(recorded: Pytester) -> None:
     recorded.makepyfile(test_suite=SUITE.replace(', name="deep").check_baseline()', ', name="deep")'))
     file(recorded, "test_gone").write_bytes(file(recorded).read_bytes())
     before = file(recorded).read_bytes()
-    text = told(run(recorded))
+    text = joined(run(recorded))
     assert "no test uses TestTwo::test_both › deep in __trainability__/test_suite.json" in text
     assert "no test module for __trainability__/test_gone.json" in text
     assert "--trainability-prune removes them" in text
@@ -353,13 +388,13 @@ def test_unused_and_forgotten_entries_are_named_and_kept(recorded: Pytester) -> 
     assert file(recorded, "test_gone").exists()
 
 
-def test_prune_removes_what_nobody_asks_for(recorded: Pytester) -> None:
+def test_prune_removes_unused_entries_and_files(recorded: Pytester) -> None:
     recorded.makepyfile(test_suite=SUITE.replace("[3, 5]", "[3]"))
     file(recorded, "test_gone").write_bytes(file(recorded).read_bytes())
     before = entries(recorded)
     result = run(recorded, "--trainability-prune")
     assert result.ret == 0
-    assert "removed: no test uses test_depth[5] › build" in told(result)
+    assert "removed: no test uses test_depth[5] › build" in joined(result)
     del before["test_depth[5]"]
     assert entries(recorded) == before
     assert not file(recorded, "test_gone").exists()
@@ -384,14 +419,14 @@ SKIPPING = SUITE.replace("def test_tower", "@pytest.mark.skip\ndef test_tower")
     ],
     ids=lambda options: options[0],
 )
-def test_prune_is_refused_where_options_narrow_the_session(recorded: Pytester, options: list[str]) -> None:
+def test_prune_is_refused_if_options_leave_tests_out(recorded: Pytester, options: list[str]) -> None:
     recorded.makepyfile(test_suite=SUITE.replace("[3, 5]", "[3]"))
     before = file(recorded).read_bytes()
     result = run(recorded, "--trainability-prune", *options)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "--trainability-prune must see every test" in result.stderr.str()
     assert file(recorded).read_bytes() == before
-    assert "no test uses" not in told(run(recorded, *options)), "nor is anything named as unused"
+    assert "no test uses" not in joined(run(recorded, *options)), "nor is anything named as unused"
 
 
 @pytest.mark.parametrize(
@@ -407,31 +442,32 @@ def test_prune_is_refused_where_options_narrow_the_session(recorded: Pytester, o
     ],
     ids=["a plugin deselects", "a test skips", "a test fails"],
 )
-def test_prune_is_refused_where_a_test_has_not_told(
-    recorded: Pytester, conftest: str, source: str, reason: str
-) -> None:
+def test_prune_is_refused_if_a_test_has_not_passed(recorded: Pytester, conftest: str, source: str, reason: str) -> None:
     recorded.makeconftest(conftest)
     recorded.makepyfile(test_suite=source)
     before = file(recorded).read_bytes()
     result = run(recorded, "--trainability-prune")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert f"nothing pruned: not every test has passed ({reason}" in told(result)
+    text = joined(result)
+    assert f"nothing pruned: not every test has passed ({reason}" in text
+    assert "no test uses test_depth[5] › build" in text
+    assert "--trainability-prune removes them" not in text, "the session has just refused to do so"
     assert file(recorded).read_bytes() == before
 
 
-def test_an_entry_of_another_torch_is_named_and_can_be_recorded_again(recorded: Pytester) -> None:
+def test_entry_of_another_torch_is_reported_and_can_be_recorded_again(recorded: Pytester) -> None:
     file(recorded).write_text(
         file(recorded).read_text(encoding="utf-8").replace('"torch": "', '"torch": "1.'), encoding="utf-8"
     )
     result = run(recorded)
     result.assert_outcomes(passed=4)
-    assert re.search(r"recorded with torch 1\.\S+: --trainability-baseline=update records them again", told(result))
+    assert re.search(r"recorded with torch 1\.\S+: --trainability-baseline=update records them again", joined(result))
     assert run(recorded, "--trainability-baseline=update").ret == 0
     assert '"torch": "1.' not in file(recorded).read_text(encoding="utf-8")
 
 
-def test_another_device_is_compared_with_and_recorded_beside(recorded: Pytester) -> None:
-    """What was recorded on CUDA is compared with on the CPU, where the numbers are the same up to arithmetic."""
+def test_entry_of_another_device_is_compared_and_kept_next_to_a_new_one(recorded: Pytester) -> None:
+    """Numbers on the CPU are compared with a baseline from CUDA: they agree up to round-off."""
     text = file(recorded).read_text(encoding="utf-8")
     file(recorded).write_text(
         text.replace('"cpu float32": {', '"cuda float32": {').replace('"device": "cpu"', '"device": "cuda"'),
@@ -439,14 +475,14 @@ def test_another_device_is_compared_with_and_recorded_beside(recorded: Pytester)
     )
     result = run(recorded, "-v")
     result.assert_outcomes(passed=4)
-    assert "unchanged, recorded with device cuda" in told(result)
+    assert "unchanged, recorded with device cuda" in joined(result)
     assert run(recorded, "--trainability-baseline=new").ret == 0
     assert set(entries(recorded)["test_tower"]["build"]) == {"cpu float32", "cuda float32"}
     assert run(recorded, "--trainability-prune").ret == 0
     assert set(entries(recorded)["test_tower"]["build"]) == {"cpu float32", "cuda float32"}
 
 
-# How many checks ------------------------------------------------------------------------------------------------------
+# Required number of models --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("required", "status"), [("5", 0), ("6", 1)])
@@ -457,21 +493,21 @@ def test_a_session_must_measure_as_many_models_as_required(
     result = run(recorded, f"--trainability-require={required}", *terminal)
     assert result.ret == status
     if status and not terminal:
-        assert "5 measured, --trainability-require=6: too few" in told(result)
+        assert "5 measured, --trainability-require=6: too few" in joined(result)
 
 
 def test_a_session_that_measures_nothing_does_not_satisfy_the_requirement(project: Pytester) -> None:
     project.makepyfile("def test_nothing():\n    pass")
     result = run(project, "--trainability-require=1")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert "0 measured" in told(result)
+    assert "0 measured" in joined(result)
     assert run(project, "--trainability-require=1", "--collect-only").ret == 0
 
 
-# What another machine has measured ------------------------------------------------------------------------------------
+# Numbers from another machine -----------------------------------------------------------------------------------------
 
 
-def test_what_a_run_measured_can_be_compared_and_accepted(
+def test_measured_numbers_can_be_compared_and_accepted(
     recorded: Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GAIN", "1.5")
@@ -486,19 +522,17 @@ def test_what_a_run_measured_can_be_compared_and_accepted(
     run(recorded, "-k", "not Two").assert_outcomes(passed=3, deselected=1)
 
 
-def test_what_was_measured_is_not_left_in_the_place_of_the_baselines(
-    recorded: Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_measured_numbers_do_not_overwrite_the_baselines(recorded: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAIN", "1.5")
     before = file(recorded).read_bytes()
     result = run(recorded, "--trainability-measured=.")
     assert result.ret == 1
-    assert "--trainability-measured must name a separate folder" in told(result)
+    assert "--trainability-measured must name a separate folder" in joined(result)
     assert file(recorded).read_bytes() == before
 
 
-def test_other_masks_of_dropout_are_left_to_chance(project: Pytester) -> None:
-    """A draw more at the beginning of the forward pass shifts every mask: no change of the model."""
+def test_other_dropout_masks_are_not_a_change(project: Pytester) -> None:
+    """One more random number at the start of the forward pass changes every mask, but not the model."""
     source = """
         import torch
         from torch import nn
@@ -525,15 +559,15 @@ def test_other_masks_of_dropout_are_left_to_chance(project: Pytester) -> None:
         run(project).assert_outcomes(passed=1)
 
 
-def test_growth_is_not_blamed_for_a_change(recorded: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tower shrinks the gradient now as before: to make it grow is no cure for what has changed."""
+def test_change_has_no_likely_cause_of_growth(recorded: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tower shrank the gradient before as well: growth does not explain the change."""
     monkeypatch.setenv("GAIN", "1.2")
     result = run(recorded, "test_suite.py::test_tower")
     result.assert_outcomes(failed=1)
-    assert "likely cause" not in told(result)
+    assert "likely cause" not in joined(result)
 
 
-def test_tolerances_of_the_command_are_those_of_the_option(
+def test_command_takes_its_tolerances_from_the_option(
     recorded: Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GAIN", "1.5")
@@ -543,7 +577,7 @@ def test_tolerances_of_the_command_are_those_of_the_option(
     assert "--tolerances: unknown measure" in capsys.readouterr().err
 
 
-def test_the_command_writes_beside_test_modules_of_the_project_only(
+def test_command_writes_only_next_to_test_modules_of_the_project(
     recorded: Pytester, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured = recorded.path / "measured" / "elsewhere" / "__trainability__"
@@ -560,7 +594,7 @@ def test_the_command_writes_beside_test_modules_of_the_project_only(
     assert list(outside.iterdir()) == [outside / "test_suite.py"]
 
 
-def test_nothing_is_accepted_where_one_file_cannot_be_read(
+def test_nothing_is_accepted_if_one_file_cannot_be_read(
     recorded: Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GAIN", "1.5")
@@ -573,7 +607,7 @@ def test_nothing_is_accepted_where_one_file_cannot_be_read(
     assert file(recorded).read_bytes() == before
 
 
-def test_names_from_a_file_cannot_command_the_terminal(recorded: Pytester, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_of_a_file_are_escaped(recorded: Pytester, capsys: pytest.CaptureFixture[str]) -> None:
     evil = file(recorded).read_text(encoding="utf-8").replace("test_tower", "\\u001b]0;owned\\u0007\\u202e")
     measured = recorded.path / "measured" / "__trainability__"
     measured.mkdir(parents=True)

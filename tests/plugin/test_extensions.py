@@ -1,4 +1,4 @@
-"""Hooks for other plugins, and the example plugin that uses them."""
+"""The hooks for other plugins, and the example plugin that implements them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def example(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_measure_of_the_example_is_an_attribute_and_a_bound(example: pytest.Pytester, workers: str) -> None:
+def test_measure_of_the_example_is_an_attribute_and_has_bounds(example: pytest.Pytester, workers: str) -> None:
     example.makepyfile(
         """
         import pytest
@@ -82,7 +82,7 @@ def test_without_the_plugin_the_measure_is_unknown(example: pytest.Pytester) -> 
     result.stderr.fnmatch_lines(["*unknown measure 'gradient_kurtosis'.*"])
 
 
-def test_measures_are_gone_with_the_session(example: pytest.Pytester) -> None:
+def test_measures_are_removed_at_the_end_of_the_session(example: pytest.Pytester) -> None:
     example.makepyfile(
         "from nets_of_the_example import *\ndef test_it(trainability):\n    trainability(tower(), x).gradient_kurtosis"
     )
@@ -93,7 +93,44 @@ def test_measures_are_gone_with_the_session(example: pytest.Pytester) -> None:
     assert "gradient_kurtosis" not in MEASURES
 
 
-def test_plugin_says_how_a_model_is_cut_unless_the_user_does(example: pytest.Pytester) -> None:
+def test_measure_that_was_there_before_the_session_stays(project: pytest.Pytester) -> None:
+    """Another plugin, or a library, may have added the same measure: a session removes only its own additions."""
+    from pytest_trainability import Measure, add_measure
+    from pytest_trainability.measures import MEASURES
+
+    shared = Measure("shared_measure", "scalar", "", "linear", frozenset(), lambda run: 1.0)
+    add_measure(shared)
+    try:
+        project.makeconftest(
+            """
+            def pytest_trainability_measures():
+                from pytest_trainability import Measure
+                from pytest_trainability.measures import MEASURES
+
+                return [
+                    MEASURES["shared_measure"],
+                    Measure("own_measure", "scalar", "", "linear", frozenset(), lambda run: 2.0),
+                ]
+            """
+        )
+        project.makepyfile(
+            """
+            from small_nets import images, net
+
+            def test_it(trainability):
+                result = trainability(net, images, seeds=1)
+                assert (result.shared_measure, result.own_measure) == (1, 2)
+            """
+        )
+        project.runpytest_inprocess("-p", "no:xdist").assert_outcomes(passed=1)
+        assert MEASURES["shared_measure"] is shared
+        assert "own_measure" not in MEASURES
+    finally:
+        MEASURES.pop("shared_measure", None)
+        MEASURES.pop("own_measure", None)
+
+
+def test_plugin_chooses_the_steps_unless_the_user_does(example: pytest.Pytester) -> None:
     example.makepyfile(
         """
         from nets_of_the_example import TwoStreamNet, tower, x
@@ -104,7 +141,7 @@ def test_plugin_says_how_a_model_is_cut_unless_the_user_does(example: pytest.Pyt
             assert len(trainability(tower(5), x, name="tower").steps) == 5
 
         def test_own_steps(trainability):
-            # Without the plugin the Linear layers or blocks are found by themselves; with it, by name.
+            # Without the plugin the repeated blocks are found; with it they are chosen by name.
             assert trainability(TwoStreamNet, x).steps.description == "3 × Sequential"
         """
     )
@@ -121,7 +158,7 @@ def test_environment_keeps_baselines_apart(example: pytest.Pytester) -> None:
     (key,) = stored["tests"]["test_it"]["Sequential"] if "tests" in stored else next(iter(_entries(stored)))
     assert "onednn=" in key
     example.runpytest_subprocess("-p", NAME).assert_outcomes(passed=1)
-    # In the environment without that part, the baseline is another's.
+    # Without the plugin the environment has another key, and no baseline.
     missing = example.runpytest_subprocess()
     missing.assert_outcomes(failed=1)
     missing.stdout.fnmatch_lines(["*no baseline*"])
@@ -162,7 +199,7 @@ def _entries(tree):
         ),
     ],
 )
-def test_measures_that_cannot_be_added_are_refused(pytester: pytest.Pytester, hook: str, says: list[str]) -> None:
+def test_invalid_measures_are_refused(pytester: pytest.Pytester, hook: str, says: list[str]) -> None:
     from textwrap import dedent
 
     pytester.makeconftest(dedent(hook))
@@ -181,7 +218,7 @@ def test_measures_that_cannot_be_added_are_refused(pytester: pytest.Pytester, ho
         ("{'torch': '3'}", "'torch' is the project's"),
     ],
 )
-def test_environments_that_cannot_be_used_are_refused(pytester: pytest.Pytester, answer: str, says: str) -> None:
+def test_invalid_environments_are_refused(pytester: pytest.Pytester, answer: str, says: str) -> None:
     pytester.makeconftest(f"def pytest_trainability_environment():\n    return {answer}")
     pytester.makepyfile(
         "import torch\ndef test_it(trainability):\n"
@@ -192,7 +229,7 @@ def test_environments_that_cannot_be_used_are_refused(pytester: pytest.Pytester,
     assert says in result.stdout.str()
 
 
-def test_steps_that_do_not_exist_are_refused_like_the_users(pytester: pytest.Pytester) -> None:
+def test_unknown_steps_of_a_plugin_are_refused(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("def pytest_trainability_steps(model):\n    return 'blocks_that_are_not.*'")
     pytester.makepyfile(
         "import torch\ndef test_it(trainability):\n    trainability(lambda: torch.nn.Linear(3, 3), torch.zeros(2, 3))"

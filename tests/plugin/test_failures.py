@@ -1,4 +1,4 @@
-"""A failure belongs to its test: where it is raised, what it says, and that its command repeats it."""
+"""Failures of tests: the line that raises, the message, and the command that repeats them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from small_nets import images, net, tower
 """
 
 
-def test_the_traceback_ends_at_the_users_line(project: Pytester) -> None:
+def test_traceback_ends_at_the_line_of_the_user(project: Pytester) -> None:
     project.makepyfile(
         test_it=HEAD
         + """
@@ -69,7 +69,7 @@ def test_marker(trainability):
         assert re.search(f"^{label} ", text, re.MULTILINE), label
 
 
-def test_plain_asserts_explain_themselves(project: Pytester) -> None:
+def test_plain_asserts_are_explained(project: Pytester) -> None:
     project.makepyfile(
         test_it=HEAD
         + """
@@ -93,7 +93,7 @@ def test_spectrum(trainability):
     assert re.search(r"^E +exponent 3: -\S+ ± \S+ nats/step", spectrum, re.MULTILINE)
 
 
-def test_a_number_before_the_profile_is_explained_too(project: Pytester) -> None:
+def test_comparison_with_the_number_on_the_left_is_explained(project: Pytester) -> None:
     project.makepyfile(
         test_it=HEAD + "def test_it(trainability):\n    assert 10 < trainability(net, images, seeds=1).gradient_norm\n"
     )
@@ -115,7 +115,7 @@ REPRODUCED = {
 
 @pytest.mark.parametrize(("mark", "call", "args"), REPRODUCED.values(), ids=REPRODUCED.keys())
 def test_the_command_reproduces_the_failure(project: Pytester, mark: str, call: str, args: list[str]) -> None:
-    """Number by number, among other tests and with a name that a shell would take apart."""
+    """All numbers are the same, although other tests run before and the name needs quotes in a shell."""
     project.makepyfile(
         test_it=HEAD
         + f"""
@@ -140,7 +140,9 @@ class TestIt:
     assert without[0] == without[1]
 
 
-def test_the_command_works_from_where_pytest_was_started(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_works_in_the_folder_in_which_pytest_was_started(
+    project: Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project.makeini("[pytest]")
     folder = project.mkdir("sub")
     (folder / "test_it.py").write_text(
@@ -154,8 +156,8 @@ def test_the_command_works_from_where_pytest_was_started(project: Pytester, monk
     project.runpytest_inprocess(*shlex.split(command)[1:]).assert_outcomes(failed=1)
 
 
-def test_a_bound_of_a_marker_needs_a_measurement(project: Pytester) -> None:
-    """A gate that judges nothing must not be green: whoever bounds a test forgot to measure in it."""
+def test_bound_of_a_marker_without_a_measurement_is_not_green(project: Pytester) -> None:
+    """A check that judges nothing must not be green: the author of the bound forgot to measure."""
     project.makepyfile(
         test_it=HEAD
         + """
@@ -168,7 +170,7 @@ def test_forgotten():
     assert result.ret != pytest.ExitCode.OK or "trainability" in "".join(result.stdout.lines[5:])
 
 
-def test_of_two_checks_the_one_that_fails_is_to_blame(project: Pytester) -> None:
+def test_only_the_failing_check_of_a_test_is_red(project: Pytester) -> None:
     project.makepyfile(
         test_it=HEAD
         + """
@@ -194,7 +196,7 @@ def test_plain(trainability):
 
 
 def test_an_error_has_no_likely_cause(project: Pytester) -> None:
-    """Growth along the chain explains a gradient, and no mistake of another kind."""
+    """Growth along the chain explains small and large gradients, but not other errors."""
     project.makepyfile(
         test_it=HEAD
         + """
@@ -212,13 +214,13 @@ def test_assert(trainability):
     result.assert_outcomes(failed=2)
     text = result.stdout.str()
     error, plain = text.index("\ntest_it.py::test_error\n"), text.index("\ntest_it.py::test_assert\n")
-    told = text.index("likely cause", text.index("= trainability ="))
-    assert min(error, plain) < told
+    shown = text.index("likely cause", text.index("= trainability ="))
+    assert min(error, plain) < shown
     assert "likely cause" not in text[error : plain if error < plain else text.index(" hold, measured")]
 
 
-def test_overflow_is_a_status_not_an_exception(project: Pytester) -> None:
-    """Design, section 6: whoever asserts that nothing overflows must be told that something does."""
+def test_overflow_fails_the_bound_and_raises_nothing_else(project: Pytester) -> None:
+    """Numbers that overflow must fail the bound; they must not raise another error."""
     project.makepyfile(
         test_it=HEAD
         + """
@@ -241,8 +243,8 @@ def test_it(trainability, size, dtype):
     assert "AttributeError" not in text
 
 
-def test_bounds_that_are_judged_on_nothing_fail_their_test(project: Pytester) -> None:
-    """A marker without the fixture would look like a gate and be none; one of a whole module may stand above others."""
+def test_bounds_without_a_measured_model_fail_the_test(project: Pytester) -> None:
+    """A marker without the fixture would check nothing. A marker of a module may apply to tests that do not measure."""
     project.makepyfile(
         test_it="""
         import pytest
@@ -261,7 +263,7 @@ def test_bounds_that_are_judged_on_nothing_fail_their_test(project: Pytester) ->
     result.stdout.fnmatch_lines(["*must be judged on a model. This test has measured no model.*"])
 
 
-def test_a_method_of_unittest_cannot_measure_and_says_so(project: Pytester) -> None:
+def test_bounds_of_a_unittest_method_fail_the_test(project: Pytester) -> None:
     project.makepyfile(
         test_it="""
         import unittest

@@ -1,6 +1,6 @@
-"""The same verdicts in every configuration of pytest, and beside the plugins that people install with it.
+"""The same verdicts in every configuration of pytest, and together with other plugins.
 
-``tests/matrix.py`` runs all tests in environments of their own; what needs none is here.
+``tests/matrix.py`` runs these tests in separate environments.
 """
 
 from __future__ import annotations
@@ -87,25 +87,25 @@ KINDS = {
     "test_error": "error",
     "test_measures_nothing": "passed",
 }
-"""What each test comes to, in the words of JUnit."""
+"""Outcome of each test, as JUnit names it."""
 LINES = 11
-"""One for each measurement of the suite."""
+"""Lines of the section: one for each measurement of the suite."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a session told and did, but for times and order."""
+    """The results of a session, without times and order."""
 
     ret: int
     phases: dict[str, list[tuple[str, str]]]
-    """How setup, call and teardown of each test ended."""
+    """Outcomes of setup, call and teardown, by test."""
     records: dict[str, list[str]]
-    """What the reports of each test carried."""
+    """Records of the reports, by test."""
     section: list[str]
 
 
 def run(project: Pytester, *args: str) -> RunResult:
-    """Run a session in this process, and see that nobody warns and nothing breaks."""
+    """Run a session in this process; it must not warn or have an internal error."""
     result = project.runpytest_inprocess(*args)
     reprec = result.reprec  # type: ignore[attr-defined]
     assert [str(call.warning_message) for call in reprec.getcalls("pytest_warning_recorded")] == []
@@ -119,7 +119,7 @@ def outcome(result: RunResult) -> Outcome:
     for report in result.reprec.getreports("pytest_runtest_logreport"):  # type: ignore[attr-defined]
         phases[report.nodeid].append((report.when, report.outcome))
         if hasattr(report, "trainability"):
-            # As text, in which what is not a number is the same.
+            # As text, in which NaN equals NaN.
             records[report.nodeid] = [repr({**plain, "seconds": 0}) for plain in report.trainability]
     return Outcome(int(result.ret), dict(phases), records, section(result))
 
@@ -137,7 +137,7 @@ def rows(result: RunResult) -> list[str]:
 
 
 def judged(path: Path, family: str) -> dict[str, str]:
-    """Return what a JUnit file says of each test, and see that the file is sound."""
+    """Return the outcome of each test in a JUnit file, and check that the file is consistent."""
     tree = ElementTree.parse(path)
     (suite,) = tree.iter("testsuite")
     cases = list(suite.iter("testcase"))
@@ -173,7 +173,7 @@ CONFIGURATIONS = [
 
 @pytest.mark.parametrize("options", CONFIGURATIONS)
 def test_every_configuration_has_the_same_verdicts(project: Pytester, options: str) -> None:
-    """By exit status, by report, by record, in the section and in the JUnit file."""
+    """Exit status, reports, records, section and JUnit file are the same."""
     if "-n" in options.split():
         pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(test_suite=SUITE)
@@ -211,7 +211,7 @@ installed, importlib.metadata.distributions = importlib.metadata.distributions, 
 
 
 def test_without_xdist_installed_the_verdicts_are_the_same(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interpreter in which neither the module nor its entry point is found."""
+    """The interpreter finds neither the module nor its entry point."""
     project.makepyfile(test_suite=SUITE)
     plain = outcome(run(project))
     project.makepyfile(sitecustomize=HIDE)
@@ -226,7 +226,7 @@ def test_without_xdist_installed_the_verdicts_are_the_same(project: Pytester, mo
     assert section(result) == plain.section
 
 
-def test_a_worker_that_dies_takes_only_its_test_along(project: Pytester) -> None:
+def test_crashed_worker_loses_only_its_running_test(project: Pytester) -> None:
     pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(
         test_it="""
@@ -246,11 +246,11 @@ def test_a_worker_that_dies_takes_only_its_test_along(project: Pytester) -> None
     assert rows(result) == ["✔ test_lives"]
 
 
-# Neighbours: each test needs one more plugin, which tests/matrix.py installs.
+# Other plugins: each test needs one of them. tests/matrix.py installs them.
 
 
-def test_pytest_benchmark_times_what_is_measured(project: Pytester) -> None:
-    """Both fixtures in one test, both sections in one report."""
+def test_pytest_benchmark_can_time_a_measurement(project: Pytester) -> None:
+    """One test can use both fixtures, and the report has both sections."""
     pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark")
     project.makepyfile(
         test_it="""
@@ -274,8 +274,8 @@ def test_pytest_benchmark_times_what_is_measured(project: Pytester) -> None:
     project.runpytest_inprocess("--benchmark-skip").assert_outcomes(skipped=2)
 
 
-def test_syrupy_keeps_what_was_measured(project: Pytester) -> None:
-    """Numbers are the same in the next session, and others where the seeds are others."""
+def test_syrupy_stores_estimates_and_profiles(project: Pytester) -> None:
+    """The numbers are the same in the next session, and differ with other seeds."""
     pytest.importorskip("syrupy", reason="needs syrupy")
     project.makepyfile(
         test_it="""
@@ -301,8 +301,8 @@ def test_syrupy_keeps_what_was_measured(project: Pytester) -> None:
     assert re.search(r"^E +- +mean=-", other.stdout.str(), re.MULTILINE), "syrupy explains the difference"
 
 
-def test_hypothesis_finds_the_smallest_model_that_fails(project: Pytester) -> None:
-    """A measurement is a function of its example: nothing is flaky, and the shrunk example is the one reported."""
+def test_hypothesis_finds_the_smallest_failing_model(project: Pytester) -> None:
+    """A measurement depends on its example only: nothing is flaky, and the shrunk example is reported."""
     pytest.importorskip("hypothesis", reason="needs hypothesis")
     project.makepyfile(
         test_it="""
@@ -379,7 +379,7 @@ def test_pytest_cov_counts_the_lines_of_a_model_in_workers(project: Pytester) ->
     assert "✔ test_model" in rows(result)
 
 
-def test_pytest_rerunfailures_leaves_the_line_of_the_last_attempt(project: Pytester) -> None:
+def test_pytest_rerunfailures_shows_the_last_attempt(project: Pytester) -> None:
     pytest.importorskip("pytest_rerunfailures", reason="needs pytest-rerunfailures")
     project.makepyfile(
         test_it="""
@@ -425,7 +425,7 @@ def test_pytest_rerunfailures_leaves_the_line_of_the_last_attempt(project: Pytes
     assert alone.records == {"test_it.py::test_marker": outcome(result).records["test_it.py::test_marker"]}
 
 
-def test_pytest_timeout_in_a_measurement_leaves_the_session_in_order(project: Pytester) -> None:
+def test_pytest_timeout_during_a_measurement_does_not_affect_the_next_test(project: Pytester) -> None:
     pytest.importorskip("pytest_timeout", reason="needs pytest-timeout")
     project.makepyfile(
         test_it="""
@@ -462,7 +462,7 @@ def test_pytest_timeout_in_a_measurement_leaves_the_session_in_order(project: Py
 
 
 def test_pytest_randomly_changes_no_number(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It shuffles the tests and seeds ``random`` and numpy before each; what measures is seeded after that."""
+    """pytest-randomly shuffles tests, and seeds ``random`` and numpy before each one; measuring tests are seeded afterwards."""
     pytest.importorskip("pytest_randomly", reason="needs pytest-randomly")
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     project.makepyfile(
@@ -501,7 +501,7 @@ def test_pytest_randomly_changes_no_number(project: Pytester, monkeypatch: pytes
     records = [outcome(result).records for result in (*seeded, plain)]
     assert len(records[0]) == 4
     assert records[0] == records[1] == records[2]
-    # Tests that do not measure have what pytest-randomly gives them.
+    # Tests that do not measure keep the seeds of pytest-randomly.
     printed = [re.search(r"PLAIN \S+", result.stdout.str()) for result in seeded]
     again = project.runpytest_inprocess("-s", "--randomly-seed=1", "-k", "test_plain")
     assert printed[0] and printed[1]
@@ -510,7 +510,7 @@ def test_pytest_randomly_changes_no_number(project: Pytester, monkeypatch: pytes
 
 
 def test_pytest_torch_and_this_plugin_share_a_test(project: Pytester) -> None:
-    """Fixtures, markers and options have names of their own; neither plugin seeds over the other's tests."""
+    """Fixtures, markers and options have different names, and neither plugin seeds the tests of the other."""
     pytest.importorskip("pytest_torch", reason="needs pytest-torch")
     project.makepyfile(
         test_it="""
@@ -536,7 +536,7 @@ def test_pytest_torch_and_this_plugin_share_a_test(project: Pytester) -> None:
     assert "test_it.py · cpu · float64 · train · per sample · seeds 0-1" in section(both)
     autoseeded = project.runpytest_inprocess(*args, "--torch-autoseed", "--torch-seed=5")
     assert outcome(autoseeded).records == outcome(both).records
-    # Theirs is seeded as it is without us.
+    # pytest-torch seeds its test as it does without this plugin.
     theirs = [project.runpytest_inprocess(*args, *more, "-k", "theirs") for more in ([], ["-p", "no:trainability"])]
     assert len({re.search(r"THEIRS \S+", result.stdout.str())[0] for result in (both, *theirs)}) == 1  # type: ignore[index]
     project.runpytest_inprocess(*args, "-m", "trainability").assert_outcomes(passed=2, deselected=1)

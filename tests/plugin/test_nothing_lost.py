@@ -1,4 +1,4 @@
-"""Sessions that are killed, interrupted, crashed, refused or run side by side: no baseline is lost, none is half written."""
+"""Sessions that are killed, interrupted, crashed, refused or concurrent: no baseline is lost or partly written."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def scaled(depth=3):
 def check(trainability, depth=3, **options):
     trainability(scaled(depth), images, seeds=2, **options).check_baseline()
 """
-"""What every test module of this page begins with: ``check`` records or compares a tower that obeys ``GAIN``."""
+"""The head of every test module here: ``check`` records or compares a tower whose weights are scaled by ``GAIN``."""
 
 SUITE = f"""{ONE}
 def test_one(trainability):
@@ -87,11 +87,11 @@ def test_of_another_module(trainability):
 """
 PASSING = {"test_one", "test_depth[2]", "test_depth[4]", "TestPair::test_both"}
 
-# Every interpreter of a session starts with this: it notes what the package has written, and in which kind of process.
+# Every interpreter of a session runs this first. It records the files that the package writes, and the kind of process.
 WATCH = f"""
 import os, sys
 
-# On a machine of two cores as on one of many, workers share them out.
+# Workers share eight cores, on any machine.
 os.cpu_count = lambda: 8
 
 def ours():
@@ -122,8 +122,8 @@ def leave():
 
 
 @pytest.fixture(autouse=True)
-def _locks_of_our_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Locks lie in the folder for temporary files, where ours would stay."""
+def _separate_locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lock files are made in the folder for temporary files, and would stay there."""
     folder = str(tmp_path_factory.mktemp("locks"))
     monkeypatch.setattr(tempfile, "tempdir", folder)
     monkeypatch.setenv("TMPDIR", folder)
@@ -131,7 +131,7 @@ def _locks_of_our_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 
 @pytest.fixture
 def suite(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
-    """Two test modules, one in a folder below, of which some tests pass."""
+    """Two test modules, one of them in a subfolder. Some of their tests pass."""
     monkeypatch.delenv("GAIN", raising=False)
     project.makepyfile(test_suite=SUITE)
     module_below(project)
@@ -139,18 +139,18 @@ def suite(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
 
 
 def module_below(project: Pytester) -> None:
-    """Write a test module with a folder of baselines of its own."""
+    """Write a test module in a subfolder, which has a separate folder of baselines."""
     project.makeini("[pytest]\npythonpath = .")
     (project.mkdir("below") / "test_other.py").write_text(OTHER, encoding="utf-8")
 
 
 def module(project: Pytester, name: str, tests: str) -> None:
-    """Write a test module whose tests may call ``check``."""
+    """Write a test module whose tests can call ``check``."""
     project.makepyfile(**{name: f"{ONE}\n{tests}"})
 
 
 def run(project: Pytester, *args: str) -> RunResult:
-    """Run a session in this process, and see that pytest itself is fine."""
+    """Run a session in this process; it must not have an internal error."""
     result = project.runpytest_inprocess("-p", "no:cacheprovider", *args, no_reraise_ctrlc=True)
     assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
     return result
@@ -165,13 +165,13 @@ def recorded_in(path: Path) -> set[str]:
 
 
 def baselines(project: Pytester) -> dict[str, bytes]:
-    """Return all that lies in folders of baselines, byte for byte."""
+    """Return the bytes of all files in folders of baselines."""
     files = (path for path in project.path.rglob("__trainability__/*") if path.is_file())
     return {str(path.relative_to(project.path)): path.read_bytes() for path in files}
 
 
 def section(result: RunResult) -> list[str]:
-    """Return the lines of the terminal section, but for the time that it took."""
+    """Return the lines of the terminal section, without the time."""
     found: list[str] = []
     inside = False
     for line in result.stdout.str().splitlines():
@@ -182,8 +182,8 @@ def section(result: RunResult) -> list[str]:
     return found
 
 
-def told(result: RunResult) -> str:
-    """Return what the section says in one line, however it was wrapped."""
+def joined(result: RunResult) -> str:
+    """Return the text of the section in one line, without line breaks."""
     return " ".join(" ".join(section(result)).split())
 
 
@@ -192,7 +192,7 @@ def told(result: RunResult) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a session left: its exit status, the files of baselines, and what it told but for order."""
+    """The results of a session: exit status, files of baselines, and the sorted lines of the section."""
 
     ret: int
     counts: dict[str, int]
@@ -218,10 +218,10 @@ def restore(project: Pytester, files: dict[str, bytes]) -> None:
     [(NEW, ["-n", "4"]), (UPDATE, ["-n", "4", "--dist", "loadgroup"])],
     ids=["new", "update in groups"],
 )
-def test_workers_change_neither_file_nor_status_nor_section(
+def test_workers_write_the_same_files_status_and_section(
     suite: Pytester, monkeypatch: pytest.MonkeyPatch, mode: str, workers: list[str]
 ) -> None:
-    """And of five processes it is the controller alone that writes."""
+    """Of the five processes only the controller writes."""
     before: dict[str, bytes] = {}
     if mode == UPDATE:
         run(suite, NEW, "-k", "test_one or test_both or test_fails_later")
@@ -246,16 +246,18 @@ def test_workers_change_neither_file_nor_status_nor_section(
     written = [line for path in seen.iterdir() for line in path.read_text().splitlines()]
     assert len(list(seen.iterdir())) == 5
     assert [line for line in written if line.startswith("worker")] == []
-    assert any(re.fullmatch(r"controller \.test_suite\.json\..*\.tmp", line) for line in written), "nobody was seen"
+    assert any(re.fullmatch(r"controller \.test_suite\.json\..*\.tmp", line) for line in written), (
+        "no writing process was seen"
+    )
 
 
 def path_of_package() -> list[str]:
-    """Return what a new interpreter must be told so that it finds this very package."""
+    """Return the import path with which a new interpreter finds this package."""
     return [str(Path(PACKAGE).parent), *filter(None, [os.environ.get("PYTHONPATH", "")])]
 
 
-def test_reports_carry_plain_data_that_any_channel_can_send(project: Pytester) -> None:
-    """Whatever stands in a file: xdist sends texts that can be UTF-8 and numbers of Python's own, and fails else."""
+def test_reports_hold_plain_data_that_xdist_can_send(project: Pytester) -> None:
+    """Whatever a file contains: xdist can send only strings that are valid UTF-8, and Python's own number types."""
     module(project, "test_it", "def test_model(trainability):\n    check(trainability, name='\\ud800 of the test')")
     run(project, NEW)
     assert run(project).ret == 0
@@ -276,7 +278,7 @@ def test_reports_carry_plain_data_that_any_channel_can_send(project: Pytester) -
 
 
 def unsendable(plain: Any) -> list[object]:
-    """Return what execnet would refuse."""
+    """Return the parts that execnet would refuse."""
     if type(plain) is dict:
         return [fault for pair in plain.items() for part in pair for fault in unsendable(part)]
     if type(plain) in {list, tuple, set}:
@@ -286,8 +288,8 @@ def unsendable(plain: Any) -> list[object]:
     return [] if plain is None or type(plain) in {int, float, bool} else [plain]
 
 
-def test_what_no_channel_can_send_is_seen() -> None:
-    """The check can fail."""
+def test_unsendable_data_is_found() -> None:
+    """The check above can fail."""
     import numpy as np
 
     assert unsendable({"a": [1, 2.0, None, "ü", (True,)]}) == []
@@ -296,7 +298,7 @@ def test_what_no_channel_can_send_is_seen() -> None:
 
 @posix
 def test_a_crashed_worker_loses_only_its_running_test(project: Pytester) -> None:
-    """Neither what it measured before, nor what others measure; nor is anything of the test that crashed it recorded."""
+    """Entries of its earlier tests and of later tests are recorded; the test during which it crashed records nothing."""
     module(
         project,
         "test_it",
@@ -329,10 +331,10 @@ def test_after(trainability, n):
     assert recorded_in(file(project, "test_it")) == {
         f"test_{when}[{n}]" for when in ("before", "after") for n in range(3)
     }
-    assert "6 recorded in __trainability__/test_it.json: commit it" in told(result)
+    assert "6 recorded in __trainability__/test_it.json: commit it" in joined(result)
 
 
-# What is written ------------------------------------------------------------------------------------------------------
+# Written entries ------------------------------------------------------------------------------------------------------
 
 NOT_PASSED = {
     "an assertion": "    assert False",
@@ -345,7 +347,7 @@ NOT_PASSED = {
 
 
 @pytest.mark.parametrize("end", NOT_PASSED.values(), ids=NOT_PASSED.keys())
-def test_what_a_test_measured_is_written_only_if_it_passes(
+def test_entries_are_written_only_if_the_test_passes(
     project: Pytester, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     monkeypatch.delenv("GAIN", raising=False)
@@ -365,9 +367,9 @@ def test_what_a_test_measured_is_written_only_if_it_passes(
     assert set(after) == {"test_good", "test_bad"}
     assert after["test_bad"] == before["test_bad"]
     assert after["test_good"] != before["test_good"]
-    assert "1 updated in __trainability__/test_it.json: commit it" in told(result)
+    assert "1 updated in __trainability__/test_it.json: commit it" in joined(result)
     for name in ("test_bad", "test_new_bad"):
-        assert f"not recorded, because the test did not pass: test_it.py::{name}" in told(result)
+        assert f"not recorded, because the test did not pass: test_it.py::{name}" in joined(result)
 
 
 INTERRUPTIONS = {
@@ -378,7 +380,7 @@ INTERRUPTIONS = {
 
 
 @pytest.mark.parametrize(("how", "status"), INTERRUPTIONS.values(), ids=INTERRUPTIONS.keys())
-def test_an_interrupted_session_keeps_what_passed_and_what_was_there(
+def test_interrupted_session_keeps_old_entries_and_those_of_passed_tests(
     project: Pytester, monkeypatch: pytest.MonkeyPatch, how: str, status: int
 ) -> None:
     monkeypatch.delenv("GAIN", raising=False)
@@ -398,7 +400,7 @@ def test_an_interrupted_session_keeps_what_passed_and_what_was_there(
     assert after["test_z"] == before["test_z"]
 
 
-# Files that cannot be used --------------------------------------------------------------------------------------------
+# Unusable files -------------------------------------------------------------------------------------------------------
 
 
 def cut(path: Path) -> None:
@@ -448,7 +450,7 @@ UNUSABLE = {
 
 
 def state(project: Pytester) -> dict[str, tuple[int, int, bytes]]:
-    """Return kind, size and the first bytes of everything in the project but what Python caches."""
+    """Return kind, size and first bytes of every file in the project, without Python's caches."""
     found = {}
     for path in project.path.rglob("*"):
         if "__pycache__" not in path.parts and path.suffix not in {".py", ".pyc"}:
@@ -467,7 +469,7 @@ def first_bytes(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize(("spoil", "said"), UNUSABLE.values(), ids=UNUSABLE.keys())
-def test_a_file_that_cannot_be_used_fails_its_tests_and_no_others(
+def test_unusable_file_fails_only_its_tests(
     project: Pytester, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None], said: str
 ) -> None:
     monkeypatch.delenv("GAIN", raising=False)
@@ -490,7 +492,7 @@ def test_a_file_that_cannot_be_used_fails_its_tests_and_no_others(
         message = next(line[1:].strip() for line in result.stdout.str().splitlines() if line.startswith("E "))
         assert message.startswith(f"pytest_trainability.errors.BaselineError: {file(project, 'test_bad')}: ")
         assert said in message
-    assert "1 updated in __trainability__/test_good.json: commit it" in told(updated)
+    assert "1 updated in __trainability__/test_good.json: commit it" in joined(updated)
 
 
 def folder_is_a_file(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -504,7 +506,7 @@ def folder_is_a_link(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def folder_is_read_only(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Root may write anywhere: it is refused by hand, as the system refuses others."""
+    """The test may run as root, who may write anywhere: a patch refuses, as the system refuses other users."""
     create = tempfile.mkstemp
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -526,7 +528,7 @@ def disk_is_full(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> str:
         flush(handle)
 
     if not Path("/proc/self/fd").exists():
-        pytest.skip("finds the file of a handle where Linux tells it")
+        pytest.skip("needs /proc to find the file of a handle")
     monkeypatch.setattr(os, "fsync", refuse)
     return "could not be written. The file is unchanged. OSError: No space left on device."
 
@@ -540,7 +542,7 @@ UNWRITABLE = [
 
 
 @pytest.mark.parametrize("spoil", UNWRITABLE)
-def test_a_folder_that_cannot_be_written_fails_the_session_and_spares_other_files(
+def test_unwritable_folder_fails_the_session_and_other_files_are_written(
     project: Pytester, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Pytester, pytest.MonkeyPatch], str]
 ) -> None:
     monkeypatch.delenv("GAIN", raising=False)
@@ -551,8 +553,8 @@ def test_a_folder_that_cannot_be_written_fails_the_session_and_spares_other_file
     result = run(project, NEW)
     after = state(project)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert said in result.stdout.str() or said in told(result)
-    assert "1 recorded in below/__trainability__/test_other.json: commit it" in told(result)
+    assert said in result.stdout.str() or said in joined(result)
+    assert "1 recorded in below/__trainability__/test_other.json: commit it" in joined(result)
     made = {name for name in after if after[name] != before.get(name)} - {"__trainability__"}
     assert made == {"below/__trainability__", "below/__trainability__/test_other.json"}
     assert (
@@ -561,11 +563,11 @@ def test_a_folder_that_cannot_be_written_fails_the_session_and_spares_other_file
     monkeypatch.undo()
 
 
-# Whole sessions killed, and side by side ------------------------------------------------------------------------------
+# Killed and concurrent sessions ---------------------------------------------------------------------------------------
 
 
 def start(project: Pytester, *args: str) -> subprocess.Popen[bytes]:
-    """Start a session in a process of its own."""
+    """Start a session in a separate process."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *args]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path_of_package())}
     return subprocess.Popen(
@@ -579,7 +581,7 @@ def start(project: Pytester, *args: str) -> subprocess.Popen[bytes]:
 
 
 def wait_for(marker: Path, session: subprocess.Popen[bytes]) -> None:
-    """Wait until a session says that it has come to a place."""
+    """Wait until a session has written a marker file."""
     for _ in range(1200):
         if marker.exists():
             return
@@ -612,7 +614,7 @@ if os.environ.get("HANG"):
 def test_a_session_killed_while_it_writes_leaves_whole_files(
     project: Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One was written already, one was being written."""
+    """One file had been written, and one was being written."""
     monkeypatch.delenv("GAIN", raising=False)
     monkeypatch.delenv("HANG", raising=False)
     for name in ("test_a", "test_b"):
@@ -634,8 +636,8 @@ def test_a_session_killed_while_it_writes_leaves_whole_files(
     assert after["__trainability__/test_a.json"] != before["__trainability__/test_a.json"]
     result = run(project, UPDATE)
     assert result.ret == 0
-    assert told(result).count("updated in") == 1
-    assert baselines(project).keys() == before.keys(), "what the killed session left is still there"
+    assert joined(result).count("updated in") == 1
+    assert baselines(project).keys() == before.keys(), "the temporary file of the killed session is still there"
     assert run(project).ret == 0
 
 
@@ -654,8 +656,8 @@ def pytest_sessionfinish(session):
 """
 
 
-def test_two_sessions_at_once_lose_nothing_of_each_other(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both began when neither had recorded anything, and write the same file."""
+def test_concurrent_sessions_lose_no_entries(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both start before either has recorded anything, and write the same file."""
     tests = "@pytest.mark.parametrize('n', range(4))\ndef test_{name}(trainability, n):\n    check(trainability)\n"
     module(project, "test_it", "".join(tests.format(name=name) for name in ("a", "b", "c")))
     project.makeconftest(MEET)

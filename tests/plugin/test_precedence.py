@@ -26,7 +26,7 @@ PLACES = ("ini", "command line", "module", "class", "function", "call")
 
 
 def measured(project: Pytester, name: str, values: dict[str, Any], extra: str = "") -> dict[str, Any]:
-    """Set one setting in several places, measure, and return the record that a report carries."""
+    """Set one setting in several places, measure, and return the record of the report."""
     marks = {
         place: f"pytest.mark.trainability({name}={values[place]!r}{extra})" if place in values else ""
         for place in ("module", "class", "function")
@@ -47,7 +47,7 @@ def measured(project: Pytester, name: str, values: dict[str, Any], extra: str = 
 
 
 def levels(values: dict[str, Any]) -> list[Any]:
-    """Return one case for each place: set there and everywhere below."""
+    """Return one case for each place: the setting is set there and at all places of lower precedence."""
     return [
         pytest.param({p: values[p] for p in PLACES[: i + 1]}, values[place], id=place) for i, place in enumerate(PLACES)
     ]
@@ -80,7 +80,7 @@ def test_dtype(project: Pytester, values: dict[str, Any], wins: str) -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_device(project: Pytester, place: str) -> None:
-    """Every place below names a device that no machine has."""
+    """All places of lower precedence name a device that does not exist."""
     below = PLACES[: PLACES.index(place)]
     assert measured(project, "device", {**dict.fromkeys(below, "cuda:99"), place: "cpu"})["device"] == "cpu"
 
@@ -103,7 +103,7 @@ class TestIt:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_bounds(project: Pytester, place: str) -> None:
-    """The nearest bound of a measure is the one that is judged."""
+    """The nearest bound of a measure is judged."""
     high = {name: 101.0 + i for i, name in enumerate(PLACES)}
     given = PLACES[: PLACES.index(place) + 1]
     mark = {p: f"pytest.mark.trainability(log_gain=at_most({high[p]}))" for p in given}
@@ -144,8 +144,8 @@ def test_bounds_of_different_measures_add_up(project: Pytester) -> None:
 
 
 @pytest.mark.parametrize("by", ["ini", "option"])
-def test_two_bounds_of_one_measure_are_both_in_force_or_refused(project: Pytester, by: str) -> None:
-    """Whoever writes ``>= -3`` and ``<= 100`` in one place means both; the first must not silently be dropped."""
+def test_two_bounds_of_one_measure_in_one_place_apply_both_or_are_refused(project: Pytester, by: str) -> None:
+    """``>= -3`` and ``<= 100`` in one place are meant both: the first must not be dropped silently."""
     project.makepyfile(test_it=BOUNDS.format(module="", klass="", function="", call=""))
     lines = ["log_gain >= -3", "log_gain <= 100"]
     if by == "ini":

@@ -1,4 +1,4 @@
-"""Default bounds of a family, from the marker, the command line, the ini file and check()."""
+"""Presets: default bounds of a family, from the marker, the command line, the ini file and check()."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def tower():
 
 x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
 """
-"""It loses 0.55 nats a layer, 16 in all: no preset lets that pass."""
+"""The tower loses 0.55 nats per layer, 16 in total. All presets flag it."""
 
 
 @pytest.fixture
-def tests(pytester: pytest.Pytester) -> pytest.Pytester:
+def suite(pytester: pytest.Pytester) -> pytest.Pytester:
     pytester.makepyfile(
         TOWER
         + """
@@ -30,7 +30,7 @@ def test_marked(trainability):
     trainability(tower, x)
 
 @pytest.mark.trainability(preset="mlp", log_gain=within(30))
-def test_own_bound_goes_before(trainability):
+def test_bound_replaces_the_one_of_the_preset(trainability):
     trainability(tower, x)
 
 @pytest.mark.trainability(preset=None)
@@ -47,22 +47,22 @@ def test_checked(trainability):
     return pytester
 
 
-def test_marker_and_check(tests: pytest.Pytester) -> None:
-    result = tests.runpytest_subprocess("-rf")
+def test_preset_of_a_marker_and_of_check(suite: pytest.Pytester) -> None:
+    result = suite.runpytest_subprocess("-rf")
     result.assert_outcomes(passed=4, failed=1)
     result.stdout.fnmatch_lines(["*log_gain*must lie in*", "FAILED *test_marked*"])
 
 
-def test_command_line_where_no_marker_says_otherwise(tests: pytest.Pytester) -> None:
-    result = tests.runpytest_subprocess("--trainability-preset=transformer", "-rf")
-    # test_checked fails as test_plain does: its measurement is judged when it is made.
+def test_preset_of_the_command_line_applies_where_no_marker_sets_one(suite: pytest.Pytester) -> None:
+    result = suite.runpytest_subprocess("--trainability-preset=transformer", "-rf")
+    # test_checked fails as well: its measurement is judged by the preset when it is made.
     result.assert_outcomes(passed=2, failed=3)
     result.stdout.fnmatch_lines(["*--trainability-preset=transformer*", "FAILED *test_plain*", "FAILED *test_marked*"])
 
 
-def test_ini_file_and_a_bound_of_ones_own_that_goes_before(tests: pytest.Pytester) -> None:
-    tests.makeini("[pytest]\ntrainability_preset = mlp\ntrainability_bounds = log_gain = [-30, 30]\n")
-    tests.runpytest_subprocess().assert_outcomes(passed=5)
+def test_preset_of_the_ini_file_and_a_bound_that_replaces_its_bound(suite: pytest.Pytester) -> None:
+    suite.makeini("[pytest]\ntrainability_preset = mlp\ntrainability_bounds = log_gain = [-30, 30]\n")
+    suite.runpytest_subprocess().assert_outcomes(passed=5)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_ini_file_and_a_bound_of_ones_own_that_goes_before(tests: pytest.Pyteste
         ([], "the marker of test_it.py::test_it: Unknown preset 'resnet'."),
     ],
 )
-def test_unknown_preset_is_misuse(pytester: pytest.Pytester, given: list[str], says: str) -> None:
+def test_unknown_preset_is_a_usage_error(pytester: pytest.Pytester, given: list[str], says: str) -> None:
     marker = "" if given else "@pytest.mark.trainability(preset='resnet')\n"
     pytester.makepyfile(test_it=f"import pytest\n{marker}def test_it(trainability): pass")
     result = pytester.runpytest_subprocess(*given)
@@ -83,15 +83,15 @@ def test_unknown_preset_is_misuse(pytester: pytest.Pytester, given: list[str], s
     assert says in result.stderr.str()
 
 
-def test_profile_of_a_marker_wants_a_measurement(pytester: pytest.Pytester) -> None:
+def test_preset_of_a_marker_without_a_measurement_fails_the_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import pytest\n@pytest.mark.trainability(preset='mlp')\ndef test_it(): pass")
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*must be judged on a model*"])
 
 
-def test_profile_is_no_part_of_the_baseline(tests: pytest.Pytester) -> None:
-    tests.makepyfile(
+def test_measures_of_a_preset_are_not_part_of_the_baseline(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
         test_baseline=TOWER
         + """
 def test_it(trainability):
@@ -99,6 +99,6 @@ def test_it(trainability):
     result.check_baseline()
 """
     )
-    tests.runpytest_subprocess("test_baseline.py", "--trainability-baseline=new").assert_outcomes(passed=1)
+    suite.runpytest_subprocess("test_baseline.py", "--trainability-baseline=new").assert_outcomes(passed=1)
     relaxed = ("--trainability-preset=mlp", "--trainability-bounds=log_gain = [-30, 30]")
-    tests.runpytest_subprocess("test_baseline.py", *relaxed).assert_outcomes(passed=1)
+    suite.runpytest_subprocess("test_baseline.py", *relaxed).assert_outcomes(passed=1)

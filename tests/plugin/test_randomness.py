@@ -1,4 +1,4 @@
-"""A verdict is a function of the code alone: what a test draws does not depend on what ran before it."""
+"""Random numbers of tests that measure: they do not depend on the tests that ran before."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_c(trainability, data):
 
 
 def draws(project: Pytester, *args: str) -> dict[str, list[list[float]]]:
-    """Run and return what each test drew."""
+    """Run a session, and return the numbers that each test drew."""
     assert project.runpytest_inprocess("-p", "no:cacheprovider", *args).ret == pytest.ExitCode.OK
     found = {path.stem: json.loads(path.read_text()) for path in project.path.glob("*.drawn")}
     for path in project.path.glob("*.drawn"):
@@ -57,7 +57,7 @@ def draws(project: Pytester, *args: str) -> dict[str, list[list[float]]]:
     return found
 
 
-def test_body_and_fixtures_draw_the_same_in_any_company(project: Pytester) -> None:
+def test_draws_of_body_and_fixtures_do_not_depend_on_other_tests(project: Pytester) -> None:
     project.makepyfile(test_it=DRAWS)
     together = draws(project)
     assert set(together) == {"a", "b", "c"}
@@ -67,7 +67,7 @@ def test_body_and_fixtures_draw_the_same_in_any_company(project: Pytester) -> No
     assert alone == together
 
 
-def test_a_measurement_does_not_move_the_generators_of_the_test(project: Pytester) -> None:
+def test_measurement_does_not_change_the_generators_of_the_test(project: Pytester) -> None:
     project.makepyfile(
         test_it="""
         import torch
@@ -83,15 +83,15 @@ def test_a_measurement_does_not_move_the_generators_of_the_test(project: Pyteste
     project.runpytest_inprocess().assert_outcomes(passed=1)
 
 
-def test_inputs_of_a_fixture_are_not_the_weights_of_the_body(project: Pytester) -> None:
-    """Two draws that the user meant to be independent must not be the same numbers."""
+def test_fixture_and_body_draw_different_numbers(project: Pytester) -> None:
+    """Inputs from a fixture and weights from the body must be independent."""
     project.makepyfile(test_it=DRAWS)
     fixture, body = draws(project)["b"]
     assert not set(fixture) & set(body)
 
 
 @pytest.mark.parametrize("scope", ["class", "module", "session"])
-def test_fixtures_draw_the_same_whether_or_not_a_shared_one_was_there(project: Pytester, scope: str) -> None:
+def test_draws_of_fixtures_do_not_depend_on_shared_fixtures(project: Pytester, scope: str) -> None:
     project.makepyfile(
         test_it=DRAWS
         + f"""
@@ -113,7 +113,7 @@ class TestShared:
 
 
 def test_tests_that_do_not_measure_keep_their_generators(project: Pytester) -> None:
-    """As if the plugin and the measuring test between them were not there."""
+    """Neither the plugin nor a measuring test between them changes their random numbers."""
     project.makepyfile(
         test_it="""
         import random
@@ -143,7 +143,7 @@ def test_tests_that_do_not_measure_keep_their_generators(project: Pytester) -> N
     project.runpytest_inprocess().assert_outcomes(passed=3)
 
 
-def test_a_session_leaves_the_generators_as_they_were(project: Pytester) -> None:
+def test_session_restores_the_generators(project: Pytester) -> None:
     project.makepyfile(test_it=DRAWS)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     draws(project, "-m", "trainability")
@@ -153,7 +153,7 @@ def test_a_session_leaves_the_generators_as_they_were(project: Pytester) -> None
 
 
 def test_measure_gives_the_same_numbers_outside_the_fixture(project: Pytester) -> None:
-    """In a plain test of the session, in a test that measures, and in no session at all."""
+    """``measure`` in a test, the fixture, and ``measure`` outside a session agree."""
     project.makepyfile(
         test_it="""
         import json
@@ -182,8 +182,8 @@ def test_measure_gives_the_same_numbers_outside_the_fixture(project: Pytester) -
     assert found["plain"][0]["log_gain"] == list(here.log_gain.values)  # type: ignore[call-overload]
 
 
-def test_a_wide_fixture_is_the_same_whichever_test_sets_it_up(project: Pytester) -> None:
-    """A test that does not measure may come first."""
+def test_draws_of_a_session_fixture_do_not_depend_on_the_test_that_sets_it_up(project: Pytester) -> None:
+    """A test that does not measure may set the fixture up."""
     project.makepyfile(
         test_it="""
         import pytest, torch
@@ -203,8 +203,8 @@ def test_a_wide_fixture_is_the_same_whichever_test_sets_it_up(project: Pytester)
     assert len({line.partition("DRAWN")[2] for line in (*together, *alone) if "DRAWN" in line}) == 1
 
 
-def test_a_module_draws_the_same_numbers_in_every_session(project: Pytester) -> None:
-    """What a module draws when it is imported is part of the code, too."""
+def test_module_draws_the_same_numbers_in_every_session(project: Pytester) -> None:
+    """The numbers that a module draws at import do not depend on the modules before."""
     project.makepyfile(test_a="import torch\ntorch.randn(5)\ndef test_a():\n    pass")
     project.makepyfile(
         test_it="""
@@ -222,7 +222,7 @@ def test_a_module_draws_the_same_numbers_in_every_session(project: Pytester) -> 
 @pytest.mark.parametrize(
     "line", ["from torch import nn, randn", "import pytest, torch", "from small_nets import net, torch"]
 )
-def test_however_a_module_imports_torch(project: Pytester, line: str) -> None:
+def test_module_is_seeded_for_every_form_of_importing_torch(project: Pytester, line: str) -> None:
     project.makepyfile(
         test_it=f"""
         {line}

@@ -1,4 +1,4 @@
-"""Whole sessions: the same everywhere, selected by ``-m``, and readable on every terminal."""
+"""Whole sessions: the same results with and without workers, selection by ``-m``, and the section on every terminal."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_sessions_inside_tests_are_not_shuffled(pytester: Pytester) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a session told and did, but for times and order."""
+    """The results of a session, without times and order."""
 
     ret: int
     counts: dict[str, int]
@@ -99,7 +99,7 @@ def outcome(project: Pytester, result: RunResult) -> Outcome:
 
 @pytest.mark.parametrize("args", [["-n", "0"], ["-n", "2"], ["-p", "no:xdist"]], ids=" ".join)
 def test_verdicts_and_section_are_the_same_everywhere(project: Pytester, args: list[str]) -> None:
-    """Which process measures, and in which order, changes neither numbers nor lines."""
+    """Neither the process that measures nor the order changes numbers or lines."""
     if "-n" in args:
         pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(test_suite=SUITE)
@@ -111,8 +111,8 @@ def test_verdicts_and_section_are_the_same_everywhere(project: Pytester, args: l
     assert outcome(project, project.runpytest_inprocess(*args)) == plain
 
 
-def test_bounds_of_numpy_cross_processes(project: Pytester) -> None:
-    """``within(np.log(10))`` is a natural bound; execnet takes plain floats only."""
+def test_bounds_of_numpy_can_be_sent_to_another_process(project: Pytester) -> None:
+    """``within(np.log(10))`` is a common bound, but execnet sends only Python's own floats."""
     pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(
         test_it="""
@@ -159,7 +159,7 @@ def test_plain():
 """
 
 
-def test_the_marker_expression_selects_users_of_marker_and_fixture(project: Pytester) -> None:
+def test_marker_expression_selects_tests_with_the_marker_or_the_fixture(project: Pytester) -> None:
     project.makepyfile(SELECTABLE)
     chosen = project.runpytest_inprocess("-m", "trainability", "-v", "--strict-markers")
     chosen.assert_outcomes(passed=4, deselected=1)
@@ -218,7 +218,7 @@ def test_short(trainability):
 def test_the_section_stays_within_the_terminal(
     project: Pytester, monkeypatch: pytest.MonkeyPatch, width: int, flag: str
 ) -> None:
-    """But for the commands, which are there to be copied."""
+    """Commands may be longer, because users copy them."""
     monkeypatch.setenv("COLUMNS", str(width))
     project.makepyfile(test_long_names_of_files_are_common_too=LONG)
     result = project.runpytest_inprocess(flag, "--tb=no")
@@ -236,7 +236,7 @@ def test_quiet_lists_failures_only(project: Pytester) -> None:
     assert lines[-1].startswith("5 of 7 hold, measured in ") or lines[-1].startswith("6 of 8 hold, measured in ")
 
 
-def test_verbose_shows_bounds_and_course(project: Pytester) -> None:
+def test_verbose_shows_bounds_and_growth_along_depth(project: Pytester) -> None:
     project.makepyfile(test_suite=SUITE)
     text = "\n".join(section(project.runpytest_inprocess("-v", "--tb=no", "-k", "test_holds")))
     assert "must lie in [-100, 100]" in text
@@ -262,7 +262,7 @@ def test_plain_terminals_get_ascii(project: Pytester, monkeypatch: pytest.Monkey
     assert "must be >= 10" in text
     assert "6 x Linear" in text
     assert "+-" in text
-    assert "\\" not in text, "a sign without a plain spelling"
+    assert "\\" not in text, "a character without an ASCII form"
 
 
 def test_a_session_without_terminal_has_the_same_verdicts(project: Pytester) -> None:
@@ -280,8 +280,8 @@ def test_other_plugins_are_not_needed(project: Pytester, args: list[str]) -> Non
     assert section(result)
 
 
-def test_warnings_as_errors_from_the_first_import_on(project: Pytester) -> None:
-    """A subprocess, so that torch and all else is loaded under ``-W error`` by the plugin."""
+def test_first_import_of_torch_by_the_plugin_does_not_warn(project: Pytester) -> None:
+    """In a subprocess the plugin imports torch and all other modules under ``-W error``."""
     project.makepyfile(
         test_it="""
         def test_model(trainability):
@@ -300,7 +300,7 @@ def test_the_plugin_can_be_turned_off(project: Pytester) -> None:
     assert not section(result)
 
 
-def test_a_test_is_red_when_its_plain_assert_fails(project: Pytester) -> None:
+def test_failing_plain_assert_makes_the_line_red(project: Pytester) -> None:
     project.makepyfile(
         test_it="""
         from small_nets import images, net
@@ -318,8 +318,8 @@ def test_a_test_is_red_when_its_plain_assert_fails(project: Pytester) -> None:
     assert lines[-1].startswith("1 of 2 hold")
 
 
-def test_a_test_is_red_when_its_plain_assert_fails_after_bounds_that_hold(project: Pytester) -> None:
-    """A green tick before the name of a red test would mislead."""
+def test_failing_plain_assert_after_bounds_that_hold_makes_the_line_red(project: Pytester) -> None:
+    """A green mark before the name of a failing test would mislead."""
     project.makepyfile(
         test_it="""
         from pytest_trainability import within
@@ -334,7 +334,7 @@ def test_a_test_is_red_when_its_plain_assert_fails_after_bounds_that_hold(projec
     assert not any("✔" in line for line in lines)
 
 
-def test_a_skipped_test_is_not_a_failed_check(project: Pytester) -> None:
+def test_skipped_test_is_not_a_failed_check(project: Pytester) -> None:
     project.makepyfile(
         test_it="""
         import pytest
@@ -349,7 +349,7 @@ def test_a_skipped_test_is_not_a_failed_check(project: Pytester) -> None:
     assert not any("✘" in line for line in section(result))
 
 
-def test_a_check_that_fails_in_a_fixture_is_in_the_section(project: Pytester) -> None:
+def test_failing_check_in_a_fixture_is_in_the_section(project: Pytester) -> None:
     project.makepyfile(
         test_it="""
         import pytest
@@ -371,7 +371,7 @@ def test_a_check_that_fails_in_a_fixture_is_in_the_section(project: Pytester) ->
     assert any("✘ test_model" in line for line in section(result))
 
 
-def test_measurements_of_one_test_have_lines_of_their_own(project: Pytester) -> None:
+def test_each_measurement_of_a_test_has_a_line(project: Pytester) -> None:
     project.makepyfile(
         test_it="""
         from small_nets import images, tower
@@ -388,7 +388,7 @@ def test_measurements_of_one_test_have_lines_of_their_own(project: Pytester) -> 
     assert all(title in row for title, row in zip(titles, rows))
 
 
-def test_measurements_of_the_same_name_are_all_shown(project: Pytester) -> None:
+def test_all_measurements_of_the_same_name_are_shown(project: Pytester) -> None:
     """A later one must not hide that an earlier one failed."""
     project.makepyfile(
         test_it="""

@@ -1,4 +1,4 @@
-"""Sweeps in a test: settings, records, and bounds that have nothing to judge."""
+"""Size sweeps in a test: settings, lines of the section, and bounds of a marker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_sweep_takes_the_settings_and_is_listed(pytester: pytest.Pytester, workers: str) -> None:
+def test_size_sweep_uses_the_settings_and_has_a_line(pytester: pytest.Pytester, workers: str) -> None:
     pytester.makepyfile(
         BUILD
         + """
@@ -40,7 +40,7 @@ def test_red(trainability):
     result.stdout.fnmatch_lines_random(["*= trainability =*", "*✔ test_widths*", "*✘ test_red*", "FAILED *test_red*"])
 
 
-def test_bounds_of_a_marker_above_a_sweep_alone_are_refused(pytester: pytest.Pytester) -> None:
+def test_bounds_of_a_marker_fail_a_test_with_only_a_size_sweep(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         BUILD
         + """

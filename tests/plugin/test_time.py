@@ -1,4 +1,4 @@
-"""Chains along time as a user meets them: the report, baselines, rollouts, and the same numbers in workers."""
+"""Chains along time in whole sessions: the report, baselines, rollouts, and the same numbers in workers."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_the_report(suite: Pytester) -> None:
     assert max(len(line) for line in result.outlines[begin:end] if "reproduce" not in line) <= 80
 
 
-def test_a_bidirectional_layer_names_its_other_recurrences(suite: Pytester) -> None:
-    """In a green report, too: what is not on the chain is not covered."""
+def test_other_recurrences_of_a_bidirectional_layer_are_listed(suite: Pytester) -> None:
+    """A green report also lists them, because the measures do not cover them."""
     result = suite.runpytest("-k", "lstm", "-p", "no:xdist")
     result.assert_outcomes(passed=1)
     text = " ".join(" ".join(result.outlines).split())
@@ -90,7 +90,7 @@ def baseline_test_after(suite: Pytester, old: str, new: str) -> RunResult:
     return suite.runpytest("-k", "baseline", "-p", "no:xdist")
 
 
-def test_a_baseline_along_time_is_small_and_holds(suite: Pytester) -> None:
+def test_baseline_along_time_is_small_and_holds(suite: Pytester) -> None:
     suite.runpytest("--trainability-baseline=new", "-k", "baseline", "-p", "no:xdist").assert_outcomes(passed=1)
     (path,) = suite.path.glob("__trainability__/*.json")
     text = path.read_text(encoding="utf-8")
@@ -103,15 +103,15 @@ def test_a_baseline_along_time_is_small_and_holds(suite: Pytester) -> None:
     result.stdout.fnmatch_lines(["  log_gain *→*", "  lyapunov_max *→* nats/step*"])
 
 
-def test_a_longer_sequence_is_a_change(suite: Pytester) -> None:
-    """Other inputs are other draws, among which four seeds tell little: the chain itself does."""
+def test_longer_sequence_is_a_change(suite: Pytester) -> None:
+    """Other inputs are other draws, and four seeds do not suffice to detect the change; the length of the chain shows it."""
     suite.runpytest("--trainability-baseline=new", "-k", "baseline", "-p", "no:xdist").assert_outcomes(passed=1)
     result = baseline_test_after(suite, "randn(4, 60, 8", "randn(4, 80, 8")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["  chain *gone: 60 × RNN", "  chain *new: 80 × RNN"])
 
 
-def test_a_marker_holds_bounds_only(project: Pytester) -> None:
+def test_marker_refuses_arguments_of_the_fixture(project: Pytester) -> None:
     project.makepyfile("""
         import pytest
 
