@@ -20,6 +20,15 @@ from .vjp import Cotangents, gaussian_state, pull_back
 
 __all__ = ["QRSweep", "cotangents_at_once", "is_round_off", "qr_sweep", "walk", "working_precision"]
 
+# Note [Round-off is no direction]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+# A step may map a direction to zero: a dead ReLU unit, the mean in front of a LayerNorm. Arithmetic leaves round-off instead of
+# zero, and the logarithm of round-off looks like an exponent of about -16 nats. A column whose part orthogonal to the earlier
+# columns falls below the working precision of the step, 8 eps sqrt(n) with the coarsest eps on the way, has therefore vanished:
+# its exponent is -inf. Where the diagonal of R is only near that threshold, a singular value decomposition of the step decides
+# (linalg/numerical_rank.py). With a single cotangent there is no other column to compare with, and a random cotangent of the
+# same state takes its place.
+
 
 @dataclass(frozen=True, slots=True)
 class QRSweep:
@@ -142,7 +151,7 @@ def walk(trajectories: Trajectories, columns: Cotangents, sizes: Tensor) -> Iter
 
 
 def is_round_off(trajectories: Trajectories, index: int, factors: Tensor) -> Tensor:
-    """Return for which trajectories a step has reduced a cotangent to the round-off of its cancelled terms.
+    """Return for which trajectories a step has reduced a cotangent to round-off; see Note [Round-off is no direction].
 
     A factor near the working precision is compared with the factor of a random cotangent of the same state. Where the step
     shrinks everything, both are small. Where the cotangent lies in the null space of the step (a mean behind a LayerNorm), only

@@ -28,6 +28,16 @@ __all__ = [
     "random_cotangents",
 ]
 
+# Note [Barrier at the inputs]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+# `torch.autograd.grad` does not stop at an input if another input lies upstream of it. In
+#
+#     h = f(x); y = g(h) + k(x)        # segment with the inputs x and h
+#
+# the gradient of x would contain the path through f, which belongs to the segment before, and the product over all segments
+# would count that path twice. A prehook on the node of each input therefore replaces what arrives there by undefined gradients
+# for the duration of the call: autograd has collected the gradient of the input by then, and computes nothing behind it.
+
 
 Cotangents = list["Tensor | None"]
 """k cotangents of one state, as columns: for each edge of the state a tensor ``(k, *shape)``, or None for zero."""
@@ -152,9 +162,7 @@ def quiet_batching() -> Iterator[None]:
 def barrier(inputs: Sequence[Edge]) -> Iterator[set[Node]]:
     """Stop every gradient at the inputs; yield the set of nodes at which a gradient was stopped.
 
-    Autograd collects the gradients that arrive at an input. If another input lies upstream, it also continues through the
-    first, and would count the paths between the two twice. Beyond the barrier gradients are undefined, and autograd computes
-    nothing for them.
+    See Note [Barrier at the inputs].
     """
     stopped: set[Node] = set()
     if len(inputs) < 2:
