@@ -57,9 +57,9 @@ def width_sweep(
     ...         nn.Linear(16, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 4)
     ...     )
     >>> vectors = lambda generator: torch.randn(8, 16, generator=generator)
-    >>> sweep = width_sweep(mlp, [32, 64, 128, 256], vectors)
-    >>> sweep.check(within(0.2))  # activations do not depend on the width
-    >>> bool(abs(sweep.of("gradient_norm").slope["2.weight"] - 0.5) < 0.2)  # norms of gradients grow like its root
+    >>> scaling = width_sweep(mlp, [32, 64, 128, 256], vectors)
+    >>> scaling.check(within(0.2))  # activations do not depend on the width
+    >>> bool(abs(scaling.of("gradient_norm").slope["2.weight"] - 0.5) < 0.2)  # norms of gradients grow like its root
     True
 
     Args:
@@ -133,8 +133,8 @@ def depth_sweep(
     >>> from torch import nn
     >>> def tower(depth):
     ...     return nn.Sequential(*[layer for _ in range(depth) for layer in (nn.Linear(64, 64), nn.Tanh())])
-    >>> sweep = depth_sweep(tower, [4, 8, 16], lambda generator: torch.randn(8, 64, generator=generator))
-    >>> sweep.reading.partition(":")[0]  # the rest of it has the rate
+    >>> scaling = depth_sweep(tower, [4, 8, 16], lambda generator: torch.randn(8, 64, generator=generator))
+    >>> scaling.reading.partition(":")[0]  # the rest of it has the rate
     'log_gain shrinks in proportion to depth'
 
     Args:

@@ -115,7 +115,7 @@ def refuse_measure(where: str, name: str, *, trained: bool) -> None:
     if find_measure(name, where=f"measure= of {where}", known=known).kind == "names":
         msg = (
             f"{where} needs a measure that is a number. {name!r} is a list of names. Check it at every size: "
-            f"for result in sweep.measurements: result.check({name}=at_most(0))."
+            f"for result in scaling.measurements: result.check({name}=at_most(0))."
         )
         raise UsageError(msg)
 

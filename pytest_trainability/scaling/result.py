@@ -142,7 +142,7 @@ class Scaling:
     def check(self, bound: BoundLike) -> None:
         """Judge the slope; for a profile, the slope of every element.
 
-        >>> sweep.check(within(0.1))  # doctest: +SKIP
+        >>> scaling.check(within(0.1))  # doctest: +SKIP
 
         Args:
             bound: ``within(eps)``, ``within(low, high)``, ``at_least(x)``, ``at_most(x)`` or ``(low, high)``, in the unit of the
