@@ -51,18 +51,18 @@ def inputs(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def captured(model: nn.Module, *args: Any) -> Capture:
+def capture_along_time(model: nn.Module, *args: Any) -> Capture:
     torch.manual_seed(5)
     return capture(model, args, {}, instruments=ALONG_TIME)
 
 
-def recurrences(record: Capture) -> list[Recurrence]:
-    return find_recurrences(record, graph_of(record))
+def recurrences(captured: Capture) -> list[Recurrence]:
+    return find_recurrences(captured, graph_of(captured))
 
 
 def cut(model: nn.Module, *args: Any, name: str = "") -> Chain:
-    record = captured(model, *args)
-    return chain_along(choose_recurrence(record, recurrences(record), name))
+    captured = capture_along_time(model, *args)
+    return chain_along(choose_recurrence(captured, recurrences(captured), name))
 
 
 # Cells, written by hand ------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class Cutting:
 
     model: nn.Module
     inputs: Any
-    record: Capture
+    capture: Capture
     graph: Graph
     chain: Chain
 
@@ -99,13 +99,13 @@ def cut(
     args, kwargs = arguments(inputs)
     torch.manual_seed(seed)
     instruments = ALONG_TIME if steps == "time" else ()
-    record = capture(model, args, kwargs, loss=loss, restart=lambda: torch.manual_seed(seed), instruments=instruments)
-    graph = graph_of(record)
+    captured = capture(model, args, kwargs, loss=loss, restart=lambda: torch.manual_seed(seed), instruments=instruments)
+    graph = graph_of(captured)
     if steps == "time":
-        chain = chain_along(choose_recurrence(record, find_recurrences(record, graph), ""))
+        chain = chain_along(choose_recurrence(captured, find_recurrences(captured, graph), ""))
     else:
-        chain = chain_of(record, graph, choose_steps(record, graph, steps))
-    return Cutting(model, inputs, record, graph, chain)
+        chain = chain_of(captured, graph, choose_steps(captured, graph, steps))
+    return Cutting(model, inputs, captured, graph, chain)
 
 
 def cut_case(

@@ -88,7 +88,7 @@ class Call:
 
 @dataclass(slots=True, eq=False)
 class Capture:
-    """The record of one forward pass: the module calls, the output and the loss."""
+    """One forward pass: its module calls, its output and its loss."""
 
     model: nn.Module
     calls: list[Call] = field(default_factory=list)

@@ -36,7 +36,7 @@ def test_the_first_state_holds_the_inputs_and_no_tensor_made_of_parameters() -> 
     """A bias made of parameters alone carries no signal, even if a network computes it before anything else."""
     for steps in ("auto", "layers"):
         cutting = models.cut_case(BY_ID["position-network"], steps)
-        assert set(cutting.chain.cut.states[0]) <= set(cutting.record.sources), steps
+        assert set(cutting.chain.cut.states[0]) <= set(cutting.capture.sources), steps
         assert len(cutting.chain.cut.states[0]) == 1
 
 
@@ -101,7 +101,7 @@ def test_a_parameter_among_the_arguments_is_not_the_first_state() -> None:
             return x
 
     cutting = models.cut(Model(), torch.ones(2, WIDTH), "layers.*")
-    assert cutting.chain.cut.states[0] == cutting.record.sources
+    assert cutting.chain.cut.states[0] == cutting.capture.sources
     assert [len(state) for state in cutting.chain.cut.states] == [1] * 4
 
 
@@ -114,7 +114,7 @@ def test_a_frozen_start_moves_the_first_state_to_the_first_gradient() -> None:
 
 def test_the_last_state_is_the_result_if_no_operation_follows() -> None:
     cutting = models.cut(models.mlp(3)[:-1], torch.ones(2, WIDTH), "layers")
-    assert cutting.chain.cut.states[-1] == cutting.record.roots
+    assert cutting.chain.cut.states[-1] == cutting.capture.roots
 
 
 def test_calls_that_the_signal_does_not_pass_are_left_out() -> None:

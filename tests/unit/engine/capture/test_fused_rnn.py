@@ -52,17 +52,17 @@ def sequences(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape or (BATCH, LENGTH, FEATURES), generator=generator, dtype=torch.float64).to(dtype)
 
 
-def captured(model: nn.Module, *args: Any) -> Capture:
+def capture_along_time(model: nn.Module, *args: Any) -> Capture:
     torch.manual_seed(5)
     return capture(model, args, {}, instruments=ALONG_TIME)
 
 
-def chain_of_time(record: Capture, name: str = "") -> Chain:
-    return chain_along(choose_recurrence(record, find_recurrences(record, graph_of(record)), name))
+def chain_of_time(captured: Capture, name: str = "") -> Chain:
+    return chain_along(choose_recurrence(captured, find_recurrences(captured, graph_of(captured)), name))
 
 
-def inner_calls(record: Capture) -> list[str]:
-    return [call.path for call in record.calls if call.inner]
+def inner_calls(captured: Capture) -> list[str]:
+    return [call.path for call in captured.calls if call.inner]
 
 
 def gradients(model: nn.Module, output: Any) -> list[Tensor | None]:
@@ -93,10 +93,10 @@ def assert_as_fused(model: nn.Module, *args: Any, ulps: float = ROUND_OFF) -> Ca
         expected = model(*args)
         drawn = torch.get_rng_state()
         slopes = gradients(model, expected)
-    record = captured(model, *args)
+    captured = capture_along_time(model, *args)
     assert torch.equal(torch.get_rng_state(), drawn)
-    assert structure(record.output) == structure(expected)
-    pairs = [*zip(tensors_in(record.output), tensors_in(expected)), *zip(gradients(model, record.output), slopes)]
+    assert structure(captured.output) == structure(expected)
+    pairs = [*zip(tensors_in(captured.output), tensors_in(expected)), *zip(gradients(model, captured.output), slopes)]
     assert pairs
     for found, true in pairs:
         assert (found is None) == (true is None)
@@ -104,7 +104,7 @@ def assert_as_fused(model: nn.Module, *args: Any, ulps: float = ROUND_OFF) -> Ca
             eps = torch.finfo(true.dtype).eps if true.is_floating_point() else 0.0
             error = float((found.detach().double() - true.detach().double()).abs().max())
             assert error <= ulps * eps * max(1.0, float(true.detach().double().abs().max()))
-    return record
+    return captured
 
 
 # The same numbers ------------------------------------------------------------------------------------------------
@@ -128,10 +128,10 @@ def label(options: dict[str, Any]) -> str:
 @pytest.mark.parametrize("cls", LAYERS, ids=lambda cls: cls.__name__)
 def test_unrolled_layers_equal_fused_layers(cls: type[nn.RNNBase], options: dict[str, Any]) -> None:
     """With layers, layouts, directions and dropout in train mode, whose masks are drawn in the order of the kernel."""
-    record = assert_as_fused(layer(cls, **options), sequences())
+    captured = assert_as_fused(layer(cls, **options), sequences())
     length = LENGTH if options.get("batch_first") else BATCH
     ways = 2 * options.get("num_layers", 1) if options.get("bidirectional") else 1
-    assert len(inner_calls(record)) == ways * length
+    assert len(inner_calls(captured)) == ways * length
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_unrolled_layers_equal_fused_layers(cls: type[nn.RNNBase], options: dict
 )
 def test_a_projected_lstm_equals_the_fused_one(options: dict[str, Any]) -> None:
     """The hidden state is narrower than the cell. Weights are in groups of five, or of three without biases."""
-    record = assert_as_fused(layer(nn.LSTM, **options), sequences())
+    captured = assert_as_fused(layer(nn.LSTM, **options), sequences())
     if not options.get("bidirectional"):
-        shapes = sorted(tuple(shape) for shape, _ in chain_of_time(record).shapes(1))
+        shapes = sorted(tuple(shape) for shape, _ in chain_of_time(captured).shapes(1))
         assert shapes == [(LENGTH, 2), (LENGTH, WIDTH)]
 
 
@@ -200,8 +200,8 @@ def test_inputs_without_a_batch_dimension_equal_fused_ones(cls: type[nn.RNNBase]
 @pytest.mark.parametrize("shape", [(1, BATCH), (LENGTH, 1), (1, 1)], ids=["one-step", "one-sample", "one-of-both"])
 def test_the_shortest_sequences_equal_fused_ones(shape: tuple[int, int]) -> None:
     for cls in LAYERS:
-        record = assert_as_fused(layer(cls, num_layers=2), sequences(*shape, FEATURES))
-        assert len(chain_of_time(record)) == shape[0]
+        captured = assert_as_fused(layer(cls, num_layers=2), sequences(*shape, FEATURES))
+        assert len(chain_of_time(captured)) == shape[0]
 
 
 def test_an_initial_state_may_depend_on_a_parameter() -> None:
@@ -219,8 +219,8 @@ def test_an_initial_state_may_depend_on_a_parameter() -> None:
 
     for expanded in (False, True):
         model = Learned(expanded=expanded)
-        record = assert_as_fused(model, sequences(LENGTH, BATCH, FEATURES))
-        chain = chain_of_time(record)
+        captured = assert_as_fused(model, sequences(LENGTH, BATCH, FEATURES))
+        chain = chain_of_time(captured)
         assert len(chain) == LENGTH
         assert [tuple(shape) for shape, _ in chain.shapes(0)] == [(BATCH, WIDTH)] * 2
 
@@ -232,8 +232,8 @@ def test_a_subclass_that_calls_its_base_class_equals_the_fused_one() -> None:
             return output + 1, state
 
     torch.manual_seed(0)
-    record = assert_as_fused(Scaled(FEATURES, WIDTH, dtype=torch.float64), sequences())
-    assert {call.inner for call in record.calls if call.inner} == {"Scaled"}
+    captured = assert_as_fused(Scaled(FEATURES, WIDTH, dtype=torch.float64), sequences())
+    assert {call.inner for call in captured.calls if call.inner} == {"Scaled"}
 
 
 def _weight_normed() -> nn.Module:
@@ -272,16 +272,16 @@ def _partly_frozen() -> nn.Module:
 )
 def test_parametrized_weights_equal_fused_ones(build: Callable[[], nn.Module]) -> None:
     """The weights of the kernel are then not parameters, and their gradients flow on."""
-    record = assert_as_fused(build(), sequences())
-    assert len(inner_calls(record)) == BATCH
+    captured = assert_as_fused(build(), sequences())
+    assert len(inner_calls(captured)) == BATCH
 
 
 def test_a_frozen_layer_carries_the_signal() -> None:
     model = nn.Sequential(
         layer(nn.LSTM).requires_grad_(False), Around(nn.Linear(WIDTH, 2).double(), lambda m, x: m(x[0]))
     )
-    record = assert_as_fused(model, sequences())
-    assert len(chain_of_time(record)) == BATCH
+    captured = assert_as_fused(model, sequences())
+    assert len(chain_of_time(captured)) == BATCH
 
 
 def test_a_kernel_that_a_module_calls_itself_is_unrolled() -> None:
@@ -292,8 +292,8 @@ def test_a_kernel_that_a_module_calls_itself_is_unrolled() -> None:
         zeros = x.new_zeros(1, x.shape[1], WIDTH)
         return torch.gru(x, zeros, rnn._flat_weights, True, 1, 0.0, True, False, False)
 
-    record = assert_as_fused(Around(rnn, call), sequences())
-    assert len(inner_calls(record)) == BATCH
+    captured = assert_as_fused(Around(rnn, call), sequences())
+    assert len(inner_calls(captured)) == BATCH
 
 
 def test_a_kernel_with_another_signature_is_not_unrolled() -> None:
@@ -304,8 +304,8 @@ def test_a_kernel_with_another_signature_is_not_unrolled() -> None:
         zeros = x.new_zeros(1, x.shape[1], WIDTH)
         return torch.gru(x, zeros, rnn._flat_weights, **options, bidirectional=False, batch_first=False)
 
-    record = assert_as_fused(Around(layer(nn.GRU), call), sequences())
-    assert inner_calls(record) == []
+    captured = assert_as_fused(Around(layer(nn.GRU), call), sequences())
+    assert inner_calls(captured) == []
 
 
 def test_a_layer_without_a_gradient_runs_fused() -> None:
@@ -321,17 +321,17 @@ def test_a_layer_without_a_gradient_runs_fused() -> None:
                 features, _ = self.fixed(x)
             return self.rnn(features)
 
-    record = assert_as_fused(TwoStage(), sequences())
-    assert set(inner_calls(record)) == {"rnn"}
-    assert len(chain_of_time(record)) == LENGTH
+    captured = assert_as_fused(TwoStage(), sequences())
+    assert set(inner_calls(captured)) == {"rnn"}
+    assert len(chain_of_time(captured)) == LENGTH
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("cls", LAYERS, ids=lambda cls: cls.__name__)
 def test_half_precision_equals_fused_ones_to_its_round_off(cls: type[nn.RNNBase], dtype: torch.dtype) -> None:
     """A kernel rounds once, and plain operations round at each: some eps per operation. A gradient sums twenty of them."""
-    record = assert_as_fused(layer(cls, num_layers=2, dtype=dtype), sequences(dtype=dtype), ulps=20)
-    assert {own for _, own in chain_of_time(record).shapes(1)} == {dtype}
+    captured = assert_as_fused(layer(cls, num_layers=2, dtype=dtype), sequences(dtype=dtype), ulps=20)
+    assert {own for _, own in chain_of_time(captured).shapes(1)} == {dtype}
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_the_chain_has_the_jacobian_of_the_kernel(options: dict[str, Any]) -> No
     rnn, x = layer(nn.RNN, **options), sequences(LENGTH, BATCH, FEATURES)
     h0 = torch.zeros(1, BATCH, WIDTH, dtype=torch.float64)
     expected = torch.autograd.functional.jacobian(lambda h: rnn(x, h)[1], h0).reshape(BATCH * WIDTH, -1)
-    found = _jacobian(chain_of_time(captured(rnn, x)))
+    found = _jacobian(chain_of_time(capture_along_time(rnn, x)))
     # Five products of 9 × 9 matrices, with entries of order one.
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
@@ -394,15 +394,17 @@ def test_the_chain_of_one_direction_has_the_jacobian_of_the_kernel(name: str, wa
     h0 = torch.zeros(2, BATCH, WIDTH, dtype=torch.float64)
     whole = torch.autograd.functional.jacobian(lambda h: rnn(x, h)[1], h0)
     expected = whole[way, :, :, way].reshape(BATCH * WIDTH, -1)
-    record = captured(Around(rnn, lambda m, y: m(y)[0]), x)
-    chain = chain_of_time(record, name)
+    captured = capture_along_time(Around(rnn, lambda m, y: m(y)[0]), x)
+    chain = chain_of_time(captured, name)
     torch.testing.assert_close(_jacobian(chain), expected, rtol=1e-12, atol=1e-13)
     assert chain.names == tuple(f"{name}[{t}]" for t in range(LENGTH))
 
 
 def test_every_direction_of_every_layer_is_a_recurrence() -> None:
-    record = captured(Around(layer(nn.LSTM, num_layers=2, bidirectional=True), lambda m, x: m(x)), sequences())
-    found = find_recurrences(record, graph_of(record))
+    captured = capture_along_time(
+        Around(layer(nn.LSTM, num_layers=2, bidirectional=True), lambda m, x: m(x)), sequences()
+    )
+    found = find_recurrences(captured, graph_of(captured))
     assert [r.name for r in found] == ["layer.l0", "layer.l0_reverse", "layer.l1", "layer.l1_reverse"]
     assert [(len(r), r.sequences) for r in found] == [(BATCH, 1)] * 4
 
@@ -410,7 +412,7 @@ def test_every_direction_of_every_layer_is_a_recurrence() -> None:
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 def test_the_state_is_that_of_all_layers(num_layers: int) -> None:
     """One time step of a stack of layers is one step of the chain. Its state is ``(h, c)`` of each layer."""
-    chain = chain_of_time(captured(layer(nn.LSTM, num_layers=num_layers), sequences(LENGTH, BATCH, FEATURES)))
+    chain = chain_of_time(capture_along_time(layer(nn.LSTM, num_layers=num_layers), sequences(LENGTH, BATCH, FEATURES)))
     for index in range(LENGTH + 1):
         assert [tuple(shape) for shape, _ in chain.shapes(index)] == [(BATCH, WIDTH)] * (2 * num_layers)
 
@@ -427,7 +429,7 @@ def test_the_chain_does_not_depend_on_what_the_loss_reads(read: str) -> None:
         "state": lambda out: out[1][0],
     }
     model = Around(layer(nn.LSTM), lambda m, x: readers[read](m(x)))
-    chain = chain_of_time(captured(model, sequences(LENGTH, BATCH, FEATURES)))
+    chain = chain_of_time(capture_along_time(model, sequences(LENGTH, BATCH, FEATURES)))
     assert len(chain) == LENGTH
     assert len(chain.cut.states[-1]) == 2
 
@@ -483,7 +485,7 @@ def test_the_function_mode_is_left_after_an_error() -> None:
 
     rnn = layer(nn.GRU)
     with pytest.raises(ValueError, match="no"):
-        captured(Around(rnn, call), sequences())
+        capture_along_time(Around(rnn, call), sequences())
     assert torch.overrides._get_current_function_mode() is None
     assert not rnn._forward_hooks and not rnn._forward_pre_hooks
 
@@ -570,7 +572,7 @@ def test_steps_of_other_samples_do_not_change_a_packed_sample() -> None:
     def call(rnn: nn.Module, x: Tensor) -> Any:
         return rnn(pack_padded_sequence(x, [1, 1, 5], batch_first=True, enforce_sorted=False))[1]
 
-    chain = chain_of_time(captured(Around(rnn, call), x))
+    chain = chain_of_time(capture_along_time(Around(rnn, call), x))
     assert chain.active == (None, 1, 1, 1, 1)
     drawn = torch.randn(1, BATCH, WIDTH, dtype=torch.float64)
     columns: Any = [drawn]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import BATCH, FEATURES, LENGTH, WIDTH, Elman, Loop, captured, cut, inputs, zeros
+from loops import BATCH, FEATURES, LENGTH, WIDTH, Elman, Loop, capture_along_time, cut, inputs, zeros
 from torch import Tensor, nn
 
 from pytest_trainability.engine.capture.recorder import Capture, edge_of
@@ -78,7 +78,7 @@ def test_a_module_writes_into_the_arguments_of_its_caller(run: Callable[..., Ten
     torch.manual_seed(0)
     model, x = Loop(run, cell=own()).double(), inputs(BATCH, LENGTH, FEATURES)
     expected = model(x)
-    output = captured(model, x).output
+    output = capture_along_time(model, x).output
     assert output.shape == expected.shape
     torch.testing.assert_close(output, expected, rtol=1e-13, atol=1e-14)
 
@@ -113,18 +113,18 @@ def received(call: Callable[[Any, Tensor], Any], own: nn.Module, x: Tensor) -> t
     """Return the run of a loop and the arguments that its module received."""
     seen: list[Any] = []
     own.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
-    return captured(Loop(call, own=own).double(), x), seen
+    return capture_along_time(Loop(call, own=own).double(), x), seen
 
 
 def test_constants_of_the_first_call_are_copies_with_gradients() -> None:
     """See Note [Initial states of recurrences]. Later calls receive the tensors of the model."""
     constant = torch.zeros(BATCH, WIDTH, dtype=torch.float64)
     mask = torch.ones(BATCH, WIDTH, dtype=torch.bool)
-    record, seen = received(lambda m, x: m.own(m.own(x, constant), constant * mask), Adding(), inputs(BATCH, WIDTH))
+    captured, seen = received(lambda m, x: m.own(m.own(x, constant), constant * mask), Adding(), inputs(BATCH, WIDTH))
     (args, kwargs), (later, _) = seen
     copy = args[1]
     assert copy.requires_grad and copy is not constant and torch.equal(copy, constant)
-    assert record.copied_constants == {edge_of(copy)}
+    assert captured.copied_constants == {edge_of(copy)}
     assert kwargs == {} and not later[1].requires_grad
 
 
@@ -134,10 +134,10 @@ def test_cells_receive_the_zeros_that_they_would_create(cell: type[nn.RNNCellBas
     torch.manual_seed(0)
     own: Any = cell(FEATURES, WIDTH)
     x = inputs(BATCH, FEATURES) if batched else inputs(FEATURES)
-    record, seen = received(lambda m, x: m.own(input=x), own, x)
+    captured, seen = received(lambda m, x: m.own(input=x), own, x)
     state = seen[0][1]["hx"]
     states = state if isinstance(state, tuple) else (state,)
-    assert len(states) == parts == len(record.copied_constants)
+    assert len(states) == parts == len(captured.copied_constants)
     assert all(part.shape == (*x.shape[:-1], WIDTH) and part.requires_grad and not part.any() for part in states)
 
 
@@ -149,13 +149,13 @@ def test_nothing_is_replaced_without_gradients() -> None:
             constant = model.own(zeros(x), zeros(x))
         return x + constant
 
-    record, seen = received(without, Adding(), inputs(BATCH, WIDTH))
+    captured, seen = received(without, Adding(), inputs(BATCH, WIDTH))
     assert not any(tensor.requires_grad for tensor in seen[0][0])
-    assert record.copied_constants == set()
+    assert captured.copied_constants == set()
 
     def rejecting(model: Any, x: Tensor) -> Tensor:
         x.requires_grad = True
         return model.own(x, zeros(x))
 
-    record, _ = received(rejecting, Adding(), inputs(BATCH, WIDTH))
-    assert record.copied_constants == set()
+    captured, _ = received(rejecting, Adding(), inputs(BATCH, WIDTH))
+    assert captured.copied_constants == set()

@@ -79,17 +79,17 @@ def times(*values: float) -> Tensor:
 EVEN = times(0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def captured(net: nn.Module, y: Tensor) -> Capture:
+def capture_along_time(net: nn.Module, y: Tensor) -> Capture:
     torch.manual_seed(5)
     return capture(net, (y,), {}, instruments=ALONG_TIME)
 
 
-def chain_of_time(record: Capture, name: str = "") -> Chain:
-    return chain_along(choose_recurrence(record, find_recurrences(record, graph_of(record)), name))
+def chain_of_time(captured: Capture, name: str = "") -> Chain:
+    return chain_along(choose_recurrence(captured, find_recurrences(captured, graph_of(captured)), name))
 
 
 def cut(net: nn.Module, y: Tensor, name: str = "") -> Chain:
-    return chain_of_time(captured(net, y), name)
+    return chain_of_time(capture_along_time(net, y), name)
 
 
 def product(chain: Chain, columns: Any) -> Any:
@@ -128,12 +128,12 @@ def assert_untouched(net: nn.Module, y: Tensor) -> Capture:
     """Run the model with and without instruments: outputs are equal bit for bit, and the library is unchanged."""
     table, method = dict(IMPLEMENTATION.SOLVERS), ADJOINT.OdeintAdjointMethod
     expected = list(tensors_in(net(y)))
-    record = captured(net, y)
-    found = list(tensors_in(record.output))
+    captured = capture_along_time(net, y)
+    found = list(tensors_in(captured.output))
     assert len(found) == len(expected)
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
     assert table == IMPLEMENTATION.SOLVERS and method is ADJOINT.OdeintAdjointMethod
-    return record
+    return captured
 
 
 # Every method ----------------------------------------------------------------------------------------------------------
@@ -143,8 +143,8 @@ def assert_untouched(net: nn.Module, y: Tensor) -> Capture:
 def test_every_method_has_its_steps(method: str) -> None:
     """Check steps, durations, trajectories, a product that equals one backward pass, and unchanged outputs."""
     net = model(lambda m, y: odeint(m.func, y, EVEN, method=method, rtol=1e-3, atol=1e-4))
-    record = assert_untouched(net, start())
-    chain = chain_of_time(record)
+    captured = assert_untouched(net, start())
+    chain = chain_of_time(captured)
     assert_one_backward(chain)
     assert chain.names == tuple(f"func[{t}]" for t in range(len(chain)))
     assert {call.inner for call in chain.steps} == {f"{method} step"}
@@ -372,10 +372,10 @@ def test_tuple_states_are_one_tensor(method: str) -> None:
 def test_steps_are_named_after_a_module(run: Callable[..., Any], modules: dict[str, nn.Module], name: str) -> None:
     """The name is the path of the integrated module, or of the module that called the solver."""
     net = model(run, **modules)
-    record = assert_untouched(net, start())
-    chain = chain_of_time(record)
+    captured = assert_untouched(net, start())
+    chain = chain_of_time(captured)
     assert chain.names == tuple(f"{name}[{t}]" for t in range(4))
-    assert chain_of_time(record, name).names == chain.names
+    assert chain_of_time(captured, name).names == chain.names
 
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
@@ -436,7 +436,7 @@ def test_the_chain_does_not_depend_on_what_the_model_reads() -> None:
     whole = cut(model(lambda m, y: odeint(m.func, y, EVEN, method="rk4")), start())
     for read in (lambda s: s[1], lambda s: s[2:4].sum(0), lambda s: s[0]):
         net = model(lambda m, y, read=read: read(odeint(m.func, y, EVEN, method="rk4")) + 0 * m.func.mix.bias)
-        assert len(chain_of_time(captured(net, start()))) == len(whole)
+        assert len(chain_of_time(capture_along_time(net, start()))) == len(whole)
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
@@ -583,8 +583,8 @@ def test_two_fields_are_two_recurrences() -> None:
         return odeint(m.b, y, times(0.0, 0.5, 1.0), method="rk4")[-1]
 
     net = model(run, a=Field(), b=Field())
-    record = assert_untouched(net, start())
-    assert [(r.name, len(r), r.sequences) for r in find_recurrences(record, graph_of(record))] == [
+    captured = assert_untouched(net, start())
+    assert [(r.name, len(r), r.sequences) for r in find_recurrences(captured, graph_of(captured))] == [
         ("a", 4, 1),
         ("b", 2, 1),
     ]
@@ -598,8 +598,8 @@ def test_recurrences_have_unique_names() -> None:
         y = odeint(m.func, y, EVEN, method="rk4")[-1]
         return odeint(m.func, y, times(0.0, 0.5, 1.0), method="euler")[-1]
 
-    record = captured(model(run), start())
-    names = [r.name for r in find_recurrences(record, graph_of(record))]
+    captured = capture_along_time(model(run), start())
+    names = [r.name for r in find_recurrences(captured, graph_of(captured))]
     assert len(set(names)) == len(names)
 
 
@@ -736,9 +736,9 @@ def test_an_unknown_version_of_the_library_is_reported(monkeypatch: pytest.Monke
         seen.append(dict(IMPLEMENTATION.SOLVERS))
         return odeint(m.func, y, EVEN, method="rk4")[-1]
 
-    record = captured(model(run), start())
-    assert record.notes == ["the steps of ODE solvers are not recorded: this version of torchdiffeq is unknown"]
-    assert seen == [IMPLEMENTATION.SOLVERS] and not any(call.inner for call in record.calls)
+    captured = capture_along_time(model(run), start())
+    assert captured.notes == ["the steps of ODE solvers are not recorded: this version of torchdiffeq is unknown"]
+    assert seen == [IMPLEMENTATION.SOLVERS] and not any(call.inner for call in captured.calls)
 
 
 def test_same_seed_same_steps() -> None:

@@ -23,7 +23,7 @@ from loops import (
     assert_one_backward,
     built,
     calls_of,
-    captured,
+    capture_along_time,
     cell,
     cut,
     dict_loop,
@@ -78,13 +78,13 @@ def test_recording_changes_no_output(case: Case) -> None:
     model, x = built(case)
     torch.manual_seed(5)
     expected = model(x)
-    torch.testing.assert_close(captured(model, x).output, expected, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(capture_along_time(model, x).output, expected, rtol=1e-13, atol=1e-14)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
 # Which recurrence ------------------------------------------------------------------------------------------------
 def names_of(model: nn.Module, *args: Any) -> list[tuple[str, int, int]]:
-    return [(r.name, len(r), r.sequences) for r in recurrences(captured(model, *args))]
+    return [(r.name, len(r), r.sequences) for r in recurrences(capture_along_time(model, *args))]
 
 
 @pytest.mark.parametrize("name", ["lstm-loop", "gru-loop", "tied-rnn", "shared-blocks"])

@@ -124,7 +124,7 @@ def test_loss_cotangent_gives_the_gradient_of_the_loss() -> None:
     """From the loss through the last state to the inputs, with a loss that also depends on an early state."""
     case = BY_ID["early-loss"]
     cutting = models.cut_case(case)
-    loss = cutting.record.loss
+    loss = cutting.capture.loss
     assert loss is not None
     found = product(cutting.chain, loss_cotangent(cutting.chain, loss))
     expected = torch.autograd.grad(
@@ -166,7 +166,7 @@ def test_cotangent_of_a_loss_that_is_the_last_state_is_one() -> None:
             return x.square().mean()
 
     cutting = models.cut(torch.nn.Sequential(torch.nn.Linear(3, 3), Loss()), torch.randn(2, 3), "*")
-    loss = cutting.record.output
+    loss = cutting.capture.output
     assert [None if c is None else c.tolist() for c in loss_cotangent(cutting.chain, loss)] == [[1.0]]
 
 
@@ -290,7 +290,7 @@ def test_product_of_segments_is_the_backward_pass_of_the_zoo(case: zoo.Case) -> 
         expected = one_backward(chain, columns)
     # In each layer, sums at forks are reordered.
     assert_same(found, expected, ulps=64 * FORKS)
-    assert any(True for _ in tensors_in(cutting.record.output))
+    assert any(True for _ in tensors_in(cutting.capture.output))
     assert find_trajectories(chain, zoo.BATCH, 0)[0].count in {1, zoo.BATCH}
 
 
