@@ -162,6 +162,9 @@ def measure_in(
         until: Bounds by measure. They make ``seeds`` a maximum: drawing stops once every bound is settled.
         options: Further arguments of :func:`measure`.
 
+    Returns:
+        The measurement.
+
     Raises:
         UsageError: An argument is unknown or has an invalid value.
         ModelError: The model cannot be built or run, or its output carries no gradient.

@@ -1,4 +1,4 @@
-"""The plugin's side of a measurement: which test asks for it, and where its records and baselines go."""
+"""The plugin's side of a measurement: the test, and the receivers of its records and baselines."""
 
 from __future__ import annotations
 

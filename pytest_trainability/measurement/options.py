@@ -57,7 +57,7 @@ def refuse_unknown(options: Mapping[str, Any], *, where: str) -> None:
 
 
 def as_recipe(context: Context, model: Any, inputs: Any, options: Options) -> Recipe:
-    """Validate all options and return the recipe of a measurement.
+    """Return the recipe of a measurement, after validation of all options.
 
     Raises:
         UsageError: The model is neither a module nor a factory, or an option has an invalid value.

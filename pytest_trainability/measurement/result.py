@@ -175,7 +175,7 @@ class Measurement(Attributes):
         self._judge(judged)
 
     def _needs_companion(self, m: Measure) -> bool:
-        """Whether the measure that ``m`` is measured with is needed for the verdict on ``m``, or for its remark."""
+        """Return whether the measure that ``m`` is measured with is needed for the verdict on ``m``, or for its remark."""
         if not m.measured_with:
             return False
         return not m.zero_by_design or may_be_zero_by_design(m.zero_by_design, self._seed_runs.values.get(m.name))
@@ -192,7 +192,7 @@ class Measurement(Attributes):
             raise TrainabilityFailure(explain(self._to_record(verdicts)))
 
     def _verdict(self, m: Measure, bound: Bound) -> VerdictRecord | None:
-        """Judge one measure; None where all of its elements are zero by design, so that there is nothing to judge."""
+        """Return the verdict on one measure; None where all elements are zero by design, so that there is nothing to judge."""
         value = self._seed_runs.values[m.name]
         judged = without_zero_initialized(m.zero_by_design, value, self._seed_runs.waking_step)
         if _is_empty(judged) and not _is_empty(value):
@@ -285,5 +285,5 @@ class Measurement(Attributes):
 
 
 def _is_empty(value: Value | None) -> bool:
-    """Whether a value has no element to judge."""
+    """Return whether a value has no element to judge."""
     return value is None or (isinstance(value, (Profile, Spectrum)) and not len(value))

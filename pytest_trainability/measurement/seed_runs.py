@@ -106,7 +106,14 @@ class SeedRuns:
         return True
 
     def complete(self) -> bool:
-        """Run the seeds that were not drawn because all bounds were settled; return whether there were any."""
+        """Run the seeds that were not drawn because all bounds were settled.
+
+        Returns:
+            Whether there were any.
+
+        Raises:
+            UsageError: The inputs or the parameters have changed since the first run.
+        """
         rest = self.seeds_requested[len(self.common.seeds) :]
         if not rest:
             return False
@@ -151,7 +158,7 @@ class SeedRuns:
         return found
 
     def _are_settled(self, bounds: Mapping[str, Bound], readings: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether more seeds would not change the verdict on any bound, given one reading of all measures per seed."""
+        """Return whether more seeds would not change the verdict on any bound, given one reading of all measures per seed."""
         waking_step = self._waking_step_of([reading.get("waking_step") for reading in readings])
 
         def is_settled_by(m: Measure, bound: Bound) -> bool:

@@ -124,7 +124,7 @@ def check_record(
 
 
 def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baseline: BaselineRecord | None) -> bool:
-    """Whether growth along the chain can have caused the failure."""
+    """Return whether growth along the chain can have caused the failure."""
     if baseline is not None and all(verdict.holds for verdict in verdicts):
         # The failure, if any, is a change from the baseline.
         return False
@@ -135,7 +135,7 @@ def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baselin
 
 
 def _cautions(seed_runs: SeedRuns, bounded: Mapping[str, Value]) -> Iterator[str]:
-    """Name what the verdicts do not cover."""
+    """Yield a sentence for each thing that the verdicts do not cover."""
     unused, left_out = cast("Names", seed_runs.values["unused_parameters"]), seed_runs.common.steps.left_out
     if unused:
         count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"

@@ -191,7 +191,31 @@ def size_sweep_in(
     after_steps: int = 0,
     **settings: Any,
 ) -> Scaling:
-    """Measure as :func:`width_sweep` and :func:`depth_sweep` do, on behalf of a test."""
+    """Measure as :func:`width_sweep` and :func:`depth_sweep` do, on behalf of a test.
+
+    Args:
+        context: The test.
+        along: ``"width"`` or ``"depth"``.
+        build: As in :func:`width_sweep`.
+        sizes: Widths or depths.
+        inputs: As in :func:`width_sweep`.
+        inputs_of: As in :func:`width_sweep`.
+        measure: As in :func:`width_sweep`; None for the default.
+        summary: As in :func:`width_sweep`.
+        matching: As in :func:`width_sweep`.
+        excluding: As in :func:`width_sweep`.
+        after_steps: As in :func:`width_sweep`.
+        settings: Further arguments of :func:`pytest_trainability.measure`.
+
+    Returns:
+        The scaling.
+
+    Raises:
+        UsageError: An argument has an invalid value, or the models do not depend on the size.
+        BoundError: The measure is unknown.
+        ModelError: A model cannot be built, trained or run.
+        CutError: The autograd graph of a model cannot be cut into steps.
+    """
     where = f"{along}_sweep()"
     measure = measure or DEFAULT_MEASURE[along]
     if isinstance(build, nn.Module) or not callable(build):

@@ -110,7 +110,12 @@ class Member:
         """Names and shapes of the parameters of the model that was built last."""
 
     def __call__(self) -> nn.Module:
-        """Build a model, and train it where requested."""
+        """Return a new model, trained where requested.
+
+        Raises:
+            ModelError: The function does not build a model, or the model cannot be trained.
+            UsageError: The function returned the same object twice, or there is no loss to train on.
+        """
         # The engine has seeded the global generator with the seed of the run.
         seed = torch.initial_seed()
         model = self._built()

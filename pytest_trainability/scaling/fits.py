@@ -48,7 +48,7 @@ def misfit(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def is_linear_in_size(sizes: Sequence[int], y: Sequence[float]) -> bool:
-    """Whether a line over the size fits clearly better than a line over its logarithm: a quarter of the squares or less."""
+    """Return whether a line over the size fits clearly better than one over its logarithm: a quarter of the squares or less."""
     over_logarithm = misfit([math.log(size) for size in sizes], y)
     return misfit(sizes, y) <= _CLEARLY_SMALLER * over_logarithm
 

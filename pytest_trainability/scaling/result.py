@@ -209,12 +209,12 @@ class Scaling:
     # Words
 
     def cautions(self) -> Iterator[str]:
-        """Name what the slope does not cover."""
+        """Yield a sentence for each thing that the slope does not cover."""
         if self.left_out:
             yield f"not at every {self.along} and seed, and not followed: {format_names(self.left_out)}"
 
     def _read(self, name: str) -> str:
-        """Describe in words how one element scales."""
+        """Return a description of how one element scales."""
         values = self._at(name)
         label = self._label(name)
         broken = [(size, word) for size, e in zip(self.sizes, values) if (word := why_no_slope(e))]
@@ -239,7 +239,7 @@ class Scaling:
         return f"{self.measure} of {name}" if name else self.measure
 
     def _bend(self, values: Sequence[Estimate]) -> str:
-        """Describe how the local slope changes; empty where the change is small or may be noise."""
+        """Return how the local slope changes, in words; empty where the change is small or may be noise."""
         local = self._local(values)
         change = estimate([b - a for a, b in zip(local[0].values, local[-1].values)], level=self._sweep.level)
         if abs(change.mean) < _NOTABLE_BEND or change.low <= 0 <= change.high:
@@ -247,7 +247,7 @@ class Scaling:
         return f"the local slope goes from {format_number(local[0].mean)} to {format_number(local[-1].mean)}"
 
     def _law(self, values: Sequence[Estimate]) -> str:
-        """Describe growth with the size itself, where a line over the size fits clearly better than one over its logarithm."""
+        """Return growth with the size itself, in words; empty where a line over the size does not fit clearly better."""
         if len(values) < 3 or not self._bend(values):
             return ""
         means = [math.fsum(ys) / len(values[0].values) for ys in zip(*ordinates(values))]

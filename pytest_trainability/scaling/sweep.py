@@ -123,7 +123,7 @@ class SizeSweep:
         return {n: estimate([d[n] for d in draws if n in d], name=n, scale="log", level=self.level) for n in names}
 
     def follow(self, measure: str, summary: Summary, matching: Patterns, excluding: Patterns) -> Followed:
-        """Match the elements of one measure between sizes, or summarize them at each size.
+        """Return the elements of one measure, matched between sizes or summarized at each size.
 
         Raises:
             UsageError: There is no element to follow.
@@ -163,7 +163,7 @@ class SizeSweep:
         return Followed(values, left_out=tuple(name for name in names if name not in common))
 
     def _is_complete(self, value: Estimate) -> bool:
-        """Whether every seed has the element; with stochastic depth a seed may skip a step."""
+        """Return whether every seed has the element; with stochastic depth a seed may skip a step."""
         return len(value.values) == len(self.seeds)
 
     def _refuse_gaps(self, measure: str, elements: Iterable[Mapping[str, Estimate]]) -> None:
@@ -201,7 +201,7 @@ class SizeSweep:
             seeds_requested=self.seeds,
             fixed=False,
             seconds=math.fsum(m.seconds for m in self.measurements),
-            # The log gain of the largest size; a note says so.
+            # The log gain of the largest size, as a note says.
             log_gain=last.log_gain.mean,
             log_gain_low=last.log_gain.low,
             log_gain_high=last.log_gain.high,
@@ -222,7 +222,7 @@ def _by_name(value: Profile | Spectrum) -> dict[str, Estimate]:
 
 
 def _summarized(elements: Mapping[str, Estimate], how: str, level: Level) -> Estimate:
-    """Summarize all elements of a profile by one value per seed."""
+    """Return a summary of all elements of a profile, with one value per seed."""
     first = next(iter(elements.values()))
     draws = [_summary_of(draw, how, first.scale) for draw in zip(*(e.values for e in elements.values()))]
     return estimate(draws, unit=first.unit, name=how, scale=first.scale, level=level)

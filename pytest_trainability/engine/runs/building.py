@@ -92,7 +92,7 @@ def _finished(model: nn.Module, recipe: Recipe, stack: ExitStack) -> nn.Module:
 def _drawn(
     factory: Callable[[], nn.Module], seed: int, previous: list[weakref.ref[nn.Module]], stack: ExitStack
 ) -> tuple[nn.Module, bytes]:
-    """Build a model, and preserve it if anyone else holds it."""
+    """Return a new model, which is restored afterwards if anyone else holds it, and the state of the generator."""
     model = _build(factory, seed)
     drawn = generator_state()
     _refuse_unmaterialized(model, fixed=False)

@@ -83,7 +83,7 @@ class Ensemble:
 
 
 def described(recipe: Recipe, capture: Capture, graph: Graph, cutting: Cutting, division: Division) -> Ensemble:
-    """Describe the runs of all seeds, given the first one; no readings yet."""
+    """Return the description of all runs, given the first one; without readings yet."""
     chain, chosen = cutting.chain, cutting.recurrence
     parameters = list(capture.model.parameters())
     dtype = parameters[0].dtype if parameters else next(tensors_in(capture.inputs)).dtype
@@ -106,7 +106,7 @@ def described(recipe: Recipe, capture: Capture, graph: Graph, cutting: Cutting, 
 
 
 def _left_out(cutting: Cutting) -> str:
-    """Describe the calls, or the recurrences, that could have been steps and are not on the chain."""
+    """Return a description of the calls, or the recurrences, that could have been steps and are not on the chain."""
     chain, chosen = cutting.chain, cutting.recurrence
     if chosen is not None:
         others = [f"steps='time:{recurrence.name}'" for recurrence in cutting.recurrences if recurrence is not chosen]

@@ -206,7 +206,7 @@ def _translated_errors(model: nn.Module, device: torch.device, along: str | None
 def _cut(
     recipe: Recipe, capture: Capture, graph: Graph, along: str | None, known: Ensemble | None, seed: int
 ) -> Cutting:
-    """Cut the graph along depth or time, into the steps of earlier runs where there are any."""
+    """Return the graph cut along depth or time, into the steps of earlier runs where there are any."""
     if along is None:
         calls = _chosen(capture, graph, recipe) if known is None else _planned(known.plan, capture, seed)
         return Cutting(chain_of(capture, graph, calls), calls)

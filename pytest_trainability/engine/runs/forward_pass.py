@@ -21,7 +21,7 @@ __all__ = ["call_arguments", "fingerprint", "forward_pass", "outlines"]
 
 
 def forward_pass(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Sequence[Instrument] = ()) -> Capture:
-    """Draw the inputs, run the model on them and compute the loss.
+    """Return the captured forward pass: draw the inputs, run the model on them and compute the loss.
 
     Args:
         recipe: Inputs, target and loss.
@@ -75,7 +75,7 @@ def _refuse_no_tensor(model: nn.Module, captured: Capture) -> None:
 
 
 def _without_own_frames(error: Exception) -> Exception:
-    """Let the traceback of a model's error begin where the model is called."""
+    """Return a model's error with a traceback that begins where the model is called."""
     here, trace = str(Path(__file__).parents[1]), error.__traceback__
     while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename.startswith(here):
         trace = trace.tb_next
@@ -106,7 +106,7 @@ def _inputs(recipe: Recipe, seed: int, device: torch.device | None) -> tuple[Any
 
 
 def _made(given: Any, what: str, generator: torch.Generator) -> Any:
-    """Return inputs or a target as given, or as the given function makes them."""
+    """Return the inputs or the target; if a function is given, the value that it returns."""
     made = given
     if callable(given) and not isinstance(given, (Tensor, Mapping)):
         try:
@@ -149,9 +149,7 @@ def _did_not_run(model: nn.Module, inputs: Any, seed: int, device: torch.device,
     shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_in(inputs))
     hint = ""
     if isinstance(error, TypeError) and "argument" in str(error):
-        hint = (
-            " A dict of inputs is handed over as keyword arguments, a tuple as positional ones, anything else as one."
-        )
+        hint = " The model receives a dict of inputs as keyword arguments, a tuple as positional ones, anything else as one."
     if is_unsupported_here(error):
         hint = f" {NO_KERNEL}"
     return (

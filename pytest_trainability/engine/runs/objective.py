@@ -72,13 +72,13 @@ class Objective:
         return cls(run.capture, run.recipe.loss, run.seed)
 
     def outputs(self) -> tuple[Any, Tensor | None]:
-        """Run the model, and return its output and its loss; None without a loss."""
+        """Return the output and the loss of the model, after running it; None without a loss."""
         seeded(derived_seed(self.seed, "forward"))
         args, kwargs = call_arguments(map_tensors(self.inputs, lambda t: t.detach().clone()))
         return evaluate(self.model, args, kwargs, self.target, self.loss)
 
     def __call__(self) -> Tensor:
-        """Run the model, and return the loss, a scalar with its graph."""
+        """Return the loss, a scalar with its graph, after running the model."""
         roots, weights = functional(*self.outputs(), self.seed)
         value = roots[0].reshape(()) if len(roots) == 1 and roots[0].numel() == 1 else None
         if value is None or not bool((weights[0] == 1).all()):

@@ -76,7 +76,7 @@ class Recipe:
 
 
 def is_fixed(model: ModelSource, inputs: Any) -> bool:
-    """Whether a measurement has a single draw: a finished module, unless it has no parameters and its inputs are drawn."""
+    """Return whether a measurement has a single draw: a finished module, unless it has no parameters and its inputs are drawn."""
     return isinstance(model, nn.Module) and (not callable(inputs) or any(True for _ in model.parameters()))
 
 

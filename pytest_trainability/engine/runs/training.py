@@ -123,7 +123,7 @@ class Training:
 
 
 def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make the default optimizer."""
+    """Return the default optimizer."""
     return torch.optim.AdamW(parameters, lr=1e-3)
 
 
@@ -162,7 +162,7 @@ def _optimizer(make: object, parameters: list[nn.Parameter], model: str) -> torc
 
 
 def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer evaluates the loss itself, as L-BFGS does."""
+    """Return whether the optimizer evaluates the loss itself, as L-BFGS does."""
     given = inspect.signature(optimizer.step).parameters.get("closure")
     return given is not None and given.default is inspect.Parameter.empty
 

@@ -369,7 +369,7 @@ def test_steps_end_once_a_parameter_is_not_finite_and_leave_no_gradients():
     assert taken == [0, 1]
 
 
-def test_each_step_draws_masks_of_its_own_and_the_same_in_every_training():
+def test_each_step_draws_new_masks_and_every_training_the_same():
     def provide(run: Run) -> float:
         training = Training.of(run)
         losses = []
