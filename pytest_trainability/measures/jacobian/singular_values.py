@@ -80,10 +80,10 @@ def singular_values(trajectories: Trajectories, seed: int, wanted: int = 1) -> S
     first, last = trajectories.dimensions(0), trajectories.dimensions(len(trajectories.chain))
     if min(first, last) <= DENSE:
         end = last if last <= DENSE else first
-        samples = min(trajectories.count, max(1, ROWS // end))
-        return _all(_product_of(trajectories, samples, forward=last > DENSE), seed)
-    samples = min(trajectories.count, FEW if max(first, last) <= LARGE else 1)
-    return _extreme(_product_of(trajectories, samples, forward=first <= last), seed, wanted)
+        used = min(trajectories.count, max(1, ROWS // end))
+        return _all(_product_of(trajectories, used, forward=last > DENSE), seed)
+    used = min(trajectories.count, FEW if max(first, last) <= LARGE else 1)
+    return _extreme(_product_of(trajectories, used, forward=first <= last), seed, wanted)
 
 
 def _of_run(run: Run) -> SingularValues:
@@ -96,10 +96,11 @@ SINGULAR_VALUES = Need("singular values", _of_run, instruments=(twice_differenti
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    """``J`` as an operator on vectors of the first ``samples`` trajectories, applied segment by segment."""
+    """``J`` as an operator on vectors of the first ``used`` trajectories, applied segment by segment."""
 
     trajectories: Trajectories
-    samples: int
+    used: int
+    """Number of trajectories, the first ones."""
     forward: bool
     """True: vectors start at the first state, ``J`` is applied. False: they start at the last state, ``Jᵀ`` is applied."""
     at_once: int
@@ -135,20 +136,20 @@ class _Product:
         return range(1, len(self.chain) + 1) if forward else range(len(self.chain), 0, -1)
 
     def step(self, index: int, rows: Tensor, *, forward: bool) -> Tensor:
-        """Apply ``J_l`` or ``J_lᵀ`` to vectors ``(samples, k, n)`` in float64."""
+        """Apply ``J_l`` or ``J_lᵀ`` to vectors ``(used, k, n)`` in float64."""
         before, after = (index - 1, index) if forward else (index, index - 1)
         parts = []
         for part in torch.split(rows, self.at_once, dim=1):
             padded = part.new_zeros(self.trajectories.count, *part.shape[1:])
-            padded[: self.samples] = part
+            padded[: self.used] = part
             columns = self.trajectories.as_columns(before, padded)
             found = (push_forward if forward else pull_back)(self.chain, index, columns)
             images = self.trajectories.as_rows(after, found, count=part.shape[1], dtype=torch.float64)
-            parts.append(images[: self.samples].to(self.device))
+            parts.append(images[: self.used].to(self.device))
         return torch.cat(parts, dim=1)
 
     def apply(self, rows: Tensor, *, forward: bool) -> tuple[Tensor, Tensor]:
-        """Apply ``J`` or ``Jᵀ`` to vectors ``(samples, k, n)``; return unit vectors and the logarithms of their lengths."""
+        """Apply ``J`` or ``Jᵀ`` to vectors ``(used, k, n)``; return unit vectors and the logarithms of their lengths."""
         logs = rows.new_zeros(rows.shape[:2])
         for index in self.order(forward=forward):
             rows = self.step(index, rows, forward=forward)
@@ -165,17 +166,17 @@ class _Product:
         """Draw Gaussian vectors of state ``index``, by default the one at which vectors start; equal for every trajectory."""
         size = self.size if index is None else self.trajectories.dimensions(index)
         drawn = torch.randn(count, size, generator=generator_of(seed, purpose), dtype=torch.float64, device="cpu")
-        return drawn.to(self.device).expand(self.samples, count, size)
+        return drawn.to(self.device).expand(self.used, count, size)
 
     def time(self) -> Tensor:
-        """Return the number of steps that act on each trajectory, or the time that they span, ``(samples,)``."""
+        """Return the number of steps that act on each trajectory, or the time that they span, ``(used,)``."""
         spans = torch.tensor(self.chain.spans, dtype=torch.float64, device="cpu")
-        return (self.trajectories.acting() * spans[:, None]).sum(dim=0)[: self.samples]
+        return (self.trajectories.acting() * spans[:, None]).sum(dim=0)[: self.used]
 
 
-def _product_of(trajectories: Trajectories, samples: int, *, forward: bool) -> _Product:
-    """Return the whole chain's Jacobian for the first ``samples`` trajectories."""
-    return _Product(trajectories, samples, forward, cotangents_at_once(trajectories.chain) or AT_ONCE)
+def _product_of(trajectories: Trajectories, used: int, *, forward: bool) -> _Product:
+    """Return the whole chain's Jacobian for the first ``used`` trajectories."""
+    return _Product(trajectories, used, forward, cotangents_at_once(trajectories.chain) or AT_ONCE)
 
 
 # All singular values --------------------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ def _triangular(product: _Product, seed: int) -> Graded:
     Q = torch.linalg.qr(drawn[0].mT).Q.mT.expand_as(drawn)
     if product.forward:
         _check_adjoint(product, seed)
-    found = Graded.identity(product.samples, product.size, product.device)
+    found = Graded.identity(product.used, product.size, product.device)
     for index in product.order(forward=product.forward):
         Q, R = _factored(product, index, Q)
         found = found.times(R)
@@ -218,15 +219,15 @@ def _factored(product: _Product, index: int, Q: Tensor) -> tuple[Tensor, Tensor]
     least = product.precision(index, max(images.shape[1:])) * longest
     if not product.forward:
         # The other trajectories were not computed: their factors are set to 1, which is not round-off.
-        factors = torch.nn.functional.pad(longest.cpu(), (0, product.trajectories.count - product.samples), value=1.0)
-        cancelled = is_round_off(product.trajectories, index, factors)[: product.samples]
+        factors = torch.nn.functional.pad(longest.cpu(), (0, product.trajectories.count - product.used), value=1.0)
+        cancelled = is_round_off(product.trajectories, index, factors)[: product.used]
         least = torch.where(cancelled.to(least.device), math.inf, least)
     basis, R = torch.linalg.qr(images.mT)
     basis, ranks = basis.mT.contiguous(), Q.any(dim=2).sum(dim=1).clamp(max=R.shape[1])
-    for sample, rank in enumerate(ranks.tolist()):
-        basis[sample, rank:], R[sample, rank:] = 0.0, 0.0
-    for sample in near_rank_threshold(R, ranks, least):
-        basis[sample], R[sample] = _cut_to_rank(basis[sample], R[sample], float(least[sample]))
+    for number, rank in enumerate(ranks.tolist()):
+        basis[number, rank:], R[number, rank:] = 0.0, 0.0
+    for number in near_rank_threshold(R, ranks, least):
+        basis[number], R[number] = _cut_to_rank(basis[number], R[number], float(least[number]))
     R[lost] = math.nan
     most = max(1, int(basis.any(dim=2).sum(dim=1).max()))
     return basis[:, :most], R[:, :most]
@@ -283,7 +284,7 @@ def _extreme(product: _Product, seed: int, wanted: int) -> SingularValues:
 
 
 def _unknown(product: _Product, wanted: int) -> SingularValues:
-    unknown = torch.full((product.samples,), math.nan, dtype=torch.float64, device="cpu")
+    unknown = torch.full((product.used,), math.nan, dtype=torch.float64, device="cpu")
     return SingularValues(unknown[:, None].expand(-1, wanted), unknown, unknown, unknown, product.time())
 
 

@@ -32,10 +32,10 @@ def test_in_chunks_it_is_the_plain_product(monkeypatch: pytest.MonkeyPatch, numb
     monkeypatch.setattr(gram, "NUMBERS", numbers)
     monkeypatch.setattr(gram, "PIECE", 4)
     parts, more = rows_in_parts(7), rows_in_parts(further, seed=1)
-    asked: list[tuple[int, int]] = []
+    requested: list[tuple[int, int]] = []
 
     def rows(first: int, last: int) -> Parts:
-        asked.append((first, last))
+        requested.append((first, last))
         return [p[first:last] for p in parts]
 
     K = gram_matrix(rows, 7, 11, further=more if further else ())
@@ -43,18 +43,18 @@ def test_in_chunks_it_is_the_plain_product(monkeypatch: pytest.MonkeyPatch, numb
     assert K.dtype == torch.float64
     torch.testing.assert_close(K, G @ G.T, rtol=1e-14, atol=1e-14)
     assert torch.equal(K, K.T)
-    assert max(last - first for first, last in asked) == at_once(7, 11) == {10_000: 7, 60: 2, 11: 1}[numbers]
+    assert max(last - first for first, last in requested) == at_once(7, 11) == {10_000: 7, 60: 2, 11: 1}[numbers]
 
 
 def test_rows_that_fit_are_computed_once() -> None:
-    asked: list[tuple[int, int]] = []
+    requested: list[tuple[int, int]] = []
 
     def rows(first: int, last: int) -> Parts:
-        asked.append((first, last))
+        requested.append((first, last))
         return rows_in_parts(last - first)
 
     gram_matrix(rows, 5, 11)
-    assert asked == [(0, 5)]
+    assert requested == [(0, 5)]
 
 
 def test_half_of_what_fits_is_held_at_once() -> None:
