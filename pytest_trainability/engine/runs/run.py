@@ -27,8 +27,8 @@ __all__ = ["Need", "Run", "Stage", "with_dependencies"]
 # All measures of a seed share one forward pass and one graph. Their needs are computed in three stages: those that read the
 # graph and keep it (QR sweeps, singular values), those of the one backward pass that frees it (parameter gradients), and those
 # that run or build the model again once it is gone (optimizer steps, per-sample gradients). The order keeps memory low: at most
-# one graph exists at a time. A need that cannot be computed raises its error when a measure reads it, not for the measures that
-# do not.
+# one graph exists at a time. A need that cannot be computed raises its error when a measure reads it; other measures are not
+# affected.
 
 
 _Found = TypeVar("_Found")
