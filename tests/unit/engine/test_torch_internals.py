@@ -91,7 +91,9 @@ def test_output_metadata():
     tensor is alive or not.
     """
     small, large = leaf(3, 4, dtype=torch.float64).split([1, 2])
-    nodes = {node_of(small): [(1, 4), (2, 4)], node_of(doubling(large)): [(2, 4)]}
+    # The node of an autograd function must be held by a tensor or another node: PyTorch 2.6 dies of a segmentation fault.
+    doubled = doubling(large)
+    nodes = {node_of(small): [(1, 4), (2, 4)], node_of(doubled): [(2, 4)]}
     del small, large
     for node, shapes in nodes.items():
         entries = internals.output_metadata(node)
