@@ -1,10 +1,11 @@
 # The two commands of the README. Each creates the environment that it needs, and may be run again.
 PYTHON ?= python3
+OLDEST_PYTHON ?= python3.10
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types docs generated bench flakes faults matrix clean
+.PHONY: demo test lint types docs generated bench flakes faults matrix newest oldest clean
 
 demo: $(VENV)/.demo ## Run the examples: green models, red ones, and the report
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -41,11 +42,25 @@ faults: $(VENV)/.test ## Which of 36 faults the presets flag, and which train wo
 matrix: ## Run the plugin's tests over environments and options: no xdist, the oldest pytest, other plugins
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) tests/matrix.py
 
+newest: .venv-newest/.test ## Run all tests with the newest PyTorch and pytest, in a separate environment
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-newest/bin/python -m pytest --numprocesses=auto
+
+oldest: .venv-oldest/.test ## Run all tests with the oldest supported versions, in a separate environment
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest --numprocesses=auto
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-newest .venv-oldest build dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
+
+# Both take a CUDA build of PyTorch, of several GB, which runs on the CPU as well.
+.venv-newest/.test: INTERPRETER = $(PYTHON)
+.venv-oldest/.test: INTERPRETER = $(OLDEST_PYTHON)
+.venv-%/.test: constraints-%.txt pyproject.toml
+	$(INTERPRETER) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< --editable ".[test]"
+	touch $@
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(INSTALL) --editable ".[examples]"
