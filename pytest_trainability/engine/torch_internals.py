@@ -1,13 +1,12 @@
-"""What this package reads of PyTorch beyond its documented interface, in one place.
+"""Private and undocumented parts of PyTorch that this package reads. No other file reads any.
 
-Each function below wraps one private or undocumented part of PyTorch, and its docstring says what PyTorch documents instead.
-``tests/unit/engine/test_torch_internals.py`` has one test for each. Where a new version of PyTorch fails such a test, this file
-and the test's docstring are the place to start; no other file of the package touches a private name
-(``tests/guards/test_private_torch.py``).
+Each function wraps one such part. Its docstring names the part and what PyTorch documents instead. Each has a test in
+``tests/unit/engine/test_torch_internals.py``, which says where to look in PyTorch's sources if a new version fails it.
+``tests/guards/test_private_torch.py`` keeps private names out of all other files.
 
-Names of autograd nodes, such as ``AddmmBackward0``, are not promised either. Tables of operator names lie next to the code that
-uses them (``engine/capture/operators.py``, and measures that tell operators apart), and the same test file checks that PyTorch
-still gives each of these names to a node.
+PyTorch does not promise the names of autograd nodes, such as ``AddmmBackward0``, either. The tables of operator names stand next
+to the code that uses them, in ``engine/capture/operators.py`` and in measures that distinguish operators. The same test file
+checks that PyTorch still gives a node each of these names.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ __all__ = [
 
 # Autograd nodes ---------------------------------------------------------------------------------------------------
 class OutputMetadata(Protocol):
-    """Shape, type and device of one tensor of the forward pass, which may no longer exist."""
+    """Shape, type and device of one tensor of the forward pass, which may have been freed."""
 
     @property
     def shape(self) -> Sequence[int]:
@@ -82,17 +81,17 @@ def output_metadata(node: Node) -> Sequence[OutputMetadata]:
     """Return the metadata of the tensors that a node's operator returned, by output number.
 
     Reads ``Node._input_metadata``: the outputs of the forward pass are the inputs of the backward pass. PyTorch documents no way
-    to learn the shape of an edge whose tensor is gone.
+    to read the shape of an edge after its tensor was freed.
     """
     found: Sequence[OutputMetadata] = node._input_metadata
     return found
 
 
 def sequence_number(node: Node) -> int:
-    """Return the number that autograd gave the node when the forward pass created it; it grows in program order.
+    """Return the number that autograd gave the node when the forward pass created it. Numbers grow in program order.
 
-    Reads ``Node._sequence_nr``. A leaf's node reports the largest number there is. PyTorch documents the number only as what
-    the profiler shows.
+    Reads ``Node._sequence_nr``. The node of a leaf reports the largest possible number. PyTorch documents sequence numbers only
+    as a part of the profiler's output.
     """
     return int(node._sequence_nr())
 
@@ -100,8 +99,8 @@ def sequence_number(node: Node) -> int:
 def next_sequence_number() -> int:
     """Return the sequence number that the next node of this thread will get.
 
-    Reads ``torch._C._autograd._get_sequence_nr``. PyTorch documents nothing in its place (since 2.14 a hook on the creation of
-    nodes, which would be called for each of them).
+    Reads ``torch._C._autograd._get_sequence_nr``. PyTorch documents no alternative before 2.14, which has a hook that runs for
+    every new node.
     """
     return int(torch._C._autograd._get_sequence_nr())
 
@@ -109,13 +108,13 @@ def next_sequence_number() -> int:
 def node_name(node: Node) -> str:
     """Return the name of a node's class, such as ``AddmmBackward0``.
 
-    PyTorch documents ``Node.name()``, and promises no names: a new version may split or rename an operator.
+    PyTorch documents ``Node.name()`` and promises no names: a new version may split or rename an operator.
     """
     return type(node).__name__
 
 
 def is_leaf_node(node: Node) -> bool:
-    """Whether a node stands for a leaf, such as a parameter, in whose ``.grad`` it collects the gradient.
+    """Return whether a node stands for a leaf, such as a parameter, in whose ``.grad`` it collects the gradient.
 
     Compares the name ``AccumulateGrad``, which PyTorch's documentation shows and does not promise.
     """
@@ -134,21 +133,21 @@ def leaf_of(node: Node | None) -> Tensor | None:
 
 
 def saved(node: Node, name: str, *, default: Any = None) -> Any:
-    """Return an argument or a tensor that a node has kept for its backward pass, or the default if it keeps none of this name.
+    """Return an argument or a tensor that a node saved for its backward pass, or the default if it saved none of this name.
 
     Reads ``Node._saved_NAME``. PyTorch's tutorials show these attributes, and promise neither their names nor their values.
 
     Raises:
-        RuntimeError: The tensor has been overwritten since, or the graph was freed.
+        RuntimeError: The tensor was overwritten, or the graph was freed.
     """
     return getattr(node, f"_saved_{name}", default)
 
 
 def apply_node(node: Node, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """Call a node with the gradients of its outputs, without the hooks on it, and return those of what it reads.
+    """Return the gradients of a node's operands, given those of its outputs. Hooks on the node are not run.
 
-    PyTorch documents ``torch.autograd.grad`` alone, which runs the hooks. Nodes of PyTorch's own operators can be called; the
-    node of a ``torch.autograd.Function`` has a method ``apply``.
+    Nodes of PyTorch's own operators are callable, and the node of a ``torch.autograd.Function`` has a method ``apply``. PyTorch
+    documents only ``torch.autograd.grad``, which runs the hooks.
 
     Returns:
         A tensor for each of ``node.next_functions``, or None for no gradient.
@@ -161,7 +160,7 @@ def apply_node(node: Node, gradients: Sequence[Tensor | None]) -> tuple[Any, ...
 
 # torch.autograd.Function ------------------------------------------------------------------------------------------
 def is_custom(node: Node) -> bool:
-    """Whether a node is that of a ``torch.autograd.Function`` written in Python.
+    """Return whether a node is that of a ``torch.autograd.Function`` written in Python.
 
     Its class derives from ``BackwardCFunction``, which is exported and not documented.
     """
@@ -169,7 +168,7 @@ def is_custom(node: Node) -> bool:
 
 
 def is_made_by(tensor: Tensor, function: type[Function]) -> bool:
-    """Whether a tensor is a result of ``function.apply``; an in-place function's result on a view counts as well.
+    """Return whether a tensor is a result of ``function.apply``. Results on views of functions that work in place count as well.
 
     Reads ``_forward_cls`` of the node's class. PyTorch documents no way from a node to its function.
     """
@@ -181,9 +180,9 @@ def is_made_by(tensor: Tensor, function: type[Function]) -> bool:
 
 
 class _Stand:
-    """Stands for a static method of a ``torch.autograd.Function`` while calls of it are intercepted.
+    """Replaces a static method of a ``torch.autograd.Function`` while its calls are intercepted.
 
-    An object with the function's signature and code, both of which ``apply`` reads to put keyword arguments in order.
+    It has the signature and the code object of the method. ``apply`` reads both to sort keyword arguments.
     """
 
     def __init__(self, original: Callable[..., Any], call: Callable[..., Any]) -> None:
@@ -201,20 +200,20 @@ def intercepted_custom_functions(
     forward: Callable[[type[Function], Callable[..., Any], tuple[Any, ...]], Any],
     setup_context: Callable[[Callable[..., Any], tuple[Any, ...]], Any],
 ) -> Iterator[None]:
-    """Hand every call of the ``forward`` and the ``setup_context`` of a ``torch.autograd.Function`` over to a caller.
+    """Intercept the ``forward`` and the ``setup_context`` of every ``torch.autograd.Function``.
 
     ``Function.apply`` itself cannot be intercepted. Models keep bound references to it (``swish = Swish.apply``), and since
-    PyTorch 2.14 these are functions of the C++ extension. In every version ``apply`` looks ``forward`` and then, where a class
-    overrides it, ``setup_context`` up on the class, calls them without gradients, and then gives the tensor that ``forward``
-    returned its node. A property of the metaclass takes precedence in these lookups; it sees all functions, those of classes
-    that are defined meanwhile as well.
+    PyTorch 2.14 they are functions of the C++ extension. In every version ``apply`` looks up ``forward`` on the class and calls
+    it without gradients. If the class overrides ``setup_context``, the same follows for that method. Then ``apply`` attaches a
+    node to the tensor that ``forward`` returned. A property of the metaclass takes precedence in these lookups. It applies to
+    all classes, including classes that are defined later.
 
     PyTorch documents that ``apply`` calls both methods. It does not document the metaclass.
 
     Args:
-        forward: Called with the class, its own ``forward`` and the arguments; what it returns is returned in its place. The
-            arguments begin with the context unless the class overrides ``setup_context``.
-        setup_context: Called with the class's own ``setup_context`` and the arguments.
+        forward: Called with the class, its original ``forward`` and the arguments. Its return value replaces the original one.
+            The arguments begin with the context unless the class overrides ``setup_context``.
+        setup_context: Called with the original ``setup_context`` and the arguments.
     """
 
     def forward_of(cls: type[Function]) -> Any:
@@ -240,12 +239,12 @@ def intercepted_custom_functions(
 
 
 def inputs_of_forward(cls: type[Function], args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments of ``apply``, given those of ``forward``: without the context."""
+    """Return the arguments of ``apply``, which are those of ``forward`` without the context."""
     return args if _overrides_setup_context(cls) else args[1:]
 
 
 def _static(cls: type, name: str) -> Any:
-    """Look a static or class method up on a class as Python does where its metaclass has no such property."""
+    """Look up a method on a class, past the properties of its metaclass."""
     owner = next(base for base in cls.__mro__ if name in vars(base))
     found = vars(owner)[name]
     return found.__get__(None, cls) if hasattr(found, "__get__") else found
@@ -257,7 +256,7 @@ def _overrides_setup_context(cls: type[Function]) -> bool:
 
 # Dispatch ---------------------------------------------------------------------------------------------------------
 def without_torch_functions() -> AbstractContextManager[Any]:
-    """Hide what is computed inside from every ``TorchFunctionMode`` and every subclass of Tensor.
+    """Return a context that hides all computations inside from every ``TorchFunctionMode`` and every subclass of Tensor.
 
     Enters ``torch._C.DisableTorchFunction``. PyTorch documents ``torch._C.DisableTorchFunctionSubclass``, which leaves modes on.
     """
@@ -266,18 +265,18 @@ def without_torch_functions() -> AbstractContextManager[Any]:
 
 
 def function_transforms_are_active() -> bool:
-    """Whether the code runs inside of ``torch.func.vmap``, ``grad`` and their like, where tensors are wrapped.
+    """Return whether the code runs inside ``torch.func.vmap``, ``torch.func.grad`` or a similar transform, where tensors are wrapped.
 
-    Calls ``torch._C._are_functorch_transforms_active``. PyTorch documents no such question.
+    Calls ``torch._C._are_functorch_transforms_active``. PyTorch documents no alternative.
     """
     return bool(torch._C._are_functorch_transforms_active())
 
 
 def without_dispatch(function: Any) -> Callable[..., Any]:
-    """Return a copy of a function of ``torch.nn.functional`` that does not hand itself over to a mode before its first line.
+    """Return a copy of a function of ``torch.nn.functional`` whose inner operations are visible to function modes.
 
-    Replaces the global ``has_torch_function`` that such functions ask. PyTorch documents that modes see these functions whole;
-    what they are made of is seen in the copy.
+    Replaces the global ``has_torch_function``, by which such functions pass themselves to a mode as a whole before their first
+    line. PyTorch documents only that modes see the whole function.
     """
     changed = {**function.__globals__, "has_torch_function": lambda tensors: False}
     copy = FunctionType(function.__code__, changed, function.__name__, function.__defaults__, function.__closure__)
@@ -286,11 +285,11 @@ def without_dispatch(function: Any) -> Callable[..., Any]:
 
 
 WEIGHT_NORM: Callable[..., Any] = torch._weight_norm
-"""The kernel that ``torch.nn.utils.parametrizations.weight_norm`` calls, as modes see it; called with ``(v, g, dim)``."""
+"""The function ``(v, g, dim)`` that ``torch.nn.utils.parametrizations.weight_norm`` calls, as function modes see it."""
 
 
 def compiler_is_loaded() -> bool:
-    """Whether ``torch.compile`` was used in this process: it loads ``torch._dynamo``, which takes seconds."""
+    """Whether this process has loaded ``torch._dynamo``, as ``torch.compile`` does. Loading it takes seconds."""
     return "torch._dynamo" in sys.modules
 
 
@@ -298,43 +297,42 @@ def compiler_is_loaded() -> bool:
 def version_of(tensor: Tensor) -> int:
     """Return how often a tensor has been changed in place.
 
-    Reads ``Tensor._version``, by which autograd finds out that a tensor was overwritten. PyTorch mentions it in its notes on
-    autograd, and does not document it.
+    Reads ``Tensor._version``, by which autograd notices that a tensor was overwritten. PyTorch's notes on autograd mention it,
+    its reference does not.
     """
     return int(tensor._version)
 
 
 def preserved_version(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Put the version of a tensor back on leaving; until then it must have got its values back.
+    """Return a context that restores the version of a tensor on leaving. The caller restores its values before that.
 
-    Enters ``torch.autograd.grad_mode._unsafe_preserve_version_counter``. PyTorch documents ``increment_version`` alone.
+    Enters ``torch.autograd.grad_mode._unsafe_preserve_version_counter``. PyTorch documents only ``increment_version``.
     """
     found: AbstractContextManager[Any] = torch.autograd.grad_mode._unsafe_preserve_version_counter(tensor)
     return found
 
 
 def is_lazy(tensor: Any) -> bool:
-    """Whether this is a parameter or a buffer of a lazy layer that has no shape yet.
+    """Return whether this is a parameter or a buffer of a lazy layer that has no shape yet.
 
-    ``torch.nn.parameter.is_lazy`` asks the same and is not documented; the two classes are.
+    The two classes are documented, ``torch.nn.parameter.is_lazy`` is not.
     """
     return isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer))
 
 
 # Modules ----------------------------------------------------------------------------------------------------------
 def parameter_table(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
-    """Return a module's own parameters by name, None for one that was left out.
+    """Return a module's direct parameters by name, and None for a parameter that was registered as None.
 
-    Reads ``Module._parameters``. PyTorch documents ``named_parameters``, which models override.
+    Reads ``Module._parameters``. PyTorch documents ``named_parameters``, which models may override.
     """
     return module._parameters
 
 
 def buffer_table(module: nn.Module) -> dict[str, Tensor | None]:
-    """Return a module's own buffers by name, as the dictionary that the module itself reads.
+    """Return the dictionary in which a module keeps its direct buffers by name. Changes of it change the module.
 
-    Reads ``Module._buffers``. PyTorch documents ``named_buffers``, and no way to put another tensor in a buffer's place for a
-    while.
+    Reads ``Module._buffers``. PyTorch documents ``named_buffers``, and no way to replace a buffer for a while.
     """
     return module._buffers
 
@@ -343,7 +341,7 @@ def tables_of(module: nn.Module) -> dict[str, Any]:
     """Return the dictionaries in which a module keeps its parameters, buffers, submodules and hooks, by attribute.
 
     Reads ``_parameters``, ``_buffers``, ``_modules`` and every attribute ``…_hooks``. PyTorch documents handles that remove a
-    hook, and nothing that removes the hooks that somebody else has registered meanwhile.
+    hook, and no way to remove hooks without their handles.
     """
     tables = ("_parameters", "_buffers", "_modules")
     return {
@@ -354,15 +352,15 @@ def tables_of(module: nn.Module) -> dict[str, Any]:
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether a module is a BatchNorm of any number of dimensions.
+    """Return whether a module is a BatchNorm of any number of dimensions.
 
-    Asks for the base class ``_BatchNorm``. PyTorch documents the classes that derive from it.
+    Compares the base class ``_BatchNorm``. PyTorch documents the classes that derive from it.
     """
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 PARAMETRIZED = "Parametrized"
-"""What the name of a module's class begins with once one of its parameters is parametrized."""
+"""Prefix of a module's class name after one of its parameters was parametrized."""
 
 
 # Errors -----------------------------------------------------------------------------------------------------------
@@ -374,7 +372,7 @@ _UNSUPPORTED = re.compile(
 
 
 def is_unsupported_here(error: BaseException) -> bool:
-    """Whether an error says that PyTorch has no kernel for an operator in this data type on this processor or GPU.
+    """Return whether an error says that PyTorch has no kernel for an operator in this data type on this processor or GPU.
 
     Reads the message. PyTorch raises a plain RuntimeError, and documents neither its messages nor which operators need which
     instructions of a processor.
