@@ -146,8 +146,10 @@ def _without_gradient(capture: Capture) -> str:
 def chain_of(capture: Capture, graph: Graph, calls: Sequence[Call]) -> Chain:
     """Cut the graph after each of the given calls.
 
-    The chain starts with the edges that enter the first call. Calls that this signal does not pass through, such as those of a
-    second tower, are left out. If there are several such groups, the largest one is the chain, the first among equals.
+    Returns:
+        The chain that starts with the edges that enter the first call. Calls that this signal does not pass through, such as
+        those of a second tower, are left out. If there are several such groups, the largest one is the chain, the first among
+        equals.
 
     Raises:
         CutError: No chain passes through any of the calls.

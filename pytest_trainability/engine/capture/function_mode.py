@@ -46,7 +46,7 @@ class FunctionObserver(TorchFunctionMode):
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Make names unique: number those that occur more than once.
+    """Return names made unique: those that occur more than once are numbered.
 
     >>> numbered(["attn", "mlp", "attn"])
     ['attn[0]', 'mlp', 'attn[1]']

@@ -163,6 +163,9 @@ class Graph:
             moments: L + 1 places in program order, ascending.
             last: Edges that count as read after the last moment although no node reads them: results of the model.
 
+        Returns:
+            The states, each with its edges in the order in which they were made, and the segments.
+
         Raises:
             CutError: The first or the last state is empty.
         """

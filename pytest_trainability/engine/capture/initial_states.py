@@ -38,13 +38,21 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
     See Note [Initial states of recurrences].
     """
     copies = _Copies(recorder.capture.copied_constants)
+
+    # Functions and not bound methods: a model may deep-copy its modules, and would copy these tensors.
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return copies.before(module, args, kwargs)
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        copies.after(module)
+
     handles = []
     try:
         if recorder.capture.inputs_carry_gradient:
             for module in recorder.paths:
                 if not isinstance(module, torch.jit.ScriptModule):
-                    handles.append(module.register_forward_pre_hook(copies.before, with_kwargs=True, prepend=True))
-                    handles.append(module.register_forward_hook(copies.after))
+                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
+                    handles.append(module.register_forward_hook(after))
         yield
     finally:
         for handle in handles:
@@ -52,7 +60,7 @@ def initial_states(recorder: Recorder) -> Iterator[None]:
 
 
 class _Copies:
-    """Forward hooks that replace the constant arguments of a module's first call."""
+    """Replaces the constant arguments of a module's first call."""
 
     def __init__(self, edges: set[Edge]) -> None:
         self.edges = edges
@@ -78,7 +86,7 @@ class _Copies:
             args, kwargs = _with_initial_state(module, args, kwargs)
         return _changed(args, copied), {name: _changed(value, copied) for name, value in kwargs.items()}
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def after(self, module: nn.Module) -> None:
         """Write the values back that the module has written into its copies."""
         for tensor, copy, version, node in self.replaced.get(module, ()):
             if version_of(copy) != version:

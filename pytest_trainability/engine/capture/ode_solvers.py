@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -32,15 +33,7 @@ def solver_steps(recorder: Recorder) -> Iterator[None]:
     except ImportError:
         yield
         return
-    if not all(
-        hasattr(cls, name)
-        for cls, names in (
-            (RKAdaptiveStepsizeODESolver, ("_before_integrate", "_adaptive_step", "_advance", "_advance_until_event")),
-            (FixedGridODESolver, ("_step_func", "_linear_interp", "_cubic_hermite_interp")),
-            (adjoint, ("OdeintAdjointMethod",)),
-        )
-        for name in names
-    ):
+    if not _are_known(RKAdaptiveStepsizeODESolver, FixedGridODESolver, adjoint):
         recorder.capture.notes.append(
             "the steps of ODE solvers are not recorded: this version of torchdiffeq is unknown"
         )
@@ -58,6 +51,16 @@ def solver_steps(recorder: Recorder) -> Iterator[None]:
     finally:
         SOLVERS.update(solvers)
         adjoint.OdeintAdjointMethod = method
+
+
+def _are_known(adaptive: type, fixed: type, adjoint: ModuleType) -> bool:
+    """Whether these internals of ``torchdiffeq`` have the attributes that are overridden here."""
+    overridden = {
+        adaptive: ("_before_integrate", "_adaptive_step", "_advance", "_advance_until_event"),
+        fixed: ("_step_func", "_linear_interp", "_cubic_hermite_interp"),
+        adjoint: ("OdeintAdjointMethod",),
+    }
+    return all(hasattr(owner, name) for owner, names in overridden.items() for name in names)
 
 
 def _without_adjoint(recorder: Recorder, odeint: Any) -> Any:

@@ -186,8 +186,12 @@ def capture(
         restart: Restores the random generators before a second run.
         instruments: Further observers of the forward pass.
 
+    Returns:
+        The calls of the modules, the output and the loss.
+
     Raises:
         ModelError: The loss raised, or is not one number that carries a gradient.
+        RuntimeError: The model raised it. Other exceptions of the model are raised as well.
     """
 
     def run(captured: Capture) -> Capture:
@@ -240,7 +244,7 @@ def _run(
 def evaluate(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, loss: Loss | None
 ) -> tuple[Any, Tensor | None]:
-    """Run the model without recording. Return its output and its loss, which is None if there is none.
+    """Return the output and the loss of a run without recording; the loss is None if there is none.
 
     Raises:
         ModelError: The loss raised, or is not one number that carries a gradient.
@@ -367,31 +371,31 @@ class Recorder:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Record the calls of all modules while the context is open."""
-
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # A copy that the model makes of one of its modules has the hooks, too.
-            if module not in self.paths:
-                return
-            caller = self.running[-1].module if self.running else None
-            if isinstance(caller, Rollout):
-                # The first argument is the state. Further arguments are inputs of the step, which are not carried on.
-                call = self.begin(module, self.paths[module], tensors_in(args[:1]), inner=kind_of(module))
-                call.duration = caller.dt
-            else:
-                self.begin(module, self.paths[module], (*tensors_in(args), *tensors_in(kwargs)))
-
-        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if module in self.paths:
-                self.end(next(c for c in reversed(self.running) if c.module is module), tensors_in(output))
-
         handles = []
         try:
             for module in self.paths:
                 if isinstance(module, torch.jit.ScriptModule):
                     continue
-                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                handles.append(module.register_forward_hook(after, with_kwargs=True))
+                # Functions and not bound methods: a model may deep-copy its modules, and would copy this recorder.
+                handles.append(module.register_forward_pre_hook(lambda *call: self._before(*call), with_kwargs=True))
+                handles.append(module.register_forward_hook(lambda *call: self._after(*call), with_kwargs=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A copy that the model makes of one of its modules has the hooks, too.
+        if module not in self.paths:
+            return
+        caller = self.running[-1].module if self.running else None
+        if isinstance(caller, Rollout):
+            # The first argument is the state. Further arguments are inputs of the step, which are not carried on.
+            call = self.begin(module, self.paths[module], tensors_in(args[:1]), inner=kind_of(module))
+            call.duration = caller.dt
+        else:
+            self.begin(module, self.paths[module], (*tensors_in(args), *tensors_in(kwargs)))
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if module in self.paths:
+            self.end(next(c for c in reversed(self.running) if c.module is module), tensors_in(output))

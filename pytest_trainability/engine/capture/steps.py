@@ -213,7 +213,7 @@ def _blocks(capture: Capture, graph: Graph) -> list[Call]:
 
 
 def _stacks(families: Iterable[_Family]) -> list[_Family]:
-    """Keep families that run one after the other, such as encoder and decoder, with the largest share of weights first.
+    """Return families that run one after the other, such as encoder and decoder, with the largest share of weights first.
 
     Families that run between the blocks of another one (patch embeddings, downsampling) are part of the path between its steps.
     """
@@ -315,7 +315,7 @@ def _is_beaten(family: _Family, candidates: Iterable[_Family]) -> bool:
 
 
 def _beats(other: _Family, family: _Family) -> bool:
-    """Whether ``other``, around or inside ``family``, is the better cut of the two.
+    """Return whether ``other``, around or inside ``family``, is the better cut of the two.
 
     In this order: the more general family (the two kinds of block of a hybrid together beat each alone), the one that holds the
     weights, the one that is repeated, and then the better cut (see ``_cuts_better``).
@@ -336,7 +336,7 @@ def _beats(other: _Family, family: _Family) -> bool:
 
 
 def _cuts_better(other: _Family, family: _Family, *, is_outer: bool) -> bool:
-    """Whether ``other`` leaves fewer tensors live, among equals has more calls, or among equals is the outer one.
+    """Return whether ``other`` leaves fewer tensors live, among equals has more calls, or among equals is the outer one.
 
     A residual block leaves fewer tensors live than its convolutions. A block has more calls than its stage. A layer is outside of
     its attention.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -122,9 +123,9 @@ def test_constants_of_the_first_call_are_copies_with_gradients() -> None:
     mask = torch.ones(BATCH, WIDTH, dtype=torch.bool)
     captured, seen = received(lambda m, x: m.own(m.own(x, constant), constant * mask), Adding(), inputs(BATCH, WIDTH))
     (args, kwargs), (later, _) = seen
-    copy = args[1]
-    assert copy.requires_grad and copy is not constant and torch.equal(copy, constant)
-    assert captured.copied_constants == {edge_of(copy)}
+    replaced = args[1]
+    assert replaced.requires_grad and replaced is not constant and torch.equal(replaced, constant)
+    assert captured.copied_constants == {edge_of(replaced)}
     assert kwargs == {} and not later[1].requires_grad
 
 
@@ -139,6 +140,18 @@ def test_cells_receive_the_zeros_that_they_would_create(cell: type[nn.RNNCellBas
     states = state if isinstance(state, tuple) else (state,)
     assert len(states) == parts == len(captured.copied_constants)
     assert all(part.shape == (*x.shape[:-1], WIDTH) and part.requires_grad and not part.any() for part in states)
+
+
+def test_the_model_may_copy_its_modules() -> None:
+    """A copy in the forward pass has the hooks of the original."""
+
+    def run(model: Any, x: Tensor) -> Tensor:
+        state = model.own(x, zeros(x))
+        return copy.deepcopy(model.own)(x, copy.deepcopy(model).own(x, state))
+
+    x = inputs(BATCH, WIDTH)
+    model = Loop(run, own=Adding()).double()
+    assert torch.equal(capture_along_time(model, x).output, model(x))
 
 
 def test_nothing_is_replaced_without_gradients() -> None:
