@@ -1,4 +1,4 @@
-"""What the examples share."""
+"""Configuration of the examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run the examples, and exit with 0 when exactly those fail that are broken on purpose."""
+"""Run the examples. The exit status is 0 if exactly those fail that are broken on purpose."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 class Expectation:
-    """Compares the tests that fail with those that are marked as broken on purpose."""
+    """Compares the failing tests with the tests that are marked as broken on purpose."""
 
     def __init__(self) -> None:
         self.expected: set[str] = set()
@@ -17,11 +17,11 @@ class Expectation:
         self.passed: set[str] = set()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Note which tests are to fail."""
+        """Note the tests that must fail."""
         self.expected = {item.nodeid for item in items if item.get_closest_marker("broken_on_purpose")}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note which tests do."""
+        """Note the tests that fail, and those that pass."""
         if report.failed:
             self.failed.add(report.nodeid)
         elif report.when == "call" and report.passed:
@@ -35,9 +35,9 @@ def main() -> int:
     if status not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
         return int(status)
     for name in sorted(expectation.failed - expectation.expected):
-        print(f"{name} failed and ought to pass")
+        print(f"{name} failed, but must pass")
     for name in sorted(expectation.expected - expectation.failed):
-        print(f"{name} passed and ought to fail")
+        print(f"{name} passed, but must fail")
     if expectation.failed != expectation.expected or not expectation.passed:
         return 1
     print(

@@ -1,4 +1,4 @@
-"""Start here: plain towers, what depth does to their gradient, and two cures.
+"""Start here: the gradient of plain towers shrinks with depth, and two remedies.
 
 Run this file with `pytest examples/test_1_towers.py`, add `-v` to see every bound.
 """
@@ -17,7 +17,7 @@ DEPTH, WIDTH = 40, 128
 
 
 def tanh_tower() -> nn.Module:
-    """Return 40 tanh layers at the edge of chaos: weights of variance 1 / fan-in, no biases to speak of."""
+    """Return 40 tanh layers at the edge of chaos: weights of variance 1 / fan-in, and zero biases."""
     layers: list[nn.Module] = []
     for _ in range(DEPTH):
         linear = nn.Linear(WIDTH, WIDTH)
@@ -28,7 +28,7 @@ def tanh_tower() -> nn.Module:
 
 
 class Residual(nn.Module):
-    """`x + tanh(W x) / sqrt(depth)`: the layer only perturbs the identity."""
+    """`x + tanh(W x) / sqrt(depth)`: a perturbation of the identity."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,19 +46,19 @@ def residual_tower() -> nn.Module:
 
 
 def sigmoid_tower() -> nn.Module:
-    """Return 20 sigmoid layers as PyTorch initializes them by default."""
+    """Return 20 sigmoid layers with PyTorch's default initialization."""
     return nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(WIDTH, WIDTH), nn.Sigmoid())])
 
 
-# One bound, on the marker. The test is red when a bound does not hold for the models that it measures.
+# One bound, in the marker. The test fails if the bound does not hold for the models that it measures.
 @pytest.mark.trainability(lyapunov_max=within(0.1))
 def test_edge_of_chaos(trainability):
     trainability(tanh_tower, torch.randn(8, WIDTH))
 
 
-# The numbers themselves, in plain asserts.
+# The numbers in plain asserts.
 def test_skips_flatten(trainability):
-    """The exponents of a residual tower are a perturbation of the identity's, which are all 0 (Borkar 2026)."""
+    """The exponents of a residual tower are perturbations of those of the identity, which are all 0 (Borkar 2026)."""
     plain: Measurement = trainability(tanh_tower, torch.randn(8, WIDTH), exponents=8, name="plain")
     residual: Measurement = trainability(residual_tower, torch.randn(8, WIDTH), exponents=8, name="residual")
 
@@ -70,12 +70,12 @@ def test_skips_flatten(trainability):
 
 
 def test_sigmoid_keeps_a_quarter(trainability):
-    """The slope of a sigmoid is at most 1/4, so that 20 layers keep less than 0.25^20 of the gradient."""
+    """The slope of a sigmoid is at most 1/4. So 20 layers keep less than 0.25^20 of the gradient."""
     tower = trainability(sigmoid_tower, torch.randn(8, WIDTH))
     assert tower.log_gain < 20 * math.log(0.25)
 
 
-# And what it looks like when it is red.
+# A failing test.
 @pytest.mark.broken_on_purpose
 @pytest.mark.trainability(log_gain=within(5), gradient_norm=at_least(1e-6))
 def test_sigmoid_tower(trainability):

@@ -1,4 +1,4 @@
-"""A hand-written convolutional network with a real loss: the whole measurement of one model in one test."""
+"""A hand-written convolutional network with a loss: a complete measurement in one test."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_resnet20(trainability):
     images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
     resnet = trainability(ResNet, images, target=labels, loss=F.cross_entropy)
 
-    # It was cut at its nine blocks, and BatchNorm makes the samples of a batch interact.
+    # The steps are its nine blocks, and BatchNorm makes the samples of a batch interact.
     assert str(resnet.steps) == "9 × Block"
     assert resnet.frame == "joint"
     # All bounds are judged, and one failure lists every violation.
     resnet.check(log_gain=within(5), gradient_norm=within(1e-4, 1e3), unused_parameters=at_most(0))
-    # A profile knows its elements by name.
+    # A profile has its elements by name.
     assert resnet.gradient_norm["stem.0.weight"] > 1e-3
     assert resnet.growth_rate.argmax.startswith("blocks.")
-    # Forward and backward are different questions.
+    # The growth of activations is a separate question.
     assert abs(resnet.forward_log_gain) < 2
     resnet.check(activation_rms=within(0.1, 10), relative_gradient_norm=at_least(1e-6))

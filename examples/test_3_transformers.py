@@ -1,4 +1,4 @@
-"""Real architectures, built from their configuration. A few lines each: model, inputs with labels, bounds."""
+"""Architectures of transformers, built from their configuration: a model, inputs with labels, and bounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_trainability import at_least, at_most, within
 
 transformers = pytest.importorskip("transformers")
 
-# What is asked of every architecture here; a test may add to it, and the nearest marker wins.
+# Bounds for every architecture here. A test can add bounds, and the nearest marker wins.
 pytestmark = pytest.mark.trainability(lyapunov_max=within(0.6), nonfinite=at_most(0))
 
 
@@ -26,7 +26,7 @@ def images(size: int = 64) -> dict[str, Tensor]:
 
 
 def gpt2(**settings: float):
-    """Return GPT-2 as it is configured by default, but narrower."""
+    """Return GPT-2 in its default configuration, but narrower."""
     config = transformers.GPT2Config(
         vocab_size=512, n_positions=64, n_embd=192, n_head=6, bos_token_id=0, eos_token_id=0, **settings
     )
@@ -42,7 +42,7 @@ def test_gpt2(trainability):
 def test_bert(trainability):
     config = transformers.BertConfig(vocab_size=512, hidden_size=192, intermediate_size=768, num_attention_heads=6)
     bert = trainability(lambda: transformers.BertForMaskedLM(config), text())
-    # A key's bias shifts all scores of a query alike, which softmax does not see: its gradient is round-off.
+    # The bias of a key shifts all scores of a query by the same amount, which softmax cancels: its gradient is round-off.
     assert bert.gradient_norm.excluding("*.key.bias") > 1e-5
 
 
@@ -52,7 +52,7 @@ def test_t5(trainability):
         vocab_size=512, d_model=192, d_ff=768, d_kv=32, num_heads=6, decoder_start_token_id=0
     )
     t5 = trainability(lambda: transformers.T5ForConditionalGeneration(config), text())
-    # Encoder and decoder are one chain: the decoder reads what the encoder's blocks made.
+    # Encoder and decoder form one chain, because the decoder reads the output of the encoder.
     assert str(t5.steps) == "12 × T5Block"
 
 
@@ -74,7 +74,7 @@ def test_resnet50(trainability):
 def test_convnext(trainability):
     config = transformers.ConvNextConfig(hidden_sizes=[32, 64, 128, 256], num_labels=10)
     convnext = trainability(lambda: transformers.ConvNextForImageClassification(config), images())
-    # Its layers start as good as switched off (LayerScale 1e-6): small gradients inside, none lost on the way.
+    # LayerScale (1e-6) nearly switches its layers off at first: gradients in them are small, but reach the first layer.
     assert abs(convnext.log_gain) < 2
     assert convnext.gradient_norm.matching("*.layer_scale_parameter") > 1e-5
 
@@ -89,5 +89,5 @@ def test_mamba(trainability):
 @pytest.mark.broken_on_purpose
 @pytest.mark.trainability(log_gain=within(1.5), gradient_norm=at_least(1e-4))
 def test_gpt2_decimal_slip(trainability):
-    """0.2 instead of 0.02: nothing crashes, the loss even falls, and the gradient grows in every block."""
+    """0.2 instead of 0.02: nothing crashes and the loss decreases, but the gradient grows in every block."""
     trainability(lambda: gpt2(initializer_range=0.2), text())

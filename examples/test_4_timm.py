@@ -1,4 +1,4 @@
-"""Architectures from timm, where it can be imported."""
+"""Architectures of timm, if it can be imported."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Is it still so after this commit? What was measured once stands in ``__trainability__/test_5_baselines.json``.
+"""Baselines: comparison with numbers that were recorded before, in ``__trainability__/test_5_baselines.json``.
 
-It was recorded with ``pytest examples/test_5_baselines.py --trainability-baseline=new``; the broken example with REPAIRED=1
-in the environment, before it was broken.
+They were recorded with ``pytest examples/test_5_baselines.py --trainability-baseline=new``. For the broken example,
+REPAIRED=1 was set in the environment: it measures the model without the fault.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ tokens = torch.randint(10, 512, (4, 32))
 
 
 def gpt2():
-    """Return GPT-2 as it is configured by default, but narrower and with fewer layers."""
+    """Return GPT-2 in its default configuration, but narrower and with fewer layers."""
     config = transformers.GPT2Config(
         vocab_size=512, n_positions=64, n_embd=128, n_layer=LAYERS, n_head=4, bos_token_id=0, eos_token_id=0
     )
@@ -26,7 +26,7 @@ def gpt2():
 
 
 def gpt2_without_scaling():
-    """Lose the factor 1/sqrt(2 × layers) of the output projections, as huggingface/transformers#47458 tells."""
+    """Return GPT-2 without the factor 1/sqrt(2 × layers) of the output projections, as in huggingface/transformers#47458."""
     model = gpt2()
     for name, parameter in model.named_parameters():
         if name.endswith("c_proj.weight"):
@@ -40,6 +40,6 @@ def test_gpt2_is_as_recorded(trainability):
 
 @pytest.mark.broken_on_purpose
 def test_gpt2_lost_its_scaling(trainability):
-    """No bound would see it: the gradient still grows by two nats only. Beside what it was, it is plain."""
+    """A bound would not detect the fault, as the gradient grows by only two nats. The comparison with the baseline does."""
     build = gpt2 if os.environ.get("REPAIRED") else gpt2_without_scaling
     trainability(build, {"input_ids": tokens, "labels": tokens}, seeds=8, name="gpt2").check_baseline()

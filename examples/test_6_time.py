@@ -1,7 +1,7 @@
 """Time as depth: recurrent networks, simulators and neural ODEs, with `steps="time"`.
 
-One time step is one step of the chain, and the state is everything that is carried from one to the next. Fused layers
-(`nn.LSTM`) are taken apart for the measurement; your model is not changed.
+One time step is one step of the chain, and the state is everything that is carried from one time step to the next. Fused
+layers (`nn.LSTM`) run step by step during the measurement; the model is not changed.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Reader(nn.Module):
 
 
 def rnn(gain: float) -> nn.Module:
-    """Return a vanilla RNN whose recurrent weights are orthogonal, times a gain."""
+    """Return a vanilla RNN with orthogonal recurrent weights times a gain."""
     model = Reader(nn.RNN)
     nn.init.orthogonal_(model.rnn.weight_hh_l0, gain=gain)
     return model
 
 
 def lstm(forget: float) -> nn.Module:
-    """Return an LSTM whose forget gate has a bias."""
+    """Return an LSTM with the given bias of the forget gate."""
     model = Reader(nn.LSTM)
     nn.init.zeros_(model.rnn.bias_hh_l0)
     nn.init.constant_(model.rnn.bias_ih_l0[UNITS : 2 * UNITS].detach(), forget)
@@ -49,7 +49,7 @@ def sequences(generator: torch.Generator) -> Tensor:
     return torch.randn(8, STEPS, FEATURES, generator=generator)
 
 
-# Bounds are the same as along depth; some measures are about time only.
+# Bounds are written as along depth. Some measures exist along time only.
 @pytest.mark.trainability(memory_horizon=at_least(15), spectral_radius=within(0.5, 1.1))
 def test_lstm_remembers(trainability):
     """With a forget bias of 1 more than 1 % of the gradient reaches 15 steps back."""
@@ -57,7 +57,7 @@ def test_lstm_remembers(trainability):
 
 
 def test_what_the_forget_bias_is_for(trainability):
-    """Each unit of it multiplies how long the cell remembers."""
+    """Each unit of the forget bias multiplies the memory horizon."""
     horizons = [
         float(trainability(lambda b=b: lstm(b), sequences, steps="time", name=f"bias {b}").memory_horizon)
         for b in (-5, 0, 1)
@@ -69,7 +69,7 @@ def test_gru(trainability):
     trainability(lambda: Reader(nn.GRU), sequences, steps="time").check(log_gain=within(-80, 0))
 
 
-# A vanilla RNN loses more than half of its gradient in every step. A norm in float32 would say 0.0.
+# A vanilla RNN loses a large part of its gradient in every step. A norm in float32 would be 0.0.
 @pytest.mark.broken_on_purpose
 @pytest.mark.trainability(log_gain=within(20))
 def test_rnn_of_gain_0_7(trainability):
@@ -87,7 +87,7 @@ def kicked_pendulum(state: Tensor) -> Tensor:
 
 
 def test_pendulum(trainability):
-    """A map that keeps volumes has exponents that cancel; near rest, the gradient of a long rollout grows slowly."""
+    """A map that keeps volumes has exponents that add up to 0; near rest, the gradient of a long rollout grows slowly."""
     generator = torch.Generator().manual_seed(0)
     state = torch.tensor([math.pi, 0.0]) + 0.3 * torch.randn(16, 2, generator=generator)
     pendulum = trainability(Rollout(kicked_pendulum, steps=200), state.double(), exponents=2)
@@ -112,24 +112,24 @@ class NeuralOde(nn.Module):
 
 
 def test_neural_ode(trainability):
-    """The solver's own steps are the chain; the exponent is per unit of time, whichever steps it takes."""
+    """The steps of the solver form the chain. The exponent is per unit of time, whatever the sizes of the steps."""
     pytest.importorskip("torchdiffeq", reason="needs torchdiffeq: pip install 'pytest-trainability[ode]'")
     ode = trainability(NeuralOde, lambda g: torch.randn(8, 8, generator=g), steps="time")
     assert ode.lyapunov_max.unit == "nats/time"
     ode.check(lyapunov_max=within(1))
 
 
-# An old acquaintance ----------------------------------------------------------------------------------------------------
+# The Lorenz system ------------------------------------------------------------------------------------------------------
 
 
 def lorenz(state: Tensor) -> Tensor:
-    """Return the velocity of Lorenz' system."""
+    """Return the velocity of the Lorenz system."""
     x, y, z = state.unbind(-1)
     return torch.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], dim=-1)
 
 
 def runge_kutta(state: Tensor, dt: float) -> Tensor:
-    """Take a step of the classical method of order four."""
+    """Take a step of the classical Runge–Kutta method of order four."""
     k1 = lorenz(state)
     k2 = lorenz(state + dt / 2 * k1)
     k3 = lorenz(state + dt / 2 * k2)
@@ -140,8 +140,8 @@ def runge_kutta(state: Tensor, dt: float) -> Tensor:
 def test_truncation_error_grows_as_gradients_do(trainability):
     """The global error of an ODE solver and a gradient obey the same driven linear recurrence.
 
-    e ← J e + (error of this step), forward in time; u ← Jᵀ u + (gradient of this step's loss), backward. The same J: both grow at
-    its leading exponent, whatever drives them.
+    e ← J e + (error of this step), forward in time; u ← Jᵀ u + (gradient of this step's loss), backward in time. J is the same:
+    both grow at its leading exponent, whatever drives them.
     """
     dt, count, fine = 0.01, 1200, 8
     generator = torch.Generator().manual_seed(0)
@@ -165,7 +165,7 @@ def test_truncation_error_grows_as_gradients_do(trainability):
     norms = [gradient.norm(dim=1).log() for gradient in reversed(gradients)]
 
     def rate(logs: list[Tensor]) -> float:
-        """Growth per unit of time, between a tenth of the way and the end."""
+        """Return the growth per unit of time, from a tenth of the steps to the end."""
         begin = count // 10
         return float((logs[-1] - logs[begin]).mean()) / ((count - begin) * dt)
 

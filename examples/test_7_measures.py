@@ -1,4 +1,4 @@
-"""Beyond gradients: profiles, structure, curvature and scaling, each on a model where it matters."""
+"""Other measures: presets, structure, isometry, size sweeps and curvature, each with a suitable model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_trainability import at_least, at_most, within
 WIDTH = 64
 
 
-# Somebody who has no bounds yet begins with those that healthy models of the family keep.
+# A preset is a set of bounds that healthy models of a family satisfy. Start with it if you have no bounds yet.
 @pytest.mark.trainability(preset="transformer")
 def test_gpt2_keeps_the_preset(trainability):
     transformers = pytest.importorskip("transformers")
@@ -23,13 +23,13 @@ def test_gpt2_keeps_the_preset(trainability):
     )
     ids = torch.randint(10, 256, (4, 32))
     gpt2 = trainability(lambda: transformers.GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids})
-    # It has not learned anything: it guesses among 256 tokens, and looks at all that came before alike.
+    # The untrained model guesses among 256 tokens, and attends to all earlier tokens about equally.
     gpt2.check(excess_loss=within(0.1), attention_entropy=at_least(0.9))
-    # In a residual stream every block adds a little.
+    # In a residual stream every block adds a small change.
     assert gpt2.branch_ratio.max < 1 or gpt2.branch_ratio.argmax == "transformer.h.0"
 
 
-# `nn.TransformerEncoder(layer, n)` copies the layer: all n begin with the same weights. This test is red.
+# `nn.TransformerEncoder(layer, n)` copies the layer: all n layers start with the same weights. This test fails.
 @pytest.mark.broken_on_purpose
 @pytest.mark.trainability(duplicate_parameters=at_most(0))
 def test_cloned_layers(trainability):
@@ -37,28 +37,29 @@ def test_cloned_layers(trainability):
 
 
 def cloned_layers() -> nn.Module:
-    """Return an encoder as the documentation of PyTorch builds it."""
+    """Return an encoder, built as in PyTorch's documentation."""
     return nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, batch_first=True), 4)
 
 
-# A bound on gradients has no exception list: what is zero by design, and learns after the first step, is set aside.
+# Bounds on gradients need no list of exceptions: parameters whose gradient is zero by design, and not after the first
+# step, are not judged.
 def test_zero_head_wakes(trainability):
     net = trainability(zero_head, torch.randn(16, WIDTH), target=torch.arange(16) % 4, loss=F.cross_entropy)
     net.check(gradient_norm=at_least(1e-6), asleep_parameters=at_most(0))
     assert net.waking_step["0.weight"] == 1
-    # With a head of zeros the loss is exactly that of a guess.
+    # With a head of zeros the loss is exactly the chance loss.
     assert net.initial_loss == pytest.approx(math.log(4))
 
 
 def zero_head() -> nn.Module:
-    """Return a classifier whose last layer starts at zero."""
+    """Return a classifier whose last layer is initialized with zeros."""
     head = nn.Linear(WIDTH, 4)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), head)
 
 
-# Orthogonal weights keep all lengths, however deep; Gaussian ones keep them on average, and lose most directions.
+# Orthogonal weights keep all lengths at any depth. Gaussian weights keep them on average, and lose most directions.
 @pytest.mark.parametrize("orthogonal", [True, False], ids=["orthogonal", "gaussian"])
 def test_dynamical_isometry(trainability, *, orthogonal: bool):
     chain = trainability(lambda: linear_tower(orthogonal=orthogonal), torch.randn(2, WIDTH))
@@ -81,21 +82,21 @@ def linear_tower(depth: int = 20, *, orthogonal: bool) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-# How a measure scales with width: a coordinate check that can fail.
+# Scaling of a measure with width: a coordinate check that can fail.
 def test_activations_do_not_grow_with_width(trainability):
     scaling = trainability.width_sweep(mlp, [32, 64, 128], torch.randn(16, 8))
     scaling.check(within(0.15))
 
 
 def mlp(width: int) -> nn.Module:
-    """Return an MLP as He et al. initialize it."""
+    """Return an MLP with the initialization of He et al."""
     layers = [nn.Linear(8, width, bias=False), nn.ReLU(), nn.Linear(width, width, bias=False), nn.ReLU()]
     for layer in layers[::2]:
         nn.init.kaiming_normal_(layer.weight)
     return nn.Sequential(*layers)
 
 
-# The largest learning rate at which gradient descent is stable, measured and then tried.
+# The largest learning rate at which gradient descent is stable: measured, then tried.
 def test_stable_learning_rate(trainability):
     x, y = torch.randn(32, 8), torch.randn(32, 1)
 

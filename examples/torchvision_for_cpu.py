@@ -1,7 +1,7 @@
-"""Let a torchvision that was built for CUDA be imported beside a PyTorch for the CPU.
+"""Make a torchvision that was built for CUDA importable with a PyTorch for the CPU.
 
-Its import describes operators that only its missing binary part declares. timm imports torchvision, and so does
-transformers where it finds it.
+The import of torchvision registers implementations of operators that only its binary part declares, and this part cannot be
+loaded. timm imports torchvision, and so does transformers if it is installed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 __all__ = ["declare_torchvision_operators"]
 
 _kept: list[torch.library.Library] = []
-"""A library undoes its declarations when it is collected."""
+"""A library removes its declarations when it is garbage collected."""
 
 
 def declare_torchvision_operators() -> None:
-    """Declare the schemas that torchvision's own import asks for, where its binary part will not be loaded."""
+    """Declare the schemas that the import of torchvision requires, unless PyTorch can load its binary part."""
     if torch.version.cuda is not None or _kept:
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
