@@ -1,11 +1,11 @@
-"""Run the plugin's own tests in every configuration that we promise, and print what came of each.
+"""Run the tests of the plugin in every supported configuration, and print the results.
 
     python tests/matrix.py                  # all rows, half an hour on two cores
     python tests/matrix.py --quick          # whole sessions only
-    python tests/matrix.py oldest xunit1    # rows by name, or all of one environment
+    python tests/matrix.py oldest xunit1    # rows by name, or all rows of an environment
 
-The environments lie in ``build/matrix`` and are kept until what they hold is asked for differently; remove the folder for
-newer versions from the index. Beside them, each row leaves what pytest printed and its JUnit file.
+The environments are made in ``build/matrix``, and are made again if their requirements change. Remove the folder to install newer
+versions. The output of pytest and a JUnit file of each row are written next to them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NEIGHBOURS = (
     "pytest-randomly",
     "pytest-torch",
 )
-# What each environment holds beside the plugin, whose own requirements come along.
+# Packages of each environment, in addition to the plugin and its requirements.
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "newest": ("pytest", "pytest-xdist"),
     "no-xdist": ("pytest",),
@@ -47,7 +47,7 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One run of the tests: in which environment, with which options."""
+    """One run of the tests: an environment and options of pytest."""
 
     name: str
     environment: str
@@ -72,7 +72,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Result:
-    """What a row came to."""
+    """The result of a row."""
 
     status: int
     passed: int
@@ -80,7 +80,7 @@ class Result:
     skipped: int
     seconds: float
     names: tuple[str, ...]
-    """The tests that failed."""
+    """Names of the failed tests."""
 
 
 def python_of(name: str) -> Path:
@@ -89,12 +89,12 @@ def python_of(name: str) -> Path:
 
 
 def create(name: str) -> None:
-    """Create an environment, unless it is there and holds what is asked for."""
-    # pytest and xdist are not pinned here: they are what the rows differ in.
+    """Create an environment, unless it exists with the same requirements."""
+    # pytest and xdist are not pinned here, because the rows differ in their versions.
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("pytest")]
-    asked = "\n".join([*ENVIRONMENTS[name], *pins, (ROOT / "pyproject.toml").read_text()])
-    stamp = BUILD / name / "asked.txt"
-    if stamp.exists() and stamp.read_text() == asked:
+    required = "\n".join([*ENVIRONMENTS[name], *pins, (ROOT / "pyproject.toml").read_text()])
+    stamp = BUILD / name / "required.txt"
+    if stamp.exists() and stamp.read_text() == required:
         return
     print(f"creating {BUILD / name}", flush=True)
     venv.create(BUILD / name, clear=True, with_pip=True)
@@ -102,24 +102,24 @@ def create(name: str) -> None:
     constraints.write_text("\n".join(pins) + "\n")
     pip = (python_of(name), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     subprocess.run([*pip, "--constraint", constraints, "--editable", ROOT, *ENVIRONMENTS[name]], check=True)
-    stamp.write_text(asked)
+    stamp.write_text(required)
 
 
 def version_of_pytest(name: str) -> str:
-    """Return the version of pytest that an environment holds."""
+    """Return the version of pytest in an environment."""
     code = "from importlib.metadata import version; print(version('pytest'))"
     return subprocess.run([python_of(name), "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def run(row: Row, tests: tuple[str, ...]) -> Result:
-    """Run the tests of one row; what pytest prints goes to a file."""
+    """Run the tests of one row. The output of pytest is written into a file."""
     report, log = BUILD / f"{row.name}.xml", BUILD / f"{row.name}.log"
     report.unlink(missing_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHONPATH"))}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     options = row.options
     if "no:terminal" in options:
-        # -ra, which pyproject.toml adds, is an option of the terminal.
+        # pyproject.toml adds -ra, an option of the terminal.
         options += ("-o", "addopts=--strict-markers --strict-config --doctest-modules")
     start = time.perf_counter()
     with log.open("w") as file:
@@ -135,7 +135,7 @@ def run(row: Row, tests: tuple[str, ...]) -> Result:
 
 
 def read(report: Path, status: int, seconds: float) -> Result:
-    """Read a row's JUnit file, which is there without a terminal, too."""
+    """Read the JUnit file of a row, which also exists without a terminal."""
     if not report.exists():
         return Result(status, 0, 0, 0, seconds, ("no test ran",))
     cases = list(ElementTree.parse(report).iter("testcase"))
@@ -151,7 +151,7 @@ HEAD = (
 
 
 def line(row: Row, result: Result) -> str:
-    """Return a row of the table, and the tests that failed below it."""
+    """Return a row of the table, followed by the names of the failed tests."""
     text = (
         f"{row.name:<20}{row.environment:<13}{version_of_pytest(row.environment):<9}{' '.join(row.options):<25}"
         f"{result.passed:>7}{result.failed:>7}{result.skipped:>8}{result.seconds:>9.0f}"
@@ -162,14 +162,14 @@ def line(row: Row, result: Result) -> str:
 
 
 def main() -> int:
-    """Run the rows that are asked for; 1 when one of them failed."""
+    """Run the requested rows. The exit status is 1 if one of them failed."""
     names = sorted({row.name for row in ROWS} | set(ENVIRONMENTS))
-    parser = argparse.ArgumentParser(description="Run the plugin's own tests in every configuration that we promise.")
+    parser = argparse.ArgumentParser(description="Run the tests of the plugin in every supported configuration.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"rows or environments: {', '.join(names)}")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
     given = parser.parse_args()
     if unknown := sorted(set(given.names) - set(names)):
-        parser.error(f"unknown: {', '.join(unknown)}. There are {', '.join(names)}.")
+        parser.error(f"unknown rows: {', '.join(unknown)}. Rows and environments: {', '.join(names)}.")
     rows = [row for row in ROWS if not given.names or {row.name, row.environment} & set(given.names)]
     for name in dict.fromkeys(row.environment for row in rows):
         create(name)
