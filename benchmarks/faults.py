@@ -35,12 +35,12 @@ from torch.nn.utils import clip_grad_norm_
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]
 
-from torchvision_for_cpu import declare_torchvision_operators  # noqa: E402
+from torchvision_for_cpu import declare_torchvision_operators
 
 declare_torchvision_operators()
 
-import zoo  # noqa: E402
-from faults import (  # noqa: E402
+import zoo
+from faults import (
     CLASSES,
     FAULTS,
     HEALTHY,
@@ -58,8 +58,8 @@ from faults import (  # noqa: E402
     sequence,
 )
 
-from pytest_trainability import TrainabilityFailure, measure  # noqa: E402
-from pytest_trainability.measurement import Measurement  # noqa: E402
+from pytest_trainability import TrainabilityFailure, measure
+from pytest_trainability.measurement import Measurement
 
 MARGIN = 0.1
 """In nats: about the spread of the losses of healthy twins over seeds."""

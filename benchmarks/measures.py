@@ -165,7 +165,7 @@ def refuse_to_mix(recorded: Mapping[str, Any], names: Collection[str], models: S
 
 
 def merged(recorded: Mapping[str, Any], rows: Mapping[str, Row], where: str, command: str) -> dict[str, Any]:
-    """Return the recorded costs with the measured rows, in the order in which the measures are declared.
+    """Return the recorded costs with the measured rows. New rows are appended; rows of removed measures are dropped.
 
     Args:
         recorded: Contents of ``costs.json``.
@@ -181,12 +181,13 @@ def merged(recorded: Mapping[str, Any], rows: Mapping[str, Row], where: str, com
         conditions = (
             conditions[: found.start("command")] + command + between + where + conditions[found.end("machine") :]
         )
-    ordered = {m.name: costs[m.name] for m in declared_measures() if m.name in costs}
-    return {**recorded, "conditions": conditions, "costs": ordered}
+    still_there = known(costs)
+    kept = {name: row for name, row in costs.items() if name in still_there}
+    return {**recorded, "conditions": conditions, "costs": kept}
 
 
 def known(costs: Mapping[str, Row]) -> set[str]:
-    """Return the recorded measures that still exist."""
+    """Return the measures among the rows that still exist."""
     return {m.name for m in declared_measures()} & costs.keys()
 
 

@@ -20,13 +20,13 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests", "examples")]
 
-import torch  # noqa: E402
-from faults import HEALTHY, Case  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torchvision_for_cpu import declare_torchvision_operators  # noqa: E402
+import torch
+from faults import HEALTHY, Case
+from torch import Tensor
+from torchvision_for_cpu import declare_torchvision_operators
 
-from pytest_trainability import InapplicableError, Rollout, TrainabilityError, measure  # noqa: E402
-from pytest_trainability.measures import MEASURES  # noqa: E402
+from pytest_trainability import InapplicableError, Rollout, TrainabilityError, measure
+from pytest_trainability.measures import MEASURES
 
 MODELS = (
     *("ReLU tower of 8 layers after He", "shallow tanh network", "dropout in training mode", "zero branches and head"),
