@@ -265,7 +265,7 @@ def without_torch_functions() -> AbstractContextManager[Any]:
 
 
 def function_transforms_are_active() -> bool:
-    """Return whether the code runs inside ``torch.func.vmap``, ``torch.func.grad`` or a similar transform, where tensors are wrapped.
+    """Return whether the code runs inside a transform of ``torch.func`` such as ``vmap`` or ``grad``, which wraps tensors.
 
     Calls ``torch._C._are_functorch_transforms_active``. PyTorch documents no alternative.
     """
