@@ -210,9 +210,19 @@ def test_values_can_be_pickled_and_copied(value: Any) -> None:
     assert repr(copy.deepcopy(value)) == repr(value)
 
 
-def test_values_are_frozen() -> None:
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (one(1.0), "mean"),
+        (PROFILE, "estimates"),
+        (Spectrum((one(1.0),)), "exponents"),
+        (Names(("a",), (1,)), "names"),
+        (Steps(("0",), "1 × L"), "names"),
+    ],
+)
+def test_values_are_frozen(value: Any, field: str) -> None:
     with pytest.raises(AttributeError):
-        one(1.0).mean = 2.0  # type: ignore[misc]
+        setattr(value, field, None)
 
 
 def test_an_unknown_element_is_reported_with_the_nearest_names() -> None:
@@ -229,3 +239,9 @@ def test_an_unknown_element_is_reported_with_the_nearest_names() -> None:
 def test_integer_operations_use_the_mean() -> None:
     x = Estimate(7.5, 7.0, 8.0, (7.5,))
     assert (int(x), x // 2, x % 2) == (7, 3.0, 1.5)
+
+
+def test_an_estimate_is_rounded_like_its_mean() -> None:
+    x = Estimate(7.46, 7.0, 8.0, (7.46,))
+    assert (round(x, 1), round(x)) == (7.5, 7)
+    assert type(round(x)) is int

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_trainability.records.reports import BaselineChange, BaselineRecord, CheckRecord, VerdictRecord, plain
+from pytest_trainability.records.reports import (
+    BaselineChange,
+    BaselineRecord,
+    BaselineSummary,
+    CheckRecord,
+    VerdictRecord,
+    plain,
+)
 
 NAN, INF = math.nan, math.inf
 
@@ -88,6 +95,20 @@ def test_a_changed_or_missing_baseline_does_not_hold(
 )
 def test_a_change_shows_both_means_with_sign_and_unit(change: BaselineChange, text: str) -> None:
     assert change.old_to_new == text
+
+
+def test_a_verdict_is_settled_unless_it_is_marginal(make_verdict: Callable[..., VerdictRecord]) -> None:
+    verdict = make_verdict()
+    assert (verdict.seeds_needed, verdict.elements, verdict.worst, verdict.where) == (0, 1, (), "")
+
+
+def test_records_are_frozen(
+    make_record: Callable[..., CheckRecord], make_verdict: Callable[..., VerdictRecord]
+) -> None:
+    frozen = [(make_record(), "test"), (make_verdict(), "holds"), (MOVED, "shift"), (baseline("same"), "status")]
+    for record, field in [*frozen, (BaselineSummary(), "pruned")]:
+        with pytest.raises(AttributeError):
+            setattr(record, field, None)
 
 
 def test_a_remark_follows_the_value(make_verdict: Callable[..., VerdictRecord]) -> None:

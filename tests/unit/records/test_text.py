@@ -40,6 +40,12 @@ def test_negative_zero_has_no_sign() -> None:
         ((0.22, 0.2, 0.24), "nats", "linear", "+0.220 ± 0.020 nats"),
         ((0.22, 0.2, 0.24), "", "linear", "0.220 ± 0.020"),
         ((120.0, 90.0, 150.0), "nats", "linear", "+120 ± 30 nats"),
+        # without decimals, but with all digits in front of them
+        ((1234.0, 1204.0, 1264.0), "nats", "linear", "+1234 ± 30 nats"),
+        ((1234.0, 1034.0, 1434.0), "nats", "linear", "+1.23e+03 ± 2e+02 nats"),
+        # six decimals at most
+        ((0.5, 0.5 - 2e-5, 0.5 + 2e-5), "", "linear", "0.500000 ± 0.000020"),
+        ((0.5, 0.5 - 2e-6, 0.5 + 2e-6), "", "linear", "0.5 ± 2e-06"),
         ((-0.5, NAN, NAN), "nats/step", "linear", "-0.5 nats/step"),
         ((-INF, NAN, NAN), "nats", "linear", "-inf nats"),
         ((NAN, NAN, NAN), "", "linear", "nan"),
