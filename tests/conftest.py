@@ -11,7 +11,7 @@ import numpy as np  # noqa: F401
 import pytest
 import scipy.special  # noqa: F401
 import torch
-import torch.fx.experimental.symbolic_shapes
+from torch.fx.experimental import symbolic_shapes  # noqa: F401
 from torchvision_for_cpu import declare_torchvision_operators
 
 import pytest_trainability.measurement  # noqa: F401
@@ -46,13 +46,10 @@ images = torch.linspace(-1, 1, 32).reshape(4, 8)
 
 @pytest.fixture
 def pytester(pytester: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
-    """Sessions inside a test do not depend on the session that runs the test, nor on installed plugins.
-
-    Terminals have 80 columns, tests run in the order of the file (pytest-randomly would shuffle them, and load numpy), and each
-    process computes with one thread.
-    """
+    """Sessions inside a test: independent of the session that runs the test, and of other plugins."""
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
+    # pytest-randomly would shuffle the tests, and load numpy.
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

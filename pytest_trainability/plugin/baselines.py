@@ -87,6 +87,9 @@ class Baselines:
             entry: The measured numbers.
             tolerances: Tolerances of the comparison, by measure.
 
+        Returns:
+            The result of the comparison, for the record of the measurement.
+
         Raises:
             BaselineError: The file cannot be read.
             UsageError: Another measurement of the test has the same name.

@@ -39,10 +39,7 @@ RECORDS = pytest.StashKey["dict[str, CheckRecord]"]()
 
 @pytest.fixture
 def trainability(request: pytest.FixtureRequest) -> Trainability:
-    """Measures how trainable a model is at initialization.
-
-    ``trainability(model, inputs)`` judges the bounds of the test's marker and returns the measurement.
-    """
+    """``trainability(model, inputs)`` measures a model, judges the bounds of the test's marker and returns the measurement."""
     return Trainability(request.node)
 
 
@@ -58,7 +55,16 @@ class Trainability:
         inputs: Any,
         **options: Unpack[Options],
     ) -> Measurement:
-        """Measure a model; the arguments are those of :func:`pytest_trainability.measure`.
+        """Measure a model, and judge the bounds of the test's marker, the command line and the ini file.
+
+        Args:
+            model: A factory, which is called once per seed, or a finished module.
+            inputs: The batch, or a function that draws one from a generator.
+            **options: Further arguments of :func:`pytest_trainability.measure`. Defaults of ``seeds``, ``device`` and ``dtype``
+                are the values of the nearest marker, the command line or the ini file.
+
+        Returns:
+            The measurement.
 
         Raises:
             TrainabilityFailure: A bound of the test's marker, the command line or the ini file does not hold.
@@ -82,9 +88,18 @@ class Trainability:
     def width_sweep(
         self, build: Callable[[int], nn.Module], widths: Sequence[int], inputs: Any = None, **arguments: Any
     ) -> Scaling:
-        """Measure models of several widths; the arguments are those of :func:`pytest_trainability.width_sweep`.
+        """Measure models of several widths.
 
         Bounds of the marker, the command line and the ini file apply to single models. They are not judged here.
+
+        Args:
+            build: A function that builds a model of a width.
+            widths: The widths.
+            inputs: The batch, or a function that draws one from a generator.
+            **arguments: Further arguments of :func:`pytest_trainability.width_sweep`.
+
+        Returns:
+            The values by width, and the slope, which ``check()`` judges.
         """
         __tracebackhide__ = True
         return self._sweep("width", build, widths, inputs, arguments)
@@ -92,7 +107,7 @@ class Trainability:
     def depth_sweep(
         self, build: Callable[[int], nn.Module], depths: Sequence[int], inputs: Any = None, **arguments: Any
     ) -> Scaling:
-        """Measure models of several depths; the arguments are those of :func:`pytest_trainability.depth_sweep`."""
+        """Measure models of several depths: the same as :meth:`width_sweep`, with depths in place of widths."""
         __tracebackhide__ = True
         return self._sweep("depth", build, depths, inputs, arguments)
 
