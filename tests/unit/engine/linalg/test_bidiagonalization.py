@@ -9,7 +9,7 @@ import torch
 from matrices import gaussian, rotation
 from torch import Tensor
 
-from pytest_trainability.engine.linalg.bidiagonalization import Krylov, bidiagonalize, spread_of_squares
+from pytest_trainability.engine.linalg.bidiagonalization import Krylov, _jackknife, bidiagonalize, spread_of_squares
 
 F64 = torch.float64
 
@@ -37,6 +37,7 @@ MATRICES = {
     "perturbed identity": torch.eye(300, dtype=F64) + 0.2 * gaussian(300, 300),
     "deep": torch.linalg.matrix_power(gaussian(300, 300), 6),
     "near isometry": rotation(300, 4) * torch.linspace(1, 1.01, 300, dtype=F64),
+    "small near isometry": rotation(300, 4) * torch.linspace(1e-3, 1.01e-3, 300, dtype=F64),
 }
 
 
@@ -70,6 +71,7 @@ def test_an_isometry_exhausts_the_space_in_one_step() -> None:
 def test_values_that_have_not_converged_are_nan() -> None:
     found, _ = krylov(MATRICES["gaussian"], limit=4)
     assert bool(found.largest.isnan().all()) and bool(found.smallest.isnan().all())
+    assert found.basis.shape == (1, 4, 300)
 
 
 def test_the_smallest_value_is_nan_if_some_are_zero() -> None:
@@ -121,6 +123,24 @@ def test_the_basis_is_orthonormal_and_its_sums_are_those_of_the_products() -> No
 def test_products_that_are_not_finite_give_nan() -> None:
     found, spread = krylov(torch.full((4, 4), math.nan, dtype=F64))
     assert found.largest.isnan().all() and found.smallest.isnan().all() and math.isnan(spread)
+
+
+def test_transposed_products_that_are_not_finite_give_nan() -> None:
+    found = bidiagonalize(
+        lambda v: v, lambda u: u / 0, torch.ones(1, 1, 4, dtype=F64), 1, tolerance=1e-3, noise=1e-13, limit=100
+    )
+    assert found.largest.isnan().all() and found.smallest.isnan().all()
+
+
+@pytest.mark.parametrize("gain", [1e-3, 1.0, 1e3])
+def test_the_standard_error_of_a_spread(gain: float) -> None:
+    """Exact jackknife over two probes without a subspace: half the difference of the two estimates that leave one out."""
+    squares, fourth = torch.tensor([[3.0, 5.0]], dtype=F64) * gain**2, torch.tensor([[4.0, 9.0]], dtype=F64) * gain**4
+    zero = torch.zeros(1, dtype=F64)
+    found = Krylov(zero[:, None], zero, torch.zeros(1, 1, 2, dtype=F64), zero, zero)
+    value, error = _jackknife(found, squares, fourth)
+    assert float(value) == pytest.approx(2 * 6.5 / 4**2 - 1)
+    assert float(error) == pytest.approx(abs((2 * 9 / 5**2 - 1) - (2 * 4 / 3**2 - 1)) / 2)
 
 
 def test_a_spread_on_the_whole_space_is_exact() -> None:

@@ -68,6 +68,24 @@ def test_an_asymmetric_map_is_measured() -> None:
     assert largest_eigenvalue(turned, torch.tensor([1.0, 0.5], dtype=F64)).asymmetry > 0.1
 
 
+@pytest.mark.parametrize("most", [2, 5], ids=["given up", "converged"])
+def test_asymmetry_is_relative_to_the_largest_ritz_value(most: int) -> None:
+    """``|⟨q_0, A q_1⟩ - ⟨q_1, A q_0⟩|`` from the first two vectors, over the largest eigenvalue of the 2 by 2 matrix."""
+    A = torch.tensor([[6.0, 1.0, 0.0], [0.0, 2.0, 0.5], [0.0, 0.5, 2.0]], dtype=F64)
+    if most == 5:
+        # The third vector has no part in the map: two products exhaust the space.
+        A[1, 2] = A[2, 1] = 0.0
+    start = torch.tensor([1.0, 1.0, 0.0], dtype=F64)
+    found = largest_eigenvalue(lambda v: A @ v, start, most=most, tolerance=1e-12)
+    q0 = start / math.sqrt(2)
+    rest = A @ q0 - (q0 @ A @ q0) * q0
+    q1 = rest / rest.norm()
+    T = torch.tensor([[q0 @ A @ q0, rest.norm()], [rest.norm(), q1 @ A @ q1]], dtype=F64)
+    assert found.products == 2 and math.isnan(found.value) == (most == 2)
+    expected = abs(float(q0 @ A @ q1 - rest.norm())) / float(torch.linalg.eigvalsh(T).abs().max())
+    assert expected > 0.1 and found.asymmetry == pytest.approx(expected)
+
+
 def test_eigenpairs_of_a_tridiagonal_matrix() -> None:
     """A second difference of size n has the eigenvalues ``2 - 2 cos(π k / (n + 1))``."""
     values, vectors = _eigenpairs([2.0] * 4, [-1.0] * 3)
