@@ -220,7 +220,7 @@ def _pairs(old: Entry, new: Entry) -> list[tuple[int, int]]:
 
 
 def _is_repeatable(old: Entry, new: Entry) -> bool:
-    """Whether unchanged code repeats its numbers on the same draws: dropout masks are equal and round-off stays small.
+    """Return whether unchanged code repeats its numbers on the same draws: dropout masks are equal and round-off stays small.
 
     A perturbation of the first state grows by the log gain at most, like the gradient. Chaos over hundreds of steps makes
     round-off as large as the numbers.

@@ -118,6 +118,9 @@ def is_settled(value: Value, bound: Bound, *, level: Level) -> bool:
         value: Measured value.
         bound: Bound in the unit of the measure.
         level: Confidence level of the intervals of ``value``.
+
+    Returns:
+        True if more seeds would not change the verdict.
     """
     elements = _elements(value, level)
     shared = level.shared(len(elements)) if elements else level

@@ -232,7 +232,7 @@ def _own_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Run compiled models eagerly inside the context, because a compiled region hides its steps.
+    """Return a context that runs compiled models eagerly, because a compiled region hides its steps.
 
     Does nothing if the compiler is not imported.
     """

@@ -232,6 +232,9 @@ def plain(value: Any) -> Any:
     """Convert a value to dictionaries, lists, strings and numbers, which xdist can send to another process.
 
     Surrogate code points, which names from a file may contain and UTF-8 cannot encode, are escaped.
+
+    Returns:
+        The same data, without classes of this package or of numpy.
     """
     if is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}

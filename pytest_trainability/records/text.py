@@ -9,7 +9,7 @@ __all__ = ["format_names", "format_number", "format_value"]
 
 
 def format_number(value: float, digits: int = 3) -> str:
-    """Format a number with a few significant digits.
+    """Return a number as text with a few significant digits.
 
     >>> format_number(0.012345), format_number(3.14159e-9), format_number(-14.4042)
     ('0.0123', '3.14e-09', '-14.4')
@@ -20,7 +20,7 @@ def format_number(value: float, digits: int = 3) -> str:
 
 
 def format_names(names: Sequence[str], most: int = 2) -> str:
-    """Format the first few names of a list.
+    """Return the first few names of a list as text.
 
     >>> format_names(["a", "b", "c"])
     'a, b, …'
@@ -29,7 +29,7 @@ def format_names(names: Sequence[str], most: int = 2) -> str:
 
 
 def format_value(mean: float, low: float, high: float, *, unit: str = "", scale: str = "linear") -> str:
-    """Format a mean with its interval: ``-14.4 ± 0.3 nats``, or ``3e-09 ×/÷ 1.5`` for a log-scale measure.
+    """Return a mean with its interval as text: ``-14.4 ± 0.3 nats``, or ``3e-09 ×/÷ 1.5`` for a log-scale measure.
 
     >>> format_value(-14.41, -14.7, -14.12, unit="nats"), format_value(3e-9, 2e-9, 4.5e-9, scale="log")
     ('-14.41 ± 0.29 nats', '3.00e-09 ×/÷ 1.5')

@@ -85,6 +85,9 @@ def qr_sweep(trajectories: Trajectories, columns: Cotangents, *, at_once: int | 
         columns: Cotangents of the last state: for each of its edges a tensor ``(k, *shape)``, or None for zero.
         at_once: Largest number of cotangents per backward pass; by default :func:`cotangents_at_once`.
 
+    Returns:
+        The logarithms of what each step does to each column.
+
     Raises:
         UsageError: k exceeds the number of dimensions of the last state.
 

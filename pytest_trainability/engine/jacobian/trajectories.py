@@ -132,6 +132,9 @@ class Trajectories:
             count: The number k; needed only where all columns are None.
             dtype: Type of the result; by default float64 where the state holds double precision, else float32.
             least: Smallest n of the result; vectors of fewer dimensions are padded with zeros.
+
+        Returns:
+            Real vectors of shape ``(trajectories, k, n)``.
         """
         shapes = self.chain.shapes(index)
         sizes = [size // self.count for size in map(math.prod, _real_shapes(shapes))]

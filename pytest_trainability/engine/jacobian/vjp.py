@@ -160,9 +160,10 @@ def quiet_batching() -> Iterator[None]:
 
 @contextmanager
 def barrier(inputs: Sequence[Edge]) -> Iterator[set[Node]]:
-    """Stop every gradient at the inputs; yield the set of nodes at which a gradient was stopped.
+    """Stop every gradient at the inputs. See Note [Barrier at the inputs].
 
-    See Note [Barrier at the inputs].
+    Yields:
+        The set of nodes at which a gradient was stopped.
     """
     stopped: set[Node] = set()
     if len(inputs) < 2:

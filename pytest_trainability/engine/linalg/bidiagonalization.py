@@ -59,6 +59,9 @@ def bidiagonalize(
         noise: Relative error of the products. A new direction that is not longer than this is dropped.
         limit: Largest number of blocks.
 
+    Returns:
+        The values that have converged, and the subspace that was spanned.
+
     Source: Golub & Kahan, SIAM J. Numer. Anal. 2, 205 (1965); Golub, Luk & Overton, ACM Trans. Math. Softw. 7, 149 (1981),
     for blocks; Parlett, The Symmetric Eigenvalue Problem (1998), section 11.7, for the bounds.
     """

@@ -42,6 +42,9 @@ class Graded:
 
         Each row of the product is accurate relative to its own length. If the factors are triangular and the products of
         their diagonals descend, all singular values are therefore relatively accurate, however small they are.
+
+        Returns:
+            The product, graded again.
         """
         return _weighted(factor, self.logs, self.rows)
 

@@ -157,6 +157,9 @@ def _capture_and_cut(
         needs: Needs, whose instruments observe the forward pass.
         known: Description of earlier runs, whose steps are taken again.
         nodes: Receives all nodes of the graph, so that they are freed in order whatever happens.
+
+    Returns:
+        The captured run, its graph, and the chain.
     """
     observing = dict.fromkeys(i for need in sorted(needs, key=lambda n: n.name) for i in need.instruments)
     instruments = (*(() if along is None else ALONG_TIME), *observing)

@@ -111,6 +111,9 @@ def entries(gradient: Tensor, *, exponent: int = 0, known: Tensor | None = None)
         gradient: The gradient times ``2^exponent``, dense or sparse. The entries are counted without this factor.
         exponent: Exponent of the loss scale under which the gradient was computed.
         known: Which real numbers of the gradient, ``(n,)``, are more than round-off; all of them by default.
+
+    Returns:
+        The counts.
     """
     signed, number = _numbers(gradient)
     values = signed.abs()

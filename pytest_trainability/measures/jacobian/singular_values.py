@@ -74,6 +74,9 @@ def singular_values(trajectories: Trajectories, seed: int, wanted: int = 1) -> S
         seed: Seed of the frame and of starting vectors.
         wanted: Number of leading values, if not all are computed.
 
+    Returns:
+        The logarithms of the singular values, largest first, with rank and spread.
+
     Raises:
         CutError: Products with ``J`` itself are needed, and a backward pass cannot be differentiated.
     """
@@ -196,6 +199,9 @@ def _triangular(product: _Product, seed: int) -> Graded:
     """Carry an orthonormal basis through the chain; return the product of its triangular factors.
 
     The basis is random. After a step of rank r, its first r columns therefore span the image, and QR needs no pivoting.
+
+    Returns:
+        The product, with the singular values of the chain's Jacobian.
 
     Source: Demmel, Dumitriu & Holtz, Numer. Math. 108, 59 (2007), for rank from a random basis and QR without pivoting.
     """

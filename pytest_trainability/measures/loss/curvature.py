@@ -73,6 +73,9 @@ class Hessian:
         """Whether the product with a direction equals a central difference of the gradient, within a third of its norm.
 
         This moves the parameters, so that no product can be computed afterwards.
+
+        Returns:
+            True if the second derivatives can be trusted.
         """
         derivative = self(direction)
         unit, length = direction / norm(direction).to(direction), float(norm(self._flattened(self.parameters))) or 1.0

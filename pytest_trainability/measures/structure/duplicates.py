@@ -176,6 +176,9 @@ def _differ(labels: Tensor, reads: Tensor, dim: int) -> bool:
         labels: The parameter's cotangent: a sum of labels for each entry.
         reads: How often each entry is read.
         dim: The dimension.
+
+    Returns:
+        True if two entries along the dimension were read by different units.
     """
     ratio = torch.where(reads != 0, labels / reads, torch.nan)
     largest, least = ratio.nan_to_num(-1.0).amax(dim), ratio.nan_to_num(torch.inf).amin(dim)

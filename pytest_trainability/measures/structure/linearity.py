@@ -244,6 +244,9 @@ def _factorizes(first: nn.Module, second: nn.Module) -> bool:
 
     A bottleneck is narrower between the two layers than at both ends (LoRA, the code of an autoencoder). In a separable
     convolution, one of the two layers has groups, or their kernels extend along different dimensions.
+
+    Returns:
+        True if the missing activation is no fault.
     """
     if getattr(first, "groups", 1) > 1 or getattr(second, "groups", 1) > 1:
         return True

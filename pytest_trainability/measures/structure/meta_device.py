@@ -136,6 +136,9 @@ def _difference(usual: Tensor, redrawn: Tensor | None, found: Tensor | None) -> 
         usual: The tensor of a model that is built as usual.
         redrawn: The same for another seed. Entries that are equal in both are constants; the others are random draws.
         found: The tensor of the model that is built on the meta device.
+
+    Returns:
+        A few words, such as ``"another shape"``.
     """
     if found is None or found.shape != usual.shape:
         return "missing" if found is None else "another shape"
@@ -165,6 +168,9 @@ def difference_of_draws(usual: Tensor, found: Tensor) -> str:
 
     The variance of n heavy-tailed numbers fluctuates like that of fewer normal ones: for kurtosis κ, it has ``2n/(κ - 1)``
     degrees of freedom.
+
+    Returns:
+        A few words; empty if the draws do not differ significantly.
 
     Source: Layard, Journal of the American Statistical Association 68, 195 (1973).
     """

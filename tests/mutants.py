@@ -1,0 +1,298 @@
+"""Plant faults in a room, one at a time, and see whether the tests that are meant for it notice.
+
+    python tests/mutants.py --room checks --count 40            # prints the survivors, and how many of 40 there were
+    python tests/mutants.py --room engine/capture --seed 1 --timeout 120
+
+A mutant changes one expression or statement of one file: a comparison, an arithmetic or logical operator, a constant, a
+condition, a returned value, a keyword argument, a statement that is left out. The tests are those that mirror the file
+(``tests/unit/checks/test_bounds.py`` for ``checks/bounds.py``), then those of the room in ``ALSO``. The file itself is not
+touched: the mutated text is given to the import system of a forked process, so that several rooms can be tried at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import importlib.abc
+import importlib.util
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pytest_trainability"
+ALSO: dict[str, tuple[str, ...]] = {
+    "checks": ("tests/unit/report", "tests/plugin/test_baselines.py"),
+    "records": ("tests/unit/report", "tests/unit/checks/test_verdicts.py"),
+    "report": ("tests/plugin/test_sessions.py", "tests/plugin/test_failures.py"),
+    "plugin": (
+        *("tests/plugin/test_sessions.py", "tests/plugin/test_precedence.py", "tests/plugin/test_baselines.py"),
+        *("tests/plugin/test_extensions.py", "tests/plugin/test_nothing_lost.py", "tests/plugin/test_randomness.py"),
+        *("tests/plugin/test_presets.py", "tests/guards/test_messages.py"),
+    ),
+    "measurement": ("tests/unit/measurement", "tests/plugin/test_sessions.py", "tests/plugin/test_failures.py"),
+    "scaling": ("tests/unit/scaling", "tests/truth/test_scaling.py"),
+    "dynamics": ("tests/unit/dynamics", "tests/truth/test_maps.py", "tests/truth/test_flows.py"),
+    "engine/linalg": ("tests/unit/engine/linalg", "tests/truth/test_rank.py"),
+    "engine/capture": ("tests/unit/engine/capture", "tests/unit/engine/jacobian/test_vjp.py"),
+    "engine/jacobian": ("tests/unit/engine/jacobian", "tests/truth/test_random_matrices.py"),
+    "engine/runs": ("tests/unit/engine/runs", "tests/unit/measurement"),
+    "measures/depth": ("tests/truth/test_branches.py", "tests/truth/test_recurrent.py"),
+    "measures/jacobian": ("tests/truth/test_singular_values.py",),
+    "measures/gradients": (
+        *("tests/truth/test_gradient_noise.py", "tests/truth/test_updates.py", "tests/truth/test_precision.py"),
+    ),
+    "measures/activations": (
+        *("tests/truth/test_saturation.py", "tests/truth/test_similarity.py"),
+        *("tests/truth/test_attention.py", "tests/truth/test_routing.py"),
+    ),
+    "measures/loss": (
+        *("tests/truth/test_loss.py", "tests/truth/test_curvature.py", "tests/truth/test_tangent_kernel.py"),
+    ),
+    "measures/structure": ("tests/unit/measures/structure",),
+}
+"""Tests in addition to those that mirror the file, by room."""
+
+COMPARISONS = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+OPERATORS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted fault."""
+
+    path: Path
+    line: int
+    what: str
+    text: str
+
+
+def candidates(tree: ast.Module) -> Iterator[tuple[int, str, Callable[[ast.Module], None]]]:
+    """Yield line, description and change of every fault that can be planted; a change takes a copy of the tree."""
+    nodes = list(ast.walk(tree))
+    skipped = _unchecked(tree)
+    for index, node in enumerate(nodes):
+        if node in skipped:
+            continue
+        for what, change in _changes(node):
+
+            def apply(other: ast.Module, index: int = index, change: Callable[[ast.AST], None] = change) -> None:
+                change(list(ast.walk(other))[index])
+
+            yield getattr(node, "lineno", 0), what, apply
+
+
+def _unchecked(tree: ast.Module) -> set[ast.AST]:
+    """Return what no test can see or need not: annotations, docstrings, error texts, imports for type checkers."""
+    found: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        parts: list[ast.AST | None] = []
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            parts += [node.returns, *(a.annotation for a in [*node.args.args, *node.args.kwonlyargs])]
+        elif isinstance(node, ast.AnnAssign):
+            parts.append(node.annotation)
+        elif (
+            isinstance(node, (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom))
+            or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+            or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+            or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {"__all__", "msg"})
+        ):
+            parts.append(node)
+        found.update(child for part in parts if part is not None for child in ast.walk(part))
+    return found
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[ast.AST], None]]]:
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
+        yield f"comparison in `{ast.unparse(node)}`", _swap_comparison
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        yield f"operator in `{ast.unparse(node)}`", _swap_operator
+    elif isinstance(node, ast.BoolOp):
+        yield f"and/or in `{ast.unparse(node)}`", _swap_logic
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub)):
+        yield f"no sign in `{ast.unparse(node)}`", _drop_sign
+    elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
+        yield f"constant `{node.value!r}`", _change_constant
+    elif isinstance(node, (ast.If, ast.IfExp)):
+        yield f"condition `{ast.unparse(node.test)}`", _negate
+    elif (
+        isinstance(node, ast.Return)
+        and node.value is not None
+        and ast.unparse(node.value) not in {"None", "()", "[]", "''"}
+    ):
+        yield f"None for `{ast.unparse(node.value)}`", _return_none
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield f"without `{ast.unparse(node)}`", _drop_statement
+    elif isinstance(node, ast.Call) and node.keywords and node.keywords[-1].arg is not None:
+        yield f"without {node.keywords[-1].arg}= in `{ast.unparse(node)}`", _drop_keyword
+
+
+def _swap_comparison(node: ast.AST) -> None:
+    node.ops[0] = COMPARISONS[type(node.ops[0])]()  # type: ignore[attr-defined]
+
+
+def _swap_operator(node: ast.AST) -> None:
+    node.op = OPERATORS[type(node.op)]()  # type: ignore[attr-defined]
+
+
+def _swap_logic(node: ast.AST) -> None:
+    node.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()  # type: ignore[attr-defined]
+
+
+def _drop_sign(node: ast.AST) -> None:
+    node.op = ast.UAdd() if isinstance(node.op, ast.USub) else node.op  # type: ignore[attr-defined]
+    if isinstance(node.op, ast.Not):  # type: ignore[attr-defined]
+        node.operand = ast.UnaryOp(ast.Not(), node.operand)  # type: ignore[attr-defined]
+
+
+def _change_constant(node: ast.AST) -> None:
+    value = node.value  # type: ignore[attr-defined]
+    node.value = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value * 2 or 1.0  # type: ignore[attr-defined]
+
+
+def _negate(node: ast.AST) -> None:
+    node.test = ast.UnaryOp(ast.Not(), node.test)  # type: ignore[attr-defined]
+
+
+def _return_none(node: ast.AST) -> None:
+    node.value = ast.Constant(None)  # type: ignore[attr-defined]
+
+
+def _drop_statement(node: ast.AST) -> None:
+    node.value = ast.Constant(None)  # type: ignore[attr-defined]
+
+
+def _drop_keyword(node: ast.AST) -> None:
+    node.keywords.pop()  # type: ignore[attr-defined]
+
+
+def mutants(room: str, count: int, seed: int) -> list[Mutant]:
+    """Draw so many mutants of the files of a room."""
+    place = PACKAGE / room
+    paths = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    found = []
+    for path in paths:
+        if path.name == "attributes.py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [(path, tree, *candidate) for candidate in candidates(tree)]
+    chosen = random.Random(seed).sample(found, min(count, len(found)))
+    drawn = []
+    for path, tree, line, what, change in chosen:
+        other = copy.deepcopy(tree)
+        change(other)
+        drawn.append(Mutant(path, line, what, ast.unparse(ast.fix_missing_locations(other))))
+    return drawn
+
+
+def tests_of(mutant: Mutant, room: str) -> list[str]:
+    """Return the tests that are meant for the file of a mutant."""
+    inside = mutant.path.relative_to(PACKAGE)
+    name = inside.parent.name if inside.name == "__init__.py" else inside.stem
+    mirror = ROOT / "tests" / "unit" / inside.parent / f"test_{name}.py"
+    found = [str(mirror.relative_to(ROOT))] if mirror.is_file() else []
+    also = next((ALSO[r] for r in (room, str(inside.parent), inside.parts[0]) if r in ALSO), ())
+    return found + [test for test in also if (ROOT / test).exists() and test not in found]
+
+
+class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Loads one module of the package from another text."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        parts = mutant.path.relative_to(ROOT).with_suffix("").parts
+        self.name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        self.mutant = mutant
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+        if name != self.name:
+            return None
+        package = [str(self.mutant.path.parent)] if self.mutant.path.name == "__init__.py" else None
+        return importlib.util.spec_from_file_location(
+            name, self.mutant.path, loader=self, submodule_search_locations=package
+        )
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self.mutant.text, str(self.mutant.path), "exec"), module.__dict__)
+
+
+def survives(mutant: Mutant, room: str, timeout: float) -> bool:
+    """Whether all tests pass with the fault, in a process of its own; a run that takes too long has noticed it."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        sys.meta_path.insert(0, _Mutated(mutant))
+        import pytest
+
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist", "--doctest-modules"]
+        code = 3
+        try:
+            code = int(pytest.main([*options, *tests_of(mutant, room)]))
+        finally:
+            os._exit(code)
+    ends = time.monotonic() + timeout
+    while time.monotonic() < ends:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) == 0
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def main() -> int:
+    """Plant the mutants of a room, and print those that no test notices."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--room", required=True, help="a folder or file of the package, such as engine/capture")
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timeout", type=float, default=120, help="seconds for the tests of one mutant")
+    given = parser.parse_args()
+    os.chdir(ROOT)
+    # Loaded once, for all children: torch takes seconds.
+    import numpy  # noqa: F401
+    import pytest  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
+    drawn = mutants(given.room, given.count, given.seed)
+    left = []
+    for mutant in drawn:
+        if survives(mutant, given.room, given.timeout):
+            left.append(mutant)
+            print(f"survived: {mutant.path.relative_to(PACKAGE)}:{mutant.line}: {mutant.what}", flush=True)
+    print(f"{given.room}: {len(left)} of {len(drawn)} mutants survived (seed {given.seed})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
