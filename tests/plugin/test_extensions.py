@@ -215,7 +215,7 @@ def test_invalid_measures_are_refused(pytester: pytest.Pytester, hook: str, says
     [
         ("{'kernels': 2}", "must return strings by name"),
         ("'kernels'", "must return strings by name"),
-        ("{'torch': '3'}", "'torch' is the project's"),
+        ("{'torch': '3'}", "must differ from the project's own"),
     ],
 )
 def test_invalid_environments_are_refused(pytester: pytest.Pytester, answer: str, says: str) -> None:
