@@ -231,6 +231,7 @@ def test_an_unknown_element_is_reported_with_the_nearest_names() -> None:
     with pytest.raises(KeyError, match=r"No element '0\.wieght' in this profile \(2 elements\)\. Nearest: 0\.weight\."):
         profile["0.wieght"]
     assert "0.wieght" not in profile
+    assert "0.weight" in profile
     assert profile.get("0.wieght") is None
     with pytest.raises(KeyError, match=r"No element 'x' in this profile \(1 element\)\."):
         Profile({"0.weight": e})["x"]

@@ -23,6 +23,7 @@ from pytest_trainability.report.explain import (
     explain,
     explain_baseline,
     explain_comparison,
+    explain_lines,
     labelled,
     measured_on,
     reproduce_command,
@@ -216,6 +217,23 @@ def test_without_growth_there_is_no_sparkline(make_record: MakeRecord) -> None:
     assert depth_line(make_record(growth=(), step_names=()), 60) == ""
 
 
+def test_lines_are_wrapped_at_the_given_width_only(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    """Violations, baselines, causes and notes of 90 characters are whole in a wide terminal and wrapped in a narrow one."""
+    long = " ".join(["word"] * 18)
+    moved = BaselineChange("gradient_norm", "vanished", elements=(long,))
+    record = make_record(
+        make_verdict(remark=long, where="x", elements=3, worst=((long, 1.0),)),
+        baseline=BaselineRecord("changed", "f.json", long, (moved,), command="pytest"),
+        cause=(long,),
+        notes=(long,),
+        leaves_band=long,
+    )
+    wide, narrow = (explain_lines(record, width=width) for width in (300, 60))
+    assert sum(long in line for line in wide) == 7
+    assert not any(long in line for line in narrow)
+    assert all(len(line) <= 60 for line in narrow if "reproduce" not in line)
+
+
 def test_a_change_of_finiteness_has_no_shift() -> None:
     dead = BaselineChange("log_gain", "moved", old=-1.5, new=-INF, shift=NAN, tolerance=0.3, unit="nats")
     assert change_lines([dead], 80) == ["log_gain       -1.5 → -inf nats: finite on one side only"]
@@ -240,6 +258,11 @@ def test_a_change_of_finiteness_has_no_shift() -> None:
             BaselineChange("x", "moved", old=1.0, new=INF, shift=800.0, tolerance=0.1, scale="log"),
             "1 → inf: inf times larger, more than 1.11",
         ),
+        (
+            BaselineChange("x", "moved", old=0.0, new=1.0, shift=9.0, tolerance=0.1, scale="log"),
+            "0 → 1: no longer zero",
+        ),
+        (BaselineChange("x", "moved", old=1.0, new=0.0, shift=-9.0, tolerance=0.1, scale="log"), "1 → 0: zero now"),
     ],
 )
 def test_a_change_is_described(change: BaselineChange, text: str) -> None:
