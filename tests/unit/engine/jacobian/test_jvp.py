@@ -59,6 +59,38 @@ def test_zero_tangents_stay_zero() -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["unet", "add-outside", "encoder-decoder"])
+def test_a_missing_tangent_is_zero(name: str) -> None:
+    """With a tangent of only one tensor of a state, the others may as well be zeros."""
+    chain = models.cut_case(BY_ID[name], dtype=F64).chain
+    joint = Trajectories(chain, Division(1))
+    for index in range(1, len(chain) + 1):
+        shapes = [shape for shape, _ in chain.shapes(index - 1)]
+        for present in range(len(shapes)):
+            sparse = [torch.ones(2, *s, dtype=F64) if i == present else None for i, s in enumerate(shapes)]
+            full = [torch.zeros(2, *s, dtype=F64) if c is None else c for c, s in zip(sparse, shapes)]
+            found, expected = (joint.as_rows(index, push_forward(chain, index, c), count=2) for c in (sparse, full))
+            assert torch.allclose(found, expected, rtol=0, atol=1e-14)
+
+
+class Detached(torch.autograd.Function):
+    """Doubles, with a backward pass that silently leaves autograd."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * grad.detach()
+
+
+def test_a_backward_pass_that_leaves_autograd_has_no_derivative() -> None:
+    """The singular values compare this product with the transposed one, and raise."""
+    chain = models.cut(nn.Sequential(nn.Linear(3, 3), Applied(Detached)), torch.randn(2, 3), "*").chain
+    assert push_forward(chain, len(chain), [torch.randn(1, 2, 3)]) == [None]
+
+
 class Unbatched(torch.autograd.Function):
     """Doubles; its backward pass needs every number, which is impossible under vmap."""
 

@@ -15,6 +15,7 @@ from products import one_backward, one_of, some_cotangents
 from torch import Tensor, nn
 
 from pytest_trainability.engine.capture.chain import Chain
+from pytest_trainability.engine.jacobian import qr_sweep as sweeps
 from pytest_trainability.engine.jacobian.qr_sweep import (
     COARSEST,
     QRSweep,
@@ -291,6 +292,17 @@ def test_cotangents_in_the_null_space_of_a_step_are_round_off() -> None:
     assert rates[0] == -math.inf and math.isfinite(rates[1])
 
 
+def test_a_whole_frame_in_the_null_space_of_a_step_vanishes() -> None:
+    """A LayerNorm removes mean and length: its null space is spanned by a constant and by its own output."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64, eps=1e-12, elementwise_affine=False))
+    x, columns = torch.randn(2, 64), torch.randn(2, 2, 64)
+    columns[:, 0] = torch.stack([torch.ones(64), model(x)[0].detach()])
+    logs = qr_sweep(Trajectories(models.cut(model, x, "*").chain, Division(2)), [columns]).logs
+    assert logs[1, 0].tolist() == [-math.inf, -math.inf] and logs[0, 0].isnan().all()
+    assert logs[:, 1].isfinite().all()
+
+
 def test_a_step_that_shrinks_everything_is_not_round_off() -> None:
     """Factors far below the working precision, but the same for every cotangent."""
     layer = nn.Linear(8, 8, bias=False)
@@ -323,6 +335,22 @@ def test_exponents_do_not_depend_on_the_number_per_backward_pass() -> None:
     expected = qr_sweep(joint, drawn).sums()
     for at_once in (1, 2, 7):
         assert torch.allclose(qr_sweep(joint, drawn, at_once=at_once).sums(), expected, rtol=0, atol=1e-11)
+
+
+def test_backward_passes_carry_the_number_of_cotangents_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default as many as fill the cache."""
+    chain = models.cut(models.mlp(2, 3), torch.randn(2, 3)).chain
+    given: list[int | None] = []
+    whole = sweeps.pull_back
+
+    def noted(*args: Any, at_once: int | None = None) -> Any:
+        given.append(at_once)
+        return whole(*args, at_once=at_once)
+
+    monkeypatch.setattr(sweeps, "pull_back", noted)
+    for at_once in (2, None):
+        qr_sweep(Trajectories(chain, Division(2)), random_cotangents(chain, 3, 0), at_once=at_once)
+    assert given == [2, 2] + [cotangents_at_once(chain)] * 2
 
 
 def test_more_exponents_than_dimensions_are_refused() -> None:
