@@ -209,7 +209,7 @@ def _seeds_option(seeds: Sequence[int]) -> str:
     return f"{written}-{written}" if written.isdecimal() else written
 
 
-def violation_lines(verdict: VerdictRecord, *, width: int = 78) -> list[str]:
+def violation_lines(verdict: VerdictRecord, *, width: int) -> list[str]:
     """Return labelled lines on value, bound and margin of a verdict that does not hold, and on the worst elements."""
     if verdict.elements == 0:
         return labelled(verdict.measure, f"nothing was measured, {bound_text(verdict)}: no element to judge")

@@ -28,6 +28,7 @@ from pytest_trainability.report.explain import (
     measured_on,
     reproduce_command,
     seeds_text,
+    shown_in,
     sparkline,
     to_ascii,
     violation_lines,
@@ -104,6 +105,8 @@ def test_lines_stay_within_their_width(
         ({"seeds": (0, 3, 5)}, "seeds 0,3,5"),
         ({"seeds": (3, 4)}, "seeds 3-4"),
         ({"seeds": (4, 3)}, "seeds 4,3"),
+        ({"seeds": (0, 3, 5, 7, 9, 11)}, "seeds 0,3,5,7,9,11"),
+        ({"seeds": (0, 3, 5, 7, 9, 111)}, "6 seeds from 0 to 111"),
         ({"seeds": (0,), "fixed": True}, "finished module"),
     ],
 )
@@ -141,6 +144,8 @@ def test_the_command_names_the_device(make_record: MakeRecord) -> None:
         ({}, "-14.40 ± 0.30 nats, must lie in [-5, 5]: 9.4 outside"),
         ({"marginal": True, "seeds_needed": 23}, "9.4 outside, marginal: about 23 seeds would settle it"),
         ({"marginal": True, "seeds_needed": 1234}, "marginal: about 1300 seeds would settle it"),
+        ({"marginal": True, "seeds_needed": 10_000}, "marginal: about 10000 seeds would settle it"),
+        ({"marginal": True, "seeds_needed": 10_001}, "marginal, and so close that no number of seeds would settle it"),
         ({"marginal": True, "seeds_needed": INF}, "marginal, and so close that no number of seeds would settle it"),
         ({"value": NAN}, "nan nats, must lie in [-5, 5]: not a number"),
         ({"value": -INF}, "-inf nats, must lie in [-5, 5]: outside"),
@@ -149,6 +154,7 @@ def test_the_command_names_the_device(make_record: MakeRecord) -> None:
         ({"unit": "", "value": 50.0, "low": None, "high": 5.0}, "must be ≤ 5: 10 times too large"),
         ({"unit": "", "value": 0.478, "low": 0.5, "high": None}, "must be ≥ 0.5: 4.6 % too small"),
         ({"unit": "", "value": 3.0, "low": None, "high": 0.0}, "must be ≤ 0: 3 outside"),
+        ({"unit": "", "value": 0.0, "low": 1e-6, "high": None}, "must be ≥ 1e-06: 1e-06 outside"),
         ({"elements": 0}, "nothing was measured, must lie in [-5, 5]: no element to judge"),
     ],
 )
@@ -159,12 +165,13 @@ def test_the_margin_of_a_violation_is_described(make_verdict: MakeVerdict, chang
 
 def test_the_two_worst_elements_are_named(make_verdict: MakeVerdict) -> None:
     verdict = make_verdict(elements=9, violations=3, where="a", worst=(("a", 1.0), ("b" * 30, 2.0), ("c" * 30, 3.0)))
-    assert violation_lines(verdict)[-1].split(None, 1)[1].startswith("of 9 outside, worst a 1")
-    assert "c" * 30 not in violation_lines(verdict)[-1]
+    (*_, last) = violation_lines(verdict, width=78)
+    assert last.split(None, 1)[1].startswith("of 9 outside, worst a 1")
+    assert "c" * 30 not in last
 
 
 def test_faulty_names_are_shown(make_verdict: MakeVerdict) -> None:
-    lines = violation_lines(make_verdict(measure="nonfinite", where="loss, gradient of 0.bias"))
+    lines = violation_lines(make_verdict(measure="nonfinite", where="loss, gradient of 0.bias"), width=78)
     assert lines[1].strip() == "loss, gradient of 0.bias"
 
 
@@ -190,6 +197,7 @@ def test_the_gain_accumulates_from_the_last_step() -> None:
 def test_a_sparkline_spans_from_lowest_to_highest() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == BARS
     assert sparkline([7, 0]) == "█▁"
+    assert sparkline([0, 1]) == "▁█"
 
 
 def test_noise_does_not_look_like_a_trend() -> None:
@@ -211,6 +219,26 @@ def test_values_that_are_not_finite_are_crosses() -> None:
 
 def test_a_constant_is_drawn_in_the_middle() -> None:
     assert sparkline([2.0, 2.0]) in {"▄▄", "▅▅"}
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [(60, 17), (61, 17), (62, 18), (20, 8)],
+)
+def test_long_names_at_both_ends_of_the_sparkline_are_cut(make_record: MakeRecord, width: int, shown: int) -> None:
+    """They share the columns that 24 bars and two spaces leave, and have at least 8."""
+    record = make_record(growth=(-1.0,) * 7, step_names=("x" * 40, *"-----", "y" * 40))
+    assert depth_line(record, width) == f"…{'y' * (shown - 1)} {BARS[::-1]} …{'x' * (shown - 1)}"
+
+
+def test_long_chains_have_24_bars(make_record: MakeRecord) -> None:
+    growth, names = (-1.0,) * 60, ("a", *["-"] * 58, "b")
+    record = make_record(growth=growth, step_names=names)
+    assert depth_line(record, 80).split()[1] == sparkline(accumulated(growth), 24)
+    assert len(depth_line(record, 80).split()[1]) == 24
+    # In a narrow terminal the bars get the columns that the names leave, 8 at least.
+    assert len(depth_line(record, 20)) == 20
+    assert len(depth_line(record, 5).split()[1]) == 8
 
 
 def test_without_growth_there_is_no_sparkline(make_record: MakeRecord) -> None:
@@ -387,6 +415,21 @@ def test_every_sign_of_a_message_has_an_ascii_spelling(make_record: MakeRecord, 
 
 def test_bars_differ_in_ascii() -> None:
     assert len(set(to_ascii(BARS))) == len(BARS)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "shown"),
+    [
+        ("größe ± 1", "utf-8", "größe ± 1"),
+        ("größe ± 1", "latin-1", "größe ± 1"),
+        ("a → b", "latin-1", "a -> b"),
+        ("1 ± 2 ×", "ascii", "1 +- 2 x"),
+        ("1 ± 2", "no such encoding", "1 +- 2"),
+        ("plain", "ascii", "plain"),
+    ],
+)
+def test_a_text_is_shown_in_ascii_only_if_necessary(text: str, encoding: str, shown: str) -> None:
+    assert shown_in(text, encoding) == shown
 
 
 def test_other_characters_are_escaped_in_ascii() -> None:
