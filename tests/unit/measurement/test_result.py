@@ -189,6 +189,10 @@ def test_an_error_names_the_test() -> None:
     result = measure_in(Context(test="test_a.py::test_b"), residual, X, seeds=1, **LOSS)
     with pytest.raises(BoundError, match=r"check\(\) in test_a\.py::test_b: unknown measure 'log_gian'"):
         result.check(log_gian=within(3))
+    with pytest.raises(BoundError, match=r"check\(\) in test_a\.py::test_b: .*log_gain"):
+        result.check(log_gain="wide")
+    with pytest.raises(BoundError, match=r"check\(\) in test_a\.py::test_b: preset.*'resnet'"):
+        result.check(preset="resnet")
 
 
 def test_verdicts_of_all_checks_stand_in_the_record() -> None:
