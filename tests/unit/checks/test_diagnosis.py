@@ -162,6 +162,85 @@ def test_residual_blocks_have_other_remedies() -> None:
     assert "post-norm" in diagnose([-0.3] * 8, tower(8, **normed))[1]
 
 
+RNN = {"kind": "RNN", "recurrent": True, "operations": ("Addmm", "Tanh")}
+LSTM = {"kind": "LSTM", "recurrent": True, "forget_bias": 0.0, "operations": ("Addmm", "Sigmoid", "Tanh")}
+GRU = {"kind": "GRU", "recurrent": True, "operations": ("Addmm", "Sigmoid", "Tanh")}
+KEEP = "orthogonal weights of gain 1 (nn.init.orthogonal_) keep more, gated cells most"
+SCALE = "scale them down until spectral_radius is about 1, or clip gradients"
+
+
+@pytest.mark.parametrize(
+    ("step", "rate", "remedy"),
+    [
+        (RNN, -0.5, [f"recurrent weights of std 0.0625 and tanh slopes below 1: {KEEP}"]),
+        ({**RNN, "operations": ("Addmm", "Relu")}, -0.5, [f"recurrent weights of std 0.0625: {KEEP}"]),
+        (RNN, 0.5, [f"recurrent weights of std 0.0625: {SCALE}"]),
+        (
+            LSTM,
+            -0.5,
+            [
+                "forget gates of mean bias 0 keep 0.5 of the cell per step: raise the bias (1 is usual, ln(T - 1) for T steps)"
+            ],
+        ),
+        (LSTM, 0.5, [f"the weights of LSTM: {SCALE}"]),
+        (
+            GRU,
+            -0.5,
+            ["the update gates of a GRU decide how much it keeps: raise their biases, the second third of bias_ih"],
+        ),
+        (GRU, 0.5, [f"the weights of GRU: {SCALE}"]),
+        ({**RNN, "weight_std": NAN}, -0.5, []),
+        ({**RNN, "weight_std": 0.0}, 0.5, []),
+    ],
+)
+def test_remedies_along_time(step: dict[str, Any], rate: float, remedy: list[str]) -> None:
+    assert diagnose([rate] * 6, tower(6, **step))[1:] == remedy
+
+
+@pytest.mark.parametrize(
+    ("step", "rate", "remedy"),
+    [
+        (
+            {"operations": ("Addmm",)},
+            -0.5,
+            "Linear weights of std 0.0625 with no activation: a gain of 1 at fan-in 64 needs",
+        ),
+        (
+            {"operations": ("Addmm", "Gelu")},
+            0.5,
+            "Linear weights of std 0.0625 with gelu: a gain of 1 at fan-in 64 needs",
+        ),
+        (
+            {"operations": ("Addmm", "Relu")},
+            0.5,
+            "Linear weights of std 0.0625 with relu: He initialization for fan-in 64",
+        ),
+    ],
+)
+def test_remedies_of_plain_layers(step: dict[str, Any], rate: float, remedy: str) -> None:
+    assert diagnose([rate] * 6, tower(6, **step))[1].startswith(remedy)
+
+
+def test_weights_of_other_activations_are_divided_by_the_gain() -> None:
+    (_, remedy) = diagnose([math.log(2)] * 6, tower(6, operations=("Addmm", "Gelu")))
+    assert remedy.endswith("needs a std of about 0.0312")
+
+
+@pytest.mark.parametrize("changes", [{"weight_std": 0.0}, {"weight_std": NAN}, {"weights": 0}, {"weights": 2}])
+def test_layers_without_a_single_random_weight_have_no_remedy(changes: dict[str, Any]) -> None:
+    assert len(diagnose([-0.5] * 6, tower(6, **changes))) == 1
+
+
+def test_rates_are_neutral_below_two_hundredths() -> None:
+    assert diagnose([0.0199] * 6, tower(6)) == diagnose([-0.0199] * 6, tower(6)) == []
+    assert diagnose([0.0201] * 6, tower(6)) != []
+
+
+@pytest.mark.parametrize(("rate", "line"), [(100.0, "multiplies the gradient by 2.69e+43"), (101.0, "by +101 nats")])
+def test_very_large_rates_are_given_in_nats(rate: float, line: str) -> None:
+    assert line in diagnose([rate] * 6, tower(6))[0]
+
+
 def test_a_normalization_at_the_end_of_a_branch_undoes_the_scale_of_weights() -> None:
     """Then its gain decides; in front of the weights, as in a pre-norm block, it does not."""
     block = {"weights": 3, "kind": "Bottleneck"}
@@ -170,6 +249,12 @@ def test_a_normalization_at_the_end_of_a_branch_undoes_the_scale_of_weights() ->
     cure = "initialize the gain of each branch's last normalization with 1/sqrt(16) = 0.25"
     assert diagnose([0.3] * 16, tower(16, operations=last, **block))[1] == cure
     assert "last projection" in diagnose([0.3] * 16, tower(16, operations=first, **block))[1]
+    # The order of the last normalization and the last product counts, not that of earlier ones.
+    both = ("NativeBatchNorm", "Convolution", "Relu", "NativeLayerNorm", "Add")
+    assert diagnose([0.3] * 16, tower(16, operations=both, **block))[1] == cure
+    assert "last projection" in diagnose([0.3] * 16, tower(16, operations=(*both, "Addmm"), **block))[1]
+    # Without a product there is no weight whose scale a normalization could undo.
+    assert "last projection" in diagnose([0.3] * 16, tower(16, operations=("Add", "NativeLayerNorm"), **block))[1]
 
 
 def test_without_a_single_weight_there_is_no_remedy() -> None:
