@@ -25,13 +25,21 @@ def mirrored(path: Path) -> str:
     return place.as_posix()
 
 
+def needs_unit_test(source: str) -> bool:
+    """Whether a source file holds a class, or a function that is not a measure; measures have truth tests."""
+    found = (node for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef)))
+    return any(
+        isinstance(node, ast.ClassDef) or not any(ast.unparse(d).startswith("declare(") for d in node.decorator_list)
+        for node in found
+    )
+
+
 def sources() -> set[str]:
-    """Return the source files that hold a function or a class; those of the plugin room have sessions in tests/plugin."""
+    """Return the source files that need a unit test; those of the plugin room have sessions in tests/plugin."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         place = path.relative_to(PACKAGE).with_suffix("")
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if place.parts[0] == "plugin" or not any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) for n in tree.body):
+        if place.parts[0] == "plugin" or not needs_unit_test(path.read_text(encoding="utf-8")):
             continue
         found.add((place.parent / place.parent.name if place.name == "__init__" else place).as_posix())
     return found - {"./", "."}
@@ -51,3 +59,12 @@ def test_a_unit_test_is_named_for_a_source_file(path: Path) -> None:
 def test_a_source_file_has_a_unit_test(name: str) -> None:
     known = {mirrored(path) for path in TESTS}
     assert (name in known) != (name in ELSEWHERE), f"tests/unit/**/test_{Path(name).name}.py must exist, once"
+
+
+def test_files_with_measures_only_need_no_unit_test() -> None:
+    measure = "@declare('scalar')\ndef log_gain(run):\n    return 0.0\n"
+    assert not needs_unit_test(measure)
+    assert not needs_unit_test("LIMIT = 3\n")
+    for other in ("def helper():\n    pass\n", "@cache\ndef helper():\n    pass\n", "class Helper:\n    pass\n"):
+        assert needs_unit_test(other)
+        assert needs_unit_test(measure + other)
