@@ -373,6 +373,8 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers(name):
+    if name == "Muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this version of torch has no Muon")
     torch.manual_seed(0)
     model, x = mlp().double(), normal(4, 5)
     result = measure(model, x, loss=F.cross_entropy, target=LABELS, optimizer=OPTIMIZERS[name])
