@@ -251,7 +251,18 @@ def survives(mutant: Mutant, room: str, timeout: float) -> bool:
         sys.meta_path.insert(0, _Mutated(mutant))
         import pytest
 
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist", "--doctest-modules"]
+        options = [
+            "-x",
+            "-q",
+            "--assert=plain",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:randomly",
+            "-p",
+            "no:xdist",
+            "--doctest-modules",
+        ]
         code = 3
         try:
             code = int(pytest.main([*options, *tests_of(mutant, room)]))
