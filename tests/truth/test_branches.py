@@ -500,7 +500,9 @@ def test_a_model_that_does_something_else_the_second_time():
 
     from pytest_trainability.errors import ModelError
 
-    with pytest.raises(ModelError, match=r"both runs must do the same. 0 made 1 additions in the first run and 2 in the second"):
+    with pytest.raises(
+        ModelError, match=r"both runs must do the same. 0 made 1 additions in the first run and 2 in the second"
+    ):
         measure(nn.Sequential(Counting(), Counting()), torch.ones(BATCH, WIDTH), measures=["branch_ratio"])
 
 
