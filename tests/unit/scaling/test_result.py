@@ -142,3 +142,11 @@ def test_an_invalid_bound_is_refused(bound):
     found = width_sweep(lambda n: scaled(n), [2, 4], ONES, seeds=1)
     with pytest.raises(BoundError, match=r"check\(\): .*slope of activation_rms"):
         found.check(bound)
+
+
+def test_the_reading_of_a_profile_is_that_of_its_steepest_element():
+    """Also where it falls; one without a slope comes first."""
+    found = width_sweep(lambda n: scaled(1 / n, n**1.5), [2, 4, 8], ONES, seeds=1)
+    assert found.reading == "activation_rms of 0 shrinks like width^-1"
+    broken = width_sweep(lambda n: scaled(1 / n, 0.0 if n == 4 else n), [2, 4, 8], ONES, seeds=1)
+    assert broken.reading.startswith("activation_rms of 1 is zero at width 4")
