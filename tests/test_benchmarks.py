@@ -12,7 +12,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PATIENCE = 300
-"""Seconds: a tiny run takes about ten on a free core, and several times as long on a busy machine."""
+"""Seconds. A tiny run takes 3 to 20 on a free core, and several times as long on a busy machine."""
 
 
 def run(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
