@@ -21,7 +21,7 @@ from ..errors import UsageError
 from ..measures import MEASURES, Measure
 from ..records.estimates import Estimate, Names, Profile
 from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
-from ..records.text import format_names
+from ..records.text import format_finite, format_names
 from .context import Context
 from .readings import recorded
 from .seed_runs import SeedRuns
@@ -111,6 +111,7 @@ def check_record(
         log_gain=log_gain.mean,
         log_gain_low=log_gain.low,
         log_gain_high=log_gain.high,
+        log_gain_finite=format_finite(log_gain.values),
         growth=growth,
         verdicts=tuple(verdicts),
         leaves_band=_leaves_band(seed_runs, verdicts, growth, tuple(growth_rate)),
