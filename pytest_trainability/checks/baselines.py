@@ -7,7 +7,17 @@ A number has changed if it has moved by more than a tolerance and by more than c
 - Same weights only: dropout masks may differ. Seeds are compared in pairs.
 - Different weights: two independent samples are compared.
 
-Infinity and NaN are compared first, as Note [Faults and outcomes] says.
+Infinity and NaN are compared first. A value that is NaN or +inf is a fault of the model: a single seed that has one where no seed had
+one is a change, however the seeds are compared and however many there are, and so is the reverse. Two kinds of values are outcomes
+instead, which other weights may bring about in code that has not changed:
+
+- -inf, the logarithm of zero: a gradient that a narrow ReLU layer stops on one draw in twenty, or an exponent beyond a numerical rank
+  that differs from draw to draw. The growth rates of the steps before a step that stops the gradient are NaN.
+- NaN and +inf of a derived quantity on a seed whose run is finite everywhere: the condition number of a matrix that is singular on
+  some draws, or a noise scale whose estimate is not positive.
+
+On the same weights every other outcome is a change. On other weights chance decides, so that a baseline in which some seeds are -inf
+stays stable. Which runs are finite is read from the measures that every baseline holds.
 """
 
 from __future__ import annotations
@@ -20,20 +30,6 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from ..records.reports import BaselineChange
 from ..records.text import format_finite
-
-# Note [Faults and outcomes]
-# ~~~~~~~~~~~~~~~~~~~~~~~~~~
-# A value that is NaN or +inf is a fault of the model: a single seed that has one where no seed had one is a change, however the
-# seeds are compared and however many there are, and so is the reverse. Two kinds of values are outcomes instead, which other
-# weights may bring about in code that has not changed:
-#
-# - -inf, the logarithm of zero: a gradient that a narrow ReLU layer stops on one draw in twenty, an exponent beyond a numerical
-#   rank that differs from draw to draw. The growth rates of the steps before a step that stops the gradient are NaN.
-# - NaN and +inf of a derived quantity on a seed whose run is finite everywhere: the condition number of a matrix that is
-#   singular on some draws, a noise scale whose estimate is not positive.
-#
-# On the same weights every other outcome is a change. On other weights chance decides (Fisher's exact test), so that a baseline
-# in which some seeds are -inf stays stable. Which runs are finite is read from the measures that every baseline holds.
 
 __all__ = ["BaselineValues", "Entry", "NameSet", "Series", "compare", "environment_key", "find_entry"]
 
@@ -53,7 +49,7 @@ _ARITHMETIC = ("platform", "threads", "torch")
 _REPEATABLE = ("device", "dtype", "platform", "torch")
 """Keys of the environment that must be equal for equal dropout masks."""
 _OF_EVERY_RUN = ("log_gain", "lyapunov_max", "growth_rate", "activation_rms", "gradient_norm", "initial_loss")
-"""Measures that are finite or -inf wherever a run is finite. See Note [Faults and outcomes]."""
+"""Measures that are finite or -inf wherever a run is finite. See the top of this file."""
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 
 
@@ -94,7 +90,7 @@ class Series:
             measure: Name of the measure.
             test: Test for one element, with the error probability of the whole measure.
             floor: Level of round-off, to which smaller values of a log-scale measure are raised.
-            faulty: Whether NaN and +inf are faults on each seed, of the baseline and now. See Note [Faults and outcomes].
+            faulty: Whether NaN and +inf are faults on each seed, of the baseline and now. See the top of this file.
         """
         fresh = self.on_every_seed() | {e for e, row in self.values.items() if any(_faults(row, faulty[1]))}
         yield from _name_changes(measure, old.on_every_seed() - set(self.values), fresh - set(old.values))
@@ -258,7 +254,7 @@ def _changes(
 
 
 def _faulty_seeds(measure: str, entry: Entry) -> list[bool]:
-    """Return for each seed whether NaN and +inf of a measure are faults there. See Note [Faults and outcomes]."""
+    """Return for each seed whether NaN and +inf of a measure are faults there. See the top of this file."""
     if measure == "growth_rate":
         return [-math.inf not in values for values in _by_seed(measure, entry)]
     if measure in _OF_EVERY_RUN or not any(name in entry.measures for name in _OF_EVERY_RUN):
@@ -348,7 +344,7 @@ class _Sample(NamedTuple):
     values: Sequence[float | None]
     """Values on the scale of the comparison; None if the model of a seed lacks the element."""
     faults: Sequence[bool]
-    """Whether a value is a fault. See Note [Faults and outcomes]."""
+    """Whether a value is a fault. See the top of this file."""
 
     def at(self, positions: Iterable[int]) -> _Sample:
         """Return the values of some seeds."""

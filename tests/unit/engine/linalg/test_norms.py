@@ -76,3 +76,18 @@ def test_complex_numbers_are_pairs_of_real_ones() -> None:
 def test_real_numbers_in_float64() -> None:
     found = as_float64(torch.tensor([1.5], dtype=torch.bfloat16))
     assert found.dtype == torch.float64 and found.tolist() == [1.5]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", ["sparse_csr", "sparse_csc", "nested", "jagged", "mkldnn", "quantized"])
+def test_the_stored_values_of_every_layout_have_the_norm_of_the_tensor(layout: str) -> None:
+    numbers = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    rows = [torch.tensor([3.0]), torch.tensor([0.0, 4.0])]
+    made = {
+        "nested": lambda: torch.nested.nested_tensor(rows),
+        "jagged": lambda: torch.nested.nested_tensor(rows, layout=torch.jagged),
+        "mkldnn": numbers.to_mkldnn,
+        "quantized": lambda: torch.quantize_per_tensor(numbers, 0.5, 0, torch.qint8),
+    }
+    tensor = made[layout]() if layout in made else numbers.to_sparse(layout=getattr(torch, layout))
+    assert float(norm(tensor)) == pytest.approx(5.0)
