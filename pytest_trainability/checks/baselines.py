@@ -7,17 +7,17 @@ A number has changed if it has moved by more than a tolerance and by more than c
 - Same weights only: dropout masks may differ. Seeds are compared in pairs.
 - Different weights: two independent samples are compared.
 
-Infinity and NaN are compared first. A value that is NaN or +inf is a fault of the model: a single seed that has one where no seed had
-one is a change, however the seeds are compared and however many there are, and so is the reverse. Two kinds of values are outcomes
-instead, which other weights may bring about in code that has not changed:
+Infinity and NaN are compared first. A value that is NaN or +inf is a fault of the model: a single seed that has one where no seed
+had one is a change, however the seeds are compared and however many there are, and so is the reverse. Two kinds of values are
+outcomes instead, which other weights may bring about in code that has not changed:
 
-- -inf, the logarithm of zero: a gradient that a narrow ReLU layer stops on one draw in twenty, or an exponent beyond a numerical rank
-  that differs from draw to draw. The growth rates of the steps before a step that stops the gradient are NaN.
-- NaN and +inf of a derived quantity on a seed whose run is finite everywhere: the condition number of a matrix that is singular on
-  some draws, or a noise scale whose estimate is not positive.
+- -inf, the logarithm of zero: a gradient that a narrow ReLU layer stops on one draw in twenty, or an exponent beyond a numerical
+  rank that differs from draw to draw. The growth rates of the steps before a step that stops the gradient are NaN.
+- NaN and +inf of a derived quantity on a seed whose run is finite everywhere: the condition number of a matrix that is singular
+  on some draws, or a noise scale whose estimate is not positive.
 
-On the same weights every other outcome is a change. On other weights chance decides, so that a baseline in which some seeds are -inf
-stays stable. Which runs are finite is read from the measures that every baseline holds.
+On the same weights every other outcome is a change. On other weights chance decides, so that a baseline in which some seeds are
+-inf stays stable. Which runs are finite is read from the measures that every baseline holds.
 """
 
 from __future__ import annotations

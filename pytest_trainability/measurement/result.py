@@ -14,6 +14,7 @@ from ..checks.presets import find_preset
 from ..checks.tolerances import as_tolerance
 from ..checks.verdicts import Value, judge
 from ..checks.waking import may_be_zero_by_design, without_zero_initialized
+from ..engine.runs.finiteness import remarks
 from ..errors import BoundError, TrainabilityError, TrainabilityFailure, UsageError
 from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along
 from ..measures.attributes import Attributes
@@ -104,8 +105,8 @@ class Measurement(Attributes):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on what the numbers cover, such as layers before the chain."""
-        return self._seed_runs.common.notes
+        """Remarks on what the numbers cover, such as layers before the chain, first those on outputs that are not finite."""
+        return (*remarks(self._seed_runs.common.not_finite), *self._seed_runs.common.notes)
 
     @property
     def seconds(self) -> float:

@@ -127,7 +127,8 @@ class SeedRuns:
         for name, readings in self.readings.items():
             readings += [reading[name] for reading in found.readings]
         draws = (*self.common.draws, *found.draws)
-        self._ensemble = replace(self.common, seeds=self.seeds_requested, draws=draws)
+        not_finite = (*self.common.not_finite, *found.not_finite)
+        self._ensemble = replace(self.common, seeds=self.seeds_requested, draws=draws, not_finite=not_finite)
         self._assemble(measures)
         return True
 

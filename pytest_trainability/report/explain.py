@@ -67,7 +67,8 @@ def explain_baseline(record: CheckRecord, *, width: int = 80) -> str:
     assert record.baseline is not None
     missing = record.baseline.status == "missing"
     head = f"{record.model}: {'no baseline' if missing else 'changed since the baseline'}"
-    return _message(head, record, baseline_lines(record.baseline, width=width - 2), width)
+    lines = [*baseline_lines(record.baseline, width=width - 2), *_cause_lines(record, width - 2)]
+    return _message(head, record, lines, width)
 
 
 def _message(head: str, record: CheckRecord, lines: Sequence[str], width: int) -> str:
@@ -85,13 +86,22 @@ def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
         lines += baseline_lines(record.baseline, width=width)
     lines += labelled(f"along {record.along}", depth_line(record, width - LABEL_WIDTH))
     lines += labelled("leaves band", record.leaves_band, width)
-    for index, line in enumerate(record.cause):
-        lines += labelled("likely cause" if index == 0 else "", line, width)
-    for note in (*record.cautions, *record.notes):
+    lines += _cause_lines(record, width)
+    # An output that is not finite is a caution where the test passes, and the likely cause where it fails.
+    for note in (*(caution for caution in record.cautions if caution not in record.cause), *record.notes):
         lines += labelled("note", note, width)
     if record.reproduce:
         lines += labelled("reproduce", reproduce_command(record))
     return lines
+
+
+def _cause_lines(record: CheckRecord, width: int) -> list[str]:
+    """Return labelled lines on the likely cause of a failure; none without one."""
+    return [
+        text
+        for index, line in enumerate(record.cause)
+        for text in labelled("likely cause" if index == 0 else "", line, width)
+    ]
 
 
 def baseline_lines(baseline: BaselineRecord, *, width: int) -> list[str]:

@@ -29,6 +29,7 @@ from ..torch_internals import arose_in_backward, is_unsupported_here
 from ..trees import batch_size
 from .building import built, device_of
 from .description import Cutting, Ensemble, Plan, described
+from .finiteness import NotFinite, entries_not_finite
 from .forward_pass import forward_pass, outlines
 from .recipe import NO_KERNEL, Recipe, did_not_fit, sentence
 from .run import Need, Run, with_dependencies
@@ -75,6 +76,7 @@ def ensemble(
     wanted = with_dependencies(frozenset(needs))
     readings: list[Mapping[str, Any]] = []
     draws: list[str] = []
+    not_finite: list[tuple[NotFinite, ...]] = []
     previous: list[weakref.ref[nn.Module]] = []
     device = (
         recipe.device
@@ -86,15 +88,23 @@ def ensemble(
             if recipe.threads is not None and recipe.threads < torch.get_num_threads():
                 torch.set_num_threads(recipe.threads)
             with built(recipe, seed, previous) as (model, drawn), freed_in_order() as nodes:
-                known, reading, given, drew = _read_once(
+                known, reading, capture, drew = _read_once(
                     recipe.for_model(model), model, seed, wanted, read, known, nodes
                 )
                 readings.append(reading)
-                draws.append(f"{digest(drawn, *given)} {drew}")
+                not_finite.append(entries_not_finite(capture))
+                draws.append(f"{digest(drawn, *outlines(capture.inputs))} {drew}")
+                del capture
         if enough(readings):
             break
     assert known is not None, "there is at least one seed"
-    return replace(known, seeds=tuple(seeds[: len(readings)]), readings=tuple(readings), draws=tuple(draws))
+    return replace(
+        known,
+        seeds=tuple(seeds[: len(readings)]),
+        readings=tuple(readings),
+        draws=tuple(draws),
+        not_finite=tuple(not_finite),
+    )
 
 
 def _read_once(
@@ -105,12 +115,11 @@ def _read_once(
     read: Read,
     known: Ensemble | None,
     nodes: list[Node],
-) -> tuple[Ensemble, Mapping[str, Any], list[bytes], str]:
+) -> tuple[Ensemble, Mapping[str, Any], Capture, str]:
     """Run and cut the model, and read the run.
 
     Returns:
-        The description of all runs, the readings, the outlines of the inputs, and a digest of the generators after the forward
-        pass.
+        The description of all runs, the readings, the forward pass, and a digest of the generators after it.
     """
     along = _recurrence_name(recipe, model)
     with _translated_errors(model, device_of(model), along):
@@ -131,7 +140,7 @@ def _read_once(
             first_sweep=first_sweep,
         )
         run.fulfil(needs)
-        return known, read(run), list(outlines(capture.inputs)), cut.drew
+        return known, read(run), capture, cut.drew
 
 
 @dataclass(frozen=True, slots=True)
