@@ -130,7 +130,8 @@ def within(*ends: float | None) -> Bound:
             f"Got {given}. For an interval: within(low, high)."
         )
         raise BoundError(msg)
-    return Bound(-eps, eps)
+    end = _as_float(eps)
+    return Bound(-end, end)
 
 
 def at_least(low: float) -> Bound:

@@ -79,7 +79,7 @@ class SeedRuns:
             UsageError: The inputs or the parameters have changed since the first run.
         """
         if until:
-            companions = [found for name in until if (found := companion_of(MEASURES[name])) is not None]
+            companions = [m for name in until if (m := companion_of(MEASURES[name])) is not None]
             tolerated = {
                 **tolerated,
                 **dict.fromkeys((m.name for m in companions), TrainabilityError),

@@ -140,8 +140,9 @@ def _cause(
     """
     common = seed_runs.common
     before = [name for name in nonfinite if not name.startswith("gradient of ") and name != "loss"]
-    of_growth = diagnose(growth, common.facts, before) if about_growth else []
-    return tuple(of_growth) if before and about_growth else (*faults(common.not_finite), *of_growth)
+    at_end = faults(common.not_finite)
+    of_growth = diagnose(growth, common.facts, before) if about_growth or (before and at_end) else []
+    return tuple(of_growth) if before else (*at_end, *of_growth)
 
 
 def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baseline: BaselineRecord | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 
@@ -174,9 +174,11 @@ def _copied(model: nn.Module) -> nn.Module:
 
 def _refuse_unmaterialized(model: nn.Module, *, fixed: bool) -> None:
     """Refuse parameters and buffers on the meta device and, in a finished module, lazy ones."""
-    held = [("parameters", *named) for named in model.named_parameters()]
-    held += [("buffers", *named) for named in model.named_buffers()]
-    for kind, name, tensor in held:
+    held: dict[str, Iterable[tuple[str, Tensor]]] = {
+        "parameters": model.named_parameters(),
+        "buffers": model.named_buffers(),
+    }
+    for kind, name, tensor in ((kind, *named) for kind, tensors in held.items() for named in tensors):
         if is_lazy(tensor):
             if not fixed:
                 continue
