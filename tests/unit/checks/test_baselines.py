@@ -419,7 +419,7 @@ def test_a_single_seed_with_a_fault_is_a_change_where_none_had_one(value: float,
                 assert math.isnan(change.shift)
 
 
-def test_a_fault_is_a_change_beside_seeds_that_are_minus_infinity() -> None:
+def test_a_fault_is_a_change_next_to_seeds_that_are_minus_infinity() -> None:
     """A baseline with one dead seed, of which other draws have one that is NaN instead."""
     (change,) = changes(gain([*SPREAD[:7], -INF]), gain([*SPREAD[:7], NAN], draws=FRESH))
     assert math.isnan(change.shift)

@@ -148,7 +148,7 @@ def test_an_infinite_loss_is_noted() -> None:
 
 
 def test_masked_scores_are_noted_and_are_no_cause() -> None:
-    """Entries that are -inf beside finite ones, where the loss is finite."""
+    """Entries that are -inf next to finite ones, where the loss is finite."""
     mask = torch.eye(4, 8).bool()
     result, records, _ = reported(lambda: Ending(lambda y: {"scores": y.masked_fill(mask, -math.inf), "y": y}))
     assert result.notes[0] == "output['scores'] is not finite: 4 of 32 entries (-inf) on 2 of 2 seeds"
