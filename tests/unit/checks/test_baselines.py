@@ -460,9 +460,24 @@ def test_a_derived_quantity_may_be_infinite_where_the_run_is_finite(value: float
     fine = entry({"log_gain": SPREAD, "gradient_noise_scale": SPREAD})
     other = {"log_gain": SPREAD, "gradient_noise_scale": [*SPREAD[:7], value]}
     assert changes(fine, entry(other, draws=FRESH)) == ()
-    assert [change.measure for change in changes(fine, entry(other))] == ["gradient_noise_scale"]
+    assert changes(fine, entry(other)) == changes(entry(other), fine) == (), "round-off on a single seed"
+    two = entry({"log_gain": SPREAD, "gradient_noise_scale": [*SPREAD[:6], value, value]})
+    assert [change.measure for change in changes(fine, two)] == ["gradient_noise_scale"]
     faulty = entry({**other, "log_gain": [*SPREAD[:7], NAN]}, draws=FRESH)
     assert {change.measure for change in changes(fine, faulty)} == {"log_gain", "gradient_noise_scale"}
+
+
+def test_round_off_may_carry_an_exponent_across_the_numerical_rank_on_one_seed() -> None:
+    """The same weights with another number of threads. The other seeds are compared."""
+    rates = [-15.1, -15.3, -INF, -15.2]
+    other = [-15.1, -INF, -INF, -15.2]
+    old, new = (entry({"log_gain": LARGE, "lyapunov_spectrum": {"exponent 9": values}}) for values in (rates, other))
+    assert changes(old, new) == changes(new, old) == ()
+    moved = entry({"log_gain": LARGE, "lyapunov_spectrum": {"exponent 9": [-15.0, -INF, -INF, -15.1]}})
+    (change,) = changes(old, moved)
+    assert change.shift == pytest.approx(0.1)
+    single = [entry({"log_gain": [1.0], "lyapunov_spectrum": {"exponent 9": [value]}}) for value in (-15.0, -INF)]
+    assert len(changes(*single)) == 1
 
 
 @pytest.mark.parametrize("dead", [0.05, 0.3, 0.6])
