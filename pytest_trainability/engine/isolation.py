@@ -99,9 +99,9 @@ def seeded_unless_seeded(seed: int) -> Iterator[None]:
 # ~~~~~~~~~~~~~~~~~~~~~~~~
 # A run seeds the global generators, changes global settings, and restores both. Two threads that run at the same time would draw
 # each other's numbers, and each would restore what the other has set. A lock of the process therefore admits one thread at a
-# time. The same thread may enter again: a factory or a loss may measure another model, but must not wait for a thread that does. A
-# process that is forked while a thread runs gets a new lock, as that thread does not exist there. Nothing holds the lock while a
-# test's own code runs.
+# time. The same thread may enter again: a factory or a loss may measure another model, but must not wait for a thread that does.
+# A process that is forked while a thread runs gets a new lock, as that thread does not exist there. Nothing holds the lock while
+# a test's own code runs.
 _lock = threading.RLock()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from pytest_trainability.checks import baselines
 from pytest_trainability.checks.baselines import Entry, NameSet, Series, compare, environment_key
+from pytest_trainability.measures import MEASURES, recorded_along
 from pytest_trainability.records.reports import BaselineChange
 
 NAN, INF = math.nan, math.inf
@@ -465,6 +466,12 @@ def test_a_derived_quantity_may_be_infinite_where_the_run_is_finite(value: float
     assert [change.measure for change in changes(fine, two)] == ["gradient_noise_scale"]
     faulty = entry({**other, "log_gain": [*SPREAD[:7], NAN]}, draws=FRESH)
     assert {change.measure for change in changes(fine, faulty)} == {"log_gain", "gradient_noise_scale"}
+
+
+def test_measures_of_every_run_are_measures_and_include_those_of_every_baseline() -> None:
+    """``unused_parameters`` are names."""
+    numbers = {m.name for m in (*recorded_along("depth"), *recorded_along("time")) if m.kind != "names"}
+    assert numbers <= set(baselines._OF_EVERY_RUN) <= MEASURES.keys()
 
 
 def test_round_off_may_carry_an_exponent_across_the_numerical_rank_on_one_seed() -> None:
