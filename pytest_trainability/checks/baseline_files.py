@@ -25,7 +25,7 @@ __all__ = [
     "change_baselines",
     "entry_from_plain",
     "entry_to_plain",
-    "module_of",
+    "find_test_file",
     "parse_baselines",
     "read_baselines",
     "render_baselines",
@@ -48,13 +48,20 @@ _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def baseline_path(test_file: Path) -> Path:
-    """Return the path of the baseline file of a test module."""
-    return test_file.parent / FOLDER / f"{test_file.stem}.json"
+    """Return the path of the baseline file of a test file: ``test_a.json`` for ``test_a.py``, ``a.rst.json`` for ``a.rst``."""
+    name = test_file.stem if test_file.suffix == ".py" else test_file.name
+    return test_file.parent / FOLDER / f"{name}.json"
 
 
-def module_of(path: Path) -> Path:
-    """Return the test module of a baseline file: the inverse of :func:`baseline_path`."""
-    return path.parent.parent / f"{path.stem}.py"
+def find_test_file(path: Path) -> Path | None:
+    """Return an existing test file to which a baseline file may belong; None if there is none.
+
+    Any file with the stem of the baseline file counts, such as ``a.rst`` for ``a.json`` and for ``a.rst.json``.
+    """
+    folder = path.parent.parent
+    same_stem = (file for file in sorted(folder.glob(f"{glob.escape(path.stem)}.*")) if file.stem == path.stem)
+    candidates = [folder / f"{path.stem}.py", folder / path.stem, *same_stem]
+    return next((file for file in candidates if file.is_file()), None)
 
 
 def with_entry(contents: Contents, test: str, name: str, entry: Entry) -> Contents:

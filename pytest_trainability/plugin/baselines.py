@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from .collected import node_id
+from .collected import node_id, path_from_text, path_to_text
 from .options import SETTINGS
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class BaselineRequest:
         from ..records.reports import plain
 
         fields = {name: getattr(self, name) for name in ("test", "key", "name", "status", "recorded_with")}
-        found: dict[str, Any] = plain({**fields, "path": str(self.path), "entry": entry_to_plain(self.entry)})
+        found: dict[str, Any] = plain({**fields, "path": path_to_text(self.path), "entry": entry_to_plain(self.entry)})
         return found
 
     @classmethod
@@ -60,7 +60,7 @@ class BaselineRequest:
         """Rebuild a request from the result of :meth:`to_plain`. Its numbers are rounded as in a file."""
         from ..checks.baseline_files import entry_from_plain
 
-        return cls(**{**given, "path": Path(given["path"]), "entry": entry_from_plain(given["entry"])})
+        return cls(**{**given, "path": path_from_text(given["path"]), "entry": entry_from_plain(given["entry"])})
 
 
 BASELINE_REQUESTS = pytest.StashKey[list[BaselineRequest]]()

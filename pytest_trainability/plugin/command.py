@@ -122,16 +122,16 @@ def _target(root: Path, relative: Path) -> Path:
     Raises:
         BaselineError: Its test module does not exist, or lies outside the root.
     """
-    from ..checks.baseline_files import module_of
+    from ..checks.baseline_files import find_test_file
     from ..errors import BaselineError
 
     target = root / relative
-    module = module_of(target)
-    if not module.is_file():
-        msg = f"{relative}: a baseline must have a test module. {module} does not exist. Check --root."
+    file = find_test_file(target)
+    if file is None:
+        msg = f"{relative}: a baseline must have a test module. {target.parent.parent} has no {target.stem}.py. Check --root."
         raise BaselineError(msg)
-    if not module.resolve().is_relative_to(root.resolve()):
-        msg = f"{relative}: a baseline must lie below {root.resolve()}. {module} leads to {module.resolve()}."
+    if not file.resolve().is_relative_to(root.resolve()):
+        msg = f"{relative}: a baseline must lie below {root.resolve()}. {file} leads to {file.resolve()}."
         raise BaselineError(msg)
     return target
 

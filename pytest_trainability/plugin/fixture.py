@@ -15,9 +15,10 @@ from .collected import node_id
 from .collection import bounded_on_command_line_only, bounds_of, marker_settings, tolerances_of
 from .extensions import added_environment, chosen_steps
 from .options import SETTINGS, options_given
+from .randomness import seeded_late_user
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
     from ..scaling import Scaling
     from ..scaling.arguments import Along
 
-__all__ = ["JUDGED", "RECORDS", "Trainability", "trainability"]
+__all__ = ["CALLED", "JUDGED", "RECORDS", "TAKEN", "Trainability", "trainability"]
 
+TAKEN = pytest.StashKey[bool]()
+"""Whether a test has taken the fixture."""
+CALLED = pytest.StashKey[bool]()
+"""Whether a test has called the fixture, or made a size sweep with it."""
 JUDGED = pytest.StashKey[bool]()
 """Whether the bounds of a test's marker were judged on at least one model. The result of a size sweep is checked separately."""
 RECORDS = pytest.StashKey["dict[str, CheckRecord]"]()
@@ -38,9 +43,11 @@ RECORDS = pytest.StashKey["dict[str, CheckRecord]"]()
 
 
 @pytest.fixture
-def trainability(request: pytest.FixtureRequest) -> Trainability:
+def trainability(request: pytest.FixtureRequest) -> Iterator[Trainability]:
     """``trainability(model, inputs)`` measures a model, judges the bounds of the test's marker and returns the measurement."""
-    return Trainability(request.node)
+    with seeded_late_user(request.node):
+        request.node.stash[TAKEN] = True
+        yield Trainability(request.node)
 
 
 class Trainability:
@@ -73,6 +80,7 @@ class Trainability:
         from ..errors import TrainabilityError
         from ..measurement import Context, measure_in
 
+        self._item.stash[CALLED] = True
         given = self._with_settings(options)
         bounds = bounds_of(self._item)
         try:
@@ -117,6 +125,7 @@ class Trainability:
         from ..measurement import Context
         from ..scaling import size_sweep_in
 
+        self._item.stash[CALLED] = True
         given = self._with_settings(arguments)
         try:
             return size_sweep_in(self._context(Context, given.get("name")), along, build, sizes, inputs, **given)

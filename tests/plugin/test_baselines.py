@@ -455,6 +455,90 @@ def test_prune_is_refused_if_a_test_has_not_passed(recorded: Pytester, conftest:
     assert file(recorded).read_bytes() == before
 
 
+TAKEN_LATER = """
+def test_taken_later(request):
+    if SKIPS:
+        pytest.skip("not today")
+    take = request.getfixturevalue
+    take("trainability")(tower(3), images, seeds=8).check_baseline()
+"""
+BY_HELPER = """
+NAME = "trainability"
+
+def test_taken_later(request):
+    if SKIPS:
+        pytest.skip("not today")
+    request.getfixturevalue(NAME)(tower(3), images, seeds=8).check_baseline()
+"""
+NO_PARAMETERS = """
+@pytest.mark.parametrize("depth", [] if SKIPS else [3])
+def test_taken_later(request, depth):
+    request.getfixturevalue(NAME)(tower(depth), images, seeds=8).check_baseline()
+
+NAME = "trainability"
+"""
+
+
+@pytest.mark.parametrize("late", [TAKEN_LATER, BY_HELPER, NO_PARAMETERS], ids=["named", "by a name", "no parameters"])
+def test_prune_keeps_what_a_skipped_test_may_ask_for_that_takes_the_fixture_while_it_runs(
+    suite: Pytester, late: str
+) -> None:
+    suite.makepyfile(test_suite=f"SKIPS = False\n{SUITE}{late}")
+    assert run(suite, "--trainability-baseline=new").ret == 0
+    (test,) = (name for name in entries(suite) if name.startswith("test_taken_later"))
+    suite.makepyfile(test_suite=f"SKIPS = True\n{SUITE}{late}".replace("[3, 5]", "[3]"))
+    result = run(suite, "--trainability-prune")
+    assert test in entries(suite)
+    assert ("test_depth[5]" in entries(suite)) == (result.ret != 0), "all that is unused is removed, or nothing"
+    suite.makepyfile(test_suite=f"SKIPS = True\n{SUITE}")
+    assert run(suite, "--trainability-prune").ret == 0
+    assert test not in entries(suite), "a test that is gone asks for nothing"
+
+
+DOCTEST = """
+>>> from small_nets import images, net
+>>> getfixture('trainability')(net, images, seeds=2).check_baseline()
+"""
+
+
+def test_prune_keeps_the_baselines_of_doctests(suite: Pytester) -> None:
+    """A text file and a module of the same name have separate baselines."""
+    suite.makeini("[pytest]\naddopts = --doctest-glob=*.rst\npythonpath = .\n")
+    suite.makefile(".rst", test_suite=DOCTEST)
+    documented = f"{SUITE}\ndef helper():\n    '''Measure.\n{DOCTEST}    '''\n".replace("\n>>>", "\n    >>>")
+    suite.makepyfile(test_suite=documented)
+    assert run(suite, "--doctest-modules", "--trainability-baseline=new").ret == 0
+    before = {path.name: path.read_bytes() for path in file(suite).parent.iterdir()}
+    assert set(before) == {"test_suite.json", "test_suite.rst.json"}
+    assert set(entries(suite)) >= {"test_suite.helper", "test_tower"}
+    assert set(entries(suite, "test_suite.rst")) == {"test_suite.rst"}
+    result = run(suite, "--trainability-prune")
+    assert result.ret == 0
+    assert "no test" not in joined(result), "this session collects no doctests of modules"
+    assert {path.name: path.read_bytes() for path in file(suite).parent.iterdir()} == before
+    suite.makepyfile(test_suite=SUITE)
+    (suite.path / "test_suite.rst").unlink()
+    assert run(suite, "--doctest-modules", "--trainability-prune").ret == 0
+    assert "test_suite.helper" not in entries(suite)
+    assert not file(suite, "test_suite.rst").exists()
+
+
+def test_prune_keeps_the_entries_of_a_class_that_cannot_be_collected(recorded: Pytester) -> None:
+    before = file(recorded).read_bytes()
+    recorded.makeconftest(
+        """
+        import pytest
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_make_collect_report(collector):
+            if collector.name == "TestTwo":
+                return pytest.CollectReport(collector.nodeid, "failed", "no class today", None)
+        """
+    )
+    run(recorded, "--trainability-prune", "--continue-on-collection-errors")
+    assert file(recorded).read_bytes() == before
+
+
 def test_entry_of_another_torch_is_reported_and_can_be_recorded_again(recorded: Pytester) -> None:
     file(recorded).write_text(
         file(recorded).read_text(encoding="utf-8").replace('"torch": "', '"torch": "1.'), encoding="utf-8"

@@ -119,7 +119,8 @@ def test_the_command_reproduces_the_failure(project: Pytester, mark: str, call: 
     project.makepyfile(
         test_it=HEAD
         + f"""
-def test_other(trainability):
+@pytest.mark.trainability
+def test_other():
     torch.randn(5)
 
 class TestIt:
@@ -261,6 +262,59 @@ def test_bounds_without_a_measured_model_fail_the_test(project: Pytester) -> Non
     result = project.runpytest_inprocess()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*must be judged on a model. This test has measured no model.*"])
+
+
+BOUNDED = {
+    "class": ("@pytest.mark.trainability(log_gain=(-9, 9))\nclass TestIt:\n    {test}", "", []),
+    "module": ("pytestmark = pytest.mark.trainability(log_gain=(-9, 9))\n{test}", "", []),
+    "ini file": ("{test}", "trainability_bounds = log_gain = [-9, 9]", []),
+    "preset of the ini file": ("{test}", "trainability_preset = mlp", []),
+    "command line": ("{test}", "", ["--trainability-bounds=log_gain = [-9, 9]"]),
+}
+UNCALLED = {
+    "an argument": ("def test_it({self}trainability): pass", ""),
+    "a late fixture": ("def test_it({self}request): request.getfixturevalue('trainability')", ""),
+    "a fixture of a fixture": (
+        "def test_it({self}measured): pass",
+        "@pytest.fixture\ndef measured(trainability): return trainability\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("test", "fixture"), UNCALLED.values(), ids=UNCALLED.keys())
+@pytest.mark.parametrize(("source", "ini", "options"), BOUNDED.values(), ids=BOUNDED.keys())
+def test_a_test_with_bounds_that_takes_the_fixture_and_never_calls_it_fails(
+    project: Pytester, source: str, ini: str, options: list[str], test: str, fixture: str
+) -> None:
+    test = test.replace("{self}", "self, " if "class" in source else "")
+    project.makepyfile(test_it=f"import pytest\n{fixture}{source.replace('{test}', test)}\ndef test_other(): pass\n")
+    project.makeini(f"[pytest]\n{ini}")
+    result = project.runpytest_inprocess(*options)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*that apply to this test must be judged on a model: *log_gain*has not called it.*"])
+
+
+def test_a_test_that_calls_the_fixture_in_vain_is_free_of_the_bounds_of_the_session(project: Pytester) -> None:
+    """It may expect an error, or make a size sweep, to which bounds of models do not apply."""
+    project.makepyfile(
+        test_it=HEAD
+        + """
+def test_error(trainability):
+    with pytest.raises(ValueError):
+        trainability(net, images, seeds=0)
+
+def test_skip(trainability):
+    pytest.skip("not today")
+
+def test_sweep(trainability):
+    trainability.width_sweep(
+        lambda width: torch.nn.Sequential(torch.nn.Linear(8, width), torch.nn.Tanh(), torch.nn.Linear(width, 8)),
+        [4, 8], images, seeds=1,
+    )
+"""
+    )
+    result = project.runpytest_inprocess("--trainability-bounds=log_gain = [-9, 9]")
+    result.assert_outcomes(passed=2, skipped=1)
 
 
 def test_bounds_of_a_unittest_method_fail_the_test(project: Pytester) -> None:
