@@ -10,13 +10,14 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from ..errors import BaselineError
 from .baselines import BaselineValues, Entry, NameSet, Series
+from .locks import locked
 
 __all__ = [
     "FOLDER",
@@ -394,7 +395,7 @@ def change_baselines(path: Path, change: Callable[[Contents], Contents]) -> bool
     flushed to the disk and moved into place in one step. If the process is killed or the disk is full, the old file remains.
 
     Args:
-        path: The file. It is removed if it has no more contents.
+        path: The file. It is removed if it has no more contents, and its folder if that is empty.
         change: Returns the new contents for the present ones.
 
     Returns:
@@ -423,36 +424,18 @@ def _reason(error: OSError) -> str:
     return f"{type(error).__name__}: {error.strerror or error}"
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of this user's baselines. The lock file is a temporary file, outside the projects."""
-    from filelock import FileLock, Timeout
-
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    lock = FileLock(Path(tempfile.gettempdir()) / f"pytest-trainability-{user}.lock")
-    try:
-        lock.acquire(timeout=LOCK_PATIENCE)
-    except Timeout:
-        msg = (
-            f"{path}: the baseline could not be written. Another session has held the lock for {LOCK_PATIENCE:.0f} seconds. "
-            "Run again when that session has ended."
-        )
-        raise BaselineError(msg) from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _locked(path: Path) -> AbstractContextManager[None]:
+    """Hold the lock of a baseline file."""
+    return locked(path, patience=LOCK_PATIENCE)
 
 
 def _replace(path: Path, text: str) -> None:
-    """Replace a file by a text. An empty text removes the file, and its folder if that is empty."""
+    """Replace a file by a text. An empty text removes the file."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         # The lock is held, so that the writer of this temporary file was killed.
         left.unlink(missing_ok=True)
     if not text:
         path.unlink(missing_ok=True)
-        with suppress(OSError):
-            path.parent.rmdir()
         return
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)

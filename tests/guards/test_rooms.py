@@ -48,7 +48,7 @@ FAMILY = row("engine measures/measure records errors", "torch", third_party_insi
 TABLE = {
     "errors": row(""),
     "records": row("records"),
-    "checks": row("checks records errors", third_party_inside="scipy numpy packaging filelock"),
+    "checks": row("checks records errors", third_party_inside="scipy numpy packaging"),
     "engine/__init__": row(""),
     "engine/torch_internals": row("errors", "torch"),
     "engine/trees": row("engine/torch_internals errors", "torch"),

@@ -490,7 +490,7 @@ def test_prune_keeps_what_a_skipped_test_may_ask_for_that_takes_the_fixture_whil
     result = run(suite, "--trainability-prune")
     assert test in entries(suite)
     assert ("test_depth[5]" in entries(suite)) == (result.ret != 0), "all that is unused is removed, or nothing"
-    suite.makepyfile(test_suite=f"SKIPS = True\n{SUITE}")
+    suite.makepyfile(test_suite=SUITE.replace("[3, 5]", "[3]"))
     assert run(suite, "--trainability-prune").ret == 0
     assert test not in entries(suite), "a test that is gone asks for nothing"
 
