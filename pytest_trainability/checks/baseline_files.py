@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from ..errors import BaselineError
+from ..records.text import visible
 from .baselines import BaselineValues, Entry, NameSet, Series
 from .locks import locked
 
@@ -152,8 +153,8 @@ def parse_baselines(text: str, path: Path) -> Contents:
 
 
 def _refuse(path: Path, what: str) -> NoReturn:
-    # Names in the file are untrusted: control characters must not reach a terminal, nor surrogates xdist.
-    what = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in what)
+    # In one line: names in the file are untrusted, and surrogates must not reach xdist.
+    what = visible(what)
     msg = (
         f"{path}: the baseline is not valid: {what}. Restore it from version control, or move it away and record it again "
         "with --trainability-baseline=new."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .collection import MARKER
+from .paths import from_text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,8 +18,6 @@ __all__ = [
     "Collected",
     "narrowing_options",
     "node_id",
-    "path_from_text",
-    "path_to_text",
     "send_collected",
     "without_group",
     "without_parameters",
@@ -71,10 +69,8 @@ class Collected:
 
         folders = {folder for folder in {path.parent for path in self.files} if (folder / FOLDER).is_dir()}
         return {
-            "files": {
-                path_to_text(path): sorted(kinds) for path, kinds in self.files.items() if path.parent in folders
-            },
-            "tests": {test: path_to_text(path) for test, path in self.tests.items() if path.parent in folders},
+            "files": {to_text(path): sorted(kinds) for path, kinds in self.files.items() if path.parent in folders},
+            "tests": {test: to_text(path) for test, path in self.tests.items() if path.parent in folders},
             "measuring": sorted(self.measuring),
             "selected": sorted(self.selected),
         }
@@ -83,8 +79,8 @@ class Collected:
         """Take over the collection of an xdist worker. A crashed worker sends nothing, but all workers collect the same tests."""
         plain: Mapping[str, Any] | None = getattr(node, "workeroutput", {}).get(_OUTPUT)
         if plain:
-            self.files |= {path_from_text(path): set(kinds) for path, kinds in plain["files"].items()}
-            self.tests |= {test: path_from_text(path) for test, path in plain["tests"].items()}
+            self.files |= {from_text(path): set(kinds) for path, kinds in plain["files"].items()}
+            self.tests |= {test: from_text(path) for test, path in plain["tests"].items()}
             self.measuring |= set(plain["measuring"])
             self.selected |= set(plain["selected"])
 
@@ -92,16 +88,6 @@ class Collected:
 def _is_doctest(collector: pytest.Collector) -> bool:
     """Whether a collector reads doctests, from a module or from a text file."""
     return type(collector).__name__ in {"DoctestModule", "DoctestTextfile"}
-
-
-def path_to_text(path: Path) -> str:
-    """Return a path as text that xdist can send. Names of files need not be UTF-8."""
-    return os.fsencode(path).decode("latin-1")
-
-
-def path_from_text(text: str) -> Path:
-    """Return the path for a result of :func:`path_to_text`."""
-    return Path(os.fsdecode(text.encode("latin-1")))
 
 
 COLLECTED = pytest.StashKey[Collected]()

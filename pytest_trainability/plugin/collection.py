@@ -75,25 +75,47 @@ def validate_markers(config: pytest.Config, items: Iterable[pytest.Item]) -> Non
         pytest.UsageError: A measure is unknown, or a bound, setting or tolerance is invalid.
     """
     from ..errors import UsageError
+    from ..records.text import visible
 
     config.stash[MEASURING] = any(item.get_closest_marker(MARKER) is not None for item in items)
     try:
         if config.stash[MEASURING]:
             load_measures(config)
         for item in items:
-            if any(marker.args or marker.kwargs for marker in item.iter_markers(MARKER)):
-                marker_settings(item)
-                bounds_of(item)
-                tolerances_of(item)
-            elif item.get_closest_marker(MARKER) is not None:
-                if config.stash[SETTINGS].bounds or config.stash[SETTINGS].preset:
-                    bounds_of(item)
-                if config.stash[SETTINGS].tolerances:
-                    tolerances_of(item)
+            _validate(item)
     except UsageError as error:
         if hasattr(config, "workeroutput"):
-            config.workeroutput[_WORKER_ERROR] = str(error)
-        raise pytest.UsageError(str(error)) from None
+            config.workeroutput[_WORKER_ERROR] = visible(str(error))
+        raise pytest.UsageError(visible(str(error))) from None
+
+
+def _validate(item: pytest.Item) -> None:
+    """Validate everything that applies to one test.
+
+    Raises:
+        UsageError: A bound, setting or tolerance is invalid, or a value of a marker raises an error when it is read.
+    """
+    from ..errors import UsageError
+    from ..records.text import short_text
+
+    settings = item.config.stash[SETTINGS]
+    try:
+        if any(marker.args or marker.kwargs for marker in item.iter_markers(MARKER)):
+            marker_settings(item)
+            bounds_of(item)
+            tolerances_of(item)
+        elif item.get_closest_marker(MARKER) is not None:
+            if settings.bounds or settings.preset:
+                bounds_of(item)
+            if settings.tolerances:
+                tolerances_of(item)
+    except UsageError:
+        raise
+    except Exception as error:
+        msg = (
+            f"the marker of {item.nodeid} has a value that cannot be read: {type(error).__name__}: {short_text(error)}"
+        )
+        raise UsageError(msg) from error
 
 
 _WORKER_ERROR = "trainability_usage_error"

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from .paths import relative_path
 
 if TYPE_CHECKING:
     from ..checks.baseline_files import Contents
@@ -51,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found = {path: differences for path, differences in _differences(options) if differences}
         for path, differences in found.items():
-            _print(os.path.relpath(path, options.root), differences)
+            _print(relative_path(path, options.root), differences)
         if not found:
-            print(
+            _say(
                 "Nothing has changed by these tolerances. If your tests set other tolerances, pass them with --tolerances."
             )
         if options.command == "compare":
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path, differences in found.items():
             _accept(path, differences)
     except TrainabilityError as error:
-        print(f"pytest_trainability: {error}", file=sys.stderr)
+        _say(f"pytest_trainability: {error}", file=sys.stderr)
         return CANNOT
     return 0
 
@@ -158,22 +160,30 @@ def _differing(measured: Contents, committed: Contents, tolerances: Mapping[str,
 
 
 def _print(file: str, differences: Sequence[Difference]) -> None:
-    from ..report.explain import change_lines, shown_in, visible
+    from ..report.explain import change_lines
 
     width = shutil.get_terminal_size().columns - 4
-    lines = [visible(file)]
+    _say(file)
     for difference in differences:
         new = "" if difference.changes else ": new"
-        lines.append(visible(f"  {difference.test} › {difference.name} › {difference.entry.key}{new}"))
-        lines += ["    " + line for line in change_lines(difference.changes, width)]
-    print(*(shown_in(line, sys.stdout.encoding) for line in lines), sep="\n")
+        _say(f"  {difference.test} › {difference.name} › {difference.entry.key}{new}")
+        for line in change_lines(difference.changes, width):
+            _say("    " + line)
+
+
+def _say(line: str, file: TextIO | None = None) -> None:
+    """Print one line. Names in it may come from an artifact."""
+    from ..report.explain import shown_in
+
+    file = file or sys.stdout
+    print(shown_in(line, getattr(file, "encoding", None)), file=file)
 
 
 def _accept(path: Path, differences: Sequence[Difference]) -> None:
     from ..checks.baseline_files import change_baselines
 
     change_baselines(path, partial(_with, differences))
-    print(f"{path}: {len(differences)} accepted.")
+    _say(f"{path}: {len(differences)} accepted.")
 
 
 def _with(differences: Sequence[Difference], contents: Contents) -> Contents:

@@ -15,6 +15,7 @@ from .collected import node_id
 from .collection import bounded_on_command_line_only, bounds_of, marker_settings, tolerances_of
 from .extensions import added_environment, chosen_steps
 from .options import SETTINGS, options_given
+from .paths import relative_path
 from .randomness import seeded_late_user
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class Trainability:
         """Return the command that runs this test alone, from the folder in which this session was started."""
         config = self._item.config
         _, separator, name = node_id(self._item).partition("::")
-        file = os.path.relpath(self._item.path, config.invocation_params.dir)
+        file = relative_path(self._item.path, config.invocation_params.dir)
         return shlex.join(["pytest", f"{file}{separator}{name}", *options_given(config)])
 
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any, Literal, TypeVar, overload
 
-from .text import format_value
+from .text import format_value, visible
 
 __all__ = ["Estimate", "Listed", "Names", "Profile", "Spectrum", "Steps"]
 
@@ -188,7 +188,7 @@ class Estimate:
 
     def __repr__(self) -> str:
         count = f"{len(self.values)} seed{'s' if len(self.values) != 1 else ''}"
-        return f"{self} ({self.name}, {count})" if self.name else f"{self} ({count})"
+        return visible(f"{self} ({self.name}, {count})" if self.name else f"{self} ({count})")
 
     def __format__(self, spec: str) -> str:
         return format(self.mean, spec) if spec else str(self)
@@ -405,7 +405,10 @@ class Steps(Listed[str]):
         return self.names
 
     def __str__(self) -> str:
-        return self.description
+        return visible(self.description)
+
+    def __repr__(self) -> str:
+        return visible(f"Steps({self.names!r}, {self.description!r}, left_out={self.left_out!r})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,3 +427,6 @@ class Names(Listed[str]):
 
     def _items(self) -> Sequence[str]:
         return self.names
+
+    def __repr__(self) -> str:
+        return visible(f"Names({self.names!r}, counts={self.counts!r})")

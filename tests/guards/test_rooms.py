@@ -46,7 +46,7 @@ GROUND = "engine/trees engine/torch_internals errors"
 HEAVY = "engine measures measurement dynamics scaling"
 FAMILY = row("engine measures/measure records errors", "torch", third_party_inside="scipy")
 TABLE = {
-    "errors": row(""),
+    "errors": row("records/text"),
     "records": row("records"),
     "checks": row("checks records errors", third_party_inside="scipy numpy packaging"),
     "engine/__init__": row(""),

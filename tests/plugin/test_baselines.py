@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,6 +296,8 @@ def test_the_nearer_tolerance_wins(recorded: Pytester, monkeypatch: pytest.Monke
         ),
         ("check_baseline(log_gain=-1)", [], "the tolerance of log_gain must be a finite number of at least 0. Got -1"),
         ("check_baseline('gain')", [], "unknown measure 'gain'"),
+        ("check_baseline([])", [], "BoundError: check_baseline() in test_suite.py::test_tower: unknown measure []"),
+        ("check_baseline(None)", [], "unknown measure None"),
     ],
 )
 def test_invalid_arguments_of_check_baseline_fail_the_test(
@@ -580,6 +584,34 @@ def test_a_session_must_measure_as_many_models_as_required(
         assert "5 measured, --trainability-require=6: too few" in joined(result)
 
 
+def test_models_of_tests_that_cannot_fail_do_not_count(project: Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        import pytest
+        from small_nets import images, net
+
+        def test_counts(trainability):
+            trainability(net, images, seeds=1)
+
+        @pytest.mark.xfail
+        def test_fails(trainability):
+            trainability(net, images, seeds=1).check(log_gain=(-0.1, 0.1))
+
+        @pytest.mark.xfail(strict=False)
+        def test_passes_unexpectedly(trainability):
+            trainability(net, images, seeds=1)
+
+        def test_skips(trainability):
+            trainability(net, images, seeds=1)
+            pytest.skip("enough")
+        """
+    )
+    assert run(project, "--trainability-require=1").ret == 0
+    result = run(project, "--trainability-require=2")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "1 measured, --trainability-require=2: too few" in joined(result)
+
+
 def test_a_session_that_measures_nothing_does_not_satisfy_the_requirement(project: Pytester) -> None:
     project.makepyfile("def test_nothing():\n    pass")
     result = run(project, "--trainability-require=1")
@@ -700,3 +732,95 @@ def test_control_characters_of_a_file_are_escaped(recorded: Pytester, capsys: py
     out = capsys.readouterr().out
     assert "\\x1b]0;owned\\x07\\u202e › build" in out
     assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", out)
+
+
+HOSTILE_NAMES = ["::error file=a.py::no", "##[error]no", "\x1b[31m\n::warning::no"]
+
+
+def hostile_artifact(project: Pytester) -> None:
+    """Put measured numbers with hostile names in every place of a file into the folder ``measured``."""
+    (test,) = entries(project)["test_tower"].values()
+    document: dict[str, Any] = {"schema": 1, "tests": {}}
+    for name in HOSTILE_NAMES:
+        entry = json.loads(json.dumps(test["cpu float32"]))
+        entry["measures"][name] = {"names": ["w" * 70, name]}
+        entry["measures"]["unused_parameters"] = {"names": ["w" * 70, name]}
+        document["tests"][name] = {name: {"cpu float32": entry}}
+        document["tests"].setdefault("test_tower", {"build": {"cpu float32": entry}})
+    measured = project.path / "measured" / "__trainability__"
+    measured.mkdir(parents=True)
+    (measured / "test_suite.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+def obeyed(text: str) -> list[str]:
+    """Return the lines of a log that GitHub's runner obeys, or a terminal."""
+    return [line for line in text.split("\n") if re.search(r"^\s*::|##\[", line) or not line.isprintable()]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", None])
+def test_the_command_prints_no_line_that_a_log_would_obey(
+    recorded: Pytester, monkeypatch: pytest.MonkeyPatch, encoding: str | None
+) -> None:
+    """Also where the output is no terminal and has no encoding."""
+    hostile_artifact(recorded)
+    outputs = {}
+    for name in ("stdout", "stderr"):
+        outputs[name] = io.StringIO() if encoding is None else io.TextIOWrapper(io.BytesIO(), encoding, newline="\n")
+        monkeypatch.setattr(sys, name, outputs[name])
+    assert command.main(["compare", "measured"]) == command.DIFFERS
+    assert command.main(["accept", "measured"]) == 0
+    (recorded.path / "measured/__trainability__/::error::no.json").write_text("{")
+    assert command.main(["compare", "measured"]) == command.CANNOT
+    monkeypatch.undo()
+    for output in outputs.values():
+        output.seek(0)
+        text = output.read()
+        assert "error" in text
+        assert obeyed(text.rstrip("\n")) == []
+
+
+def test_a_session_prints_no_line_that_a_log_would_obey(project: Pytester) -> None:
+    """Names of models, classes and measurements reach the terminal section, messages, and the file of baselines."""
+    project.makepyfile(
+        test_it=f"""
+        import pytest, torch
+        from torch import nn
+        from small_nets import images, net
+
+        NAMES = {HOSTILE_NAMES!r}
+
+        def model(name):
+            cls = type(name, (nn.Sequential,), {{}})
+            def build():
+                return nn.Sequential(*[cls(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)])
+            build.__name__ = name
+            return build
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_pass(trainability, n):
+            trainability(model(NAMES[n]), images, seeds=1, name=NAMES[n])
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_fail(trainability, n):
+            trainability(model(NAMES[n]), images, seeds=1, name=NAMES[n]).check(log_gain=(0, 0))
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_plain_assert(trainability, n):
+            result = trainability(model(NAMES[n]), images, seeds=1, steps="blocks")
+            assert result.growth_rate > 10
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_baseline(trainability, n):
+            trainability(model(NAMES[n]), images, seeds=1).check_baseline()
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_error(trainability, n):
+            trainability(model(NAMES[n]), images, seeds=1, steps=NAMES[n] + "*")
+        """
+    )
+    for style in ("short", "line", "native"):
+        result = run(project, "-vv", f"--tb={style}", "--show-capture=no")
+        result.assert_outcomes(passed=3, failed=12)
+        assert "error" in result.stdout.str()
+        written = [line for line in result.outlines if "NAMES" not in line]
+        assert obeyed("\n".join(written)) == []

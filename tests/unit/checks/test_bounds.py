@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -157,3 +158,29 @@ def test_lines_that_exclude_each_other_are_refused() -> None:
     )
     with pytest.raises(BoundError, match=f"^{re.escape(message)}$"):
         parse_bounds(["log_gain >= 3", "log_gain <= -3"], where="tox.ini")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Bound(10**400, None),
+        lambda: within(10**400),
+        lambda: at_most(-(10**400)),
+        lambda: as_bound((None, 10**400), measure="log_gain"),
+        lambda: as_bound(10**400, measure="log_gain"),
+        lambda: as_bound(10**10_000, measure="log_gain"),
+    ],
+)
+def test_a_number_too_large_for_a_float_is_no_end_of_a_bound(make: Callable[[], Bound]) -> None:
+    with pytest.raises(BoundError, match="bound") as caught:
+        make()
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("text", ["[" + " " * 20_000, "[" + " " * 20_000 + "," + " " * 20_000, ">=" + " " * 20_000])
+def test_long_texts_are_refused_at_once(text: str) -> None:
+    """With a pattern that can match spaces in several ways, the first text would take hours."""
+    with pytest.raises(BoundError, match="a bound must be written as"):
+        parse_bound(text)
+    with pytest.raises(BoundError):
+        parse_bounds([f"log_gain = {text}"], where="here")

@@ -51,3 +51,8 @@ def test_a_line_with_an_invalid_number_is_refused(text: str) -> None:
         UsageError, match=r"^tox\.ini: the tolerance of log_gain must be a finite number of at least 0\."
     ):
         parse_tolerances([f"log_gain = {text}"], where="tox.ini")
+
+
+def test_a_number_too_large_for_a_float_is_no_tolerance() -> None:
+    with pytest.raises(UsageError, match=r"must be a finite number of at least 0. Got 1000"):
+        as_tolerance(10**400, measure="log_gain", where="here")
