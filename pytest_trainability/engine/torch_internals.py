@@ -321,6 +321,14 @@ def is_lazy(tensor: Any) -> bool:
 
 
 # Modules ----------------------------------------------------------------------------------------------------------
+def child_table(module: nn.Module) -> Mapping[str, nn.Module | None]:
+    """Return a module's children by name, and None for a child that was registered as None.
+
+    Reads ``Module._modules``. PyTorch documents ``named_children``, which leaves out children that are equal to an earlier one.
+    """
+    return module._modules
+
+
 def parameter_table(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
     """Return a module's direct parameters by name, and None for a parameter that was registered as None.
 
