@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trainability.plugin import command
+from pytest_trainability.plugin import command, paths
 
 if TYPE_CHECKING:
     from _pytest.pytester import Pytester, RunResult
@@ -645,6 +645,23 @@ def test_measured_numbers_do_not_overwrite_the_baselines(recorded: Pytester, mon
     assert result.ret == 1
     assert "--trainability-measured must name a separate folder" in joined(result)
     assert file(recorded).read_bytes() == before
+
+
+def test_paths_on_another_drive_are_shown_as_a_whole(recorded: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two drives of Windows there is no relative path. Here the system is made to say so."""
+
+    def refuse(path: object, start: object = None) -> str:
+        msg = f"path is on mount 'C:', start on mount 'D:': {path}"
+        raise ValueError(msg)
+
+    monkeypatch.setenv("GAIN", "1.5")
+    monkeypatch.setattr(paths.os.path, "relpath", refuse)
+    result = run(recorded, "test_suite.py::test_tower", "--tb=short")
+    assert str(file(recorded)) in joined(result).replace(" ", "")
+    result.assert_outcomes(failed=1)
+    assert "INTERNALERROR" not in result.stdout.str()
+    result = run(recorded, "--trainability-baseline=update", "--trainability-measured=measured")
+    assert f"{file(recorded)}: {recorded.path / 'measured'} can hold only baselines below" in joined(result)
 
 
 def test_other_dropout_masks_are_not_a_change(project: Pytester) -> None:

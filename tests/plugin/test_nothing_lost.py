@@ -326,6 +326,25 @@ def test_after(trainability, n):
     assert "6 recorded in __trainability__/test_it.json: commit it" in joined(result)
 
 
+@posix
+def test_names_of_files_need_not_be_utf_8(project: Pytester) -> None:
+    """Python reads other bytes as surrogates, which UTF-8 does not encode; xdist cannot send the names of such tests."""
+    folder = project.path / os.fsdecode(b"f\xe4")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 only")
+    project.makeini("[pytest]\npythonpath = .\naddopts = --import-mode=importlib")
+    (folder / "test_it.py").write_text(f"{ONE}\ndef test_model(trainability):\n    check(trainability)\n")
+    for option in (NEW, "--trainability-prune"):
+        session = start(project, option)
+        text = session.communicate(timeout=300)[0]
+        assert session.returncode == 0, text
+        assert b"INTERNALERROR" not in text
+    assert [path.name for path in folder.rglob("*.json")] == ["test_it.json"]
+    assert len(list(project.path.rglob("*.json"))) == 1
+
+
 # Written entries ------------------------------------------------------------------------------------------------------
 
 NOT_PASSED = {

@@ -54,7 +54,9 @@ def cyclic() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("make", [shared, cyclic, lambda: tower(Different), lambda: nn.TransformerEncoderLayer(8, 2, 8)])
+@pytest.mark.parametrize(
+    "make", [shared, cyclic, lambda: tower(Different), lambda: nn.TransformerEncoderLayer(8, 2, 8)]
+)
 def test_modules_are_those_that_pytorch_finds(make: object) -> None:
     model = make()  # type: ignore[operator]
     assert [(path, id(module)) for path, module in named_modules_of(model)] == [
