@@ -20,6 +20,7 @@ from .extensions import forget_measures
 from .fixture import CALLED, JUDGED, RECORDS, TAKEN, trainability
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .summary import Summary
+from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -114,6 +115,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[RECORDS] = {}
     item.stash[TAKEN] = item.stash[CALLED] = item.stash[JUDGED] = False
     item.stash[BASELINE_REQUESTS] = []
+    item.stash[UNEXPECTED] = Unexpected()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -133,11 +135,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Seed a test that measures and is not a function, such as a doctest. Fail a test with bounds that has measured no model."""
+    """Seed a test that measures and is not a function, such as a doctest. Fail a test with bounds that judges none."""
     seed_generators(item, "body")
     result = yield
     taken, called, judged = (item.stash.get(key, False) for key in (TAKEN, CALLED, JUDGED))
     refuse_unmeasured(item, taken=taken, called=called, judged=judged)
+    refuse_swallowed(item, item.stash.get(RECORDS, {}))
     return result
 
 

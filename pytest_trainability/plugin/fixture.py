@@ -17,6 +17,7 @@ from .extensions import added_environment, chosen_steps
 from .options import SETTINGS, options_given
 from .paths import relative_path
 from .randomness import seeded_late_user
+from .swallowed import UNEXPECTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,6 +158,7 @@ class Trainability:
 
         def keep(record: CheckRecord) -> None:
             records[key] = record
+            self._item.stash[UNEXPECTED].note(key, record)
 
         worker = re.search(r"\d+$", os.environ.get("PYTEST_XDIST_WORKER", ""))
         workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -332,3 +332,78 @@ def test_bounds_of_a_unittest_method_fail_the_test(project: Pytester) -> None:
     result = project.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*must be judged on a model*"])
+
+
+SWALLOWED = """
+import contextlib, threading, unittest
+from concurrent.futures import ThreadPoolExecutor
+
+def bad(trainability, **options):
+    trainability(net, images, seeds=1, **options).check(log_gain=within(0.01))
+
+def test_suppressed(trainability):
+    with contextlib.suppress(AssertionError):
+        bad(trainability, name="\\x1bone")
+
+def test_caught(trainability):
+    result = trainability(net, images, seeds=1)
+    try:
+        result.check(log_gain=within(0.01))
+    except AssertionError:
+        result.check(gradient_norm=at_least(0))
+
+@pytest.mark.filterwarnings("ignore")
+def test_in_a_thread(trainability):
+    thread = threading.Thread(target=bad, args=[trainability])
+    thread.start()
+    thread.join()
+
+@pytest.mark.trainability(log_gain=within(0.01))
+def test_bound_of_the_marker(trainability):
+    with contextlib.suppress(AssertionError):
+        trainability(net, images, seeds=1)
+
+def test_baseline(trainability):
+    with contextlib.suppress(AssertionError):
+        trainability(net, images, seeds=1).check_baseline()
+"""
+EXPECTED = """
+def test_raises(trainability):
+    result = trainability(net, images, seeds=1)
+    with pytest.raises(AssertionError, match="log_gain"):
+        result.check(log_gain=within(0.01))
+    result.check(gradient_norm=at_least(0))
+
+def test_called(trainability):
+    pytest.raises(AssertionError, bad, trainability)
+
+def test_of_a_future(trainability):
+    with ThreadPoolExecutor() as pool, pytest.raises(AssertionError):
+        pool.submit(bad, trainability).result()
+
+def test_second_attempt(trainability):
+    result = trainability(net, images, seeds=1)
+    try:
+        result.check(log_gain=within(0.01))
+    except AssertionError:
+        result.check(log_gain=within(100))
+
+class TestUnit(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def take(self, trainability):
+        self.trainability = trainability
+
+    def test_unit(self):
+        with self.assertRaises(AssertionError):
+            bad(self.trainability)
+"""
+
+
+def test_a_failed_check_fails_its_test_unless_the_test_expects_it(project: Pytester) -> None:
+    project.makepyfile(test_it=HEAD + SWALLOWED + EXPECTED)
+    result = project.runpytest_inprocess("--tb=short")
+    result.assert_outcomes(failed=5, passed=5)
+    text = result.stdout.str()
+    assert text.count("a check that fails must fail its test.") == 5
+    assert r"although log_gain of \x1bone failed" in text
+    assert "although the baseline of " in text
