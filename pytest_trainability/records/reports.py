@@ -98,10 +98,16 @@ class BaselineChange:
     scale: str = "linear"
     considered: int = 1
     """Number of elements that were compared."""
+    old_class: str = ""
+    """Class of a parameter's gradient in the baseline; empty for a number."""
+    new_class: str = ""
+    """Class of a parameter's gradient now."""
 
     @property
     def old_to_new(self) -> str:
-        """Both means and the unit, such as ``+0.22 → +1.77 nats``."""
+        """Both means and the unit, such as ``+0.22 → +1.77 nats``, or both classes."""
+        if self.old_class:
+            return f"{self.old_class} → {self.new_class}"
         sign = "+" if self.unit.startswith("nats") else ""
         old, new = (f"{value + 0.0:{sign}.3g}" for value in (self.old, self.new))
         return " ".join(part for part in (old, "→", new, self.unit) if part)
