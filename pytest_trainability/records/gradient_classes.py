@@ -154,9 +154,12 @@ class GradientClasses:
         return [name for name in self.trainable() if set(self.labels[name]) != {SIGNAL}]
 
     def counts_text(self) -> str:
-        """Return the numbers of parameters by class as text; empty if all have a signal. The first seed without one counts."""
+        """Return the numbers of parameters by class as text; empty if all have a signal, except frozen ones.
+
+        If seeds differ, the first one without a signal counts.
+        """
         counts = Counter(kind_of(next((x for x in labels if x != SIGNAL), SIGNAL)) for labels in self.labels.values())
-        if not counts.keys() - {SIGNAL}:
+        if not counts.keys() - {SIGNAL, FROZEN}:
             return ""
         return "gradients: " + ", ".join(f"{counts[kind]} {kind}" for kind in _ORDER if counts[kind])
 

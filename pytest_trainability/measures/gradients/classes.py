@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...engine.linalg.norms import stored_values
 from ...engine.runs.common_needs import PARAMETER_GRADIENTS
 from ...engine.runs.objective import Objective, trainable_parameters
 from ...engine.runs.run import Need, Run, Stage
 from ...engine.runs.training import Gradients, Training
-from ...errors import InapplicableError
+from ...errors import InapplicableError, TrainabilityError
 from ...records.gradient_classes import (
     CANCELLED,
     CANCELLED_WEIGHT,
@@ -29,9 +28,9 @@ from ...records.gradient_classes import (
     waking,
 )
 from ..measure import declare
-from .round_off import round_off, small_gradients
+from .round_off import is_zero, round_off, small_gradients
 
-__all__ = ["GRADIENT_CLASSES", "WAKING_LIMIT", "Classes"]
+__all__ = ["GRADIENT_CLASSES", "WAKING_LIMIT", "Classes", "cancelled_parameters"]
 
 WAKING_LIMIT = 3
 """Number of optimizer steps after which a parameter whose gradient is still zero counts as asleep. Nested zeros need one step
@@ -67,11 +66,12 @@ def _classes(run: Run) -> Classes:
 def _zeros(run: Run) -> dict[str, str]:
     """Return the classes of gradients that are zero, exactly or by algebra."""
     gradients, objective, eps = run[PARAMETER_GRADIENTS], Objective.of(run), _coarsest(run)
-    cancelled = round_off(objective, gradients, eps=eps, loss=_loss(run))
-    weights = {name for name in cancelled if _is_weight(objective.parameters[name])}
-    found, zero = dict.fromkeys(cancelled, CANCELLED), _zero(gradients)
+    doubtful = round_off(objective, gradients, eps=eps, loss=_loss(run))
+    weights = {name for name in doubtful.cancelled if _is_weight(objective.parameters[name])}
+    found, zero = dict.fromkeys(doubtful.cancelled, CANCELLED), _zero(gradients)
     if weights or zero:
-        by_design = _is_by_design(run, gradients, zero | cancelled)
+        explained = (zero | weights) - doubtful.underflowed
+        by_design = explained if _is_by_design(run, gradients, zero | doubtful.cancelled) else set()
         found |= _asleep(Training.of(run), gradients, zero, weights, eps=eps, by_design=by_design)
     return found
 
@@ -80,7 +80,7 @@ _ZEROS: Need[Mapping[str, str]] = Need("zero gradients", _zeros, Stage.RERUN, re
 
 
 def _zero(gradients: Gradients) -> set[str]:
-    return {name for name, g in gradients.items() if g is not None and _is_zero(g)}
+    return {name for name, g in gradients.items() if g is not None and is_zero(g)}
 
 
 def _loss(run: Run) -> float:
@@ -88,7 +88,7 @@ def _loss(run: Run) -> float:
 
 
 def _asleep(
-    training: Training, gradients: Gradients, zero: set[str], weights: set[str], *, eps: float, by_design: bool
+    training: Training, gradients: Gradients, zero: set[str], weights: set[str], *, eps: float, by_design: set[str]
 ) -> dict[str, str]:
     """Take optimizer steps until every parameter has a gradient, and return the classes of those that had none.
 
@@ -98,7 +98,7 @@ def _asleep(
         zero: Parameters whose gradient is exactly zero.
         weights: Weights whose gradient is zero by algebra.
         eps: Coarsest relative precision of the model's arithmetic.
-        by_design: Whether a zero-initialized part explains the zeros.
+        by_design: Parameters whose zeros a zero-initialized part explains.
 
     Returns:
         Classes of the parameters in ``zero`` and ``weights``.
@@ -107,20 +107,20 @@ def _asleep(
     later, loss = gradients, 0.0
     for step, after in _gradients_after_steps(training, gradients):
         if after is None:
-            return {n: waking(first[n], by_design=by_design) if n in first else UNKNOWN for n in sleeping}
+            return {n: waking(first[n], by_design=n in by_design) if n in first else UNKNOWN for n in sleeping}
         later, loss = after
         awake = _nonzero(later) - (weights & small_gradients(training.parameters, later, eps=eps, loss=loss))
         first |= dict.fromkeys((sleeping & awake) - first.keys(), step)
         if first.keys() >= sleeping:
             break
     # One comparison after the last step, instead of one after every step.
-    cancelled = round_off(training.objective, later, eps=eps, loss=loss, among=sleeping)
+    cancelled = round_off(training.objective, later, eps=eps, loss=loss, among=sleeping).cancelled
 
     def label(name: str) -> str:
         if name in cancelled:
             return CANCELLED_WEIGHT if _is_weight(training.parameters[name]) else CANCELLED
         if name in first or name in _nonzero(later):
-            return waking(first.get(name, WAKING_LIMIT), by_design=by_design)
+            return waking(first.get(name, WAKING_LIMIT), by_design=name in by_design)
         return DEAD if name in zero else CANCELLED_WEIGHT
 
     return {name: label(name) for name in sleeping}
@@ -142,10 +142,6 @@ def _gradients_after_steps(
         loss = training.loss()
         gradients = training.objective.gradients(loss)
         yield step, (gradients, float(loss.detach().abs()))
-
-
-def _is_zero(gradient: Tensor) -> bool:
-    return not bool((stored_values(gradient) != 0).any())
 
 
 def _is_weight(parameter: Tensor) -> bool:
@@ -181,7 +177,7 @@ def _is_by_design(run: Run, gradients: Gradients, without: Collection[str]) -> b
     first = next((step for step in steps if any(p.requires_grad for p in step)), [])
     if any(id(p) in awake for p in first):
         return True
-    return any(id(p) in awake and _is_layer(p) and _is_zero(p) for p in parameters.values())
+    return any(id(p) in awake and _is_layer(p) and is_zero(p) for p in parameters.values())
 
 
 def _is_layer(parameter: Tensor) -> bool:
@@ -217,6 +213,15 @@ GRADIENT_CLASSES: Need[Classes] = Need("gradient classes", _classes, Stage.BACKW
 """The :class:`Classes` of the run's gradients."""
 
 
+def cancelled_parameters(run: Run) -> set[str]:
+    """Return the parameters whose gradient is zero by algebra; none if the classes cannot be found."""
+    try:
+        labels = run[GRADIENT_CLASSES].labels
+    except TrainabilityError:
+        return set()
+    return {name for name, label in labels.items() if kind_of(label) == CANCELLED}
+
+
 @declare("names", needs=[GRADIENT_CLASSES], recorded=["depth", "time"])
 def gradient_classes(run: Run) -> list[str]:
     """Return the parameters whose gradient is no signal at initialization, each with its class, as ``"NAME: CLASS"``.
@@ -225,7 +230,7 @@ def gradient_classes(run: Run) -> list[str]:
 
     - ``waking at step K``: exactly zero at initialization, and not after K optimizer steps (at most three). It is a design if
       gradients reach the first step of the chain, or if a weight layer or a gate is entirely zero and has a gradient itself.
-      Otherwise the class ends in ``, not by design``.
+      Otherwise, and where the gradient has underflowed, the class ends in ``, not by design``.
     - ``zero by algebra``: round-off of a sum that cancels, such as that of attention's key bias, or of a bias before a
       normalization. Of weights (two or more dimensions), it is listed as ``zero by algebra, a weight`` if it is still round-off
       after three optimizer steps.
@@ -306,10 +311,10 @@ def untrained_fraction(run: Run) -> float:
     """Return the share of trainable parameters that get no gradient, and not by design.
 
     These are the unused and the dead ones, weights whose gradient is zero by algebra, and those that wake although no
-    zero-initialized branch, gate or layer explains the zero (``gradient_classes``). Biases whose gradient is zero by algebra count
-    neither as trained nor as untrained. The value is the larger one of two shares, by number
-    of parameters: of the whole model, and of its repeated block, which are the modules of a class that occurs three times or more
-    and holds most of the trainable weights outside of embeddings.
+    zero-initialized branch, gate or layer explains the zero (``gradient_classes``). Biases whose gradient is zero by algebra
+    count on neither side. The value is the larger one of two shares, by number of parameters: of the whole model, and of its
+    repeated block, which are the modules of a class that occurs three times or more and holds most of the trainable weights
+    outside of embeddings.
 
     It misleads where one batch does not use all of the model: most experts may be without tokens.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ...engine.linalg.norms import norm
+from ...engine.linalg.norms import norm, stored_values
 from ...engine.runs.objective import Objective
 from ...engine.runs.other_precision import (
     gradients_in_other_precision,
@@ -17,7 +18,7 @@ from ...engine.runs.other_precision import (
 )
 from ...engine.runs.training import Gradients
 
-__all__ = ["round_off", "small_gradients"]
+__all__ = ["RoundOff", "is_zero", "round_off", "small_gradients"]
 
 # Note [What zero is]
 # ~~~~~~~~~~~~~~~~~~~
@@ -34,6 +35,16 @@ UNCHANGED, CHANGED = 0.1, 0.5
 """Relative change of the entries up to which a gradient is the same in another precision, and from which it is another one."""
 
 
+@dataclass(frozen=True, slots=True)
+class RoundOff:
+    """Names of parameters whose computed gradients are not the true ones."""
+
+    cancelled: frozenset[str]
+    """The gradient is the round-off of a sum that cancels."""
+    underflowed: frozenset[str]
+    """The gradient is exactly zero, because its entries are too small for the format."""
+
+
 def round_off(
     objective: Objective,
     gradients: Gradients,
@@ -41,8 +52,8 @@ def round_off(
     eps: float,
     loss: float = 0.0,
     among: Collection[str] | None = None,
-) -> set[str]:
-    """Return the parameters whose gradients are nonzero and consist of round-off. See Note [What zero is].
+) -> RoundOff:
+    """Find the gradients that are nonzero and consist of round-off. See Note [What zero is].
 
     Args:
         objective: The loss, at the parameters that the gradients were computed at.
@@ -53,25 +64,19 @@ def round_off(
         among: Names of the parameters in question; all by default.
 
     Returns:
-        Names of parameters. Empty, without further backward passes, if no gradient is small.
+        Names of parameters. None, without further backward passes, if no gradient in question is small.
     """
     small = small_gradients(objective.parameters, gradients, eps=eps, loss=loss)
     if not (small if among is None else small & set(among)):
-        return set()
-    sizes = _sizes(gradients)
-    found = _found(objective, gradients, sizes, small)
-    return found if among is None else found & set(among)
-
-
-def _found(objective: Objective, gradients: Gradients, sizes: Mapping[str, float], small: set[str]) -> set[str]:
+        return RoundOff(frozenset(), frozenset())
     other = gradients_in_other_precision(objective)
     if other is None:
-        other = gradients_under_other_roundings(objective)
-        return set() if other is None else _changed(gradients, other, sizes, small)
+        other = gradients_under_other_roundings(objective) or {}
+        return RoundOff(frozenset(_changed(gradients, other, small)), frozenset())
     dtype = other_precision(objective.model)
-    return {n for n in small if _follows_precision(gradients[n], other[n], dtype)} | _changed(
-        gradients, other, sizes, small
-    )
+    following = {name for name in small if _follows_precision(gradients[name], other[name], dtype)}
+    underflowed = {name for name, g in gradients.items() if _has_underflowed(g, other[name])}
+    return RoundOff(frozenset(following | _changed(gradients, other, small)), frozenset(underflowed))
 
 
 def small_gradients(
@@ -123,28 +128,37 @@ def _follows_precision(gradient: Tensor | None, other: Tensor | None, dtype: tor
     return size_there * math.sqrt(expected) <= size
 
 
-def _changed(gradients: Gradients, other: Gradients, sizes: Mapping[str, float], small: Collection[str]) -> set[str]:
+def _changed(gradients: Gradients, other: Gradients, small: Collection[str]) -> set[str]:
     """Return the small gradients whose entries are others in another computation; none if those of large gradients change too."""
     changes = {
-        n: _relative_change(g, other[n], sizes[n]) for n, g in gradients.items() if g is not None and sizes[n] > 0
+        name: _relative_change(g, other.get(name)) for name, g in gradients.items() if g is not None and not is_zero(g)
     }
     large = [change for name, change in changes.items() if name not in small]
     if not large or not max(large) <= UNCHANGED:
         return set()
-    return {name for name in small if changes[name] > CHANGED and not _is_subnormal(gradients[name], sizes[name])}
+    return {name for name in small if changes[name] > CHANGED and not _is_subnormal(gradients[name], gradients[name])}
 
 
-def _relative_change(gradient: Tensor, other: Tensor | None, size: float) -> float:
+def _relative_change(gradient: Tensor, other: Tensor | None) -> float:
     if other is None or other.shape != gradient.shape:
         return math.nan
-    there = other.to_dense() if other.is_sparse else other
-    here = gradient.to_dense() if gradient.is_sparse else gradient
+    here, there = (g.to_dense() if g.is_sparse else g for g in (gradient, other))
     wide = torch.promote_types(here.dtype, there.dtype)
-    return float(norm(there.to(wide) - here.to(wide))) / size
+    return float(norm(there.to(wide) - here.to(wide))) / float(norm(gradient))
 
 
-def _is_subnormal(gradient: Tensor | None, size: float) -> bool:
-    """Whether the entries are so small that the format keeps few of their digits."""
-    assert gradient is not None
-    rms = size / math.sqrt(gradient.numel())
-    return rms < 2**8 * torch.finfo(gradient.dtype).tiny
+def _has_underflowed(gradient: Tensor | None, other: Tensor | None) -> bool:
+    return gradient is not None and is_zero(gradient) and _is_subnormal(other, gradient) and not is_zero(other)
+
+
+def is_zero(gradient: Tensor | None) -> bool:
+    """Return whether all entries of a gradient are exactly zero, or there is none."""
+    return gradient is None or not bool((stored_values(gradient) != 0).any())
+
+
+def _is_subnormal(gradient: Tensor | None, of_format: Tensor | None) -> bool:
+    """Whether entries are so small that the format of another gradient keeps few of their digits."""
+    if gradient is None or of_format is None:
+        return False
+    rms = float(norm(gradient)) / math.sqrt(gradient.numel())
+    return rms < 2**8 * torch.finfo(of_format.dtype).tiny
