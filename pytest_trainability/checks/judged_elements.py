@@ -59,7 +59,8 @@ def _excluded(zero_by_design: str, value: Value, classes: GradientClasses | None
         excluded = set(classes.not_judged())
         if zero_by_design == "ratio":
             # A parameter that is zero has no ratio. What is infinite otherwise, such as a gradient, is NaN here.
-            excluded |= {name for name, element in value.items() if set(element.values) == {math.inf}}
+            further = excluded | {name for name, element in value.items() if set(element.values) == {math.inf}}
+            excluded = excluded if further >= set(value) else further
         return () if excluded >= set(value) else excluded
     if zero_by_design == "branch":
         return [name for name, e in value.items() if not any(e.values) and _will_move(name, classes)]

@@ -263,6 +263,44 @@ def test_a_normalization_of_zero_on_the_only_way_is_no_design() -> None:
     assert f"{len(found)} of {len(result.gradient_norm)} parameters get no gradient at initialization" in text
 
 
+def test_a_tied_head_is_no_way_through_the_chain() -> None:
+    """The embedding has a gradient, as the head has its weights. What comes back through the chain is zero."""
+
+    class Tied(Net):
+        def __init__(self) -> None:
+            super().__init__(*(Block() for _ in range(3)), gain=0.0)
+            self.embedding, self.head = nn.Embedding(9, WIDTH), nn.Linear(WIDTH, 9, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.embedding(x)).mean(1)
+
+    result = classified(Tied, torch.arange(BATCH * 3).reshape(BATCH, 3) % 9)
+    assert "embedding.weight" not in classes(result)
+    assert set(classes(result).values()) == {"waking at step 1, not by design"}
+    assert result.untrained_fraction == 1
+
+
+def test_gates_in_one_vector_are_a_design() -> None:
+    """The gradient passes by the layers (ReZero), none of which gets one at initialization."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.head = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3)), nn.Linear(WIDTH, CLASSES)
+            self.gates = nn.Parameter(torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for gate, layer in zip(self.gates, self.layers):
+                x = x + gate * layer(x).tanh()
+            out: Tensor = self.head(x)
+            return out
+
+    result = classified(Gated)
+    assert set(classes(result).values()) == {"waking at step 1"}
+    result.check(gradient_norm=at_least(1e-4), untrained_fraction=at_most(0))
+
+
 def test_dead_units_do_not_wake() -> None:
     result = classified(lambda: Net(Block(), Block(dead=True), Block()))
     assert classes(result) == {f"blocks.1.{name}": "dead" for name in (*HIDDEN, "down.weight")}

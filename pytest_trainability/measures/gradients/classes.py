@@ -159,9 +159,9 @@ def _coarsest(run: Run) -> float:
 def _is_by_design(run: Run, gradients: Gradients, without: Collection[str]) -> bool:
     """Whether a zero-initialized branch, gate or layer explains gradients that are zero and wake.
 
-    Zeros by design leave a way for gradients: a residual connection, through which they reach the first step; or a weight layer
-    or a gate that is zero, whose own gradient is not, such as a zero head. An elementwise factor of zero on the only way, such as
-    the weight of a normalization, is no design.
+    Zeros by design leave a way for gradients: a residual connection, through which they reach the first step or the inputs; or a
+    weight layer or a gate that is zero, whose own gradient is not, such as a zero head. An elementwise factor of zero on the
+    only way, such as the weight of a normalization, is no design.
 
     Args:
         run: The run.
@@ -173,11 +173,25 @@ def _is_by_design(run: Run, gradients: Gradients, without: Collection[str]) -> b
     """
     parameters = dict(run.capture.model.named_parameters())
     awake = {id(parameters[name]) for name, g in gradients.items() if g is not None and name not in without}
-    steps = (list(call.module.parameters()) for call in run.chain.steps)
-    first = next((step for step in steps if any(p.requires_grad for p in step)), [])
-    if any(id(p) in awake for p in first):
+    if any(id(p) in awake for p in _first_parameters(run)):
         return True
-    return any(id(p) in awake and _is_layer(p) and is_zero(p) for p in parameters.values())
+    if any(id(p) in awake and _is_layer(p) and is_zero(p) for p in parameters.values()):
+        return True
+    return run.capture.inputs_carry_gradient and Objective.of(run).reaches_inputs()
+
+
+def _first_parameters(run: Run) -> list[nn.Parameter]:
+    """Return the parameters of the first step that has any to train, and of modules before it, without those of the head.
+
+    The weights of an embedding may be those of the head, and then get a gradient that has not come through the chain.
+    """
+    steps = [call for call in run.chain.steps if any(p.requires_grad for p in call.module.parameters())]
+    if not steps:
+        return []
+    calls, last = run.capture.calls, run.chain.steps[-1].end
+    tied = {id(p) for call in calls if call.start >= last for p in call.module.parameters()}
+    early = (p for call in calls if call.end <= steps[0].end for p in call.module.parameters())
+    return [p for p in (*steps[0].module.parameters(), *early) if id(p) not in tied]
 
 
 def _is_layer(parameter: Tensor) -> bool:
@@ -229,7 +243,8 @@ def gradient_classes(run: Run) -> list[str]:
     The classes:
 
     - ``waking at step K``: exactly zero at initialization, and not after K optimizer steps (at most three). It is a design if
-      gradients reach the first step of the chain, or if a weight layer or a gate is entirely zero and has a gradient itself.
+      gradients reach the inputs or the first step of the chain, or if a weight layer or a gate is entirely zero and has a
+      gradient itself.
       Otherwise, and where the gradient has underflowed, the class ends in ``, not by design``.
     - ``zero by algebra``: round-off of a sum that cancels, such as that of attention's key bias, or of a bias before a
       normalization. Of weights (two or more dimensions), it is listed as ``zero by algebra, a weight`` if it is still round-off

@@ -136,7 +136,11 @@ def _changed(gradients: Gradients, other: Gradients, small: Collection[str]) -> 
     large = [change for name, change in changes.items() if name not in small]
     if not large or not max(large) <= UNCHANGED:
         return set()
-    return {name for name in small if changes[name] > CHANGED and not _is_subnormal(gradients[name], gradients[name])}
+
+    def is_representable(name: str) -> bool:
+        return not any(_is_subnormal(g, g) for g in (gradients[name], other.get(name)))
+
+    return {name for name in small if changes[name] > CHANGED and is_representable(name)}
 
 
 def _relative_change(gradient: Tensor, other: Tensor | None) -> float:

@@ -82,6 +82,8 @@ def test_parameters_that_are_zero_by_algebra_are_excluded() -> None:
     assert list(judged_elements("update", value, found)) == ["key.weight", "relative"]
     # The ratio of a parameter that is zero is infinite, and no bound judges it.
     assert list(judged_elements("ratio", value, found)) == ["key.weight"]
+    # If nothing else is left, it is judged: it satisfies a lower bound.
+    assert list(judged_elements("ratio", profile(relative=(INF, INF)), found)) == ["relative"]
     assert list(not_judged_texts({"gradient_norm": ("gradient", value)}, found)) == [
         "1 gradient is zero by algebra and excluded from bounds on gradients and updates: key.bias"
     ]
