@@ -148,13 +148,13 @@ def _include_backward_hooks(capture: Capture, graph: Graph) -> None:
     """Let a call end after the node that PyTorch adds to its results if its module has backward hooks.
 
     PyTorch adds this node after all forward hooks. A node of the same kind that the next call adds to its arguments has the same
-    place, but belongs to the next call.
+    place, but belongs to the next call. Of nested calls that end at the same place, the outermost one has the hooks.
     """
     added = {graph.place[node]: node for node in graph.nodes if operator_name(node) == MODULE_HOOK}
     starts: set[int] = set()
     for call in reversed(capture.calls if added else ()):
-        node = added.get(call.end)
-        if node is not None and call.end not in starts:
+        node = added.pop(call.end, None) if call.end not in starts else None
+        if node is not None:
             renewed = {edge: (node, number) for number, edge in enumerate(node.next_functions)}
             call.results = tuple(renewed.get(edge, edge) for edge in call.results)  # type: ignore[arg-type]
             call.end += 1

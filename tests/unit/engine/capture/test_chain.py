@@ -303,3 +303,15 @@ def test_the_node_of_a_backward_hook_belongs_to_its_own_module() -> None:
     assert [type(node).__name__ for node, _ in calls["0.0"].outputs] == ["AddmmBackward0"]
     assert [type(node).__name__ for node, _ in calls["1.0"].outputs] == ["BackwardHookFunctionBackward"]
     assert calls["1.0"].end == calls["1"].end == calls["2"].start
+
+
+def test_the_node_of_an_outer_modules_hook_does_not_belong_to_the_module_that_ends_with_it() -> None:
+    inner = nn.Linear(WIDTH, WIDTH)
+    outer = nn.Sequential(nn.Linear(WIDTH, WIDTH), inner)
+    outer.register_full_backward_hook(tripled)
+    captured = capture(nn.Sequential(outer, nn.Linear(WIDTH, WIDTH)), (torch.randn(2, WIDTH),), {})
+    graph_of(captured)
+    calls = {call.path: call for call in captured.calls}
+    assert [type(node).__name__ for node, _ in calls["0.1"].outputs] == ["AddmmBackward0"]
+    assert [type(node).__name__ for node, _ in calls["0"].outputs] == ["BackwardHookFunctionBackward"]
+    assert calls["0.1"].end == calls["0"].end - 1
