@@ -727,10 +727,15 @@ class Fourier(nn.Module):
 
 
 class MixedFourier(Fourier):
-    """A real skip connection is part of the complex states."""
+    """A real skip connection from the first layer to the last one is part of the complex states."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + torch.tanh(x)
+        first, *others, last = self.layers
+        x = first(x)
+        skip = torch.tanh(x.real)
+        for layer in others:
+            x = layer(x)
+        return last(x * skip)
 
 
 class FixedMix(nn.Module):

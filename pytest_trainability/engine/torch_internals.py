@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import FunctionType
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from torch.autograd import Function
 from torch.autograd.function import BackwardCFunction, FunctionMeta
 from torch.autograd.graph import Node
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import BackwardHook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
@@ -34,9 +35,12 @@ __all__ = [
     "TorchDispatchMode",
     "WeakTensorKeyDictionary",
     "apply_node",
+    "backward_skipped",
     "buffer_table",
     "compiler_is_loaded",
+    "convert",
     "function_transforms_are_active",
+    "hooks_skipped_without_gradient",
     "inputs_of_forward",
     "intercepted_custom_functions",
     "is_batch_norm",
@@ -165,6 +169,64 @@ def is_custom(node: Node) -> bool:
     Its class derives from ``BackwardCFunction``, which is exported and not documented.
     """
     return isinstance(node, BackwardCFunction)
+
+
+@contextmanager
+def backward_skipped(nodes: Iterable[Node]) -> Iterator[None]:
+    """Do not run the ``backward`` of these custom functions where no gradient arrives. They return no gradient instead.
+
+    Autograd replaces missing gradients by zeros before it calls ``backward``. A hook sees them first. Replaces
+    ``BackwardCFunction.apply``, which autograd looks up on each node of a ``torch.autograd.Function`` and calls.
+    """
+    nodes = list(nodes)
+    if not nodes:
+        yield
+        return
+    silent: set[Node] = set()
+    original: Callable[..., Any] = BackwardCFunction.apply
+
+    def note(node: Node, arriving: tuple[Tensor | None, ...]) -> None:
+        (silent.discard if any(g is not None for g in arriving) else silent.add)(node)
+
+    def apply(self: Any, *gradients: Any) -> Any:
+        return (None,) * len(self.next_functions) if self in silent else original(self, *gradients)
+
+    handles = [node.register_prehook(functools.partial(note, node)) for node in nodes]
+    BackwardCFunction.apply = apply  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        BackwardCFunction.apply = original  # type: ignore[method-assign]
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def hooks_skipped_without_gradient() -> Iterator[None]:
+    """Do not call the gradient hooks that tensors and modules get meanwhile where no gradient arrives.
+
+    ``Tensor.register_hook`` is documented, and so are the backward hooks of modules. When a module with such hooks is called, its
+    hooks are handed to ``torch.utils.hooks.BackwardHook``, which is not documented.
+    """
+    of_tensors: Callable[..., Any] = Tensor.register_hook
+    of_modules: Callable[..., Any] = BackwardHook.__init__
+
+    def register_hook(self: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Any:
+        return of_tensors(self, lambda gradient: None if gradient is None else hook(gradient))
+
+    def init(self: Any, module: nn.Module, user_hooks: Iterable[Any], user_pre_hooks: Iterable[Any]) -> None:
+        of_modules(self, module, [*map(_if_any, user_hooks)], [*map(_if_any, user_pre_hooks)])
+
+    Tensor.register_hook, BackwardHook.__init__ = register_hook, init  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Tensor.register_hook, BackwardHook.__init__ = of_tensors, of_modules  # type: ignore[method-assign]
+
+
+def _if_any(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a module's backward hook that does nothing if all gradients of the outputs, its last argument, are missing."""
+    return lambda *args: hook(*args) if any(g is not None for g in args[-1]) else None
 
 
 def is_made_by(tensor: Tensor, function: type[Function]) -> bool:
@@ -321,6 +383,15 @@ def is_lazy(tensor: Any) -> bool:
 
 
 # Modules ----------------------------------------------------------------------------------------------------------
+def convert(module: nn.Module, conversion: Callable[[Tensor], Tensor]) -> None:
+    """Replace all parameters and buffers of a module.
+
+    Calls ``Module._apply``, on which the documented ``Module.to`` is built.
+    """
+    apply: Callable[..., Any] = module._apply
+    apply(conversion)
+
+
 def parameter_table(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
     """Return a module's direct parameters by name, and None for a parameter that was registered as None.
 

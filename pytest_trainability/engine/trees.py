@@ -95,7 +95,10 @@ def is_empty(tree: Any) -> bool:
 
 
 def to_tensor_like(value: Tensor, *, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
-    """Move a tensor to ``device``; convert it to ``dtype`` if it is floating-point."""
+    """Move a tensor to ``device``; convert it to ``dtype`` if it is floating-point, and to its complex type if it is complex."""
     if dtype is not None and value.is_floating_point():
         return value.to(device=device, dtype=dtype)
+    if dtype is not None and value.is_complex():
+        # PyTorch computes little with complex numbers of half precision.
+        return value.to(device=device, dtype=torch.complex128 if dtype == torch.float64 else torch.complex64)
     return value.to(device=device)

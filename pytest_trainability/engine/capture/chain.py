@@ -11,13 +11,24 @@ from torch import Size, Tensor, device, dtype, finfo
 from torch.autograd.graph import Node
 
 from ...errors import CutError, ModelError
-from ..torch_internals import PARAMETRIZED, output_metadata, saved
-from .gradient_hooks import hooked_edges
+from ..torch_internals import PARAMETRIZED, is_custom, output_metadata, saved
+from .gradient_hooks import MODULE_HOOK, hooked_edges
 from .graph import Cut, Graph
 from .operators import operator_name
 from .recorder import Call, Capture, Edge
 
-__all__ = ["Chain", "beginning", "call_name", "chain_of", "describe", "graph_of", "inner_eps", "results"]
+__all__ = [
+    "Chain",
+    "beginning",
+    "call_name",
+    "chain_of",
+    "custom_functions",
+    "dependent_nodes",
+    "describe",
+    "graph_of",
+    "inner_eps",
+    "results",
+]
 
 # Note [Parameters are no signal]
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
@@ -45,6 +56,8 @@ class Chain:
     """Calls that were chosen as steps but that the signal does not pass through."""
     hooked: frozenset[Edge] = frozenset()
     """Edges of inner states with gradient hooks that change the gradient. See Note [Gradient hooks count once]."""
+    custom: tuple[Node, ...] = ()
+    """Nodes of custom autograd functions that the signal passes."""
     inner_eps: tuple[float, ...] = ()
     """Coarsest machine epsilon of the tensors inside each segment, which excludes the states."""
     along: Literal["depth", "time"] = "depth"
@@ -127,7 +140,25 @@ def graph_of(capture: Capture) -> Graph:
                 "use_reentrant=False), or for a transformers model gradient_checkpointing_enable({'use_reentrant': False})."
             )
             raise CutError(msg)
+    _include_backward_hooks(capture, graph)
     return graph
+
+
+def _include_backward_hooks(capture: Capture, graph: Graph) -> None:
+    """Let a call end after the node that PyTorch adds to its results if its module has backward hooks.
+
+    PyTorch adds this node after all forward hooks. A node of the same kind that the next call adds to its arguments has the same
+    place, but belongs to the next call.
+    """
+    added = {graph.place[node]: node for node in graph.nodes if operator_name(node) == MODULE_HOOK}
+    starts: set[int] = set()
+    for call in reversed(capture.calls if added else ()):
+        node = added.get(call.end)
+        if node is not None and call.end not in starts:
+            renewed = {edge: (node, number) for number, edge in enumerate(node.next_functions)}
+            call.results = tuple(renewed.get(edge, edge) for edge in call.results)  # type: ignore[arg-type]
+            call.end += 1
+        starts.add(call.start)
 
 
 def _without_gradient(capture: Capture) -> str:
@@ -161,7 +192,7 @@ def chain_of(capture: Capture, graph: Graph, calls: Sequence[Call]) -> Chain:
         try:
             chain = _from_start(capture, graph, calls, start)
         except CutError as error:
-            reason = error
+            reason = reason or error
             if start + 1 < len(calls) and len(starts) < 8:
                 starts.append(start + 1)
             continue
@@ -192,18 +223,31 @@ def _cut_message(capture: Capture, calls: Sequence[Call], reason: CutError | Non
 
 def _from_start(capture: Capture, graph: Graph, calls: Sequence[Call], start: int) -> Chain:
     x0, moment, source, following = beginning(capture, graph, calls, start)
-    places = sorted(graph.place[node] for node in graph.downstream(x0, since=moment))
+    places = sorted(graph.place[node] for node in graph.downstream(x0))
     kept = [call for call in following if bisect_left(places, call.start) < bisect_left(places, call.end)]
     if not kept:
         msg = f"the signal must pass through a step. None of the {len(calls)} calls transforms the input of the first one."
         raise CutError(msg)
-    cut = graph.cut(x0, [moment, *(call.end for call in kept)], results(capture, graph, kept[-1]))
+    moments = [moment, *(call.end for call in kept)]
+    cut = graph.cut(x0, moments, results(capture, graph, kept[-1]), bypasses=False)
     left_out = tuple(call for call in calls if call not in kept)
     if left_out == (source,):
         left_out = ()
     hooked = hooked_edges({edge for state in cut.states[1:-1] for edge in state})
-    names = tuple(call_name(call, calls) for call in kept)
-    return Chain(tuple(kept), names, cut, left_out, hooked, inner_eps(graph, cut, [call.end for call in kept]))
+    return Chain(
+        tuple(kept),
+        tuple(call_name(call, calls) for call in kept),
+        cut,
+        left_out,
+        hooked,
+        custom_functions(graph, cut),
+        inner_eps(graph, cut, moments[1:]),
+    )
+
+
+def custom_functions(graph: Graph, cut: Cut) -> tuple[Node, ...]:
+    """Return the nodes of custom autograd functions that depend on the first state."""
+    return tuple(node for node in graph.downstream(cut.states[0]) if is_custom(node))
 
 
 def inner_eps(graph: Graph, cut: Cut, ends: Sequence[int]) -> tuple[float, ...]:
@@ -246,7 +290,7 @@ def beginning(
     Raises:
         CutError: No gradient arrives at any of the calls.
     """
-    dependent = _dependent(capture, graph)
+    dependent = dependent_nodes(capture, graph)
     for admitted in (dependent, graph.place.keys()):
         for index in range(start, len(calls)):
             call = calls[index]
@@ -260,7 +304,7 @@ def beginning(
     raise CutError(msg)
 
 
-def _dependent(capture: Capture, graph: Graph) -> set[Node]:
+def dependent_nodes(capture: Capture, graph: Graph) -> set[Node]:
     """Return the nodes that depend on the model's float inputs, or on the embeddings of its integer inputs."""
     lookups = {node for node in graph.nodes if _address_of_indices(node) in capture.indices}
     sources = {node for node, _ in capture.sources} | lookups

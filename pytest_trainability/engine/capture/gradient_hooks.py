@@ -10,9 +10,11 @@ import torch
 from torch import Size, Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from ...errors import CutError
 from ..torch_internals import apply_node, is_leaf_node, output_metadata
+from .operators import operator_name
 
-__all__ = ["hooked_edges", "past_hooks", "through_hooks"]
+__all__ = ["MODULE_HOOK", "hooked_edges", "past_hooks", "through_hooks"]
 
 # Note [Gradient hooks count once]
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
@@ -25,10 +27,17 @@ __all__ = ["hooked_edges", "past_hooks", "through_hooks"]
 # (`hooked_edges`). `Tensor.retain_grad`, for instance, registers a hook that changes nothing.
 
 
+MODULE_HOOK = "BackwardHookFunctionBackward"
+"""Name of the nodes that PyTorch adds to the arguments and to the results of a module with backward hooks."""
+
+
 def hooked_edges(edges: Iterable[tuple[Node, int]]) -> frozenset[tuple[Node, int]]:
     """Return the edges whose hooks change a gradient.
 
     A probe, with entries of both signs between 1e-2 and 1e4, is sent through the hooks of each edge. No node runs.
+
+    Raises:
+        CutError: An edge is the result of a module with a backward hook, which cannot run without the hooks of its result.
     """
     # The entries are in the order of multiples of the golden ratio, so that a few of them already cover the range.
     values = torch.linspace(-10, 10, 1024, device="cpu").sinh()[633 * torch.arange(1024, device="cpu") % 1024]
@@ -45,7 +54,15 @@ def hooked_edges(edges: Iterable[tuple[Node, int]]) -> frozenset[tuple[Node, int
         arrived = through_hooks(edge, probes[kind])
         return arrived.data_ptr() != probes[kind].data_ptr() and not torch.equal(arrived, probes[kind])
 
-    return frozenset(edge for edge in edges if changes(edge))
+    found = frozenset(edge for edge in edges if changes(edge))
+    if any(operator_name(node) == MODULE_HOOK for node, _ in found):
+        msg = (
+            "the result of a step must not have both a gradient hook (Tensor.register_hook) and a backward hook of its module "
+            "(register_full_backward_hook). Both act on the same state, and cannot be told apart. Remove one of them for this "
+            "measurement, or choose other steps with steps=..."
+        )
+        raise CutError(msg)
+    return found
 
 
 def through_hooks(edge: tuple[Node, int], gradient: Tensor) -> Tensor:

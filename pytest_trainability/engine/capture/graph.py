@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -48,6 +48,19 @@ __all__ = ["Cut", "Graph", "Segment", "freed_in_order", "zeros_at"]
 # `Segment` lists such edges in `passing`, never in `roots`. They are in `inputs` as well where a node of the segment reads
 # them.
 #
+# Note [By-passes]
+# ~~~~~~~~~~~~~~~~
+# The first state is where the chain begins, so its tensors are independent variables, even if one was computed from another.
+# Every node that depends on them carries the signal, whenever it was created. A node that was created before the first moment,
+# such as that of a scaled copy of the input, belongs to the first segment.
+#
+# Along depth, a tensor that exists before the first step may be read after the last one. In `x - body(x)`, the input returns at
+# the end; in a loss computed by the model, the input returns as the target. This path passes by all steps. Its gain would hide
+# theirs: a body whose gradient is 1e-14 would have a log gain near 0. Such a reading is therefore no part of the chain: the last
+# state does not contain the tensor, and a tensor that steps read as well is live only until the last of them has read it. With
+# independent variables x_0, the product over all segments is the Jacobian of the remaining x_L. A skip that passes by some of
+# the steps stays: it carries the signal from one step to another.
+#
 # Note [Freeing deep graphs]
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~
 # PyTorch frees a graph without recursion, except for nodes that Python has seen: their Python objects free their producers one
@@ -74,6 +87,8 @@ class Cut:
 
     states: tuple[tuple[Edge, ...], ...]
     segments: tuple[Segment, ...]
+    bypasses: tuple[Edge, ...] = ()
+    """Edges from before the first moment that are read after the last one and are no part of it. See Note [By-passes]."""
 
 
 @contextmanager
@@ -152,58 +167,86 @@ class Graph:
                     found.setdefault(producer, []).append((node, position))
         return found
 
-    def cut(self, x0: Sequence[Edge], moments: Sequence[int], last: Sequence[Edge]) -> Cut:
+    def cut(self, x0: Sequence[Edge], moments: Sequence[int], last: Sequence[Edge], *, bypasses: bool = True) -> Cut:
         """Cut the graph at moments in program order.
 
         The state at a moment is the set of edges that a node after it reads from a node before it and that carry the signal.
-        An edge carries the signal if it is in ``x0`` or depends on ``x0`` through nodes not placed before the first moment.
+        An edge carries the signal if it is in ``x0`` or depends on ``x0``.
 
         Args:
-            x0: Edges whose influence is the signal. They may have been made at any time.
+            x0: Edges whose influence is the signal, as independent variables. They may have been made at any time.
             moments: L + 1 places in program order, ascending.
             last: Edges that count as read after the last moment although no node reads them: results of the model.
+            bypasses: Whether an edge from before the first moment belongs to the last state if it is read after the last
+                moment. See Note [By-passes].
 
         Returns:
-            The states, each with its edges in the order in which they were made, and the segments.
+            The states, each with its edges in the order in which they were made, the segments, and the by-passes that were
+            excluded.
 
         Raises:
             CutError: The first or the last state is empty.
         """
-        signal = self.downstream(x0, since=moments[0])
+        first = set(x0)
+        # What leads to x_0 alone is of no influence: x_0 is independent of it.
+        signal = self.downstream(first) & self._leading_on(first, last)
         states: list[dict[Edge, None]] = [{} for _ in moments]
         read: list[set[Edge]] = [set() for _ in moments]
-        for edge, earliest, latest in self._crossings(x0, moments, signal):
-            for index in range(earliest, latest + 1):
+        excluded: dict[Edge, None] = {}
+        for edge, segment in self._readings(first, moments, last, signal):
+            # What depends on x_0 and was made before the first moment belongs to segment 1.
+            made_in = 0 if edge in first else max(1, bisect_right(moments, self.place[edge[0]]))
+            is_early = made_in == 0 or self.place[edge[0]] < moments[0]
+            if is_early and segment == len(moments) and not bypasses:
+                excluded[edge] = None
+                continue
+            for index in range(made_in, segment):
                 states[index][edge] = None
-            if earliest <= latest:
-                read[latest].add(edge)
+            if made_in < segment:
+                read[segment - 1].add(edge)
+        if not states[0] or not states[-1]:
+            raise CutError(_empty(excluded))
+        ordered = [tuple(sorted(state, key=self._order)) for state in states]
+        segments = tuple(_segment(*pair) for pair in zip(ordered, ordered[1:], read))
+        return Cut(tuple(ordered), segments, tuple(sorted(excluded, key=self._order)))
+
+    def _leading_on(self, x0: Set[Edge], last: Sequence[Edge]) -> set[Node]:
+        """Return the nodes that a root of the graph, or an edge of ``last``, depends on through edges outside of ``x0``."""
+        read = {edge[0] for edges in self.reads.values() for edge in edges}
+        found = {edge[0] for edge in last if edge not in x0} | {node for node in self.nodes if node not in read}
+        for node in reversed(self.place):
+            if node in found:
+                found.update(edge[0] for edge in self.reads[node] if edge not in x0)
+        return found
+
+    def _order(self, edge: Edge) -> tuple[int, int]:
+        return self.place[edge[0]], edge[1]
+
+    def _readings(
+        self, x0: Set[Edge], moments: Sequence[int], last: Sequence[Edge], signal: Set[Node]
+    ) -> Iterator[tuple[Edge, int]]:
+        """Yield each edge that carries the signal, once for each of its readers, with the number of the segment that reads it.
+
+        Segment l lies between the moments l - 1 and l. After the last moment lies number L + 1, which also reads the results.
+        """
+        for consumer in self.nodes:
+            if consumer in signal:
+                segment = max(1, bisect_right(moments, self.place[consumer]))
+                for edge in self.reads[consumer]:
+                    if edge in x0 or edge[0] in signal:
+                        yield edge, segment
         for edge in last:
             if edge in x0 or edge[0] in signal:
-                for index in range(bisect_right(moments, self.place[edge[0]]), len(moments)):
-                    states[index][edge] = None
-        if not states[0] or not states[-1]:
-            msg = "nothing after the last step depends on the first state: the path between them is cut."
-            raise CutError(msg)
-        ordered = [tuple(sorted(state, key=lambda e: (self.place[e[0]], e[1]))) for state in states]
-        return Cut(tuple(ordered), tuple(_segment(*pair) for pair in zip(ordered, ordered[1:], read)))
+                yield edge, len(moments)
 
-    def _crossings(
-        self, x0: Iterable[Edge], moments: Sequence[int], signal: set[Node]
-    ) -> Iterator[tuple[Edge, int, int]]:
-        """Yield each edge that carries the signal to a node, with the indices of the first and the last moment that it crosses.
 
-        An edge that crosses no moment has its first index above its last. Edges of ``x0`` count as made before the first moment.
-        """
-        known = set(x0)
-        for consumer in self.nodes:
-            if consumer not in signal:
-                continue
-            latest = bisect_right(moments, self.place[consumer]) - 1
-            for edge in self.reads[consumer]:
-                if edge in known:
-                    yield edge, 0, latest
-                elif edge[0] in signal:
-                    yield edge, bisect_right(moments, self.place[edge[0]]), latest
+def _empty(bypasses: Collection[Edge]) -> str:
+    if bypasses:
+        return (
+            "nothing after the last step depends on the first state, except for what passes by all steps: the path through the "
+            "steps is cut."
+        )
+    return "nothing after the last step depends on the first state: the path between them is cut."
 
 
 def _segment(earlier: tuple[Edge, ...], later: tuple[Edge, ...], read: set[Edge]) -> Segment:

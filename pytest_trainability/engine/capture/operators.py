@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 
 from ..torch_internals import node_name
 
-__all__ = ["CONVOLUTIONS", "MOVES", "TRANSPOSES", "operator_name"]
+__all__ = ["CONVOLUTIONS", "ENTRYWISE", "MOVES", "TRANSPOSES", "operator_name"]
 
 
 TRANSPOSES = frozenset({"T", "Transpose", "Permute", "Movedim"})
@@ -27,6 +27,12 @@ CONVOLUTIONS = frozenset(
     {"Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution", "SlowConv2D"}
 )
 """Operators that convolve, on any device."""
+
+ENTRYWISE = frozenset(
+    {"Add", "Sub", "Rsub", "Mul", "Div", "Addcmul", "Where", "MaskedFill", "Cat", "Stack"}
+    | {"NativeLayerNorm", "NativeGroupNorm", "FusedRmsNorm"}
+)
+"""Operators in which a parameter scales, shifts, replaces or joins entries of the signal, and mixes none."""
 
 _BUILT_IN = re.compile(r"(.+)Backward\d+")
 

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ...errors import ModelError
 from ..isolation import uncompiled
-from ..torch_internals import next_sequence_number, without_torch_functions
+from ..torch_internals import hooks_skipped_without_gradient, next_sequence_number, without_torch_functions
 from ..trees import carries_gradient, map_tensors, tensors_in
 from .rollout import Rollout, kind_of
 
@@ -233,7 +233,8 @@ def _run(
     args, kwargs = map_tensors(args, fresh), map_tensors(dict(kwargs), fresh)
     captured.sources, captured.indices = tuple(sources), frozenset(indices)
     recorder = Recorder(captured)
-    with recorder.watching(), ExitStack() as stack:
+    # Products with segments stop gradients at states: see Note [Barrier at the inputs] in vjp.py.
+    with recorder.watching(), hooks_skipped_without_gradient(), ExitStack() as stack:
         for instrument in instruments:
             captured.watched[instrument] = stack.enter_context(instrument(recorder))
         captured.output = _output_of(model, args, kwargs, loss)

@@ -11,12 +11,12 @@ from typing import TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from ...errors import CutError, UsageError
 from .chain import beginning, results
 from .graph import Graph
 from .recorder import Call, Capture
+from .weights import WeightLayers
 
 __all__ = ["StepChoice", "choose_steps"]
 
@@ -73,12 +73,13 @@ def choose_steps(capture: Capture, graph: Graph, steps: StepChoice) -> list[Call
         chosen = [call for call in calls if isinstance(call.module, steps)]
         return chosen or _none_called(capture, f"instance of {steps.__name__}")
     if isinstance(steps, str):
+        weights = WeightLayers(capture, graph)
         if steps == "auto":
-            return _blocks(capture, graph) or _layers(calls) or _no_step(capture)
+            return _blocks(capture, graph, weights) or _layers(calls, weights) or _no_step(capture)
         if steps == "blocks":
-            return _blocks(capture, graph) or _no_block(capture)
+            return _blocks(capture, graph, weights) or _no_block(capture)
         if steps == "layers":
-            return _layers(calls) or _no_step(capture)
+            return _layers(calls, weights) or _no_step(capture)
         return _named(capture, [steps])
     if isinstance(steps, Sequence) and steps and all(isinstance(name, str) for name in steps):
         return _named(capture, list(steps))
@@ -144,16 +145,9 @@ def _expression(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
 
 
-def _layers(calls: Sequence[Call]) -> list[Call]:
-    return [call for call in calls if _owns_weight(call.module)]
-
-
-def _owns_weight(module: nn.Module) -> bool:
-    """Whether the module itself, not a child, owns a parameter of two or more dimensions."""
-    own = list(module.parameters(recurse=False))
-    if is_parametrized(module):
-        own += [p for p in module.parametrizations.parameters() if p is not None]  # type: ignore[union-attr]
-    return any(parameter.dim() >= 2 for parameter in own)
+def _layers(calls: Sequence[Call], weights: WeightLayers) -> list[Call]:
+    """Return the calls of weight layers; without any, those of modules with weights that act entry by entry."""
+    return [c for c in calls if c.module in weights] or [c for c in calls if weights.owns_weight(c.module)]
 
 
 # Repeated blocks -------------------------------------------------------------------------------------------------
@@ -190,13 +184,13 @@ def _inside(call: Call, classes: frozenset[type]) -> bool:
     return False
 
 
-def _blocks(capture: Capture, graph: Graph) -> list[Call]:
+def _blocks(capture: Capture, graph: Graph, weights: WeightLayers) -> list[Call]:
     """Return the calls of repeated blocks, or nothing. See Note [Which blocks are steps]."""
     families = [family for family in _families(capture) if len(family.calls) > 1]
     reading = [call for family in families for call in family.calls if call.inputs]
     earliest = sorted(reading, key=lambda call: call.start)[:1]
     for family in families:
-        family.share = _share(capture, family.calls)
+        family.share = _share(capture, family.calls, weights)
     for limit in (FEW_LIVE, MANY_LIVE):
         candidates = [
             f for f in families if f.share >= SUBSTANTIAL and _measure_live(capture, graph, f, earliest) <= limit
@@ -207,7 +201,7 @@ def _blocks(capture: Capture, graph: Graph) -> list[Call]:
         # A block inside a block of the same chain is part of the outer one.
         classes = frozenset(cls for family in candidates for cls in family.classes)
         calls = [call for call in calls if not _inside(call, classes)]
-        if repeated and _share(capture, calls) >= MOST:
+        if repeated and _share(capture, calls, weights) >= MOST:
             return calls
     return []
 
@@ -272,7 +266,7 @@ def _alternating(container: nn.Module, known: Iterable[type]) -> list[type]:
     return list(dict.fromkeys(members)) if len(members) >= FEWEST_CALLS and len(turns) > len(set(turns)) else []
 
 
-def _share(capture: Capture, calls: Sequence[Call]) -> float:
+def _share(capture: Capture, calls: Sequence[Call], weights: WeightLayers) -> float:
     """Return the share of the weights outside embeddings and head that the modules of the calls hold."""
     if not calls:
         return 0.0
@@ -282,7 +276,7 @@ def _share(capture: Capture, calls: Sequence[Call]) -> float:
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             outside.update(module.parameters())
     last = max(call.end for call in calls)
-    after = [call for call in _layers(capture.calls) if call.start >= last]
+    after = [call for call in _layers(capture.calls, weights) if call.start >= last]
     if len(after) <= HEAD_LAYERS:
         outside.update(p for call in after for p in call.module.parameters())
     body = sum(p.numel() for p in capture.model.parameters() if p not in outside)
@@ -299,13 +293,12 @@ def _measure_live(capture: Capture, graph: Graph, family: _Family, earliest: Seq
         try:
             x0, moment, _, _ = beginning(capture, graph, origin, 0)
             moments = [moment, *(call.end for call in family.calls if call.end > moment)]
-            counts = [
-                len(state) for state in graph.cut(x0, moments, results(capture, graph, family.calls[-1])).states[1:]
-            ]
+            cut = graph.cut(x0, moments, results(capture, graph, family.calls[-1]), bypasses=False)
         except CutError:
             continue
-        family.live = fmean(counts)
-        return max(counts)
+        if counts := [len(state) for state in cut.states[1:]]:
+            family.live = fmean(counts)
+            return max(counts)
     return float("inf")
 
 

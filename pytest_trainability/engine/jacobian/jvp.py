@@ -41,7 +41,7 @@ def push_forward(chain: Chain, index: int, columns: Cotangents) -> Cotangents:
     if segment.roots and any(columns[i] is not None for i in segment.inputs):
         outputs, inputs = [later[i] for i in segment.roots], [earlier[i] for i in segment.inputs]
         try:
-            found = _tangents(outputs, inputs, [columns[i] for i in segment.inputs])
+            found = _tangents(chain, outputs, inputs, [columns[i] for i in segment.inputs])
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -53,9 +53,11 @@ def push_forward(chain: Chain, index: int, columns: Cotangents) -> Cotangents:
     return result
 
 
-def _tangents(outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Cotangents) -> list[Tensor | None]:
+def _tangents(
+    chain: Chain, outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Cotangents
+) -> list[Tensor | None]:
     cotangents = [zeros_at(edge).requires_grad_() for edge in outputs]
-    with barrier(inputs):
+    with barrier(chain, inputs):
         products = torch.autograd.grad(
             [GradientEdge(*edge) for edge in outputs],
             [GradientEdge(*edge) for edge in inputs],

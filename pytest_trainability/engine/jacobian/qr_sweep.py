@@ -127,23 +127,26 @@ def cotangents_at_once(chain: Chain) -> int | None:
     return max(1, 2**20 // max(largest, 1)) if all(device.type == "cpu" for device in chain.devices(0)) else None
 
 
-def walk(trajectories: Trajectories, columns: Cotangents, sizes: Tensor) -> Iterator[Tensor]:
+def walk(
+    trajectories: Trajectories, columns: Cotangents, sizes: Tensor, *, start: int | None = None
+) -> Iterator[Tensor]:
     """Pull one cotangent back through the chain; before every step, rescale each trajectory's part to its given norm.
 
     Args:
         trajectories: The chain and its trajectories.
-        columns: One cotangent of the last state: for each of its edges a tensor ``(1, *shape)``, or None for zero.
+        columns: One cotangent of the state to start from: for each of its edges a tensor ``(1, *shape)``, or None for zero.
         sizes: Norm of each trajectory's part, ``(trajectories,)``.
+        start: Number of this state, 0 … L; by default that of the last state, L.
 
     Yields:
-        ``ln ‖u_{l-1}‖ / ‖u_l‖`` of shape ``(trajectories,)`` for l = L … 1; ``-inf`` at the step where the part vanishes, and NaN
-        in the steps before that one.
+        ``ln ‖u_{l-1}‖ / ‖u_l‖`` of shape ``(trajectories,)`` for l = start … 1; ``-inf`` at the step where the part vanishes, and
+        NaN in the steps before that one.
     """
     division = trajectories.division
     state = _only(columns)
     sizes = sizes.double()
     norms = division.norms(state)
-    for index in range(len(trajectories.chain), 0, -1):
+    for index in range(len(trajectories.chain) if start is None else start, 0, -1):
         factors = torch.where(norms > 0, sizes / norms, 1.0)
         state = [None if c is None else division.multiply(c, factors) for c in state]
         state = _only(pull_back(trajectories.chain, index, _batch_of_one(state)))

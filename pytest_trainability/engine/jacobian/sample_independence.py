@@ -9,7 +9,7 @@ from ..capture.chain import Chain
 from ..isolation import generator_of
 from .qr_sweep import QRSweep, walk
 from .trajectories import Division, Trajectories, possible_divisions
-from .vjp import Cotangents, random_cotangents
+from .vjp import Cotangents, gaussian_state, random_cotangents
 
 __all__ = ["find_trajectories"]
 
@@ -19,6 +19,9 @@ __all__ = ["find_trajectories"]
 # each sample is kept at its own size, a power of two between 1 and 2^30 in random order. Without interaction the sizes cancel,
 # and the growth rates are those at equal sizes. With interaction, large parts leak into small ones, whose growth rates jump by
 # up to 20 nats. The pass is not wasted: without interaction it is the QR sweep of the first exponent.
+#
+# The part of a sample may vanish on the way, behind a dead unit for instance. A part that is zero shows nothing about the steps
+# before: these are compared with a new random cotangent of the state at which the part vanished.
 
 
 def find_trajectories(chain: Chain, batch: int | None, seed: int) -> tuple[Trajectories, QRSweep | None]:
@@ -100,10 +103,38 @@ def _rates_within_spread(trajectories: Trajectories, columns: Cotangents, sizes:
 
 def _undisturbed_rates(trajectories: Trajectories, columns: Cotangents, sizes: Tensor) -> list[Tensor] | None:
     """Return the growth rates of steps L … 1 at equal sizes, or None if those at the given sizes differ from them."""
-    rates = []
+    chain = trajectories.chain
+    plain = compared = _until_one_vanishes(trajectories, len(chain), columns, sizes)
+    index = len(chain) - len(plain or ())
+    while index and compared is not None:
+        drawn = gaussian_state(chain, index, torch.Generator("cpu").manual_seed(index))
+        compared = _until_one_vanishes(trajectories, index, [column.unsqueeze(0) for column in drawn], sizes)
+        index -= len(compared or ())
+    if plain is None or compared is None:
+        return None
+    return plain if len(plain) == len(chain) else list(walk(trajectories, columns, torch.ones(trajectories.count)))
+
+
+def _until_one_vanishes(
+    trajectories: Trajectories, start: int, columns: Cotangents, sizes: Tensor
+) -> list[Tensor] | None:
+    """Compare growth rates at the given sizes with those at equal sizes, up to the step where a trajectory's part vanishes.
+
+    Args:
+        trajectories: The chain and its trajectories.
+        start: Number of the state to start from, 1 … L.
+        columns: One cotangent of this state.
+        sizes: Norm of each trajectory's part, ``(trajectories,)``.
+
+    Returns:
+        The growth rates at equal sizes, or None if those at the given sizes differ from them.
+    """
+    found: list[Tensor] = []
     equal = torch.ones(trajectories.count, device="cpu")
-    for plain, sized in zip(walk(trajectories, columns, equal), walk(trajectories, columns, sizes)):
+    for plain, sized in zip(*(walk(trajectories, columns, each, start=start) for each in (equal, sizes))):
         if not torch.allclose(plain, sized, rtol=0, atol=SAME_RATE, equal_nan=True):
             return None
-        rates.append(plain)
-    return rates
+        found.append(plain)
+        if (plain == -torch.inf).any():
+            break
+    return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..capture.chain import Chain
-from ..linalg.norms import as_real, norm
+from ..linalg.norms import as_complex, as_real, norm
 from .vjp import Cotangents
 
 __all__ = ["Division", "Trajectories", "factorized_on", "possible_divisions"]
@@ -159,9 +159,8 @@ class Trajectories:
         offset = 0
         for (_, dtype), shape, device in zip(shapes, _real_shapes(shapes), self.chain.devices(index)):
             size = math.prod(shape) // self.count
-            restored = self.division.restore(rows[:, :, offset : offset + size], shape).contiguous()
-            if dtype.is_complex:
-                restored = torch.view_as_complex(restored)
+            restored = self.division.restore(rows[:, :, offset : offset + size], shape)
+            restored = as_complex(restored) if dtype.is_complex else restored.contiguous()
             result.append(restored.to(device=device, dtype=dtype))
             offset += size
         return result

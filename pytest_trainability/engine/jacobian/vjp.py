@@ -16,6 +16,7 @@ from ..capture.chain import Chain
 from ..capture.gradient_hooks import past_hooks, through_hooks
 from ..capture.recorder import Edge, edge_of
 from ..isolation import generator_of
+from ..torch_internals import backward_skipped
 
 __all__ = [
     "Cotangents",
@@ -36,7 +37,9 @@ __all__ = [
 #
 # the gradient of x would contain the path through f, which belongs to the segment before, and the product over all segments
 # would count that path twice. A prehook on the node of each input therefore replaces what arrives there by undefined gradients
-# for the duration of the call: autograd has collected the gradient of the input by then, and computes nothing behind it.
+# for the duration of the call: autograd has collected the gradient of the input by then, and computes nothing behind it. It still
+# visits the nodes behind. Training never calls a gradient hook or the backward pass of a custom function without a gradient, and
+# the model's may not expect that: they are skipped there (`hooks_skipped_without_gradient`, `backward_skipped`).
 
 
 Cotangents = list["Tensor | None"]
@@ -73,7 +76,7 @@ def pull_back(chain: Chain, index: int, columns: Cotangents, *, at_once: int | N
     result: Cotangents = [None] * len(earlier)
     if roots and segment.inputs:
         outputs, carried = zip(*roots)
-        found = _products(outputs, [earlier[i] for i in segment.inputs], carried, at_once, chain.hooked)
+        found = _products(chain, outputs, [earlier[i] for i in segment.inputs], carried, at_once)
         for i, product in zip(segment.inputs, found):
             result[i] = product
     for i, j in segment.passing:
@@ -85,11 +88,7 @@ def pull_back(chain: Chain, index: int, columns: Cotangents, *, at_once: int | N
 
 
 def _products(
-    outputs: Sequence[Edge],
-    inputs: Sequence[Edge],
-    columns: Sequence[Tensor],
-    at_once: int | None,
-    hooked: frozenset[Edge] = frozenset(),
+    chain: Chain, outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Sequence[Tensor], at_once: int | None = None
 ) -> list[Tensor | None]:
     count = len(columns[0])
     size = count if at_once is None else max(1, min(at_once, count))
@@ -98,7 +97,7 @@ def _products(
     while done < count:
         chunk = [column[done : done + size] for column in columns]
         try:
-            parts.append(_one_call(outputs, inputs, chunk, hooked))
+            parts.append(_one_call(chain, outputs, inputs, chunk))
             done += size
         except torch.OutOfMemoryError:
             if size == 1:
@@ -118,15 +117,15 @@ def _products(
 
 
 def _one_call(
-    outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Sequence[Tensor], hooked: frozenset[Edge]
+    chain: Chain, outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    with barrier(inputs) as passed:
+    with barrier(chain, inputs) as passed:
         products = backward(
             [GradientEdge(*edge) for edge in outputs], [GradientEdge(*edge) for edge in inputs], columns
         )
     for i, (edge, product) in enumerate(zip(inputs, products)):
         # Autograd collects the gradient of an input after its hooks, but before them if the backward pass continues through it.
-        if product is not None and edge in hooked and edge[0] in passed:
+        if product is not None and edge in chain.hooked and edge[0] in passed:
             products[i] = torch.stack([through_hooks(edge, column) for column in product])
     return products
 
@@ -159,7 +158,7 @@ def quiet_batching() -> Iterator[None]:
 
 
 @contextmanager
-def barrier(inputs: Sequence[Edge]) -> Iterator[set[Node]]:
+def barrier(chain: Chain, inputs: Sequence[Edge]) -> Iterator[set[Node]]:
     """Stop every gradient at the inputs. See Note [Barrier at the inputs].
 
     Yields:
@@ -179,7 +178,8 @@ def barrier(inputs: Sequence[Edge]) -> Iterator[set[Node]]:
 
     handles = [node.register_prehook(stop_at(node)) for node in dict.fromkeys(node for node, _ in inputs)]
     try:
-        yield stopped
+        with backward_skipped(chain.custom):
+            yield stopped
     finally:
         for handle in handles:
             handle.remove()
@@ -215,4 +215,4 @@ def loss_cotangent(chain: Chain, loss: Tensor) -> Cotangents:
     root = edge_of(loss)
     if root in edges:
         return [seed if edge == root else None for edge in edges]
-    return list(_products([root], edges, [seed], None))
+    return list(_products(chain, [root], edges, [seed]))

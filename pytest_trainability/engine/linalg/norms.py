@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["as_float64", "as_real", "norm", "stored_values"]
+__all__ = ["as_complex", "as_float64", "as_real", "norm", "stored_values"]
 
 
 def stored_values(tensor: Tensor) -> Tensor:
@@ -17,6 +17,14 @@ def stored_values(tensor: Tensor) -> Tensor:
 def as_real(tensor: Tensor) -> Tensor:
     """Return a complex tensor as real numbers with an additional last dimension (real, imaginary), and others unchanged."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def as_complex(pairs: Tensor) -> Tensor:
+    """Return pairs (real, imaginary) in the last dimension as complex numbers: the inverse of :func:`as_real`.
+
+    The numbers are copied. A view would need memory that begins at an even number of the storage.
+    """
+    return torch.view_as_complex(pairs.clone(memory_format=torch.contiguous_format))
 
 
 def as_float64(tensor: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from ...errors import ModelError, UsageError
 from ..isolation import generator_state, preserved_model, seeded
+from ..torch_internals import convert
+from ..trees import to_tensor_like
 from .recipe import Recipe, did_not_fit
 
 __all__ = ["built", "choose_device", "device_of"]
@@ -121,7 +123,11 @@ def _refuse_repeated(model: nn.Module, previous: Sequence[weakref.ref[nn.Module]
 def _placed(model: nn.Module, recipe: Recipe) -> nn.Module:
     if recipe.device is not None or recipe.dtype is not None:
         try:
-            model = model.to(device=recipe.device, dtype=recipe.dtype)
+            if recipe.dtype is not None and any(t.is_complex() for t in (*model.parameters(), *model.buffers())):
+                # `Module.to` discards imaginary parts.
+                convert(model, lambda t: to_tensor_like(t, device=recipe.device, dtype=recipe.dtype))
+            else:
+                model = model.to(device=recipe.device, dtype=recipe.dtype)
         except torch.OutOfMemoryError as error:
             raise ModelError(did_not_fit(model, recipe.device)) from error
     if model.training != recipe.train:

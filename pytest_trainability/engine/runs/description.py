@@ -16,6 +16,7 @@ from ..capture.chain import Chain, describe
 from ..capture.graph import Graph
 from ..capture.recorder import Call, Capture
 from ..capture.recurrence import Recurrence
+from ..capture.weights import WeightLayers
 from ..jacobian.trajectories import Division
 from ..torch_internals import is_batch_norm
 from ..trees import batch_size, tensors_in
@@ -25,6 +26,8 @@ __all__ = ["Cutting", "Ensemble", "Plan", "described"]
 
 _SHOWN = 3
 """Number of names that a note lists."""
+NOTABLE_SKIPS = 1.0
+"""Nats by which the log gain must differ without skips for a note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +85,24 @@ class Ensemble:
     generators after the forward pass: it is equal where the forward pass drew as many numbers, such as dropout masks."""
 
 
-def described(recipe: Recipe, capture: Capture, graph: Graph, cutting: Cutting, division: Division) -> Ensemble:
-    """Return the description of all runs, given the first one; without readings yet."""
+def described(
+    recipe: Recipe,
+    capture: Capture,
+    graph: Graph,
+    cutting: Cutting,
+    division: Division,
+    skipped: tuple[float, float] | None = None,
+) -> Ensemble:
+    """Return the description of all runs, given the first one; without readings yet.
+
+    Args:
+        recipe: Settings of the measurement.
+        capture: The first run.
+        graph: Its graph.
+        cutting: Its chain.
+        division: Division of the states into trajectories.
+        skipped: Log gain of the chain with and without the edges that pass by a step; None if there are none.
+    """
     chain, chosen = cutting.chain, cutting.recurrence
     parameters = list(capture.model.parameters())
     dtype = parameters[0].dtype if parameters else next(tensors_in(capture.inputs)).dtype
@@ -96,7 +115,7 @@ def described(recipe: Recipe, capture: Capture, graph: Graph, cutting: Cutting, 
         along=chain.along,
         time=sum(chain.durations) if chain.durations else None,
         facts=_facts(chain, graph),
-        notes=tuple(_notes(recipe, capture, cutting)),
+        notes=tuple(_notes(recipe, capture, cutting, WeightLayers(capture, graph), skipped)),
         plan=Plan(
             frozenset((call.path, call.index) for call in cutting.calls),
             division,
@@ -124,22 +143,25 @@ def _first_of(names: Sequence[str]) -> str:
 # Notes ------------------------------------------------------------------------------------------------------------
 
 
-def _notes(recipe: Recipe, capture: Capture, cutting: Cutting) -> Iterator[str]:
+def _notes(
+    recipe: Recipe, capture: Capture, cutting: Cutting, weights: WeightLayers, skipped: tuple[float, float] | None
+) -> Iterator[str]:
     chain, chosen = cutting.chain, cutting.recurrence
     if recipe.fixed and list(capture.model.parameters()):
         yield "a finished module is one draw of its weights; hand in a factory to average over seeds"
     if len(chain) == 1:
         yield "the chain has one step only: its growth rate says little about depth"
     if chosen is None:
-        yield from _notes_on_depth(capture, chain)
+        yield from _notes_on_depth(capture, chain, weights)
+        yield from _notes_on_skips(chain, skipped)
     yield from _notes_on_batch_norm(capture)
     yield from capture.notes
     if chosen is not None:
         yield from _notes_on_time(chosen, chain, capture.device)
 
 
-def _notes_on_depth(capture: Capture, chain: Chain) -> Iterator[str]:
-    if stem := _stem(capture, chain):
+def _notes_on_depth(capture: Capture, chain: Chain, weights: WeightLayers) -> Iterator[str]:
+    if stem := _stem(capture, chain, weights):
         yield f"layers with weights before the chain: {_first_of(stem)}"
     if any(isinstance(call.module, (nn.RNNBase, nn.RNNCellBase)) for call in capture.calls):
         yield "the model is recurrent and was cut along depth; steps='time' cuts it along time"
@@ -147,14 +169,26 @@ def _notes_on_depth(capture: Capture, chain: Chain) -> Iterator[str]:
         yield "the model accepts no inputs that require grad, so that the first state begins at the first parameter"
 
 
-def _stem(capture: Capture, chain: Chain) -> list[str]:
+def _notes_on_skips(chain: Chain, skipped: tuple[float, float] | None) -> Iterator[str]:
+    """Yield a note on what passes by all steps, and one on what passes by some, if the gain depends on it."""
+    if chain.cut.bypasses:
+        steps = f"all {len(chain)} steps" if len(chain) > 1 else "the step"
+        yield f"the input also passes by {steps}: this path is no part of the chain, whose gain is that of the steps"
+    if skipped is not None and not abs(skipped[0] - skipped[1]) < NOTABLE_SKIPS:
+        yield (
+            f"skips pass by some of the steps: without them, the log gain of the first seed would be {skipped[1]:+.1f} nats "
+            f"instead of {skipped[0]:+.1f}"
+        )
+
+
+def _stem(capture: Capture, chain: Chain, weights: WeightLayers) -> list[str]:
     """Return the layers with weights that the signal passes before the first step, except embeddings."""
     calls = [
         call
         for call in capture.calls
         if call.end <= chain.steps[0].start
         and not isinstance(call.module, (nn.Embedding, nn.EmbeddingBag))
-        and any(p.dim() >= 2 for p in call.module.parameters(recurse=False))
+        and call.module in weights
     ]
     names = list(dict.fromkeys(call.path for call in calls))
     return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]

@@ -24,6 +24,7 @@ from ..capture.rollout import Rollout
 from ..capture.steps import choose_steps
 from ..isolation import digest, generator_state, preserved_world
 from ..jacobian.sample_independence import find_trajectories
+from ..jacobian.skips import log_gain_without_skips
 from ..jacobian.trajectories import Trajectories
 from ..torch_internals import is_unsupported_here
 from ..trees import batch_size
@@ -113,7 +114,8 @@ def _read_once(
     with _translated_errors(model, capture.device, along):
         if known is None:
             trajectories, first_sweep = find_trajectories(cutting.chain, batch_size(capture.inputs), seed)
-            known = described(recipe, capture, cut.graph, cutting, trajectories.division)
+            skipped = log_gain_without_skips(trajectories, first_sweep, seed) if along is None else None
+            known = described(recipe, capture, cut.graph, cutting, trajectories.division, skipped)
         run = Run(
             seed,
             recipe,

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...engine.isolation import generator_of
 from ...engine.linalg.lanczos import TOLERANCE, Eigenvalue, largest_eigenvalue
-from ...engine.linalg.norms import as_real, norm
+from ...engine.linalg.norms import as_complex, as_real, norm
 from ...engine.runs.objective import Objective, twice_differentiable
 from ...engine.runs.requirements import require_loss, require_trainable
 from ...engine.runs.run import Need, Run, Stage
@@ -108,9 +108,7 @@ class Hessian:
         found = []
         for part, p in zip(torch.split(vector, sizes), self.parameters):
             shaped = part.reshape(_real(p).shape)
-            if p.is_complex():
-                shaped = torch.view_as_complex(shaped.contiguous())
-            found.append(shaped.to(device=p.device, dtype=p.dtype))
+            found.append((as_complex(shaped) if p.is_complex() else shaped).to(device=p.device, dtype=p.dtype))
         return found
 
     def _translate_errors(self, derive: Callable[[], Sequence[Tensor | None]]) -> Sequence[Tensor | None]:

@@ -208,6 +208,55 @@ def test_is_custom():
     assert not internals.is_custom(node_of(leaf(2) * 2))
 
 
+def test_backward_skipped():
+    """Look for ``apply`` of ``BackwardCFunction`` in ``torch/autograd/function.py``: autograd calls it."""
+    calls = []
+
+    class Counted(Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            calls.append(gradient)
+            return gradient * 2
+
+    x = leaf(2)
+    y = Counted.apply(x)
+    stop = y.grad_fn.register_prehook(lambda arriving: (None,) * len(arriving))
+    with internals.backward_skipped([y.grad_fn]):
+        assert torch.autograd.grad(y.sum(), x, retain_graph=True, allow_unused=True) == (None,)
+    assert not calls
+    stop.remove()
+    with internals.backward_skipped([y.grad_fn]):
+        assert torch.autograd.grad(y.sum(), x, retain_graph=True)[0].tolist() == [2, 2]
+    assert len(calls) == 1
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert gradient.tolist() == [2, 2]
+
+
+def test_hooks_skipped_without_gradient():
+    """Look for ``register_hook`` in ``torch/_tensor.py`` and for ``BackwardHook`` in ``torch/utils/hooks.py``."""
+    arrived = []
+    layer = nn.Linear(2, 2)
+    layer.register_full_backward_hook(lambda module, entering, leaving: arrived.append(leaving[0]))
+    layer.register_full_backward_pre_hook(lambda module, leaving: arrived.append(leaving[0]))
+    original = torch.Tensor.register_hook
+    x = leaf(1, 2)
+    with internals.hooks_skipped_without_gradient():
+        y = layer(x)
+        y.register_hook(arrived.append)
+        z = y * 2
+    assert torch.Tensor.register_hook is original
+    stop = z.grad_fn.register_prehook(lambda arriving: (None,) * len(arriving))
+    torch.autograd.grad(z.sum(), x, retain_graph=True, allow_unused=True)
+    assert arrived == []
+    stop.remove()
+    torch.autograd.grad(z.sum(), x)
+    assert len(arrived) == 3 and not any(gradient is None for gradient in arrived)
+
+
 def test_is_made_by():
     """Look for ``_forward_cls`` in ``FunctionMeta`` (``torch/autograd/function.py``): the function that a node is of."""
     assert internals.is_made_by(doubling(leaf(2)), Doubling)
@@ -440,6 +489,13 @@ def test_parameter_table():
     assert dict(internals.parameter_table(nn.Sequential(layer))) == {}
 
 
+def test_convert():
+    """Look for ``_apply`` in ``torch/nn/modules/module.py``: ``Module.to`` calls it with a function of a tensor."""
+    norm = nn.BatchNorm1d(2)
+    internals.convert(norm, lambda t: t.double() if t.is_floating_point() else t)
+    assert {t.dtype for t in norm.state_dict().values()} == {torch.float64, torch.int64}
+
+
 def test_buffer_table():
     """Look for ``_buffers`` in ``torch/nn/modules/module.py``: what is put into the dictionary is the module's buffer."""
     norm = nn.BatchNorm1d(2)
@@ -540,6 +596,7 @@ MAKING: dict[str, Callable[[], Tensor]] = {
     "AdaptiveAvgPool2D": lambda: F.adaptive_avg_pool2d(image(4, 4), 2),
     "AdaptiveAvgPool3D": lambda: F.adaptive_avg_pool3d(image(4, 4, 4), 2),
     "Add": lambda: leaf(2) + leaf(2),
+    "Addcmul": lambda: torch.addcmul(leaf(2), leaf(2), leaf(2)),
     "Addbmm": lambda: torch.addbmm(leaf(2, 2), leaf(3, 2, 2), leaf(3, 2, 2)),
     "Addmm": lambda: torch.addmm(leaf(2), leaf(2, 2), leaf(2, 2)),
     "Addmv": lambda: torch.addmv(leaf(2), leaf(2, 2), leaf(2)),
@@ -567,12 +624,14 @@ MAKING: dict[str, Callable[[], Tensor]] = {
     "Hardtanh": lambda: F.hardtanh(leaf(2)),
     "Im2Col": lambda: F.unfold(image(4, 4), 2),
     "LeakyRelu": lambda: F.leaky_relu(leaf(2)),
+    "MaskedFill": lambda: leaf(2).masked_fill(torch.tensor([True, False]), 0.0),
     "Mean": lambda: leaf(2).mean(),
     "Mm": lambda: leaf(2, 2) @ leaf(2, 2),
     "Mul": lambda: leaf(2) * leaf(2),
     "Mv": lambda: leaf(2, 2) @ leaf(2),
     "NativeBatchNorm": lambda: nn.BatchNorm1d(2)(leaf(3, 2)),
     "NativeDropout": lambda: torch.native_dropout(leaf(2), 0.5, True)[0],
+    "NativeLayerNorm": lambda: nn.LayerNorm(2)(leaf(3, 2)),
     "NativeGroupNorm": lambda: nn.GroupNorm(1, 2)(leaf(3, 2)),
     "Neg": lambda: -leaf(2),
     "Permute": lambda: leaf(2, 2, 2).permute(2, 0, 1),
@@ -618,12 +677,13 @@ MAKING: dict[str, Callable[[], Tensor]] = {
     "View": lambda: leaf(2, 2).view(4),
     "ViewAsComplex": lambda: torch.view_as_complex(leaf(3, 2)),
     "ViewAsReal": lambda: torch.view_as_real(leaf(3, dtype=torch.complex64)),
+    "Where": lambda: torch.where(torch.tensor([True, False]), leaf(2), leaf(2)),
     "WeightNormInterface": lambda: parametrizations.weight_norm(nn.Linear(2, 2)).weight,
 }
 """What makes a node of each operator that some table of the package names."""
 
 ELSEWHERE = {
-    **dict.fromkeys(["CudnnBatchNorm", "CudnnConvolution", "CudnnRnn", "GroupedMm"], "CUDA"),
+    **dict.fromkeys(["CudnnBatchNorm", "CudnnConvolution", "CudnnRnn", "FusedRmsNorm", "GroupedMm"], "CUDA"),
     **dict.fromkeys(["MiopenBatchNorm", "MiopenRnn"], "ROCm"),
     **dict.fromkeys(["MkldnnAdaptiveAvgPool2D", "MkldnnConvolution", "MkldnnLinear"], "tensors of oneDNN's own layout"),
     "MkldnnRnnLayer": "processors and builds with oneDNN",
@@ -647,7 +707,14 @@ def test_names_of_operators(name):
 
 def test_every_name_of_a_table_is_tested():
     tables = (
-        *(operators.MOVES, operators.CONVOLUTIONS, linearity._LINEAR, linearity._PRODUCTS, linearity._BATCH_NORMS),
+        *(
+            operators.MOVES,
+            operators.CONVOLUTIONS,
+            operators.ENTRYWISE,
+            linearity._LINEAR,
+            linearity._PRODUCTS,
+            linearity._BATCH_NORMS,
+        ),
         *(duplicates._TABLES, duplicates._SCALINGS, duplicates._FACTORS, duplicates._RECURRENT),
         *(residual_branches._ADDITIONS, residual_branches._RECTIFIERS),
         *(residual_branches._VIEWS, residual_branches._PERMUTATIONS, {"LeakyRelu", "Div", "Mul", "NativeGroupNorm"}),

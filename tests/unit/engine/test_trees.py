@@ -122,5 +122,7 @@ def test_only_floating_point_tensors_are_converted() -> None:
     assert moved(torch.ones(2), torch.float64) == torch.float64
     assert moved(torch.ones(2), None) == torch.float32
     assert moved(torch.ones(2, dtype=torch.int64), torch.float64) == torch.int64
-    assert moved(torch.ones(2, dtype=torch.complex64), torch.float64) == torch.complex64
+    assert moved(torch.ones(2, dtype=torch.complex64), torch.float64) == torch.complex128
+    assert moved(torch.ones(2, dtype=torch.complex64), torch.bfloat16) == torch.complex64
+    assert moved(torch.ones(2, dtype=torch.complex128), None) == torch.complex128
     assert to_tensor_like(torch.ones(2), device=torch.device("meta"), dtype=None).is_meta

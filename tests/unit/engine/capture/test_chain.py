@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pytest_trainability.engine.capture.chain import call_name, chain_of, describe, graph_of
 from pytest_trainability.engine.capture.recorder import capture
+from pytest_trainability.engine.jacobian.vjp import pull_back
 from pytest_trainability.errors import CutError, ModelError
 
 BY_ID = {case.id: case for case in ARCHITECTURES}
@@ -175,7 +176,7 @@ def test_a_run_without_a_usable_graph_is_refused(
 def test_shapes_dtypes_and_devices_of_states() -> None:
     chain = models.cut_case(BY_ID["mixed-complex-state"], dtype=torch.float64).chain
     found = [{dtype for _, dtype in chain.shapes(index)} for index in range(len(chain) + 1)]
-    assert found[0] == {torch.float64} and found[1] == {torch.float64, torch.complex128}
+    assert found[0] == {torch.float64} and found[2] == {torch.float64, torch.complex128}
     assert all(device.type == "cpu" for index in range(len(chain) + 1) for device in chain.devices(index))
     assert [len(chain.devices(index)) for index in range(5)] == [len(chain.shapes(index)) for index in range(5)]
 
@@ -252,3 +253,53 @@ def test_steps_are_described_by_kind() -> None:
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))
     found = [call for call in calls(nn.Sequential(normed, nn.Linear(WIDTH, 2))) if "parametrizations" not in call.path]
     assert describe(found) == "2 × Linear"
+
+
+# Backward hooks of modules ---------------------------------------------------------------------------------------
+def halved(module: nn.Module, leaving: Any) -> Any:
+    return tuple(None if g is None else 0.5 * g for g in leaving)
+
+
+def tripled(module: nn.Module, entering: Any, leaving: Any) -> Any:
+    return tuple(None if g is None else 3 * g for g in entering)
+
+
+@pytest.mark.parametrize(
+    ("register", "factor"),
+    [
+        (lambda layer: layer.register_full_backward_pre_hook(halved), 0.5),
+        (lambda layer: layer.register_full_backward_hook(tripled), 3.0),
+    ],
+    ids=["before", "after"],
+)
+@pytest.mark.parametrize("which", [[0, 1, 2], [2], [1], [0]], ids=str)
+def test_a_backward_hook_acts_in_its_step(
+    register: Callable[[nn.Module], Any], factor: float, which: list[int]
+) -> None:
+    """PyTorch adds a node to the results of such a module after all forward hooks. It belongs to the call."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(*[nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3)])
+    for index in which:
+        register(layers[index])
+    chain = models.cut(layers, torch.randn(1, WIDTH), "layers").chain
+    for index in (1, 3, 2):  # in any order: a segment does not depend on another one
+        u = torch.randn(1, 1, WIDTH)
+        (pulled,) = pull_back(chain, index, [u])
+        assert pulled is not None
+        expected = u[0, 0] @ layers[index - 1].weight.detach()  # type: ignore[operator]
+        assert torch.allclose(pulled[0, 0], expected * (factor if index - 1 in which else 1.0))
+
+
+def test_the_node_of_a_backward_hook_belongs_to_its_own_module() -> None:
+    """The next module adds one to its arguments at the same place, and a module inside of another one ends before it."""
+    inner = nn.Linear(WIDTH, WIDTH)
+    hooked = nn.Linear(WIDTH, WIDTH)
+    hooked.register_full_backward_hook(tripled)
+    model = nn.Sequential(nn.Sequential(inner), nn.Sequential(hooked), nn.Linear(WIDTH, WIDTH))
+    captured = capture(model, (torch.randn(2, WIDTH),), {})
+    graph_of(captured)
+    calls = {call.path: call for call in captured.calls}
+    assert calls["0.0"].end == calls["0"].end == calls["1.0"].start
+    assert [type(node).__name__ for node, _ in calls["0.0"].outputs] == ["AddmmBackward0"]
+    assert [type(node).__name__ for node, _ in calls["1.0"].outputs] == ["BackwardHookFunctionBackward"]
+    assert calls["1.0"].end == calls["1"].end == calls["2"].start

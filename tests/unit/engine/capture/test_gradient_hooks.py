@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_trainability.engine.capture.gradient_hooks import hooked_edges, past_hooks, through_hooks
 from pytest_trainability.engine.capture.recorder import Edge, edge_of
+from pytest_trainability.errors import CutError
 
 LEAF = torch.linspace(0.1, 1, 6, dtype=torch.float64).reshape(2, 3).requires_grad_()
 
@@ -132,3 +133,13 @@ def test_a_function_of_the_user_is_called_as_well() -> None:
     tensor: Tensor = Double.apply(below)
     found = carried(tensor, torch.ones(1, 2, 3, dtype=torch.float64))
     assert torch.equal(found[edge_of(below)], 2 * torch.ones(1, 2, 3, dtype=torch.float64))
+
+
+def test_a_hook_on_the_result_of_a_module_with_a_hook_is_refused() -> None:
+    layer = nn.Linear(3, 3)
+    layer.register_full_backward_hook(lambda module, entering, leaving: None)
+    result = layer(torch.ones(2, 3).requires_grad_().clone())
+    assert hooked_edges([edge_of(result)]) == frozenset()
+    result.register_hook(lambda gradient: 2 * gradient)
+    with pytest.raises(CutError, match="must not have both a gradient hook"):
+        hooked_edges([edge_of(result)])

@@ -149,6 +149,64 @@ def test_the_first_state_may_be_made_later() -> None:
     assert cut.segments == (Segment(roots=(), inputs=(), passing=((0, 0),)),)
 
 
+def returning(*, early: bool = False, read_by_a_step: bool = False) -> tuple[Graph, Edge, Edge, Edge, list[int]]:
+    """Two steps, and an input that returns after them: itself, or a copy of it that was made before the first step."""
+    x = tensor()
+    copy = 3 * x if early else x
+    moments = [now()]
+    first = x.sin()
+    moments.append(now())
+    second = first.cos() * copy if read_by_a_step else first.cos()
+    moments.append(now())
+    end = second - copy
+    return Graph([edge_of(end)]), edge_of(x), edge_of(first), edge_of(second), moments
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_what_passes_by_all_steps_is_no_part_of_the_states(early: bool) -> None:
+    """See Note [By-passes]."""
+    graph, x, first, second, moments = returning(early=early)
+    cut = graph.cut([x], moments, (), bypasses=False)
+    assert cut.states == ((x,), (first,), (second,))
+    assert len(cut.bypasses) == 1
+    with_bypasses = graph.cut([x], moments, ())
+    assert with_bypasses.states[-1] == (*cut.bypasses, second) and not with_bypasses.bypasses
+
+
+def test_a_by_pass_is_live_until_the_last_step_has_read_it() -> None:
+    graph, x, first, second, moments = returning(read_by_a_step=True)
+    cut = graph.cut([x], moments, (), bypasses=False)
+    assert cut.states == ((x,), (x, first), (second,))
+    assert cut.segments[1] == Segment(roots=(0,), inputs=(0, 1), passing=())
+
+
+def test_a_copy_from_before_the_first_step_belongs_to_the_first_segment() -> None:
+    graph, x, first, second, moments = returning(early=True, read_by_a_step=True)
+    cut = graph.cut([x], moments, (), bypasses=False)
+    (copy,) = cut.bypasses
+    assert cut.states == ((x,), (copy, first), (second,))
+    assert cut.segments[0] == Segment(roots=(0, 1), inputs=(0,), passing=())
+
+
+def test_an_edge_that_only_leads_to_another_one_of_the_first_state_is_not_read() -> None:
+    """The first state is independent of it."""
+    x = tensor()
+    other = 0.5 * x
+    moments = [now()]
+    end = other.sin()
+    moments.append(now())
+    edges = [edge_of(x), edge_of(other)]
+    cut = Graph([edge_of(end)]).cut(edges, moments, [edge_of(end)])
+    assert cut.states == ((edge_of(other),), (edge_of(end),))
+
+
+def test_a_result_that_is_the_first_state_passes_by_all_steps() -> None:
+    graph, x, first, _, moments = returning()
+    assert graph.cut([x], moments[:2], [first, x], bypasses=False).states == ((x,), (first,))
+    with pytest.raises(CutError, match="except for what passes by all steps"):
+        Graph([x]).cut([x], moments, [x], bypasses=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.complex64], ids=str)
 def test_zeros_are_like_the_tensor_of_an_edge(dtype: torch.dtype) -> None:
     first, second = tensor(2, 5, dtype=dtype).split([1, 4], 1)

@@ -284,3 +284,22 @@ def test_two_layers_of_a_stack_are_blocks() -> None:
             return x
 
     assert str(measure(Two, torch.randn(2, 3, 8), seeds=1).steps) == "2 × TransformerEncoderLayer"
+
+
+class Greedy(nn.Module):
+    """A block that cuts the gradient of what enters it, as in greedy layerwise training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = models.Block(), models.Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x.detach()))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_blocks_that_cut_the_gradient_have_steps_behind_the_last_cut(count: int) -> None:
+    model = nn.Sequential(*[Greedy() for _ in range(count)], nn.Linear(models.WIDTH, 2))
+    result = measure(model, torch.randn(2, models.WIDTH))
+    assert 1 <= len(result.steps) <= 4
+    assert all(name.startswith((f"{count - 1}.", str(count))) for name in result.steps)

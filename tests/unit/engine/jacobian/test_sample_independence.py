@@ -252,3 +252,43 @@ def test_a_batch_of_one_is_one_trajectory() -> None:
         loops.Loop(loops.gru_loop, cell=loops.cell()).double(), loops.inputs(1, loops.LENGTH, loops.FEATURES)
     )
     assert find_trajectories(chain, 1, 0)[0].division == Division(1)
+
+
+class DeadSample(nn.Module):
+    """A last step behind which the first sample gets no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(x)) * torch.arange(len(x)).clamp(max=1).unsqueeze(1)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("mixing", [True, False])
+def test_a_sample_without_gradient_does_not_hide_that_samples_interact(mixing: bool, after: int) -> None:
+    """The part of the dead sample is zero in all earlier steps. They are compared with another cotangent.
+
+    A normalization over the batch lets each sample influence all others.
+    """
+
+    def normalized() -> nn.Module:
+        return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH) if mixing else nn.Tanh())
+
+    torch.manual_seed(0)
+    plain = [nn.Linear(WIDTH, WIDTH) for _ in range(after)]
+    model = nn.Sequential(normalized(), normalized(), *plain, DeadSample())
+    cutting = models.cut(model, torch.randn(BATCH, WIDTH), [str(i) for i in range(len(model))])
+    assert division_of(cutting) == Division(1 if mixing else BATCH)
+
+
+def test_the_sweep_of_independent_samples_is_that_of_one_cotangent_where_one_is_dead() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), DeadSample())
+    chain = models.cut(model, torch.randn(BATCH, WIDTH), ["0", "1", "2"]).chain
+    trajectories, sweep = find_trajectories(chain, BATCH, 0)
+    assert sweep is not None
+    plain = qr_sweep(trajectories, random_cotangents(chain, 1, 0))
+    assert torch.equal(sweep.logs.nan_to_num(7), plain.logs.nan_to_num(7))
+    assert sweep.sums()[0] == -math.inf and sweep.sums()[1:].isfinite().all()

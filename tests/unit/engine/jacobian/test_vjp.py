@@ -12,7 +12,7 @@ import torch
 import zoo
 from models import ARCHITECTURES, BATCH, WIDTH, Architecture, Cutting
 from products import FORKS, assert_same, interpreted, is_nested, one_backward, one_of, product, some_cotangents
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from pytest_trainability import measure
@@ -174,7 +174,7 @@ def test_a_cotangent_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPat
     """Batches are halved down to one cotangent before the measurement fails."""
     tried: list[int] = []
 
-    def out_of_memory(outputs: object, inputs: object, columns: list[Tensor], hooked: object) -> None:
+    def out_of_memory(chain: object, outputs: object, inputs: object, columns: list[Tensor]) -> None:
         tried.append(len(columns[0]))
         raise torch.OutOfMemoryError
 
@@ -304,12 +304,12 @@ def test_cotangents_that_do_not_fit_are_carried_in_portions(monkeypatch: pytest.
     expected = measure(models.mlp, FLOATS, seeds=1, exponents=5, dtype="float64")
     whole, sizes = vjp._one_call, []
 
-    def small(outputs: Any, inputs: Any, columns: Sequence[Tensor], *hooked: Any) -> Any:
+    def small(chain: Any, outputs: Any, inputs: Any, columns: Sequence[Tensor]) -> Any:
         sizes.append(len(columns[0]))
         if len(columns[0]) > 2:
             msg = "CUDA out of memory"
             raise torch.OutOfMemoryError(msg)
-        return whole(outputs, inputs, columns, *hooked)
+        return whole(chain, outputs, inputs, columns)
 
     monkeypatch.setattr(vjp, "_one_call", small)
     found = measure(models.mlp, FLOATS, seeds=1, exponents=5, dtype="float64")
@@ -329,3 +329,64 @@ def test_one_cotangent_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyP
     with pytest.raises(ModelError, match="one cotangent must fit on the device") as caught:
         measure(models.mlp, FLOATS, seeds=1, exponents=5)
     assert "smaller batch" in str(caught.value)
+
+
+# Hooks and custom functions behind a state ------------------------------------------------------------------------
+class Unit(torch.autograd.Function):
+    """Normalizes the gradient, which is NaN for a gradient of zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient / gradient.norm()
+
+
+def doubled(x: Tensor) -> Tensor:
+    x.register_hook(lambda gradient: gradient * 2)
+    return x
+
+
+class Tampered(nn.Module):
+    """A step whose gradient something of the model's own changes."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.change = nn.Linear(WIDTH, WIDTH), change
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        return torch.tanh(self.change(sum(more, self.layer(x))))
+
+
+class Joined(nn.Module):
+    """The last step reads the results of both others, one of which lies upstream of the other."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor], hook: Any = None) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (Tampered(change) for _ in range(3))
+        if hook is not None:
+            for step in (self.one, self.two, self.three):
+                step.layer.register_full_backward_hook(hook)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.one(x)
+        return self.three(self.two(first), first)
+
+
+def scaled(module: nn.Module, entering: Any, leaving: Any) -> Any:
+    return tuple(None if gradient is None else gradient.clamp(-1, 1) for gradient in entering)
+
+
+@pytest.mark.parametrize(
+    ("change", "hook"),
+    [(Unit.apply, None), (doubled, None), (torch.clone, scaled)],
+    ids=["function", "tensor", "module"],
+)
+def test_what_changes_gradients_is_not_called_without_one(change: Callable[[Tensor], Tensor], hook: Any) -> None:
+    """Behind a state at which a gradient is stopped. See Note [Barrier at the inputs] in vjp.py."""
+    torch.manual_seed(0)
+    cutting = models.cut(Joined(change, hook), torch.randn(1, WIDTH), ["one", "two", "three"])
+    cotangents = random_cotangents(cutting.chain, 1, 0)
+    assert_same(product(cutting.chain, cotangents), one_backward(cutting.chain, cotangents))

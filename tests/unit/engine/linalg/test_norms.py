@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pytest_trainability.engine.linalg.norms import as_float64, as_real, norm, stored_values
+from pytest_trainability.engine.linalg.norms import as_complex, as_float64, as_real, norm, stored_values
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1024, 1025, 100_000, 20_000_000])
@@ -76,3 +76,11 @@ def test_complex_numbers_are_pairs_of_real_ones() -> None:
 def test_real_numbers_in_float64() -> None:
     found = as_float64(torch.tensor([1.5], dtype=torch.bfloat16))
     assert found.dtype == torch.float64 and found.tolist() == [1.5]
+
+
+def test_pairs_at_an_odd_place_of_a_storage_become_complex() -> None:
+    """A slice behind three real numbers: PyTorch's own view would need an even place."""
+    numbers = torch.arange(7.0)
+    assert as_complex(numbers[3:].reshape(2, 2)).tolist() == [3 + 4j, 5 + 6j]
+    z = torch.randn(4, 2, dtype=torch.complex64)
+    assert torch.equal(as_complex(as_real(z)), z)

@@ -12,7 +12,7 @@ import models
 import pytest
 import torch
 from models import BATCH, WIDTH
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_trainability import measure
 from pytest_trainability.engine.runs.building import built, choose_device, device_of
@@ -147,6 +147,25 @@ def test_parameters_and_float_inputs_are_cast(dtype: Any) -> None:
     result = measure(models.LanguageModel, (IDS, torch.ones(2, 3, WIDTH)), seeds=1, dtype=dtype)
     assert result.dtype in str(dtype)
     assert math.isfinite(result.log_gain.mean)
+
+
+def test_complex_parameters_stay_complex() -> None:
+    """``Module.to`` with a float type would discard imaginary parts."""
+
+    class Rotation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 3, dtype=torch.complex64))
+            self.register_buffer("phase", torch.tensor(1j))
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+            types = {x.dtype, z.dtype, self.weight.dtype, self.phase.dtype, self.layer.weight.dtype}  # type: ignore[union-attr]
+            assert types == {torch.float64, torch.complex128}
+            return self.layer(((x + z) @ self.weight * self.phase).abs())  # type: ignore[operator]
+
+    inputs = (torch.randn(4, 3), torch.randn(4, 3, dtype=torch.complex64))
+    assert math.isfinite(measure(Rotation, inputs, seeds=1, dtype="float64", steps="layers").log_gain)
 
 
 def test_float64_and_float32_agree() -> None:

@@ -223,3 +223,26 @@ def test_other_recurrences_are_named() -> None:
     x = torch.randn(4, 2, WIDTH, generator=torch.Generator().manual_seed(0))
     left_out = measure(layers, x, steps="time").steps.left_out
     assert left_out.startswith("other recurrences, steps='time:") and left_out.endswith(" and 2 more")
+
+
+class Returning(nn.Module):
+    """A body around which the input returns, at the end or before the last layer."""
+
+    def __init__(self, *, to_the_end: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*[nn.Linear(WIDTH, WIDTH) for _ in range(3)])
+        self.head = nn.Linear(WIDTH, WIDTH)
+        self.to_the_end = to_the_end
+        for layer in self.body:
+            nn.init.orthogonal_(layer.weight, gain=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return x - self.head(y) if self.to_the_end else self.head(x + y)
+
+
+def test_what_passes_by_all_steps_and_what_passes_by_some_has_a_note() -> None:
+    (note,) = measure(lambda: Returning(to_the_end=True), torch.randn(2, WIDTH), seeds=1).notes
+    assert note.startswith("the input also passes by all 4 steps")
+    (note,) = measure(lambda: Returning(to_the_end=False), torch.randn(2, WIDTH), seeds=1).notes
+    assert note.startswith("skips pass by some of the steps: without them, the log gain of the first seed would be -1")

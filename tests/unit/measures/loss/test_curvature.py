@@ -131,3 +131,22 @@ def test_the_stable_learning_rate_is_two_over_the_sharpness() -> None:
     linear = measure(nn.Sequential(nn.Linear(3, 2).double()), X, loss=torch.sum)
     assert linear.sharpness.mean == 0
     assert linear.stable_learning_rate.mean == math.inf
+
+
+def test_a_complex_parameter_behind_an_odd_number_of_real_ones() -> None:
+    """PyTorch views real numbers as complex only if they begin at an even place."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3, bias=False)
+            self.layer.weight = nn.Parameter(torch.eye(3))
+            self.shift = nn.Parameter(torch.zeros(()))
+            self.factor = nn.Parameter(torch.ones((), dtype=torch.complex64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.layer(x).detach() + self.layer(x) * 0) * self.factor + self.shift * 0
+
+    # The loss is |x|² |factor|² / 2, whose curvature is |x|² in the real and in the imaginary part of the factor.
+    result = measure(Net(), torch.tensor([[1.0, 2.0, 2.0]]), loss=lambda y: y.abs().square().sum() / 2, steps="layers")
+    assert result.sharpness == pytest.approx(9.0, rel=1e-3)
