@@ -145,7 +145,8 @@ class Scope:
         if not is_complex:
             y = self.pick(width, False)  # noqa: FBT003
             assert y is not None
-            return self.add("complex", [x, y], (width, True))
+            made = self.add("complex", [x, y], (width, True))
+            return self._complex(made, width, True) if self.draw(st.booleans()) else made  # noqa: FBT003
         kind = self.draw(st.sampled_from(COMPLEX))
         return self.add(kind, [x], (width, kind in {"turn", "conj"}), number=self.draw(st.sampled_from(NUMBERS)))
 
@@ -363,6 +364,8 @@ def programs(draw: Any, families: Sequence[str] = FAMILIES) -> Program:
     if names:
         asked = st.one_of(asked, st.lists(st.sampled_from(names), min_size=1, unique=True).map(tuple))
     steps = draw(asked)
+    # The engine refuses both on one tensor.
+    net = with_hooks_of_tensors(net) if draw(st.booleans()) else with_hooks_of_modules(net)
     if steps in {"auto", "layers", "**"}:
         net = without_hooks_around_steps(net)
     return without_failing_in_place(
@@ -370,16 +373,32 @@ def programs(draw: Any, families: Sequence[str] = FAMILIES) -> Program:
     )
 
 
+def changed(block: Block, change: Callable[[Block], Block]) -> Block:
+    """Change a block and all blocks inside."""
+    children = tuple((name, changed(c, change) if isinstance(c, Block) else c) for name, c in block.children)
+    return change(replace(block, children=children))
+
+
+def with_hooks_of_tensors(block: Block) -> Block:
+    """Remove the backward hooks of modules."""
+    return changed(block, lambda b: replace(b, backward_hook=""))
+
+
+def with_hooks_of_modules(block: Block) -> Block:
+    """Let the gradient hooks of tensors only look."""
+
+    def only_look(op: Op) -> Op:
+        return replace(op, number=0.0) if op.kind == "hook" else op
+
+    return changed(block, lambda b: replace(b, body=tuple(map(only_look, b.body))))
+
+
 def without_hooks_around_steps(block: Block) -> Block:
     """Let the backward hooks of modules with submodules only look.
 
     If a step lies inside such a module, a cotangent may start behind its results, and PyTorch does not run the hook then.
     """
-    children = tuple(
-        (name, without_hooks_around_steps(child) if isinstance(child, Block) else child) for name, child in block.children
-    )
-    hook = "watch" if block.backward_hook and children else block.backward_hook
-    return replace(block, children=children, backward_hook=hook)
+    return changed(block, lambda b: replace(b, backward_hook="watch") if b.backward_hook and b.children else b)
 
 
 @st.composite

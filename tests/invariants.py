@@ -107,7 +107,7 @@ def dense(chain: Chain, index: int) -> Tensor:
     columns: Cotangents = []
     for (shape, dtype), part in zip(shapes, identity.split(sizes, dim=1)):
         numbers = part.reshape(len(part), *shape, *([2] if dtype.is_complex else []))
-        columns.append(torch.view_as_complex(numbers) if dtype.is_complex else numbers)
+        columns.append(torch.view_as_complex(numbers.contiguous()) if dtype.is_complex else numbers)
     rows = []
     for column, (shape, dtype) in zip(pull_back(chain, index, columns), chain.shapes(index - 1)):
         found = torch.zeros((len(identity), *shape), dtype=dtype) if column is None else column.resolve_conj()
