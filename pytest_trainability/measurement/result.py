@@ -105,7 +105,7 @@ class Measurement(Attributes):
     @property
     def notes(self) -> tuple[str, ...]:
         """Remarks on what the numbers cover, such as layers before the chain."""
-        return self._seed_runs.common.notes
+        return (*self._seed_runs.common.cautions, *self._seed_runs.common.notes)
 
     @property
     def seconds(self) -> float:

@@ -142,6 +142,7 @@ def _cautions(seed_runs: SeedRuns, bounded: Mapping[str, Value]) -> Iterator[str
         yield f"{count} no gradient at all: {format_names(unused)}"
     zero_by_design = {name: (MEASURES[name].zero_by_design, value) for name, value in bounded.items()}
     yield from waking_texts(zero_by_design, seed_runs.waking_step)
+    yield from seed_runs.common.cautions
     if left_out:
         yield f"not on the chain: {left_out}"
 

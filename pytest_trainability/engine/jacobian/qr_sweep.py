@@ -113,7 +113,8 @@ def qr_sweep(trajectories: Trajectories, columns: Cotangents, *, at_once: int | 
     for index in range(len(chain), 0, -1):
         columns = pull_back(chain, index, columns, at_once=at_once)
         columns, logs[index - 1], living = _orthonormal(trajectories, index - 1, columns, alive)
-        cancelled = is_round_off(trajectories, index, logs[index - 1, :, 0].exp())
+        # If every column is round-off, none is long enough to show it.
+        cancelled = is_round_off(trajectories, index, logs[index - 1].exp().nan_to_num(0.0).amax(dim=1))
         logs[index - 1] = torch.where(cancelled[:, None] & alive, -math.inf, logs[index - 1])
         alive = living & ~cancelled[:, None]
         if not alive.any():

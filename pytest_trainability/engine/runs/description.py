@@ -14,8 +14,9 @@ from ...records.estimates import Steps
 from ...records.reports import StepFacts
 from ..capture.chain import Chain, describe
 from ..capture.graph import Graph
+from ..capture.operators import operator_name
 from ..capture.recorder import Call, Capture
-from ..capture.recurrence import Recurrence
+from ..capture.recurrence import Recurrence, find_recurrences
 from ..capture.weights import WeightLayers
 from ..jacobian.trajectories import Division
 from ..torch_internals import is_batch_norm
@@ -74,6 +75,8 @@ class Ensemble:
     """Facts about the first seed's steps, for the likely cause of a failure."""
     notes: tuple[str, ...]
     """Remarks for readers of the numbers."""
+    cautions: tuple[str, ...]
+    """Remarks that limit what a verdict means, and are always printed."""
     plan: Plan
     seeds: tuple[int, ...] = ()
     """Seeds that were run."""
@@ -116,6 +119,7 @@ def described(
         time=sum(chain.durations) if chain.durations else None,
         facts=_facts(chain, graph),
         notes=tuple(_notes(recipe, capture, cutting, WeightLayers(capture, graph), skipped)),
+        cautions=tuple(_cautions(capture, graph, chain)),
         plan=Plan(
             frozenset((call.path, call.index) for call in cutting.calls),
             division,
@@ -140,6 +144,22 @@ def _first_of(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+def _cautions(capture: Capture, graph: Graph, chain: Chain) -> Iterator[str]:
+    """Yield a remark on a chain of one step, with the option that may find more of them."""
+    if len(chain) == 1:
+        cure = "; steps='time' measures its time steps" if chain.along == "depth" and _has_time(capture, graph) else ""
+        yield f"the chain has one step only, {chain.names[0]}: its gain says nothing about the rest of the model{cure}"
+
+
+def _has_time(capture: Capture, graph: Graph) -> bool:
+    """Whether the model has time steps: a recurrent layer, an adjoint solver of an ODE, or calls that depend on each other."""
+    return (
+        any(isinstance(call.module, (nn.RNNBase, nn.RNNCellBase)) for call in capture.calls)
+        or any(operator_name(node) == "OdeintAdjointMethodBackward" for node in graph.nodes)
+        or bool(find_recurrences(capture, graph))
+    )
+
+
 # Notes ------------------------------------------------------------------------------------------------------------
 
 
@@ -149,8 +169,6 @@ def _notes(
     chain, chosen = cutting.chain, cutting.recurrence
     if recipe.fixed and list(capture.model.parameters()):
         yield "a finished module is one draw of its weights; hand in a factory to average over seeds"
-    if len(chain) == 1:
-        yield "the chain has one step only: its growth rate says little about depth"
     if chosen is None:
         yield from _notes_on_depth(capture, chain, weights)
         yield from _notes_on_skips(chain, skipped)

@@ -210,6 +210,12 @@ def test_parameters_without_a_gradient_are_named() -> None:
     assert reported(tower)[1][-1].cautions == ()
 
 
+def test_a_chain_of_one_step_is_a_caution() -> None:
+    """A green verdict on the head alone says nothing about the body, so that the remark is printed without ``-v``."""
+    _, records, _ = reported(lambda: nn.Linear(8, 8))
+    assert records[-1].cautions[0].startswith("the chain has one step only")
+
+
 def test_calls_that_are_not_on_the_chain_are_named() -> None:
     class Cut(nn.Module):
         def __init__(self) -> None:

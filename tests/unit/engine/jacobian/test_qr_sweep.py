@@ -363,3 +363,32 @@ def test_cotangents_at_once_fill_the_cache() -> None:
     """2^20 numbers on the CPU: of states with 2 · 512 numbers, 1024."""
     assert cotangents_at_once(models.cut(models.mlp(1, 512), torch.randn(2, 512)).chain) == 1024
     assert cotangents_at_once(models.cut(models.mlp(1, 2), torch.randn(2**20, 2)).chain) == 1
+
+
+class Cancelling(nn.Module):
+    """Returns a tensor with a gradient, and one whose gradient cancels to zero exactly."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        straight_through = x + (x.sign() - x).detach()
+        return torch.tanh(x), straight_through - straight_through
+
+
+class Product(nn.Module):
+    """Multiplies its arguments. The second one is zero, so that only its own gradient is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return self.layer(pair[0] * pair[1])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_frame_is_round_off_although_its_first_cotangent_vanishes_exactly(count: int) -> None:
+    """QR leaves round-off where the cotangents are zero, and the first step lets nothing but this round-off pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Cancelling(), Product()).double()
+    chain = models.cut(model, torch.randn(1, WIDTH, dtype=torch.float64), ["0", "1"]).chain
+    sums = qr_sweep(Trajectories(chain, Division(1)), random_cotangents(chain, count, 0)).sums()
+    assert (sums == -math.inf).all()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import models
 import pytest
 import torch
 from models import BATCH, WIDTH
 from torch import Tensor, nn
+from torchdiffeq import odeint_adjoint
 
 from pytest_trainability import Rollout, measure
 
@@ -19,8 +21,33 @@ def test_a_chain_of_one_step_has_a_note() -> None:
     """A single layer has a gain. It has no depth."""
     result = measure(lambda: nn.Linear(WIDTH, WIDTH), FLOATS, seeds=1)
     assert len(result.steps) == 1
-    assert any("one step only" in note for note in result.notes)
+    (note,) = [note for note in result.notes if "one step only" in note]
+    assert "steps=" not in note
     assert result.log_gain.mean == pytest.approx(float(result.lyapunov_max))
+
+
+class Recurrent(nn.Module):
+    """A recurrence of one kind, and a head, which is the only step along depth."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.cell = nn.Linear(WIDTH, WIDTH)
+        self.fused = nn.GRU(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "adjoint":
+            path = odeint_adjoint(lambda t, y: torch.tanh(self.cell(y)), x, torch.tensor([0.0, 1.0]), adjoint_params=())
+            return self.head(path[-1])
+        return self.head(self.fused(x.unsqueeze(0))[0][-1])
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("adjoint", "layers"), ("fused", ["head"])])
+def test_a_chain_of_one_step_names_the_option_that_finds_the_others(kind: str, steps: Any) -> None:
+    (note,) = [n for n in measure(lambda: Recurrent(kind), FLOATS, seeds=1, steps=steps).notes if "one step only" in n]
+    assert note.startswith("the chain has one step only, head: its gain says nothing about the rest of the model")
+    assert note.endswith("; steps='time' measures its time steps")
 
 
 def test_a_finished_module_has_a_note() -> None:
