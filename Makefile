@@ -40,7 +40,7 @@ faults: $(VENV)/.test ## Which of 36 faults the presets flag, and which train wo
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/faults.py
 
 generated-networks: $(VENV)/.test ## Check what must hold on 20,000 random networks per invariant
-	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/generated.py --examples 20000
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/generated.py --examples 20000 --jobs 2
 
 matrix: ## Run the plugin's tests over environments and options: no xdist, the oldest pytest, other plugins
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) tests/matrix.py

@@ -7,6 +7,7 @@ each Jacobian is that of the operations between two states, as a function of exp
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
 from programs import (
-    CHECKPOINTED,
     IN_PLACE,
     KINDS,
     MODULE_SCALE,
@@ -115,9 +115,7 @@ class Listing:
         found = run([self.values[v] for v in reads])
         found = tuple(found) if isinstance(found, (tuple, list)) else (found,)
         self.values.update({v: value.detach() for v, value in zip(writes, found)})
-        self.events.append(
-            Event(lambda given: _tuple(run(given)), tuple(reads), writes, differentiable=differentiable)
-        )
+        self.events.append(Event(lambda given: _tuple(run(given)), tuple(reads), writes, differentiable=differentiable))
         if differentiable and any(v in self.carries for v in reads):
             self.carries.update(writes)
         return writes
@@ -149,11 +147,10 @@ class Flattening:
             (listing.ids if spec.kind == "ids" else listing.inputs).add(variable)
             given.append(Handle(variable))
         outputs = self._call(program.net, "", given)
-        read = [v for v in dict.fromkeys(self.read(handle) for handle in outputs)]
+        read = [self.read(handle) for handle in outputs]
         if program.loss:
-            read = [self.read(handle) for handle in outputs]
-            read = list(listing.emit(lambda values: energy(values), read))
-        listing.results = tuple(v for v in read if v in listing.carries)
+            read = list(listing.emit(energy, read))
+        listing.results = tuple(v for v in dict.fromkeys(read) if v in listing.carries)
         return listing
 
     def _known(self, value: Tensor, *, carries: bool) -> Variable:
@@ -361,7 +358,9 @@ class Definition:
         found = set()
         for index in range(len(self.events) - 1, -1, -1):
             event = self.events[index]
-            if event.differentiable and any(v in needed and v in carries and v not in independent for v in event.writes):
+            if event.differentiable and any(
+                v in needed and v in carries and v not in independent for v in event.writes
+            ):
                 found.add(index)
                 needed.update(v for v in event.reads if v in carries)
         return found
@@ -401,9 +400,7 @@ class Definition:
             raise NoChainError
         return self._exact(*best)
 
-    def _beginning(
-        self, calls: Sequence[Calling], start: int
-    ) -> tuple[tuple[Variable, ...], int, list[Calling]]:
+    def _beginning(self, calls: Sequence[Calling], start: int) -> tuple[tuple[Variable, ...], int, list[Calling]]:
         for admitted in (self.dependent, set(self.made)):
             for index in range(start, len(calls)):
                 call = calls[index]
@@ -445,7 +442,9 @@ class Definition:
             live = set(last) if number else set()
             for index in signal:
                 if index >= m:
-                    live.update(v for v in self.events[index].reads if v in own and not (v in early and index >= moments[-1]))
+                    live.update(
+                        v for v in self.events[index].reads if v in own and not (v in early and index >= moments[-1])
+                    )
             if number:
                 live = {v for v in live if v in x0 or self.made[v] < m}
             else:
@@ -480,7 +479,7 @@ class Definition:
         ends = [call.end for call in kept]
         signal = sorted(self._signal(x0))
         jacobians = []
-        for number, (earlier, later) in enumerate(zip(states, states[1:])):
+        for number, (earlier, later) in enumerate(itertools.pairwise(states)):
             begin = 0 if number == 0 else ends[number - 1]
             within = [index for index in signal if begin <= index < ends[number]]
             jacobians.append(self._jacobian(earlier, later, within, set(x0), last=number == len(kept) - 1))
@@ -504,13 +503,19 @@ class Definition:
             known = dict(zip(earlier, given))
 
             def of(variable: Variable) -> Tensor:
-                return multiply_gradient(known[variable], hooks.get(variable, 1.0)) if variable in known else values[variable]
+                return (
+                    multiply_gradient(known[variable], hooks.get(variable, 1.0))
+                    if variable in known
+                    else values[variable]
+                )
 
             for index in within:
                 event = self.events[index]
                 assert event.run is not None
                 found = event.run([of(v) for v in event.reads])
-                known.update({v: x for v, x in zip(event.writes, found) if v not in independent and v in self.listing.carries})
+                known.update(
+                    {v: x for v, x in zip(event.writes, found) if v not in independent and v in self.listing.carries}
+                )
             return [of(v) if last else known[v] for v in later]
 
         return jacobian(run, [values[v] for v in earlier])

@@ -225,7 +225,9 @@ KINDS: dict[str, Kind] = {
     "split": Kind(lambda x, n: x.split([int(n), x.shape[1] - int(n)], 1)),
     "sum and difference": Kind(lambda x, y, n: SumAndDifference.apply(x, y)),
     "complex": Kind(lambda x, y, n: torch.complex(x, y)),
-    "turn": Kind(lambda x, n: x * torch.polar(torch.ones((), dtype=x.real.dtype), torch.as_tensor(n, dtype=x.real.dtype))),
+    "turn": Kind(
+        lambda x, n: x * torch.polar(torch.ones((), dtype=x.real.dtype), torch.as_tensor(n, dtype=x.real.dtype))
+    ),
     "modulus": Kind(lambda x, n: (x.real.square() + x.imag.square() + 1).sqrt()),
     "conj": Kind(lambda x, n: x.conj().resolve_conj()),
     **{name: Kind(run) for name, run in VIEWS.items()},
@@ -240,8 +242,8 @@ IN_PLACE: dict[str, Callable[..., Tensor]] = {
 }
 """Operations in place, as ``"tanh_"``, by the operation of the same result that binds a new name."""
 
-# Besides these, there are: "alias" (another name), "call", "noise" (a random mask), "hook" (a gradient hook that multiplies by the
-# number; 0 only looks), "buffer" (updates a buffer of the module).
+# Besides these, there are: "alias" (another name), "call", "noise" (a random mask), "hook" (a gradient hook that multiplies by
+# the number; 0 only looks), "buffer" (updates a buffer of the module).
 
 
 # Modules ---------------------------------------------------------------------------------------------------------
@@ -261,7 +263,10 @@ class _Module(nn.Module):
             self.register_full_backward_hook(scale_gradients if block.backward_hook == "scale" else watch_gradients)
 
     def forward(self, *arguments: Tensor) -> Any:
-        values: dict[str, Any] = {**dict(self.named_parameters(recurse=False)), **dict(zip(self.block.takes, arguments))}
+        values: dict[str, Any] = {
+            **dict(self.named_parameters(recurse=False)),
+            **dict(zip(self.block.takes, arguments)),
+        }
         for op in self.block.body:
             self._run(op, values)
         results = tuple(values[name] for name in self.block.returns)
@@ -422,7 +427,10 @@ def _trains(program: Program) -> bool:
         torch.manual_seed(program.seed)
         net = build(program)
         # As the models are measured: their inputs are copies that carry a gradient.
-        inputs = [x.requires_grad_().clone() if x.dtype.is_floating_point or x.is_complex() else x for x in draw_inputs(program)]
+        inputs = [
+            x.requires_grad_().clone() if x.dtype.is_floating_point or x.is_complex() else x
+            for x in draw_inputs(program)
+        ]
         try:
             loss = energy(net(*inputs))
             if loss.requires_grad:
