@@ -10,7 +10,7 @@ import torch
 from torch import Size, Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from ...errors import CutError
+from ...errors import ModelError
 from ..torch_internals import apply_node, is_leaf_node, output_metadata
 from .operators import operator_name
 
@@ -37,7 +37,7 @@ def hooked_edges(edges: Iterable[tuple[Node, int]]) -> frozenset[tuple[Node, int
     A probe, with entries of both signs between 1e-2 and 1e4, is sent through the hooks of each edge. No node runs.
 
     Raises:
-        CutError: An edge is the result of a module with a backward hook, which cannot run without the hooks of its result.
+        ModelError: An edge is the result of a module with a backward hook, which cannot run without the hooks of its result.
     """
     # The entries are in the order of multiples of the golden ratio, so that a few of them already cover the range.
     values = torch.linspace(-10, 10, 1024, device="cpu").sinh()[633 * torch.arange(1024, device="cpu") % 1024]
@@ -61,7 +61,7 @@ def hooked_edges(edges: Iterable[tuple[Node, int]]) -> frozenset[tuple[Node, int
             "(register_full_backward_hook). Both act on the same state, and cannot be told apart. Remove one of them for this "
             "measurement, or choose other steps with steps=..."
         )
-        raise CutError(msg)
+        raise ModelError(msg)
     return found
 
 

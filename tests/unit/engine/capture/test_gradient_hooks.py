@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pytest_trainability.engine.capture.gradient_hooks import hooked_edges, past_hooks, through_hooks
 from pytest_trainability.engine.capture.recorder import Edge, edge_of
-from pytest_trainability.errors import CutError
+from pytest_trainability.errors import ModelError
 
 LEAF = torch.linspace(0.1, 1, 6, dtype=torch.float64).reshape(2, 3).requires_grad_()
 
@@ -141,5 +141,5 @@ def test_a_hook_on_the_result_of_a_module_with_a_hook_is_refused() -> None:
     result = layer(torch.ones(2, 3).requires_grad_().clone())
     assert hooked_edges([edge_of(result)]) == frozenset()
     result.register_hook(lambda gradient: 2 * gradient)
-    with pytest.raises(CutError, match="must not have both a gradient hook"):
+    with pytest.raises(ModelError, match="must not have both a gradient hook"):
         hooked_edges([edge_of(result)])
