@@ -265,6 +265,10 @@ def _values_from_plain(plain: Any, count: int, where: str) -> BaselineValues:
         raise _UnexpectedError(msg)
     elements = {"": values} if isinstance(values, list) else _mapping(values, f"{where} › values")
     read = {name: _row(row, count, f"{where} › {name}" if name else where) for name, row in elements.items()}
+    if isinstance(values, list) and None in read[""]:
+        # Only an element of a profile may be missing on a seed, such as a step that was dropped at random.
+        msg = f"{where} must have a number on every seed; got null"
+        raise _UnexpectedError(msg)
     return Series(unit, scale, read)
 
 
@@ -272,6 +276,9 @@ def _row(plain: Any, count: int, where: str) -> tuple[float | None, ...]:
     row = _list(plain, where)
     if len(row) != count:
         msg = f"{where} must have one value for each of {count} seeds; got {len(row)}"
+        raise _UnexpectedError(msg)
+    if all(value is None for value in row):
+        msg = f"{where} must have a number on some seed; got null on all {count}, which compares nothing"
         raise _UnexpectedError(msg)
     return tuple(_value(value, where) for value in row)
 

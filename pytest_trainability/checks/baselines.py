@@ -6,6 +6,19 @@ A number has changed if it has moved by more than a tolerance and by more than c
   the tolerance alone decides.
 - Same weights only: dropout masks may differ. Seeds are compared in pairs.
 - Different weights: two independent samples are compared.
+
+Infinity and NaN are compared first. A value that is NaN or +inf is a fault of the model: a single seed that has one where no seed
+had one is a change, however the seeds are compared and however many there are, and so is the reverse. Two kinds of values are
+outcomes instead, which other weights may bring about in code that has not changed:
+
+- -inf, the logarithm of zero: a gradient that a narrow ReLU layer stops on one draw in twenty, or an exponent beyond a numerical
+  rank that differs from draw to draw. The growth rates of the steps before a step that stops the gradient are NaN.
+- NaN and +inf of a derived quantity on a seed whose run is finite everywhere: the condition number of a matrix that is singular
+  on some draws, or a noise scale whose estimate is not positive.
+
+On the same weights another outcome is a change; of a derived quantity on two seeds or more, because round-off may carry a single
+seed across a threshold. On other weights chance decides, so that a baseline in which some seeds are -inf stays stable. Which runs
+are finite is read from the measures that every baseline holds.
 """
 
 from __future__ import annotations
@@ -14,9 +27,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from ..records.reports import BaselineChange
+from ..records.text import format_finite
 
 __all__ = ["BaselineValues", "Entry", "NameSet", "Series", "compare", "environment_key", "find_entry"]
 
@@ -35,6 +49,11 @@ _ARITHMETIC = ("platform", "threads", "torch")
 """Keys of the environment that change only arithmetic and dropout masks."""
 _REPEATABLE = ("device", "dtype", "platform", "torch")
 """Keys of the environment that must be equal for equal dropout masks."""
+_OF_EVERY_RUN = (
+    *("log_gain", "lyapunov_max", "growth_rate", "loss_log_gain", "forward_log_gain"),
+    *("activation_rms", "gradient_norm", "initial_loss", "excess_loss"),
+)
+"""Measures that are finite or -inf wherever a run is finite. See the top of this file."""
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 
 
@@ -59,7 +78,15 @@ class Series:
     values: Mapping[str, tuple[float | None, ...]]
     """Values by element, one per seed; ``""`` is the element of a scalar. None if the model of a seed lacks the element."""
 
-    def changes_from(self, old: Series, *, measure: str, test: _ShiftTest, floor: float) -> Iterator[BaselineChange]:
+    def changes_from(
+        self,
+        old: Series,
+        *,
+        measure: str,
+        test: _ShiftTest,
+        floor: float,
+        faulty: tuple[Sequence[bool], Sequence[bool]],
+    ) -> Iterator[BaselineChange]:
         """Yield the elements that have vanished or are new, then the elements that have moved, largest shift first.
 
         Args:
@@ -67,34 +94,50 @@ class Series:
             measure: Name of the measure.
             test: Test for one element, with the error probability of the whole measure.
             floor: Level of round-off, to which smaller values of a log-scale measure are raised.
+            faulty: Whether NaN and +inf are faults on each seed, of the baseline and now. See the top of this file.
         """
-        yield from _name_changes(
-            measure, old.on_every_seed() - set(self.values), self.on_every_seed() - set(old.values)
-        )
+        fresh = self.on_every_seed() | {e for e, row in self.values.items() if any(_faults(row, faulty[1]))}
+        yield from _name_changes(measure, old.on_every_seed() - set(self.values), fresh - set(old.values))
         shared = [element for element in self.values if element in old.values]
         test = test.for_each_of(len(shared))
-        moved = (self._change_of(element, old, measure, test, floor, len(shared)) for element in shared)
-        yield from sorted((change for change in moved if change is not None), key=lambda change: -_size(change))
 
-    def _change_of(
-        self, element: str, old: Series, measure: str, test: _ShiftTest, floor: float, considered: int
-    ) -> BaselineChange | None:
-        """Return how one element has moved, or None if it has not."""
-        before, after = old.values[element], self.values[element]
-        shift = test.shift(*([_on_scale(value, old.scale, floor) for value in row] for row in (before, after)))
-        if shift is None:
-            return None
+        def change_of(element: str) -> BaselineChange | None:
+            rows = old.values[element], self.values[element]
+            samples = (
+                _Sample([_on_scale(value, old.scale, floor) for value in row], _faults(row, seeds))
+                for row, seeds in zip(rows, faulty)
+            )
+            shift = test.shift(*samples)
+            return None if shift is None else self._moved(measure, element, rows, old.scale, shift, test.tolerance)
+
+        moved = [replace(c, considered=len(shared)) for element in shared if (c := change_of(element)) is not None]
+        yield from sorted(moved, key=lambda change: -_size(change))
+
+    def _moved(
+        self,
+        measure: str,
+        element: str,
+        rows: tuple[Sequence[float | None], Sequence[float | None]],
+        scale: str,
+        shift: float,
+        tolerance: float,
+    ) -> BaselineChange:
+        """Return the change of one element. A finite shift is that of the finite seeds, and so are the means shown with it."""
+        old_finite, new_finite = map(format_finite, rows)
+        is_shown = math.isfinite if math.isfinite(shift) else lambda value: True
+        old, new = (_mean([v for v in row if v is not None and is_shown(v)], scale) for row in rows)
         return BaselineChange(
             measure,
             "moved",
             element=element,
-            old=_mean(before, old.scale),
-            new=_mean(after, old.scale),
+            old=old,
+            new=new,
             shift=shift,
-            tolerance=test.tolerance,
+            tolerance=tolerance,
             unit=self.unit,
-            scale=old.scale,
-            considered=considered,
+            scale=scale,
+            old_finite=old_finite,
+            new_finite=new_finite,
         )
 
     def on_every_seed(self) -> set[str]:
@@ -182,13 +225,15 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
     measures and, within a measure, among elements (Bonferroni).
     """
     pairs = _pairs(old, new)
+    faulty = {name: (_faulty_seeds(name, old), _faulty_seeds(name, new)) for name in {*old.measures, *new.measures}}
     repeatable = all(old.draws[i] == new.draws[j] for i, j in pairs) and _is_repeatable(old, new)
     names = list(dict.fromkeys([*new.measures, *old.measures]))
     changes = list(_chain_changes(old, new, names))
     for name in names:
         tolerance = max(tolerances.get(name, 0.0), MIN_TOLERANCE)
-        test = _ShiftTest(pairs, repeatable, tolerance, FALSE_ALARMS / max(len(names), 1))
-        changes += _changes(name, old, new, test)
+        error = FALSE_ALARMS / max(len(names), 1)
+        test = _ShiftTest(pairs, repeatable, tolerance, error, derived=name not in _OF_EVERY_RUN)
+        changes += _changes(name, old, new, test, faulty[name])
     return tuple(changes)
 
 
@@ -199,16 +244,50 @@ def _chain_changes(old: Entry, new: Entry, names: Sequence[str]) -> Iterable[Bas
     return _name_changes("chain", [before], [after]) if "growth_rate" not in names and before != after else ()
 
 
-def _changes(measure: str, old: Entry, new: Entry, test: _ShiftTest) -> Iterable[BaselineChange]:
+def _changes(
+    measure: str, old: Entry, new: Entry, test: _ShiftTest, faulty: tuple[Sequence[bool], Sequence[bool]]
+) -> Iterable[BaselineChange]:
     before, after = old.measures.get(measure), new.measures.get(measure)
     if isinstance(before, NameSet) and isinstance(after, NameSet):
         return after.changes_from(before, measure=measure)
     if isinstance(before, Series) and isinstance(after, Series):
         # One floor for both, so that an element that is zero in both does not move when the largest element moves.
         floor = max(series.round_off(entry.environment["dtype"]) for entry, series in ((old, before), (new, after)))
-        return after.changes_from(before, measure=measure, test=test, floor=floor)
+        return after.changes_from(before, measure=measure, test=test, floor=floor, faulty=faulty)
     vanished = [BaselineChange(measure, "vanished")] if before is not None else []
     return [*vanished, *([BaselineChange(measure, "new")] if after is not None else [])]
+
+
+def _faulty_seeds(measure: str, entry: Entry) -> list[bool]:
+    """Return for each seed whether NaN and +inf of a measure are faults there. See the top of this file."""
+    if measure == "growth_rate":
+        return [-math.inf not in values for values in _by_seed(measure, entry)]
+    if measure in _OF_EVERY_RUN or not any(name in entry.measures for name in _OF_EVERY_RUN):
+        return [True] * len(entry.seeds)
+    # A derived quantity: only a run that is not finite itself is at fault.
+    found = [False] * len(entry.seeds)
+    for name in entry.measures.keys() & set(_OF_EVERY_RUN):
+        faults = zip(_by_seed(name, entry), _faulty_seeds(name, entry))
+        found = [
+            known or any(_faults(values, [is_faulty] * len(values)))
+            for known, (values, is_faulty) in zip(found, faults)
+        ]
+    return found
+
+
+def _by_seed(measure: str, entry: Entry) -> list[list[float | None]]:
+    """Return the values of all elements of a measure, for each seed."""
+    series = entry.measures.get(measure)
+    rows = series.values.values() if isinstance(series, Series) else ()
+    return [[row[index] for row in rows] for index in range(len(entry.seeds))]
+
+
+def _faults(row: Sequence[float | None], faulty: Sequence[bool]) -> list[bool]:
+    """Return for each value whether it is NaN or +inf on a seed where that is a fault."""
+    return [
+        is_faulty and value is not None and (math.isnan(value) or value == math.inf)
+        for value, is_faulty in zip(row, faulty)
+    ]
 
 
 def _pairs(old: Entry, new: Entry) -> list[tuple[int, int]]:
@@ -259,7 +338,23 @@ def _mean(values: Iterable[float | None], scale: str) -> float:
     """Return the mean of the known values, the geometric mean for a log-scale measure; NaN if no value is known."""
     known = [value for value in (_on_scale(v, scale, 0.0) for v in values) if value is not None]
     mean = sum(known) / len(known) if known else math.nan
-    return math.exp(min(mean, 709.0)) if scale == "log" else mean
+    if scale != "log":
+        return mean
+    return math.exp(min(mean, 709.0)) if mean < math.inf else mean
+
+
+class _Sample(NamedTuple):
+    """Values of one element, one per seed."""
+
+    values: Sequence[float | None]
+    """Values on the scale of the comparison; None if the model of a seed lacks the element."""
+    faults: Sequence[bool]
+    """Whether a value is a fault. See the top of this file."""
+
+    def at(self, positions: Iterable[int]) -> _Sample:
+        """Return the values of some seeds."""
+        positions = list(positions)
+        return _Sample([self.values[i] for i in positions], [self.faults[i] for i in positions])
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,26 +368,33 @@ class _ShiftTest:
     tolerance: float
     error: float
     """Probability of a false alarm."""
+    derived: bool = False
+    """Whether round-off may decide if a value is finite, as for an exponent near the numerical rank."""
 
     def for_each_of(self, count: int) -> _ShiftTest:
         """Return the test of one of several elements that share the error probability."""
         return replace(self, error=self.error / max(count, 1))
 
-    def shift(self, old: Sequence[float | None], new: Sequence[float | None]) -> float | None:
+    def shift(self, old: _Sample, new: _Sample) -> float | None:
         """Return the shift of the mean. NaN if infinite or NaN values differ, None if nothing has changed."""
+        if self.pairs:
+            old, new = old.at(i for i, _ in self.pairs), new.at(j for _, j in self.pairs)
+        if any(old.faults) != any(new.faults):
+            return math.nan
         try:
             if self.pairs:
-                found = [(old[i], new[j]) for i, j in self.pairs]
+                found = zip(old.values, new.values)
                 return self._shift_of_pairs([(a, b) for a, b in found if a is not None and b is not None])
-            return self._shift_of_samples([a for a in old if a is not None], [b for b in new if b is not None])
+            return self._shift_of_samples(old, new)
         except OverflowError:
             # The squares of finite numbers overflow. No measurement has such numbers; an edited file may.
             return math.nan
 
     def _shift_of_pairs(self, pairs: Sequence[tuple[float, float]]) -> float | None:
-        if any(str(a) != str(b) for a, b in pairs if not (math.isfinite(a) and math.isfinite(b))):
+        differ = sum(str(a) != str(b) for a, b in pairs if not (math.isfinite(a) and math.isfinite(b)))
+        if differ > (1 if self.derived and len(pairs) > 1 else 0):
             return math.nan
-        differences = [b - a for a, b in pairs if math.isfinite(a)]
+        differences = [b - a for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
         if not differences:
             return None
         mean, variance = _moments(differences)
@@ -302,9 +404,12 @@ class _ShiftTest:
             return mean if abs(mean) > self.tolerance < abs(math.fsum(rest) / len(rest)) else None
         return self._if_significant(mean, variance / len(differences), len(differences) - 1)
 
-    def _shift_of_samples(self, old: Sequence[float], new: Sequence[float]) -> float | None:
-        before, after = ([value for value in values if math.isfinite(value)] for values in (old, new))
-        if self._finiteness_differs(len(before), len(old), len(after), len(new)):
+    def _shift_of_samples(self, old: _Sample, new: _Sample) -> float | None:
+        known = [[v for v in sample.values if v is not None] for sample in (old, new)]
+        before, after = ([value for value in values if math.isfinite(value)] for values in known)
+        sizes = len(known[0]), len(known[1])
+        faultless = sizes[0] - sum(old.faults), sizes[1] - sum(new.faults)
+        if self._share_differs((len(before), len(after)), sizes) or self._share_differs(faultless, sizes):
             return math.nan
         if not before or not after:
             return None
@@ -329,17 +434,17 @@ class _ShiftTest:
         chance = 2 * float(stdtr(degrees, -abs(shift) / math.sqrt(variance_of_mean)))
         return shift if chance < self.error else None
 
-    def _finiteness_differs(self, finite_old: int, old: int, finite_new: int, new: int) -> bool:
-        """Whether the number of finite values differs by more than chance allows (Fisher's exact test)."""
-        if finite_old == old and finite_new == new:
+    def _share_differs(self, having: tuple[int, int], sizes: tuple[int, int]) -> bool:
+        """Whether the share of seeds with a property differs by more than chance allows (Fisher's exact test)."""
+        if having in {(0, 0), sizes} or 0 in sizes:
             return False
-        if min(old, new) <= 1:
-            return (finite_old == old) != (finite_new == new)
+        if min(sizes) <= 1:
+            return (having[0] == sizes[0]) != (having[1] == sizes[1])
         from scipy.stats import fisher_exact
 
-        table = [[finite_old, old - finite_old], [finite_new, new - finite_new]]
+        table = [[count, size - count] for count, size in zip(having, sizes)]
         # With few seeds no table has so small a p-value. Then the most extreme table is required: all seeds have changed.
-        reachable = fisher_exact([[old, 0], [0, new]]).pvalue
+        reachable = fisher_exact([[sizes[0], 0], [0, sizes[1]]]).pvalue
         return bool(fisher_exact(table).pvalue <= max(self.error, reachable))
 
 

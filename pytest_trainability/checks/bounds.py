@@ -39,11 +39,12 @@ class Bound:
             end = getattr(self, name)
             if end is None:
                 continue
-            if isinstance(end, bool) or not isinstance(end, Real) or math.isnan(end):
+            # A numpy number becomes a float, which can be sent to another process. -0 becomes 0.
+            number = math.nan if isinstance(end, bool) or not isinstance(end, Real) else _as_float(end)
+            if math.isnan(number):
                 msg = f"the ends of a bound must be numbers, or None for an open end. Got {name}={end!r}."
                 raise BoundError(msg)
-            # A numpy number becomes a float, which can be sent to another process. -0 becomes 0.
-            object.__setattr__(self, name, float(end) + 0.0)
+            object.__setattr__(self, name, number + 0.0)
         if self.low is None and self.high is None:
             msg = "a bound must have at least one end. Got (None, None), which everything satisfies."
             raise BoundError(msg)
@@ -83,6 +84,22 @@ class Bound:
         return f"within({self.low!r}, {self.high!r})"
 
 
+def _as_float(end: Real) -> float:
+    """Return an end of a bound as a float.
+
+    Raises:
+        BoundError: The number is too large for one.
+    """
+    try:
+        return float(end)
+    except OverflowError:
+        msg = (
+            "the ends of a bound must be numbers that a float can hold, at most 1.8e308. Got a larger one. Use None for an open "
+            "end."
+        )
+        raise BoundError(msg) from None
+
+
 BoundLike: TypeAlias = "Bound | tuple[float | None, float | None]"
 """A bound, or ``(low, high)`` with None for an open end."""
 
@@ -113,7 +130,8 @@ def within(*ends: float | None) -> Bound:
             f"Got {given}. For an interval: within(low, high)."
         )
         raise BoundError(msg)
-    return Bound(-float(eps), float(eps))
+    end = _as_float(eps)
+    return Bound(-end, end)
 
 
 def at_least(low: float) -> Bound:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from ..errors import UsageError
@@ -24,9 +24,13 @@ def as_tolerance(value: Any, *, measure: str, where: str) -> float:
     Raises:
         UsageError: The value is not a finite number of at least 0.
     """
-    given = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    try:
+        given = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:
+        given = math.inf
     if not 0 <= given < math.inf:
-        msg = f"{where}: the tolerance of {measure} must be a finite number of at least 0. Got {value!r}."
+        got = "a number too large for a float" if isinstance(value, Integral) and given == math.inf else repr(value)
+        msg = f"{where}: the tolerance of {measure} must be a finite number of at least 0. Got {got}."
         raise UsageError(msg)
     return given
 

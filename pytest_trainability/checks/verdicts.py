@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from ..records.estimates import Estimate, Names, Profile, Spectrum
 from ..records.reports import VerdictRecord
+from ..records.text import format_finite
 from .bounds import Bound
 from .statistics import FIXED, Level, estimate, seeds_to_settle
 
@@ -62,6 +63,8 @@ def judge(
         violations=len(outside),
         elements=len(elements),
         worst=tuple((element.name, element.mean) for element in outside[:WORST_SHOWN]),
+        finite=format_finite(worst.values),
+        worst_finite=tuple(format_finite(element.values) for element in outside[:WORST_SHOWN]),
     )
 
 

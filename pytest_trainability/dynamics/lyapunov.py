@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks.statistics import CONFIDENCE, Level, as_confidence, estimate
 from ..engine.capture.rollout import refuse_time, refuse_unlike
-from ..engine.isolation import derived_seed, preserved_world, seeded
+from ..engine.isolation import default_device, derived_seed, preserved_world, seeded
 from ..engine.runs.arguments import as_count
 from ..engine.trees import map_tensors, tensors_in
 from ..errors import ModelError, UsageError
@@ -111,7 +111,8 @@ def lyapunov_spectrum(
     level = Level(as_confidence(confidence))
     total = warmup + alignment + steps
     advance = _map(step, inputs, total)
-    with preserved_world():
+    device = next((tensor.device for tensor in tensors_in(state)), torch.device("cpu"))
+    with preserved_world(), default_device(device):
         seeded(seed)
         state = _checked_state(state, batched=batched)
         with torch.no_grad():
@@ -131,7 +132,8 @@ def _result(local: Tensor, state: Any, unit: str, level: Level) -> LyapunovExpon
     found = [estimate(values, unit=unit, level=level) for values in local.mean(0).T.tolist()]
     order = sorted(range(len(found)), key=lambda i: -found[i].mean)
     across = local.mean(1)[:, order]
-    running = across.cumsum(0) / torch.arange(1, len(across) + 1, dtype=across.dtype).unsqueeze(1)
+    numbers = torch.arange(1, len(across) + 1, dtype=across.dtype, device=across.device)
+    running = across.cumsum(0) / numbers.unsqueeze(1)
     return LyapunovExponents(
         Spectrum(tuple(found[i] for i in order)),
         tuple(map(tuple, across.tolist())),

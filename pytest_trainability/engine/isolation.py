@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -16,10 +18,12 @@ from torch import Tensor, nn
 from .torch_internals import buffer_table, compiler_is_loaded, is_lazy, parameter_table, preserved_version, tables_of
 
 __all__ = [
+    "default_device",
     "derived_seed",
     "digest",
     "generator_of",
     "generator_state",
+    "one_at_a_time",
     "preserved_generators",
     "preserved_model",
     "preserved_world",
@@ -91,14 +95,41 @@ def seeded_unless_seeded(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(state)
 
 
+# Note [One run at a time]
+# ~~~~~~~~~~~~~~~~~~~~~~~~
+# A run seeds the global generators, changes global settings, and restores both. Two threads that run at the same time would draw
+# each other's numbers, and each would restore what the other has set. A lock of the process therefore admits one thread at a
+# time. The same thread may enter again: a factory or a loss may measure another model, but must not wait for a thread that does.
+# A process that is forked while a thread runs gets a new lock, as that thread does not exist there. Nothing holds the lock while
+# a test's own code runs.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Wait until no other thread runs a model. See Note [One run at a time]."""
+    with _lock:
+        yield
+
+
 @contextmanager
 def preserved_world() -> Iterator[None]:
     """Restore the global state of torch, ``random`` and numpy on exit: generators, gradient modes, default dtype, flags.
 
     Inside the context, gradients are enabled and TF32 is disabled, so that float32 models have the same precision on every
-    device.
+    device. Other threads wait. See Note [One run at a time].
     """
     with ExitStack() as stack:
+        stack.enter_context(one_at_a_time())
         stack.enter_context(preserved_generators())
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         stack.callback(_set_backend_flags, _backend_flags())
@@ -106,6 +137,17 @@ def preserved_world() -> Iterator[None]:
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
         yield
+
+
+def default_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which tensors are made on a device unless another one is named.
+
+    Does nothing where the default device is the CPU, as it is unless the user has set another one, or of the same kind. A default
+    device such as ``meta`` would otherwise receive tensors of the measurement and of the model.
+    """
+    if torch.get_default_device().type in {"cpu", device.type}:
+        return nullcontext()
+    return device
 
 
 def _backend_flags() -> dict[str, Any]:
@@ -193,7 +235,8 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
         for tensor, value in tensors:
             _restore(tensor, value)
         for parameter, gradient, _, requires_grad in gradients:
-            parameter.requires_grad_(requires_grad)
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
         versions.close()
 
@@ -210,8 +253,12 @@ def _preserved_versions(tensors: list[Tensor]) -> ExitStack:
 
 def _restore(tensor: Tensor, value: Tensor) -> None:
     """Restore the values of a tensor, in place if it still has their dtype and device."""
-    if (tensor.device, tensor.dtype) != (value.device, value.dtype):
+    # The data of a sparse tensor in coordinate format is another tensor, in which a copy would be lost.
+    if value.is_sparse or (tensor.device, tensor.dtype) != (value.device, value.dtype):
         tensor.data = value
+    elif value.layout is not torch.strided or value.is_nested:
+        # PyTorch does not compare them.
+        tensor.data.copy_(value)
     elif not torch.equal(tensor.data, value):
         tensor.data.copy_(value)
 
@@ -221,12 +268,15 @@ def _copied_tables(module: nn.Module) -> dict[str, Any]:
 
 
 def _own_tensors(model: nn.Module) -> list[Tensor]:
-    """Return parameters, buffers and tensors in plain attributes, except results of differentiable operations."""
+    """Return the parameters, buffers and tensors in plain attributes that hold numbers.
+
+    Results of differentiable operations are left out, and so are tensors on the meta device and those of lazy modules.
+    """
     found: dict[int, Tensor] = {}
     for module in model.modules():
         kept = (value for value in vars(module).values() if isinstance(value, Tensor) and value.grad_fn is None)
         for tensor in (*parameter_table(module).values(), *buffer_table(module).values(), *kept):
-            if tensor is not None and not is_lazy(tensor):
+            if tensor is not None and not is_lazy(tensor) and not tensor.is_meta:
                 found[id(tensor)] = tensor
     return list(found.values())
 

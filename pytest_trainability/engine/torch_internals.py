@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ __all__ = [
     "TorchDispatchMode",
     "WeakTensorKeyDictionary",
     "apply_node",
+    "arose_in_backward",
     "backward_skipped",
     "buffer_table",
     "compiler_is_loaded",
@@ -440,6 +442,23 @@ _UNSUPPORTED = re.compile(
     r"|not implemented for '(Half|BFloat16|Float8\w*)'"
     "|no kernel image is available"  # CUDA, on a GPU for which PyTorch was not compiled
 )
+
+
+def arose_in_backward(error: BaseException) -> bool:
+    """Return whether an error was raised by a backward pass: by a node, by the model's own code in it, or by a hook.
+
+    Looks for a frame of a file in ``torch/autograd``, from which the engine is called and Python code is called back. PyTorch
+    documents no class of such errors.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename).parent == _AUTOGRAD:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+_AUTOGRAD = Path(torch.autograd.__file__).parent
 
 
 def is_unsupported_here(error: BaseException) -> bool:

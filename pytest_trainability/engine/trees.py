@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["batch_size", "carries_gradient", "is_empty", "is_float", "map_tensors", "tensors_in", "to_tensor_like"]
+__all__ = [
+    "batch_size",
+    "carries_gradient",
+    "is_empty",
+    "is_float",
+    "map_tensors",
+    "named_tensors",
+    "tensors_in",
+    "to_tensor_like",
+]
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
@@ -20,26 +29,36 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     ``ModelOutput`` and ``BatchFeature`` of transformers are mappings. Tensors in other objects are skipped: a key-value cache
     holds tensors for later calls, which are not outputs.
     """
-    pending = [tree]
+    for _, tensor in named_tensors(tree):
+        yield tensor
+
+
+def named_tensors(tree: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a tree as :func:`tensors_in` does, each with its place: ``['logits']``, ``[0]`` or ``.loss``.
+
+    Yields:
+        The place, empty for a tree that is a tensor, and the tensor.
+    """
+    pending = [("", tree)]
     seen: set[int] = set()
     while pending:
-        node = pending.pop()
+        place, node = pending.pop()
         if isinstance(node, Tensor):
-            yield node
+            yield place, node
             continue
         children = _children(node)
         if children and id(node) not in seen:
             seen.add(id(node))
-            pending.extend(reversed(children))
+            pending.extend((place + step, child) for step, child in reversed(children))
 
 
-def _children(node: Any) -> list[Any]:
+def _children(node: Any) -> list[tuple[str, Any]]:
     if isinstance(node, Mapping):
-        return list(node.values())
+        return [(f"[{key!r}]", value) for key, value in node.items()]
     if isinstance(node, (tuple, list)):
-        return list(node)
+        return [(f"[{index}]", value) for index, value in enumerate(node)]
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        return [getattr(node, field.name, None) for field in dataclasses.fields(node)]
+        return [(f".{field.name}", getattr(node, field.name, None)) for field in dataclasses.fields(node)]
     return []
 
 

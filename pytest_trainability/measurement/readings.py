@@ -70,7 +70,7 @@ def assemble(m: Measure, readings: Sequence[Any], level: Level) -> Value:
         level: Confidence level of the intervals.
 
     Returns:
-        An estimate, a spectrum (largest first), a profile, or the names of all seeds in the order of their first appearance.
+        An estimate, a spectrum (largest first), a profile, or the names of all seeds, in an order that agrees with every seed's.
     """
 
     def averaged(values: Sequence[float], name: str = "") -> Estimate:
@@ -82,10 +82,27 @@ def assemble(m: Measure, readings: Sequence[Any], level: Level) -> Value:
         elements = sorted((averaged(values) for values in zip(*readings)), key=lambda element: -element.mean)
         return Spectrum(tuple(replace(e, name=f"{m.element} {number}") for number, e in enumerate(elements, 1)))
     if m.kind == "names":
-        return Names(tuple(dict.fromkeys(n for names in readings for n in names)), tuple(len(r) for r in readings))
+        return Names(_merged(readings), tuple(len(names) for names in readings))
     # With stochastic depth a seed may skip a step. It has no value there, and the average runs over the other seeds.
     names = dict.fromkeys(n for reading in readings for n in reading)
     return Profile({n: averaged([reading[n] for reading in readings if n in reading], n) for n in names})
+
+
+def _merged(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the names of several lists, each once, in an order that agrees with all of them where one exists.
+
+    A name that a later list adds stands right before the name that follows it there. The first value that is not finite may be
+    another one on another seed, and is first in the whole list.
+    """
+    found: list[str] = []
+    for names in lists:
+        place = len(found)
+        for name in reversed(names):
+            if name in found:
+                place = min(place, found.index(name))
+            else:
+                found.insert(place, name)
+    return tuple(found)
 
 
 def recorded(m: Measure, readings: Sequence[Any]) -> BaselineValues:

@@ -14,8 +14,9 @@ from ..checks.presets import find_preset
 from ..checks.tolerances import as_tolerance
 from ..checks.verdicts import Value, judge
 from ..checks.waking import may_be_zero_by_design, without_zero_initialized
+from ..engine.runs.finiteness import remarks
 from ..errors import BoundError, TrainabilityError, TrainabilityFailure, UsageError
-from ..measures import MEASURES, Measure, find_measure, recorded_along
+from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along
 from ..measures.attributes import Attributes
 from ..records.estimates import Profile, Spectrum, Steps
 from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
@@ -104,8 +105,9 @@ class Measurement(Attributes):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on what the numbers cover, such as layers before the chain."""
-        return (*self._seed_runs.common.cautions, *self._seed_runs.common.notes)
+        """Remarks on what the numbers cover, such as layers before the chain, first those on outputs that are not finite."""
+        common = self._seed_runs.common
+        return (*remarks(common.not_finite), *common.cautions, *common.notes)
 
     @property
     def seconds(self) -> float:
@@ -168,17 +170,17 @@ class Measurement(Attributes):
             default = find_preset(preset, where=f"{where}: preset") if preset is not None else {}
             judged = {find_measure(n, where=where): bound for n, bound in {**default, **given}.items()}
             self.run(list(judged), tolerated=tolerated_by({m.name: bound for m, bound in judged.items()}))
-            companions = [m.measured_with for m in judged if self._needs_companion(m)]
-            self.run([MEASURES[name] for name in companions], tolerated=dict.fromkeys(companions, TrainabilityError))
+            companions = [found for m in judged if (found := self._needed_companion(m)) is not None]
+            self.run(companions, tolerated={m.name: TrainabilityError for m in companions})
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
         self._judge(judged)
 
-    def _needs_companion(self, m: Measure) -> bool:
-        """Return whether the measure that ``m`` is measured with is needed for the verdict on ``m``, or for its remark."""
-        if not m.measured_with:
-            return False
-        return not m.zero_by_design or may_be_zero_by_design(m.zero_by_design, self._seed_runs.values.get(m.name))
+    def _needed_companion(self, m: Measure) -> Measure | None:
+        """Return the measure that ``m`` is measured with if the verdict on ``m``, or its remark, needs it; otherwise None."""
+        if m.zero_by_design and not may_be_zero_by_design(m.zero_by_design, self._seed_runs.values.get(m.name)):
+            return None
+        return companion_of(m)
 
     def _judge(self, bounds: Mapping[Measure, Bound]) -> None:
         __tracebackhide__ = True

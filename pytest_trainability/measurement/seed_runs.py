@@ -17,7 +17,7 @@ from ..engine.runs.ensemble import ensemble
 from ..engine.runs.forward_pass import fingerprint
 from ..engine.runs.recipe import Recipe
 from ..errors import InapplicableError, TrainabilityError, UsageError
-from ..measures import MEASURES, Measure
+from ..measures import MEASURES, Measure, companion_of
 from ..records.estimates import Profile
 from .readings import assemble, read
 
@@ -79,9 +79,13 @@ class SeedRuns:
             UsageError: The inputs or the parameters have changed since the first run.
         """
         if until:
-            companions = {MEASURES[n].measured_with: TrainabilityError for n in until if MEASURES[n].measured_with}
-            tolerated = {**tolerated, **companions, **tolerated_by(until)}
-            wanted = [*wanted, *(MEASURES[name] for name in companions)]
+            companions = [m for name in until if (m := companion_of(MEASURES[name])) is not None]
+            tolerated = {
+                **tolerated,
+                **dict.fromkeys((m.name for m in companions), TrainabilityError),
+                **tolerated_by(until),
+            }
+            wanted = [*wanted, *companions]
         known = {*self.values, *(self._inapplicable & tolerated.keys())}
         wanted = [m for m in dict.fromkeys(wanted) if m.name not in known]
         if not wanted:
@@ -123,7 +127,8 @@ class SeedRuns:
         for name, readings in self.readings.items():
             readings += [reading[name] for reading in found.readings]
         draws = (*self.common.draws, *found.draws)
-        self._ensemble = replace(self.common, seeds=self.seeds_requested, draws=draws)
+        not_finite = (*self.common.not_finite, *found.not_finite)
+        self._ensemble = replace(self.common, seeds=self.seeds_requested, draws=draws, not_finite=not_finite)
         self._assemble(measures)
         return True
 

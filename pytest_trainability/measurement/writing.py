@@ -17,11 +17,12 @@ from ..checks.bounds import Bound
 from ..checks.diagnosis import diagnose, is_about_growth
 from ..checks.verdicts import Value, first_outside
 from ..checks.waking import waking_texts
+from ..engine.runs.finiteness import faults, remarks
 from ..errors import UsageError
 from ..measures import MEASURES, Measure
 from ..records.estimates import Estimate, Names, Profile
 from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
-from ..records.text import format_names
+from ..records.text import format_finite, format_names
 from .context import Context
 from .readings import recorded
 from .seed_runs import SeedRuns
@@ -111,16 +112,37 @@ def check_record(
         log_gain=log_gain.mean,
         log_gain_low=log_gain.low,
         log_gain_high=log_gain.high,
+        log_gain_finite=format_finite(log_gain.values),
         growth=growth,
         verdicts=tuple(verdicts),
         leaves_band=_leaves_band(seed_runs, verdicts, growth, tuple(growth_rate)),
-        cause=tuple(diagnose(growth, common.facts, nonfinite)) if about_growth else (),
+        cause=_cause(seed_runs, growth, nonfinite, about_growth=about_growth),
         notes=common.notes,
         cautions=tuple(_cautions(seed_runs, bounded)),
         reproduce=context.reproduce,
         baseline=baseline,
         along=common.along,
     )
+
+
+def _cause(
+    seed_runs: SeedRuns, growth: Sequence[float], nonfinite: Sequence[str], *, about_growth: bool
+) -> tuple[str, ...]:
+    """Return lines on the likely cause: the first value that is not finite, then growth along the chain.
+
+    An output or a loss that is not finite comes first, unless a value before it is known not to be.
+
+    Args:
+        seed_runs: Runs of all seeds.
+        growth: Growth rate of each step, nats, in program order.
+        nonfinite: The names of the measure ``nonfinite``; empty if it was not read.
+        about_growth: Whether growth along the chain can have caused the failure.
+    """
+    common = seed_runs.common
+    before = [name for name in nonfinite if not name.startswith("gradient of ") and name != "loss"]
+    at_end = faults(common.not_finite)
+    of_growth = diagnose(growth, common.facts, before) if about_growth or (before and at_end) else []
+    return tuple(of_growth) if before else (*at_end, *of_growth)
 
 
 def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baseline: BaselineRecord | None) -> bool:
@@ -135,7 +157,8 @@ def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baselin
 
 
 def _cautions(seed_runs: SeedRuns, bounded: Mapping[str, Value]) -> Iterator[str]:
-    """Yield a sentence for each thing that the verdicts do not cover."""
+    """Yield a sentence for each thing that the verdicts do not cover, first those on outputs that are not finite."""
+    yield from remarks(seed_runs.common.not_finite)
     unused, left_out = cast("Names", seed_runs.values["unused_parameters"]), seed_runs.common.steps.left_out
     if unused:
         count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"

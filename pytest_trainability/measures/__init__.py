@@ -36,6 +36,7 @@ __all__ = [
     "Objective",
     "Run",
     "Stage",
+    "companion_of",
     "declare",
     "declared_measures",
     "find_measure",
@@ -106,6 +107,19 @@ def find_measure(name: str, *, where: str = "", known: Iterable[str] = MEASURES)
     hint = f"Did you mean {near[0]!r}?" if near else f"Measures: {', '.join(sorted(known))}."
     msg = f"{where}: unknown measure {name!r}. {hint}" if where else f"Unknown measure {name!r}. {hint}"
     raise BoundError(msg)
+
+
+def companion_of(measure: Measure) -> Measure | None:
+    """Return the measure that another one is measured with; None if it is measured alone.
+
+    >>> companion_of(find_measure("initial_loss")).name, companion_of(find_measure("log_gain"))
+    ('excess_loss', None)
+
+    Raises:
+        BoundError: ``measured_with`` names no measure.
+    """
+    name = measure.measured_with
+    return find_measure(name, where=f"measured_with of the measure {measure.name!r}") if name else None
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any, Literal, TypeVar, overload
 
-from .text import format_value
+from .text import format_finite, format_value
 
 __all__ = ["Estimate", "Listed", "Names", "Profile", "Spectrum", "Steps"]
 
@@ -184,9 +184,14 @@ class Estimate:
         return (self.high - self.low) / 2
 
     def __str__(self) -> str:
-        return format_value(self.mean, self.low, self.high, unit=self.unit, scale=self.scale)
+        return format_value(
+            self.mean, self.low, self.high, unit=self.unit, scale=self.scale, finite=format_finite(self.values)
+        )
 
     def __repr__(self) -> str:
+        if math.isnan(self.mean) and format_finite(self.values):
+            # The text itself gives the number of seeds.
+            return f"{self} ({self.name})" if self.name else str(self)
         count = f"{len(self.values)} seed{'s' if len(self.values) != 1 else ''}"
         return f"{self} ({self.name}, {count})" if self.name else f"{self} ({count})"
 
@@ -252,10 +257,17 @@ class Spectrum(_Elements, Listed[Estimate]):
     _estimates = _items
 
     def __repr__(self) -> str:
-        shown = ", ".join(str(e.mean if not math.isfinite(e.mean) else round(e.mean, 4)) for e in self.exponents[:8])
+        shown = ", ".join(_short(e) for e in self.exponents[:8])
         more = f", … {len(self) - 8} more" if len(self) > 8 else ""
         unit = f" {self.exponents[0].unit}" if self.exponents and self.exponents[0].unit else ""
         return f"Spectrum([{shown}{more}]{unit})"
+
+
+def _short(estimate: Estimate) -> str:
+    """Return the mean without interval and unit, or the number of seeds that are finite where it is NaN."""
+    if math.isnan(estimate.mean):
+        return format_finite(estimate.values) or "nan"
+    return str(round(estimate.mean, 4) if math.isfinite(estimate.mean) else estimate.mean)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -68,11 +68,17 @@ class VerdictRecord:
     """Approximate number of seeds that would settle a marginal verdict: infinite if none would, 0 if it is not marginal."""
     remark: str = ""
     """Remark on the value, printed in parentheses behind it."""
+    finite: str = ""
+    """Number of seeds on which the value is finite, such as ``finite on 1 of 8 seeds``; empty if it is on all or none."""
+    worst_finite: tuple[str, ...] = ()
+    """The same for each element of ``worst``."""
 
     @property
     def value_text(self) -> str:
         """The value with its interval, unit and remark."""
-        text = format_value(self.value, self.value_low, self.value_high, unit=self.unit, scale=self.scale)
+        text = format_value(
+            self.value, self.value_low, self.value_high, unit=self.unit, scale=self.scale, finite=self.finite
+        )
         return f"{text} ({self.remark})" if self.remark else text
 
 
@@ -98,13 +104,28 @@ class BaselineChange:
     scale: str = "linear"
     considered: int = 1
     """Number of elements that were compared."""
+    old_finite: str = ""
+    """Number of seeds of the baseline that are finite, such as ``finite on 1 of 8 seeds``; empty if all or none are."""
+    new_finite: str = ""
+    """Number of seeds that are finite now."""
 
     @property
     def old_to_new(self) -> str:
-        """Both means and the unit, such as ``+0.22 → +1.77 nats``."""
-        sign = "+" if self.unit.startswith("nats") else ""
-        old, new = (f"{value + 0.0:{sign}.3g}" for value in (self.old, self.new))
+        """Both means and the unit, such as ``+0.22 → +1.77 nats`` or ``+0.22 nats → finite on 1 of 8 seeds``."""
+        old, new = self._side(self.old, self.old_finite), self._side(self.new, self.new_finite)
+        if (old, new) == (self.old_finite, self.new_finite):
+            return f"{old} → {new}"
+        if new == self.new_finite:
+            return " ".join(part for part in (old, self.unit, "→", new) if part)
         return " ".join(part for part in (old, "→", new, self.unit) if part)
+
+    def _side(self, mean: float, finite: str) -> str:
+        """Return the text of one side, without its unit."""
+        sign = "+" if self.unit.startswith("nats") else ""
+        text = f"{mean + 0.0:{sign}.3g}"
+        if not finite:
+            return text
+        return f"{text} ({finite})" if math.isfinite(mean) else finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +218,15 @@ class CheckRecord:
     """Comparison with the baseline; None if the test has no baseline check."""
     along: str = "depth"
     """Direction of the chain: ``"depth"`` or ``"time"``."""
+    log_gain_finite: str = ""
+    """Number of seeds on which the log gain is finite, such as ``finite on 1 of 8 seeds``; empty if it is on all or none."""
 
     @property
     def log_gain_text(self) -> str:
         """The log gain with its interval."""
-        return format_value(self.log_gain, self.log_gain_low, self.log_gain_high, unit="nats")
+        return format_value(
+            self.log_gain, self.log_gain_low, self.log_gain_high, unit="nats", finite=self.log_gain_finite
+        )
 
     @property
     def holds(self) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-__all__ = ["format_names", "format_number", "format_value"]
+__all__ = ["format_finite", "format_names", "format_number", "format_value"]
 
 
 def format_number(value: float, digits: int = 3) -> str:
@@ -28,12 +28,37 @@ def format_names(names: Sequence[str], most: int = 2) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def format_value(mean: float, low: float, high: float, *, unit: str = "", scale: str = "linear") -> str:
+def format_finite(values: Iterable[float | None]) -> str:
+    """Return how many of the values over seeds are finite, as text; empty if all or none are. None is no value.
+
+    >>> format_finite([1.5, math.nan, math.nan]), format_finite([1.5, 2.5]), format_finite([math.inf])
+    ('finite on 1 of 3 seeds', '', '')
+    """
+    known = [value for value in values if value is not None]
+    finite = sum(map(math.isfinite, known))
+    return f"finite on {finite} of {len(known)} seeds" if 0 < finite < len(known) else ""
+
+
+def format_value(
+    mean: float, low: float, high: float, *, unit: str = "", scale: str = "linear", finite: str = ""
+) -> str:
     """Return a mean with its interval as text: ``-14.4 ± 0.3 nats``, or ``3e-09 ×/÷ 1.5`` for a log-scale measure.
+
+    Args:
+        mean: Mean over seeds.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        unit: Unit of the three.
+        scale: ``"log"`` if the interval is a ratio.
+        finite: Text of :func:`format_finite`. It replaces a mean that is NaN.
 
     >>> format_value(-14.41, -14.7, -14.12, unit="nats"), format_value(3e-9, 2e-9, 4.5e-9, scale="log")
     ('-14.41 ± 0.29 nats', '3.00e-09 ×/÷ 1.5')
+    >>> format_value(math.nan, math.nan, math.nan, finite="finite on 1 of 8 seeds")
+    'finite on 1 of 8 seeds'
     """
+    if finite and math.isnan(mean):
+        return finite
     sign = "+" if unit.startswith("nats") and not math.isnan(mean) else ""
     half = (high - low) / 2
     if not (math.isfinite(half) and math.isfinite(mean)) or half <= 0:

@@ -67,7 +67,8 @@ def explain_baseline(record: CheckRecord, *, width: int = 80) -> str:
     assert record.baseline is not None
     missing = record.baseline.status == "missing"
     head = f"{record.model}: {'no baseline' if missing else 'changed since the baseline'}"
-    return _message(head, record, baseline_lines(record.baseline, width=width - 2), width)
+    lines = [*baseline_lines(record.baseline, width=width - 2), *_cause_lines(record, width - 2)]
+    return _message(head, record, lines, width)
 
 
 def _message(head: str, record: CheckRecord, lines: Sequence[str], width: int) -> str:
@@ -85,13 +86,22 @@ def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
         lines += baseline_lines(record.baseline, width=width)
     lines += labelled(f"along {record.along}", depth_line(record, width - LABEL_WIDTH))
     lines += labelled("leaves band", record.leaves_band, width)
-    for index, line in enumerate(record.cause):
-        lines += labelled("likely cause" if index == 0 else "", line, width)
-    for note in (*record.cautions, *record.notes):
+    lines += _cause_lines(record, width)
+    # An output that is not finite is a caution where the test passes, and the likely cause where it fails.
+    for note in (*(caution for caution in record.cautions if caution not in record.cause), *record.notes):
         lines += labelled("note", note, width)
     if record.reproduce:
         lines += labelled("reproduce", reproduce_command(record))
     return lines
+
+
+def _cause_lines(record: CheckRecord, width: int) -> list[str]:
+    """Return labelled lines on the likely cause of a failure; none without one."""
+    return [
+        text
+        for index, line in enumerate(record.cause)
+        for text in labelled("likely cause" if index == 0 else "", line, width)
+    ]
 
 
 def baseline_lines(baseline: BaselineRecord, *, width: int) -> list[str]:
@@ -142,12 +152,23 @@ def _moved_text(moved: Sequence[BaselineChange]) -> str:
     return f"{len(moved)} of {largest.considered} moved, {shift_text(largest)}: {worst}{more}"
 
 
+def _finiteness_text(change: BaselineChange) -> str:
+    """Return what has changed if other seeds are finite than in the baseline."""
+    if change.old_finite and change.new_finite:
+        return "finite on other seeds"
+    if change.new_finite:
+        return "no longer finite on every seed" if math.isfinite(change.old) else "finite on some seeds now"
+    if change.old_finite:
+        return "finite on every seed again" if math.isfinite(change.new) else "no longer finite on any seed"
+    return "finite on one side only"
+
+
 def shift_text(change: BaselineChange) -> str:
     """Return ``by 1.55, more than 0.3`` or, for a log-scale measure, ``2.1 times larger, more than 1.35``."""
-    if not math.isfinite(change.shift):
-        return "finite on one side only"
-    if change.scale == "log" and 0 in {change.old, change.new}:
+    if change.scale == "log" and (change.old == 0) != (change.new == 0):
         return "no longer zero" if change.old == 0 else "zero now"
+    if not math.isfinite(change.shift):
+        return _finiteness_text(change)
     if change.scale == "log":
         factor, most = (format_number(_exp(abs(value))) for value in (change.shift, change.tolerance))
         return f"{factor} times {'larger' if change.shift > 0 else 'smaller'}, more than {most}"
@@ -220,8 +241,13 @@ def violation_lines(verdict: VerdictRecord, *, width: int) -> list[str]:
 def _worst_text(verdict: VerdictRecord) -> str:
     if not verdict.where or verdict.elements == 1:
         return verdict.where
-    worst = ", ".join(f"{name} {format_number(value, 2)}" for name, value in verdict.worst[:WORST_NAMED])
-    return f"{verdict.violations} of {verdict.elements} outside, worst {worst}"
+    finite = (*verdict.worst_finite, *[""] * len(verdict.worst))
+    texts = (_worst_of(name, value, seeds) for (name, value), seeds in zip(verdict.worst[:WORST_NAMED], finite))
+    return f"{verdict.violations} of {verdict.elements} outside, worst {', '.join(texts)}"
+
+
+def _worst_of(name: str, value: float, finite: str) -> str:
+    return f"{name} {finite if finite and math.isnan(value) else format_number(value, 2)}"
 
 
 def marginal_text(verdict: VerdictRecord) -> str:
@@ -246,10 +272,10 @@ def bound_text(verdict: VerdictRecord) -> str:
 
 def _margin_text(verdict: VerdictRecord) -> str:
     if math.isnan(verdict.value):
-        return "not a number"
+        return "NaN or infinite on the other seeds" if verdict.finite else "not a number"
     end = verdict.low if verdict.low is not None and verdict.value < verdict.low else verdict.high
     if end is None or math.isinf(verdict.value):
-        return "outside"
+        return f"outside, {verdict.finite}" if verdict.finite else "outside"
     if not verdict.unit.startswith("nats") and verdict.value > 0 and end > 0:
         ratio, way = max(verdict.value, end) / min(verdict.value, end), "small" if verdict.value < end else "large"
         by = f"{float(f'{ratio:.2g}'):,.6g} times" if ratio > LARGEST_PERCENTAGE else f"{100 * (ratio - 1):.2g} %"

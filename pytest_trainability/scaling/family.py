@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..engine.isolation import preserved_generators, preserved_model
+from ..engine.isolation import one_at_a_time, preserved_generators, preserved_model
 from ..engine.runs.arguments import as_count, as_optimizer
 from ..engine.runs.forward_pass import forward_pass
 from ..engine.runs.objective import Objective
@@ -150,7 +150,7 @@ class Member:
         Raises:
             UsageError: The function returned the same object twice.
         """
-        with preserved_generators():
+        with one_at_a_time(), preserved_generators():
             if self._built() is model:
                 msg = (
                     "the function must build a new model each time it is called, which is then trained. It returned the same "

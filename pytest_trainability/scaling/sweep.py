@@ -13,6 +13,7 @@ from ..measurement import Context, Measurement, Options, measure_in
 from ..measures import MEASURES
 from ..records.estimates import Estimate, Profile, Spectrum
 from ..records.reports import CheckRecord, VerdictRecord
+from ..records.text import format_finite
 from .arguments import CHANGE, EACH, EXTREMES, Along, Patterns, Summary, as_summaries
 from .family import Member
 
@@ -205,6 +206,7 @@ class SizeSweep:
             log_gain=last.log_gain.mean,
             log_gain_low=last.log_gain.low,
             log_gain_high=last.log_gain.high,
+            log_gain_finite=format_finite(last.log_gain.values),
             growth=(),
             verdicts=tuple(verdicts),
             notes=(*(failed or [self.reading]), f"the log gain is that of {self.along} {self.sizes[-1]}", *last.notes),

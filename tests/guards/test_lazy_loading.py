@@ -53,8 +53,19 @@ sys.addaudithook(watch)
 CONFTEST = """
 import json, os, sys
 from pathlib import Path
+import pytest
+
+# A worker reports before it says that it has finished, because the controller does not wait for it any longer.
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workerinput"):
+        report(session.config)
 
 def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        report(config)
+
+def report(config):
     import sitecustomize
     found = {
         "heavy": [name for name in ("torch", "numpy", "scipy") if name in sys.modules],

@@ -8,10 +8,20 @@ from torch import Tensor
 __all__ = ["as_complex", "as_float64", "as_real", "norm", "stored_values"]
 
 
+_COMPRESSED = {torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
+"""Layouts of sparse tensors that store their values in one dense tensor."""
+
+
 def stored_values(tensor: Tensor) -> Tensor:
     """Return the values of a tensor, detached; for a sparse tensor the stored values, with duplicate indices summed."""
     tensor = tensor.detach()
-    return tensor.coalesce().values() if tensor.is_sparse else tensor
+    if tensor.is_sparse:
+        return tensor.coalesce().values()
+    if tensor.is_nested or tensor.layout in _COMPRESSED:
+        return tensor.values()
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
 def as_real(tensor: Tensor) -> Tensor:

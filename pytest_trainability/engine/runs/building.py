@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from ...errors import ModelError, UsageError
 from ..isolation import generator_state, preserved_model, seeded
-from ..torch_internals import convert
+from ..torch_internals import convert, is_lazy
 from ..trees import to_tensor_like
 from .recipe import Recipe, did_not_fit
 
@@ -88,7 +87,7 @@ def _finished(model: nn.Module, recipe: Recipe, stack: ExitStack) -> nn.Module:
     _refuse_unmaterialized(model, fixed=True)
     stack.enter_context(preserved_model(model))
     stays = recipe.device in {None, device_of(model)} and recipe.dtype is None
-    return model if stays else _copied(model)
+    return model if stays and not _was_made_for_inference(model) else _copied(model)
 
 
 def _drawn(
@@ -99,10 +98,19 @@ def _drawn(
     drawn = generator_state()
     _refuse_unmaterialized(model, fixed=False)
     _refuse_repeated(model, previous)
+    if _was_made_for_inference(model):
+        return _copied(model), drawn
     if sys.getrefcount(model) > _references_of_a_local():
         previous.append(weakref.ref(model))
         stack.enter_context(preserved_model(model))
     return model, drawn
+
+
+def _was_made_for_inference(model: nn.Module) -> bool:
+    """Return whether a tensor of the model was made in inference mode. A gradient can pass through a copy of it only."""
+    kept = (t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor))
+    held = (*model.parameters(), *model.buffers(), *kept)
+    return any(tensor.is_inference() for tensor in held if not is_lazy(tensor))
 
 
 def _references_of_a_local() -> int:
@@ -170,18 +178,22 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _refuse_unmaterialized(model: nn.Module, *, fixed: bool) -> None:
-    """Refuse parameters on the meta device and, in a finished module, lazy ones."""
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
+    """Refuse parameters and buffers on the meta device and, in a finished module, lazy ones."""
+    held: dict[str, Iterable[tuple[str, Tensor]]] = {
+        "parameters": model.named_parameters(),
+        "buffers": model.named_buffers(),
+    }
+    for kind, name, tensor in ((kind, *named) for kind, tensors in held.items() for named in tensors):
+        if is_lazy(tensor):
             if not fixed:
                 continue
             what = "has no shape yet (a lazy module)"
-        elif parameter.is_meta:
+        elif tensor.is_meta:
             what = "lives on the meta device"
         else:
             continue
         msg = (
-            f"the parameters of a model must hold numbers. {name!r} {what}. Materialize it first: run the model "
+            f"the {kind} of a model must hold numbers. {name!r} {what}. Materialize it first: run the model "
             "once, or load its weights. A lazy module may also be built by a factory."
         )
         raise ModelError(msg)

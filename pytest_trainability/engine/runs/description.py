@@ -21,6 +21,7 @@ from ..capture.weights import WeightLayers
 from ..jacobian.trajectories import Division
 from ..torch_internals import is_batch_norm
 from ..trees import batch_size, tensors_in
+from .finiteness import NotFinite
 from .recipe import Recipe
 
 __all__ = ["Cutting", "Ensemble", "Plan", "described"]
@@ -82,6 +83,8 @@ class Ensemble:
     """Seeds that were run."""
     readings: tuple[Mapping[str, Any], ...] = ()
     """Result of ``read`` for each seed."""
+    not_finite: tuple[tuple[NotFinite, ...], ...] = ()
+    """Entries of the output and of the loss that are not finite, for each seed."""
     draws: tuple[str, ...] = ()
     """Two digests per seed, separated by a space. The first one is of the CPU generator after the build of the model and of the
     inputs' shapes and means: it is equal where the same seed drew as many numbers, for the same inputs. The second one is of the

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import Node
 
-from ...errors import CutError, ModelError, UsageError
+from ...errors import CutError, ModelError, TrainabilityError, UsageError
 from ..capture.chain import Chain, chain_of, graph_of
 from ..capture.fused_rnn import Unrolling
 from ..capture.graph import Graph, freed_in_order
@@ -22,14 +22,15 @@ from ..capture.recorder import Call, Capture, Instrument
 from ..capture.recurrence import chain_along, choose_recurrence, find_recurrences
 from ..capture.rollout import Rollout
 from ..capture.steps import choose_steps
-from ..isolation import digest, generator_state, preserved_world
+from ..isolation import default_device, digest, generator_state, preserved_world
 from ..jacobian.sample_independence import find_trajectories
 from ..jacobian.skips import log_gain_without_skips
 from ..jacobian.trajectories import Trajectories
-from ..torch_internals import is_unsupported_here
+from ..torch_internals import arose_in_backward, is_unsupported_here
 from ..trees import batch_size
-from .building import built
+from .building import built, device_of
 from .description import Cutting, Ensemble, Plan, described
+from .finiteness import NotFinite, entries_not_finite
 from .forward_pass import forward_pass, outlines
 from .recipe import NO_KERNEL, Recipe, did_not_fit, sentence
 from .run import Need, Run, with_dependencies
@@ -76,21 +77,35 @@ def ensemble(
     wanted = with_dependencies(frozenset(needs))
     readings: list[Mapping[str, Any]] = []
     draws: list[str] = []
+    not_finite: list[tuple[NotFinite, ...]] = []
     previous: list[weakref.ref[nn.Module]] = []
+    device = (
+        recipe.device
+        or (device_of(recipe.model) if isinstance(recipe.model, nn.Module) else None)
+        or torch.device("cpu")
+    )
     for seed in seeds:
-        with preserved_world():
+        with preserved_world(), default_device(device):
             if recipe.threads is not None and recipe.threads < torch.get_num_threads():
                 torch.set_num_threads(recipe.threads)
             with built(recipe, seed, previous) as (model, drawn), freed_in_order() as nodes:
-                known, reading, given, drew = _read_once(
+                known, reading, capture, drew = _read_once(
                     recipe.for_model(model), model, seed, wanted, read, known, nodes
                 )
                 readings.append(reading)
-                draws.append(f"{digest(drawn, *given)} {drew}")
+                not_finite.append(entries_not_finite(capture))
+                draws.append(f"{digest(drawn, *outlines(capture.inputs))} {drew}")
+                del capture
         if enough(readings):
             break
     assert known is not None, "there is at least one seed"
-    return replace(known, seeds=tuple(seeds[: len(readings)]), readings=tuple(readings), draws=tuple(draws))
+    return replace(
+        known,
+        seeds=tuple(seeds[: len(readings)]),
+        readings=tuple(readings),
+        draws=tuple(draws),
+        not_finite=tuple(not_finite),
+    )
 
 
 def _read_once(
@@ -101,17 +116,16 @@ def _read_once(
     read: Read,
     known: Ensemble | None,
     nodes: list[Node],
-) -> tuple[Ensemble, Mapping[str, Any], list[bytes], str]:
+) -> tuple[Ensemble, Mapping[str, Any], Capture, str]:
     """Run and cut the model, and read the run.
 
     Returns:
-        The description of all runs, the readings, the outlines of the inputs, and a digest of the generators after the forward
-        pass.
+        The description of all runs, the readings, the forward pass, and a digest of the generators after it.
     """
     along = _recurrence_name(recipe, model)
-    cut = _capture_and_cut(recipe, model, seed, along, needs, known, nodes)
-    capture, cutting, first_sweep = cut.capture, cut.cutting, None
-    with _translated_errors(model, capture.device, along):
+    with _translated_errors(model, device_of(model), along):
+        cut = _capture_and_cut(recipe, model, seed, along, needs, known, nodes)
+        capture, cutting, first_sweep = cut.capture, cut.cutting, None
         if known is None:
             trajectories, first_sweep = find_trajectories(cutting.chain, batch_size(capture.inputs), seed)
             skipped = log_gain_without_skips(trajectories, first_sweep, seed) if along is None else None
@@ -128,7 +142,7 @@ def _read_once(
             first_sweep=first_sweep,
         )
         run.fulfil(needs)
-    return known, read(run), list(outlines(capture.inputs)), cut.drew
+        return known, read(run), capture, cut.drew
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,37 +189,51 @@ def _capture_and_cut(
 
 
 @contextmanager
-def _translated_errors(model: nn.Module, device: torch.device, along: str | None) -> Iterator[None]:
-    """Raise errors of PyTorch's backward passes as errors that name the model and say what to do.
+def _translated_errors(model: nn.Module, device: torch.device | None, along: str | None) -> Iterator[None]:
+    """Raise errors of backward passes as errors that name the model and say what to do.
 
     Raises:
-        ModelError: The device ran out of memory, PyTorch has no kernel for an operation on this processor, or the model overwrote
-            a tensor that the backward pass needs.
+        ModelError: The device ran out of memory, PyTorch has no kernel for an operation on this processor, the model overwrote
+            a tensor that the backward pass needs, or the model's own code in a backward pass raised.
         CutError: A checkpointed part of the model was computed again without its time steps.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise ModelError(did_not_fit(model, device)) from error
-    except RuntimeError as error:
-        if type(error).__name__ == "CheckpointError" and along is not None:
-            msg = (
-                "checkpointed parts of the model cannot be measured along time, because their second computation has no time "
-                "steps. Switch checkpointing off for the measurement; it does not change the numbers."
-            )
-            raise CutError(msg) from error
-        if is_unsupported_here(error):
-            msg = f"the backward pass of {type(model).__name__} raised {type(error).__name__}: {sentence(error)} {NO_KERNEL}"
-            raise ModelError(msg) from error
-        if "modified by an inplace operation" not in str(error):
+    except TrainabilityError:
+        raise
+    except Exception as error:
+        translated = _translated(error, model, device, along)
+        if translated is None:
             raise
-        msg = (
-            f"the backward pass needs tensors of the forward pass as they were. {type(model).__name__} overwrites one in place, "
-            "usually a cache or a state, and cannot be trained like that either. Replace it instead (state = ..., not "
-            "state.copy_(...)), or run the module's forward inside torch.autograd.graph.saved_tensors_hooks(torch.clone, "
-            "lambda t: t)."
+        raise translated from error
+
+
+def _translated(
+    error: Exception, model: nn.Module, device: torch.device | None, along: str | None
+) -> TrainabilityError | None:
+    """Return the error to raise instead of one of PyTorch or of the model; None for other errors."""
+    name = type(model).__name__
+    if isinstance(error, torch.OutOfMemoryError):
+        return ModelError(did_not_fit(model, device))
+    if type(error).__name__ == "CheckpointError" and along is not None:
+        return CutError(
+            "checkpointed parts of the model cannot be measured along time, because their second computation has no time "
+            "steps. Switch checkpointing off for the measurement; it does not change the numbers."
         )
-        raise ModelError(msg) from error
+    if is_unsupported_here(error):
+        return ModelError(f"the backward pass of {name} raised {type(error).__name__}: {sentence(error)} {NO_KERNEL}")
+    if isinstance(error, RuntimeError) and "modified by an inplace operation" in str(error):
+        return ModelError(
+            f"the backward pass needs tensors of the forward pass as they were. {name} overwrites one in place, usually a cache "
+            "or a state, and cannot be trained like that either. Replace it instead (state = ..., not state.copy_(...)), or run "
+            "the module's forward inside torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t)."
+        )
+    if arose_in_backward(error):
+        return ModelError(
+            f"the backward pass of {name} must run. It raised {type(error).__name__}: {sentence(error)} Check the backward "
+            "methods of torch.autograd.Function and the gradient hooks that the model uses."
+        )
+    return None
 
 
 def _cut(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ...errors import ModelError, TrainabilityError, UsageError
 from ..capture.recorder import Capture, Instrument, capture
-from ..isolation import derived_seed, generator_of, seeded, uncompiled
+from ..isolation import derived_seed, generator_of, one_at_a_time, seeded, uncompiled
+from ..linalg.norms import stored_values
 from ..torch_internals import is_lazy, is_unsupported_here
 from ..trees import is_empty, map_tensors, tensors_in, to_tensor_like
 from .building import device_of
@@ -118,18 +119,23 @@ def _made(given: Any, what: str, generator: torch.Generator) -> Any:
                 f"raised {type(error).__name__}: {error}"
             )
             raise UsageError(msg) from error
-    if any(tensor.is_meta for tensor in tensors_in(made)):
-        msg = f"{what} must hold numbers. A tensor in them lives on the meta device."
-        raise UsageError(msg)
+    for tensor in tensors_in(made):
+        if tensor.is_meta:
+            msg = f"{what} must hold numbers. A tensor in them lives on the meta device."
+            raise UsageError(msg)
+        if tensor.is_nested or tensor.is_quantized:
+            kind = "nested" if tensor.is_nested else "quantized"
+            msg = f"{what} must be dense or sparse tensors. Got a {kind} one. Pad or dequantize it."
+            raise UsageError(msg)
     return made
 
 
 def outlines(inputs: Any) -> Iterator[bytes]:
     """Yield shape and rounded mean of each tensor: properties of the inputs that rounding errors do not change."""
     for tensor in tensors_in(inputs):
-        values = tensor.detach()
+        values = stored_values(tensor)
         mean = float((values.abs() if values.is_complex() else values).float().mean())
-        yield f"{tuple(values.shape)} {mean:.4g}".encode()
+        yield f"{tuple(tensor.shape)} {mean:.4g}".encode()
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -163,7 +169,9 @@ def fingerprint(recipe: Recipe) -> tuple[str, ...]:
     held = [*tensors_in(recipe.inputs), *tensors_in(recipe.target)]
     if isinstance(recipe.model, nn.Module):
         held += [*recipe.model.parameters(), *recipe.model.buffers()]
-    return tuple(_sum(tensor.detach()) for tensor in held if not (is_lazy(tensor) or tensor.is_meta))
+    # A run of the same model in another thread changes its tensors until it has ended.
+    with one_at_a_time():
+        return tuple(_sum(stored_values(tensor)) for tensor in held if not (is_lazy(tensor) or tensor.is_meta))
 
 
 def _sum(tensor: torch.Tensor) -> str:

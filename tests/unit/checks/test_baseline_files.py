@@ -156,11 +156,17 @@ def random_contents(draw: random.Random) -> Contents:
             [*VALUES, draw.gauss(0, 5), 10.0 ** draw.randint(-300, 300), -(10.0 ** draw.randint(0, 300))]
         )
 
+    def row(count: int, *, complete: bool) -> tuple[float | None, ...]:
+        """Return values, of which a scalar has one on every seed and an element of a profile has one on some seed."""
+        values = tuple(value() for _ in range(count))
+        rejected = None in values if complete else set(values) == {None}
+        return row(count, complete=complete) if rejected else values
+
     def measure(count: int) -> BaselineValues:
         if draw.random() < 0.2:
             return NameSet(tuple(sorted({name() for _ in range(draw.randrange(3))})))
         elements = [""] if draw.random() < 0.4 else [name() for _ in range(draw.randrange(4))]
-        rows = {element: tuple(value() for _ in range(count)) for element in elements}
+        rows = {element: row(count, complete=element == "") for element in elements}
         return Series(name(), draw.choice(["linear", "log"]), rows)
 
     found: Contents = {}
@@ -189,7 +195,7 @@ def test_text_is_stable_and_strict_json() -> None:
 @pytest.mark.parametrize("scale", ["linear", "log"])
 def test_infinity_and_nan_survive(scale: Any) -> None:
     row = tuple(VALUES)
-    new = entry(seeds=tuple(range(len(row))), draws=("",) * len(row), measures={"m": Series("", scale, {"": row})})
+    new = entry(seeds=tuple(range(len(row))), draws=("",) * len(row), measures={"m": Series("", scale, {"w": row})})
     text = render_baselines(with_entry({}, "t", "", new))
     assert '[-1.25, "-inf", "inf", "nan", null, 0.0, 3.0]' in text
     assert repr(parse_baselines(text, PLACE)["t"][""][new.key].measures["m"]) == repr(new.measures["m"])
@@ -210,7 +216,7 @@ def test_infinity_and_nan_survive(scale: Any) -> None:
 )
 def test_values_are_rounded(scale: Any, value: float, written: str) -> None:
     """The largest floating-point number is not rounded, because that would overflow."""
-    new = entry(measures={"m": Series("", scale, {"": (value, None)})})
+    new = entry(measures={"m": Series("", scale, {"w": (value, None)})})
     text = render_baselines(with_entry({}, "t", "", new))
     assert f"[{written}, null]" in text
     assert render_baselines(parse_baselines(text, PLACE)) == text
@@ -367,6 +373,15 @@ HAND_EDITED = {
     "a value of text": (
         in_text("-2.5", '"-2.5"'),
         f"{AT} › log_gain must contain numbers, null, 'inf', '-inf' or 'nan'; got '-2.5'",
+    ),
+    "a number null": (in_text("-2.5", "null"), f"{AT} › log_gain must have a number on every seed; got null"),
+    "all of a scalar null": (
+        in_text("-2.5, -3.25", "null, null"),
+        f"{AT} › log_gain must have a number on some seed; got null on all 2, which compares nothing",
+    ),
+    "all of an element null": (
+        in_text("0.5, 0.25", "null, null"),
+        f"{AT} › gradient_norm › 0.weight must have a number on some seed; got null on all 2",
     ),
     "a value true": (in_text("-2.5", "true"), f"{AT} › log_gain must contain numbers, null, 'inf', '-inf' or 'nan'"),
     "a value nested": (in_text("-2.5", "[-2.5]"), "must contain numbers, null, 'inf', '-inf' or 'nan'; got '[-2.5]'"),

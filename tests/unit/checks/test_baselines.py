@@ -12,6 +12,7 @@ import pytest
 
 from pytest_trainability.checks import baselines
 from pytest_trainability.checks.baselines import Entry, NameSet, Series, compare, environment_key
+from pytest_trainability.measures import MEASURES, recorded_along
 from pytest_trainability.records.reports import BaselineChange
 
 NAN, INF = math.nan, math.inf
@@ -399,6 +400,113 @@ def test_a_single_dead_seed_is_a_change_in_pairs_and_chance_otherwise() -> None:
         (change,) = changes(gain(before), gain(after))
         assert math.isnan(change.shift)
         assert changes(gain(before), gain(after, draws=FRESH)) == ()
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("seeds", [1, 2, 3, 8])
+@pytest.mark.parametrize("draws", ["", FRESH], ids=["paired", "unpaired"])
+def test_a_single_seed_with_a_fault_is_a_change_where_none_had_one(value: float, seeds: int, draws: str) -> None:
+    """In a scalar, in a profile and in a spectrum, in both directions, whatever the number of seeds that have it."""
+    healthy = SPREAD[:seeds]
+    for faults in range(1, seeds + 1):
+        faulty = [*healthy[: seeds - faults], *[value] * faults]
+        for name, element in (("log_gain", ""), ("growth_rate", "block.0"), ("lyapunov_spectrum", "exponent 1")):
+            old, new = (entry({name: {element: values}}) for values in (healthy, faulty))
+            if draws:
+                new = replace(new, draws=tuple(f"{draws}{seed}" for seed in new.seeds))
+            for before, after in ((old, new), (new, old)):
+                (change,) = changes(before, after)
+                assert (change.measure, change.element, change.kind) == (name, element, "moved")
+                assert math.isnan(change.shift)
+
+
+def test_a_fault_is_a_change_next_to_seeds_that_are_minus_infinity() -> None:
+    """A baseline with one dead seed, of which other draws have one that is NaN instead."""
+    (change,) = changes(gain([*SPREAD[:7], -INF]), gain([*SPREAD[:7], NAN], draws=FRESH))
+    assert math.isnan(change.shift)
+    (change,) = changes(gain([-INF] * 8), gain([INF] * 8, draws=FRESH))
+    assert math.isnan(change.shift)
+
+
+def test_a_fault_is_a_change_where_the_baseline_lacks_the_element() -> None:
+    """A step that the baseline's seed dropped at random, and an element that only some seeds have."""
+    old = entry({"growth_rate": {"block.3": [0.5, None]}})
+    (change,) = changes(old, entry({"growth_rate": {"block.3": [0.5, NAN]}}))
+    assert math.isnan(change.shift)
+    (change,) = changes(old, entry({"growth_rate": {"block.3": [0.5, None], "block.4": [None, NAN]}}, draws=FRESH))
+    assert (change.kind, change.elements) == ("new", ("block.4",))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_baseline_with_some_faulty_seeds_is_stable(count: int) -> None:
+    """Other draws of a model that overflows now and then."""
+    old, new = gain([*SPREAD[:-count], *[NAN] * count]), gain([NAN, NAN, *SPREAD[2:]], draws=FRESH)
+    assert changes(old, new) == changes(new, old) == ()
+
+
+def test_steps_before_a_dead_one_are_no_fault() -> None:
+    """A seed stops the gradient at block.1, so that the growth rate of block.0 is NaN there. Other weights may do that."""
+    alive = {"log_gain": SPREAD, "growth_rate": {"block.0": SPREAD, "block.1": SPREAD}}
+    rates = {"block.0": [*SPREAD[:7], NAN], "block.1": [*SPREAD[:7], -INF]}
+    dead = {"log_gain": [*SPREAD[:7], -INF], "growth_rate": rates}
+    assert changes(entry(alive), entry(dead, draws=FRESH)) == ()
+    assert {change.measure for change in changes(entry(alive), entry(dead))} == {"log_gain", "growth_rate"}
+    broken = {**dead, "growth_rate": {**rates, "block.1": [*SPREAD[:7], NAN]}}
+    assert {c.element for c in changes(entry(alive), entry(broken, draws=FRESH))} == {"block.0", "block.1"}
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_derived_quantity_may_be_infinite_where_the_run_is_finite(value: float) -> None:
+    """A noise scale is infinite if its estimate is not positive. Where the run itself is NaN, it is a fault."""
+    fine = entry({"log_gain": SPREAD, "gradient_noise_scale": SPREAD})
+    other = {"log_gain": SPREAD, "gradient_noise_scale": [*SPREAD[:7], value]}
+    assert changes(fine, entry(other, draws=FRESH)) == ()
+    assert changes(fine, entry(other)) == changes(entry(other), fine) == (), "round-off on a single seed"
+    two = entry({"log_gain": SPREAD, "gradient_noise_scale": [*SPREAD[:6], value, value]})
+    assert [change.measure for change in changes(fine, two)] == ["gradient_noise_scale"]
+    faulty = entry({**other, "log_gain": [*SPREAD[:7], NAN]}, draws=FRESH)
+    assert {change.measure for change in changes(fine, faulty)} == {"log_gain", "gradient_noise_scale"}
+
+
+def test_measures_of_every_run_are_measures_and_include_those_of_every_baseline() -> None:
+    """``unused_parameters`` are names."""
+    numbers = {m.name for m in (*recorded_along("depth"), *recorded_along("time")) if m.kind != "names"}
+    assert numbers <= set(baselines._OF_EVERY_RUN) <= MEASURES.keys()
+
+
+def test_round_off_may_carry_an_exponent_across_the_numerical_rank_on_one_seed() -> None:
+    """The same weights with another number of threads. The other seeds are compared."""
+    rates = [-15.1, -15.3, -INF, -15.2]
+    other = [-15.1, -INF, -INF, -15.2]
+    old, new = (entry({"log_gain": LARGE, "lyapunov_spectrum": {"exponent 9": values}}) for values in (rates, other))
+    assert changes(old, new) == changes(new, old) == ()
+    moved = entry({"log_gain": LARGE, "lyapunov_spectrum": {"exponent 9": [-15.0, -INF, -INF, -15.1]}})
+    (change,) = changes(old, moved)
+    assert change.shift == pytest.approx(0.1)
+    single = [entry({"log_gain": [1.0], "lyapunov_spectrum": {"exponent 9": [value]}}) for value in (-15.0, -INF)]
+    assert len(changes(*single)) == 1
+
+
+@pytest.mark.parametrize("dead", [0.05, 0.3, 0.6])
+def test_dead_seeds_raise_no_alarm_on_other_draws(dead: float) -> None:
+    """Unchanged code of which each draw has no gradient with some probability, of eight seeds and of four."""
+    generator = np.random.default_rng(5)
+    for count in (4, 8):
+        samples = np.where(generator.random((400, count)) < dead, -INF, 0.5).tolist()
+        alarms = sum(bool(changes(gain(a), gain(b, draws=FRESH))) for a, b in zip(samples[::2], samples[1::2]))
+        # With four seeds all must die where none had: 2 (0.6 · 0.4)^4 = 0.7 % of 200 pairs, and four standard deviations.
+        assert alarms <= 5
+
+
+def test_the_number_of_finite_seeds_is_shown() -> None:
+    (change,) = changes(gain(SPREAD), gain([SPREAD[0], *[NAN] * 7], draws=FRESH))
+    assert (change.old_finite, change.new_finite) == ("", "finite on 1 of 8 seeds")
+    some = [*SPREAD[:7], -INF]
+    (change,) = changes(gain(some), gain(shifted(some, 6.0), draws=FRESH))
+    assert (change.old_finite, change.new_finite) == ("finite on 7 of 8 seeds",) * 2
+    assert change.new - change.old == pytest.approx(change.shift) == pytest.approx(6.0)
+    (change,) = changes(norms({"w": [1.0] * 4}), norms({"w": [INF] * 4}))
+    assert change.new == INF
 
 
 def test_another_infinity_is_a_change_in_pairs() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -157,3 +159,19 @@ def test_lines_that_exclude_each_other_are_refused() -> None:
     )
     with pytest.raises(BoundError, match=f"^{re.escape(message)}$"):
         parse_bounds(["log_gain >= 3", "log_gain <= -3"], where="tox.ini")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: within(10**400),
+        lambda: within(0, 10**400),
+        lambda: at_most(10**400),
+        lambda: Bound(low=-(10**400)),
+        lambda: at_least(Fraction(10**400, 3)),  # type: ignore[arg-type]
+        lambda: as_bound((10**400, None), measure="log_gain"),
+    ],
+)
+def test_an_end_too_large_for_a_float_is_refused(make: Callable[[], Bound]) -> None:
+    with pytest.raises(BoundError, match=re.escape("must be numbers that a float can hold, at most 1.8e308.")):
+        make()

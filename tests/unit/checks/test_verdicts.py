@@ -99,6 +99,14 @@ def test_nan_is_worse_than_any_number() -> None:
     assert judge("x", profile(a=1.0, b=NAN), within(3)).where == "b"
 
 
+def test_a_verdict_says_on_how_many_seeds_a_value_is_finite() -> None:
+    some, none = (estimate(values, name=name) for values, name in (((1.0, NAN, NAN), "a"), ((NAN, NAN), "b")))
+    verdict = judge("x", Profile({"a": some, "b": none}), within(3))
+    assert verdict.finite == "finite on 1 of 3 seeds"
+    assert verdict.worst_finite == ("finite on 1 of 3 seeds", "")
+    assert judge("x", none, within(3)).finite == ""
+
+
 def test_the_worst_element_of_a_healthy_profile_is_nearest_to_the_bound() -> None:
     verdict = judge("x", profile(a=1.0, b=2.5, c=-2.0), within(3))
     assert verdict.holds

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -20,11 +23,14 @@ from torch import Tensor, nn
 from undisturbed import bits, look_around, look_at
 
 from pytest_trainability import measure
+from pytest_trainability.engine import isolation
 from pytest_trainability.engine.isolation import (
+    default_device,
     derived_seed,
     digest,
     generator_of,
     generator_state,
+    one_at_a_time,
     preserved_generators,
     preserved_model,
     preserved_world,
@@ -231,6 +237,39 @@ def test_everything_is_restored_when_the_model_raises() -> None:
     assert look_around() == around
 
 
+class Interrupted(nn.Module):
+    """Is interrupted by the user, in its forward pass or in its backward pass."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.layers, self.where = models.mlp(), where
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.where == "forward":
+            self.layers(x)
+            raise KeyboardInterrupt
+        x = self.layers(x)
+        if self.where == "backward":
+            x.register_hook(interrupt)
+        return x
+
+
+def interrupt(gradient: Tensor) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_everything_is_restored_when_the_user_interrupts(where: str) -> None:
+    """The next measurement runs, also in another thread."""
+    model, inputs = Interrupted(where), torch.randn(BATCH, WIDTH)
+    before, around = look_at(model), look_around()
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, inputs)
+    assert look_at(model) == before
+    assert look_around() == around
+    assert len(in_threads(lambda: measure(models.mlp, inputs, seeds=1).log_gain.mean)) == 1
+
+
 def test_everything_is_restored_when_the_steps_are_invalid() -> None:
     model, inputs = busy(), torch.randn(BATCH, WIDTH)
     before, around = look_at(model), look_around()
@@ -343,10 +382,41 @@ def test_the_users_default_dtype_is_kept_and_used_by_the_factory() -> None:
 def test_the_users_default_device_does_not_change_the_numbers() -> None:
     """A finished module on the CPU is measured on the CPU (``meta`` stands in for CUDA)."""
     model, inputs = models.mlp(), torch.randn(BATCH, WIDTH)
-    plain = measure(model, inputs)
+    wanted = ("lyapunov_max", "max_ftle", "linear_steps", "interacting_samples")
+    plain = measure(model, inputs, measures=wanted)
     with torch.device("meta"):
-        other = measure(model, inputs)
+        other = measure(model, inputs, measures=wanted)
     assert other.log_gain.values == plain.log_gain.values
+    assert other.max_ftle.values == plain.max_ftle.values
+
+
+class Masking(nn.Module):
+    """Makes a tensor in its forward pass without a device, as most models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = models.mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) * torch.ones(WIDTH)
+
+
+def test_a_factory_and_a_function_of_inputs_do_not_depend_on_the_default_device() -> None:
+    plain = measure(Masking, lambda generator: torch.randn(BATCH, WIDTH, generator=generator), seeds=2)
+    with torch.device("meta"):
+        other = measure(Masking, lambda generator: torch.randn(BATCH, WIDTH, generator=generator), seeds=2)
+    assert other.log_gain.values == plain.log_gain.values
+
+
+def test_the_default_device_is_replaced_by_another_kind_only() -> None:
+    cpu = torch.device("cpu")
+    with default_device(cpu):
+        assert torch.ones(1).device == cpu
+    with torch.device("meta"):
+        with default_device(cpu):
+            assert torch.ones(1).device == cpu
+        with default_device(torch.device("meta")):
+            assert torch.ones(1).is_meta
 
 
 def test_thread_count_is_kept() -> None:
@@ -674,6 +744,158 @@ def test_a_tensor_created_in_inference_mode_is_restored() -> None:
     assert model.table.tolist() == [1, 1]
 
 
+def test_a_module_of_inference_mode_is_left_as_it_was() -> None:
+    """The error of the body is raised, and none of restoring."""
+    with torch.inference_mode():
+        model = nn.Linear(2, 2)
+    before = look_at(model)
+    with pytest.raises(KeyError), preserved_model(model):
+        raise KeyError
+    assert look_at(model) == before
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=["coo", "csr"])
+def test_sparse_buffers_are_restored(layout: torch.layout) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "in beta state"
+        model = nn.Linear(2, 2)
+        model.register_buffer("graph", torch.eye(2).to_sparse(layout=layout))
+        with preserved_model(model):
+            model.graph.values().mul_(3) if layout is torch.sparse_csr else model.graph.mul_(3)
+        assert model.graph.to_dense().tolist() == [[1, 0], [0, 1]]
+
+
+def test_tensors_without_numbers_are_left_alone() -> None:
+    """A buffer and an attribute on the meta device."""
+    model = nn.Linear(2, 2)
+    model.register_buffer("table", torch.empty(3, device="meta"))
+    model.shape_of = torch.empty(4, device="meta")
+    table, shape = model.table, model.shape_of
+    with preserved_model(model):
+        model.weight.data.zero_()
+    assert model.table is table and model.shape_of is shape
+    assert model.weight.abs().sum() > 0
+
+
 def test_uncompiled_does_nothing_without_the_compiler() -> None:
     with uncompiled() as found:
         assert found is None or "torch._dynamo" in sys.modules
+
+
+# Threads ---------------------------------------------------------------------------------------------------------
+
+
+def in_threads(*calls: Callable[[], Any]) -> list[Any]:
+    """Return the results of functions that run at the same time, each in a thread."""
+    results: dict[int, Any] = {}
+
+    def keep(number: int, call: Callable[[], Any]) -> None:
+        results[number] = call()
+
+    threads = [threading.Thread(target=keep, args=(number, call)) for number, call in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[number] for number in sorted(results)]
+
+
+class Counted(nn.Sequential):
+    """Counts how many of its kind run at the same time, and gives other threads the time to begin."""
+
+    running = 0
+    most = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counted.running += 1
+        Counted.most = max(Counted.most, Counted.running)
+        time.sleep(0.02)
+        found = super().forward(x) + torch.rand(()) * 0
+        Counted.running -= 1
+        return found
+
+
+def measured_at_once() -> tuple[list[Any], int]:
+    """Return the log gains of three depths, measured in three threads, and how many models ran at the same time at most."""
+    Counted.running = Counted.most = 0
+    inputs = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
+
+    def gain(depth: int) -> tuple[float, ...]:
+        return measure(lambda: Counted(*models.mlp(depth)), inputs, seeds=3).log_gain.values
+
+    return in_threads(*(lambda depth=depth: gain(depth) for depth in (2, 3, 4))), Counted.most  # type: ignore[misc]
+
+
+def test_threads_get_the_numbers_of_one_thread_and_leave_the_generators_alone() -> None:
+    inputs = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
+    expected = [measure(lambda d=d: models.mlp(d), inputs, seeds=3).log_gain.values for d in (2, 3, 4)]  # type: ignore[misc]
+    around = look_around()
+    assert measured_at_once() == (expected, 1)
+    assert look_around() == around
+
+
+def test_threads_that_run_at_the_same_time_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault: no lock."""
+    monkeypatch.setattr(isolation, "_lock", nullcontext())
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert measured_at_once()[1] == 1
+    assert Counted.most > 1
+
+
+def test_threads_may_measure_one_finished_module() -> None:
+    """Its BatchNorm changes in every run, which the other threads must not see."""
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, WIDTH))
+    inputs = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
+    before = look_at(model)
+
+    def gains() -> tuple[float, float]:
+        result = measure(model, inputs)
+        return result.log_gain.mean, result.forward_log_gain.mean
+
+    expected = gains()
+    assert in_threads(*[gains] * 3) == [expected] * 3
+    assert look_at(model) == before
+
+
+def test_a_factory_and_a_loss_may_measure_other_models() -> None:
+    """In the thread that measures, which holds the lock already."""
+    inputs = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
+    inner = measure(models.mlp, inputs, seeds=1).log_gain.mean
+    found: list[float] = []
+
+    def scaled() -> nn.Module:
+        found.append(measure(models.mlp, inputs, seeds=1).log_gain.mean)
+        return models.mlp()
+
+    def loss(output: Tensor) -> Tensor:
+        found.append(measure(models.mlp, inputs, seeds=1).log_gain.mean)
+        return output.sum()
+
+    outer = measure(scaled, inputs, loss=loss, seeds=1).log_gain.mean
+    assert outer == pytest.approx(inner)
+    assert found == [inner] * 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_is_forked_during_a_run_can_measure() -> None:
+    """The thread that holds the lock does not exist in the new process."""
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with one_at_a_time():
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # "may lead to deadlocks in the child"
+        child = os.fork()
+    if not child:
+        os._exit(0 if isolation._lock.acquire(timeout=10) else 1)
+    status = os.waitpid(child, 0)[1]
+    done.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 0

@@ -561,6 +561,24 @@ def test_is_unsupported_here(error, expected):
     assert internals.is_unsupported_here(error) == expected
 
 
+def test_arose_in_backward():
+    """Look for the callers of ``_engine_run_backward`` in ``torch/autograd``."""
+
+    def fail(gradient):
+        raise ValueError("of a hook")
+
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+    y.register_hook(fail)
+    with pytest.raises(ValueError, match="of a hook") as caught:
+        torch.autograd.grad(y.sum(), x)
+    assert internals.arose_in_backward(caught.value)
+    with pytest.raises(RuntimeError) as caught:
+        torch.ones(2) @ torch.ones(3)
+    assert not internals.arose_in_backward(caught.value)
+    assert not internals.arose_in_backward(ValueError("never raised"))
+
+
 def test_a_type_without_kernels_is_unsupported():
     """Look for ``AT_DISPATCH`` in ``aten/src/ATen/Dispatch.h``: a type without a kernel is named in the message."""
     small = torch.ones(2, 2).to(torch.float8_e5m2)

@@ -19,6 +19,7 @@ from pytest_trainability.engine.trees import (
     is_empty,
     is_float,
     map_tensors,
+    named_tensors,
     tensors_in,
     to_tensor_like,
 )
@@ -126,3 +127,15 @@ def test_only_floating_point_tensors_are_converted() -> None:
     assert moved(torch.ones(2, dtype=torch.complex64), torch.bfloat16) == torch.complex64
     assert moved(torch.ones(2, dtype=torch.complex128), None) == torch.complex128
     assert to_tensor_like(torch.ones(2), device=torch.device("meta"), dtype=None).is_meta
+
+
+def test_tensors_are_named_by_their_place() -> None:
+    a, b, c = torch.ones(1), torch.ones(2), torch.ones(3)
+    tree = {"logits": a, "more": [b, (c,)]}
+    assert [(place, id(t)) for place, t in named_tensors(tree)] == [
+        ("['logits']", id(a)),
+        ("['more'][0]", id(b)),
+        ("['more'][1][0]", id(c)),
+    ]
+    assert [place for place, _ in named_tensors(a)] == [""]
+    assert [place for place, _ in named_tensors(Output([b]))] == [".logits[0]"]

@@ -104,7 +104,17 @@ def test_a_spectrum_is_averaged_one_by_one_and_then_sorted() -> None:
 
 def test_names_are_united_and_counted_by_seed() -> None:
     found = assemble(of_kind("names"), [["b", "a"], [], ["c", "a", "d"]], LEVEL)
-    assert found == Names(("b", "a", "c", "d"), (2, 0, 3))
+    assert found == Names(("b", "c", "a", "d"), (2, 0, 3)), "the order agrees with that of each seed"
+    for lists, order in (
+        (
+            [["loss"], ["state 1", "loss"], ["state 0", "state 1", "loss", "gradient"]],
+            ("state 0", "state 1", "loss", "gradient"),
+        ),
+        ([["state 0", "state 2"], ["state 0", "state 1", "state 2"]], ("state 0", "state 1", "state 2")),
+        ([["a", "b"], ["b", "a"]], ("a", "b")),
+        ([[], []], ()),
+    ):
+        assert assemble(of_kind("names"), lists, LEVEL).names == order
 
 
 def test_an_element_of_a_profile_is_averaged_over_the_seeds_that_have_it() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +14,10 @@ from torch import Tensor, nn
 
 from pytest_trainability import (
     Bound,
+    BoundError,
     Estimate,
     InapplicableError,
+    Measure,
     Measurement,
     Rollout,
     UsageError,
@@ -23,6 +28,7 @@ from pytest_trainability import (
 )
 from pytest_trainability.measurement import Context, measure_in
 from pytest_trainability.measurement.seed_runs import tolerated_by
+from pytest_trainability.measures import MEASURES
 
 X = torch.linspace(-1, 1, 32).reshape(4, 8)
 
@@ -183,3 +189,16 @@ def test_a_second_run_of_a_changed_module_is_refused() -> None:
 def test_only_bounds_that_allow_it_excuse_a_measure_without_value() -> None:
     bounds = {"log_gain": within(3), "attention_entropy": Bound(low=0.5, if_any=True)}
     assert tolerated_by(bounds) == {"attention_entropy": InapplicableError}
+
+
+def test_an_unknown_companion_is_an_error_that_names_the_measure(
+    added: Callable[..., Measure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a bound of the marker, and by a check afterwards."""
+    lonely = replace(added("my_gain", read=lambda run: 1.0), measured_with="exces_loss")
+    monkeypatch.setitem(MEASURES, "my_gain", lonely)
+    message = "measured_with of the measure 'my_gain': unknown measure 'exces_loss'. Did you mean 'excess_loss'?"
+    with pytest.raises(BoundError, match=re.escape(message)):
+        sampled(seeds=1, my_gain=within(3))
+    with pytest.raises(BoundError, match=re.escape(message)):
+        sampled(seeds=1).check(my_gain=within(3))

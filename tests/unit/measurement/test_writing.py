@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from pytest_trainability.checks.baselines import Series
 from pytest_trainability.measurement import Context, measure_in
 from pytest_trainability.measurement.writing import check_record, entry
 from pytest_trainability.measures import MEASURES
-from pytest_trainability.records.reports import CheckRecord
+from pytest_trainability.records.reports import BaselineRecord, CheckRecord
 
 X = torch.linspace(-1, 1, 32).reshape(4, 8)
 
@@ -105,9 +106,75 @@ def test_a_cause_that_cannot_be_located_is_the_step_of_the_gradient() -> None:
 
     result, records, _ = reported(build)
     assert len(records) == 1
-    (cause,) = records[0].cause
+    first, cause = records[0].cause
+    assert first == "the output is not finite: 32 of 32 entries (nan) on 2 of 2 seeds"
     assert cause.startswith("the gradient is not finite from 6 on")
     assert math.isnan(result.log_gain.mean)
+
+
+class Ending(nn.Module):
+    """A tower whose output is changed at its end, behind the chain."""
+
+    def __init__(self, end: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layers, self.end = tower(), end
+
+    def forward(self, x: Tensor) -> Any:
+        return self.end(self.layers(x))
+
+
+def test_an_infinite_output_is_noted_and_is_the_first_cause_of_any_failure() -> None:
+    """Whatever the bound, and although every gradient along the chain is finite."""
+    text = "the output is not finite: 32 of 32 entries (inf, -inf) on 2 of 2 seeds"
+    result, records, _ = reported(lambda: Ending(lambda y: y / 0))
+    assert result.notes[0] == text
+    result.check(log_gain=within(50))
+    assert records[-1].holds and records[-1].cautions == (text,) and text not in records[-1].notes
+    for bounds in ({"log_gain": at_least(50)}, {"linear_steps": at_least(50)}):
+        with pytest.raises(
+            TrainabilityFailure, match=re.escape("the output is not finite: 32 of 32 entries")
+        ) as failure:
+            result.check(**bounds)
+        lines = [line.split() for line in str(failure.value).splitlines()]
+        assert [line[:2] for line in lines if "finite:" in line] == [["likely", "cause"]], "it is said once"
+        assert records[-1].cause[0] == text
+
+
+def test_an_infinite_loss_is_noted() -> None:
+    result, records, _ = reported(tower, loss=lambda y: y.sum() / 0)
+    assert sorted(re.findall(r"-?inf", result.notes[0])) in (["-inf"], ["inf"], ["-inf", "inf"])
+    assert re.sub(r"\(.*\)", "()", result.notes[0]) == "the loss is not finite () on 2 of 2 seeds"
+    assert records[-1].cautions[0] == records[-1].cause[0] == result.notes[0]
+
+
+def test_masked_scores_are_noted_and_are_no_cause() -> None:
+    """Entries that are -inf next to finite ones, where the loss is finite."""
+    mask = torch.eye(4, 8).bool()
+    result, records, _ = reported(lambda: Ending(lambda y: {"scores": y.masked_fill(mask, -math.inf), "y": y}))
+    assert result.notes[0] == "output['scores'] is not finite: 4 of 32 entries (-inf) on 2 of 2 seeds"
+    assert records[-1].cautions == result.notes and records[-1].cause == ()
+
+
+def test_remarks_count_all_seeds_that_are_drawn() -> None:
+    """Seeds that are drawn later, for a baseline, count as well."""
+    context = Context()
+
+    def build() -> nn.Module:
+        return Ending(lambda y: y / 0) if torch.initial_seed() > 2 else Ending(lambda y: y)
+
+    result = measure_in(context, build, X, seeds=5, until={"log_gain": within(1000)})
+    result.check(log_gain=within(1000))
+    assert result.notes == ()
+    result.complete()
+    assert result.notes == ("the output is not finite: 32 of 32 entries (inf, -inf) on 2 of 5 seeds",)
+
+
+def test_a_changed_baseline_names_an_infinite_output_as_the_cause() -> None:
+    baseline = BaselineRecord("changed", "f.json", "test_b", ())
+    context = Context(baseline=lambda *_: baseline)
+    result = measure_in(context, lambda: Ending(lambda y: y / 0), X, seeds=1)
+    with pytest.raises(TrainabilityFailure, match=r"likely cause +the output is not finite"):
+        result.check_baseline()
 
 
 def test_more_seeds_may_be_the_first_that_are_not_finite() -> None:

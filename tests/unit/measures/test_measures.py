@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
 
 import pytest_trainability
 from pytest_trainability import BoundError, measures
-from pytest_trainability.measures import DEFAULT, FAMILIES, MEASURES, declared_measures, find_measure, recorded_along
+from pytest_trainability.measures import (
+    DEFAULT,
+    FAMILIES,
+    MEASURES,
+    companion_of,
+    declared_measures,
+    find_measure,
+    recorded_along,
+)
 
 
 def test_the_registry_holds_every_declared_measure_once() -> None:
@@ -55,6 +64,15 @@ def test_an_unknown_measure_gets_a_suggestion(name: str, where: str, message: st
     with pytest.raises(BoundError) as unknown:
         find_measure(name, where=where)
     assert str(unknown.value).startswith(message)
+
+
+def test_an_unknown_companion_names_the_measure_and_gets_a_suggestion() -> None:
+    lonely = replace(MEASURES["log_gain"], name="my_gain", measured_with="exces_loss")
+    with pytest.raises(BoundError) as unknown:
+        companion_of(lonely)
+    assert str(unknown.value) == (
+        "measured_with of the measure 'my_gain': unknown measure 'exces_loss'. Did you mean 'excess_loss'?"
+    )
 
 
 def test_a_known_name_returns_its_measure() -> None:

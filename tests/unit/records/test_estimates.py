@@ -7,6 +7,7 @@ import math
 import operator
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,16 @@ def test_infinite_and_undefined_estimates_survive_arithmetic() -> None:
     assert (gone + 1).mean == -INF
     assert str(gone) == "-inf"
     assert repr(gone) == "-inf (2 seeds)"
+
+
+def test_a_mean_over_seeds_of_which_some_are_nan_is_written_as_such() -> None:
+    some, none = (Estimate(NAN, NAN, NAN, values, unit="nats", name="fc") for values in ((NAN, 1.0, NAN), (NAN, NAN)))
+    assert str(some) == f"{some}" == "finite on 1 of 3 seeds"
+    assert repr(some) == "finite on 1 of 3 seeds (fc)"
+    assert repr(replace(some, name="")) == "finite on 1 of 3 seeds"
+    assert repr(none) == "nan nats (fc, 2 seeds)"
+    assert "min finite on 1 of 3 seeds (fc)" in repr(Profile({"fc": some}))
+    assert repr(Spectrum((some, none))) == "Spectrum([finite on 1 of 3 seeds, nan] nats)"
 
 
 def test_the_repr_counts_seeds() -> None:

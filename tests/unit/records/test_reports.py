@@ -21,6 +21,7 @@ from pytest_trainability.records.reports import (
 )
 
 NAN, INF = math.nan, math.inf
+SOME = "finite on 1 of 8 seeds"
 
 
 def only_plain(value: Any) -> bool:
@@ -91,6 +92,17 @@ def test_a_changed_or_missing_baseline_does_not_hold(
         (MOVED, "+0.22 → +1.77 nats"),
         (replace(MOVED, unit="", old=-0.0), "0 → 1.77"),
         (replace(MOVED, unit="nats/step", new=-math.inf), "+0.22 → -inf nats/step"),
+        (replace(MOVED, new=NAN, new_finite=SOME), "+0.22 nats → finite on 1 of 8 seeds"),
+        (replace(MOVED, new=INF, new_finite=SOME), "+0.22 nats → finite on 1 of 8 seeds"),
+        (replace(MOVED, old=NAN, old_finite=SOME), "finite on 1 of 8 seeds → +1.77 nats"),
+        (
+            replace(MOVED, old=NAN, old_finite=SOME, new=NAN, new_finite="finite on 2 of 8 seeds"),
+            "finite on 1 of 8 seeds → finite on 2 of 8 seeds",
+        ),
+        (
+            replace(MOVED, old_finite=SOME, new_finite=SOME),
+            "+0.22 (finite on 1 of 8 seeds) → +1.77 (finite on 1 of 8 seeds) nats",
+        ),
     ],
 )
 def test_a_change_shows_both_means_with_sign_and_unit(change: BaselineChange, text: str) -> None:
@@ -118,6 +130,14 @@ def test_a_remark_follows_the_value(make_verdict: Callable[..., VerdictRecord]) 
 
 def test_the_log_gain_of_a_record_is_shown_with_its_interval(make_record: Callable[..., CheckRecord]) -> None:
     assert make_record().log_gain_text == "-14.40 ± 0.30 nats"
+
+
+def test_a_mean_over_seeds_of_which_some_are_nan_is_shown_as_such(
+    make_record: Callable[..., CheckRecord], make_verdict: Callable[..., VerdictRecord]
+) -> None:
+    record = make_record(log_gain=NAN, log_gain_low=NAN, log_gain_high=NAN, log_gain_finite=SOME)
+    verdict = make_verdict(value=NAN, value_low=NAN, value_high=NAN, finite=SOME)
+    assert record.log_gain_text == verdict.value_text == SOME
 
 
 def test_a_record_holds_when_every_verdict_does(

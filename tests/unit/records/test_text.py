@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pytest_trainability.records.text import format_names, format_number, format_value
+from pytest_trainability.records.text import format_finite, format_names, format_number, format_value
 
 NAN, INF = math.nan, math.inf
 
@@ -101,3 +101,24 @@ def test_the_number_of_names_can_be_chosen() -> None:
 )
 def test_a_log_scale_value_has_a_factor(args: tuple[float, float, float], text: str) -> None:
     assert format_value(*args, scale="log") == text
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((1.0, NAN, INF, -INF, 0.0), "finite on 2 of 5 seeds"),
+        ((NAN, None, 1.0), "finite on 1 of 2 seeds"),
+        ((1.0, 2.0, None), ""),
+        ((NAN, NAN), ""),
+        ((None,), ""),
+        ((), ""),
+    ],
+)
+def test_seeds_of_which_some_are_finite_are_counted(values: tuple[float | None, ...], text: str) -> None:
+    assert format_finite(values) == text
+
+
+def test_the_number_of_finite_seeds_replaces_a_mean_that_is_nan() -> None:
+    assert format_value(NAN, NAN, NAN, unit="nats", finite="finite on 1 of 8 seeds") == "finite on 1 of 8 seeds"
+    assert format_value(-INF, NAN, NAN, unit="nats", finite="finite on 1 of 8 seeds") == "-inf nats"
+    assert format_value(NAN, NAN, NAN, unit="nats") == "nan nats"

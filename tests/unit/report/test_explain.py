@@ -36,6 +36,7 @@ from pytest_trainability.report.explain import (
 )
 
 NAN, INF = math.nan, math.inf
+SOME = "finite on 1 of 8 seeds"
 MakeRecord = Callable[..., CheckRecord]
 MakeVerdict = Callable[..., VerdictRecord]
 
@@ -149,6 +150,11 @@ def test_the_command_names_the_device(make_record: MakeRecord) -> None:
         ({"marginal": True, "seeds_needed": INF}, "marginal, and so close that no number of seeds would settle it"),
         ({"value": NAN}, "nan nats, must lie in [-5, 5]: not a number"),
         ({"value": -INF}, "-inf nats, must lie in [-5, 5]: outside"),
+        (
+            {"value": NAN, "finite": SOME},
+            "finite on 1 of 8 seeds, must lie in [-5, 5]: NaN or infinite on the other seeds",
+        ),
+        ({"value": -INF, "finite": SOME}, "-inf nats, must lie in [-5, 5]: outside, finite on 1 of 8 seeds"),
         ({"low": None, "value": 7.0}, "must be ≤ 5: 2 outside"),
         ({"unit": "", "value": 1e-9, "low": 1e-6, "high": None}, "must be ≥ 1e-06: 1,000 times too small"),
         ({"unit": "", "value": 50.0, "low": None, "high": 5.0}, "must be ≤ 5: 10 times too large"),
@@ -291,10 +297,33 @@ def test_a_change_of_finiteness_has_no_shift() -> None:
             "0 → 1: no longer zero",
         ),
         (BaselineChange("x", "moved", old=1.0, new=0.0, shift=-9.0, tolerance=0.1, scale="log"), "1 → 0: zero now"),
+        (BaselineChange("x", "moved", old=1.0, new=0.0, scale="log"), "1 → 0: zero now"),
+        (
+            BaselineChange("x", "moved", old=1.0, new=NAN, new_finite=SOME),
+            f"1 → {SOME}: no longer finite on every seed",
+        ),
+        (BaselineChange("x", "moved", old=NAN, old_finite=SOME, new=1.0), f"{SOME} → 1: finite on every seed again"),
+        (BaselineChange("x", "moved", old=NAN, new=NAN, new_finite=SOME), f"nan → {SOME}: finite on some seeds now"),
+        (
+            BaselineChange("x", "moved", old=NAN, old_finite=SOME, new=INF),
+            f"{SOME} → inf: no longer finite on any seed",
+        ),
+        (
+            BaselineChange("x", "moved", old=NAN, old_finite=SOME, new=NAN, new_finite=SOME),
+            f"{SOME} → {SOME}: finite on other seeds",
+        ),
     ],
 )
 def test_a_change_is_described(change: BaselineChange, text: str) -> None:
     assert change_texts([change]) == [text]
+
+
+def test_the_worst_elements_are_shown_with_their_finite_seeds(make_verdict: MakeVerdict) -> None:
+    worst, finite = (("a", NAN), ("b", NAN)), (SOME, "")
+    verdict = make_verdict(
+        value=NAN, where="a", elements=3, violations=2, worst=worst, worst_finite=finite, finite=SOME
+    )
+    assert any(f"2 of 3 outside, worst a {SOME}, b nan" in line for line in violation_lines(verdict, width=300))
 
 
 def test_a_missing_baseline_names_the_command(make_record: MakeRecord) -> None:

@@ -84,3 +84,18 @@ def test_pairs_at_an_odd_place_of_a_storage_become_complex() -> None:
     assert as_complex(numbers[3:].reshape(2, 2)).tolist() == [3 + 4j, 5 + 6j]
     z = torch.randn(4, 2, dtype=torch.complex64)
     assert torch.equal(as_complex(as_real(z)), z)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", ["sparse_csr", "sparse_csc", "nested", "jagged", "mkldnn", "quantized"])
+def test_the_stored_values_of_every_layout_have_the_norm_of_the_tensor(layout: str) -> None:
+    numbers = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    rows = [torch.tensor([3.0]), torch.tensor([0.0, 4.0])]
+    made = {
+        "nested": lambda: torch.nested.nested_tensor(rows),
+        "jagged": lambda: torch.nested.nested_tensor(rows, layout=torch.jagged),
+        "mkldnn": numbers.to_mkldnn,
+        "quantized": lambda: torch.quantize_per_tensor(numbers, 0.5, 0, torch.qint8),
+    }
+    tensor = made[layout]() if layout in made else numbers.to_sparse(layout=getattr(torch, layout))
+    assert float(norm(tensor)) == pytest.approx(5.0)

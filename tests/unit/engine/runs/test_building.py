@@ -33,6 +33,15 @@ def on_meta() -> nn.Module:
     return models.mlp().to("meta")
 
 
+def with_meta_buffer() -> nn.Module:
+    model = models.mlp()
+    model[0].register_buffer("table", torch.empty(3, device="meta"))
+    return model
+
+
+META = "'0.table' lives on the meta device"
+
+
 def raising_factory() -> nn.Module:
     msg = "no configuration"
     raise OSError(msg)
@@ -62,6 +71,17 @@ KEPT = models.mlp()
         ),
         pytest.param(
             on_meta, FLOATS, {}, TrainabilityError, ["'0.weight' lives on the meta device"], id="factory-on-meta"
+        ),
+        pytest.param(
+            with_meta_buffer,
+            FLOATS,
+            {},
+            ModelError,
+            ["the buffers of a model must hold numbers", META],
+            id="buffer-on-meta",
+        ),
+        pytest.param(
+            with_meta_buffer(), FLOATS, {}, ModelError, [META, "Materialize it first"], id="module-with-buffer-on-meta"
         ),
         pytest.param(
             raising_factory,
@@ -324,3 +344,21 @@ def test_workers_share_the_gpus(monkeypatch: pytest.MonkeyPatch, worker: int, nu
     assert choose_device("cuda:1", fixed=False, worker=worker) == torch.device("cuda", 1)
     with pytest.raises(UsageError, match=r"Got 'cuda:2'\. This machine has cpu, cuda:0, cuda:1"):
         choose_device("cuda:2", fixed=False)
+
+
+def made_for_inference() -> nn.Module:
+    with torch.inference_mode():
+        model = models.mlp()
+        model[0].register_buffer("table", torch.ones(2))
+        model[0].kept = torch.ones(2)
+    return model
+
+
+def test_a_model_made_in_inference_mode_is_measured_on_a_copy() -> None:
+    plain = measure(models.mlp, FLOATS, seeds=2, measures=["gradient_norm"])
+    made = measure(made_for_inference, FLOATS, seeds=2, measures=["gradient_norm"])
+    assert made.log_gain.values == plain.log_gain.values
+    assert made.gradient_norm.max == plain.gradient_norm.max
+    model = made_for_inference()
+    assert measure(model, FLOATS).log_gain.values == measure(model, FLOATS).log_gain.values
+    assert all(p.is_inference() and p.requires_grad for p in model.parameters())

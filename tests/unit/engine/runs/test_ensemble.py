@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import loops
@@ -319,6 +319,87 @@ def test_a_missing_kernel_is_an_error_of_pytorch_on_this_processor() -> None:
         "the backward pass of Linear raised RuntimeError: could not create a primitive descriptor for"
     )
     assert message.endswith(NO_KERNEL)
+
+
+def through(backward: Callable[[Tensor], Any]) -> Callable[[], nn.Module]:
+    """Return a factory of a network with an identity between two layers that has its own backward pass."""
+
+    class Own(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 1
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Any:
+            return backward(gradient)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.last(Own.apply(self.first(x)))
+
+    return Net
+
+
+def unwritten(gradient: Tensor) -> Tensor:
+    raise NotImplementedError("no backward pass yet")
+
+
+@pytest.mark.parametrize("measures", [(), ("max_ftle", "gradient_norm", "update_ratio")], ids=["default", "more"])
+@pytest.mark.parametrize(
+    ("backward", "said"),
+    [
+        (unwritten, "It raised NotImplementedError: no backward pass yet."),
+        (lambda g: g[:, :3], "expected shape compatible with"),
+        (lambda g: (g, g), "incorrect number of gradients"),
+        (lambda g: "gradient", "It raised RuntimeError: "),
+        (lambda g: {}[0], "It raised KeyError: 0."),
+    ],
+    ids=["raises", "shape", "count", "no tensor", "KeyError"],
+)
+def test_a_backward_pass_that_fails_is_an_error_of_the_model(
+    backward: Callable[[Tensor], Any], said: str, measures: tuple[str, ...]
+) -> None:
+    with pytest.raises(ModelError, match=r"^the backward pass of Net must run\.") as caught:
+        measure(through(backward), FLOATS, seeds=1, measures=measures)
+    assert said in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+def test_a_gradient_of_another_type_is_converted_and_none_is_zero() -> None:
+    plain = measure(through(lambda g: g), FLOATS, seeds=1)
+    assert measure(through(lambda g: g.double()), FLOATS, seeds=1).log_gain.values == plain.log_gain.values
+    assert measure(through(lambda g: None), FLOATS, seeds=1).log_gain.mean == -math.inf
+
+
+def hooked(register: Callable[[nn.Sequential, Callable[..., Any]], Any]) -> Callable[[], nn.Module]:
+    def fails(*_: Any) -> None:
+        raise ValueError("the hook's own error")
+
+    def build() -> nn.Module:
+        model = models.mlp()
+        register(model, fails)
+        return model
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda model, hook: model[0].weight.register_hook(hook),
+        lambda model, hook: model[0].register_full_backward_hook(hook),
+        lambda model, hook: model[1].register_full_backward_pre_hook(hook),
+        lambda model, hook: model[1].register_forward_hook(lambda m, i, output: output.register_hook(hook) and None),
+    ],
+    ids=["parameter", "module", "module before", "tensor"],
+)
+def test_a_gradient_hook_that_fails_is_an_error_of_the_model(register: Callable[..., Any]) -> None:
+    with pytest.raises(ModelError, match=r"of Sequential must run\. It raised ValueError: the hook's own"):
+        measure(hooked(register), FLOATS, seeds=1)
 
 
 def test_other_errors_are_raised_as_they_are() -> None:

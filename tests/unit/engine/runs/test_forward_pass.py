@@ -327,6 +327,39 @@ def test_arguments_that_inputs_stand_for(inputs: Any, args: tuple[Any, ...], kwa
 # Fingerprints -------------------------------------------------------------------------------------------------------
 
 
+class SparseFirst(nn.Module):
+    """Multiplies its input, which may be sparse, by a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(WIDTH, WIDTH))
+        self.last = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = x @ self.first if x.layout is torch.strided else torch.sparse.mm(x, self.first)
+        return self.last(torch.tanh(product))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=["coo", "csr"])
+def test_sparse_inputs_are_measured(layout: torch.layout) -> None:
+    """Where no entry is zero, the numbers are those of the dense input."""
+    dense = FLOATS + 2
+    plain, sparse = (measure(SparseFirst, x, seeds=2) for x in (dense, dense.to_sparse(layout=layout)))
+    assert sparse.log_gain.values == pytest.approx(plain.log_gain.values, rel=1e-5)
+    norms = [[e.mean for e in result.gradient_norm.values()] for result in (sparse, plain)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nested_and_quantized_inputs_are_refused() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2, WIDTH), torch.ones(3, WIDTH)])
+    with pytest.raises(UsageError, match=r"^inputs must be dense or sparse tensors\. Got a nested one\."):
+        measure(models.mlp, nested, seeds=1)
+    with pytest.raises(UsageError, match=r"Got a quantized one\. Pad or dequantize it\."):
+        measure(models.mlp, torch.quantize_per_tensor(FLOATS, 0.1, 0, torch.qint8), seeds=1)
+
+
 def test_outlines_are_shapes_and_rounded_means() -> None:
     tree = {"a": torch.tensor([1.0, 2.0]), "b": [torch.tensor([[3 + 4j]])], "c": torch.tensor([True, False])}
     assert list(outlines(tree)) == [b"(2,) 1.5", b"(1, 1) 5", b"(2,) 0.5"]
