@@ -437,25 +437,17 @@ class Definition:
         own = {v for index in signal for v in self.events[index].writes if v in self.listing.carries} | set(x0)
         early = set(x0) | {v for v in own if self.made[v] < moment}
         last = self._read_at_the_end(kept[-1]) & own - early
-        states = []
-        for number, m in enumerate(moments):
-            live = set(last) if number else set()
-            for index in signal:
-                if index >= m:
-                    live.update(
-                        v for v in self.events[index].reads if v in own and not (v in early and index >= moments[-1])
-                    )
-            if number:
-                live = {v for v in live if v in x0 or self.made[v] < m}
-            else:
-                live = {v for v in self._read_by(signal, moments[-1]) if v in x0}
-            states.append(tuple(sorted(live, key=lambda v: (self.made[v], v))))
-        if not states[0] or not states[-1]:
-            raise NoChainError
-        return tuple(states)
 
-    def _read_by(self, signal: set[int], before: int) -> set[Variable]:
-        return {v for index in signal if index < before for v in self.events[index].reads}
+        def read_from(start: int) -> set[Variable]:
+            """Return what is read later. What is early and read after the last step passes by all steps."""
+            readings = ((v, index) for index in signal if index >= start for v in self.events[index].reads)
+            return last | {v for v, index in readings if v in own and not (v in early and index >= moments[-1])}
+
+        live = [read_from(0) & set(x0)]
+        live += [{v for v in read_from(m) if v in x0 or self.made[v] < m} for m in moments[1:]]
+        if not live[0] or not live[-1]:
+            raise NoChainError
+        return tuple(tuple(sorted(state, key=lambda v: (self.made[v], v))) for state in live)
 
     def _read_at_the_end(self, last: Calling) -> set[Variable]:
         """Return the results that count as read after the last step although no operation reads them.
@@ -475,8 +467,7 @@ class Definition:
         kept: Sequence[Calling],
         states: tuple[tuple[Variable, ...], ...],
     ) -> Exact:
-        values = self.listing.values
-        ends = [call.end for call in kept]
+        values, ends = self.listing.values, [call.end for call in kept]
         signal = sorted(self._signal(x0))
         jacobians = []
         for number, (earlier, later) in enumerate(itertools.pairwise(states)):
