@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .records.text import visible
+
 __all__ = [
     "BaselineError",
     "BoundError",
@@ -16,6 +18,9 @@ __all__ = [
 
 class TrainabilityError(Exception):
     """Base class of the errors that the package raises on purpose. A failed check is not one of them."""
+
+    def __str__(self) -> str:
+        return _escaped(super().__str__())
 
 
 class UsageError(TrainabilityError, ValueError):
@@ -49,3 +54,11 @@ class TrainabilityFailure(AssertionError):
     """
 
     __module__ = "pytest_trainability"
+
+    def __str__(self) -> str:
+        return _escaped(super().__str__())
+
+
+def _escaped(message: str) -> str:
+    """Escape each line of a message: it may contain names from a file or a model, or the message of another error."""
+    return "\n".join(map(visible, message.split("\n")))

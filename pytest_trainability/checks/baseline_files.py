@@ -10,13 +10,15 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from ..errors import BaselineError
+from ..records.text import visible
 from .baselines import BaselineValues, Entry, NameSet, Series
+from .locks import locked
 
 __all__ = [
     "FOLDER",
@@ -25,7 +27,7 @@ __all__ = [
     "change_baselines",
     "entry_from_plain",
     "entry_to_plain",
-    "module_of",
+    "find_test_file",
     "parse_baselines",
     "read_baselines",
     "render_baselines",
@@ -48,13 +50,20 @@ _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def baseline_path(test_file: Path) -> Path:
-    """Return the path of the baseline file of a test module."""
-    return test_file.parent / FOLDER / f"{test_file.stem}.json"
+    """Return the path of the baseline file of a test file: ``test_a.json`` for ``test_a.py``, ``a.rst.json`` for ``a.rst``."""
+    name = test_file.stem if test_file.suffix == ".py" else test_file.name
+    return test_file.parent / FOLDER / f"{name}.json"
 
 
-def module_of(path: Path) -> Path:
-    """Return the test module of a baseline file: the inverse of :func:`baseline_path`."""
-    return path.parent.parent / f"{path.stem}.py"
+def find_test_file(path: Path) -> Path | None:
+    """Return an existing test file to which a baseline file may belong; None if there is none.
+
+    Any file with the stem of the baseline file counts, such as ``a.rst`` for ``a.json`` and for ``a.rst.json``.
+    """
+    folder = path.parent.parent
+    same_stem = (file for file in sorted(folder.glob(f"{glob.escape(path.stem)}.*")) if file.stem == path.stem)
+    candidates = [folder / f"{path.stem}.py", folder / path.stem, *same_stem]
+    return next((file for file in candidates if file.is_file()), None)
 
 
 def with_entry(contents: Contents, test: str, name: str, entry: Entry) -> Contents:
@@ -144,8 +153,8 @@ def parse_baselines(text: str, path: Path) -> Contents:
 
 
 def _refuse(path: Path, what: str) -> NoReturn:
-    # Names in the file are untrusted: control characters must not reach a terminal, nor surrogates xdist.
-    what = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in what)
+    # In one line: names in the file are untrusted, and surrogates must not reach xdist.
+    what = visible(what)
     msg = (
         f"{path}: the baseline is not valid: {what}. Restore it from version control, or move it away and record it again "
         "with --trainability-baseline=new."
@@ -394,7 +403,7 @@ def change_baselines(path: Path, change: Callable[[Contents], Contents]) -> bool
     flushed to the disk and moved into place in one step. If the process is killed or the disk is full, the old file remains.
 
     Args:
-        path: The file. It is removed if it has no more contents.
+        path: The file. It is removed if it has no more contents, and its folder if that is empty.
         change: Returns the new contents for the present ones.
 
     Returns:
@@ -423,36 +432,18 @@ def _reason(error: OSError) -> str:
     return f"{type(error).__name__}: {error.strerror or error}"
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of this user's baselines. The lock file is a temporary file, outside the projects."""
-    from filelock import FileLock, Timeout
-
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    lock = FileLock(Path(tempfile.gettempdir()) / f"pytest-trainability-{user}.lock")
-    try:
-        lock.acquire(timeout=LOCK_PATIENCE)
-    except Timeout:
-        msg = (
-            f"{path}: the baseline could not be written. Another session has held the lock for {LOCK_PATIENCE:.0f} seconds. "
-            "Run again when that session has ended."
-        )
-        raise BaselineError(msg) from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _locked(path: Path) -> AbstractContextManager[None]:
+    """Hold the lock of a baseline file."""
+    return locked(path, patience=LOCK_PATIENCE)
 
 
 def _replace(path: Path, text: str) -> None:
-    """Replace a file by a text. An empty text removes the file, and its folder if that is empty."""
+    """Replace a file by a text. An empty text removes the file."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         # The lock is held, so that the writer of this temporary file was killed.
         left.unlink(missing_ok=True)
     if not text:
         path.unlink(missing_ok=True)
-        with suppress(OSError):
-            path.parent.rmdir()
         return
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)

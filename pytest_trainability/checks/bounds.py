@@ -9,6 +9,8 @@ from numbers import Real
 from typing import Any, TypeAlias, overload
 
 from ..errors import BoundError
+from ..records.text import short_repr
+from .tolerances import as_float
 
 __all__ = ["Bound", "BoundLike", "as_bound", "at_least", "at_most", "parse_bound", "parse_bounds", "within"]
 
@@ -39,11 +41,12 @@ class Bound:
             end = getattr(self, name)
             if end is None:
                 continue
-            # A numpy number becomes a float, which can be sent to another process. -0 becomes 0.
-            number = math.nan if isinstance(end, bool) or not isinstance(end, Real) else _as_float(end)
+            # A numpy number becomes a float, which can be sent to another process.
+            number = as_float(end)
             if math.isnan(number):
-                msg = f"the ends of a bound must be numbers, or None for an open end. Got {name}={end!r}."
+                msg = f"the ends of a bound must be numbers, or None for an open end. Got {name}={short_repr(end)}."
                 raise BoundError(msg)
+            # -0 becomes 0.
             object.__setattr__(self, name, number + 0.0)
         if self.low is None and self.high is None:
             msg = "a bound must have at least one end. Got (None, None), which everything satisfies."
@@ -84,22 +87,6 @@ class Bound:
         return f"within({self.low!r}, {self.high!r})"
 
 
-def _as_float(end: Real) -> float:
-    """Return an end of a bound as a float.
-
-    Raises:
-        BoundError: The number is too large for one.
-    """
-    try:
-        return float(end)
-    except OverflowError:
-        msg = (
-            "the ends of a bound must be numbers that a float can hold, at most 1.8e308. Got a larger one. Use None for an open "
-            "end."
-        )
-        raise BoundError(msg) from None
-
-
 BoundLike: TypeAlias = "Bound | tuple[float | None, float | None]"
 """A bound, or ``(low, high)`` with None for an open end."""
 
@@ -124,14 +111,14 @@ def within(*ends: float | None) -> Bound:
         return Bound(*ends)
     eps: Any = ends[0] if len(ends) == 1 else None
     if isinstance(eps, bool) or not isinstance(eps, Real) or eps < 0:
-        given = ", ".join(map(repr, ends))
+        given = ", ".join(map(short_repr, ends))
         msg = (
             "the ends of a bound must be numbers: within(eps) means [-eps, eps] and eps must not be negative. "
             f"Got {given}. For an interval: within(low, high)."
         )
         raise BoundError(msg)
-    end = _as_float(eps)
-    return Bound(-end, end)
+    symmetric: tuple[Any, Any] = (-eps, eps)
+    return Bound(*symmetric)
 
 
 def at_least(low: float) -> Bound:
@@ -188,15 +175,17 @@ def as_bound(value: Any, *, measure: str, where: str = "") -> Bound:
         raise BoundError(msg) from None
     hint = ""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        hint = f" For this number: within({value!r}), at_least({value!r}) or at_most({value!r})."
+        number = short_repr(value)
+        hint = f" For this number: within({number}), at_least({number}) or at_most({number})."
     msg = (
         f"{place}the bound of {measure} must be within(eps), within(low, high), at_least(x), at_most(x) or a tuple (low, "
-        f"high) with None for an open end. Got {value!r}.{hint}"
+        f"high) with None for an open end. Got {short_repr(value)}.{hint}"
     )
     raise BoundError(msg)
 
 
-_INTERVAL = re.compile(r"\[\s*([^,\]]*?)\s*,\s*([^,\]]*?)\s*\]")
+# Each part of the text can match in one way only: the time is proportional to its length.
+_INTERVAL = re.compile(r"\[([^,\]]*),([^,\]]*)\]")
 _ONE_SIDED = re.compile(r"(>=|<=|≥|≤)\s*(\S+)")
 
 
@@ -208,7 +197,7 @@ def parse_bound(text: str) -> Bound:
     """
     text = text.strip()
     if match := _INTERVAL.fullmatch(text):
-        low, high = (_end(part, text) for part in match.groups())
+        low, high = (_end(part.strip(), text) for part in match.groups())
         return Bound(low, high)
     if match := _ONE_SIDED.fullmatch(text):
         end = _end(match[2], text)

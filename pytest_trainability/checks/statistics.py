@@ -5,20 +5,34 @@ from __future__ import annotations
 import math
 import operator
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice
 from numbers import Integral
 from typing import Any, Literal
 
 from ..errors import UsageError
 from ..records.estimates import Estimate
+from ..records.text import short_repr
 
-__all__ = ["CONFIDENCE", "DEFAULT_SEEDS", "FIXED", "Level", "as_confidence", "as_seeds", "estimate", "seeds_to_settle"]
+__all__ = [
+    "CEILING",
+    "CONFIDENCE",
+    "DEFAULT_SEEDS",
+    "FIXED",
+    "Level",
+    "as_confidence",
+    "as_seeds",
+    "estimate",
+    "seeds_to_settle",
+]
 
 CONFIDENCE = 0.99
 """Default confidence level of intervals."""
 DEFAULT_SEEDS = 4
+CEILING = 10_000
+"""Largest number of seeds of one measurement. More would take hours for the smallest model."""
 MOST_SEEDS = 10**6
 """Largest number of seeds that is computed for a marginal verdict; more counts as infinite."""
 
@@ -163,7 +177,7 @@ def as_seeds(seeds: int | Sequence[int] | str | None) -> tuple[int, ...]:
             default number.
 
     Raises:
-        UsageError: The value has another form, or names no seed.
+        UsageError: The value has another form, or names no seed or more than :data:`CEILING`.
 
     >>> as_seeds(3), as_seeds("0,3,5-6")
     ((0, 1, 2), (0, 3, 5, 6))
@@ -172,18 +186,36 @@ def as_seeds(seeds: int | Sequence[int] | str | None) -> tuple[int, ...]:
         return tuple(range(DEFAULT_SEEDS))
     msg = (
         "seeds must be a number of at least 1, a list of whole numbers from 0 on, or text such as '8', '0-7' or "
-        f"'0,3,5'. Got {seeds!r}."
+        f"'0,3,5'. Got {short_repr(seeds)}."
     )
     given: Any = _parse_seeds(seeds, msg) if isinstance(seeds, str) else seeds
     try:
         if isinstance(given, Integral):
+            _refuse_too_many(_whole(given), seeds)
             given = range(_whole(given))
-        found = tuple(dict.fromkeys(_whole(seed) for seed in given))
+        # One more than is allowed: the list need not end.
+        given = [_whole(seed) for seed in islice(given, CEILING + 1)]
     except TypeError:
         raise UsageError(msg) from None
-    if not found or min(found) < 0 or max(found) >= 2**63:
+    if not given or min(given) < 0 or max(given) >= 2**63:
         raise UsageError(msg)
-    return found
+    _refuse_too_many(len(given), seeds)
+    return tuple(dict.fromkeys(given))
+
+
+def _refuse_too_many(count: int, given: Any) -> None:
+    """Refuse a number of seeds above the ceiling, such as a date that was meant as one seed.
+
+    Raises:
+        UsageError: There are too many.
+    """
+    if count <= CEILING:
+        return
+    msg = f"seeds must be at most {CEILING:,} in number. Got {short_repr(given)}."
+    if isinstance(given, Integral) or (isinstance(given, str) and given.strip().isdecimal()):
+        one = f"{given}".strip() if count < 2**63 else "N"
+        msg += f" A number is a count of seeds. A single seed is {f'{one}-{one}' if isinstance(given, str) else f'[{one}]'}."
+    raise UsageError(msg)
 
 
 def _whole(value: Any) -> int:
@@ -193,17 +225,14 @@ def _whole(value: Any) -> int:
     return operator.index(value)
 
 
-def _parse_seeds(text: str, msg: str) -> int | list[int]:
+def _parse_seeds(text: str, msg: str) -> int | Iterable[int]:
     try:
         if text.strip().isdecimal():
             return int(text)
-        found: list[int] = []
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            found += range(int(first), int(last if dash else first) + 1)
+        parts = (part.partition("-") for part in text.split(","))
+        return chain.from_iterable([range(int(first), int(last if dash else first) + 1) for first, dash, last in parts])
     except ValueError:
         raise UsageError(msg) from None
-    return found
 
 
 def as_confidence(value: float | str) -> float:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 from ..errors import UsageError
+from ..records.text import short_repr
 
-__all__ = ["as_tolerance", "parse_tolerances"]
+__all__ = ["as_float", "as_tolerance", "parse_tolerances"]
+
+
+def as_float(value: Any) -> float:
+    """Return a real number as a float: NaN if the value is no number, or too large for a float."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def as_tolerance(value: Any, *, measure: str, where: str) -> float:
@@ -24,13 +35,9 @@ def as_tolerance(value: Any, *, measure: str, where: str) -> float:
     Raises:
         UsageError: The value is not a finite number of at least 0.
     """
-    try:
-        given = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-    except OverflowError:
-        given = math.inf
+    given = as_float(value)
     if not 0 <= given < math.inf:
-        got = "a number too large for a float" if isinstance(value, Integral) and given == math.inf else repr(value)
-        msg = f"{where}: the tolerance of {measure} must be a finite number of at least 0. Got {got}."
+        msg = f"{where}: the tolerance of {measure} must be a finite number of at least 0. Got {short_repr(value)}."
         raise UsageError(msg)
     return given
 

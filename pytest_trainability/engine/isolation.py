@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .modules import modules_of
 from .torch_internals import buffer_table, compiler_is_loaded, is_lazy, parameter_table, preserved_version, tables_of
 
 __all__ = [
@@ -213,7 +214,7 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
     keeps the new items. Scripted modules have no Python attributes; only their tensors are restored. The version counters of
     tensors are restored as well, so that an autograd graph from before can still be differentiated.
     """
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    modules = [module for module in modules_of(model) if not isinstance(module, torch.jit.ScriptModule)]
     attributes = [(module, dict(vars(module)), _copied_tables(module)) for module in modules]
     tensors = [(tensor, tensor.detach().clone()) for tensor in _own_tensors(model)]
     gradients = [(p, p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()]
@@ -273,7 +274,7 @@ def _own_tensors(model: nn.Module) -> list[Tensor]:
     Results of differentiable operations are left out, and so are tensors on the meta device and those of lazy modules.
     """
     found: dict[int, Tensor] = {}
-    for module in model.modules():
+    for module in modules_of(model):
         kept = (value for value in vars(module).values() if isinstance(value, Tensor) and value.grad_fn is None)
         for tensor in (*parameter_table(module).values(), *buffer_table(module).values(), *kept):
             if tensor is not None and not is_lazy(tensor) and not tensor.is_meta:

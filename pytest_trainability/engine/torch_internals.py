@@ -385,6 +385,14 @@ def is_lazy(tensor: Any) -> bool:
 
 
 # Modules ----------------------------------------------------------------------------------------------------------
+def child_table(module: nn.Module) -> Mapping[str, nn.Module | None]:
+    """Return a module's children by name, and None for a child that was registered as None.
+
+    Reads ``Module._modules``. PyTorch documents ``named_children``, which leaves out children that are equal to an earlier one.
+    """
+    return module._modules
+
+
 def convert(module: nn.Module, conversion: Callable[[Tensor], Tensor]) -> None:
     """Replace all parameters and buffers of a module.
 

@@ -20,6 +20,7 @@ from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_a
 from ..measures.attributes import Attributes
 from ..records.estimates import Profile, Spectrum, Steps
 from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
+from ..records.text import visible
 from ..report.explain import explain, explain_baseline
 from .context import Context
 from .seed_runs import SeedRuns, Tolerated, tolerated_by
@@ -66,7 +67,8 @@ class Measurement(Attributes):
         return sorted({*super().__dir__(), *MEASURES})
 
     def __repr__(self) -> str:
-        return f"<{self.name}: {self.steps}, {self.frame}, {self.mode} mode, {self.device}, log gain {self.log_gain!r}>"
+        text = f"{self.name}: {self.steps}, {self.frame}, {self.mode} mode, {self.device}, log gain {self.log_gain!r}"
+        return f"<{visible(text)}>"
 
     @property
     def name(self) -> str:

@@ -18,6 +18,7 @@ from ..engine.runs.common_needs import PARAMETER_GRADIENTS, STATE_RMS
 from ..engine.runs.objective import Objective
 from ..engine.runs.run import Need, Run, Stage
 from ..errors import BoundError
+from ..records.text import short_repr
 from .measure import Measure, declare
 
 if TYPE_CHECKING:
@@ -101,11 +102,12 @@ def find_measure(name: str, *, where: str = "", known: Iterable[str] = MEASURES)
     Raises:
         BoundError: No measure has that name. The message gives ``where`` and the most similar name.
     """
-    if name in MEASURES:
+    if isinstance(name, str) and name in MEASURES:
         return MEASURES[name]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) if isinstance(name, str) else []
     hint = f"Did you mean {near[0]!r}?" if near else f"Measures: {', '.join(sorted(known))}."
-    msg = f"{where}: unknown measure {name!r}. {hint}" if where else f"Unknown measure {name!r}. {hint}"
+    got = short_repr(name)
+    msg = f"{where}: unknown measure {got}. {hint}" if where else f"Unknown measure {got}. {hint}"
     raise BoundError(msg)
 
 

@@ -17,9 +17,10 @@ from .baselines import BASELINE_REQUESTS, BASELINES, Baselines
 from .collected import COLLECTED, Collected, send_collected
 from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
 from .extensions import forget_measures
-from .fixture import JUDGED, RECORDS, trainability
+from .fixture import CALLED, JUDGED, RECORDS, TAKEN, trainability
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .summary import Summary
+from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -69,8 +70,7 @@ def pytest_make_collect_report(
     """Seed torch while a module that measures is imported: it draws the same numbers in every session."""
     with seeded_module(collector):
         report = yield
-    if isinstance(collector, pytest.Module) and report.passed:
-        collector.config.stash[COLLECTED].add_module(collector.path)
+    collector.config.stash[COLLECTED].add_file(collector, complete=report.passed)
     return report
 
 
@@ -113,8 +113,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Discard the measurements of an earlier run of the same test."""
     item.stash[RECORDS] = {}
-    item.stash[JUDGED] = False
+    item.stash[TAKEN] = item.stash[CALLED] = item.stash[JUDGED] = False
     item.stash[BASELINE_REQUESTS] = []
+    item.stash[UNEXPECTED] = Unexpected()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -134,9 +135,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Fail a test whose marker has bounds and that has measured no model."""
+    """Seed a test that measures and is not a function, such as a doctest. Fail a test with bounds that judges none."""
+    seed_generators(item, "body")
     result = yield
-    refuse_unmeasured(item, judged=item.stash.get(JUDGED, False))
+    taken, called, judged = (item.stash.get(key, False) for key in (TAKEN, CALLED, JUDGED))
+    refuse_unmeasured(item, taken=taken, called=called, judged=judged)
+    refuse_swallowed(item, item.stash.get(RECORDS, {}))
     return result
 
 

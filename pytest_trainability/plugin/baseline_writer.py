@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .baselines import BaselineRequest
-from .collected import COLLECTED, narrowing_options, without_group
+from .collected import COLLECTED, narrowing_options, without_group, without_parameters
 from .options import SETTINGS
+from .paths import relative_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -74,13 +75,13 @@ class BaselineWriter:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take over the tests and modules that a worker of xdist has collected."""
+        """Take over the tests and files that a worker of xdist has collected."""
         self._collected.read_worker(node)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write before the terminal reports, and fail the session if writing or pruning was not possible."""
-        if not (self._settings.prune or self._requests or self._collected.modules):
+        if not (self._settings.prune or self._requests or self._collected.files):
             return
         refused = self._finish()
         if (self._errors or refused) and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
@@ -120,7 +121,7 @@ class BaselineWriter:
             yield from requests
 
     def _shown(self, path: Path) -> str:
-        return os.path.relpath(path, self._root)
+        return relative_path(path, self._root)
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
@@ -139,9 +140,9 @@ class BaselineWriter:
     def _write_measured(self) -> None:
         """Write all measured entries, changed or not, into the folder that ``accept`` and ``compare`` read."""
         for path, requests in _by_path(self._all()):
-            relative = self._shown(path)
-            target = self._measured / relative
-            if relative.startswith(os.pardir):
+            shown = self._shown(path)
+            target = self._measured / shown
+            if shown.startswith(os.pardir) or Path(shown).is_absolute():
                 self._errors.append(f"{path}: {self._measured} can hold only baselines below {self._root}.")
             elif target.resolve() == path.resolve():
                 self._errors.append(
@@ -176,7 +177,7 @@ class BaselineWriter:
 
     def _partial(self) -> Iterator[str]:
         """Yield the reasons why this session cannot find all unused entries."""
-        deselected = len(self._collected.measuring.keys() - self._collected.selected)
+        deselected = len(self._collected.measuring - self._collected.selected)
         if deselected:
             yield f"{deselected} deselected"
         not_passed = sum(not self._passed.get(test, False) for test in self._collected.selected)
@@ -188,13 +189,14 @@ class BaselineWriter:
         from ..checks.baseline_files import baseline_path
 
         requested = {(request.path, request.test, request.name) for request in self._all()}
-        for module in sorted(self._collected.modules) if not self._narrowing else []:
-            path = baseline_path(module)
+        for file, kinds in sorted(self._collected.files.items()) if not self._narrowing else []:
+            path = baseline_path(file)
             contents = self._read(path)
-            outcomes = self._outcomes(module) if contents else {}
+            open_tests = self._not_passed(file) if contents else set()
             entries = ((test, name) for test, names in contents.items() for name in names)
             for test, name in sorted(entries):
-                if outcomes.get(test, True) and (path, test, name) not in requested:
+                may_ask = without_parameters(test) in open_tests or _is_of_doctest(test, file) not in kinds
+                if not may_ask and (path, test, name) not in requested:
                     yield path, test, name
 
     def _read(self, path: Path) -> Contents:
@@ -211,18 +213,24 @@ class BaselineWriter:
                 self._files[path] = {}
         return self._files[path]
 
-    def _outcomes(self, module: Path) -> dict[str, bool]:
-        """Return whether each measuring test of a module has passed."""
-        tests = (test for test, path in self._collected.measuring.items() if path == module)
-        return {test.partition("::")[2]: self._passed.get(test, False) for test in tests}
+    def _not_passed(self, file: Path) -> set[str]:
+        """Return the tests of a file, without parameters, that have not passed: they may still ask for an entry.
+
+        A test that takes the fixture while it runs is not known to measure. A test that is skipped because its list of
+        parameters is empty has asked for entries with other parameters.
+        """
+        tests = (test for test, path in self._collected.tests.items() if path == file)
+        return {without_parameters(test.partition("::")[2]) for test in tests if not self._passed.get(test, False)}
 
     def _forgotten(self) -> list[Path]:
-        """Return the baseline files, next to collected modules, whose test module does not exist."""
-        from ..checks.baseline_files import FOLDER, module_of
+        """Return the baseline files, next to collected files, whose test file does not exist."""
+        from ..checks.baseline_files import FOLDER, find_test_file
 
-        folders = {module.parent for module in self._collected.modules}
-        files = (path for folder in folders for path in (folder / FOLDER).glob("*.json"))
-        return sorted(path for path in files if not module_of(path).exists())
+        folders = {file.parent for file in self._collected.files}
+        files = {path for folder in folders for path in (folder / FOLDER).glob("*.json")}
+        return sorted(
+            path for path in files - {request.path for request in self._all()} if find_test_file(path) is None
+        )
 
     def _renamed(self, path: Path, test: str, name: str) -> str:
         """Return the entry without a baseline that has the same numbers as an unused entry of the same file."""
@@ -238,6 +246,17 @@ class BaselineWriter:
             self._change(path, partial(_without, {(test, name) for where, test, name in unused if where == path}))
         for path in forgotten:
             self._change(path, partial(_only, []))
+
+
+def _is_of_doctest(test: str, file: Path) -> bool:
+    """Whether an entry belongs to a doctest. The name of a Python test has no dot, and other files hold doctests only."""
+    if file.suffix != ".py" or "." in without_parameters(test):
+        return True
+    # The doctest of a module has the name of the module, as a function of it may have.
+    try:
+        return test == file.stem and b"getfixture(" in file.read_bytes()
+    except OSError:
+        return True
 
 
 def _by_path(requests: Iterable[BaselineRequest]) -> Iterator[tuple[Path, list[BaselineRequest]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -11,6 +10,7 @@ import pytest
 
 from .collected import node_id
 from .options import SETTINGS
+from .paths import from_text, relative_path, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +52,7 @@ class BaselineRequest:
         from ..records.reports import plain
 
         fields = {name: getattr(self, name) for name in ("test", "key", "name", "status", "recorded_with")}
-        found: dict[str, Any] = plain({**fields, "path": str(self.path), "entry": entry_to_plain(self.entry)})
+        found: dict[str, Any] = plain({**fields, "path": to_text(self.path), "entry": entry_to_plain(self.entry)})
         return found
 
     @classmethod
@@ -60,7 +60,7 @@ class BaselineRequest:
         """Rebuild a request from the result of :meth:`to_plain`. Its numbers are rounded as in a file."""
         from ..checks.baseline_files import entry_from_plain
 
-        return cls(**{**given, "path": Path(given["path"]), "entry": entry_from_plain(given["entry"])})
+        return cls(**{**given, "path": from_text(given["path"]), "entry": entry_from_plain(given["entry"])})
 
 
 BASELINE_REQUESTS = pytest.StashKey[list[BaselineRequest]]()
@@ -134,7 +134,7 @@ class Baselines:
         mode = "new" if request.status == "missing" else "update"
         return BaselineRecord(
             status=request.status,  # type: ignore[arg-type]
-            file=os.path.relpath(request.path, self._root),
+            file=relative_path(request.path, self._root),
             entry=f"{request.test} › {request.name} › {request.entry.key}",
             changes=changes,
             recorded_with="" if old is None else ", ".join(_differences(old, request.entry)),

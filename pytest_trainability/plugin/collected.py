@@ -1,4 +1,4 @@
-"""The tests and modules that a session has collected, and the options that leave tests out."""
+"""The tests and files that a session has collected, and the options that leave tests out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .collection import MARKER
+from .paths import from_text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["COLLECTED", "Collected", "narrowing_options", "node_id", "send_collected", "without_group"]
+__all__ = [
+    "COLLECTED",
+    "Collected",
+    "narrowing_options",
+    "node_id",
+    "send_collected",
+    "without_group",
+    "without_parameters",
+]
 
 _OUTPUT = "trainability_collected"
 _NARROWING = {
@@ -26,34 +35,43 @@ _NARROWING = {
 
 
 class Collected:
-    """Test modules that could be imported, tests that measure, and the tests among them that were selected to run."""
+    """Files of tests that could be collected, their tests, and the measuring tests that were selected to run."""
 
     def __init__(self) -> None:
-        self.modules: set[Path] = set()
-        self.measuring: dict[str, Path] = {}
-        """Module of every test that measures, by node id, including deselected tests."""
+        self.files: dict[Path, set[bool]] = {}
+        """Kinds of tests that were collected from each file: doctests (True) and other tests (False)."""
+        self.tests: dict[str, Path] = {}
+        """File of every test by node id, including deselected tests. Any of them may take the fixture while it runs."""
+        self.measuring: set[str] = set()
+        """Tests that are known to measure."""
         self.selected: set[str] = set()
 
-    def add_module(self, path: Path) -> None:
-        """Note a module that could be imported."""
-        self.modules.add(path)
+    def add_file(self, collector: pytest.Collector, *, complete: bool) -> None:
+        """Note a file whose tests could be collected. A class in it that could not be collected makes it incomplete."""
+        if not complete:
+            self.files.pop(collector.path, None)
+        elif isinstance(collector, pytest.Module):
+            self.files.setdefault(collector.path, set()).add(_is_doctest(collector))
 
     def add_test(self, item: pytest.Item) -> None:
-        """Note a test if it measures."""
+        """Note a test, and whether it is known to measure."""
+        self.tests[item.nodeid] = item.path
         if item.get_closest_marker(MARKER) is not None:
-            self.measuring[item.nodeid] = item.path
+            self.measuring.add(item.nodeid)
 
     def select(self, items: Sequence[pytest.Item]) -> None:
         """Note the tests that are left after all plugins have deselected tests."""
-        self.selected = {node_id(item) for item in items} & self.measuring.keys()
+        self.selected = {node_id(item) for item in items} & self.measuring
 
     def to_plain(self) -> dict[str, Any]:
-        """Return plain data for the xdist controller, which collects nothing; modules need a folder of baselines."""
+        """Return plain data for the xdist controller, which collects nothing; files need a folder of baselines."""
         from ..checks.baseline_files import FOLDER
 
+        folders = {folder for folder in {path.parent for path in self.files} if (folder / FOLDER).is_dir()}
         return {
-            "modules": [str(path) for path in self.modules if (path.parent / FOLDER).is_dir()],
-            "measuring": {test: str(path) for test, path in self.measuring.items()},
+            "files": {to_text(path): sorted(kinds) for path, kinds in self.files.items() if path.parent in folders},
+            "tests": {test: to_text(path) for test, path in self.tests.items() if path.parent in folders},
+            "measuring": sorted(self.measuring),
             "selected": sorted(self.selected),
         }
 
@@ -61,9 +79,15 @@ class Collected:
         """Take over the collection of an xdist worker. A crashed worker sends nothing, but all workers collect the same tests."""
         plain: Mapping[str, Any] | None = getattr(node, "workeroutput", {}).get(_OUTPUT)
         if plain:
-            self.modules |= {Path(path) for path in plain["modules"]}
-            self.measuring.update({test: Path(path) for test, path in plain["measuring"].items()})
+            self.files |= {from_text(path): set(kinds) for path, kinds in plain["files"].items()}
+            self.tests |= {test: from_text(path) for test, path in plain["tests"].items()}
+            self.measuring |= set(plain["measuring"])
             self.selected |= set(plain["selected"])
+
+
+def _is_doctest(collector: pytest.Collector) -> bool:
+    """Whether a collector reads doctests, from a module or from a text file."""
+    return type(collector).__name__ in {"DoctestModule", "DoctestTextfile"}
 
 
 COLLECTED = pytest.StashKey[Collected]()
@@ -83,6 +107,11 @@ def node_id(item: pytest.Item) -> str:
 def without_group(nodeid: str, *, grouped: bool) -> str:
     """Remove the group that ``--dist loadgroup`` appends to node ids in the workers, with pytest before 9.2."""
     return nodeid.rpartition("@")[0] if grouped and nodeid.rfind("@") > nodeid.rfind("]") else nodeid
+
+
+def without_parameters(test: str) -> str:
+    """Return the name of a test without its parameters: ``test_a`` for ``test_a[3]``."""
+    return test.partition("[")[0]
 
 
 def narrowing_options(config: pytest.Config) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,9 +38,34 @@ _TOLERANCES = "tolerances"
 
 
 def mark_users(item: pytest.Item) -> None:
-    """Give a test that uses the fixture the marker."""
-    if MARKER in getattr(item, "fixturenames", ()) and item.get_closest_marker(MARKER) is None:
+    """Give a test that uses the fixture the marker.
+
+    A test can also take the fixture while it runs, by ``request.getfixturevalue("trainability")``, or in a doctest by
+    ``getfixture("trainability")``. Such a call in the test or in one of its fixtures is found in their code.
+    """
+    if item.get_closest_marker(MARKER) is None and (MARKER in getattr(item, "fixturenames", ()) or _takes_later(item)):
         item.add_marker(MARKER)
+
+
+def _takes_later(item: pytest.Item) -> bool:
+    """Whether the code of a test names the fixture in a call that takes a fixture while the test runs."""
+    doctest = getattr(item, "dtest", None)
+    if doctest is not None:
+        return any(MARKER in example.source and "getfixture" in example.source for example in doctest.examples)
+    if not isinstance(item, pytest.Function):
+        return False
+    fixtures = (fixture for found in item._fixtureinfo.name2fixturedefs.values() for fixture in found)
+    functions = (item.obj, *(fixture.func for fixture in fixtures))
+    codes = (getattr(inspect.unwrap(function), "__code__", None) for function in functions)
+    return any(_names_fixture(code) for code in codes if code is not None)
+
+
+def _names_fixture(code: CodeType) -> bool:
+    """Whether a function or a function inside it calls ``getfixturevalue`` and holds the name of the fixture."""
+    inner = [part for part in code.co_consts if isinstance(part, CodeType)]
+    if "getfixturevalue" in code.co_names and MARKER in code.co_consts:
+        return True
+    return any(_names_fixture(part) for part in inner)
 
 
 def validate_markers(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
@@ -48,25 +75,47 @@ def validate_markers(config: pytest.Config, items: Iterable[pytest.Item]) -> Non
         pytest.UsageError: A measure is unknown, or a bound, setting or tolerance is invalid.
     """
     from ..errors import UsageError
+    from ..records.text import visible
 
     config.stash[MEASURING] = any(item.get_closest_marker(MARKER) is not None for item in items)
     try:
         if config.stash[MEASURING]:
             load_measures(config)
         for item in items:
-            if any(marker.args or marker.kwargs for marker in item.iter_markers(MARKER)):
-                marker_settings(item)
-                bounds_of(item)
-                tolerances_of(item)
-            elif item.get_closest_marker(MARKER) is not None:
-                if config.stash[SETTINGS].bounds or config.stash[SETTINGS].preset:
-                    bounds_of(item)
-                if config.stash[SETTINGS].tolerances:
-                    tolerances_of(item)
+            _validate(item)
     except UsageError as error:
         if hasattr(config, "workeroutput"):
-            config.workeroutput[_WORKER_ERROR] = str(error)
-        raise pytest.UsageError(str(error)) from None
+            config.workeroutput[_WORKER_ERROR] = visible(str(error))
+        raise pytest.UsageError(visible(str(error))) from None
+
+
+def _validate(item: pytest.Item) -> None:
+    """Validate everything that applies to one test.
+
+    Raises:
+        UsageError: A bound, setting or tolerance is invalid, or a value of a marker raises an error when it is read.
+    """
+    from ..errors import UsageError
+    from ..records.text import short_text
+
+    settings = item.config.stash[SETTINGS]
+    try:
+        if any(marker.args or marker.kwargs for marker in item.iter_markers(MARKER)):
+            marker_settings(item)
+            bounds_of(item)
+            tolerances_of(item)
+        elif item.get_closest_marker(MARKER) is not None:
+            if settings.bounds or settings.preset:
+                bounds_of(item)
+            if settings.tolerances:
+                tolerances_of(item)
+    except UsageError:
+        raise
+    except Exception as error:
+        msg = (
+            f"the marker of {item.nodeid} has a value that cannot be read: {type(error).__name__}: {short_text(error)}"
+        )
+        raise UsageError(msg) from error
 
 
 _WORKER_ERROR = "trainability_usage_error"
@@ -83,16 +132,29 @@ def usage_error_of_worker(node: Any) -> None:
         raise pytest.UsageError(message)
 
 
-def refuse_unmeasured(item: pytest.Item, *, judged: bool) -> None:
-    """Fail a test whose own marker has bounds if no model was judged.
+def refuse_unmeasured(item: pytest.Item, *, taken: bool, called: bool, judged: bool) -> None:
+    """Fail a test that has bounds if no model was judged.
 
-    Markers of classes and modules may also apply to tests that do not measure.
+    Bounds of a class, a module, the ini file or the command line also apply to tests that do not measure, and to size sweeps.
+    They count if the test takes the fixture and never calls it.
+
+    Args:
+        item: The test.
+        taken: Whether the test has taken the fixture.
+        called: Whether the test has called the fixture, or made a size sweep with it.
+        judged: Whether a model was measured by a call of the fixture.
     """
     own = [marker for marker in item.own_markers if marker.name == MARKER]
     if not judged and any(_is_bound(name) or name == _PRESET for marker in own for name in marker.kwargs):
         pytest.fail(
             "the bounds of the trainability marker must be judged on a model. This test has measured no model. Take the fixture "
             "as an argument and call trainability(model, inputs); for a size sweep, call check() of its result.",
+            pytrace=False,
+        )
+    if taken and not called and (bounds := bounds_of(item)):
+        pytest.fail(
+            f"the bounds that apply to this test must be judged on a model: {', '.join(bounds)}. This test takes the fixture "
+            "and has not called it. Call trainability(model, inputs), or leave the fixture out.",
             pytrace=False,
         )
 

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from .paths import relative_path
 
 if TYPE_CHECKING:
     from ..checks.baseline_files import Contents
@@ -51,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found = {path: differences for path, differences in _differences(options) if differences}
         for path, differences in found.items():
-            _print(os.path.relpath(path, options.root), differences)
+            _print(relative_path(path, options.root), differences)
         if not found:
-            print(
+            _say(
                 "Nothing has changed by these tolerances. If your tests set other tolerances, pass them with --tolerances."
             )
         if options.command == "compare":
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path, differences in found.items():
             _accept(path, differences)
     except TrainabilityError as error:
-        print(f"pytest_trainability: {error}", file=sys.stderr)
+        _say(f"pytest_trainability: {error}", file=sys.stderr)
         return CANNOT
     return 0
 
@@ -122,16 +124,16 @@ def _target(root: Path, relative: Path) -> Path:
     Raises:
         BaselineError: Its test module does not exist, or lies outside the root.
     """
-    from ..checks.baseline_files import module_of
+    from ..checks.baseline_files import find_test_file
     from ..errors import BaselineError
 
     target = root / relative
-    module = module_of(target)
-    if not module.is_file():
-        msg = f"{relative}: a baseline must have a test module. {module} does not exist. Check --root."
+    file = find_test_file(target)
+    if file is None:
+        msg = f"{relative}: a baseline must have a test module. {target.parent.parent} has no {target.stem}.py. Check --root."
         raise BaselineError(msg)
-    if not module.resolve().is_relative_to(root.resolve()):
-        msg = f"{relative}: a baseline must lie below {root.resolve()}. {module} leads to {module.resolve()}."
+    if not file.resolve().is_relative_to(root.resolve()):
+        msg = f"{relative}: a baseline must lie below {root.resolve()}. {file} leads to {file.resolve()}."
         raise BaselineError(msg)
     return target
 
@@ -158,22 +160,30 @@ def _differing(measured: Contents, committed: Contents, tolerances: Mapping[str,
 
 
 def _print(file: str, differences: Sequence[Difference]) -> None:
-    from ..report.explain import change_lines, shown_in, visible
+    from ..report.explain import change_lines
 
     width = shutil.get_terminal_size().columns - 4
-    lines = [visible(file)]
+    _say(file)
     for difference in differences:
         new = "" if difference.changes else ": new"
-        lines.append(visible(f"  {difference.test} › {difference.name} › {difference.entry.key}{new}"))
-        lines += ["    " + line for line in change_lines(difference.changes, width)]
-    print(*(shown_in(line, sys.stdout.encoding) for line in lines), sep="\n")
+        _say(f"  {difference.test} › {difference.name} › {difference.entry.key}{new}")
+        for line in change_lines(difference.changes, width):
+            _say("    " + line)
+
+
+def _say(line: str, file: TextIO | None = None) -> None:
+    """Print one line. Names in it may come from an artifact."""
+    from ..report.explain import shown_in
+
+    file = file or sys.stdout
+    print(shown_in(line, getattr(file, "encoding", None)), file=file)
 
 
 def _accept(path: Path, differences: Sequence[Difference]) -> None:
     from ..checks.baseline_files import change_baselines
 
     change_baselines(path, partial(_with, differences))
-    print(f"{path}: {len(differences)} accepted.")
+    _say(f"{path}: {len(differences)} accepted.")
 
 
 def _with(differences: Sequence[Difference], contents: Contents) -> Contents:

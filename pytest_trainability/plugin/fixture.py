@@ -15,9 +15,12 @@ from .collected import node_id
 from .collection import bounded_on_command_line_only, bounds_of, marker_settings, tolerances_of
 from .extensions import added_environment, chosen_steps
 from .options import SETTINGS, options_given
+from .paths import relative_path
+from .randomness import seeded_late_user
+from .swallowed import UNEXPECTED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -29,8 +32,12 @@ if TYPE_CHECKING:
     from ..scaling import Scaling
     from ..scaling.arguments import Along
 
-__all__ = ["JUDGED", "RECORDS", "Trainability", "trainability"]
+__all__ = ["CALLED", "JUDGED", "RECORDS", "TAKEN", "Trainability", "trainability"]
 
+TAKEN = pytest.StashKey[bool]()
+"""Whether a test has taken the fixture."""
+CALLED = pytest.StashKey[bool]()
+"""Whether a test has called the fixture, or made a size sweep with it."""
 JUDGED = pytest.StashKey[bool]()
 """Whether the bounds of a test's marker were judged on at least one model. The result of a size sweep is checked separately."""
 RECORDS = pytest.StashKey["dict[str, CheckRecord]"]()
@@ -38,9 +45,11 @@ RECORDS = pytest.StashKey["dict[str, CheckRecord]"]()
 
 
 @pytest.fixture
-def trainability(request: pytest.FixtureRequest) -> Trainability:
+def trainability(request: pytest.FixtureRequest) -> Iterator[Trainability]:
     """``trainability(model, inputs)`` measures a model, judges the bounds of the test's marker and returns the measurement."""
-    return Trainability(request.node)
+    with seeded_late_user(request.node):
+        request.node.stash[TAKEN] = True
+        yield Trainability(request.node)
 
 
 class Trainability:
@@ -73,6 +82,7 @@ class Trainability:
         from ..errors import TrainabilityError
         from ..measurement import Context, measure_in
 
+        self._item.stash[CALLED] = True
         given = self._with_settings(options)
         bounds = bounds_of(self._item)
         try:
@@ -117,6 +127,7 @@ class Trainability:
         from ..measurement import Context
         from ..scaling import size_sweep_in
 
+        self._item.stash[CALLED] = True
         given = self._with_settings(arguments)
         try:
             return size_sweep_in(self._context(Context, given.get("name")), along, build, sizes, inputs, **given)
@@ -147,6 +158,7 @@ class Trainability:
 
         def keep(record: CheckRecord) -> None:
             records[key] = record
+            self._item.stash[UNEXPECTED].note(key, record)
 
         worker = re.search(r"\d+$", os.environ.get("PYTEST_XDIST_WORKER", ""))
         workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -171,7 +183,7 @@ class Trainability:
         """Return the command that runs this test alone, from the folder in which this session was started."""
         config = self._item.config
         _, separator, name = node_id(self._item).partition("::")
-        file = os.path.relpath(self._item.path, config.invocation_params.dir)
+        file = relative_path(self._item.path, config.invocation_params.dir)
         return shlex.join(["pytest", f"{file}{separator}{name}", *options_given(config)])
 
 

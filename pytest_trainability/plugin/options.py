@@ -82,17 +82,17 @@ def declare(parser: pytest.Parser) -> None:
     group = parser.getgroup(PREFIX, "trainability of PyTorch models at initialization")
     for name, metavar, text in _DECLARED:
         group.addoption(f"--{PREFIX}-{name}", dest=f"{PREFIX}_{name}", metavar=metavar, default=None, help=text)
-        parser.addini(f"{PREFIX}_{name}", text, type="string", default="")
+        parser.addini(f"{PREFIX}_{name}", text, type="string", default=None)
     for name, metavar, text in _BY_MEASURE:
         group.addoption(
             f"--{PREFIX}-{name}",
             dest=f"{PREFIX}_{name}",
             metavar=metavar,
             action="append",
-            default=[],
+            default=None,
             help=f"{text} May be given several times.",
         )
-        parser.addini(f"{PREFIX}_{name}", f"{text} One per line.", type="linelist", default=[])
+        parser.addini(f"{PREFIX}_{name}", f"{text} One per line.", type="linelist", default=None)
     group.addoption(
         f"--{PREFIX}-baseline",
         dest=f"{PREFIX}_baseline",
@@ -134,18 +134,18 @@ def read(config: pytest.Config) -> None:
     values: dict[str, Any] = {}
     for name, _, _ in _DECLARED:
         text, where = _text(config, name)
-        values[name] = _parse(name, text, where) if text else None
+        values[name] = None if text is None else _parse(name, text, where)
     config.stash[SETTINGS] = Settings(
         **values,
         bounds=_bounds(config),
         bounded_in_ini=frozenset(
-            name for line in config.getini(f"{PREFIX}_bounds") for name in re.findall(r"^\s*(\w+)", line)
+            name for line in config.getini(f"{PREFIX}_bounds") or () for name in re.findall(r"^\s*(\w+)", line)
         ),
         tolerances=_tolerances(config),
         baseline=config.getoption(f"{PREFIX}_baseline"),
         prune=config.getoption(f"{PREFIX}_prune"),
         measured=_folder(config.getoption(f"{PREFIX}_measured")),
-        require=config.getoption(f"{PREFIX}_require"),
+        require=_required(config.getoption(f"{PREFIX}_require")),
     )
 
 
@@ -157,11 +157,26 @@ def _folder(given: str | None) -> str | None:
     return given
 
 
-def _text(config: pytest.Config, name: str) -> tuple[str, str]:
-    given = config.getoption(f"{PREFIX}_{name}")
-    if given is not None:
-        return str(given), f"--{PREFIX}-{name}"
-    return str(config.getini(f"{PREFIX}_{name}")), _ini_place(config, name)
+def _required(count: int) -> int:
+    if count < 0:
+        msg = f"--{PREFIX}-require must be at least 0. Got {count}."
+        raise pytest.UsageError(msg)
+    return count
+
+
+def _text(config: pytest.Config, name: str) -> tuple[str | None, str]:
+    """Return the value of an option, or else of the ini file, and its place; None if neither sets a value.
+
+    Raises:
+        pytest.UsageError: The value is empty, as an empty shell variable is. It would switch off the value of the ini file.
+    """
+    given, where = config.getoption(f"{PREFIX}_{name}"), f"--{PREFIX}-{name}"
+    if given is None:
+        given, where = config.getini(f"{PREFIX}_{name}"), _ini_place(config, name)
+    if given is not None and not str(given).strip():
+        msg = f"{where} must have a value. Got {given!r}. Leave it out to keep the default."
+        raise pytest.UsageError(msg)
+    return None if given is None else str(given), where
 
 
 def _ini_place(config: pytest.Config, name: str) -> str:
@@ -247,6 +262,9 @@ def _by_measure(
         (config.getoption(f"{PREFIX}_{name}"), f"--{PREFIX}-{name}"),
     )
     for lines, where in sources:
+        if lines is not None and (not lines or not all(map(str.strip, lines))):
+            msg = f"{where} must have a value. Got none. Leave it out to have no {name}."
+            raise pytest.UsageError(msg)
         if lines:
             from ..errors import UsageError
 
@@ -262,7 +280,7 @@ def options_given(config: pytest.Config) -> list[str]:
     options = [
         f"--{PREFIX}-{name}={line}"
         for name in ("bounds", "tolerances")
-        for line in config.getoption(f"{PREFIX}_{name}")
+        for line in config.getoption(f"{PREFIX}_{name}") or ()
     ]
     for name in ("dtype", "confidence", "preset"):
         value = config.getoption(f"{PREFIX}_{name}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-__all__ = ["preserved_generators", "seed_generators", "seeded_fixture", "seeded_module"]
+__all__ = ["preserved_generators", "seed_generators", "seeded_fixture", "seeded_late_user", "seeded_module"]
 
 SEED = 0
 
@@ -61,6 +61,23 @@ def seeded_fixture(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRe
             isolation.seeded(isolation.derived_seed(SEED, f"fixture {fixturedef.argname}"))
             yield
     else:
+        yield
+
+
+@contextmanager
+def seeded_late_user(item: pytest.Item) -> Iterator[None]:
+    """Mark a test that takes the fixture while it runs, and seed the global generators until its end.
+
+    Nothing happens if the test is known to measure. Its numbers before this moment are its own.
+    """
+    if item.get_closest_marker(MARKER) is not None:
+        yield
+        return
+    from ..engine import isolation
+
+    item.add_marker(MARKER)
+    with isolation.preserved_generators():
+        seed_generators(item, "fixture trainability")
         yield
 
 

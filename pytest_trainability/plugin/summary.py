@@ -26,15 +26,21 @@ class Summary:
         self._collect_only = config.option.collectonly
         self._writer = writer
         self._found: dict[str, tuple[list[dict[str, Any]], Outcome]] = {}
+        self._measured: dict[str, int] = {}
+        """Number of models by test, for the required number."""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Store the records of a test's report; discard those of an earlier attempt."""
         if report.when == "setup":
             self._found.pop(report.nodeid, None)
+            self._measured.pop(report.nodeid, None)
         records = getattr(report, "trainability", ())
         if records:
-            xfailed = report.skipped and hasattr(report, "wasxfail")
+            expected = hasattr(report, "wasxfail")
+            xfailed = report.skipped and expected
             self._found[report.nodeid] = records, "failed" if report.failed else "xfailed" if xfailed else "passed"
+            # A model counts if its test could have failed the session: not one that skips or is expected to fail.
+            self._measured[report.nodeid] = 0 if report.skipped or expected else len(records)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -43,7 +49,7 @@ class Summary:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _missing(self) -> bool:
-        return sum(len(records) for records, _ in self._found.values()) < self._required and not self._collect_only
+        return sum(self._measured.values()) < self._required and not self._collect_only
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print one line per check, the details of failures, and the changes to baselines, unless there is nothing to print."""
@@ -60,12 +66,13 @@ class Summary:
             for check in _blamed([CheckRecord.from_plain(plain) for plain in records], outcome)
         ]
         writer = terminalreporter._tw
-        width, encoding = writer.fullwidth, getattr(writer._file, "encoding", None) or "ascii"
+        width, encoding = writer.fullwidth, getattr(writer._file, "encoding", None)
         lines = section(checks, width=width, verbosity=terminalreporter.verbosity, encoding=encoding) if checks else []
         if baselines is not None:
             lines += lines_of_baselines(baselines, width=width, encoding=encoding)
         if self._missing():
-            lines.append(Line(f"{len(checks)} measured, --trainability-require={self._required}: too few", "red"))
+            measured = sum(self._measured.values())
+            lines.append(Line(f"{measured} measured, --trainability-require={self._required}: too few", "red"))
         terminalreporter.ensure_newline()
         terminalreporter.section("trainability")
         for line in lines:

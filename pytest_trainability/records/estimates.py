@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any, Literal, TypeVar, overload
 
-from .text import format_finite, format_value
+from .text import format_finite, format_value, visible
 
 __all__ = ["Estimate", "Listed", "Names", "Profile", "Spectrum", "Steps"]
 
@@ -193,7 +193,7 @@ class Estimate:
             # The text itself gives the number of seeds.
             return f"{self} ({self.name})" if self.name else str(self)
         count = f"{len(self.values)} seed{'s' if len(self.values) != 1 else ''}"
-        return f"{self} ({self.name}, {count})" if self.name else f"{self} ({count})"
+        return visible(f"{self} ({self.name}, {count})" if self.name else f"{self} ({count})")
 
     def __format__(self, spec: str) -> str:
         return format(self.mean, spec) if spec else str(self)
@@ -417,7 +417,10 @@ class Steps(Listed[str]):
         return self.names
 
     def __str__(self) -> str:
-        return self.description
+        return visible(self.description)
+
+    def __repr__(self) -> str:
+        return visible(f"Steps({self.names!r}, {self.description!r}, left_out={self.left_out!r})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,3 +439,6 @@ class Names(Listed[str]):
 
     def _items(self) -> Sequence[str]:
         return self.names
+
+    def __repr__(self) -> str:
+        return visible(f"Names({self.names!r}, counts={self.counts!r})")

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["format_finite", "format_names", "format_number", "format_value"]
+__all__ = [
+    "format_finite",
+    "format_names",
+    "format_number",
+    "format_value",
+    "short_repr",
+    "short_text",
+    "visible",
+]
+
+LONGEST = 200
+"""Number of characters to which the text of a user's value is shortened in an error message."""
 
 
 def format_number(value: float, digits: int = 3) -> str:
@@ -26,6 +38,51 @@ def format_names(names: Sequence[str], most: int = 2) -> str:
     'a, b, …'
     """
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+# At the start of a line, or anywhere in it: commands of GitHub Actions, Azure Pipelines and TeamCity.
+_COMMANDS = re.compile(r"(?<!\S)::|##(?=\w*\[)")
+_BROKEN_COMMANDS = {"::": r"\x3a:", "##": r"#\x23"}
+
+
+def visible(text: str) -> str:
+    r"""Escape what a terminal or the log of a CI service would execute. Names may come from an untrusted file or model.
+
+    >>> print(visible("\x1b[31m"), visible("::error::no"), visible("##[error]no"), visible("test_a.py::test_b"))
+    \x1b[31m \x3a:error::no #\x23[error]no test_a.py::test_b
+
+    Returns:
+        One line. Control characters are escaped, also line breaks, and so is the beginning of a workflow command: ``##[``, and
+        ``::`` at the beginning of a word, because a line may be broken before it. Escaping again changes nothing.
+    """
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return _COMMANDS.sub(lambda match: _BROKEN_COMMANDS[match[0]], text)
+
+
+def short_repr(value: object) -> str:
+    """Return the ``repr`` of a user's value for an error message, shortened. A value whose ``repr`` raises is named by its class.
+
+    >>> short_repr([1, "a"]), short_repr("x" * 1000)[:12]
+    ("[1, 'a']", "'xxxxxxxxxxx")
+    """
+    return _shortened(repr, value)
+
+
+def short_text(value: object) -> str:
+    """Return the ``str`` of a user's value in the same way.
+
+    >>> short_text(ValueError("no such file"))
+    'no such file'
+    """
+    return _shortened(str, value)
+
+
+def _shortened(write: Callable[[object], str], value: object) -> str:
+    try:
+        text = write(value)
+    except Exception:
+        return f"a value of class {type(value).__name__} that cannot be shown"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
 
 
 def format_finite(values: Iterable[float | None]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from ..checks.bounds import Bound
 from ..records.estimates import Profile, Spectrum
 from ..records.reports import BaselineChange, BaselineRecord, CheckRecord, VerdictRecord
-from ..records.text import format_names, format_number
+from ..records.text import format_names, format_number, visible
 
 __all__ = [
     "baseline_lines",
@@ -29,7 +29,6 @@ __all__ = [
     "sparkline",
     "stopped_early",
     "to_ascii",
-    "visible",
 ]
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -73,7 +72,7 @@ def explain_baseline(record: CheckRecord, *, width: int = 80) -> str:
 
 def _message(head: str, record: CheckRecord, lines: Sequence[str], width: int) -> str:
     lines = [*labelled("measured", measured_on(record), width - 2), *lines]
-    return "\n".join([head, *("  " + line for line in lines)])
+    return "\n".join([visible(head), *("  " + line for line in lines)])
 
 
 def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
@@ -338,11 +337,6 @@ def labelled(label: str, text: str, width: int = 0) -> list[str]:
     return head + [f"{label if i == 0 and not head else '':<{LABEL_WIDTH - 1}} {line}" for i, line in enumerate(lines)]
 
 
-def visible(text: str) -> str:
-    """Escape control characters, which a terminal would execute. Names may come from an untrusted file."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _COMPARISONS = {"<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__}
 
@@ -365,7 +359,7 @@ def explain_comparison(op: str, left: Any, right: Any) -> list[str] | None:
     outside = [e for e in elements if not _COMPARISONS[op](e.mean, float(right))]
     outside.sort(key=lambda e: e.mean if op in {">", ">="} else -e.mean)
     count = f"{len(outside)} of {len(elements)} elements are not {op} {right!r}; the worst:"
-    return [head, count, *(f"  {e.name}: {e}" for e in outside[:WORST_SHOWN])]
+    return [*map(visible, (head, count)), *(f"  {visible(f'{e.name}: {e}')}" for e in outside[:WORST_SHOWN])]
 
 
 _ASCII = str.maketrans(
@@ -375,12 +369,14 @@ _ASCII = str.maketrans(
 )
 
 
-def shown_in(text: str, encoding: str) -> str:
-    """Return the text unchanged if the encoding can represent it, else in ASCII."""
+def shown_in(text: str, encoding: str | None) -> str:
+    """Return a line to print: escaped by :func:`visible`, and in ASCII if the encoding is unknown or cannot represent it."""
+    text = visible(text)
     try:
-        text.encode(encoding)
+        text.encode(encoding or "ascii")
     except (UnicodeError, LookupError):
-        return to_ascii(text)
+        # The characters of a sparkline become '#', among others.
+        return visible(to_ascii(text))
     return text
 
 

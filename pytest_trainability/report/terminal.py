@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..records.reports import BaselineRecord, BaselineSummary, CheckRecord, VerdictRecord
+from ..records.text import visible
 from .explain import (
     bound_text,
     change_lines,
@@ -42,7 +43,11 @@ class Line:
 
 
 def section(
-    checks: Sequence[tuple[CheckRecord, Outcome]], *, width: int = 80, verbosity: int = 0, encoding: str = "utf-8"
+    checks: Sequence[tuple[CheckRecord, Outcome]],
+    *,
+    width: int = 80,
+    verbosity: int = 0,
+    encoding: str | None = "utf-8",
 ) -> list[Line]:
     """Return the lines of the section, without newlines.
 
@@ -51,7 +56,7 @@ def section(
         width: Columns of the terminal. Only commands to copy exceed it.
         verbosity: Below 0, only failures and updated baselines are listed. Above 0, every bound and the growth along the chain
             are shown as well.
-        encoding: Encoding of the terminal. ASCII is used if it cannot represent a line.
+        encoding: Encoding of the terminal. ASCII is used if it is None or cannot represent a line.
     """
     width = max(width, NARROWEST)
     listed = [check for check in checks if verbosity >= 0 or _is_broken(*check) or _is_updated(check[0])]
@@ -81,17 +86,17 @@ def _heading(file: str, conditions: str, width: int) -> list[Line]:
     return [Line(head)] if len(head) <= width else [Line(cut_left(file, width)), Line(_cut_right(conditions, width))]
 
 
-def _encoded(lines: Iterable[Line], encoding: str) -> list[Line]:
+def _encoded(lines: Iterable[Line], encoding: str | None) -> list[Line]:
     return [Line(shown_in(line.text, encoding), line.color) for line in lines]
 
 
-def baselines(summary: BaselineSummary, *, width: int = 80, encoding: str = "utf-8") -> list[Line]:
+def baselines(summary: BaselineSummary, *, width: int = 80, encoding: str | None = "utf-8") -> list[Line]:
     """Return the lines on the changes that a session made to the baselines, and on problems that it found.
 
     Args:
         summary: Changes and problems.
         width: Columns of the terminal.
-        encoding: Encoding of the terminal. ASCII is used if it cannot represent a line.
+        encoding: Encoding of the terminal. ASCII is used if it is None or cannot represent a line.
     """
     width = max(width, NARROWEST)
     lines = (Line(line, color) for text, color in _messages(summary) for line in labelled("baselines", text, width))
@@ -201,7 +206,7 @@ def _baseline(baseline: BaselineRecord, width: int, verbosity: int) -> Iterable[
 def _title(record: CheckRecord) -> str:
     """Return the name of the test within its file, and the name of the measurement within the test."""
     test = record.test.partition("::")[2] or record.test
-    return f"{test} ({record.name})" if record.name else test
+    return visible(f"{test} ({record.name})" if record.name else test)
 
 
 def _gain(record: CheckRecord) -> str:

@@ -15,7 +15,7 @@ from ..errors import BoundError, TrainabilityFailure, UsageError
 from ..measurement import Measurement
 from ..records.estimates import Estimate, Profile
 from ..records.reports import VerdictRecord
-from ..records.text import format_names, format_number
+from ..records.text import format_names, format_number, visible
 from ..report.explain import explain, labelled, reproduce_command
 from .arguments import CHANGE, SUMMARIES, Along, Patterns, Summary, refuse_measure
 from .fits import fit, is_linear_in_size, ordinates, why_no_slope
@@ -171,14 +171,16 @@ class Scaling:
     def reading(self) -> str:
         """The slope in words; for a profile, the steepest slope."""
         if isinstance(self.slope, Estimate):
-            return self._read(self.slope.name)
-        return self._read(max(self.slope.values(), key=lambda e: math.inf if math.isnan(e.mean) else abs(e.mean)).name)
+            return visible(self._read(self.slope.name))
+        return visible(
+            self._read(max(self.slope.values(), key=lambda e: math.inf if math.isnan(e.mean) else abs(e.mean)).name)
+        )
 
     def __str__(self) -> str:
         return f"{self.reading} ({self.along}s {', '.join(map(str, self.sizes))})"
 
     def __repr__(self) -> str:
-        return f"<{self.measure} over {self.along}s {', '.join(map(str, self.sizes))}: slope {self.slope!r}>"
+        return visible(f"<{self.measure} over {self.along}s {', '.join(map(str, self.sizes))}: slope {self.slope!r}>")
 
     # Elements
 

@@ -147,6 +147,58 @@ def test_an_invalid_marker_is_refused_before_any_test_runs(project: Pytester, bo
     assert ".. " not in text
 
 
+UNREADABLE = {
+    "a tolerance without a name": ("tolerances={None: 1}", "unknown measure None."),
+    "a tolerance too large": ("tolerances={'log_gain': 10**400}", "must be a finite number of at least 0. Got 1000"),
+    "a bound too large": ("log_gain=(10**400, None)", "the ends of a bound must be numbers"),
+    "a bound without a repr": ("log_gain=Hostile()", "Got a value of class Hostile that cannot be shown."),
+    "a seed without a repr": ("seeds=Hostile()", "Got a value of class Hostile that cannot be shown."),
+    "a device without a repr": ("device=Hostile()", "has a value that cannot be read: RuntimeError: \\x1b"),
+    "a preset without a repr": ("preset=Hostile()", "has a value that cannot be read: RuntimeError"),
+    "tolerances without a repr": ("tolerances=Hostile()", "has a value that cannot be read: RuntimeError"),
+    "a positional value": ("Hostile()", "has a value that cannot be read: RuntimeError"),
+    "too many seeds": ("seeds=20240101", "A single seed is [20240101]."),
+}
+HOSTILE = """
+class Hostile:
+    def __repr__(self):
+        raise RuntimeError("\\x1b[31m\\n::error::no")
+"""
+
+
+@pytest.mark.parametrize(("value", "said"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_value_of_a_marker_that_cannot_be_read_is_refused_in_one_line(
+    project: Pytester, value: str, said: str
+) -> None:
+    project.makepyfile(test_it=HOSTILE + marked(value))
+    text = the_error(project.runpytest_inprocess())
+    assert text.startswith("the marker of test_it.py::test_model")
+    assert said in text
+    assert text.isprintable()
+
+
+EMPTY = ["seeds", "device", "dtype", "confidence", "preset", "bounds", "tolerances"]
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_empty_value_is_refused_everywhere(project: Pytester, name: str) -> None:
+    """It comes from an empty shell variable, and would switch off the value of the ini file."""
+    project.makepyfile(PLAIN)
+    given = {"bounds": "log_gain = [-9, 9]", "tolerances": "log_gain = 1", "preset": "mlp", "seeds": "2"}
+    project.makeini(f"[pytest]\ntrainability_{name} = {given.get(name, '')}")
+    for value in ("", " "):
+        said = the_error(project.runpytest_inprocess(f"--trainability-{name}={value}"))
+        assert said.startswith(f"--trainability-{name} must have a value. Got ")
+    said = the_error(project.runpytest_inprocess("-o", f"trainability_{name}="))
+    assert said.startswith(f"trainability_{name} in {project.path / 'tox.ini'} must have a value. Got ")
+
+
+def test_a_negative_number_of_models_is_refused(project: Pytester) -> None:
+    project.makepyfile(PLAIN)
+    said = the_error(project.runpytest_inprocess("--trainability-require=-3"))
+    assert said == "--trainability-require must be at least 0. Got -3."
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

@@ -27,6 +27,7 @@ TORCH_ATTRIBUTES = frozenset(
 OTHERS = {
     "records/estimates.py": {"_affine"},
     "engine/capture/ode_solvers.py": {"_replace"},
+    "plugin/collection.py": {"_fixtureinfo"},
     "plugin/randomness.py": {"_pyfuncitem"},
     "plugin/summary.py": {"_tw", "_file"},
 }

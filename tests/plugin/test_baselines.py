@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trainability.plugin import command
+from pytest_trainability.plugin import command, paths
 
 if TYPE_CHECKING:
     from _pytest.pytester import Pytester, RunResult
@@ -294,6 +296,8 @@ def test_the_nearer_tolerance_wins(recorded: Pytester, monkeypatch: pytest.Monke
         ),
         ("check_baseline(log_gain=-1)", [], "the tolerance of log_gain must be a finite number of at least 0. Got -1"),
         ("check_baseline('gain')", [], "unknown measure 'gain'"),
+        ("check_baseline([])", [], "BoundError: check_baseline() in test_suite.py::test_tower: unknown measure []"),
+        ("check_baseline(None)", [], "unknown measure None"),
     ],
 )
 def test_invalid_arguments_of_check_baseline_fail_the_test(
@@ -455,6 +459,90 @@ def test_prune_is_refused_if_a_test_has_not_passed(recorded: Pytester, conftest:
     assert file(recorded).read_bytes() == before
 
 
+TAKEN_LATER = """
+def test_taken_later(request):
+    if SKIPS:
+        pytest.skip("not today")
+    take = request.getfixturevalue
+    take("trainability")(tower(3), images, seeds=8).check_baseline()
+"""
+BY_HELPER = """
+NAME = "trainability"
+
+def test_taken_later(request):
+    if SKIPS:
+        pytest.skip("not today")
+    request.getfixturevalue(NAME)(tower(3), images, seeds=8).check_baseline()
+"""
+NO_PARAMETERS = """
+@pytest.mark.parametrize("depth", [] if SKIPS else [3])
+def test_taken_later(request, depth):
+    request.getfixturevalue(NAME)(tower(depth), images, seeds=8).check_baseline()
+
+NAME = "trainability"
+"""
+
+
+@pytest.mark.parametrize("late", [TAKEN_LATER, BY_HELPER, NO_PARAMETERS], ids=["named", "by a name", "no parameters"])
+def test_prune_keeps_what_a_skipped_test_may_ask_for_that_takes_the_fixture_while_it_runs(
+    suite: Pytester, late: str
+) -> None:
+    suite.makepyfile(test_suite=f"SKIPS = False\n{SUITE}{late}")
+    assert run(suite, "--trainability-baseline=new").ret == 0
+    (test,) = (name for name in entries(suite) if name.startswith("test_taken_later"))
+    suite.makepyfile(test_suite=f"SKIPS = True\n{SUITE}{late}".replace("[3, 5]", "[3]"))
+    result = run(suite, "--trainability-prune")
+    assert test in entries(suite)
+    assert ("test_depth[5]" in entries(suite)) == (result.ret != 0), "all that is unused is removed, or nothing"
+    suite.makepyfile(test_suite=SUITE.replace("[3, 5]", "[3]"))
+    assert run(suite, "--trainability-prune").ret == 0
+    assert test not in entries(suite), "a test that is gone asks for nothing"
+
+
+DOCTEST = """
+>>> from small_nets import images, net
+>>> getfixture('trainability')(net, images, seeds=2).check_baseline()
+"""
+
+
+def test_prune_keeps_the_baselines_of_doctests(suite: Pytester) -> None:
+    """A text file and a module of the same name have separate baselines."""
+    suite.makeini("[pytest]\naddopts = --doctest-glob=*.rst\npythonpath = .\n")
+    suite.makefile(".rst", test_suite=DOCTEST)
+    documented = f"{SUITE}\ndef helper():\n    '''Measure.\n{DOCTEST}    '''\n".replace("\n>>>", "\n    >>>")
+    suite.makepyfile(test_suite=documented)
+    assert run(suite, "--doctest-modules", "--trainability-baseline=new").ret == 0
+    before = {path.name: path.read_bytes() for path in file(suite).parent.iterdir()}
+    assert set(before) == {"test_suite.json", "test_suite.rst.json"}
+    assert set(entries(suite)) >= {"test_suite.helper", "test_tower"}
+    assert set(entries(suite, "test_suite.rst")) == {"test_suite.rst"}
+    result = run(suite, "--trainability-prune")
+    assert result.ret == 0
+    assert "no test" not in joined(result), "this session collects no doctests of modules"
+    assert {path.name: path.read_bytes() for path in file(suite).parent.iterdir()} == before
+    suite.makepyfile(test_suite=SUITE)
+    (suite.path / "test_suite.rst").unlink()
+    assert run(suite, "--doctest-modules", "--trainability-prune").ret == 0
+    assert "test_suite.helper" not in entries(suite)
+    assert not file(suite, "test_suite.rst").exists()
+
+
+def test_prune_keeps_the_entries_of_a_class_that_cannot_be_collected(recorded: Pytester) -> None:
+    before = file(recorded).read_bytes()
+    recorded.makeconftest(
+        """
+        import pytest
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_make_collect_report(collector):
+            if collector.name == "TestTwo":
+                return pytest.CollectReport(collector.nodeid, "failed", "no class today", None)
+        """
+    )
+    run(recorded, "--trainability-prune", "--continue-on-collection-errors")
+    assert file(recorded).read_bytes() == before
+
+
 def test_entry_of_another_torch_is_reported_and_can_be_recorded_again(recorded: Pytester) -> None:
     file(recorded).write_text(
         file(recorded).read_text(encoding="utf-8").replace('"torch": "', '"torch": "1.'), encoding="utf-8"
@@ -496,6 +584,34 @@ def test_a_session_must_measure_as_many_models_as_required(
         assert "5 measured, --trainability-require=6: too few" in joined(result)
 
 
+def test_models_of_tests_that_cannot_fail_do_not_count(project: Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        import pytest
+        from small_nets import images, net
+
+        def test_counts(trainability):
+            trainability(net, images, seeds=1)
+
+        @pytest.mark.xfail
+        def test_fails(trainability):
+            trainability(net, images, seeds=1).check(log_gain=(-0.1, 0.1))
+
+        @pytest.mark.xfail(strict=False)
+        def test_passes_unexpectedly(trainability):
+            trainability(net, images, seeds=1)
+
+        def test_skips(trainability):
+            trainability(net, images, seeds=1)
+            pytest.skip("enough")
+        """
+    )
+    assert run(project, "--trainability-require=1").ret == 0
+    result = run(project, "--trainability-require=2")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "1 measured, --trainability-require=2: too few" in joined(result)
+
+
 def test_a_session_that_measures_nothing_does_not_satisfy_the_requirement(project: Pytester) -> None:
     project.makepyfile("def test_nothing():\n    pass")
     result = run(project, "--trainability-require=1")
@@ -529,6 +645,23 @@ def test_measured_numbers_do_not_overwrite_the_baselines(recorded: Pytester, mon
     assert result.ret == 1
     assert "--trainability-measured must name a separate folder" in joined(result)
     assert file(recorded).read_bytes() == before
+
+
+def test_paths_on_another_drive_are_shown_as_a_whole(recorded: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two drives of Windows there is no relative path. Here the system is made to say so."""
+
+    def refuse(path: object, start: object = None) -> str:
+        msg = f"path is on mount 'C:', start on mount 'D:': {path}"
+        raise ValueError(msg)
+
+    monkeypatch.setenv("GAIN", "1.5")
+    monkeypatch.setattr(paths.os.path, "relpath", refuse)
+    result = run(recorded, "test_suite.py::test_tower", "--tb=short")
+    assert str(file(recorded)) in joined(result).replace(" ", "")
+    result.assert_outcomes(failed=1)
+    assert "INTERNALERROR" not in result.stdout.str()
+    result = run(recorded, "--trainability-baseline=update", "--trainability-measured=measured")
+    assert f"{file(recorded)}: {recorded.path / 'measured'} can hold only baselines below" in joined(result)
 
 
 def test_other_dropout_masks_are_not_a_change(project: Pytester) -> None:
@@ -616,3 +749,95 @@ def test_control_characters_of_a_file_are_escaped(recorded: Pytester, capsys: py
     out = capsys.readouterr().out
     assert "\\x1b]0;owned\\x07\\u202e › build" in out
     assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", out)
+
+
+HOSTILE_NAMES = ["::error file=a.py::no", "##[error]no", "\x1b[31m\n::warning::no"]
+
+
+def hostile_artifact(project: Pytester) -> None:
+    """Put measured numbers with hostile names in every place of a file into the folder ``measured``."""
+    (test,) = entries(project)["test_tower"].values()
+    document: dict[str, Any] = {"schema": 1, "tests": {}}
+    for name in HOSTILE_NAMES:
+        entry = json.loads(json.dumps(test["cpu float32"]))
+        entry["measures"][name] = {"names": ["w" * 70, name]}
+        entry["measures"]["unused_parameters"] = {"names": ["w" * 70, name]}
+        document["tests"][name] = {name: {"cpu float32": entry}}
+        document["tests"].setdefault("test_tower", {"build": {"cpu float32": entry}})
+    measured = project.path / "measured" / "__trainability__"
+    measured.mkdir(parents=True)
+    (measured / "test_suite.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+def obeyed(text: str) -> list[str]:
+    """Return the lines of a log that GitHub's runner obeys, or a terminal."""
+    return [line for line in text.split("\n") if re.search(r"^\s*::|##\[", line) or not line.isprintable()]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", None])
+def test_the_command_prints_no_line_that_a_log_would_obey(
+    recorded: Pytester, monkeypatch: pytest.MonkeyPatch, encoding: str | None
+) -> None:
+    """Also where the output is no terminal and has no encoding."""
+    hostile_artifact(recorded)
+    outputs = {}
+    for name in ("stdout", "stderr"):
+        outputs[name] = io.StringIO() if encoding is None else io.TextIOWrapper(io.BytesIO(), encoding, newline="\n")
+        monkeypatch.setattr(sys, name, outputs[name])
+    assert command.main(["compare", "measured"]) == command.DIFFERS
+    assert command.main(["accept", "measured"]) == 0
+    (recorded.path / "measured/__trainability__/::error::no.json").write_text("{")
+    assert command.main(["compare", "measured"]) == command.CANNOT
+    monkeypatch.undo()
+    for output in outputs.values():
+        output.seek(0)
+        text = output.read()
+        assert "error" in text
+        assert obeyed(text.rstrip("\n")) == []
+
+
+def test_a_session_prints_no_line_that_a_log_would_obey(project: Pytester) -> None:
+    """Names of models, classes and measurements reach the terminal section, messages, and the file of baselines."""
+    project.makepyfile(
+        test_it=f"""
+        import pytest, torch
+        from torch import nn
+        from small_nets import images, net
+
+        NAMES = {HOSTILE_NAMES!r}
+
+        def model(name):
+            cls = type(name, (nn.Sequential,), {{}})
+            def build():
+                return nn.Sequential(*[cls(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)])
+            build.__name__ = name
+            return build
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_pass(trainability, n):
+            trainability(model(NAMES[n]), images, seeds=1, name=NAMES[n])
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_fail(trainability, n):
+            trainability(model(NAMES[n]), images, seeds=1, name=NAMES[n]).check(log_gain=(0, 0))
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_plain_assert(trainability, n):
+            result = trainability(model(NAMES[n]), images, seeds=1, steps="blocks")
+            assert result.growth_rate > 10
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_baseline(trainability, n):
+            trainability(model(NAMES[n]), images, seeds=1).check_baseline()
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_error(trainability, n):
+            trainability(model(NAMES[n]), images, seeds=1, steps=NAMES[n] + "*")
+        """
+    )
+    for style in ("short", "line", "native"):
+        result = run(project, "-vv", f"--tb={style}", "--show-capture=no")
+        result.assert_outcomes(passed=3, failed=12)
+        assert "error" in result.stdout.str()
+        written = [line for line in result.outlines if "NAMES" not in line]
+        assert obeyed("\n".join(written)) == []

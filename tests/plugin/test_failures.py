@@ -119,7 +119,8 @@ def test_the_command_reproduces_the_failure(project: Pytester, mark: str, call: 
     project.makepyfile(
         test_it=HEAD
         + f"""
-def test_other(trainability):
+@pytest.mark.trainability
+def test_other():
     torch.randn(5)
 
 class TestIt:
@@ -263,6 +264,59 @@ def test_bounds_without_a_measured_model_fail_the_test(project: Pytester) -> Non
     result.stdout.fnmatch_lines(["*must be judged on a model. This test has measured no model.*"])
 
 
+BOUNDED = {
+    "class": ("@pytest.mark.trainability(log_gain=(-9, 9))\nclass TestIt:\n    {test}", "", []),
+    "module": ("pytestmark = pytest.mark.trainability(log_gain=(-9, 9))\n{test}", "", []),
+    "ini file": ("{test}", "trainability_bounds = log_gain = [-9, 9]", []),
+    "preset of the ini file": ("{test}", "trainability_preset = mlp", []),
+    "command line": ("{test}", "", ["--trainability-bounds=log_gain = [-9, 9]"]),
+}
+UNCALLED = {
+    "an argument": ("def test_it({self}trainability): pass", ""),
+    "a late fixture": ("def test_it({self}request): request.getfixturevalue('trainability')", ""),
+    "a fixture of a fixture": (
+        "def test_it({self}measured): pass",
+        "@pytest.fixture\ndef measured(trainability): return trainability\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("test", "fixture"), UNCALLED.values(), ids=UNCALLED.keys())
+@pytest.mark.parametrize(("source", "ini", "options"), BOUNDED.values(), ids=BOUNDED.keys())
+def test_a_test_with_bounds_that_takes_the_fixture_and_never_calls_it_fails(
+    project: Pytester, source: str, ini: str, options: list[str], test: str, fixture: str
+) -> None:
+    test = test.replace("{self}", "self, " if "class" in source else "")
+    project.makepyfile(test_it=f"import pytest\n{fixture}{source.replace('{test}', test)}\ndef test_other(): pass\n")
+    project.makeini(f"[pytest]\n{ini}")
+    result = project.runpytest_inprocess(*options)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*that apply to this test must be judged on a model: *log_gain*has not called it.*"])
+
+
+def test_a_test_that_calls_the_fixture_in_vain_is_free_of_the_bounds_of_the_session(project: Pytester) -> None:
+    """It may expect an error, or make a size sweep, to which bounds of models do not apply."""
+    project.makepyfile(
+        test_it=HEAD
+        + """
+def test_error(trainability):
+    with pytest.raises(ValueError):
+        trainability(net, images, seeds=0)
+
+def test_skip(trainability):
+    pytest.skip("not today")
+
+def test_sweep(trainability):
+    trainability.width_sweep(
+        lambda width: torch.nn.Sequential(torch.nn.Linear(8, width), torch.nn.Tanh(), torch.nn.Linear(width, 8)),
+        [4, 8], images, seeds=1,
+    )
+"""
+    )
+    result = project.runpytest_inprocess("--trainability-bounds=log_gain = [-9, 9]")
+    result.assert_outcomes(passed=2, skipped=1)
+
+
 def test_bounds_of_a_unittest_method_fail_the_test(project: Pytester) -> None:
     project.makepyfile(
         test_it="""
@@ -278,3 +332,78 @@ def test_bounds_of_a_unittest_method_fail_the_test(project: Pytester) -> None:
     result = project.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*must be judged on a model*"])
+
+
+SWALLOWED = """
+import contextlib, threading, unittest
+from concurrent.futures import ThreadPoolExecutor
+
+def bad(trainability, **options):
+    trainability(net, images, seeds=1, **options).check(log_gain=within(0.01))
+
+def test_suppressed(trainability):
+    with contextlib.suppress(AssertionError):
+        bad(trainability, name="\\x1bone")
+
+def test_caught(trainability):
+    result = trainability(net, images, seeds=1)
+    try:
+        result.check(log_gain=within(0.01))
+    except AssertionError:
+        result.check(gradient_norm=at_least(0))
+
+@pytest.mark.filterwarnings("ignore")
+def test_in_a_thread(trainability):
+    thread = threading.Thread(target=bad, args=[trainability])
+    thread.start()
+    thread.join()
+
+@pytest.mark.trainability(log_gain=within(0.01))
+def test_bound_of_the_marker(trainability):
+    with contextlib.suppress(AssertionError):
+        trainability(net, images, seeds=1)
+
+def test_baseline(trainability):
+    with contextlib.suppress(AssertionError):
+        trainability(net, images, seeds=1).check_baseline()
+"""
+EXPECTED = """
+def test_raises(trainability):
+    result = trainability(net, images, seeds=1)
+    with pytest.raises(AssertionError, match="log_gain"):
+        result.check(log_gain=within(0.01))
+    result.check(gradient_norm=at_least(0))
+
+def test_called(trainability):
+    pytest.raises(AssertionError, bad, trainability)
+
+def test_of_a_future(trainability):
+    with ThreadPoolExecutor() as pool, pytest.raises(AssertionError):
+        pool.submit(bad, trainability).result()
+
+def test_second_attempt(trainability):
+    result = trainability(net, images, seeds=1)
+    try:
+        result.check(log_gain=within(0.01))
+    except AssertionError:
+        result.check(log_gain=within(100))
+
+class TestUnit(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def take(self, trainability):
+        self.trainability = trainability
+
+    def test_unit(self):
+        with self.assertRaises(AssertionError):
+            bad(self.trainability)
+"""
+
+
+def test_a_failed_check_fails_its_test_unless_the_test_expects_it(project: Pytester) -> None:
+    project.makepyfile(test_it=HEAD + SWALLOWED + EXPECTED)
+    result = project.runpytest_inprocess("--tb=short")
+    result.assert_outcomes(failed=5, passed=5)
+    text = result.stdout.str()
+    assert text.count("a check that fails must fail its test.") == 5
+    assert r"although log_gain of \x1bone failed" in text
+    assert "although the baseline of " in text

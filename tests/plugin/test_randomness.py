@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pytest_trainability import measure
+from pytest_trainability.engine import isolation
 
 if TYPE_CHECKING:
     from _pytest.pytester import Pytester
@@ -65,6 +66,61 @@ def test_draws_of_body_and_fixtures_do_not_depend_on_other_tests(project: Pytest
     alone = {name: draws(project, f"test_it.py::test_{name}")[name] for name in "abc"}
     assert reordered == together
     assert alone == together
+
+
+LATE = """
+import random
+import numpy, pytest, torch
+from small_nets import images, net
+
+def drawn():
+    return [*torch.randn(2).tolist(), random.random(), numpy.random.rand()]
+
+@pytest.fixture
+def data():
+    return drawn()
+
+def test_late(request, data):
+    print("DRAWN", data, drawn())
+    request.getfixturevalue("trainability")(net, images, seeds=1)
+
+@pytest.fixture
+def measured(request):
+    return request.getfixturevalue("trainability")
+
+def test_by_a_fixture(measured, data):
+    print("DRAWN", data, drawn())
+
+def test_by_a_helper(request):
+    request.getfixturevalue(chr(116) + "rainability")(net, images, seeds=1)
+    print("DRAWN", drawn())
+
+def test_plain():
+    print("FREE", drawn())
+"""
+LATE_DOCTEST = """
+>>> import torch
+>>> torch.randn(2).tolist() == DRAWN
+True
+>>> take = getfixture('trainability')
+"""
+
+
+def test_tests_that_take_the_fixture_while_they_run_draw_the_same_numbers(project: Pytester) -> None:
+    torch.manual_seed(3)
+    project.makepyfile(test_it=LATE)
+    outlines = [project.runpytest_inprocess("-s").outlines for _ in range(2)]
+    drawn, free = ([[line for line in run if word in line] for run in outlines] for word in ("DRAWN", "FREE"))
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 3
+    assert free[0] != free[1], "a test that does not measure goes on with the numbers of the session"
+
+
+def test_a_doctest_that_takes_the_fixture_draws_the_same_numbers(project: Pytester) -> None:
+    """Doctests have no function whose call could be seeded."""
+    generator = torch.Generator().manual_seed(isolation.derived_seed(0, "body"))
+    project.makefile(".txt", test_doc=LATE_DOCTEST.replace("DRAWN", repr(torch.randn(2, generator=generator).tolist())))
+    project.runpytest_inprocess().assert_outcomes(passed=1)
 
 
 def test_measurement_does_not_change_the_generators_of_the_test(project: Pytester) -> None:

@@ -39,3 +39,10 @@ def test_a_failure_is_an_assertion_and_no_error() -> None:
 
 def test_pytest_shows_a_failure_under_its_public_name() -> None:
     assert errors.TrainabilityFailure.__module__ == "pytest_trainability"
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_error_escapes_what_a_terminal_or_a_log_would_obey(name: str) -> None:
+    """Its lines stay lines, because a message may contain that of another error."""
+    error = getattr(errors, name)("the model 'a\x1b[2J' raised\n::error::b\n##[error]c")
+    assert str(error).split("\n") == [r"the model 'a\x1b[2J' raised", r"\x3a:error::b", r"#\x23[error]c"]

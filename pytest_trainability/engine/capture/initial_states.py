@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from ..modules import ByModule
 from ..torch_internals import version_of
 from ..trees import carries_gradient, is_float
 from .recorder import Edge, Recorder, edge_of, with_gradient
@@ -65,7 +66,7 @@ class _Copies:
     def __init__(self, edges: set[Edge]) -> None:
         self.edges = edges
         """Filled with the edges of all copies."""
-        self.replaced: dict[nn.Module, list[tuple[Tensor, Tensor, int, Node | None]]] = {}
+        self.replaced: ByModule[list[tuple[Tensor, Tensor, int, Node | None]]] = ByModule()
         """For each module that has been called: original, copy, version and node of the copy; empty once the call returned."""
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ...errors import ModelError
 from ..isolation import uncompiled
+from ..modules import ByModule, named_modules_of
 from ..torch_internals import hooks_skipped_without_gradient, next_sequence_number, without_torch_functions
 from ..trees import carries_gradient, map_tensors, tensors_in
 from .rollout import Rollout, kind_of
@@ -321,11 +322,11 @@ class Recorder:
 
     def __init__(self, captured: Capture) -> None:
         self.capture = captured
-        self.paths = {
-            module: path
-            for path, module in captured.model.named_modules()
+        self.paths = ByModule(
+            (module, path)
+            for path, module in named_modules_of(captured.model)
             if not isinstance(module, ParametrizationList)
-        }
+        )
         """Paths of the modules whose calls are recorded."""
         self.running: list[Call] = []
         """Calls that have not returned, the outermost first."""

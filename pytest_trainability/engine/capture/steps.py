@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ...errors import CutError, UsageError
+from ..modules import ByModule, children_of, modules_of, named_modules_of
 from .chain import beginning, results
 from .graph import Graph
 from .recorder import Call, Capture
@@ -124,7 +125,7 @@ _KINDS = ("auto", "blocks", "layers", "time")
 
 # By name ------------------------------------------------------------------------------------------------
 def _named(capture: Capture, patterns: Sequence[str]) -> list[Call]:
-    paths = [path for path, _ in capture.model.named_modules() if path]
+    paths = [path for path, _ in named_modules_of(capture.model) if path]
     expressions = [_expression(pattern) for pattern in patterns]
     for pattern, expression in zip(patterns, expressions):
         if not any(expression.fullmatch(path) for path in paths):
@@ -237,7 +238,7 @@ def _families(capture: Capture) -> list[_Family]:
         if call.path and not _is_container(module) and any(True for _ in module.children()):
             by_class.setdefault(type(module), []).append(call)
     merged: dict[type, set[type]] = {cls: {cls} for cls in by_class}
-    for container in capture.model.modules():
+    for container in modules_of(capture.model):
         if _is_container(container):
             classes = _alternating(container, by_class)
             union = set().union(*(merged[cls] for cls in classes)) if classes else set()
@@ -245,7 +246,8 @@ def _families(capture: Capture) -> list[_Family]:
                 merged[cls] = union
     groups = {frozenset(group) for group in merged.values()} | {frozenset({cls}) for cls in by_class}
     ordered = sorted(groups, key=lambda group: (-len(group), sorted(cls.__qualname__ for cls in group)))
-    members = {child for module in capture.model.modules() if _is_container(module) for child in module.children()}
+    containers = (module for module in modules_of(capture.model) if _is_container(module))
+    members = ByModule((child, True) for container in containers for child in children_of(container))
     families = [_Family(group, [c for c in capture.calls if type(c.module) in group]) for group in ordered]
     for family in families:
         family.stacked = all(call.module in members for call in family.calls)
@@ -255,11 +257,11 @@ def _families(capture: Capture) -> list[_Family]:
 def _alternating(container: nn.Module, known: Iterable[type]) -> list[type]:
     """Return the known classes of a container's members if they alternate, which means that a class returns after another one."""
     members: list[type] = []
-    pending = list(container.children())
+    pending = list(children_of(container))
     while pending:
         member = pending.pop(0)
         if _is_container(member):
-            pending = [*member.children(), *pending]
+            pending = [*children_of(member), *pending]
         elif type(member) in known:
             members.append(type(member))
     turns = [cls for index, cls in enumerate(members) if index == 0 or members[index - 1] is not cls]
@@ -272,7 +274,7 @@ def _share(capture: Capture, calls: Sequence[Call], weights: WeightLayers) -> fl
         return 0.0
     held = {p: p.numel() for call in calls for p in call.module.parameters()}
     outside: set[nn.Parameter] = set()
-    for module in capture.model.modules():
+    for module in modules_of(capture.model):
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             outside.update(module.parameters())
     last = max(call.end for call in calls)

@@ -19,6 +19,7 @@ from ..capture.recorder import Call, Capture
 from ..capture.recurrence import Recurrence, find_recurrences
 from ..capture.weights import WeightLayers
 from ..jacobian.trajectories import Division
+from ..modules import ByModule
 from ..torch_internals import is_batch_norm
 from ..trees import batch_size, tensors_in
 from .finiteness import NotFinite
@@ -243,7 +244,7 @@ def _notes_on_time(chosen: Recurrence, chain: Chain, device: torch.device) -> It
 
 
 def _facts(chain: Chain, graph: Graph) -> tuple[StepFacts, ...]:
-    known: dict[nn.Module, StepFacts] = {}
+    known: ByModule[StepFacts] = ByModule()
     facts = []
     for name, call, names in zip(chain.names, chain.steps, chain.operations(graph)):
         if call.module not in known:

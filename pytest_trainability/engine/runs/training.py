@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...errors import ModelError, TrainabilityError, UsageError
 from ..isolation import derived_seed, preserved_model
 from ..linalg.norms import norm, stored_values
+from ..modules import ByModule, named_modules_of
 from ..trees import is_float, tensors_in
 from .objective import Objective
 from .recipe import OptimizerFactory, sentence
@@ -179,7 +180,7 @@ def outputs_of_modules(objective: Objective) -> dict[str, list[Tensor]]:
     """
     found: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
-    paths = {module: path or "output" for path, module in objective.model.named_modules()}
+    paths = ByModule((module, path or "output") for path, module in named_modules_of(objective.model))
 
     def look(module: nn.Module, _: Any, output: Any) -> None:
         path = paths[module]

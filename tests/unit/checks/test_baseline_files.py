@@ -32,6 +32,7 @@ from pytest_trainability.checks.baseline_files import (
     with_entry,
 )
 from pytest_trainability.checks.baselines import BaselineValues, Entry, NameSet, Series, compare
+from pytest_trainability.checks.locks import lock_path
 from pytest_trainability.errors import BaselineError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX: fork, signals, permissions")
@@ -68,12 +69,8 @@ def adding(test: str, new: Entry | None = None) -> Callable[[Contents], Contents
 
 
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Path of a baseline in an empty project. Its lock is separate from that of the machine."""
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setenv("TMPDIR", str(temporary))
+def path(tmp_path: Path) -> Path:
+    """Path of a baseline in an empty project."""
     project = tmp_path / "project"
     project.mkdir()
     return project / PLACE
@@ -613,6 +610,7 @@ def test_a_link_that_appears_during_a_change_is_refused(path: Path, outside: Pat
     """``change`` runs between the first check for links and the writing."""
 
     def change(contents: Contents) -> Contents:
+        path.parent.rename(path.parents[1] / "moved")
         link(path.parent, outside)
         return adding("test_new")(contents)
 
@@ -824,7 +822,6 @@ def test_an_interruption_leaves_the_old_file_and_no_lock(recorded: Path, monkeyp
 PRELUDE = """
 import json, os, resource, signal, sys, time
 from pathlib import Path
-import filelock
 from pytest_trainability.checks import baseline_files
 from pytest_trainability.checks.baseline_files import change_baselines, read_baselines, with_entry
 from pytest_trainability.checks.baselines import Entry, Series
@@ -954,7 +951,7 @@ import shutil
 PLANTED
 NAMES = sys.argv[2:]
 room = path.parents[1]
-WRITING = {"change_baselines", "_locked", "_replace", "_umask", "_refuse_links"}
+WRITING = {"change_baselines", "_locked", "locked", "_attempt", "_open", "_hold", "_replace", "_umask", "_refuse_links"}
 
 def die_in(steps):
     '''Kill this process at one of its steps: a line that writes, or something that an auditor would see.'''
@@ -1076,17 +1073,22 @@ for i in range(10):
 """
 
 
-def start(code: str, *args: object) -> subprocess.Popen[str]:
-    """Start a program and wait until it prints that it waits for a line."""
+def start(code: str, *args: object, temporary: Path | None = None) -> subprocess.Popen[str]:
+    """Start a program, with a folder for temporary files if given, and wait until it prints that it waits for a line."""
     command = [sys.executable, "-c", code, *map(str, args)]
-    writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    env = {**os.environ, **({"TMPDIR": str(temporary)} if temporary else {})}
+    writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     assert writer.stdout is not None
     assert writer.stdout.readline().strip() == "ready"
     return writer
 
 
-def test_processes_that_write_one_file_lose_nothing(path: Path) -> None:
-    writers = [start(MANY, path, i) for i in range(4)]
+def test_processes_that_write_one_file_lose_nothing(path: Path, tmp_path: Path) -> None:
+    """Their folders for temporary files differ, as those of containers and users do."""
+    folders = [tmp_path / f"tmp{i}" for i in range(4)]
+    for folder in folders:
+        folder.mkdir()
+    writers = [start(MANY, path, i, temporary=folder) for i, folder in enumerate(folders)]
     for writer in writers:
         assert writer.stdin is not None
         writer.stdin.write("go\n")
@@ -1135,8 +1137,10 @@ def test_a_writer_that_waits_too_long_fails_and_can_retry(recorded: Path, monkey
     monkeypatch.setattr(baseline_files, "LOCK_PATIENCE", 0.2)
     holder = start(HOLDER, recorded)
     said = refused(recorded, lambda: change_baselines(recorded, adding("test_new")))
-    assert said.startswith(f"{recorded}: the baseline could not be written. Another session has held the lock for ")
-    assert said.endswith(" seconds. Run again when that session has ended.")
+    assert said == (
+        f"{recorded}: the baseline could not be written. Another session has held the lock {lock_path(recorded)} for 0 "
+        "seconds. Run again when that session has ended. If there is none, remove the lock."
+    )
     assert set(read_baselines(recorded)) == {"test_old"}, "reading does not wait for the lock"
     holder.communicate("go\n")
     assert change_baselines(recorded, adding("test_new"))

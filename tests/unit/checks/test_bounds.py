@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -164,14 +163,24 @@ def test_lines_that_exclude_each_other_are_refused() -> None:
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: Bound(10**400, None),
         lambda: within(10**400),
-        lambda: within(0, 10**400),
-        lambda: at_most(10**400),
-        lambda: Bound(low=-(10**400)),
-        lambda: at_least(Fraction(10**400, 3)),  # type: ignore[arg-type]
-        lambda: as_bound((10**400, None), measure="log_gain"),
+        lambda: at_most(-(10**400)),
+        lambda: as_bound((None, 10**400), measure="log_gain"),
+        lambda: as_bound(10**400, measure="log_gain"),
+        lambda: as_bound(10**10_000, measure="log_gain"),
     ],
 )
-def test_an_end_too_large_for_a_float_is_refused(make: Callable[[], Bound]) -> None:
-    with pytest.raises(BoundError, match=re.escape("must be numbers that a float can hold, at most 1.8e308.")):
+def test_a_number_too_large_for_a_float_is_no_end_of_a_bound(make: Callable[[], Bound]) -> None:
+    with pytest.raises(BoundError, match="bound") as caught:
         make()
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("text", ["[" + " " * 20_000, "[" + " " * 20_000 + "," + " " * 20_000, ">=" + " " * 20_000])
+def test_long_texts_are_refused_at_once(text: str) -> None:
+    """With a pattern that can match spaces in several ways, the first text would take hours."""
+    with pytest.raises(BoundError, match="a bound must be written as"):
+        parse_bound(text)
+    with pytest.raises(BoundError):
+        parse_bounds([f"log_gain = {text}"], where="here")

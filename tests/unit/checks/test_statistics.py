@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from itertools import count, cycle
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import stats
 
 from pytest_trainability import UsageError
 from pytest_trainability.checks.statistics import (
+    CEILING,
     CONFIDENCE,
     DEFAULT_SEEDS,
     Level,
@@ -143,6 +145,35 @@ def test_numpy_integers_are_seeds(given: Any) -> None:
 def test_other_values_are_no_seeds(given: Any) -> None:
     with pytest.raises(UsageError, match="seeds must be"):
         as_seeds(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        (20240101, "A single seed is [20240101]."),
+        ("20240101", "A single seed is 20240101-20240101."),
+        (" 20240101 ", "A single seed is 20240101-20240101."),
+        (10**30, "A single seed is [N]."),
+        ("1" * 4000, "A single seed is N-N."),
+        (np.int64(10**15), "A single seed is [1000000000000000]."),
+        ("0-10000", "Got '0-10000'."),
+        ("0-1000000000000000000000000000000", "Got '0-1000000000000000000000000000000'."),
+        (f"3,{2**62}-{2**63 - 1}", "in number. Got "),
+        (range(10**15), "in number. Got range("),
+        (count(), "in number. Got count("),
+        (cycle([0]), "in number. Got <itertools.cycle"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_too_many_seeds_are_refused_at_once(given: Any, hint: str) -> None:
+    """A date that is meant as a seed, or a list without an end: neither memory nor time is spent on them."""
+    with pytest.raises(UsageError, match=r"^seeds must be at most 10,000 in number\. Got ") as caught:
+        as_seeds(given)
+    assert hint in str(caught.value)
+
+
+def test_the_largest_number_of_seeds_is_accepted() -> None:
+    assert as_seeds(CEILING) == as_seeds(f"0-{CEILING - 1}") == tuple(range(CEILING))
 
 
 def test_confidence_lies_between_zero_and_one() -> None:

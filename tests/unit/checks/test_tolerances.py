@@ -27,12 +27,6 @@ def test_other_values_are_refused(value: Any) -> None:
         as_tolerance(value, measure="log_gain", where="check_baseline()")
 
 
-@pytest.mark.parametrize(("value", "got"), [(10**400, "a number too large for a float"), (-(10**400), "")])
-def test_a_number_too_large_for_a_float_is_refused(value: int, got: str) -> None:
-    with pytest.raises(UsageError, match=f"must be a finite number of at least 0. Got {got}"):
-        as_tolerance(value, measure="log_gain", where="check_baseline()")
-
-
 def test_lines_are_parsed() -> None:
     lines = ["log_gain = 0.5", "growth_rate=0", "  gradient_norm  =  1e-1 "]
     assert parse_tolerances(lines, where="tox.ini") == {"log_gain": 0.5, "growth_rate": 0.0, "gradient_norm": 0.1}
@@ -57,3 +51,8 @@ def test_a_line_with_an_invalid_number_is_refused(text: str) -> None:
         UsageError, match=r"^tox\.ini: the tolerance of log_gain must be a finite number of at least 0\."
     ):
         parse_tolerances([f"log_gain = {text}"], where="tox.ini")
+
+
+def test_a_number_too_large_for_a_float_is_no_tolerance() -> None:
+    with pytest.raises(UsageError, match=r"must be a finite number of at least 0. Got 1000"):
+        as_tolerance(10**400, measure="log_gain", where="here")

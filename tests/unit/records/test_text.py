@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from pytest_trainability.records.text import format_finite, format_names, format_number, format_value
+from pytest_trainability.records.text import (
+    format_finite,
+    format_names,
+    format_number,
+    format_value,
+    short_repr,
+    short_text,
+    visible,
+)
 
 NAN, INF = math.nan, math.inf
 
@@ -122,3 +130,42 @@ def test_the_number_of_finite_seeds_replaces_a_mean_that_is_nan() -> None:
     assert format_value(NAN, NAN, NAN, unit="nats", finite="finite on 1 of 8 seeds") == "finite on 1 of 8 seeds"
     assert format_value(-INF, NAN, NAN, unit="nats", finite="finite on 1 of 8 seeds") == "-inf nats"
     assert format_value(NAN, NAN, NAN, unit="nats") == "nan nats"
+
+
+class Hostile:
+    """A value of a user whose text cannot be had."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_values_are_shown_in_any_case_and_shortened() -> None:
+    assert short_repr("a") == "'a'"
+    assert short_text("a") == "a"
+    assert short_repr(Hostile()) == short_text(Hostile()) == "a value of class Hostile that cannot be shown"
+    assert "int" in short_repr(10**10_000), "Python refuses to write so many digits"
+    long = short_text("a" * 1000 + "b" * 1000)
+    assert len(long) < 250
+    assert long.startswith("aaa") and long.endswith("bbb") and "…" in long
+
+
+@pytest.mark.parametrize(
+    ("hostile", "shown"),
+    [
+        ("::error::a", r"\x3a:error::a"),
+        ("  ::error::a", r"  \x3a:error::a"),
+        ("a ::error::b", r"a \x3a:error::b"),
+        ("a\n::error::b", r"a\n::error::b"),
+        ("\ufeff::error::b", r"\ufeff::error::b"),
+        ("##[error]a", r"#\x23[error]a"),
+        ("a###[group]b", r"a##\x23[group]b"),
+        ("##vso[task.setvariable]a", r"#\x23vso[task.setvariable]a"),
+        ("##teamcity[testFailed]", r"#\x23teamcity[testFailed]"),
+        ("test_a.py::TestB::test_c[::]", "test_a.py::TestB::test_c[::]"),
+        ("## heading, a ## b", "## heading, a ## b"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_what_a_log_would_obey_is_escaped_once(hostile: str, shown: str) -> None:
+    assert visible(hostile) == shown
+    assert visible(shown) == shown

@@ -13,6 +13,7 @@ import pytest
 from pytest_trainability import Estimate, Profile, Spectrum
 from pytest_trainability.checks.statistics import as_seeds
 from pytest_trainability.records.reports import BaselineChange, BaselineRecord, CheckRecord, VerdictRecord
+from pytest_trainability.records.text import visible
 from pytest_trainability.report.explain import (
     BARS,
     accumulated,
@@ -32,7 +33,6 @@ from pytest_trainability.report.explain import (
     sparkline,
     to_ascii,
     violation_lines,
-    visible,
 )
 
 NAN, INF = math.nan, math.inf
@@ -346,6 +346,30 @@ def test_a_changed_baseline_names_changes_and_command(make_record: MakeRecord) -
         "  if intended    pytest --update",
     ]
     assert explain_baseline(make_record(baseline=changed)).splitlines()[0] == "Tower: changed since the baseline"
+
+
+def test_workflow_commands_are_broken_in_every_line() -> None:
+    """GitHub obeys a line that begins with ``::`` after spaces, and ``##[`` anywhere. Lines are broken before long words."""
+    hostile = "::error::a ##[error]b \n::warning::c " + "w" * 70 + " ::add-mask::d"
+    change = BaselineChange(hostile, "new", elements=(hostile, "::debug::e"))
+    moved = BaselineChange("x", "moved", hostile, old=1.0, new=2.0, shift=1.0, tolerance=0.1, unit=hostile)
+    for width in (0, 30, 80):
+        for line in (*labelled(hostile, hostile, width), *change_lines([change, moved], width)):
+            assert not re.search(r"^\s*::|##\[", line)
+
+
+def test_workflow_commands_do_not_arise_from_the_translation_to_ascii() -> None:
+    assert shown_in("██[error]", "ascii") == r"#\x23[error]"
+    assert shown_in("██[error]", None) == r"#\x23[error]"
+    assert shown_in("██ x", "utf-8") == "██ x"
+
+
+def test_names_in_a_message_are_escaped(make_record: MakeRecord) -> None:
+    hostile = "\x1b[31m\n::error::name"
+    record = make_record(model=hostile, steps=hostile, step_names=(hostile,) * 4, cautions=(hostile,), notes=(hostile,))
+    lines = explain(record).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert not any(re.match(r"\s*::", line) for line in lines)
 
 
 def test_control_characters_are_escaped() -> None:

@@ -1,0 +1,82 @@
+"""Failed checks whose exception does not reach the test: it was raised in a thread, or something in the test has caught it."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..records.reports import CheckRecord
+
+__all__ = ["UNEXPECTED", "Unexpected", "refuse_swallowed"]
+
+
+class Unexpected:
+    """The failed checks of a test that the test does not expect by ``pytest.raises`` or ``assertRaises``."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, set[str]] = {}
+        self._unexpected: dict[str, set[str]] = {}
+
+    def note(self, key: str, record: CheckRecord) -> None:
+        """Note the checks of a measurement that have just failed, before their exception is raised."""
+        known = self._known.setdefault(key, set())
+        new = _failed(record) - known
+        known |= new
+        if new and not _failure_is_expected():
+            self._unexpected.setdefault(key, set()).update(new)
+
+    def left(self, records: Mapping[str, CheckRecord]) -> list[str]:
+        """Return what has failed and was not repeated with success, such as ``log_gain of Tower``."""
+        found = ((self._unexpected.get(key, set()) & _failed(record), record) for key, record in records.items())
+        return [f"{check} of {record.name or record.model}" for checks, record in found for check in sorted(checks)]
+
+
+UNEXPECTED = pytest.StashKey[Unexpected]()
+
+
+def _failed(record: CheckRecord) -> set[str]:
+    """Return the measures whose bounds do not hold, and the baseline if that does not hold."""
+    failed = {verdict.measure for verdict in record.verdicts if not verdict.holds}
+    return failed | ({"the baseline"} if record.baseline is not None and not record.baseline.holds else set())
+
+
+_EXPECTED_EXCEPTIONS = {
+    "RaisesExc": "expected_exceptions",  # pytest.raises since pytest 8.4
+    "RaisesContext": "expected_exception",  # pytest.raises before
+    "_AssertRaisesContext": "expected",  # unittest
+}
+"""Attribute of the expected exceptions by the class of a context."""
+
+
+def _failure_is_expected() -> bool:
+    """Whether a context is open that expects a failed check. Such a context exists as long as it is open."""
+    from ..errors import TrainabilityFailure
+
+    contexts = (found for found in gc.get_objects() if type(found).__name__ in _EXPECTED_EXCEPTIONS)
+    return any(issubclass(TrainabilityFailure, _expected(context)) for context in contexts)
+
+
+def _expected(context: Any) -> tuple[type, ...]:
+    """Return the exceptions that a context expects."""
+    expected = getattr(context, _EXPECTED_EXCEPTIONS[type(context).__name__], ())
+    classes = expected if isinstance(expected, tuple) else (expected,)
+    return tuple(found for found in classes if isinstance(found, type))
+
+
+def refuse_swallowed(item: pytest.Item, records: dict[str, CheckRecord]) -> None:
+    """Fail a test that would pass although one of its checks has failed."""
+    left = item.stash[UNEXPECTED].left(records) if UNEXPECTED in item.stash else []
+    if left:
+        from ..records.text import visible
+
+        pytest.fail(
+            f"a check that fails must fail its test. This test has passed, although {visible(', '.join(left))} failed: the "
+            "failure was raised in a thread, or caught by try or contextlib.suppress. Use pytest.raises for a failure that is "
+            "expected.",
+            pytrace=False,
+        )
