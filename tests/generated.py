@@ -426,11 +426,12 @@ def with_hooks_of_modules(block: Block) -> Block:
 
 
 def without_hooks_around_steps(block: Block) -> Block:
-    """Let the backward hooks of modules with submodules only look.
+    """Remove the backward hooks of modules with submodules.
 
-    If a step lies inside such a module, a cotangent may start behind its results, and PyTorch does not run the hook then.
+    If a step lies inside such a module, a cotangent may start behind its results, and PyTorch does not run the hook then. The
+    node that PyTorch adds to the results of the module counts as part of a step that ends right before.
     """
-    return changed(block, lambda b: replace(b, backward_hook="watch") if b.backward_hook and b.children else b)
+    return changed(block, lambda b: replace(b, backward_hook="") if b.children else b)
 
 
 @st.composite
