@@ -30,7 +30,6 @@ def pytest_trainability_measures() -> list[Measure]:
         tolerance=0.3,
         # A gradient of zero has no kurtosis. Bounds skip it where the zero is one by design.
         zero_by_design="gradient",
-        measured_with="waking_step",
     )
     def gradient_kurtosis(run: Run) -> dict[str, float]:
         """Return ``E(g - E g)⁴ / Var(g)²`` over the entries of each parameter's gradient: 3 for Gaussian entries.

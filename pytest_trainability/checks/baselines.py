@@ -29,8 +29,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal, NamedTuple, TypeAlias
 
+from ..records.gradient_classes import without_names
 from ..records.reports import BaselineChange
 from ..records.text import format_finite
+from .class_changes import CLASSES, class_changes
 
 __all__ = ["BaselineValues", "Entry", "NameSet", "Series", "compare", "environment_key", "find_entry"]
 
@@ -229,6 +231,7 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
     repeatable = all(old.draws[i] == new.draws[j] for i, j in pairs) and _is_repeatable(old, new)
     names = list(dict.fromkeys([*new.measures, *old.measures]))
     changes = list(_chain_changes(old, new, names))
+    changes += _class_changes(old, new)
     for name in names:
         tolerance = max(tolerances.get(name, 0.0), MIN_TOLERANCE)
         error = FALSE_ALARMS / max(len(names), 1)
@@ -244,10 +247,31 @@ def _chain_changes(old: Entry, new: Entry, names: Sequence[str]) -> Iterable[Bas
     return _name_changes("chain", [before], [after]) if "growth_rate" not in names and before != after else ()
 
 
+def _class_changes(old: Entry, new: Entry) -> Iterable[BaselineChange]:
+    """Compare the classes of gradients. An older baseline has none, which is no change."""
+    before, after = old.measures.get(CLASSES), new.measures.get(CLASSES)
+    if not isinstance(before, NameSet) or not isinstance(after, NameSet):
+        return ()
+    norms = [entry.measures.get("gradient_norm") for entry in (old, new)]
+    used = [set(norm.values) if isinstance(norm, Series) else set() for norm in norms]
+    unused = [entry.measures.get("unused_parameters") for entry in (old, new)]
+    known = [u | (set(n.names) if isinstance(n, NameSet) else set()) for u, n in zip(used, unused)]
+    known = [k | set(without_names(lines.names)) for k, lines in zip(known, (before, after))]
+    return class_changes(
+        before.names,
+        after.names,
+        gone=known[0] ^ known[1] if all(used) else (),
+        repeatable=_is_repeatable(old, new),
+        considered=len(known[0] | known[1]),
+    )
+
+
 def _changes(
     measure: str, old: Entry, new: Entry, test: _ShiftTest, faulty: tuple[Sequence[bool], Sequence[bool]]
 ) -> Iterable[BaselineChange]:
     before, after = old.measures.get(measure), new.measures.get(measure)
+    if measure == CLASSES:
+        return ()
     if isinstance(before, NameSet) and isinstance(after, NameSet):
         return after.changes_from(before, measure=measure)
     if isinstance(before, Series) and isinstance(after, Series):

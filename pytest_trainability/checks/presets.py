@@ -61,6 +61,11 @@ E experts, k for each token, uses the equivalent of √(kE) experts. Common init
 without preference is above 0.8 from about a hundred tokens on."""
 
 
+_MOST_UNTRAINED = 0.5
+"""Largest share of parameters that get no gradient, and not by design. Beyond it, bounds say nothing about most of the model.
+Experts without tokens, mask tokens and poolers are a few."""
+
+
 _NONE = at_most(0)
 
 
@@ -71,6 +76,8 @@ _ALWAYS = {
     "linear_steps": _NONE,
     "activation_rms": at_most(_LARGEST_ACTIVATION),
     "excess_loss": at_most(_WORST_GUESS),
+    "untrained_fraction": at_most(_MOST_UNTRAINED),
+    "asleep_parameters": _NONE,
 }
 """Bounds of every family."""
 

@@ -86,8 +86,13 @@ def _nothing_to_judge(measure: str, bound: Bound, scale: str) -> VerdictRecord:
 
 
 def _rank(elements: Sequence[Estimate], bound: Bound, scale: str) -> list[Estimate]:
-    """Return the elements in the order of their margins, the worst first."""
-    return sorted(elements, key=lambda element: _margin(element.mean, bound, scale))
+    """Return the elements in the order of their margins, the worst first. On a logarithmic scale, zero is below all others."""
+
+    def margin(element: Estimate) -> float:
+        is_lowest = scale == "log" and element.mean == 0 and not bound.holds(0)
+        return -math.inf if is_lowest else _margin(element.mean, bound, scale)
+
+    return sorted(elements, key=margin)
 
 
 def _seeds_needed(elements: Sequence[Estimate], outside: Sequence[Estimate], bound: Bound, level: Level) -> float:

@@ -35,8 +35,8 @@ __all__ = [
     "refuse_unknown",
 ]
 
-_ALWAYS = ("log_gain", "growth_rate", "unused_parameters")
-"""Measures that every record shows. They need nothing that the default measures do not need."""
+_ALWAYS = ("log_gain", "growth_rate", "unused_parameters", "gradient_classes", "untrained_fraction")
+"""Measures that every record shows. They need nothing more than the default measures, unless a gradient is zero or may be."""
 
 
 def measure(

@@ -10,20 +10,20 @@ from types import MappingProxyType
 
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound, BoundLike, as_bound
+from ..checks.judged_elements import BY_PARAMETER, COVERAGE, judged_elements, untrained_text
 from ..checks.presets import find_preset
 from ..checks.tolerances import as_tolerance
 from ..checks.verdicts import Value, judge
-from ..checks.waking import may_be_zero_by_design, without_zero_initialized
 from ..engine.runs.finiteness import remarks
 from ..errors import BoundError, TrainabilityError, TrainabilityFailure, UsageError
 from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along
 from ..measures.attributes import Attributes
-from ..records.estimates import Profile, Spectrum, Steps
+from ..records.estimates import Estimate, Profile, Spectrum, Steps
 from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
 from ..records.text import visible
 from ..report.explain import explain, explain_baseline
 from .context import Context
-from .seed_runs import SeedRuns, Tolerated, tolerated_by
+from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
 from .writing import check_record, entry
 
 __all__ = ["Measurement"]
@@ -172,22 +172,17 @@ class Measurement(Attributes):
             default = find_preset(preset, where=f"{where}: preset") if preset is not None else {}
             judged = {find_measure(n, where=where): bound for n, bound in {**default, **given}.items()}
             self.run(list(judged), tolerated=tolerated_by({m.name: bound for m, bound in judged.items()}))
-            companions = [found for m in judged if (found := self._needed_companion(m)) is not None]
+            companions = [companion for m in judged if (companion := companion_of(m)) is not None]
             self.run(companions, tolerated={m.name: TrainabilityError for m in companions})
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
         self._judge(judged)
 
-    def _needed_companion(self, m: Measure) -> Measure | None:
-        """Return the measure that ``m`` is measured with if the verdict on ``m``, or its remark, needs it; otherwise None."""
-        if m.zero_by_design and not may_be_zero_by_design(m.zero_by_design, self._seed_runs.values.get(m.name)):
-            return None
-        return companion_of(m)
-
     def _judge(self, bounds: Mapping[Measure, Bound]) -> None:
         __tracebackhide__ = True
         values = self._seed_runs.values
         bounds = {m: b for m, b in bounds.items() if not (b.if_any and _is_empty(values.get(m.name)))}
+        bounds = self._with_coverage(bounds)
         self._bounds.update({m.name: bound for m, bound in bounds.items()})
         verdicts = [verdict for m, bound in bounds.items() if (verdict := self._verdict(m, bound)) is not None]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
@@ -195,14 +190,24 @@ class Measurement(Attributes):
         if not all(verdict.holds for verdict in verdicts):
             raise TrainabilityFailure(explain(self._to_record(verdicts)))
 
+    def _with_coverage(self, bounds: Mapping[Measure, Bound]) -> Mapping[Measure, Bound]:
+        """Return the bounds, and the one on parameters without a gradient if a bound on gradients shows little without it."""
+        coverage, found = MEASURES["untrained_fraction"], self._seed_runs.values.get("untrained_fraction")
+        about_gradients = any(m.zero_by_design in BY_PARAMETER for m in bounds)
+        if not about_gradients or coverage in bounds or not isinstance(found, Estimate) or COVERAGE.holds(found.mean):
+            return bounds
+        return {coverage: COVERAGE, **bounds}
+
     def _verdict(self, m: Measure, bound: Bound) -> VerdictRecord | None:
-        """Return the verdict on one measure; None where all elements are zero by design, so that there is nothing to judge."""
+        """Return the verdict on one measure; None where all branches are zero by design, so that there is nothing to judge."""
         value = self._seed_runs.values[m.name]
-        judged = without_zero_initialized(m.zero_by_design, value, self._seed_runs.waking_step)
+        classes = self._seed_runs.gradient_classes
+        judged = judged_elements(m.zero_by_design, value, classes)
         if _is_empty(judged) and not _is_empty(value):
             return None
         verdict = judge(m.name, judged, bound, scale=m.scale, level=self._seed_runs.level)
-        return replace(verdict, remark=self._chance_loss() if m.name == "initial_loss" else "")
+        remarks = {"initial_loss": self._chance_loss(), "untrained_fraction": untrained_text(classes)}
+        return replace(verdict, remark=remarks.get(m.name, ""))
 
     def _chance_loss(self) -> str:
         """Return a remark with the loss of a uniform guess, which the initial loss of a classifier should equal."""
@@ -260,7 +265,8 @@ class Measurement(Attributes):
         only_now = self._context.bounded_on_command_line_only
         bounded = [name for name, bound in self._bounds.items() if not bound.if_any and name not in only_now]
         named = [find_measure(name, where=where) for name in (*bounded, *names)]
-        return [*recorded_along(self._seed_runs.common.along), *named]
+        always = recorded_along(self._seed_runs.common.along)
+        return [*(m for m in always if m.name not in MAY_FAIL or m.name in self._seed_runs.values), *named]
 
     def _entry(self, measures: Sequence[Measure]) -> Entry:
         """Return the entry that a baseline stores for this measurement."""

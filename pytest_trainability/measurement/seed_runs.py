@@ -9,22 +9,25 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from ..checks.bounds import Bound
+from ..checks.judged_elements import judged_elements
 from ..checks.statistics import CONFIDENCE, Level
 from ..checks.verdicts import Value, is_settled
-from ..checks.waking import without_zero_initialized
 from ..engine.runs.description import Ensemble
 from ..engine.runs.ensemble import ensemble
 from ..engine.runs.forward_pass import fingerprint
 from ..engine.runs.recipe import Recipe
 from ..errors import InapplicableError, TrainabilityError, UsageError
 from ..measures import MEASURES, Measure, companion_of
-from ..records.estimates import Profile
+from ..records.gradient_classes import GradientClasses
 from .readings import assemble, read
 
-__all__ = ["SeedRuns", "Tolerated", "tolerated_by"]
+__all__ = ["MAY_FAIL", "SeedRuns", "Tolerated", "tolerated_by"]
 
 Tolerated: TypeAlias = "Mapping[str, type[TrainabilityError]]"
 """Measures that may have no value, and the class of error that excuses each of them."""
+
+MAY_FAIL: Tolerated = dict.fromkeys(("gradient_classes", "untrained_fraction"), TrainabilityError)
+"""Measures of every run. A model without a second run, or without parameters, has none of them."""
 
 _PER_TIME = {"nats/step": "nats/time", "steps": "time"}
 """Units of measures where steps span time, such as those of an ODE solver."""
@@ -78,6 +81,8 @@ class SeedRuns:
             InapplicableError: A measure does not apply to the model, and that is not tolerated.
             UsageError: The inputs or the parameters have changed since the first run.
         """
+        if self._ensemble is None:
+            tolerated = {**MAY_FAIL, **tolerated}
         if until:
             companions = [m for name in until if (m := companion_of(MEASURES[name])) is not None]
             tolerated = {
@@ -133,10 +138,10 @@ class SeedRuns:
         return True
 
     @property
-    def waking_step(self) -> Profile | None:
-        """Number of optimizer steps after which each parameter gets a gradient; None if it was not measured."""
-        found = self.values.get("waking_step")
-        return found if isinstance(found, Profile) else None
+    def gradient_classes(self) -> GradientClasses | None:
+        """Classes of the parameters' gradients; None if they could not be found, or were not requested."""
+        lines, norms = (self.readings.get(name, []) for name in ("gradient_classes", "gradient_norm"))
+        return GradientClasses.of(lines, (name for norm in norms for name in norm)) if lines else None
 
     def with_unit_of_chain(self, m: Measure) -> Measure:
         """Return the measure with its unit on this chain: per time instead of per step where steps span time."""
@@ -164,20 +169,15 @@ class SeedRuns:
 
     def _are_settled(self, bounds: Mapping[str, Bound], readings: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether more seeds would not change the verdict on any bound, given one reading of all measures per seed."""
-        waking_step = self._waking_step_of([reading.get("waking_step") for reading in readings])
+        lines = [reading.get("gradient_classes") for reading in readings]
+        classes = GradientClasses.of([x for x in lines if x is not None], ()) if None not in lines else None
 
         def is_settled_by(m: Measure, bound: Bound) -> bool:
             value = assemble(m, [reading[m.name] for reading in readings], self.level)
-            return is_settled(without_zero_initialized(m.zero_by_design, value, waking_step), bound, level=self.level)
+            return is_settled(judged_elements(m.zero_by_design, value, classes), bound, level=self.level)
 
         judged = {MEASURES[name]: bound for name, bound in bounds.items() if readings[0][name] is not None}
         return all(is_settled_by(m, bound) for m, bound in judged.items())
-
-    def _waking_step_of(self, readings: Sequence[Mapping[str, float] | None]) -> Profile | None:
-        if not readings or any(reading is None for reading in readings):
-            return None
-        found = assemble(MEASURES["waking_step"], readings, self.level)
-        return found if isinstance(found, Profile) else None
 
     def _refuse_changed(self, reason: str, remedy: str) -> None:
         """Refuse a second run that would not measure the same model on the same inputs.

@@ -8,15 +8,15 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound
 from ..checks.diagnosis import diagnose, is_about_growth
+from ..checks.judged_elements import BY_PARAMETER, not_judged_texts
 from ..checks.verdicts import Value, first_outside
-from ..checks.waking import waking_texts
 from ..engine.runs.finiteness import faults, remarks
 from ..errors import UsageError
 from ..measures import MEASURES, Measure
@@ -67,8 +67,19 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
         conditions={"chain": chain, "frame": common.plan.division.name, "mode": common.mode},
         seeds=common.seeds,
         draws=common.draws,
-        measures={m.name: recorded(seed_runs.with_unit_of_chain(m), seed_runs.readings[m.name]) for m in measures},
+        measures={m.name: recorded(seed_runs.with_unit_of_chain(m), _stored(seed_runs, m)) for m in measures},
     )
+
+
+def _stored(seed_runs: SeedRuns, m: Measure) -> Sequence[Any]:
+    """Return the readings of a measure as a baseline stores them: round-off of gradients that are zero by algebra is zero."""
+    readings, classes = seed_runs.readings[m.name], seed_runs.gradient_classes
+    if m.zero_by_design not in BY_PARAMETER or classes is None:
+        return readings
+    return [
+        {name: 0.0 if classes.is_round_off(name, seed) else value for name, value in reading.items()}
+        for seed, reading in enumerate(readings)
+    ]
 
 
 def check_record(
@@ -159,12 +170,15 @@ def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baselin
 def _cautions(seed_runs: SeedRuns, bounded: Mapping[str, Value]) -> Iterator[str]:
     """Yield a sentence for each thing that the verdicts do not cover, first those on outputs that are not finite."""
     yield from remarks(seed_runs.common.not_finite)
+    classes = seed_runs.gradient_classes
     unused, left_out = cast("Names", seed_runs.values["unused_parameters"]), seed_runs.common.steps.left_out
     if unused:
         count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"
         yield f"{count} no gradient at all: {format_names(unused)}"
     zero_by_design = {name: (MEASURES[name].zero_by_design, value) for name, value in bounded.items()}
-    yield from waking_texts(zero_by_design, seed_runs.waking_step)
+    yield from not_judged_texts(zero_by_design, classes)
+    if classes is not None and (counts := classes.counts_text()):
+        yield counts
     yield from seed_runs.common.cautions
     if left_out:
         yield f"not on the chain: {left_out}"

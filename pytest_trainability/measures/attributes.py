@@ -41,9 +41,11 @@ class Attributes:
         dead_fraction: Profile
         activation_rms: Profile
         forward_log_gain: Estimate
-        update_ratio: Profile
+        gradient_classes: Names
         waking_step: Profile
         asleep_parameters: Names
+        untrained_fraction: Estimate
+        update_ratio: Profile
         loss_drop: Estimate
         underflow_fraction: Profile
         overflow_fraction: Profile

@@ -15,7 +15,7 @@ Kind: TypeAlias = Literal["scalar", "spectrum", "profile", "names"]
 Scale: TypeAlias = Literal["linear", "log"]
 Along: TypeAlias = Literal["depth", "time"]
 ExplainedByGrowth: TypeAlias = Literal[-1, 0, 1]
-ZeroByDesign: TypeAlias = Literal["", "gradient", "update", "branch"]
+ZeroByDesign: TypeAlias = Literal["", "gradient", "ratio", "update", "branch"]
 Reading: TypeAlias = "float | Sequence[float] | Mapping[str, float] | Sequence[str]"
 
 
@@ -40,16 +40,17 @@ class Measure:
             can, a report names the growth as the likely cause.
         zero_by_design: Which elements of a profile are zero where a model starts at zero by design (a zero-initialized branch).
             ``"gradient"``: an element by parameter is zero or undefined while the parameter's gradient is zero. ``"update"``:
-            the same, except that weight decay alone can make it positive. ``"branch"``: an element by residual step is zero
-            while its branch is. Bounds skip such elements if their parameters get a gradient within a few optimizer steps.
-            It requires ``measured_with="waking_step"``. Empty, the default: bounds judge every element.
+            the same, except that weight decay alone can make it positive. ``"ratio"``: the same as ``"gradient"``, divided by the
+            size of the parameter, and infinite where that is zero. ``"branch"``: an element by residual step is zero
+            while its branch is. Bounds skip such elements if their parameters get a gradient within a few optimizer steps, and
+            elements by parameter whose gradient is zero by algebra; see ``gradient_classes``. It requires ``kind="profile"``.
+            Empty, the default: bounds judge every element.
         measured_with: Name of another measure that is read whenever this one is bounded and the other one applies to the model:
             its value is needed for the verdict, or shows what this one should be. Empty, the default, for no such measure.
         recorded: Chains, ``"depth"`` or ``"time"``, for which every baseline holds this measure, bounded or not.
 
     Raises:
-        UsageError: An argument is not one of the values above, or ``zero_by_design`` is set without the arguments that it
-            requires.
+        UsageError: An argument is not one of the values above, or ``zero_by_design`` is set for another kind than a profile.
     """
 
     name: str
@@ -78,10 +79,10 @@ class Measure:
         if not self.recorded <= {*get_args(Along)}:
             msg = f"Measure {self.name!r}: recorded must hold 'depth', 'time' or both. Got {sorted(self.recorded)}."
             raise UsageError(msg)
-        if self.zero_by_design and (self.kind != "profile" or self.measured_with != "waking_step"):
+        if self.zero_by_design and self.kind != "profile":
             msg = (
-                f"Measure {self.name!r}: zero_by_design needs kind='profile' and measured_with='waking_step', which says when "
-                f"a parameter gets a gradient. Got kind={self.kind!r} and measured_with={self.measured_with!r}."
+                f"Measure {self.name!r}: zero_by_design needs kind='profile', whose elements are parameters or steps. "
+                f"Got kind={self.kind!r}."
             )
             raise UsageError(msg)
 

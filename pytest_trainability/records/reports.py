@@ -108,10 +108,16 @@ class BaselineChange:
     """Number of seeds of the baseline that are finite, such as ``finite on 1 of 8 seeds``; empty if all or none are."""
     new_finite: str = ""
     """Number of seeds that are finite now."""
+    old_class: str = ""
+    """Class of a parameter's gradient in the baseline; empty for a number."""
+    new_class: str = ""
+    """Class of a parameter's gradient now."""
 
     @property
     def old_to_new(self) -> str:
-        """Both means and the unit, such as ``+0.22 → +1.77 nats`` or ``+0.22 nats → finite on 1 of 8 seeds``."""
+        """Both means and the unit, such as ``+0.22 → +1.77 nats`` or both classes."""
+        if self.old_class:
+            return f"{self.old_class} → {self.new_class}"
         old, new = self._side(self.old, self.old_finite), self._side(self.new, self.new_finite)
         if (old, new) == (self.old_finite, self.new_finite):
             return f"{old} → {new}"

@@ -148,6 +148,8 @@ def _moved_text(moved: Sequence[BaselineChange]) -> str:
         return f"{largest.old_to_new}: {shift_text(largest)}"
     worst = ", ".join(f"{change.element} ({change.old_to_new})" for change in moved[:WORST_NAMED])
     more = ", …" if len(moved) > WORST_NAMED else ""
+    if largest.old_class:
+        return f"{len(moved)} of {largest.considered} changed: {worst}{more}"
     return f"{len(moved)} of {largest.considered} moved, {shift_text(largest)}: {worst}{more}"
 
 

@@ -112,7 +112,14 @@ def test_every_measurement_has_an_entry(recorded: Pytester) -> None:
     entry = entries(recorded)["test_tower"]["build"]["cpu float32"]
     assert entry["seeds"] == list(range(8))
     assert set(entry["environment"]) == {"device", "dtype", "platform", "threads", "torch"}
-    assert set(entry["measures"]) == {"log_gain", "growth_rate", "activation_rms", "gradient_norm", "unused_parameters"}
+    assert set(entry["measures"]) == {
+        "log_gain",
+        "growth_rate",
+        "activation_rms",
+        "gradient_classes",
+        "gradient_norm",
+        "unused_parameters",
+    }
     assert len(entry["measures"]["log_gain"]["values"]) == 8
 
 

@@ -23,7 +23,6 @@ def pytest_trainability_measures():
         needs=[PARAMETER_GRADIENTS],
         tolerance=0.3,
         zero_by_design="gradient",
-        measured_with="waking_step",
         recorded=["depth"],
     )
     def largest_gradient(run):

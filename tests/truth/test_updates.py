@@ -267,7 +267,11 @@ DESIGNS = [
     ),
     pytest.param(
         lambda: tower(NormalizedBranch),
-        {f"{i}.{layer}.{kind}": 1 for i in (1, 2, 3) for layer in ("inner", "outer") for kind in ("weight", "bias")},
+        {
+            **{f"{i}.{name}": 1 for i in (1, 2, 3) for name in ("inner.weight", "inner.bias", "outer.weight")},
+            # The normalization subtracts the mean, and with it this bias.
+            **{f"{i}.outer.bias": math.inf for i in (1, 2, 3)},
+        },
         id="zero gain",
     ),
     pytest.param(lambda: tower(nn.Identity, zero_head=True), {"0.weight": 1, "0.bias": 1}, id="zero head"),
@@ -452,4 +456,8 @@ def test_a_zero_head_of_a_library_wakes():
     )
     assert not found.asleep_parameters
     assert {n for n, step in found.waking_step.items() if step == 0} == {"classifier.weight", "classifier.bias"}
-    assert set(woken(found).values()) == {1.0}
+    # The softmax does not see the bias of the keys.
+    assert {n for n, step in woken(found).items() if step == math.inf} == {
+        n for n in found.waking_step if "key.bias" in n
+    }
+    assert set(woken(found).values()) == {1.0, math.inf}

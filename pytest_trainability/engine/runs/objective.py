@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..capture.recorder import Capture, Loss, evaluate
 from ..isolation import derived_seed, generator_of, seeded
-from ..trees import carries_gradient, map_tensors, tensors_in
+from ..trees import carries_gradient, is_float, map_tensors, tensors_in
 from .forward_pass import call_arguments
 from .run import Run
 
@@ -77,9 +77,28 @@ class Objective:
         args, kwargs = call_arguments(map_tensors(self.inputs, lambda t: t.detach().clone()))
         return evaluate(self.model, args, kwargs, self.target, self.loss)
 
+    def reaches_inputs(self) -> bool:
+        """Return whether the gradient of the loss with respect to an input is not zero, after running the model."""
+        inputs, leaves = self.inputs, list[Tensor]()
+
+        def leaf(tensor: Tensor) -> Tensor:
+            leaves.append(tensor.detach().clone().requires_grad_())
+            # A copy, which the model may change in place.
+            return leaves[-1].clone()
+
+        seeded(derived_seed(self.seed, "forward"))
+        args, kwargs = call_arguments(map_tensors(inputs, lambda t: leaf(t) if is_float(t) else t.detach().clone()))
+        if not leaves:
+            return False
+        loss = self._value(*evaluate(self.model, args, kwargs, self.target, self.loss))
+        return any(g is not None and bool((g != 0).any()) for g in torch.autograd.grad(loss, leaves, allow_unused=True))
+
     def __call__(self) -> Tensor:
         """Return the loss, a scalar with its graph, after running the model."""
-        roots, weights = functional(*self.outputs(), self.seed)
+        return self._value(*self.outputs())
+
+    def _value(self, output: Any, loss: Tensor | None) -> Tensor:
+        roots, weights = functional(output, loss, self.seed)
         value = roots[0].reshape(()) if len(roots) == 1 and roots[0].numel() == 1 else None
         if value is None or not bool((weights[0] == 1).all()):
             value = torch.stack([(root * weight).sum() for root, weight in zip(roots, weights)]).sum()

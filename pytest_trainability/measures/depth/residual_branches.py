@@ -335,9 +335,7 @@ BRANCH_SIZES = Need("branch sizes", _branch_sizes, Stage.RERUN, instruments=(_Ad
 """RMS of the branches of each residual step relative to the RMS of the stream before it, by step. Runs the model again."""
 
 
-@declare(
-    "profile", scale="log", needs=[BRANCH_SIZES], tolerance=0.1, zero_by_design="branch", measured_with="waking_step"
-)
+@declare("profile", scale="log", needs=[BRANCH_SIZES], tolerance=0.1, zero_by_design="branch")
 def branch_ratio(run: Run) -> dict[str, float]:
     """Return the size of the branch of each residual step relative to the stream.
 
@@ -359,7 +357,7 @@ def branch_ratio(run: Run) -> dict[str, float]:
     return run[BRANCH_SIZES]
 
 
-@declare("profile", needs=[BRANCH_GRADIENTS], tolerance=0.05, zero_by_design="branch", measured_with="waking_step")
+@declare("profile", needs=[BRANCH_GRADIENTS], tolerance=0.05, zero_by_design="branch")
 def branch_gradient_share(run: Run) -> dict[str, float]:
     """Return the share of the gradient that comes back through the branch of each residual step.
 

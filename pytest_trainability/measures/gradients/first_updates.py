@@ -1,33 +1,22 @@
-"""The first optimizer steps on a run's batch: updates of parameters, gradients that start at zero, and the loss."""
+"""The first optimizer steps on a run's batch: updates of parameters, and the loss."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from ...engine.linalg.norms import norm, stored_values
+from ...engine.linalg.norms import norm
 from ...engine.runs.common_needs import PARAMETER_GRADIENTS
 from ...engine.runs.requirements import require_loss, require_trainable
 from ...engine.runs.run import Need, Run, Stage
-from ...engine.runs.training import Gradients, Training
+from ...engine.runs.training import Training
 from ..measure import declare
 
-__all__ = ["FIRST_UPDATES", "LOSSES", "LOSS_DROP_STEPS", "WAKING_LIMIT", "WAKING_STEPS", "Update"]
+__all__ = ["FIRST_UPDATES", "LOSSES", "LOSS_DROP_STEPS", "Update"]
 
 
-WAKING_LIMIT = 3
-"""Number of optimizer steps after which a parameter whose gradient is still zero counts as asleep. Nested zeros need one step
-each: in a diffusion transformer with a zero-initialized head, the gates get a gradient after step one, and the branches behind
-the gates after step two."""
 LOSS_DROP_STEPS = 10
 """Number of optimizer steps on one batch over which ``loss_drop`` compares the loss."""
-
-
-def _is_zero(gradient: Tensor) -> bool:
-    return not bool((stored_values(gradient) != 0).any())
 
 
 # The first step ---------------------------------------------------------------------------------------------------
@@ -57,38 +46,6 @@ FIRST_UPDATES = Need("first updates", _first_updates, Stage.RERUN, requires=(PAR
 """An :class:`Update` by parameter name, for the first optimizer step. Frozen and unused parameters are absent."""
 
 
-# Gradients that start at zero -------------------------------------------------------------------------------------
-def _waking_steps(run: Run) -> dict[str, float]:
-    gradients = run[PARAMETER_GRADIENTS]
-    found = {name: math.inf if _is_zero(g) else 0.0 for name, g in gradients.items() if g is not None}
-    if math.inf not in found.values():
-        return found
-    for step, later in _gradients_after_steps(Training.of(run), gradients):
-        if later is None:
-            return {name: math.nan if at == math.inf else at for name, at in found.items()}
-        awake = {name for name, g in later.items() if g is not None and not _is_zero(g)}
-        found = {name: float(step) if at == math.inf and name in awake else at for name, at in found.items()}
-        if math.inf not in found.values():
-            break
-    return found
-
-
-def _gradients_after_steps(training: Training, gradients: Gradients) -> Iterator[tuple[int, Gradients | None]]:
-    """Yield the number of each optimizer step, from 1, and the gradients after it; None once a parameter is not finite."""
-    for step in range(1, WAKING_LIMIT + 1):
-        if not training.step(gradients):
-            yield step, None
-            return
-        training.draw_anew(step)
-        gradients = training.objective.gradients(training.loss())
-        yield step, gradients
-
-
-WAKING_STEPS = Need("waking steps", _waking_steps, Stage.RERUN, requires=(PARAMETER_GRADIENTS,))
-"""By parameter name, the number of optimizer steps after which the gradient is first nonzero: 0 at initialization; ``inf`` if it
-is still zero after the last step; NaN if a step has made a parameter infinite or NaN. Frozen and unused parameters are absent."""
-
-
 # The loss ---------------------------------------------------------------------------------------------------------
 def _losses(run: Run) -> tuple[float, float]:
     require_loss(run, "loss_drop")
@@ -107,9 +64,7 @@ LOSSES = Need("losses", _losses, Stage.RERUN)
 """The loss before and after ``LOSS_DROP_STEPS`` optimizer steps on the run's batch, with the dropout masks of the run."""
 
 
-@declare(
-    "profile", scale="log", needs=[FIRST_UPDATES], tolerance=0.3, zero_by_design="update", measured_with="waking_step"
-)
+@declare("profile", scale="log", needs=[FIRST_UPDATES], tolerance=0.3, zero_by_design="update")
 def update_ratio(run: Run) -> dict[str, float]:
     """Return ``‖Δw‖₂ / ‖w‖₂`` for each parameter, after one optimizer step on the run's gradients.
 
@@ -123,7 +78,7 @@ def update_ratio(run: Run) -> dict[str, float]:
 
     Returns:
         Pure numbers by parameter name in the model's order, after rounding to the parameter's type. The ratio is 0 if rounding
-        loses the step, if the gradient is zero (``waking_step`` reports whether by design), and if the optimizer does not hold
+        loses the step, if the gradient is zero (``gradient_classes`` reports why), and if the optimizer does not hold
         the parameter. It is NaN if the step has made any parameter infinite or NaN. Parameters whose entries are all zero
         have no ratio; they are omitted, like frozen and unused ones.
 
@@ -133,52 +88,6 @@ def update_ratio(run: Run) -> dict[str, float]:
     Source: Karpathy, CS231n notes, Neural Networks part 3 (2015), "ratio of weights:updates".
     """
     return {name: update.change / update.size for name, update in run[FIRST_UPDATES].items() if update.size > 0}
-
-
-@declare("profile", unit="optimizer steps", needs=[WAKING_STEPS])
-def waking_step(run: Run) -> dict[str, float]:
-    """Return the number of optimizer steps after which each parameter's gradient is first nonzero.
-
-    It is 0 for a gradient that is nonzero at initialization. Where a branch, gate or head starts at zero by design (Fixup,
-    ReZero, adaLN-zero, LoRA), the parameters behind it have no gradient until an optimizer step has moved it: one step for each
-    zero on the way. Up to three steps are taken on the run's batch, each with its own dropout masks. The optimizer is the one
-    that ``optimizer=`` creates; the default is AdamW with a learning rate of 1e-3.
-
-    It misleads where a gradient consists of round-off (the bias of attention's keys, a bias before a BatchNorm): it is nonzero.
-
-    Returns:
-        Optimizer steps by parameter name in the model's order; ``inf`` if the gradient is zero after three steps, NaN if a step
-        has made any parameter infinite or NaN. Frozen and unused parameters are omitted.
-
-    Raises:
-        UsageError: ``optimizer=`` does not create an optimizer of the parameters, or its step raises an exception.
-        ModelError: The model raises an exception after a step.
-
-    Source: Zhang, Dauphin & Ma, ICLR 2019 (Fixup); Bachlechner et al., UAI 2021 (ReZero); Peebles & Xie, ICCV 2023 (adaLN-zero).
-    """
-    return run[WAKING_STEPS]
-
-
-@declare("names", needs=[WAKING_STEPS])
-def asleep_parameters(run: Run) -> list[str]:
-    """Return the trainable parameters whose gradient is zero at initialization and after three optimizer steps.
-
-    Parameters behind a zero-initialized branch, gate or head get a gradient within these steps, and are not listed;
-    ``waking_step`` reports when. The listed parameters are behind dead units, or behind a zero whose own gradient is zero, such
-    as a zero before a ReLU. Parameters without a path from the loss are ``unused_parameters``, and are not listed either.
-
-    It misleads where one batch does not use all of the model: an expert without tokens, an embedding of tokens that do not occur.
-
-    Returns:
-        Parameter names, in the model's order.
-
-    Raises:
-        UsageError: ``optimizer=`` does not create an optimizer of the parameters, or its step raises an exception.
-        ModelError: The model raises an exception after a step.
-
-    Source: Lu, Shin, Su & Karniadakis, Commun. Comput. Phys. 28, 1671 (2020), for ReLU networks that are born dead.
-    """
-    return [name for name, step in run[WAKING_STEPS].items() if step == math.inf]
 
 
 @declare("scalar", needs=[LOSSES], tolerance=0.1)

@@ -22,6 +22,7 @@ from ...engine.runs.objective import trainable_parameters
 from ...engine.runs.requirements import require_loss
 from ...engine.runs.run import Need, Run
 from ..measure import declare
+from .classes import GRADIENT_CLASSES, cancelled_parameters
 
 __all__ = [
     "GRADIENT_ENTRIES",
@@ -309,7 +310,7 @@ def loss_scale(found: Iterable[Entries]) -> float:
     return math.pow(2, min(max(0.0, lowest), highest))
 
 
-@declare("profile", needs=[GRADIENT_ENTRIES], tolerance=0.05, explained_by_growth=-1)
+@declare("profile", needs=[GRADIENT_ENTRIES, GRADIENT_CLASSES], tolerance=0.05, explained_by_growth=-1)
 def underflow_fraction(run: Run) -> dict[str, float]:
     """Return the share of each gradient's nonzero entries that a cast to half precision rounds to zero.
 
@@ -317,7 +318,7 @@ def underflow_fraction(run: Run) -> dict[str, float]:
     The gradients are those of the loss with respect to every parameter and every state ``x_0 … x_L``, computed in the model's
     own type. For Gaussian entries with standard deviation σ the share is ``erf(2^-25 / (σ √2))``. Entries that are round-off,
     such as the gradient of attention's key bias, do not count as lost. An entry is round-off if it changes by more than 1 %
-    when all roundings of the backward pass change.
+    when all roundings of the backward pass change, and if the whole gradient is zero by algebra (``gradient_classes``).
 
     It misleads if the model itself is in half precision: entries that have already underflowed are zero.
 
@@ -330,10 +331,15 @@ def underflow_fraction(run: Run) -> dict[str, float]:
 
     Source: Micikevicius et al., Mixed Precision Training, ICLR 2018, section 3.2.
     """
+    cancelled = cancelled_parameters(run)
+
+    def share(half: Format, name: str, counted: Entries) -> float:
+        if counted.undefined:
+            return math.nan
+        return 0.0 if name in cancelled else counted.flushed(half.underflow) / counted.nonzero
+
     return {
-        f"{half.name} gradient of {name}": (
-            math.nan if counted.undefined else counted.flushed(half.underflow) / counted.nonzero
-        )
+        f"{half.name} gradient of {name}": share(half, name, counted)
         for half in FORMATS
         for name, counted in run[GRADIENT_ENTRIES].items()
         if counted.nonzero or counted.undefined

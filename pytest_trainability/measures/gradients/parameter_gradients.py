@@ -17,7 +17,6 @@ from ..measure import declare
     tolerance=0.3,
     explained_by_growth=1,
     zero_by_design="gradient",
-    measured_with="waking_step",
     recorded=["depth", "time"],
 )
 def gradient_norm(run: Run) -> dict[str, float]:
@@ -42,8 +41,7 @@ def gradient_norm(run: Run) -> dict[str, float]:
     scale="log",
     needs=[PARAMETER_GRADIENTS],
     tolerance=0.3,
-    zero_by_design="gradient",
-    measured_with="waking_step",
+    zero_by_design="ratio",
 )
 def relative_gradient_norm(run: Run) -> dict[str, float]:
     """Return ``‖∂loss/∂w‖₂ / ‖w‖₂`` for each parameter.
@@ -52,8 +50,8 @@ def relative_gradient_norm(run: Run) -> dict[str, float]:
 
     Returns:
         Loss units per unit of squared weight, by parameter name in the model's order. The ratio is ``inf`` for a parameter that
-        is zero (biases, zero-initialized branches), and NaN if its gradient is zero too. Frozen and unused parameters are
-        omitted.
+        is zero (biases, zero-initialized branches), which bounds do not judge. It is NaN if the gradient is zero too, or not
+        finite. Frozen and unused parameters are omitted.
 
     Source: You, Gitman & Ginsburg, arXiv:1708.03888 (2017), who scale learning rates by the inverse ratio (LARS).
     """
@@ -62,8 +60,14 @@ def relative_gradient_norm(run: Run) -> dict[str, float]:
     for name, gradient in run[PARAMETER_GRADIENTS].items():
         if gradient is not None:
             above, below = float(norm(gradient)), float(norm(parameters[name]))
-            ratios[name] = above / below if below > 0 else (math.inf if above > 0 else math.nan)
+            ratios[name] = _ratio(above, below) if math.isfinite(above) else math.nan
     return ratios
+
+
+def _ratio(above: float, below: float) -> float:
+    if below > 0:
+        return above / below
+    return math.inf if above > 0 else math.nan
 
 
 @declare("names", needs=[PARAMETER_GRADIENTS], recorded=["depth", "time"])

@@ -155,7 +155,6 @@ def _require_in_span(K: Tensor, eps: float, seed: int) -> None:
     needs=[GRADIENT_MOMENTS],
     tolerance=0.3,
     zero_by_design="gradient",
-    measured_with="waking_step",
 )
 def gradient_snr(run: Run) -> dict[str, float]:
     """Return ``‖ḡ‖ / √tr Σ`` for each parameter: the ratio of mean and standard deviation of per-sample gradients.

@@ -25,7 +25,7 @@ def test_default_measures_and_those_of_reports_are_read_at_once() -> None:
     result = measure(tower, X, seeds=1)
     assert set(result._seed_runs.values) == {
         *("lyapunov_max", "gradient_norm", "activation_rms"),
-        *("log_gain", "growth_rate", "unused_parameters"),
+        *("log_gain", "growth_rate", "unused_parameters", "gradient_classes", "untrained_fraction"),
     }
     more = measure(tower, X, seeds=1, measures=["dead_fraction"])
     assert set(more._seed_runs.values) - set(result._seed_runs.values) == {"dead_fraction"}

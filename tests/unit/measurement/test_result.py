@@ -245,7 +245,7 @@ def test_a_baseline_is_compared_with_all_seeds_measures_and_tolerances() -> None
     result.check_baseline("forward_log_gain", log_gain=0.125)
     ((name, entry, tolerances),) = calls
     assert (name, entry.seeds) == ("residual", tuple(range(8)))
-    recorded = {"log_gain", "growth_rate", "activation_rms", "gradient_norm", "unused_parameters"}
+    recorded = {"log_gain", "growth_rate", "activation_rms", "gradient_norm", "unused_parameters", "gradient_classes"}
     assert set(entry.measures) == {*recorded, "initial_loss", "forward_log_gain"}
     assert (tolerances["log_gain"], tolerances["gradient_norm"]) == (0.125, 0.5)
     assert tolerances["forward_log_gain"] == MEASURES["forward_log_gain"].tolerance

@@ -61,20 +61,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "explained_by_growth": ({"explained_by_growth": 2}, "explained_by_growth must be one of -1, 0, 1. Got 2."),
     "zero_by_design": (
         {"zero_by_design": "head"},
-        "zero_by_design must be one of '', 'gradient', 'update', 'branch'. Got 'head'.",
+        "zero_by_design must be one of '', 'gradient', 'ratio', 'update', 'branch'. Got 'head'.",
     ),
     "recorded": ({"recorded": ["width"]}, "recorded must hold 'depth', 'time' or both. Got ['width']."),
     "needs": ({"needs": ["sweep"]}, "needs must hold Need objects, and read must be a function of a Run."),
-    "zero by design without waking steps": (
-        {"zero_by_design": "gradient"},
-        (
-            "zero_by_design needs kind='profile' and measured_with='waking_step', which says when a parameter gets a gradient. "
-            "Got kind='profile' and measured_with=''."
-        ),
-    ),
     "a scalar that is zero by design": (
-        {"kind": "scalar", "zero_by_design": "gradient", "measured_with": "waking_step"},
-        "Got kind='scalar' and measured_with='waking_step'.",
+        {"kind": "scalar", "zero_by_design": "gradient"},
+        "zero_by_design needs kind='profile', whose elements are parameters or steps. Got kind='scalar'.",
     ),
 }
 

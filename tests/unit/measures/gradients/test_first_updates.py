@@ -1,4 +1,4 @@
-"""Optimizer steps on one batch: updates, gradients that start at zero, and the loss."""
+"""Optimizer steps on one batch: updates, and the loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pytest_trainability import InapplicableError, measure
-from pytest_trainability.measures.gradients.first_updates import WAKING_LIMIT
 
 X = torch.tensor([[1.0]], dtype=torch.float64)
 SGD = partial(torch.optim.SGD, lr=0.25)
@@ -48,40 +47,6 @@ def test_a_step_to_infinity_has_no_ratio() -> None:
 
 def test_a_zero_parameter_has_no_ratio() -> None:
     assert set(measure(Chain(0.0, 2.0), X, loss=half_square, optimizer=SGD).update_ratio) == {"layers.1.weight"}
-
-
-@pytest.mark.parametrize("zeros", [0, 1, 2])
-def test_parameters_wake_one_step_after_the_zero_that_hides_them(zeros: int) -> None:
-    """The loss ``Σ x · …`` has a gradient for a single zero factor. It moves in the first step, and the others wake."""
-    factors = [2.0] * (3 - zeros) + [0.0] * zeros
-    result = measure(Chain(*factors), X, loss=torch.sum, optimizer=SGD)
-    steps = [e.mean for e in result.waking_step.values()]
-    if zeros == 0:
-        assert steps == [0, 0, 0]
-    elif zeros == 1:
-        assert steps == [1, 1, 0]
-    else:
-        # Each of two zeros hides the other one's gradient.
-        assert steps == [math.inf] * 3
-    assert list(result.asleep_parameters) == [n for n, e in result.waking_step.items() if math.isinf(e.mean)]
-
-
-def test_a_step_that_is_not_finite_leaves_the_waking_step_unknown() -> None:
-    found = measure(Chain(2.0, 0.0), X, loss=torch.sum, optimizer=partial(torch.optim.SGD, lr=math.inf)).waking_step
-    assert math.isnan(found["layers.0.weight"].mean)
-    assert found["layers.1.weight"].mean == 0
-
-
-def test_no_more_than_three_steps_are_taken() -> None:
-    taken = []
-
-    class Counted(torch.optim.SGD):
-        def step(self, closure=None):
-            taken.append(1)
-            return super().step(closure)
-
-    measure(Chain(0.0, 0.0), X, loss=torch.sum, optimizer=partial(Counted, lr=0.1), measures=["waking_step"])
-    assert len(taken) == WAKING_LIMIT == 3
 
 
 def test_the_loss_drop_of_gradient_descent_on_a_quadratic() -> None:

@@ -1,0 +1,365 @@
+"""The class of every parameter's gradient: a signal, or the reason why there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...engine.runs.common_needs import PARAMETER_GRADIENTS
+from ...engine.runs.objective import Objective, trainable_parameters
+from ...engine.runs.run import Need, Run, Stage
+from ...engine.runs.training import Gradients, Training
+from ...errors import InapplicableError, TrainabilityError
+from ...records.gradient_classes import (
+    CANCELLED,
+    CANCELLED_WEIGHT,
+    DEAD,
+    FROZEN,
+    SIGNAL,
+    UNKNOWN,
+    UNUSED,
+    gets_none,
+    kind_of,
+    listed,
+    waking,
+)
+from ..measure import declare
+from .round_off import is_zero, round_off, small_gradients
+
+__all__ = ["GRADIENT_CLASSES", "WAKING_LIMIT", "Classes", "cancelled_parameters"]
+
+WAKING_LIMIT = 3
+"""Number of optimizer steps after which a parameter whose gradient is still zero counts as asleep. Nested zeros need one step
+each: in a diffusion transformer with a zero-initialized head, the gates get a gradient after step one, and the branches behind
+the gates after step two."""
+REPEATED_AT_LEAST = 3
+"""Smallest number of modules of one class that are a repeated block."""
+
+
+# Classes ----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The class of every parameter's gradient in one run."""
+
+    labels: Mapping[str, str]
+    """Class by parameter name, in the model's order; see :mod:`pytest_trainability.records.gradient_classes`."""
+    blocks: Mapping[str, Collection[str]]
+    """Trainable parameters of each repeated block, by its class."""
+
+
+def _classes(run: Run) -> Classes:
+    model, gradients = run.capture.model, run[PARAMETER_GRADIENTS]
+    labels: dict[str, str] = {name: SIGNAL if p.requires_grad else FROZEN for name, p in model.named_parameters()}
+    labels |= {name: UNUSED for name, g in gradients.items() if g is None}
+    small = small_gradients(trainable_parameters(model), gradients, eps=_coarsest(run), loss=_loss(run))
+    if small or _zero(gradients):
+        # The need of a later stage is not listed, so that models without zeros are neither copied nor run again.
+        found = run[_ZEROS]
+        labels |= found
+    return Classes(labels, _repeated_blocks(model))
+
+
+def _zeros(run: Run) -> dict[str, str]:
+    """Return the classes of gradients that are zero, exactly or by algebra."""
+    gradients, objective, eps = run[PARAMETER_GRADIENTS], Objective.of(run), _coarsest(run)
+    doubtful = round_off(objective, gradients, eps=eps, loss=_loss(run))
+    weights = {name for name in doubtful.cancelled if _is_weight(objective.parameters[name])}
+    found, zero = dict.fromkeys(doubtful.cancelled, CANCELLED), _zero(gradients)
+    if weights or zero:
+        explained = (zero | weights) - doubtful.underflowed
+        by_design = explained if _is_by_design(run, gradients, zero | doubtful.cancelled) else set()
+        found |= _asleep(Training.of(run), gradients, zero, weights, eps=eps, by_design=by_design)
+    return found
+
+
+_ZEROS: Need[Mapping[str, str]] = Need("zero gradients", _zeros, Stage.RERUN, requires=(PARAMETER_GRADIENTS,))
+
+
+def _zero(gradients: Gradients) -> set[str]:
+    return {name for name, g in gradients.items() if g is not None and is_zero(g)}
+
+
+def _loss(run: Run) -> float:
+    return 0.0 if run.capture.loss is None else float(run.capture.loss.detach().abs())
+
+
+def _asleep(
+    training: Training, gradients: Gradients, zero: set[str], weights: set[str], *, eps: float, by_design: set[str]
+) -> dict[str, str]:
+    """Take optimizer steps until every parameter has a gradient, and return the classes of those that had none.
+
+    Args:
+        training: Optimizer steps on the run's batch.
+        gradients: Gradients at initialization.
+        zero: Parameters whose gradient is exactly zero.
+        weights: Weights whose gradient is zero by algebra.
+        eps: Coarsest relative precision of the model's arithmetic.
+        by_design: Parameters whose zeros a zero-initialized part explains.
+
+    Returns:
+        Classes of the parameters in ``zero`` and ``weights``.
+    """
+    sleeping, first = zero | weights, dict[str, int]()
+    later, loss = gradients, 0.0
+    for step, after in _gradients_after_steps(training, gradients):
+        if after is None:
+            return {n: waking(first[n], by_design=n in by_design) if n in first else UNKNOWN for n in sleeping}
+        later, loss = after
+        awake = _nonzero(later) - (weights & small_gradients(training.parameters, later, eps=eps, loss=loss))
+        first |= dict.fromkeys((sleeping & awake) - first.keys(), step)
+        if first.keys() >= sleeping:
+            break
+    # One comparison after the last step, instead of one after every step.
+    cancelled = round_off(training.objective, later, eps=eps, loss=loss, among=sleeping).cancelled
+
+    def label(name: str) -> str:
+        if name in cancelled:
+            return CANCELLED_WEIGHT if _is_weight(training.parameters[name]) else CANCELLED
+        if name in first or name in _nonzero(later):
+            return waking(first.get(name, WAKING_LIMIT), by_design=name in by_design)
+        return DEAD if name in zero else CANCELLED_WEIGHT
+
+    return {name: label(name) for name in sleeping}
+
+
+def _nonzero(gradients: Gradients) -> set[str]:
+    return {name for name, g in gradients.items() if g is not None} - _zero(gradients)
+
+
+def _gradients_after_steps(
+    training: Training, gradients: Gradients
+) -> Iterator[tuple[int, tuple[Gradients, float] | None]]:
+    """Yield the number of each optimizer step, from 1, with gradients and loss after it; None once a parameter is not finite."""
+    for step in range(1, WAKING_LIMIT + 1):
+        if not training.step(gradients):
+            yield step, None
+            return
+        training.draw_anew(step)
+        loss = training.loss()
+        gradients = training.objective.gradients(loss)
+        yield step, (gradients, float(loss.detach().abs()))
+
+
+def _is_weight(parameter: Tensor) -> bool:
+    """Whether two or more dimensions have more than one entry: a bias may have further dimensions of one."""
+    return sum(size > 1 for size in parameter.shape) >= 2
+
+
+def _coarsest(run: Run) -> float:
+    """Return the coarsest relative precision of the chain and of the loss."""
+    found = [run.chain.epsilon(index) for index in range(1, len(run.chain) + 1)]
+    loss = run.capture.loss
+    return max([*found, *([] if loss is None else [torch.finfo(loss.dtype).eps])], default=0.0)
+
+
+def _is_by_design(run: Run, gradients: Gradients, without: Collection[str]) -> bool:
+    """Whether a zero-initialized branch, gate or layer explains gradients that are zero and wake.
+
+    Zeros by design leave a way for gradients: a residual connection, through which they reach the first step or the inputs; or a
+    weight layer or a gate that is zero, whose own gradient is not, such as a zero head. An elementwise factor of zero on the
+    only way, such as the weight of a normalization, is no design.
+
+    Args:
+        run: The run.
+        gradients: Gradients at initialization.
+        without: Parameters whose gradient is zero, exactly or by algebra.
+
+    Returns:
+        Whether there is such a way.
+    """
+    parameters = dict(run.capture.model.named_parameters())
+    awake = {id(parameters[name]) for name, g in gradients.items() if g is not None and name not in without}
+    if any(id(p) in awake for p in _first_parameters(run)):
+        return True
+    if any(id(p) in awake and _is_layer(p) and is_zero(p) for p in parameters.values()):
+        return True
+    return run.capture.inputs_carry_gradient and Objective.of(run).reaches_inputs()
+
+
+def _first_parameters(run: Run) -> list[nn.Parameter]:
+    """Return the parameters of the first step that has any to train, and of modules before it, without those of the head.
+
+    The weights of an embedding may be those of the head, and then get a gradient that has not come through the chain.
+    """
+    steps = [call for call in run.chain.steps if any(p.requires_grad for p in call.module.parameters())]
+    if not steps:
+        return []
+    calls, last = run.capture.calls, run.chain.steps[-1].end
+    tied = {id(p) for call in calls if call.start >= last for p in call.module.parameters()}
+    early = (p for call in calls if call.end <= steps[0].end for p in call.module.parameters())
+    return [p for p in (*steps[0].module.parameters(), *early) if id(p) not in tied]
+
+
+def _is_layer(parameter: Tensor) -> bool:
+    """Whether a parameter multiplies vectors as a matrix, or all of them by one number."""
+    return parameter.dim() >= 2 or parameter.numel() == 1
+
+
+def _repeated_blocks(model: nn.Module) -> Mapping[str, Collection[str]]:
+    """Return the trainable parameters of module classes that occur several times and hold most of the trainable weights."""
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    sizes = {
+        id(p): p.numel()
+        for m in model.modules()
+        if not isinstance(m, nn.Embedding)
+        for p in m.parameters(recurse=False)
+    }
+    members: dict[type, list[nn.Module]] = {}
+    for module in model.modules():
+        if any(True for _ in module.children()) and not isinstance(
+            module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+        ):
+            members.setdefault(type(module), []).append(module)
+    found = {}
+    for kind, modules in members.items():
+        held = {id(p) for module in modules for p in module.parameters() if p.requires_grad}
+        most = sum(size for key, size in sizes.items() if key in names) / 2
+        if len(modules) >= REPEATED_AT_LEAST and sum(sizes.get(key, 0) for key in held) > most:
+            found[kind.__name__] = [names[key] for key in held if key in names]
+    return found
+
+
+GRADIENT_CLASSES: Need[Classes] = Need("gradient classes", _classes, Stage.BACKWARD, requires=(PARAMETER_GRADIENTS,))
+"""The :class:`Classes` of the run's gradients."""
+
+
+def cancelled_parameters(run: Run) -> set[str]:
+    """Return the parameters whose gradient is zero by algebra; none if the classes cannot be found."""
+    try:
+        labels = run[GRADIENT_CLASSES].labels
+    except TrainabilityError:
+        return set()
+    return {name for name, label in labels.items() if kind_of(label) == CANCELLED}
+
+
+@declare("names", needs=[GRADIENT_CLASSES], recorded=["depth", "time"])
+def gradient_classes(run: Run) -> list[str]:
+    """Return the parameters whose gradient is no signal at initialization, each with its class, as ``"NAME: CLASS"``.
+
+    The classes:
+
+    - ``waking at step K``: exactly zero at initialization, and not after K optimizer steps (at most three). It is a design if
+      gradients reach the inputs or the first step of the chain, or if a weight layer or a gate is entirely zero and has a
+      gradient itself.
+      Otherwise, and where the gradient has underflowed, the class ends in ``, not by design``.
+    - ``zero by algebra``: round-off of a sum that cancels, such as that of attention's key bias, or of a bias before a
+      normalization. Of weights (two or more dimensions), it is listed as ``zero by algebra, a weight`` if it is still round-off
+      after three optimizer steps.
+    - ``dead``: exactly zero, and still after three optimizer steps.
+    - ``unused``: the loss has no path to the parameter.
+    - ``frozen``: the parameter does not require a gradient.
+
+    A gradient is round-off if it changes with the precision of its computation, which is repeated in float64 (in float32 for a
+    float64 model) if a gradient is smaller than that of another parameter by more than half of the digits.
+
+    It misleads where one batch does not use all of the model: an expert without tokens is unused.
+
+    Returns:
+        Lines in the model's order; empty if all gradients are signals.
+
+    Raises:
+        UsageError: ``optimizer=`` does not create an optimizer of the parameters, or its step raises an exception.
+        ModelError: The model raises an exception after a step.
+
+    Source: Higham, Accuracy and Stability of Numerical Algorithms, SIAM 2002, section 1.12, for cancellation and the comparison
+    of precisions.
+    """
+    return listed(run[GRADIENT_CLASSES].labels)
+
+
+@declare("profile", unit="optimizer steps", needs=[GRADIENT_CLASSES])
+def waking_step(run: Run) -> dict[str, float]:
+    """Return the number of optimizer steps after which each parameter's gradient is first nonzero.
+
+    It is 0 for a gradient that is nonzero at initialization. Where a branch, gate or head starts at zero by design (Fixup,
+    ReZero, adaLN-zero, LoRA), the parameters behind it have no gradient until an optimizer step has moved it: one step for each
+    zero on the way. Up to three steps are taken on the run's batch, each with its own dropout masks. The optimizer is the one
+    that ``optimizer=`` creates; the default is AdamW with a learning rate of 1e-3.
+
+    It misleads if the batch does not use all of the model: a gradient may come with another batch.
+
+    Returns:
+        Optimizer steps by parameter name in the model's order; ``inf`` if the gradient is zero after three steps, or zero by
+        algebra (``gradient_classes``); NaN if a step has made any parameter infinite or NaN. Frozen and unused parameters are
+        omitted.
+
+    Raises:
+        UsageError: ``optimizer=`` does not create an optimizer of the parameters, or its step raises an exception.
+        ModelError: The model raises an exception after a step.
+
+    Source: Zhang, Dauphin & Ma, ICLR 2019 (Fixup); Bachlechner et al., UAI 2021 (ReZero); Peebles & Xie, ICCV 2023 (adaLN-zero).
+    """
+    labels = run[GRADIENT_CLASSES].labels
+    return {name: steps_of(label) for name, label in labels.items() if label not in {UNUSED, FROZEN}}
+
+
+@declare("names", needs=[GRADIENT_CLASSES])
+def asleep_parameters(run: Run) -> list[str]:
+    """Return the trainable parameters that get no gradient within three optimizer steps.
+
+    Their gradient is exactly zero at initialization and after each step; or it is zero by algebra, for a weight of two or more
+    dimensions, such as a router whose scores are divided by their own sum. Parameters behind a zero-initialized branch, gate or
+    head get a gradient within these steps, and are not listed; ``waking_step`` reports when. The listed parameters are behind
+    dead units, or behind a zero whose own gradient is zero, such as a zero before a ReLU. Biases that a softmax or a
+    normalization cancels are not listed, and neither are ``unused_parameters``, which have no path from the loss.
+
+    It misleads where one batch does not use all of the model: an expert without tokens, an embedding of tokens that do not occur.
+
+    Returns:
+        Parameter names, in the model's order.
+
+    Raises:
+        UsageError: ``optimizer=`` does not create an optimizer of the parameters, or its step raises an exception.
+        ModelError: The model raises an exception after a step.
+
+    Source: Lu, Shin, Su & Karniadakis, Commun. Comput. Phys. 28, 1671 (2020), for ReLU networks that are born dead.
+    """
+    return [name for name, label in run[GRADIENT_CLASSES].labels.items() if label in {DEAD, CANCELLED_WEIGHT}]
+
+
+@declare("scalar", needs=[GRADIENT_CLASSES], tolerance=0.1)
+def untrained_fraction(run: Run) -> float:
+    """Return the share of trainable parameters that get no gradient, and not by design.
+
+    These are the unused and the dead ones, weights whose gradient is zero by algebra, and those that wake although no
+    zero-initialized branch, gate or layer explains the zero (``gradient_classes``). Biases whose gradient is zero by algebra
+    count on neither side. The value is the larger one of two shares, by number of parameters: of the whole model, and of its
+    repeated block, which are the modules of a class that occurs three times or more and holds most of the trainable weights
+    outside of embeddings.
+
+    It misleads where one batch does not use all of the model: most experts may be without tokens.
+
+    Returns:
+        A pure number from 0 to 1.
+
+    Raises:
+        InapplicableError: The model has no trainable parameters.
+
+    Source: our definition.
+    """
+    classes = run[GRADIENT_CLASSES]
+    trainable = [name for name, label in classes.labels.items() if label != FROZEN]
+    if not trainable:
+        msg = f"untrained_fraction needs trainable parameters. {type(run.capture.model).__name__} has none."
+        raise InapplicableError(msg)
+    groups = ([classes.labels[name] for name in names] for names in (trainable, *classes.blocks.values()))
+    return max(_share_without_gradient(group) for group in groups)
+
+
+def _share_without_gradient(labels: Collection[str]) -> float:
+    """Return the share of parameters without a gradient; biases that are zero by algebra count on neither side."""
+    judged = [label for label in labels if label != CANCELLED]
+    return sum(map(gets_none, judged)) / len(judged) if judged else 1.0
+
+
+def steps_of(label: str) -> float:
+    """Return the number of optimizer steps until a gradient of this class is nonzero; ``inf`` for never, NaN if not known."""
+    if label == SIGNAL:
+        return 0.0
+    if label == UNKNOWN:
+        return math.nan
+    return float(label.removeprefix("waking at step ").partition(",")[0]) if kind_of(label) == "waking" else math.inf

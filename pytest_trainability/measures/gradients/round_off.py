@@ -1,0 +1,168 @@
+"""Gradients that consist of round-off, because they are sums that cancel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...engine.linalg.norms import norm, stored_values
+from ...engine.runs.objective import Objective
+from ...engine.runs.other_precision import (
+    gradients_in_other_precision,
+    gradients_under_other_roundings,
+    other_precision,
+)
+from ...engine.runs.training import Gradients
+
+__all__ = ["RoundOff", "is_zero", "round_off", "small_gradients"]
+
+# Note [What zero is]
+# ~~~~~~~~~~~~~~~~~~~
+# A gradient that is exactly zero is dead, or it wakes: up to three optimizer steps tell these apart. A gradient that is zero by
+# algebra is a sum that cancels, as for the bias of a key, which a softmax does not see. What is computed is round-off. No
+# threshold on the norm separates it from a small gradient: a deep network has gradients of 1e-23 that are correct to six digits.
+# Round-off depends on the precision, and a gradient does not. So the gradient is computed again in another precision, where
+# round-off is 2^29 times smaller or larger. Half of these digits decide. Where the true gradient is smaller than its round-off
+# but not zero, as behind p / (p + 1e-9), the norm may stay and the entries change. Changed entries decide if those of the other
+# parameters do not change: in a chaotic network all do. Where the model does not run in another precision, all roundings are
+# changed instead. None of this is computed unless a gradient is so small that it might be round-off.
+
+UNCHANGED, CHANGED = 0.1, 0.5
+"""Relative change of the entries up to which a gradient is the same in another precision, and from which it is another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOff:
+    """Names of parameters whose computed gradients are not the true ones."""
+
+    cancelled: frozenset[str]
+    """The gradient is the round-off of a sum that cancels."""
+    underflowed: frozenset[str]
+    """The gradient is exactly zero, because its entries are too small for the format."""
+
+
+def round_off(
+    objective: Objective,
+    gradients: Gradients,
+    *,
+    eps: float,
+    loss: float = 0.0,
+    among: Collection[str] | None = None,
+) -> RoundOff:
+    """Find the gradients that are nonzero and consist of round-off. See Note [What zero is].
+
+    Args:
+        objective: The loss, at the parameters that the gradients were computed at.
+        gradients: Gradients by parameter name.
+        eps: Coarsest relative precision of the model's arithmetic.
+        loss: Value of the loss, a further scale: all gradients may be round-off if no relative change of a parameter matters to
+            it; 0 for none.
+        among: Names of the parameters in question; all by default.
+
+    Returns:
+        Names of parameters. None, without further backward passes, if no gradient in question is small.
+    """
+    small = small_gradients(objective.parameters, gradients, eps=eps, loss=loss)
+    if not (small if among is None else small & set(among)):
+        return RoundOff(frozenset(), frozenset())
+    other = gradients_in_other_precision(objective)
+    if other is None:
+        other = gradients_under_other_roundings(objective) or {}
+        return RoundOff(frozenset(_changed(gradients, other, small)), frozenset())
+    dtype = other_precision(objective.model)
+    following = {name for name in small if _follows_precision(gradients[name], other[name], dtype)}
+    underflowed = {name for name, g in gradients.items() if _has_underflowed(g, other[name])}
+    return RoundOff(frozenset(following | _changed(gradients, other, small)), frozenset(underflowed))
+
+
+def small_gradients(
+    parameters: Mapping[str, nn.Parameter], gradients: Gradients, *, eps: float, loss: float = 0.0
+) -> set[str]:
+    """Return the parameters whose gradients are nonzero, and less than half of the digits of the largest one.
+
+    Round-off is a few times ``eps`` of the terms that cancel. That they are as large as the gradients of other parameters is an
+    assumption. It fails if all gradients are round-off, which shows in a loss that depends on no parameter.
+
+    Args:
+        parameters: Parameters by name.
+        gradients: Gradients by name.
+        eps: Coarsest relative precision of the model's arithmetic.
+        loss: Value of the loss; 0 for none.
+
+    Returns:
+        Names of parameters; empty if a gradient is not finite.
+    """
+    sizes = _sizes(gradients)
+    largest = max(sizes.values(), default=0.0)
+    if not math.isfinite(largest):
+        return set()
+    effect = max((size * float(norm(parameters[name])) for name, size in sizes.items()), default=0.0)
+
+    def is_small(name: str) -> bool:
+        precision = math.sqrt(max(eps, _eps(gradients[name])))
+        return sizes[name] <= precision * largest or effect <= precision * abs(loss)
+
+    return {name for name, size in sizes.items() if size > 0 and is_small(name)}
+
+
+def _sizes(gradients: Gradients) -> dict[str, float]:
+    return {name: float(norm(g)) for name, g in gradients.items() if g is not None}
+
+
+def _eps(gradient: Tensor | None) -> float:
+    return 0.0 if gradient is None else torch.finfo(gradient.dtype).eps
+
+
+def _follows_precision(gradient: Tensor | None, other: Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether a gradient grows or shrinks with the precision of its computation, by more than half of the digits."""
+    if gradient is None or other is None:
+        return False
+    size, size_there = float(norm(gradient)), float(norm(other))
+    expected = _eps(gradient) / torch.finfo(dtype).eps
+    if expected < 1:
+        return math.isfinite(size_there) and size_there * math.sqrt(expected) >= size
+    return size_there * math.sqrt(expected) <= size
+
+
+def _changed(gradients: Gradients, other: Gradients, small: Collection[str]) -> set[str]:
+    """Return the small gradients whose entries are others in another computation; none if those of large gradients change too."""
+    changes = {
+        name: _relative_change(g, other.get(name)) for name, g in gradients.items() if g is not None and not is_zero(g)
+    }
+    large = [change for name, change in changes.items() if name not in small]
+    if not large or not max(large) <= UNCHANGED:
+        return set()
+
+    def is_representable(name: str) -> bool:
+        return not any(_is_subnormal(g, g) for g in (gradients[name], other.get(name)))
+
+    return {name for name in small if changes[name] > CHANGED and is_representable(name)}
+
+
+def _relative_change(gradient: Tensor, other: Tensor | None) -> float:
+    if other is None or other.shape != gradient.shape:
+        return math.nan
+    here, there = (g.to_dense() if g.is_sparse else g for g in (gradient, other))
+    wide = torch.promote_types(here.dtype, there.dtype)
+    return float(norm(there.to(wide) - here.to(wide))) / float(norm(gradient))
+
+
+def _has_underflowed(gradient: Tensor | None, other: Tensor | None) -> bool:
+    return gradient is not None and is_zero(gradient) and _is_subnormal(other, gradient) and not is_zero(other)
+
+
+def is_zero(gradient: Tensor | None) -> bool:
+    """Return whether all entries of a gradient are exactly zero, or there is none."""
+    return gradient is None or not bool((stored_values(gradient) != 0).any())
+
+
+def _is_subnormal(gradient: Tensor | None, of_format: Tensor | None) -> bool:
+    """Whether entries are so small that the format of another gradient keeps few of their digits."""
+    if gradient is None or of_format is None:
+        return False
+    rms = float(norm(gradient)) / math.sqrt(gradient.numel())
+    return rms < 2**8 * torch.finfo(of_format.dtype).tiny

@@ -1,0 +1,419 @@
+"""Classes of gradients, derived by hand: signal, waking, zero by algebra, dead, unused, frozen.
+
+No class depends on a name or on the size of a gradient. A sum that cancels is zero for any weights:
+
+- a normalization subtracts the mean over the batch, and with it a bias that is added before it;
+- a softmax over keys does not change if the same number is added to all scores of a query, as the bias of the keys does;
+- ``p / (p + ε)`` is constant up to ``ε``, and so is a softmax of one score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  its own name
+from torch import Tensor, nn
+
+from pytest_trainability import Measurement, at_least, at_most, measure
+
+WIDTH, BATCH, CLASSES = 16, 12, 4
+X = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(0))
+TARGET = torch.arange(BATCH) % CLASSES
+LOSS = {"loss": F.cross_entropy, "target": TARGET}
+CANCELS, CANCELS_WEIGHT = "zero by algebra", "zero by algebra, a weight"
+
+
+def classified(build: Callable[[], nn.Module] | nn.Module, inputs: Any = X, **options: Any) -> Measurement:
+    return measure(build, inputs, seeds=1, **{**LOSS, **options})
+
+
+def classes(result: Measurement) -> dict[str, str]:
+    return {name: label for name, _, label in (line.rpartition(": ") for line in result.gradient_classes)}
+
+
+# Zero by algebra ---------------------------------------------------------------------------------------------------
+def normalized(*, dropout: float = 0.0, offset: float = 0.0) -> nn.Module:
+    """Return two layers with a bias that a normalization subtracts, and a head. An offset makes the mean's round-off large."""
+    model = nn.Sequential(
+        *(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Dropout(dropout)),
+        *(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)),
+    )
+    if offset:
+        nn.init.constant_(model[0].bias, offset)
+    return model
+
+
+class Autocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = normalized()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.body(x).float()
+
+
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [
+        (normalized, {}),
+        (lambda: normalized(dropout=0.5), {}),
+        (lambda: normalized(offset=1e3), {}),
+        (normalized, {"dtype": "float64"}),
+        (normalized, {"dtype": "bfloat16"}),
+        (normalized(), {}),
+    ],
+    ids=["float32", "dropout", "large mean", "float64", "bfloat16", "finished module"],
+)
+def test_a_bias_before_a_normalization_is_zero_by_algebra(build: Any, options: dict[str, Any]) -> None:
+    result = classified(build, **options)
+    assert classes(result) == {"0.bias": CANCELS, "4.bias": CANCELS}
+    assert result.waking_step["0.bias"] == math.inf and result.waking_step["0.weight"] == 0
+    assert not result.asleep_parameters and result.untrained_fraction == 0
+    result.check(gradient_norm=at_least(1e-4), relative_gradient_norm=at_least(1e-4))
+
+
+def test_autocast_changes_no_class() -> None:
+    assert classes(classified(Autocast)) == {"body.0.bias": CANCELS, "body.4.bias": CANCELS}
+
+
+class Router(nn.Module):
+    """The best of four experts, whose weight is normalized in one of several ways."""
+
+    def __init__(self, normalize: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, 4, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.head, self.normalize = nn.Linear(WIDTH, CLASSES), normalize
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, choice = self.gate(x).softmax(-1).topk(1, -1)
+        outputs = torch.stack([expert(x) for expert in self.experts], 1)
+        chosen = outputs.gather(1, choice.unsqueeze(-1).expand(-1, 1, WIDTH)).squeeze(1)
+        out: Tensor = self.head(x + chosen * self.normalize(weight))
+        return out
+
+
+def by_sum(epsilon: float) -> Callable[[Tensor], Tensor]:
+    return lambda p: p / (p.sum(-1, keepdim=True) + epsilon)
+
+
+def in_float32(p: Tensor) -> Tensor:
+    """Cast as library code does, whatever the type of the model."""
+    return (p.float() / p.float().sum(-1, keepdim=True)).to(p.dtype)
+
+
+@pytest.mark.parametrize(
+    ("normalize", "dtype"),
+    [
+        (by_sum(0.0), None),
+        (by_sum(1e-20), None),
+        (by_sum(1e-9), None),
+        (in_float32, "float64"),
+        (in_float32, "bfloat16"),
+    ],
+    ids=["sum", "sum and 1e-20", "sum and 1e-9", "float32 in float64", "float32 in bfloat16"],
+)
+def test_a_router_that_is_divided_by_itself_is_asleep(normalize: Callable[[Tensor], Tensor], dtype: str | None) -> None:
+    """With 1e-9, the true gradient is not zero, but a hundred times smaller than the round-off in its place."""
+    result = classified(lambda: Router(normalize), dtype=dtype)
+    # In bfloat16, the sum may cancel exactly.
+    assert classes(result)["gate.weight"] in {CANCELS_WEIGHT, "dead" if dtype == "bfloat16" else CANCELS_WEIGHT}
+    assert list(result.asleep_parameters) == ["gate.weight"]
+    # Whatever the round-off, it is judged as zero.
+    with pytest.raises(AssertionError, match=r"gate\.weight"):
+        result.check(gradient_norm=at_least(1e-30))
+
+
+def test_a_softmax_of_one_score_is_dead() -> None:
+    result = classified(lambda: Router(lambda p: p.log().softmax(-1)))
+    assert classes(result) == {"gate.weight": "dead"}
+    assert list(result.asleep_parameters) == ["gate.weight"]
+
+
+def test_a_router_without_normalization_has_a_signal() -> None:
+    assert not classified(lambda: Router(lambda p: p)).gradient_classes
+
+
+def test_a_loss_that_depends_on_no_parameter_leaves_only_round_off() -> None:
+    """The probabilities of each sample sum to one."""
+    model = lambda: nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), nn.Linear(8, 4), nn.Softmax(-1))  # noqa: E731
+    result = classified(model, loss=lambda output, _: output.sum())
+    assert classes(result) == {
+        **dict.fromkeys(("0.weight", "2.weight"), CANCELS_WEIGHT),
+        **dict.fromkeys(("0.bias", "2.bias"), CANCELS),
+    }
+    assert result.untrained_fraction == 1
+
+
+# Signals, however small --------------------------------------------------------------------------------------------
+class Scaled(nn.Module):
+    """A branch whose gradient is 1e-12 times that of the other one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = nn.Linear(WIDTH, CLASSES), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.large(x) + 1e-12 * self.small(x)
+        return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_a_small_gradient_is_a_signal(dtype: str) -> None:
+    result = classified(Scaled, dtype=dtype)
+    assert not result.gradient_classes
+    with pytest.raises(AssertionError, match=r"small\.weight"):
+        result.check(gradient_norm=at_least(1e-6))
+
+
+def tower(layers: int, gain: float, activation: type[nn.Module]) -> nn.Module:
+    model = nn.Sequential(*(m for _ in range(layers) for m in (nn.Linear(WIDTH, WIDTH), activation())))
+    for module in model:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=gain / math.sqrt(WIDTH))
+    return model.append(nn.Linear(WIDTH, CLASSES))
+
+
+def test_vanishing_gradients_are_signals() -> None:
+    """Each of 60 layers halves the gradient twice: 2^-120 is 1e-36."""
+    result = classified(lambda: tower(60, 0.4, nn.Tanh))
+    assert not result.gradient_classes
+    assert result.gradient_norm["0.weight"] < 1e-20
+    with pytest.raises(AssertionError, match="gradient_norm out of bounds"):
+        result.check(gradient_norm=at_least(1e-6))
+
+
+def test_chaos_is_no_round_off() -> None:
+    """In a chaotic network, the last layers' gradients are small relative to the first ones', and change with every rounding."""
+    result = classified(lambda: tower(120, 4.0, nn.Tanh))
+    assert result.log_gain > math.log(2**23)
+    assert not result.gradient_classes
+
+
+def test_underflow_is_no_design() -> None:
+    """Gradients below the smallest number of float32 are zero there. That a large step wakes some of them excuses nothing."""
+    result = classified(lambda: tower(60, 0.1, nn.Tanh))
+    assert result.gradient_norm["0.weight"] == 0
+    assert not any("by design" not in label and "waking" in label for label in classes(result).values())
+    with pytest.raises(AssertionError, match=r"worst 0\.weight 0, 0\.bias 0"):
+        result.check(gradient_norm=at_least(1e-6))
+
+
+# Zero, and awake or dead -------------------------------------------------------------------------------------------
+class Block(nn.Module):
+    def __init__(self, *, zero: bool = False, dead: bool = False, gain: float = 1.0) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        nn.init.constant_(self.norm.weight, gain)
+        if zero:
+            nn.init.zeros_(self.down.weight)
+        if dead:
+            nn.init.constant_(self.up.bias, -1e3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.down(self.up(self.norm(x)).relu())
+        return out
+
+
+class Net(nn.Module):
+    def __init__(self, *blocks: nn.Module, zero_head: bool = False, gain: float = 1.0) -> None:
+        super().__init__()
+        self.blocks, self.norm, self.head = nn.Sequential(*blocks), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
+        nn.init.constant_(self.norm.weight, gain)
+        nn.init.constant_(self.norm.bias, 0.0 if gain else 1.0)
+        if zero_head:
+            nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.norm(self.blocks(x)))
+        return out
+
+
+HIDDEN = ("norm.weight", "norm.bias", "up.weight", "up.bias")
+
+
+def test_behind_a_zero_branch_parameters_wake() -> None:
+    result = classified(lambda: Net(*(Block(zero=True) for _ in range(3))))
+    assert classes(result) == {f"blocks.{i}.{name}": "waking at step 1" for i in range(3) for name in HIDDEN}
+    result.check(gradient_norm=at_least(1e-4), asleep_parameters=at_most(0), untrained_fraction=at_most(0))
+
+
+def test_a_zero_head_is_a_design_though_it_hides_nearly_all_parameters() -> None:
+    result = classified(lambda: Net(*(Block() for _ in range(3)), zero_head=True))
+    found = classes(result)
+    assert set(found) == set(result.gradient_norm) - {"head.weight", "head.bias"}
+    assert set(found.values()) == {"waking at step 1"}
+    result.check(gradient_norm=at_least(1e-4), untrained_fraction=at_most(0))
+
+
+def test_a_normalization_of_zero_on_the_only_way_is_no_design() -> None:
+    """All parameters but three get no gradient, as behind a zero head. But no layer is zero, and no residual path is left."""
+    result = classified(lambda: Net(*(Block() for _ in range(3)), gain=0.0))
+    found = classes(result)
+    assert set(found) == set(result.gradient_norm) - {"norm.weight", "norm.bias", "head.weight", "head.bias"} - {""}
+    assert set(found.values()) == {"waking at step 1, not by design"}
+    with pytest.raises(AssertionError) as failure:
+        result.check(gradient_norm=at_least(1e-6))
+    text = " ".join(str(failure.value).split())
+    assert f"{len(found)} of {len(result.gradient_norm)} parameters get no gradient at initialization" in text
+
+
+def test_a_tied_head_is_no_way_through_the_chain() -> None:
+    """The embedding has a gradient, as the head has its weights. What comes back through the chain is zero."""
+
+    class Tied(Net):
+        def __init__(self) -> None:
+            super().__init__(*(Block() for _ in range(3)), gain=0.0)
+            self.embedding, self.head = nn.Embedding(9, WIDTH), nn.Linear(WIDTH, 9, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.embedding(x)).mean(1)
+
+    result = classified(Tied, torch.arange(BATCH * 3).reshape(BATCH, 3) % 9)
+    assert "embedding.weight" not in classes(result)
+    assert set(classes(result).values()) == {"waking at step 1, not by design"}
+    assert result.untrained_fraction == 1
+
+
+def test_gates_in_one_vector_are_a_design() -> None:
+    """The gradient passes by the layers (ReZero), none of which gets one at initialization."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.head = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3)), nn.Linear(WIDTH, CLASSES)
+            self.gates = nn.Parameter(torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for gate, layer in zip(self.gates, self.layers):
+                x = x + gate * layer(x).tanh()
+            out: Tensor = self.head(x)
+            return out
+
+    result = classified(Gated)
+    assert set(classes(result).values()) == {"waking at step 1"}
+    result.check(gradient_norm=at_least(1e-4), untrained_fraction=at_most(0))
+
+
+def test_dead_units_do_not_wake() -> None:
+    result = classified(lambda: Net(Block(), Block(dead=True), Block()))
+    assert classes(result) == {f"blocks.1.{name}": "dead" for name in (*HIDDEN, "down.weight")}
+    assert set(result.asleep_parameters) == set(classes(result))
+
+
+def test_a_bias_that_cancels_behind_a_zero_wakes_to_round_off() -> None:
+    """Behind the zero head, its gradient is exactly zero. After a step it is round-off: the bias never gets a gradient."""
+
+    def build() -> nn.Module:
+        model = normalized()
+        nn.init.zeros_(model[-1].weight)
+        return model
+
+    found = classes(classified(build))
+    assert {found.pop("0.bias"), found.pop("4.bias")} == {CANCELS}
+    assert set(found.values()) == {"waking at step 1"}
+
+
+def test_frozen_and_unused_parameters() -> None:
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.spare = Net(Block(), Block()), nn.Linear(2, 2)
+            self.body.head.bias.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.body(x)
+            return out
+
+    result = classified(Spare)
+    assert classes(result) == {"body.head.bias": "frozen", "spare.weight": "unused", "spare.bias": "unused"}
+    assert result.untrained_fraction == pytest.approx(2 / (len(result.gradient_norm) + 2))
+
+
+@pytest.mark.parametrize("how", ["detach", "no_grad"])
+def test_a_body_that_gets_no_gradient_fails_bounds_and_presets(how: str) -> None:
+    class Cut(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.set_grad_enabled(how != "no_grad"):
+                body = self.blocks(x).detach()
+            out: Tensor = self.head(self.norm(body))
+            return out
+
+    result = classified(lambda: Cut(*(Block() for _ in range(3))))
+    for check in ({"gradient_norm": at_least(1e-6)}, {"preset": "transformer"}):
+        with pytest.raises(AssertionError, match="untrained_fraction"):
+            result.check(**check)
+
+
+# Models of a library -----------------------------------------------------------------------------------------------
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+IDS = torch.randint(5, 60, (3, 8), generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def library(name: str, **settings: Any) -> Callable[[], nn.Module]:
+    transformers = pytest.importorskip("transformers")
+    model, config = name.split()
+    return lambda: getattr(transformers, model)(getattr(transformers, config)(**settings))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "inputs", "cancelled"),
+    [
+        ("BertForMaskedLM BertConfig", {"vocab_size": 60, **SMALL}, {"input_ids": IDS, "labels": IDS}, "key.bias"),
+        (
+            "ViTForImageClassification ViTConfig",
+            {"image_size": 16, "patch_size": 8, "num_labels": 4, **SMALL},
+            {"pixel_values": IMAGES, "labels": torch.arange(3)},
+            "key.bias k_proj.bias",
+        ),
+        (
+            "OPTForCausalLM OPTConfig",
+            {**SMALL, "vocab_size": 60, "ffn_dim": 32, "word_embed_proj_dim": 32, "max_position_embeddings": 16},
+            {"input_ids": IDS, "labels": IDS},
+            "k_proj.bias",
+        ),
+        (
+            "GPT2LMHeadModel GPT2Config",
+            {"vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0},
+            {"input_ids": IDS, "labels": IDS},
+            "",
+        ),
+    ],
+    ids=["bert", "vit", "opt", "gpt2"],
+)
+def test_the_biases_of_keys_are_zero_by_algebra(name: str, settings: Any, inputs: Any, cancelled: str) -> None:
+    result = measure(library(name, **settings), inputs, seeds=1)
+    found = classes(result)
+    assert len(found) == (2 if cancelled else 0)
+    assert all(n.endswith(tuple(cancelled.split())) and label == CANCELS for n, label in found.items())
+    result.check(gradient_norm=at_least(1e-6), asleep_parameters=at_most(0))
+
+
+def clip(*, end: int) -> Callable[[], nn.Module]:
+    text = {"vocab_size": 60, "max_position_embeddings": 8, "eos_token_id": end, "bos_token_id": 0, **SMALL}
+    vision = {"image_size": 16, "patch_size": 8, **SMALL}
+    return library("CLIPModel CLIPConfig", text_config=text, vision_config=vision, projection_dim=16)
+
+
+def test_without_an_end_token_the_queries_and_keys_of_clip_are_asleep() -> None:
+    """The text is read where its end token is, by default at the first position, which attends to one key: itself."""
+    inputs = {"input_ids": IDS, "pixel_values": IMAGES, "return_loss": True}
+    result = measure(clip(end=3), inputs, seeds=1)
+    names = [f"text_model.encoder.layers.{i}.self_attn.{n}_proj.weight" for i in range(2) for n in "kq"]
+    assert set(result.asleep_parameters) == set(names)
+    with pytest.raises(AssertionError) as failure:
+        result.check(gradient_norm=at_least(1e-6))
+    text = " ".join(str(failure.value).split())
+    assert "4 of " in text and f"worst {names[0]} 0" in text
+    ended = IDS.clone()
+    ended[:, -1] = 3
+    healthy = measure(clip(end=3), {**inputs, "input_ids": ended}, seeds=1)
+    assert not healthy.asleep_parameters
+    healthy.check(gradient_norm=at_least(1e-6))

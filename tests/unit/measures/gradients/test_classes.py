@@ -1,0 +1,143 @@
+"""Classes of gradients: optimizer steps that wake parameters, and which further passes are run."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_trainability import InapplicableError, UsageError, measure
+from pytest_trainability.measures.gradients.classes import WAKING_LIMIT
+
+X = torch.tensor([[1.0]], dtype=torch.float64)
+SGD = partial(torch.optim.SGD, lr=0.25)
+
+
+def chain(*factors: float) -> nn.Module:
+    """Return ``x · a · b · …``, with scalar factors."""
+    layers = [nn.Linear(1, 1, bias=False).double() for _ in factors]
+    for layer, factor in zip(layers, factors):
+        nn.init.constant_(layer.weight, factor)
+    return nn.Sequential(*layers)
+
+
+class Counted(nn.Module):
+    """Counts its forward passes, over all copies."""
+
+    passes = 0
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).passes += 1
+        out: Tensor = self.body(x)
+        return out
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 2])
+def test_parameters_wake_one_step_after_the_zero_that_hides_them(zeros: int) -> None:
+    """The loss ``Σ x · …`` has a gradient for a single zero factor. It moves in the first step, and the others wake."""
+    factors = [2.0] * (3 - zeros) + [0.0] * zeros
+    result = measure(chain(*factors), X, loss=torch.sum, optimizer=SGD)
+    steps = [e.mean for e in result.waking_step.values()]
+    if zeros == 0:
+        assert steps == [0, 0, 0]
+    elif zeros == 1:
+        assert steps == [1, 1, 0]
+    else:
+        # Each of two zeros hides the other one's gradient.
+        assert steps == [math.inf] * 3
+    assert list(result.asleep_parameters) == [n for n, e in result.waking_step.items() if math.isinf(e.mean)]
+
+
+def test_a_step_that_is_not_finite_leaves_the_waking_step_unknown() -> None:
+    result = measure(chain(2.0, 0.0), X, loss=torch.sum, optimizer=partial(torch.optim.SGD, lr=math.inf))
+    assert math.isnan(result.waking_step["0.weight"].mean)
+    assert result.waking_step["1.weight"].mean == 0
+    assert list(result.gradient_classes) == ["0.weight: zero, an optimizer step was not finite"]
+
+
+def test_no_more_than_three_steps_are_taken() -> None:
+    taken = []
+
+    class CountedSGD(torch.optim.SGD):
+        def step(self, closure=None):
+            taken.append(1)
+            return super().step(closure)
+
+    measure(chain(0.0, 0.0), X, loss=torch.sum, optimizer=partial(CountedSGD, lr=0.1))
+    assert len(taken) == WAKING_LIMIT == 3
+
+
+def test_without_small_gradients_nothing_is_run_again() -> None:
+    Counted.passes = 0
+    result = measure(Counted(chain(2.0, 1.0)), X, loss=torch.sum)
+    assert Counted.passes == 1
+    assert not result.gradient_classes and result.untrained_fraction == 0
+
+
+def test_a_small_gradient_is_computed_once_more() -> None:
+    Counted.passes = 0
+    result = measure(Counted(chain(1.0, 1e-12)), X, loss=torch.sum)
+    assert Counted.passes == 2
+    assert not result.gradient_classes
+
+
+def test_an_optimizer_that_cannot_be_made_leaves_the_classes_unknown() -> None:
+    """The measurement stands; the classes are refused when they are asked for."""
+
+    def unmade(_: object) -> torch.optim.Optimizer:
+        raise ValueError
+
+    result = measure(chain(2.0, 0.0), X, loss=torch.sum, optimizer=unmade)
+    assert result.gradient_norm["0.weight"] == 0
+    with pytest.raises(UsageError, match="optimizer must be a function"):
+        _ = result.gradient_classes
+
+
+def test_a_model_without_trainable_parameters_has_no_untrained_fraction() -> None:
+    frozen = chain(2.0).requires_grad_(requires_grad=False)
+    result = measure(frozen, X, loss=torch.sum)
+    assert list(result.gradient_classes) == ["0.weight: frozen"]
+    with pytest.raises(InapplicableError, match="untrained_fraction needs trainable parameters"):
+        _ = result.untrained_fraction
+
+
+def test_the_repeated_block_counts_by_itself() -> None:
+    """All blocks are detached. They hold most of the weights, in less than half of the parameters."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(32, 32, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.layer(x).tanh()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(*(Block() for _ in range(3)))
+            self.head = nn.Sequential(*(nn.Linear(n, m) for n, m in ((32, 4), (4, 4), (4, 4))))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.blocks(x).detach())
+            return out
+
+    result = measure(Net, torch.randn(4, 32), seeds=1)
+    assert len(result.unused_parameters) == 3 and len(result.gradient_norm) == 6
+    assert result.untrained_fraction == 1
+
+
+def test_the_model_is_left_unchanged() -> None:
+    model = chain(1e-12, 0.0)
+    memory = [p.data_ptr() for p in model.parameters()]
+    measure(model, X, loss=torch.sum, optimizer=SGD)
+    assert [float(p.detach()) for p in model.parameters()] == [1e-12, 0.0]
+    assert all(p.grad is None and p.dtype == torch.float64 for p in model.parameters())
+    assert memory == [p.data_ptr() for p in model.parameters()]

@@ -1,0 +1,58 @@
+"""Round-off: candidates, the comparison of precisions, and what decides where the other precision is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  its own name
+from torch import Tensor, nn
+
+from pytest_trainability import measure
+from pytest_trainability.measures.gradients.round_off import is_zero, small_gradients
+
+X = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+LOSS = {"loss": F.cross_entropy, "target": torch.arange(12) % 4}
+EPS = 2.0**-23
+
+
+def test_candidates_are_small_relative_to_the_largest_gradient() -> None:
+    """The square root of 2^-23 is 3.5e-4."""
+    parameters = {name: nn.Parameter(torch.ones(1)) for name in "abcd"}
+    gradients = {"a": torch.ones(1), "b": torch.full((1,), 3e-4), "c": torch.full((1,), 4e-4), "d": torch.zeros(1)}
+    assert small_gradients(parameters, gradients, eps=EPS) == {"b"}
+    assert small_gradients(parameters, {**gradients, "d": None}, eps=2.0**-8) == {"b", "c"}
+    # No gradient can be felt in a loss of 1e6.
+    assert small_gradients(parameters, gradients, eps=EPS, loss=1e6) == {"a", "b", "c"}
+    assert small_gradients(parameters, {**gradients, "a": torch.tensor([torch.inf])}, eps=EPS) == set()
+    assert small_gradients({}, {}, eps=EPS) == set()
+
+
+def test_zero_is_exactly_zero() -> None:
+    assert is_zero(None) and is_zero(torch.zeros(2)) and not is_zero(torch.tensor([0.0, 1e-45]))
+    assert not is_zero(torch.tensor([torch.nan]))
+
+
+class OnlyFloat32(nn.Module):
+    """Does not run in float64, so that only other roundings can be compared."""
+
+    def __init__(self, *, cancels: bool) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        self.small, self.cancels = nn.Linear(8, 4), cancels
+
+    def forward(self, x: Tensor) -> Any:
+        if x.dtype == torch.float64:
+            raise NotImplementedError
+        x = self.first(x)
+        return self.head(self.norm(x).relu() if self.cancels else x.relu()) + 1e-10 * self.small(x)
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_where_the_other_precision_is_missing_other_roundings_decide(cancels: bool) -> None:
+    result = measure(lambda: OnlyFloat32(cancels=cancels), X, seeds=1, **LOSS)
+    expected = ["first.bias: zero by algebra"] if cancels else []
+    found = [line for line in result.gradient_classes if not line.startswith("norm")]
+    # The small layer reads the input of the normalization: its 1e-10 is the true gradient of the bias, and is round-off's size.
+    assert found == expected

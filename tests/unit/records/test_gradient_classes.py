@@ -1,0 +1,86 @@
+"""Classes of gradients as text, and over seeds."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_trainability.records.gradient_classes import (
+    CANCELLED,
+    CANCELLED_WEIGHT,
+    DEAD,
+    FROZEN,
+    SIGNAL,
+    UNKNOWN,
+    UNUSED,
+    GradientClasses,
+    gets_none,
+    kind_of,
+    listed,
+    waking,
+    without_names,
+)
+
+WAKES, BLOCKED = waking(1, by_design=True), waking(2, by_design=False)
+
+
+def test_classes_are_texts_that_can_be_read_back() -> None:
+    """A key of a ``ModuleDict`` may contain the separator."""
+    labels = {"a: b.weight": CANCELLED_WEIGHT, "c": WAKES, "d": BLOCKED, "e": SIGNAL}
+    assert listed(labels) == [
+        "a: b.weight: zero by algebra, a weight",
+        "c: waking at step 1",
+        "d: waking at step 2, not by design",
+    ]
+    assert without_names(listed(labels)) == {n: label for n, label in labels.items() if label != SIGNAL}
+
+
+@pytest.mark.parametrize(
+    ("label", "kind", "none"),
+    [
+        (SIGNAL, "signal", False),
+        (CANCELLED, "zero by algebra", False),
+        (CANCELLED_WEIGHT, "zero by algebra", True),
+        (WAKES, "waking", False),
+        (BLOCKED, "waking", True),
+        (DEAD, "dead", True),
+        (UNUSED, "unused", True),
+        (FROZEN, "frozen", False),
+        (UNKNOWN, "unknown", True),
+    ],
+)
+def test_kinds_of_classes_and_whether_they_are_excused(label: str, kind: str, none: bool) -> None:
+    assert kind_of(label) == kind
+    assert gets_none(label) == none
+
+
+def test_classes_of_several_seeds() -> None:
+    seeds = [
+        ["late: waking at step 1", "bias: zero by algebra", "mixed: dead"],
+        ["late: waking at step 2", "mixed: waking at step 1"],
+    ]
+    classes = GradientClasses.of(seeds, ["head", "late", "bias", "mixed"])
+    assert classes.labels["head"] == (SIGNAL, SIGNAL)
+    assert classes.labels["bias"] == (CANCELLED, SIGNAL)
+    assert classes.step("late") == 2 and classes.step("head") == 0
+    assert [classes.wakes(name) for name in ("late", "head", "bias", "mixed")] == [True, False, False, False]
+    assert classes.not_judged() == ["late", "bias"]
+    assert classes.without_gradient() == ["mixed"]
+    assert classes.zero_at_initialization() == ["late", "bias", "mixed"]
+    assert classes.is_round_off("bias", 0) and not classes.is_round_off("bias", 1)
+    assert classes.counts_text() == "gradients: 1 signal, 1 waking, 1 zero by algebra, 1 dead"
+
+
+def test_frozen_parameters_are_not_trainable() -> None:
+    classes = GradientClasses.of([["a: frozen", "b: unused"]], ["c"])
+    assert classes.trainable() == ["c", "b"]
+    assert classes.counts_text() == "gradients: 1 signal, 1 unused, 1 frozen"
+    assert GradientClasses.of([["a: frozen"]], ["c"]).counts_text() == ""
+
+
+def test_a_branch_moves_if_all_its_parameters_do() -> None:
+    classes = GradientClasses.of(
+        [["a.weight: waking at step 2", "a.bias: zero by algebra", "b.weight: dead"]], ["b.bias"]
+    )
+    assert classes.moves(["a.weight", "a.bias"])
+    assert not classes.moves(["b.weight", "b.bias"])
+    assert not classes.moves([])
