@@ -258,6 +258,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "gradient_norm": SIZE,
     "relative_gradient_norm": SIZE,
     "unused_parameters": SIZE,
+    "gradient_classes": SIZE,
+    "untrained_fraction": SHARE,
     "gradient_snr": SIZE,
     "gradient_confusion": (-1.0, 1.0),
     "gradient_noise_scale": ANY,
@@ -278,7 +280,7 @@ RANGES: dict[str, tuple[float, float]] = {
 NEVER_NAN = {
     *("log_gain", "lyapunov_max", "lyapunov_spectrum", "memory_horizon", "precision_horizon", "condition_number"),
     *("numerical_rank", "max_ftle", "saturated_fraction", "dead_fraction", "overflow_fraction", "gradient_norm"),
-    *("initial_loss", "waking_step"),
+    *("initial_loss", "waking_step", "untrained_fraction"),
 }
 """Measures whose pages name no case in which a network of finite numbers has NaN."""
 
