@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types docs generated bench flakes faults matrix newest oldest clean
+.PHONY: demo test lint types docs generated bench flakes faults generated-networks matrix newest oldest clean
 
 demo: $(VENV)/.demo ## Run the examples: green models, red ones, and the report
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -38,6 +38,9 @@ flakes: $(VENV)/.test ## Count how often verdicts and baselines are wrong on hea
 
 faults: $(VENV)/.test ## Which of 36 faults the presets flag, and which train worse
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/faults.py
+
+generated-networks: $(VENV)/.test ## Check what must hold on 20,000 random networks per invariant
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/generated.py --examples 20000 --jobs 2
 
 matrix: ## Run the plugin's tests over environments and options: no xdist, the oldest pytest, other plugins
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) tests/matrix.py
