@@ -191,7 +191,7 @@ def backward_skipped(nodes: Iterable[Node]) -> Iterator[None]:
         (silent.discard if any(g is not None for g in arriving) else silent.add)(node)
 
     def apply(self: Any, *gradients: Any) -> Any:
-        return (None,) * len(self.next_functions) if self in silent else original(self, *gradients)
+        return (None,) * len(self.needs_input_grad) if self in silent else original(self, *gradients)
 
     handles = [node.register_prehook(functools.partial(note, node)) for node in nodes]
     BackwardCFunction.apply = apply  # type: ignore[method-assign]

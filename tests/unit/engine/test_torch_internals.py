@@ -214,16 +214,16 @@ def test_backward_skipped():
 
     class Counted(Function):
         @staticmethod
-        def forward(ctx, x):
-            return x * 2
+        def forward(ctx, x, factor):
+            return x * factor
 
         @staticmethod
         def backward(ctx, gradient):
             calls.append(gradient)
-            return gradient * 2
+            return gradient * 2, None
 
     x = leaf(2)
-    y = Counted.apply(x)
+    y = Counted.apply(x, 2)
     stop = y.grad_fn.register_prehook(lambda arriving: (None,) * len(arriving))
     with internals.backward_skipped([y.grad_fn]):
         assert torch.autograd.grad(y.sum(), x, retain_graph=True, allow_unused=True) == (None,)
