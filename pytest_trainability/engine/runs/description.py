@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ class Plan:
     """Division of the states into trajectories."""
     recurrence: str = ""
     """Along time, the name of the recurrence that is measured."""
+    findings: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Findings about the architecture, which later seeds reuse, by the name of the need that made them."""
 
 
 @dataclass(frozen=True, slots=True)

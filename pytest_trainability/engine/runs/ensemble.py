@@ -140,6 +140,7 @@ def _read_once(
             cutting.recurrence,
             time_instruments=ALONG_TIME if along is not None else (),
             first_sweep=first_sweep,
+            findings=known.plan.findings,
         )
         run.fulfil(needs)
         return known, read(run), capture, cut.drew

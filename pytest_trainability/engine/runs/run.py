@@ -106,6 +106,8 @@ class Run:
     """Along time, the instruments that made the time steps visible."""
     first_sweep: QRSweep | None = None
     """QR sweep of one random cotangent, if the division into trajectories required it."""
+    findings: dict[str, Any] = field(default_factory=dict)
+    """Findings of earlier seeds about the architecture, by the name of the need that made them."""
     found: dict[Need[Any], Any] = field(default_factory=dict)
     """Values of the needs that were computed."""
     _unmet: dict[Need[Any], TrainabilityError] = field(default_factory=dict)

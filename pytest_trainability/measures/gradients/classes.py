@@ -28,7 +28,7 @@ from ...records.gradient_classes import (
     waking,
 )
 from ..measure import declare
-from .round_off import is_zero, round_off, small_gradients
+from .round_off import RoundOff, is_zero, round_off, small_gradients
 
 __all__ = ["GRADIENT_CLASSES", "WAKING_LIMIT", "Classes", "cancelled_parameters"]
 
@@ -66,13 +66,25 @@ def _classes(run: Run) -> Classes:
 def _zeros(run: Run) -> dict[str, str]:
     """Return the classes of gradients that are zero, exactly or by algebra."""
     gradients, objective, eps = run[PARAMETER_GRADIENTS], Objective.of(run), _coarsest(run)
-    doubtful = round_off(objective, gradients, eps=eps, loss=_loss(run))
+    doubtful = _round_off(run, objective)
     weights = {name for name in doubtful.cancelled if _is_weight(objective.parameters[name])}
     found, zero = dict.fromkeys(doubtful.cancelled, CANCELLED), _zero(gradients)
     if weights or zero:
         explained = (zero | weights) - doubtful.underflowed
         by_design = explained if _is_by_design(run, gradients, zero | doubtful.cancelled) else set()
         found |= _asleep(Training.of(run), gradients, zero, weights, eps=eps, by_design=by_design)
+    return found
+
+
+def _round_off(run: Run, objective: Objective) -> RoundOff:
+    """Find the gradients that are round-off. Whether a sum cancels is a property of the architecture that later seeds reuse."""
+    gradients, eps, loss = run[PARAMETER_GRADIENTS], _coarsest(run), _loss(run)
+    small = small_gradients(objective.parameters, gradients, eps=eps, loss=loss)
+    cancels: dict[str, bool] = run.findings.setdefault(_ZEROS.name, {})
+    if small <= cancels.keys() and not _zero(gradients):
+        return RoundOff(frozenset(name for name in small if cancels[name]), frozenset())
+    found = round_off(objective, gradients, eps=eps, loss=loss)
+    cancels |= {name: name in found.cancelled for name in small}
     return found
 
 

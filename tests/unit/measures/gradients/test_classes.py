@@ -141,3 +141,26 @@ def test_the_model_is_left_unchanged() -> None:
     assert [float(p.detach()) for p in model.parameters()] == [1e-12, 0.0]
     assert all(p.grad is None and p.dtype == torch.float64 for p in model.parameters())
     assert memory == [p.data_ptr() for p in model.parameters()]
+
+
+class Cancelled(nn.Module):
+    """A bias before a normalization over the batch, whose gradient cancels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.norm(self.layer(x))))
+
+
+def test_later_seeds_reuse_which_sums_cancel() -> None:
+    """Whether a sum cancels is a property of the architecture. Later seeds run no further forward pass."""
+    Counted.passes = 0
+    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+    result = measure(lambda: nn.Sequential(Counted(Cancelled())), x, seeds=3, steps="layers")
+    assert list(result.gradient_classes) == ["0.body.layer.bias: zero by algebra"]
+    passes = Counted.passes
+    Counted.passes = 0
+    assert measure(lambda: nn.Sequential(Counted(Cancelled())), x, seeds=1, steps="layers").gradient_classes
+    assert passes == Counted.passes + 2
