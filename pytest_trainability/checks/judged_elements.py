@@ -119,6 +119,8 @@ def untrained_text(classes: GradientClasses | None) -> str:
     >>> untrained_text(GradientClasses.of([["a: dead"]], ["a", "b"]))
     '1 of 2 parameters get no gradient at initialization: a'
     """
+    if classes is not None and not classes.trainable():
+        return "all parameters are frozen"
     names = [] if classes is None else classes.without_gradient()
     if classes is None or not names:
         return ""

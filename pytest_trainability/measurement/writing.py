@@ -150,7 +150,7 @@ def _cause(
         about_growth: Whether growth along the chain can have caused the failure.
     """
     common = seed_runs.common
-    before = [name for name in nonfinite if not name.startswith("gradient of ") and name != "loss"]
+    before = [name for name in nonfinite if not name.startswith(("gradient of ", "output")) and name != "loss"]
     at_end = faults(common.not_finite)
     of_growth = diagnose(growth, common.facts, before) if about_growth or (before and at_end) else []
     return tuple(of_growth) if before else (*at_end, *of_growth)

@@ -137,9 +137,22 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Seed a test that measures and is not a function, such as a doctest. Fail a test with bounds that judges none."""
     seed_generators(item, "body")
-    result = yield
+    try:
+        result = yield
+    except BaseException:
+        # The test fails in any case. Only what its teardown swallows is left to find.
+        item.stash[UNEXPECTED] = Unexpected()
+        raise
     taken, called, judged = (item.stash.get(key, False) for key in (TAKEN, CALLED, JUDGED))
     refuse_unmeasured(item, taken=taken, called=called, judged=judged)
+    refuse_swallowed(item, item.stash.get(RECORDS, {}))
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a teardown in which a check has failed unnoticed."""
+    result = yield
     refuse_swallowed(item, item.stash.get(RECORDS, {}))
     return result
 

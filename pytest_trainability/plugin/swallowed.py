@@ -54,11 +54,23 @@ _EXPECTED_EXCEPTIONS = {
 
 
 def _failure_is_expected() -> bool:
-    """Whether a context is open that expects a failed check. Such a context exists as long as it is open."""
+    """Whether a context is open that expects a failed check."""
     from ..errors import TrainabilityFailure
 
-    contexts = (found for found in gc.get_objects() if type(found).__name__ in _EXPECTED_EXCEPTIONS)
+    contexts = (found for found in gc.get_objects() if type(found).__name__ in _EXPECTED_EXCEPTIONS and _is_open(found))
     return any(issubclass(TrainabilityFailure, _expected(context)) for context in contexts)
+
+
+def _is_open(context: Any) -> bool:
+    """Whether a context has been entered, and has not caught an exception yet."""
+    if type(context).__name__ == "_AssertRaisesContext":
+        return not hasattr(context, "exception")
+    # pytest makes this object when the context is entered, and fills it when an exception arrives: until then it has no type.
+    info = getattr(context, "excinfo", None)
+    try:
+        return info is not None and info.type is None
+    except AssertionError:
+        return True
 
 
 def _expected(context: Any) -> tuple[type, ...]:
@@ -69,8 +81,9 @@ def _expected(context: Any) -> tuple[type, ...]:
 
 
 def refuse_swallowed(item: pytest.Item, records: dict[str, CheckRecord]) -> None:
-    """Fail a test that would pass although one of its checks has failed."""
+    """Fail a test, or its teardown, that would pass although one of its checks has failed."""
     left = item.stash[UNEXPECTED].left(records) if UNEXPECTED in item.stash else []
+    item.stash[UNEXPECTED] = Unexpected()
     if left:
         from ..records.text import visible
 

@@ -366,6 +366,27 @@ def test_bound_of_the_marker(trainability):
 def test_baseline(trainability):
     with contextlib.suppress(AssertionError):
         trainability(net, images, seeds=1).check_baseline()
+
+# The second context is kept for the whole session, and is open in none of these tests.
+@pytest.mark.parametrize("context", [contextlib.nullcontext(), pytest.raises(ValueError)], ids=["none", "raises"])
+def test_with_a_kept_context(context):
+    with context as info:
+        int("one" if info is not None else "1")
+
+kept = pytest.raises(AssertionError)
+"""
+IN_TEARDOWN = """
+@pytest.fixture
+def late(trainability):
+    yield
+    with contextlib.suppress(AssertionError):
+        bad(trainability)
+
+def test_passes(late):
+    pass
+
+def test_fails_once(late, trainability):
+    bad(trainability)
 """
 EXPECTED = """
 def test_raises(trainability):
@@ -399,10 +420,17 @@ class TestUnit(unittest.TestCase):
 """
 
 
+def test_a_failed_check_in_a_teardown_fails_the_teardown(project: Pytester) -> None:
+    project.makepyfile(test_it=HEAD + SWALLOWED.partition("def test_suppressed")[0] + IN_TEARDOWN)
+    result = project.runpytest_inprocess("--tb=short")
+    result.assert_outcomes(failed=1, passed=1, errors=2)
+    assert result.stdout.str().count("although log_gain of Sequential failed") == 2
+
+
 def test_a_failed_check_fails_its_test_unless_the_test_expects_it(project: Pytester) -> None:
     project.makepyfile(test_it=HEAD + SWALLOWED + EXPECTED)
     result = project.runpytest_inprocess("--tb=short")
-    result.assert_outcomes(failed=5, passed=5)
+    result.assert_outcomes(failed=5, passed=7)
     text = result.stdout.str()
     assert text.count("a check that fails must fail its test.") == 5
     assert r"although log_gain of \x1bone failed" in text

@@ -56,12 +56,14 @@ class Division:
 
     def multiply(self, column: Tensor, factors: Tensor) -> Tensor:
         """Multiply each trajectory's part of one cotangent, ``shape``, by its factor, ``(trajectories,)``."""
+        # A factor may exceed the range of half precision although the product does not.
+        wide = column.to(torch.promote_types(column.dtype, torch.float32))
         if self.count == 1:
-            return column * factors[0].to(column.dtype)
+            return (wide * factors[0].to(wide.dtype)).to(column.dtype)
         axis = self._axis(column.shape)
         length = column.shape[axis] // self.count
-        expanded = factors.to(device=column.device, dtype=column.dtype).repeat_interleave(length)
-        return column * expanded.reshape([-1 if i == axis else 1 for i in range(column.dim())])
+        expanded = factors.to(device=column.device, dtype=wide.dtype).repeat_interleave(length)
+        return (wide * expanded.reshape([-1 if i == axis else 1 for i in range(column.dim())])).to(column.dtype)
 
     def norms(self, state: Sequence[Tensor | None]) -> Tensor:
         """Return the norm of each trajectory's part of one cotangent of a state, ``(trajectories,)`` in float64 on the CPU."""

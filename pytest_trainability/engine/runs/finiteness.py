@@ -32,6 +32,11 @@ class NotFinite:
     """Kinds that occur, of ``nan``, ``inf`` and ``-inf``."""
 
     @property
+    def is_loss(self) -> bool:
+        """Whether the tensor is the loss."""
+        return self.name == LOSS
+
+    @property
     def is_mask(self) -> bool:
         """Whether some entries are -inf and no others are not finite, as in scores that are masked before a softmax."""
         return self.kinds == ("-inf",) and self.count < self.size

@@ -346,18 +346,20 @@ def untrained_fraction(run: Run) -> float:
     It misleads where one batch does not use all of the model: most experts may be without tokens.
 
     Returns:
-        A pure number from 0 to 1.
+        A pure number from 0 to 1; 1 if all parameters are frozen.
 
     Raises:
-        InapplicableError: The model has no trainable parameters.
+        InapplicableError: The model has no parameters.
 
     Source: our definition.
     """
     classes = run[GRADIENT_CLASSES]
     trainable = [name for name, label in classes.labels.items() if label != FROZEN]
-    if not trainable:
-        msg = f"untrained_fraction needs trainable parameters. {type(run.capture.model).__name__} has none."
+    if not classes.labels:
+        msg = f"untrained_fraction needs parameters. {type(run.capture.model).__name__} has none."
         raise InapplicableError(msg)
+    if not trainable:
+        return 1.0
     groups = ([classes.labels[name] for name in names] for names in (trainable, *classes.blocks.values()))
     return max(_share_without_gradient(group) for group in groups)
 

@@ -392,3 +392,18 @@ def test_a_frame_is_round_off_although_its_first_cotangent_vanishes_exactly(coun
     chain = models.cut(model, torch.randn(1, WIDTH, dtype=torch.float64), ["0", "1"]).chain
     sums = qr_sweep(Trajectories(chain, Division(1)), random_cotangents(chain, count, 0)).sums()
     assert (sums == -math.inf).all()
+
+
+def test_a_step_that_shrinks_below_the_range_of_float16_keeps_its_rate() -> None:
+    """Renormalizing multiplies by 3e5, which float16 cannot hold, although the product is of size 1."""
+
+    def rates(dtype: torch.dtype) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(*[nn.Linear(32, 32, bias=False) for _ in range(4)])
+        for layer in model:
+            nn.init.normal_(layer.weight, std=3e-6)
+        chain = models.cut(model.to(dtype), torch.randn(2, 32).to(dtype), "layers").chain
+        return qr_sweep(Trajectories(chain, Division(2)), random_cotangents(chain, 1, 0)).logs
+
+    # Entries of 1e-5 are multiples of 6e-8 in float16: within 1 %.
+    torch.testing.assert_close(rates(torch.float16), rates(torch.float32), atol=0.01, rtol=0)

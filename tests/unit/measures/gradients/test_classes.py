@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_trainability import InapplicableError, UsageError, measure
+from pytest_trainability import InapplicableError, TrainabilityFailure, UsageError, at_most, measure
 from pytest_trainability.measures.gradients.classes import WAKING_LIMIT
 
 X = torch.tensor([[1.0]], dtype=torch.float64)
@@ -100,12 +100,27 @@ def test_an_optimizer_that_cannot_be_made_leaves_the_classes_unknown() -> None:
         _ = result.gradient_classes
 
 
-def test_a_model_without_trainable_parameters_has_no_untrained_fraction() -> None:
+def test_a_frozen_model_is_untrained() -> None:
+    """A preset must not hold where there is nothing to train."""
     frozen = chain(2.0).requires_grad_(requires_grad=False)
     result = measure(frozen, X, loss=torch.sum)
     assert list(result.gradient_classes) == ["0.weight: frozen"]
-    with pytest.raises(InapplicableError, match="untrained_fraction needs trainable parameters"):
+    assert result.untrained_fraction == 1
+    with pytest.raises(TrainabilityFailure, match="all parameters are frozen"):
+        result.check(untrained_fraction=at_most(0.5))
+
+
+def test_a_model_without_parameters_has_no_untrained_fraction() -> None:
+    result = measure(lambda: nn.Sequential(Fixed(), Fixed(), Fixed()), X, steps="*", seeds=1)
+    with pytest.raises(InapplicableError, match="untrained_fraction needs parameters"):
         _ = result.untrained_fraction
+
+
+class Fixed(nn.Module):
+    """A step without parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
 
 
 def test_the_repeated_block_counts_by_itself() -> None:

@@ -51,13 +51,13 @@ def test_a_bad_parameter_is_listed_with_everything_behind_it(value: float) -> No
     )
 
 
-def test_names_are_in_the_order_of_parameters_states_loss_and_gradients() -> None:
+def test_names_are_in_the_order_of_parameters_states_outputs_loss_and_gradients() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Times(math.nan), nn.Linear(WIDTH, WIDTH))
     model[0].bias.data[0] = math.inf
     found = nonfinite(model)
     kinds = [name.partition(" ")[0] for name in found]
-    assert kinds == sorted(kinds, key=["parameter", "state", "loss", "gradient"].index)
-    assert set(kinds) == {"parameter", "state", "loss", "gradient"}
+    assert kinds == sorted(kinds, key=["parameter", "state", "output", "loss", "gradient"].index)
+    assert set(kinds) == {"parameter", "state", "output", "loss", "gradient"}
 
 
 def test_a_loss_that_overflows_is_listed_without_the_states() -> None:
@@ -97,3 +97,26 @@ def test_a_bound_counts_the_names() -> None:
     model[2].bias.data[0] = math.nan
     with pytest.raises(AssertionError, match=r"parameter 2\.bias"):
         measure(model, vectors, loss=mean_square, seeds=1).check(nonfinite=at_most(0))
+
+
+def test_an_output_without_a_loss_is_listed() -> None:
+    """What is computed behind the last step is no state. Masked scores, of which some are -inf, are no fault."""
+
+    class Ending(nn.Module):
+        def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.body, self.end = tower(3), end
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = self.body(x)
+            return {"scores": self.end(y), "features": y}
+
+    def names(end: Callable[[Tensor], Tensor]) -> list[str]:
+        inputs = vectors(torch.Generator().manual_seed(0))
+        found = measure(Ending(end), inputs, steps="layers", measures=["nonfinite"]).nonfinite
+        return [name for name in found if not name.startswith("gradient of ")]
+
+    assert names(lambda y: y * 1) == []
+    assert names(lambda y: y + math.nan) == ["output['scores']"]
+    assert names(lambda y: y / 0) == ["output['scores']"]
+    assert names(lambda y: y.masked_fill(torch.arange(y.shape[-1]) > 0, -math.inf)) == []
