@@ -106,6 +106,9 @@ def check_record(
     growth = tuple(element.mean for element in growth_rate.values())
     about_growth = _is_about_growth(verdicts, log_gain.mean, baseline)
     nonfinite = tuple(cast("Names", values.get("nonfinite", ())))
+    of_gradients = tuple(_remarks_on_gradients(seed_runs, bounded))
+    # Biases that a softmax or a normalization cancels are in most transformers, and nothing can be done about them.
+    are_harmless = seed_runs.gradient_classes is not None and seed_runs.gradient_classes.are_harmless()
     return CheckRecord(
         test=context.test,
         name=context.name,
@@ -128,8 +131,8 @@ def check_record(
         verdicts=tuple(verdicts),
         leaves_band=_leaves_band(seed_runs, verdicts, growth, tuple(growth_rate)),
         cause=_cause(seed_runs, growth, nonfinite, about_growth=about_growth),
-        notes=common.notes,
-        cautions=tuple(_cautions(seed_runs, bounded)),
+        notes=(*common.notes, *of_gradients) if are_harmless else common.notes,
+        cautions=(*_cautions(seed_runs), *(() if are_harmless else of_gradients)),
         reproduce=context.reproduce,
         baseline=baseline,
         along=common.along,
@@ -167,21 +170,25 @@ def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baselin
     return not abs(log_gain) < NOTEWORTHY
 
 
-def _cautions(seed_runs: SeedRuns, bounded: Mapping[str, Value]) -> Iterator[str]:
+def _cautions(seed_runs: SeedRuns) -> Iterator[str]:
     """Yield a sentence for each thing that the verdicts do not cover, first those on outputs that are not finite."""
     yield from remarks(seed_runs.common.not_finite)
-    classes = seed_runs.gradient_classes
     unused, left_out = cast("Names", seed_runs.values["unused_parameters"]), seed_runs.common.steps.left_out
     if unused:
         count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"
         yield f"{count} no gradient at all: {format_names(unused)}"
+    yield from seed_runs.common.cautions
+    if left_out:
+        yield f"not on the chain: {left_out}"
+
+
+def _remarks_on_gradients(seed_runs: SeedRuns, bounded: Mapping[str, Value]) -> Iterator[str]:
+    """Yield the numbers of parameters by class, and which of them bounds do not judge."""
+    classes = seed_runs.gradient_classes
     zero_by_design = {name: (MEASURES[name].zero_by_design, value) for name, value in bounded.items()}
     yield from not_judged_texts(zero_by_design, classes)
     if classes is not None and (counts := classes.counts_text()):
         yield counts
-    yield from seed_runs.common.cautions
-    if left_out:
-        yield f"not on the chain: {left_out}"
 
 
 def _leaves_band(

@@ -43,7 +43,7 @@ UNKNOWN = "zero, an optimizer step was not finite"
 _WAKING = "waking at step "
 _BLOCKED = ", not by design"
 _HARMLESS = frozenset({SIGNAL, CANCELLED, FROZEN})
-_ORDER = (SIGNAL, "waking", CANCELLED, DEAD, UNUSED, FROZEN, "unknown")
+_ORDER = (SIGNAL, "waking", "waking not by design", CANCELLED, DEAD, UNUSED, FROZEN, "unknown")
 
 
 def waking(step: int, *, by_design: bool) -> str:
@@ -153,12 +153,17 @@ class GradientClasses:
         """Return the trainable parameters without a signal at initialization on at least one seed, for whatever reason."""
         return [name for name in self.trainable() if set(self.labels[name]) != {SIGNAL}]
 
+    def are_harmless(self) -> bool:
+        """Whether every gradient is a signal, the parameter is frozen, or it is a bias whose gradient is zero by algebra."""
+        return all(label in _HARMLESS for labels in self.labels.values() for label in labels)
+
     def counts_text(self) -> str:
         """Return the numbers of parameters by class as text; empty if all have a signal, except frozen ones.
 
         If seeds differ, the first one without a signal counts.
         """
-        counts = Counter(kind_of(next((x for x in labels if x != SIGNAL), SIGNAL)) for labels in self.labels.values())
+        first = (next((label for label in labels if label != SIGNAL), SIGNAL) for labels in self.labels.values())
+        counts = Counter(kind_of(label) + (" not by design" if label.endswith(_BLOCKED) else "") for label in first)
         if not counts.keys() - {SIGNAL, FROZEN}:
             return ""
         return "gradients: " + ", ".join(f"{counts[kind]} {kind}" for kind in _ORDER if counts[kind])

@@ -424,7 +424,7 @@ def test_a_failed_check_in_a_teardown_fails_the_teardown(project: Pytester) -> N
     project.makepyfile(test_it=HEAD + SWALLOWED.partition("def test_suppressed")[0] + IN_TEARDOWN)
     result = project.runpytest_inprocess("--tb=short")
     result.assert_outcomes(failed=1, passed=1, errors=2)
-    assert result.stdout.str().count("although log_gain of Sequential failed") == 2
+    assert result.stdout.str().count("although log_gain of ") == 2
 
 
 def test_a_failed_check_fails_its_test_unless_the_test_expects_it(project: Pytester) -> None:

@@ -84,3 +84,11 @@ def test_a_branch_moves_if_all_its_parameters_do() -> None:
     assert classes.moves(["a.weight", "a.bias"])
     assert not classes.moves(["b.weight", "b.bias"])
     assert not classes.moves([])
+
+
+def test_biases_that_cancel_are_harmless_and_waking_that_no_design_explains_is_counted_apart() -> None:
+    classes = GradientClasses.of([["key.bias: zero by algebra", "a: frozen"]], ["b"])
+    assert classes.are_harmless()
+    blocked = GradientClasses.of([["a: waking at step 1, not by design", "b: waking at step 1"]], ["c"])
+    assert not blocked.are_harmless()
+    assert blocked.counts_text() == "gradients: 1 signal, 1 waking, 1 waking not by design"
