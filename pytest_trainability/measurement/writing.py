@@ -132,7 +132,7 @@ def check_record(
         leaves_band=_leaves_band(seed_runs, verdicts, growth, tuple(growth_rate)),
         cause=_cause(seed_runs, growth, nonfinite, about_growth=about_growth),
         notes=(*common.notes, *of_gradients) if are_harmless else common.notes,
-        cautions=(*_cautions(seed_runs), *(() if are_harmless else of_gradients)),
+        cautions=tuple(_cautions(seed_runs, () if are_harmless else of_gradients)),
         reproduce=context.reproduce,
         baseline=baseline,
         along=common.along,
@@ -170,13 +170,19 @@ def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baselin
     return not abs(log_gain) < NOTEWORTHY
 
 
-def _cautions(seed_runs: SeedRuns) -> Iterator[str]:
-    """Yield a sentence for each thing that the verdicts do not cover, first those on outputs that are not finite."""
+def _cautions(seed_runs: SeedRuns, of_gradients: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence for each thing that the verdicts do not cover, first those on outputs that are not finite.
+
+    Args:
+        seed_runs: Runs of all seeds.
+        of_gradients: Remarks on the classes of gradients.
+    """
     yield from remarks(seed_runs.common.not_finite)
     unused, left_out = cast("Names", seed_runs.values["unused_parameters"]), seed_runs.common.steps.left_out
     if unused:
         count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"
         yield f"{count} no gradient at all: {format_names(unused)}"
+    yield from of_gradients
     yield from seed_runs.common.cautions
     if left_out:
         yield f"not on the chain: {left_out}"
