@@ -11,6 +11,7 @@ import numpy as np  # noqa: F401
 import pytest
 import scipy.special  # noqa: F401
 import torch
+import torch._dynamo  # noqa: F401 - the first step of an optimizer imports it
 from torch.fx.experimental import symbolic_shapes  # noqa: F401
 from torchvision_for_cpu import declare_torchvision_operators
 
