@@ -112,7 +112,8 @@ def _undisturbed_rates(trajectories: Trajectories, columns: Cotangents, sizes: T
         index -= len(compared or ())
     if plain is None or compared is None:
         return None
-    return plain if len(plain) == len(chain) else list(walk(trajectories, columns, torch.ones(trajectories.count)))
+    equal = torch.ones(trajectories.count, device="cpu")
+    return plain if len(plain) == len(chain) else list(walk(trajectories, columns, equal))
 
 
 def _until_one_vanishes(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from ..capture.chain import Chain
-from .qr_sweep import QRSweep, walk
+from .qr_sweep import QRSweep, qr_sweep
 from .trajectories import Trajectories
 from .vjp import random_cotangents
 
@@ -47,6 +45,4 @@ def _without_skips(chain: Chain) -> Chain:
 
 
 def _log_gain(trajectories: Trajectories, seed: int) -> float:
-    drawn = random_cotangents(trajectories.chain, 1, seed)
-    rates = list(walk(trajectories, drawn, torch.ones(trajectories.count, device="cpu")))
-    return float(QRSweep(torch.stack(rates[::-1]).unsqueeze(-1), trajectories).sums().mean())
+    return float(qr_sweep(trajectories, random_cotangents(trajectories.chain, 1, seed)).sums().mean())
