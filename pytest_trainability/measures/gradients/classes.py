@@ -127,11 +127,12 @@ def _asleep(
             break
     # One comparison after the last step, instead of one after every step.
     cancelled = round_off(training.objective, later, eps=eps, loss=loss, among=sleeping).cancelled
+    nonzero = _nonzero(later)
 
     def label(name: str) -> str:
         if name in cancelled:
             return CANCELLED_WEIGHT if _is_weight(training.parameters[name]) else CANCELLED
-        if name in first or name in _nonzero(later):
+        if name in first or name in nonzero:
             return waking(first.get(name, WAKING_LIMIT), by_design=name in by_design)
         return DEAD if name in zero else CANCELLED_WEIGHT
 
