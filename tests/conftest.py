@@ -58,9 +58,15 @@ def pytester(pytester: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
 
 
 @pytest.fixture
-def project(pytester: Pytester) -> Iterator[Pytester]:
-    """An empty project with a module of small towers; a session in this process computes with one thread as well."""
+def project(pytester: Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pytester]:
+    """An empty project with a module of small towers.
+
+    A session in this process computes with one thread as well, and prints what it would print outside of CI: there pytest does
+    not shorten the lines of its last summary.
+    """
     pytester.makepyfile(small_nets=SMALL_NETS)
+    for variable in ("CI", "BUILD_NUMBER"):
+        monkeypatch.delenv(variable, raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield pytester

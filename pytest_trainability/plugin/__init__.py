@@ -6,6 +6,7 @@ that measure and judge are imported when a test measures.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from .summary import Summary
 from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
 __all__ = ["trainability"]
 
@@ -109,13 +110,25 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Discard the measurements of an earlier run of the same test."""
     item.stash[RECORDS] = {}
     item.stash[TAKEN] = item.stash[CALLED] = item.stash[JUDGED] = False
     item.stash[BASELINE_REQUESTS] = []
     item.stash[UNEXPECTED] = Unexpected()
+    with _failure_is_shown(item):
+        return (yield)
+
+
+@contextmanager
+def _failure_is_shown(item: pytest.Item) -> Iterator[None]:
+    """Forget the failed checks of a phase that fails in any case: only what a later phase swallows is left to find."""
+    try:
+        yield
+    except BaseException:
+        item.stash[UNEXPECTED] = Unexpected()
+        raise
 
 
 @pytest.hookimpl(wrapper=True)
@@ -137,12 +150,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Seed a test that measures and is not a function, such as a doctest. Fail a test with bounds that judges none."""
     seed_generators(item, "body")
-    try:
+    with _failure_is_shown(item):
         result = yield
-    except BaseException:
-        # The test fails in any case. Only what its teardown swallows is left to find.
-        item.stash[UNEXPECTED] = Unexpected()
-        raise
     taken, called, judged = (item.stash.get(key, False) for key in (TAKEN, CALLED, JUDGED))
     refuse_unmeasured(item, taken=taken, called=called, judged=judged)
     refuse_swallowed(item, item.stash.get(RECORDS, {}))
