@@ -8,7 +8,8 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -210,12 +211,14 @@ def _set_backend_flags(flags: dict[str, Any]) -> None:
 def preserved_model(model: nn.Module) -> Iterator[None]:
     """Restore parameters, buffers, ``.grad``, ``requires_grad``, attributes, flags and hooks of a user's module on exit.
 
-    The attributes of every submodule (a counter, a cached mask) are restored by reference: a list to which the model appends
-    keeps the new items. Scripted modules have no Python attributes; only their tensors are restored. The version counters of
-    tensors are restored as well, so that an autograd graph from before can still be differentiated.
+    The attributes of every submodule (a counter, a cached mask) are restored, and so are the items of lists, dictionaries, sets
+    and deques in them, and of those in these. Other objects in attributes are restored by reference. Scripted modules have no
+    Python attributes; only their tensors are restored. The version counters of tensors are restored as well, so that an autograd
+    graph from before can still be differentiated.
     """
     modules = [module for module in modules_of(model) if not isinstance(module, torch.jit.ScriptModule)]
     attributes = [(module, dict(vars(module)), _copied_tables(module)) for module in modules]
+    containers = [(container, copy.copy(container)) for container in _containers(model)]
     tensors = [(tensor, tensor.detach().clone()) for tensor in _own_tensors(model)]
     gradients = [(p, p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()]
     versions = _preserved_versions([tensor for tensor, _ in tensors])
@@ -229,6 +232,8 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
                 current = vars(module)[name]
                 current.clear()
                 current.update(table)
+        for container, items in containers:
+            _refill(container, items)
         for parameter, gradient, kept, _ in gradients:
             parameter.grad = None
             if gradient is not None and kept is not None:
@@ -268,18 +273,58 @@ def _copied_tables(module: nn.Module) -> dict[str, Any]:
     return {name: copy.copy(table) for name, table in tables_of(module).items()}
 
 
+_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
+"""Types of containers whose items are restored. A subclass may do more than hold items."""
+
+
+def _containers(model: nn.Module) -> list[Any]:
+    """Return the containers in plain attributes of the modules, and those that these contain."""
+    found: dict[int, Any] = {}
+    waiting = [value for module in modules_of(model) for value in _attributes(module)]
+    while waiting:
+        value = waiting.pop()
+        if type(value) is tuple:
+            waiting.extend(value)
+        elif type(value) in _CONTAINERS and id(value) not in found:
+            found[id(value)] = value
+            waiting.extend(_items(value))
+    return list(found.values())
+
+
+def _attributes(module: nn.Module) -> list[Any]:
+    """Return the values of a module's attributes, without its tables of parameters, buffers, submodules and hooks."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    tables = tables_of(module)
+    return [value for name, value in vars(module).items() if name not in tables]
+
+
+def _items(container: Any) -> Collection[Any]:
+    return container.values() if isinstance(container, dict) else container  # type: ignore[no-any-return]
+
+
+def _refill(container: Any, items: Any) -> None:
+    """Give a container its former items back, unless it still holds them in the same order."""
+    if isinstance(container, dict):
+        if [*map(id, container), *map(id, container.values())] != [*map(id, items), *map(id, items.values())]:
+            container.clear()
+            dict.update(container, items)
+    elif [*map(id, container)] != [*map(id, items)]:
+        container.clear()
+        (container.update if isinstance(container, set) else container.extend)(items)
+
+
 def _own_tensors(model: nn.Module) -> list[Tensor]:
-    """Return the parameters, buffers and tensors in plain attributes that hold numbers.
+    """Return the parameters, the buffers, and the tensors in plain attributes and in containers there, that hold numbers.
 
     Results of differentiable operations are left out, and so are tensors on the meta device and those of lazy modules.
     """
-    found: dict[int, Tensor] = {}
-    for module in modules_of(model):
-        kept = (value for value in vars(module).values() if isinstance(value, Tensor) and value.grad_fn is None)
-        for tensor in (*parameter_table(module).values(), *buffer_table(module).values(), *kept):
-            if tensor is not None and not is_lazy(tensor) and not tensor.is_meta:
-                found[id(tensor)] = tensor
-    return list(found.values())
+    modules = list(modules_of(model))
+    registered = (t for m in modules for t in (*parameter_table(m).values(), *buffer_table(m).values()))
+    plain = (*(v for m in modules for v in _attributes(m)), *(v for held in _containers(model) for v in _items(held)))
+    kept = (value for value in plain if isinstance(value, Tensor) and value.grad_fn is None)
+    tensors = (t for t in (*registered, *kept) if t is not None and not is_lazy(t) and not t.is_meta)
+    return list({id(tensor): tensor for tensor in tensors}.values())
 
 
 def uncompiled() -> AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
@@ -723,6 +724,45 @@ def test_a_module_is_restored_with_its_attributes_submodules_and_hooks() -> None
         model.eval()
         raise ValueError
     assert look_at(model) == before
+
+
+def test_items_of_containers_in_attributes_are_restored() -> None:
+    """A model may keep a history, a cache of keys and values, or counts."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    layer, first = model[0], torch.zeros(2)
+    layer.history, layer.cache, layer.counts = [1.0], {"keys": [first]}, Counter("ab")
+    layer.window, layer.seen, layer.nested = deque([1, 2], maxlen=2), {3}, ({"steps": deque([1])},)
+    containers = [layer.history, layer.cache, layer.cache["keys"], layer.nested[0]["steps"]]
+    with preserved_model(model):
+        layer.history.append(2.0)
+        layer.cache["keys"].append(torch.ones(2))
+        layer.cache["values"] = []
+        layer.cache["keys"][0].add_(1)
+        layer.counts["a"] += 5
+        layer.window.append(3)
+        layer.seen.clear()
+        layer.nested[0]["steps"].append(2)
+    assert containers == [[1.0], {"keys": [first]}, [first], deque([1])]
+    assert torch.equal(first, torch.zeros(2))
+    assert (layer.counts, layer.window, layer.seen) == (Counter("ab"), deque([1, 2]), {3})
+    assert all(
+        now is then for now, then in zip([layer.history, layer.cache, layer.cache["keys"]], containers[:3], strict=True)
+    )
+
+
+def test_a_history_does_not_grow_when_a_finished_module_is_measured() -> None:
+    class Recorder(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 3)
+            self.history: list[torch.Tensor] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.history.append(super().forward(x))
+            return self.history[-1]
+
+    model = Recorder()
+    measure(model, torch.randn(2, 3))
+    assert model.history == []
 
 
 def test_a_module_that_was_cast_is_restored() -> None:
