@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -191,7 +192,7 @@ def capture(
         The calls of the modules, the output and the loss.
 
     Raises:
-        ModelError: The loss raised, or is not one number that carries a gradient.
+        ModelError: The loss raised, or is not one number that carries a gradient; or a module ran in another thread.
         RuntimeError: The model raised it. Other exceptions of the model are raised as well.
     """
 
@@ -239,6 +240,13 @@ def _run(
         for instrument in instruments:
             captured.watched[instrument] = stack.enter_context(instrument(recorder))
         captured.output = _output_of(model, args, kwargs, loss)
+    if recorder.elsewhere is not None:
+        # PyTorch counts the nodes of each thread separately, so that their order is not known.
+        msg = (
+            f"all modules must run in one thread. {type(model).__name__} called {recorder.elsewhere!r} in another one, where "
+            "PyTorch does not record the order of the operations. Call it without the thread pool, at least in the test."
+        )
+        raise ModelError(msg)
     captured.loss = _loss_of(model, captured.output, target, loss)
     return captured
 
@@ -335,6 +343,9 @@ class Recorder:
 
         They are called while the tensor still holds its values: a later operation in place may overwrite them.
         """
+        self.elsewhere: str | None = None
+        """Path of a module that was called in another thread than the model; None if there is none."""
+        self._thread = threading.get_ident()
         self._seen: set[Edge] = set()
         self._counts: dict[tuple[str, str], int] = {}
 
@@ -390,6 +401,8 @@ class Recorder:
         # A copy that the model makes of one of its modules has the hooks, too.
         if module not in self.paths:
             return
+        if threading.get_ident() != self._thread:
+            self.elsewhere = self.paths[module]
         caller = self.running[-1].module if self.running else None
         if isinstance(caller, Rollout):
             # The first argument is the state. Further arguments are inputs of the step, which are not carried on.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -118,6 +119,22 @@ def test_a_copy_of_a_module_is_not_recorded() -> None:
             return copy.deepcopy(self.layer)(self.layer(x))
 
     assert [call.path for call in capture(Copying(), (X,), {}).calls] == ["layer", ""]
+
+
+def test_a_module_that_runs_in_another_thread_is_refused() -> None:
+    """PyTorch counts autograd nodes by thread: the order of the steps would be wrong."""
+
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with ThreadPoolExecutor(1) as pool:
+                return self.second(pool.submit(self.first, x).result())
+
+    with pytest.raises(ModelError, match="all modules must run in one thread. Parallel called 'first' in another one"):
+        capture(Parallel(), (torch.ones(1, 2),), {})
 
 
 def test_observers_see_each_tensor_once_while_it_holds_its_values() -> None:
