@@ -300,7 +300,7 @@ def _attributes(module: nn.Module) -> list[Any]:
 
 
 def _items(container: Any) -> Collection[Any]:
-    return container.values() if isinstance(container, dict) else container  # type: ignore[no-any-return]
+    return container.values() if isinstance(container, dict) else container
 
 
 def _refill(container: Any, items: Any) -> None:

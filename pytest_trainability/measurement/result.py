@@ -16,7 +16,7 @@ from ..checks.tolerances import as_tolerance
 from ..checks.verdicts import Value, judge
 from ..engine.runs.finiteness import remarks
 from ..errors import BoundError, TrainabilityError, TrainabilityFailure, UsageError
-from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along
+from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along, suggest_measure
 from ..measures.attributes import Attributes
 from ..records.estimates import Estimate, Profile, Spectrum, Steps
 from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
@@ -57,7 +57,7 @@ class Measurement(Attributes):
 
     def __getattr__(self, name: str) -> Value:
         if name.startswith("_") or name not in MEASURES:
-            msg = f"a measurement has no attribute {name!r}. Its measures are {', '.join(sorted(MEASURES))}."
+            msg = f"a measurement has no attribute {name!r}. {suggest_measure(name)}"
             raise AttributeError(msg)
         if name not in self._seed_runs.values:
             self.run([MEASURES[name]])

@@ -42,6 +42,7 @@ __all__ = [
     "declared_measures",
     "find_measure",
     "recorded_along",
+    "suggest_measure",
 ]
 
 FAMILIES = ("depth", "jacobian", "activations", "gradients", "loss", "structure")
@@ -104,11 +105,19 @@ def find_measure(name: str, *, where: str = "", known: Iterable[str] = MEASURES)
     """
     if isinstance(name, str) and name in MEASURES:
         return MEASURES[name]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) if isinstance(name, str) else []
-    hint = f"Did you mean {near[0]!r}?" if near else f"Measures: {', '.join(sorted(known))}."
-    got = short_repr(name)
+    got, hint = short_repr(name), suggest_measure(name, known)
     msg = f"{where}: unknown measure {got}. {hint}" if where else f"Unknown measure {got}. {hint}"
     raise BoundError(msg)
+
+
+def suggest_measure(name: object, known: Iterable[str] = MEASURES) -> str:
+    """Return a sentence with the known name that resembles a name most, or with all of them.
+
+    >>> suggest_measure("log_gian")
+    "Did you mean 'log_gain'?"
+    """
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) if isinstance(name, str) else []
+    return f"Did you mean {near[0]!r}?" if near else f"Measures: {', '.join(sorted(known))}."
 
 
 def companion_of(measure: Measure) -> Measure | None:

@@ -147,10 +147,10 @@ def test_attributes_describe_the_measurement() -> None:
 def test_measures_are_attributes_and_nothing_else_is() -> None:
     result = measure(residual, X, seeds=1, **LOSS)
     assert {"log_gain", "dead_fraction", "check", "steps"} <= set(dir(result))
-    with pytest.raises(
-        AttributeError, match=r"a measurement has no attribute 'log_gian'. Its measures are activation_rms, "
-    ):
+    with pytest.raises(AttributeError, match=r"has no attribute 'log_gian'. Did you mean 'log_gain'\?"):
         _ = result.log_gian
+    with pytest.raises(AttributeError, match=r"has no attribute 'qqq'\. Measures: activation_rms, "):
+        _ = result.qqq
     assert not hasattr(result, "_log_gain")
 
 
