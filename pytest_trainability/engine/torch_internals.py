@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import BackwardCFunction, FunctionMeta
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import BackwardHook
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -39,6 +39,7 @@ __all__ = [
     "arose_in_backward",
     "backward_skipped",
     "buffer_table",
+    "changed_bases",
     "compiler_is_loaded",
     "convert",
     "function_transforms_are_active",
@@ -51,6 +52,7 @@ __all__ = [
     "is_leaf_node",
     "is_made_by",
     "is_unsupported_here",
+    "lacks_gradient_of_base",
     "leaf_of",
     "next_sequence_number",
     "node_name",
@@ -171,6 +173,33 @@ def is_custom(node: Node) -> bool:
     Its class derives from ``BackwardCFunction``, which is exported and not documented.
     """
     return isinstance(node, BackwardCFunction)
+
+
+def changed_bases(outputs: Iterable[GradientEdge]) -> list[GradientEdge]:
+    """Return the tensors, as they were before, that operations in place have changed through a view.
+
+    Reads the first edge of each node ``CopySlices`` behind the outputs. PyTorch does not document the node.
+    """
+    found, pending, seen = [], [edge.node for edge in outputs], set[Node]()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        producers = [edge for edge in node.next_functions if edge[0] is not None]
+        if node_name(node) == "CopySlices" and node.next_functions[0][0] is not None:
+            found.append(GradientEdge(*node.next_functions[0]))
+        pending += [producer for producer, _ in producers]
+    return list(dict.fromkeys(found))
+
+
+def lacks_gradient_of_base(error: BaseException) -> bool:
+    """Return whether PyTorch failed on an operation in place that changes a view and reads an input of the gradient.
+
+    A backward pass that needs the gradient of the value that was written, and not that of the changed tensor, breaks an internal
+    assertion of ``CopySlices`` (as of PyTorch 2.13). It works if the gradient of the changed tensor is requested as well.
+    """
+    return isinstance(error, RuntimeError) and "task_should_compute_output(0) INTERNAL ASSERT" in str(error)
 
 
 @contextmanager

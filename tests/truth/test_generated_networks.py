@@ -66,6 +66,39 @@ def assert_diverse(drawn: list[Program]) -> None:
     assert not [what for what in (*operations, *inputs, *steps, *others) if not found[what]], found
 
 
+CHANGES_ITS_OWN_VIEW = Program(
+    net=Block(
+        ("x0",),
+        (
+            Op("reshaped", ("x0",), ("t0",)),
+            Op("call", ("t0",), ("t1",), module="s0"),
+            Op("call", ("t1",), ("t2",), module="s1"),
+        ),
+        ("t2",),
+        (),
+        (
+            (
+                "s0",
+                Block(
+                    ("a0",),
+                    (Op("add_", ("a0", "a0"), number=0.5), Op("weigh", ("a0", "w0"), ("t1",))),
+                    ("t1",),
+                    (("w0", (2, 2), False),),
+                ),
+            ),
+            ("s1", Block(("a0",), (Op("weigh", ("a0", "w0"), ("t0",)),), ("t0",), (("w0", (2, 2), False),))),
+        ),
+    ),
+    inputs=(Input("x0", width=2),),
+    batch=1,
+)
+"""A step adds its argument, a view, to itself in place: PyTorch alone cannot compute the gradient of the argument."""
+
+
+def test_networks_on_which_the_engine_once_failed_are_exact() -> None:
+    assert check_exact(CHANGES_ITS_OWN_VIEW) == "compared"
+
+
 def test_every_measure_has_a_range() -> None:
     assert RANGES.keys() == MEASURES.keys()
     assert RANGES.keys() >= NEVER_NAN

@@ -16,7 +16,7 @@ from ..capture.chain import Chain
 from ..capture.gradient_hooks import past_hooks, through_hooks
 from ..capture.recorder import Edge, edge_of
 from ..isolation import generator_of
-from ..torch_internals import backward_skipped
+from ..torch_internals import backward_skipped, changed_bases, lacks_gradient_of_base
 
 __all__ = [
     "Cotangents",
@@ -137,16 +137,29 @@ def backward(
 ) -> list[Tensor | None]:
     """Pull k cotangents of the outputs, ``(k, *shape)`` each, back to the inputs in one backward pass, and keep the graph."""
     batched = len(columns[0]) > 1
-    with quiet_batching():
-        found = torch.autograd.grad(
-            outputs,
-            inputs,
-            list(columns) if batched else [column[0] for column in columns],
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
+
+    def gradients(inputs: Sequence[Tensor] | Sequence[GradientEdge]) -> Sequence[Tensor | None]:
+        with quiet_batching():
+            return torch.autograd.grad(
+                outputs,
+                inputs,
+                list(columns) if batched else [column[0] for column in columns],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
+
+    try:
+        found = gradients(inputs)
+    except RuntimeError as error:
+        if not lacks_gradient_of_base(error):
+            raise
+        found = gradients([*map(_as_edge, inputs), *changed_bases(map(_as_edge, outputs))])[: len(inputs)]
     return [g if g is None or batched else g.to_dense().unsqueeze(0) for g in found]
+
+
+def _as_edge(end: Tensor | GradientEdge) -> GradientEdge:
+    return torch.autograd.graph.get_gradient_edge(end) if isinstance(end, Tensor) else end
 
 
 @contextmanager

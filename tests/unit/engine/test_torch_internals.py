@@ -199,6 +199,26 @@ def test_apply_node():
     assert found.tolist() == [0, 1, 1]
 
 
+def test_changed_bases_give_the_gradient_that_pytorch_lacks():
+    """Look for ``should_execute`` in ``CopySlices::apply`` (``torch/csrc/autograd/functions/tensor.cpp``).
+
+    Once PyTorch computes the first gradient itself, both functions can go.
+    """
+    base = leaf(2).clone()
+    view = base.view(1, 2)
+    before = torch.autograd.graph.get_gradient_edge(view)
+    view.add_(view, alpha=0.5)
+    after = torch.autograd.graph.get_gradient_edge(view.sum())
+    with pytest.raises(RuntimeError) as failed:
+        torch.autograd.grad([after], [before], retain_graph=True)
+    assert internals.lacks_gradient_of_base(failed.value)
+    assert not internals.lacks_gradient_of_base(RuntimeError("should_execute"))
+    bases = internals.changed_bases([after])
+    assert [internals.node_name(edge.node) for edge in bases] == ["CloneBackward0"]
+    gradient, _ = torch.autograd.grad([after], [before, *bases])
+    assert gradient.tolist() == [[0.5, 0.5]]
+
+
 # torch.autograd.Function ---------------------------------------------------------------------------------------------
 
 

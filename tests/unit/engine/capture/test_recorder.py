@@ -133,7 +133,9 @@ def test_a_module_that_runs_in_another_thread_is_refused() -> None:
             with ThreadPoolExecutor(1) as pool:
                 return self.second(pool.submit(self.first, x).result())
 
-    with pytest.raises(ModelError, match=r"all modules must run in one thread\. Parallel called 'first' in another one"):
+    with pytest.raises(
+        ModelError, match=r"all modules must run in one thread\. Parallel called 'first' in another one"
+    ):
         capture(Parallel(), (torch.ones(1, 2),), {})
 
 
