@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from ..errors import BoundError
 from .bounds import Bound, at_least, at_most, within
+from .judged_elements import COVERAGE
 
 __all__ = ["PRESETS", "find_preset"]
 
@@ -61,11 +62,6 @@ E experts, k for each token, uses the equivalent of √(kE) experts. Common init
 without preference is above 0.8 from about a hundred tokens on."""
 
 
-_MOST_UNTRAINED = 0.5
-"""Largest share of parameters that get no gradient, and not by design. Beyond it, bounds say nothing about most of the model.
-Experts without tokens, mask tokens and poolers are a few."""
-
-
 _NONE = at_most(0)
 
 
@@ -76,7 +72,7 @@ _ALWAYS = {
     "linear_steps": _NONE,
     "activation_rms": at_most(_LARGEST_ACTIVATION),
     "excess_loss": at_most(_WORST_GUESS),
-    "untrained_fraction": at_most(_MOST_UNTRAINED),
+    "untrained_fraction": COVERAGE,
     "asleep_parameters": _NONE,
 }
 """Bounds of every family."""

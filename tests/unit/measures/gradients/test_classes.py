@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_trainability import InapplicableError, TrainabilityFailure, UsageError, at_most, measure
+from pytest_trainability import InapplicableError, TrainabilityFailure, UsageError, at_least, at_most, measure
 from pytest_trainability.measures.gradients.classes import WAKING_LIMIT
 
 X = torch.tensor([[1.0]], dtype=torch.float64)
@@ -108,6 +108,23 @@ def test_a_frozen_model_is_untrained() -> None:
     assert result.untrained_fraction == 1
     with pytest.raises(TrainabilityFailure, match="all parameters are frozen"):
         result.check(untrained_fraction=at_most(0.5))
+
+
+def test_a_model_of_which_half_is_detached_fails_every_bound_on_gradients() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for number, block in enumerate(self.blocks):
+                x = x + (block(x.detach()).detach() if number % 2 else block(x))
+            return x
+
+    result = measure(Half, torch.randn(2, 3), loss=torch.sum)
+    assert result.untrained_fraction == 0.5
+    with pytest.raises(TrainabilityFailure, match=r"(?s)untrained_fraction .*4 of 8 parameters get no gradient"):
+        result.check(gradient_norm=at_least(1e-9))
 
 
 def test_a_model_without_parameters_has_no_untrained_fraction() -> None:
