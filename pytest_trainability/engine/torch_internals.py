@@ -186,10 +186,10 @@ def changed_bases(outputs: Iterable[GradientEdge]) -> list[GradientEdge]:
         if node in seen:
             continue
         seen.add(node)
-        producers = [edge for edge in node.next_functions if edge[0] is not None]
+        edges = [GradientEdge(producer, number) for producer, number in node.next_functions if producer is not None]
         if node_name(node) == "CopySlices" and node.next_functions[0][0] is not None:
-            found.append(GradientEdge(*node.next_functions[0]))
-        pending += [producer for producer, _ in producers]
+            found.append(edges[0])
+        pending += [edge.node for edge in edges]
     return list(dict.fromkeys(found))
 
 

@@ -43,8 +43,8 @@ def row(rooms: str, third_party: str = "", *, inside: str = "", third_party_insi
 
 GROUND = "engine/trees engine/modules engine/torch_internals errors"
 """What every room of the engine stands on."""
-HEAVY = "engine measures measurement dynamics scaling"
-FAMILY = row("engine measures/measure records errors", "torch", third_party_inside="scipy")
+HEAVY = "engine init measures measurement dynamics scaling"
+FAMILY = row("engine init measures/measure records errors", "torch", third_party_inside="scipy")
 TABLE = {
     "errors": row("records/text"),
     "records": row("records"),
@@ -60,11 +60,12 @@ TABLE = {
     "engine/runs": row(
         f"engine/runs engine/jacobian engine/capture engine/linalg engine/isolation records {GROUND}", "torch"
     ),
+    "init": row(f"init engine/isolation records {GROUND}", "torch", third_party_inside="scipy"),
     "measures": row("measures engine/runs records errors", "torch"),
     **{f"measures/{f}": replace(FAMILY, rooms=FAMILY.rooms | {f"measures/{f}"}) for f in FAMILIES},
     "dynamics": row("dynamics engine checks records errors", "torch"),
     "report": row("report records checks/bounds errors", "pytest"),
-    "measurement": row("measurement measures engine/runs checks report records errors", "torch"),
+    "measurement": row("measurement measures init engine/runs checks report records errors", "torch"),
     "scaling": row(
         "scaling measurement measures engine/runs engine/isolation engine/torch_internals checks report records errors",
         "torch",

@@ -1,0 +1,195 @@
+"""Statistics of one tensor: its moments and extremes, accumulated in float64 in one pass over memory, without a copy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engine.torch_internals import is_lazy
+from ..engine.trees import is_float
+
+__all__ = ["TensorStatistics", "is_readable", "statistics_of"]
+
+CHUNK_ON_CPU = 2**16
+"""Entries that are read at once on the CPU: half a megabyte in float64, which stays in the second-level cache."""
+CHUNK_ELSEWHERE = 2**24
+"""Entries that are read at once on another device, where each operation has a fixed cost."""
+MAX_OFFSET = 10.0
+"""Largest mean, in standard deviations, for which powers about zero lose no more than four digits of sixteen."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStatistics:
+    """Moments and extremes of the entries of a tensor. Entries that are not finite are counted, and excluded from the rest.
+
+    Complex entries count as two real ones.
+
+    >>> import torch
+    >>> found = statistics_of(torch.tensor([3.0, -4.0, 0.0, float("nan")]))
+    >>> found.count, found.not_finite, found.zeros, found.largest, round(found.rms, 3)
+    (4, 1, 1, 4.0, 2.887)
+    """
+
+    count: int
+    """Number of entries, finite or not."""
+    not_finite: int
+    """Number of entries that are NaN or infinite."""
+    zeros: int
+    """Number of entries that are exactly zero."""
+    mean: float
+    """Mean; NaN if no entry is finite."""
+    variance: float
+    """Mean squared distance from the mean; NaN if no entry is finite."""
+    fourth: float
+    """Mean fourth power of the distance from the mean; NaN if no entry is finite."""
+    low: float
+    """Smallest entry; NaN if no entry is finite."""
+    high: float
+    """Largest entry; NaN if no entry is finite."""
+
+    @property
+    def finite(self) -> int:
+        """Number of finite entries."""
+        return self.count - self.not_finite
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the entries, with the divisor of a population."""
+        return math.sqrt(self.variance)
+
+    @property
+    def rms(self) -> float:
+        """Root mean square."""
+        return math.hypot(self.mean, self.std)
+
+    @property
+    def largest(self) -> float:
+        """Largest magnitude."""
+        return max(abs(self.low), abs(self.high))
+
+    @property
+    def kurtosis(self) -> float:
+        """Fourth central moment in units of the squared variance: 3 for a normal distribution; NaN for a constant."""
+        return self.fourth / self.variance**2 if self.variance > 0 and self.variance**2 > 0 else math.nan
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all entries are finite and equal."""
+        return self.not_finite == 0 and self.low == self.high
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the entries of a tensor are floating-point or complex numbers that can be read.
+
+    Sparse and nested tensors, those on the meta device and those of lazy modules cannot.
+    """
+    return (
+        isinstance(tensor, Tensor)
+        and not is_lazy(tensor)
+        and is_float(tensor)
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+        and not tensor.is_nested
+    )
+
+
+def statistics_of(tensor: Tensor) -> TensorStatistics:
+    """Return the statistics of a tensor of floating type, real or complex.
+
+    The entries are read in chunks, which are converted to float64. Powers are summed about zero, and once more about the mean if
+    the mean is so large compared with the standard deviation that digits would be lost.
+
+    Args:
+        tensor: The tensor, of any shape, stride and device. See :func:`is_readable`.
+
+    Returns:
+        Its statistics. An empty tensor has none: its count is 0, and its moments are NaN.
+
+    Source: Chan, Golub & LeVeque, The American Statistician 37, 242 (1983), for the loss of digits and the second pass.
+    """
+    tensor = tensor.detach()
+    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    about_zero = _sums(tensor, 0.0)
+    if not about_zero.finite:
+        return TensorStatistics(tensor.numel(), tensor.numel(), 0, *[math.nan] * 5)
+    mean = about_zero.first / about_zero.finite
+    is_offset = mean**2 > MAX_OFFSET**2 * (about_zero.second / about_zero.finite - mean**2)
+    sums = _sums(tensor, mean) if is_offset else about_zero
+    shift = sums.first / sums.finite
+    second, third, fourth = (power / sums.finite for power in (sums.second, sums.third, sums.fourth))
+    return TensorStatistics(
+        count=tensor.numel(),
+        not_finite=tensor.numel() - int(about_zero.finite),
+        zeros=int(about_zero.zeros),
+        mean=mean + shift if is_offset else mean,
+        variance=max(second - shift**2, 0.0),
+        fourth=max(fourth - 4 * shift * third + 6 * shift**2 * second - 3 * shift**4, 0.0),
+        low=about_zero.low,
+        high=about_zero.high,
+    )
+
+
+class _Sums(NamedTuple):
+    """Sums of the powers of the finite entries about some number, and the extremes of the entries."""
+
+    finite: float
+    zeros: float
+    first: float
+    second: float
+    third: float
+    fourth: float
+    low: float
+    high: float
+
+
+def _sums(tensor: Tensor, center: float) -> _Sums:
+    """Return the sums of all chunks of a tensor, with powers about ``center``."""
+    size = CHUNK_ON_CPU if tensor.device.type == "cpu" else CHUNK_ELSEWHERE
+    with torch.no_grad():
+        rows = [_sums_of_chunk(chunk, center) for chunk in _chunks(tensor, size)]
+        columns = torch.stack(rows).T.tolist() if rows else [[0.0]] * 8
+    finite, zeros, first, second, third, fourth = map(math.fsum, columns[:6])
+    return _Sums(finite, zeros, first, second, third, fourth, min(columns[6]), max(columns[7]))
+
+
+def _sums_of_chunk(chunk: Tensor, center: float) -> Tensor:
+    """Return the fields of :class:`_Sums` for a chunk, as a float64 tensor on its device."""
+    chunk = chunk.flatten()
+    low, high = chunk.aminmax()
+    if not math.isfinite(float(low)) or not math.isfinite(float(high)):
+        chunk = chunk[chunk.isfinite()]
+        if not chunk.numel():
+            return chunk.new_tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, math.inf, -math.inf], dtype=torch.float64)
+        low, high = chunk.aminmax()
+    zeros = chunk.numel() - chunk.count_nonzero()
+    entries = chunk.to(torch.float64)
+    entries = entries - center if center else entries
+    squares = entries * entries
+    sums = (entries.sum(), squares.sum(), torch.dot(squares, entries), torch.dot(squares, squares))
+    return torch.stack(
+        [torch.full_like(sums[0], chunk.numel()), *(x.to(torch.float64) for x in (zeros, *sums, low, high))]
+    )
+
+
+def _chunks(tensor: Tensor, size: int) -> Iterator[Tensor]:
+    """Yield views of all entries of a tensor, with at most ``size`` entries each."""
+    tensor = _by_stride(tensor)
+    if tensor.is_contiguous():
+        flat = tensor.view(-1)
+        yield from (flat[start : start + size] for start in range(0, len(flat), size))
+    elif tensor.numel() <= size:
+        yield tensor
+    else:
+        for part in tensor.unbind(0):
+            yield from _chunks(part, size)
+
+
+def _by_stride(tensor: Tensor) -> Tensor:
+    """Return a view whose dimensions are in the order of memory: the entries of a transposed matrix are read row by row."""
+    strides = tensor.stride()
+    return tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
