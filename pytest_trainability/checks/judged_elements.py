@@ -21,8 +21,11 @@ __all__ = ["BY_PARAMETER", "COVERAGE", "judged_elements", "not_judged_texts", "u
 BY_PARAMETER = frozenset({"gradient", "ratio", "update"})
 """Values of ``zero_by_design`` of measures whose elements are parameters."""
 COVERAGE: Bound = at_most(0.49)
-"""Bound on ``untrained_fraction`` of every preset, which also comes with every bound on gradients: without gradients of half
-of the parameters, other bounds say little about the model. Experts without tokens, mask tokens and poolers are fewer: at most 0.29 in the small models of ``transformers`` in ``tests/zoo.py``."""
+"""Bound on ``untrained_fraction`` of every preset, which also comes with every bound on gradients.
+
+If half of the parameters or more have no gradient, other bounds say little about the model. Experts without tokens, mask tokens and
+poolers are fewer: at most 0.29 of the parameters in the small models of ``transformers`` in ``tests/zoo.py``.
+"""
 
 
 def judged_elements(zero_by_design: str, value: Value, classes: GradientClasses | None) -> Value:

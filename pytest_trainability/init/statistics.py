@@ -86,7 +86,8 @@ class TensorStatistics:
 def is_readable(tensor: Tensor) -> bool:
     """Whether the entries of a tensor are floating-point or complex numbers that can be read.
 
-    Sparse and nested tensors, those on the meta device and those of lazy modules cannot.
+    Returns:
+        False for integers and booleans, sparse and nested tensors, those on the meta device and those of lazy modules.
     """
     return (
         isinstance(tensor, Tensor)
