@@ -23,8 +23,8 @@ BY_PARAMETER = frozenset({"gradient", "ratio", "update"})
 COVERAGE: Bound = at_most(0.49)
 """Bound on ``untrained_fraction`` of every preset, which also comes with every bound on gradients.
 
-If half of the parameters or more have no gradient, other bounds say little about the model. Experts without tokens, mask tokens and
-poolers are fewer: at most 0.29 of the parameters in the small models of ``transformers`` in ``tests/zoo.py``.
+If half of the parameters or more have no gradient, other bounds say little about the model. Experts without tokens, mask tokens
+and poolers are fewer: at most 0.29 in the small models of ``transformers`` in ``tests/zoo.py``.
 """
 
 

@@ -162,6 +162,7 @@ class SeedRuns:
             frozenset().union(*(m.needs for m in wanted)),
             lambda run: {m.name: read(m, run, tolerated.get(m.name)) for m in wanted},
             known=self._ensemble,
+            built_only=all(m.reads_built_model_only for m in wanted),
             enough=lambda readings: bool(until) and self._are_settled(until or {}, readings),
         )
         self.seconds += time.perf_counter() - began

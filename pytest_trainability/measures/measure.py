@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from ..engine.runs.run import Need, Run
+from ..engine.runs.run import Need, Run, Stage
 from ..errors import UsageError
 
 __all__ = ["Along", "ExplainedByGrowth", "Kind", "Measure", "Reading", "Scale", "ZeroByDesign", "declare"]
@@ -85,6 +85,11 @@ class Measure:
                 f"Got kind={self.kind!r}."
             )
             raise UsageError(msg)
+
+    @property
+    def reads_built_model_only(self) -> bool:
+        """Whether the measure has needs, and all of them read the model before its forward pass."""
+        return bool(self.needs) and all(need.stage is Stage.BUILD for need in self.needs)
 
     def _require_known(self, argument: str, known: tuple[object, ...]) -> None:
         value = getattr(self, argument)

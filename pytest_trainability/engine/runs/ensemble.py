@@ -33,7 +33,7 @@ from .description import Cutting, Ensemble, Plan, described
 from .finiteness import NotFinite, entries_not_finite
 from .forward_pass import forward_pass, outlines
 from .recipe import NO_KERNEL, Recipe, did_not_fit, sentence
-from .run import Need, Run, with_dependencies
+from .run import Need, Run, Stage, with_dependencies
 
 __all__ = ["ALONG_TIME", "ensemble"]
 
@@ -51,6 +51,7 @@ def ensemble(
     read: Read,
     *,
     known: Ensemble | None = None,
+    built_only: bool = False,
     enough: Callable[[Sequence[Mapping[str, Any]]], bool] = lambda readings: False,
 ) -> Ensemble:
     """Run the recipe once per seed, and read every run.
@@ -64,6 +65,7 @@ def ensemble(
         needs: Needs that ``read`` reads.
         read: Function that returns the readings of a run, which does not exist afterwards.
         known: Earlier result for the same recipe, whose steps and division into trajectories are used again.
+        built_only: Whether ``read`` reads the built model only. With an earlier result, there is no forward pass then.
         enough: Function of all readings so far that decides after each seed whether to stop.
 
     Returns:
@@ -89,9 +91,12 @@ def ensemble(
             if recipe.threads is not None and recipe.threads < torch.get_num_threads():
                 torch.set_num_threads(recipe.threads)
             with built(recipe, seed, previous) as (model, drawn), freed_in_order() as nodes:
-                known, reading, capture, drew = _read_once(
-                    recipe.for_model(model), model, seed, wanted, read, known, nodes
-                )
+                before = Run(seed, recipe.for_model(model), Capture(model))
+                before.fulfil(frozenset(need for need in wanted if need.stage is Stage.BUILD))
+                if known is not None and built_only:
+                    readings.append(read(before))
+                    continue
+                known, reading, capture, drew = _read_once(before, wanted, read, known, nodes)
                 readings.append(reading)
                 not_finite.append(entries_not_finite(capture))
                 draws.append(f"{digest(drawn, *outlines(capture.inputs))} {drew}")
@@ -99,6 +104,8 @@ def ensemble(
         if enough(readings):
             break
     assert known is not None, "there is at least one seed"
+    if not draws:
+        return replace(known, readings=tuple(readings))
     return replace(
         known,
         seeds=tuple(seeds[: len(readings)]),
@@ -109,19 +116,21 @@ def ensemble(
 
 
 def _read_once(
-    recipe: Recipe,
-    model: nn.Module,
-    seed: int,
-    needs: frozenset[Need[Any]],
-    read: Read,
-    known: Ensemble | None,
-    nodes: list[Node],
+    before: Run, needs: frozenset[Need[Any]], read: Read, known: Ensemble | None, nodes: list[Node]
 ) -> tuple[Ensemble, Mapping[str, Any], Capture, str]:
     """Run and cut the model, and read the run.
+
+    Args:
+        before: The run before its forward pass.
+        needs: Needs that ``read`` reads.
+        read: Function that returns the readings of a run.
+        known: Description of earlier runs.
+        nodes: Receives all nodes of the graph.
 
     Returns:
         The description of all runs, the readings, the forward pass, and a digest of the generators after it.
     """
+    recipe, model, seed = before.recipe, before.capture.model, before.seed
     along = _recurrence_name(recipe, model)
     with _translated_errors(model, device_of(model), along):
         cut = _capture_and_cut(recipe, model, seed, along, needs, known, nodes)
@@ -142,7 +151,7 @@ def _read_once(
             first_sweep=first_sweep,
             findings=known.plan.findings,
         )
-        run.fulfil(needs)
+        run.fulfil(needs, built=before)
         return known, read(run), capture, cut.drew
 
 

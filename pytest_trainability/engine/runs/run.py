@@ -24,11 +24,12 @@ __all__ = ["Need", "Run", "Stage", "with_dependencies"]
 
 # Note [Stages of a run]
 # ~~~~~~~~~~~~~~~~~~~~~~
-# All measures of a seed share one forward pass and one graph. Their needs are computed in three stages: those that read the
-# graph and keep it (QR sweeps, singular values), those of the one backward pass that frees it (parameter gradients), and those
-# that run or build the model again once it is gone (optimizer steps, per-sample gradients). The order keeps memory low: at most
-# one graph exists at a time. A need that cannot be computed raises its error when a measure reads it; other measures are not
-# affected.
+# All measures of a seed share one forward pass and one graph. Their needs are computed in four stages: those that read the model
+# as it was built, before the forward pass changes buffers (statistics of parameters), those that read the graph and keep it (QR
+# sweeps, singular values), those of the one backward pass that frees it (parameter gradients), and those that run or build the
+# model again once it is gone (optimizer steps, per-sample gradients). The order keeps memory low: at most one graph exists at a
+# time. Measures that need the built model only are read without a forward pass, once an earlier run has described the chain. A
+# need that cannot be computed raises its error when a measure reads it; other measures are not affected.
 
 
 _Found = TypeVar("_Found")
@@ -38,9 +39,11 @@ class Stage(IntEnum):
     """Stage of a run at which a need is computed, in this order. See Note [Stages of a run].
 
     >>> sorted(Stage)
-    [<Stage.GRAPH: 1>, <Stage.BACKWARD: 2>, <Stage.RERUN: 3>]
+    [<Stage.BUILD: 0>, <Stage.GRAPH: 1>, <Stage.BACKWARD: 2>, <Stage.RERUN: 3>]
     """
 
+    BUILD = 0
+    """The model is built, and has not run: ``run.capture`` has its model only, and there is neither a graph nor a chain."""
     GRAPH = 1
     """The autograd graph of the forward pass exists. It must be kept, by ``retain_graph=True``."""
     BACKWARD = 2
@@ -93,11 +96,9 @@ class Run:
     recipe: Recipe
     """Settings of the measurement."""
     capture: Capture
-    """Model, inputs, target, output, loss and calls of the forward pass."""
-    graph: Graph
-    """Autograd graph of the forward pass."""
-    trajectories: Trajectories
-    """The chain, and how its states are divided into trajectories."""
+    """Model, inputs, target, output, loss and calls of the forward pass; at ``Stage.BUILD`` the model only."""
+    _graph: Graph | None = None
+    _trajectories: Trajectories | None = None
     recurrences: Sequence[Recurrence] = ()
     """Along time, all recurrences of the model."""
     recurrence: Recurrence | None = None
@@ -113,6 +114,26 @@ class Run:
     _unmet: dict[Need[Any], TrainabilityError] = field(default_factory=dict)
     """Errors of the needs that could not be computed."""
     _stage: Stage = Stage.GRAPH
+
+    @property
+    def graph(self) -> Graph:
+        """Autograd graph of the forward pass."""
+        return self._of_forward_pass(self._graph)
+
+    @property
+    def trajectories(self) -> Trajectories:
+        """The chain, and how its states are divided into trajectories."""
+        return self._of_forward_pass(self._trajectories)
+
+    @staticmethod
+    def _of_forward_pass(part: _Found | None) -> _Found:
+        if part is None:
+            msg = (
+                "a need of Stage.BUILD must read run.capture.model only, as the model has not run. Declare it with Stage.GRAPH to "
+                "read the graph or the chain."
+            )
+            raise LookupError(msg)
+        return part
 
     @property
     def chain(self) -> Chain:
@@ -144,8 +165,17 @@ class Run:
                     stack.enter_context(preserved_model(module))
             yield
 
-    def fulfil(self, needs: frozenset[Need[Any]]) -> None:
-        """Compute all needs, stage by stage. An error is kept, and raised when the need is read."""
+    def fulfil(self, needs: frozenset[Need[Any]], *, built: Run | None = None) -> None:
+        """Compute all needs, stage by stage. An error is kept, and raised when the need is read.
+
+        Args:
+            needs: The needs.
+            built: The run before the forward pass, whose needs are known.
+        """
+        if built is not None:
+            self.found |= built.found
+            self._unmet |= built._unmet
+        needs = needs - self.found.keys() - self._unmet.keys()
         for need in sorted(needs, key=lambda need: (need.stage, need.name)):
             self._stage = need.stage
             try:

@@ -73,6 +73,45 @@ def test_stages_follow_each_other_and_the_graph_is_gone_in_the_last(added: Add) 
     assert order == ["GRAPH True", "RERUN False"]
 
 
+def test_a_need_of_the_built_model_sees_buffers_before_the_forward_pass(added: Add) -> None:
+    counted: list[int] = []
+
+    def normalized() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+
+    built = Need("built", lambda run: float(run.capture.model[1].num_batches_tracked), Stage.BUILD)
+    again = Need("built again", lambda run: counted.append(len(run.capture.calls)) or 0.0, Stage.BUILD)
+    added("batches_before", built, read=lambda run: run[built])
+    added("read_again", again, read=lambda run: run[again])
+    result = measure(normalized, torch.randn(3, 4), seeds=2, measures=["batches_before"])
+    assert result.batches_before.values == (0.0, 0.0)
+    assert result.read_again.values == (0.0, 0.0)
+    assert counted == [0, 0]
+
+
+def test_models_are_not_run_again_for_what_the_built_model_shows(added: Add) -> None:
+    ran: list[int] = []
+
+    def counting() -> nn.Module:
+        model = tower()
+        model.register_forward_pre_hook(lambda *_: ran.append(1))
+        return model
+
+    need = Need("width", lambda run: float(run.capture.model[0].in_features), Stage.BUILD)
+    added("width_of_first", need, read=lambda run: run[need])
+    result = measure(counting, batch, seeds=3)
+    before = len(ran)
+    assert len(result.width_of_first.values) == 3
+    assert len(ran) == before
+
+
+def test_a_need_of_the_built_model_cannot_read_the_graph(added: Add) -> None:
+    need = Need("hasty", lambda run: len(run.chain), Stage.BUILD)
+    added("hasty", need, read=lambda run: run[need])
+    with pytest.raises(LookupError, match=r"a need of Stage\.BUILD must read run\.capture\.model only"):
+        measure(tower, batch, seeds=1, measures=["hasty"])
+
+
 def test_a_need_of_the_graph_must_be_listed(added: Add) -> None:
     late = Need("late", lambda run: 0.0)
     added("careless", read=lambda run: run[late])
