@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..engine.torch_internals import is_lazy
 from ..engine.trees import is_float
+from ..records.tensors import TensorStatistics
 
 __all__ = ["TensorStatistics", "is_readable", "statistics_of"]
 
@@ -21,66 +21,6 @@ CHUNK_ELSEWHERE = 2**24
 """Entries that are read at once on another device, where each operation has a fixed cost."""
 MAX_OFFSET = 10.0
 """Largest mean, in standard deviations, for which powers about zero lose no more than four digits of sixteen."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorStatistics:
-    """Moments and extremes of the entries of a tensor. Entries that are not finite are counted, and excluded from the rest.
-
-    Complex entries count as two real ones.
-
-    >>> import torch
-    >>> found = statistics_of(torch.tensor([3.0, -4.0, 0.0, float("nan")]))
-    >>> found.count, found.not_finite, found.zeros, found.largest, round(found.rms, 3)
-    (4, 1, 1, 4.0, 2.887)
-    """
-
-    count: int
-    """Number of entries, finite or not."""
-    not_finite: int
-    """Number of entries that are NaN or infinite."""
-    zeros: int
-    """Number of entries that are exactly zero."""
-    mean: float
-    """Mean; NaN if no entry is finite."""
-    variance: float
-    """Mean squared distance from the mean; NaN if no entry is finite."""
-    fourth: float
-    """Mean fourth power of the distance from the mean; NaN if no entry is finite."""
-    low: float
-    """Smallest entry; NaN if no entry is finite."""
-    high: float
-    """Largest entry; NaN if no entry is finite."""
-
-    @property
-    def finite(self) -> int:
-        """Number of finite entries."""
-        return self.count - self.not_finite
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of the entries, with the divisor of a population."""
-        return math.sqrt(self.variance)
-
-    @property
-    def rms(self) -> float:
-        """Root mean square."""
-        return math.hypot(self.mean, self.std)
-
-    @property
-    def largest(self) -> float:
-        """Largest magnitude."""
-        return max(abs(self.low), abs(self.high))
-
-    @property
-    def kurtosis(self) -> float:
-        """Fourth central moment in units of the squared variance: 3 for a normal distribution; NaN for a constant."""
-        return self.fourth / self.variance**2 if self.variance > 0 and self.variance**2 > 0 else math.nan
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether all entries are finite and equal."""
-        return self.not_finite == 0 and self.low == self.high
 
 
 def is_readable(tensor: Tensor) -> bool:

@@ -129,8 +129,8 @@ class Run:
     def _of_forward_pass(part: _Found | None) -> _Found:
         if part is None:
             msg = (
-                "a need of Stage.BUILD must read run.capture.model only, as the model has not run. Declare it with Stage.GRAPH to "
-                "read the graph or the chain."
+                "a need of Stage.BUILD must read run.capture.model only, as the model has not run. Declare it with Stage.GRAPH "
+                "to read the graph or the chain."
             )
             raise LookupError(msg)
         return part

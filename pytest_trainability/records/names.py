@@ -1,0 +1,134 @@
+"""Names that differ by numbers only, folded into patterns such as ``blocks.{0-11}.proj.weight``."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import TypeAlias
+
+__all__ = ["MOST_NAMES", "expanded", "folded", "template", "with_stars"]
+
+MOST_NAMES = 10**6
+"""Largest number of names that a pattern may stand for."""
+
+_Part: TypeAlias = "str | frozenset[int]"
+_NUMBERS = re.compile(r"\{(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\}")
+
+
+def folded(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return patterns that stand for names, with the names of each, in the order of the first name of each.
+
+    Names are folded if they differ in one of their dotted parts only, and that part is a number.
+
+    >>> list(folded(["blocks.0.w", "blocks.1.w", "blocks.3.w", "head.w"]))
+    ['blocks.{0-1,3}.w', 'head.w']
+    """
+    groups = {tuple(map(_part, name.split("."))): [name] for name in names}
+    for place in range(max((len(parts) for parts in groups), default=0)):
+        groups = _merged(groups, place)
+    return {".".join(map(_written, parts)): members for parts, members in groups.items()}
+
+
+_ANY: frozenset[int] = frozenset()
+"""Stands in a key for the numbers that are merged. No part is an empty set."""
+
+
+def _merged(groups: Mapping[tuple[_Part, ...], list[str]], place: int) -> dict[tuple[_Part, ...], list[str]]:
+    """Merge the groups that differ in the numbers at one place only, counted from the end."""
+    merged: dict[tuple[_Part, ...], tuple[frozenset[int], list[str]]] = {}
+    for parts, members in groups.items():
+        index = len(parts) - 1 - place
+        numbers = parts[index] if index >= 0 else ""
+        key = parts if isinstance(numbers, str) else (*parts[:index], _ANY, *parts[index + 1 :])
+        known, others = merged.get(key, (_ANY, []))
+        merged[key] = known | (_ANY if isinstance(numbers, str) else numbers), [*others, *members]
+    return {
+        tuple(numbers if part == _ANY else part for part in key): members for key, (numbers, members) in merged.items()
+    }
+
+
+def expanded(pattern: str) -> list[str]:
+    """Return the names that a pattern of :func:`folded` stands for.
+
+    >>> expanded("blocks.{0-1,3}.w")
+    ['blocks.0.w', 'blocks.1.w', 'blocks.3.w']
+
+    Raises:
+        ValueError: The pattern stands for more than ``MOST_NAMES`` names.
+    """
+    choices = [_choices(part) for part in pattern.split(".")]
+    count = 1
+    for choice in choices:
+        count *= len(choice)
+    if count > MOST_NAMES:
+        msg = f"{pattern!r} stands for more than {MOST_NAMES} names"
+        raise ValueError(msg)
+    return [".".join(parts) for parts in product(*choices)]
+
+
+def template(name: str) -> str:
+    """Return a name, or a pattern, with ``*`` for each part that is a number or a set of numbers.
+
+    >>> template("blocks.3.w"), template("blocks.{0-11}.w")
+    ('blocks.*.w', 'blocks.*.w')
+    """
+    parts = map(_part, name.split("."))
+    return ".".join("*" if isinstance(part, frozenset) or _NUMBERS.fullmatch(part) else part for part in parts)
+
+
+def with_stars(names: Collection[str], known: Iterable[str]) -> list[tuple[str, int, int]]:
+    """Return short forms of names for a report: ``*`` for the numbers of names that differ by them.
+
+    >>> with_stars(["blocks.0.w", "blocks.1.w", "head.w"], ["blocks.0.w", "blocks.1.w", "blocks.2.w", "head.w"])
+    [('blocks.*.w', 2, 3), ('head.w', 1, 1)]
+
+    Args:
+        names: The names.
+        known: All names of the same kind, those above among them.
+
+    Returns:
+        For each form, how many of the names have it, and how many of the known ones. A single name stands as it is.
+    """
+    counts, totals = Counter(map(template, names)), Counter(map(template, known))
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(template(name), name)
+    return [
+        (form if counts[form] > 1 else first[form], counts[form], totals[form] if counts[form] > 1 else 1)
+        for form in first
+    ]
+
+
+def _part(text: str) -> _Part:
+    return frozenset({int(text)}) if text.isascii() and text.isdecimal() and str(int(text)) == text else text
+
+
+def _written(part: _Part) -> str:
+    if isinstance(part, str):
+        return part
+    numbers = sorted(part)
+    return str(numbers[0]) if len(numbers) == 1 else "{" + ",".join(_ranges(numbers)) + "}"
+
+
+def _ranges(numbers: Sequence[int]) -> Iterator[str]:
+    """Yield sorted numbers as ranges: ``0-11``, ``13``."""
+    start = previous = numbers[0]
+    for number in [*numbers[1:], None]:
+        if number != previous + 1:
+            yield str(start) if start == previous else f"{start}-{previous}"
+            start = number if number is not None else start
+        previous = number if number is not None else previous
+
+
+def _choices(part: str) -> Sequence[str]:
+    found = _NUMBERS.fullmatch(part)
+    if found is None:
+        return [part]
+    ranges = (item.partition("-") for item in found[1].split(","))
+    spans = [range(int(first), int(last or first) + 1) for first, _, last in ranges]
+    if sum(map(len, spans)) > MOST_NAMES:
+        msg = f"{part!r} stands for more than {MOST_NAMES} names"
+        raise ValueError(msg)
+    return [str(number) for span in spans for number in span]

@@ -1,0 +1,59 @@
+"""Names that differ by numbers are folded, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_trainability.records.names import expanded, folded, template, with_stars
+
+FOLDED = {
+    "one number": (["a.0.w", "a.1.w", "a.2.w"], ["a.{0-2}.w"]),
+    "gaps": (["a.0.w", "a.2.w", "a.3.w", "a.7.w"], ["a.{0,2-3,7}.w"]),
+    "two numbers": ([f"a.{i}.b.{j}.w" for i in range(2) for j in range(3)], ["a.{0-1}.b.{0-2}.w"]),
+    "no full product": (["a.0.b.0", "a.0.b.1", "a.1.b.0"], ["a.0.b.{0-1}", "a.1.b.0"]),
+    "other names between": (["a.0.w", "a.0.b", "a.1.w", "a.1.b"], ["a.{0-1}.w", "a.{0-1}.b"]),
+    "a single name": (["a.0.w"], ["a.0.w"]),
+    "leading zeros are no numbers": (["a.01.w", "a.1.w"], ["a.01.w", "a.1.w"]),
+    "other lengths": (["0", "0.0", "1"], ["{0-1}", "0.0"]),
+    "no name": ([], []),
+}
+
+
+@pytest.mark.parametrize(("names", "patterns"), FOLDED.values(), ids=FOLDED.keys())
+def test_names_are_folded(names: list[str], patterns: list[str]) -> None:
+    found = folded(names)
+    assert list(found) == patterns
+    assert [name for members in found.values() for name in members if name not in names] == []
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", "b", "0", "1", "2", "10", "01", ""]), min_size=1, max_size=4), unique_by=tuple
+    )
+)
+def test_expanding_is_the_inverse(parts: list[list[str]]) -> None:
+    names = [".".join(found) for found in parts]
+    patterns = folded(names)
+    assert sorted(name for pattern in patterns for name in expanded(pattern)) == sorted(names)
+    assert {pattern: sorted(members) for pattern, members in patterns.items()} == {
+        pattern: sorted(expanded(pattern)) for pattern in patterns
+    }
+
+
+@pytest.mark.parametrize("pattern", ["a.{0-99999999}", "{0-9999}.{0-9999}.w"])
+def test_a_pattern_of_too_many_names_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="more than 1000000 names"):
+        expanded(pattern)
+
+
+def test_a_template_has_no_numbers() -> None:
+    names = ("a.0.w", "a.{0-3,7}.w", "w", "a.w0", "a.01")
+    assert [template(name) for name in names] == ["a.*.w", "a.*.w", "w", "a.w0", "a.01"]
+
+
+def test_short_forms_count_names() -> None:
+    known = [f"blocks.{i}.{w}" for i in range(3) for w in ("q", "k")] + ["head"]
+    assert with_stars(["blocks.0.q", "blocks.2.q", "head"], known) == [("blocks.*.q", 2, 3), ("head", 1, 1)]
+    assert with_stars(["blocks.1.k"], known) == [("blocks.1.k", 1, 1)]
