@@ -274,6 +274,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "linear_steps": SIZE,
     "meta_device_differences": SIZE,
     "interacting_samples": SIZE,
+    "parameter_rms": SIZE,
+    "parameter_mean": ANY,
+    "parameter_outlier": (1, math.inf),
 }
 """Least and largest value of each measure, or of the number of names, by its page in ``docs/measures``."""
 

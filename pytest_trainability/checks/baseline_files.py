@@ -9,6 +9,7 @@ import glob
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from ..errors import BaselineError
+from ..records.names import MOST_NAMES, expanded
 from ..records.text import visible
 from .baselines import BaselineValues, Entry, NameSet, Series
+from .initial_values import InitialRow
 from .locks import locked
 
 __all__ = [
@@ -35,11 +38,14 @@ __all__ = [
 ]
 
 FOLDER = "__trainability__"
-SCHEMA = 1
+SCHEMA = 2
+"""Version of the format that is written. Entries of version 1, which have no initial values and no modules, are read as well."""
 LARGEST_FILE = 16 * 2**20
 """Largest size of a file in bytes. A hundred models with a thousand parameters each need less."""
 LOCK_PATIENCE = 60.0
 """Seconds to wait for another session that writes baselines."""
+LONGEST_OBJECT = 200
+"""Number of characters up to which an object without further objects and lists stands in one line."""
 DECIMALS, DIGITS = 4, 5
 """Decimals of linear values and significant digits of log-scale values in a file. They are finer than any tolerance."""
 
@@ -192,11 +198,11 @@ def _finite_float(text: str) -> float:
 def _contents(plain: Any) -> Contents:
     document = _mapping(plain, "the file")
     schema = document.get("schema")
-    if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
-        msg = f"it has schema {schema}, but this version reads schema {SCHEMA}; upgrade pytest-trainability"
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        msg = f"its schema must be 1 or {SCHEMA}; got {schema!r}"
         raise _UnexpectedError(msg)
-    if schema != SCHEMA or isinstance(schema, bool):
-        msg = f"its schema must be {SCHEMA}; got {schema!r}"
+    if schema > SCHEMA:
+        msg = f"it has schema {schema}, but this version reads schemas up to {SCHEMA}; upgrade pytest-trainability"
         raise _UnexpectedError(msg)
     _only(document, {"schema", "tests"}, "the file")
     found: dict[str, dict[str, dict[str, Entry]]] = {}
@@ -220,7 +226,7 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
         where: Place of the data, named in the message.
     """
     entry = _mapping(plain, where)
-    _only(entry, {"conditions", "draws", "environment", "measures", "seeds"}, where)
+    _only(entry, {"conditions", "draws", "environment", "initial", "measures", "modules", "seeds"}, where)
     environment = _environment(entry.get("environment"), f"{where} › environment")
     seeds = _seeds(entry.get("seeds"), f"{where} › seeds")
     draws = _draws(entry.get("draws"), len(seeds), f"{where} › draws")
@@ -229,7 +235,60 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
         for name, value in _mapping(entry.get("measures"), f"{where} › measures").items()
     }
     conditions = _strings(entry.get("conditions"), f"{where} › conditions")
-    return Entry(environment, conditions, seeds, draws, measures)
+    initial = {
+        pattern: _row_from_plain(row, f"{where} › initial › {pattern}")
+        for pattern, row in _patterns(entry.get("initial", {}), f"{where} › initial").items()
+    }
+    modules = _strings(_patterns(entry.get("modules", {}), f"{where} › modules"), f"{where} › modules")
+    return Entry(environment, conditions, seeds, draws, measures, initial, modules)
+
+
+def _patterns(plain: Any, where: str) -> dict[str, Any]:
+    """Return an object whose keys are patterns of names that do not overlap."""
+    given = _mapping(plain, where)
+    names: set[str] = set()
+    for pattern in given:
+        try:
+            found = expanded(pattern)
+        except ValueError as error:
+            msg = f"{where}: {error}"
+            raise _UnexpectedError(msg) from None
+        if not names.isdisjoint(found):
+            msg = f"{where} › {pattern} must not stand for a name of another pattern"
+            raise _UnexpectedError(msg)
+        names.update(found)
+        if len(names) > MOST_NAMES:
+            msg = f"{where} must stand for at most {MOST_NAMES} names"
+            raise _UnexpectedError(msg)
+    return given
+
+
+def _row_from_plain(plain: Any, where: str) -> InitialRow:
+    row = _mapping(plain, where)
+    _only(row, {"chance", "draws", "mean", "rms", "shape", "spread"}, where)
+    shape, draws = row.get("shape"), row.get("draws")
+    if not isinstance(shape, str) or not re.fullmatch(r"(\d{1,18}( × \d{1,18})*)?", shape, re.ASCII):
+        msg = f"{where} › shape must be a text like '64 × 32'; got {str(shape)[:40]!r}"
+        raise _UnexpectedError(msg)
+    if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
+        msg = f"{where} › draws must be a whole number of at least 1; got {str(draws)[:40]!r}"
+        raise _UnexpectedError(msg)
+    rms, mean, chance, spread = (
+        _number(row.get(key), f"{where} › {key}") for key in ("rms", "mean", "chance", "spread")
+    )
+    if any(value < 0 for value in (rms, chance, spread)):
+        msg = f"{where} must have an rms, a chance and a spread of at least 0"
+        raise _UnexpectedError(msg)
+    sizes = tuple(int(size) for size in shape.split(" × ") if size)
+    return InitialRow(sizes, rms, mean, chance, spread, draws)
+
+
+def _number(plain: Any, where: str) -> float:
+    value = _value(plain, where)
+    if value is None:
+        msg = f"{where} must be a number"
+        raise _UnexpectedError(msg)
+    return value
 
 
 def _environment(plain: Any, where: str) -> dict[str, str]:
@@ -338,13 +397,24 @@ def _only(given: Mapping[str, Any], known: set[str], where: str) -> None:
 
 def entry_to_plain(entry: Entry) -> dict[str, Any]:
     """Return an entry as dictionaries, lists, strings and finite numbers. Numbers are rounded to the precision of files."""
+    model = {
+        "initial": {pattern: _row_to_plain(row) for pattern, row in entry.initial.items()},
+        "modules": dict(entry.modules),
+    }
     return {
         "conditions": dict(entry.conditions),
         "draws": list(entry.draws),
         "environment": dict(entry.environment),
         "measures": {name: _values_to_plain(values) for name, values in entry.measures.items()},
         "seeds": list(entry.seeds),
+        **{name: part for name, part in model.items() if part},
     }
+
+
+def _row_to_plain(row: InitialRow) -> dict[str, Any]:
+    numbers = {"rms": row.rms, "mean": row.mean, "chance": row.chance, "spread": row.spread}
+    plain = {name: _rounded(value, "log") for name, value in numbers.items()}
+    return {**plain, "draws": row.draws, "shape": " × ".join(map(str, row.shape))}
 
 
 def _values_to_plain(values: BaselineValues) -> dict[str, Any]:
@@ -379,9 +449,11 @@ def render_baselines(contents: Contents) -> str:
 
 
 def _rendered(plain: Any, indent: str = "") -> str:
-    if not isinstance(plain, dict) or all(isinstance(value, str) for value in plain.values()):
+    if not isinstance(plain, dict) or not any(isinstance(value, (dict, list)) for value in plain.values()):
         text = json.dumps(plain, allow_nan=False, ensure_ascii=False, sort_keys=True)
-        return text if _encodable(text) else json.dumps(plain, allow_nan=False, sort_keys=True)
+        text = text if _encodable(text) else json.dumps(plain, allow_nan=False, sort_keys=True)
+        if not isinstance(plain, dict) or len(text) <= LONGEST_OBJECT:
+            return text
     inner = indent + " "
     lines = (f"{inner}{_rendered(key)}: {_rendered(plain[key], inner)}" for key in sorted(plain))
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"

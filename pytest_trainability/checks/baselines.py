@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -33,6 +33,8 @@ from ..records.gradient_classes import without_names
 from ..records.reports import BaselineChange
 from ..records.text import format_finite
 from .class_changes import CLASSES, class_changes
+from .initial_values import InitialRow, initial_changes
+from .module_changes import module_changes
 
 __all__ = ["BaselineValues", "Entry", "NameSet", "Series", "compare", "environment_key", "find_entry"]
 
@@ -174,6 +176,10 @@ class Entry:
     draws: tuple[str, ...]
     """Digests per seed: of the initial weights and inputs, then, after a space, of the random numbers that the run used."""
     measures: Mapping[str, BaselineValues]
+    initial: Mapping[str, InitialRow] = field(default_factory=dict)
+    """Initial values of parameters and buffers, by pattern of names; empty in a baseline of schema 1."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Classes of the modules, by pattern of names; empty in a baseline of schema 1."""
 
     @property
     def key(self) -> str:
@@ -219,8 +225,8 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
             log-scale measure. 0 for measures that are not named.
 
     Returns:
-        Changes in the order in which ``new`` names the measures, the largest shift of a profile first: shifts, and measures or
-        elements that have vanished or are new. Empty if nothing has changed.
+        Changes of initial values and of modules; then changes of measures in the order in which ``new`` names them, the largest
+        shift of a profile first: shifts, and measures or elements that have vanished or are new. Empty if nothing has changed.
 
     Source: Student, Biometrika 6, 1 (1908), for pairs that need not repeat; Welch, Biometrika 34, 28 (1947), otherwise,
     with the degrees of freedom capped by those of two samples of the smaller size. The error probability is divided among
@@ -230,14 +236,26 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
     faulty = {name: (_faulty_seeds(name, old), _faulty_seeds(name, new)) for name in {*old.measures, *new.measures}}
     repeatable = all(old.draws[i] == new.draws[j] for i, j in pairs) and _is_repeatable(old, new)
     names = list(dict.fromkeys([*new.measures, *old.measures]))
-    changes = list(_chain_changes(old, new, names))
+    comparisons = len(names) + bool(old.initial and new.initial)
+    error = FALSE_ALARMS / max(comparisons, 1)
+    changes = list(_model_changes(old, new, error))
+    changes += _chain_changes(old, new, names)
     changes += _class_changes(old, new)
     for name in names:
         tolerance = max(tolerances.get(name, 0.0), MIN_TOLERANCE)
-        error = FALSE_ALARMS / max(len(names), 1)
         test = _ShiftTest(pairs, repeatable, tolerance, error, derived=name not in _OF_EVERY_RUN)
         changes += _changes(name, old, new, test, faulty[name])
     return tuple(changes)
+
+
+def _model_changes(old: Entry, new: Entry, error: float) -> Iterator[BaselineChange]:
+    """Compare initial values and modules. An older baseline has none, which is no change."""
+    if old.initial and new.initial:
+        drawn = [[draw.partition(" ")[0] for draw in entry.draws] for entry in (old, new)]
+        repeatable = old.seeds == new.seeds and drawn[0] == drawn[1]
+        yield from initial_changes(old.initial, new.initial, repeatable=repeatable, error=error)
+    if old.modules and new.modules:
+        yield from module_changes(old.modules, new.modules)
 
 
 def _chain_changes(old: Entry, new: Entry, names: Sequence[str]) -> Iterable[BaselineChange]:

@@ -34,5 +34,5 @@ def class_changes(
         same = labels[0] == labels[1] or (not repeatable and {kind_of(label) for label in labels} <= {CANCELLED, DEAD})
         if not same and name not in gone:
             yield BaselineChange(
-                CLASSES, "moved", element=name, old_class=labels[0], new_class=labels[1], considered=considered
+                CLASSES, "moved", element=name, old_text=labels[0], new_text=labels[1], considered=considered
             )

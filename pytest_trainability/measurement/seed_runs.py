@@ -17,7 +17,9 @@ from ..engine.runs.ensemble import ensemble
 from ..engine.runs.forward_pass import fingerprint
 from ..engine.runs.recipe import Recipe
 from ..errors import InapplicableError, TrainabilityError, UsageError
+from ..init.description import ModelDescription
 from ..measures import MEASURES, Measure, companion_of
+from ..measures.parameters.initial_values import DESCRIPTION
 from ..records.gradient_classes import GradientClasses
 from .readings import assemble, read
 
@@ -53,6 +55,7 @@ class SeedRuns:
         """Measures that were tolerated to have no value, and have none."""
         self._fingerprint = fingerprint(recipe)
         self._ensemble: Ensemble | None = None
+        self._descriptions: tuple[ModelDescription, ...] = ()
 
     @property
     def common(self) -> Ensemble:
@@ -136,6 +139,25 @@ class SeedRuns:
         self._ensemble = replace(self.common, seeds=self.seeds_requested, draws=draws, not_finite=not_finite)
         self._assemble(measures)
         return True
+
+    def descriptions(self) -> tuple[ModelDescription, ...]:
+        """Return the description of each seed's model as it was built. The models are built again when it is first asked for.
+
+        Raises:
+            UsageError: The inputs or the parameters have changed since the first run.
+        """
+        if len(self._descriptions) != len(self.common.seeds):
+            self._refuse_changed("a baseline records the initial values", "Measure again.")
+            found = ensemble(
+                self.recipe,
+                self.common.seeds,
+                {DESCRIPTION},
+                lambda run: {DESCRIPTION.name: run[DESCRIPTION]},
+                known=self._ensemble,
+                built_only=True,
+            )
+            self._descriptions = tuple(reading[DESCRIPTION.name] for reading in found.readings)
+        return self._descriptions
 
     @property
     def gradient_classes(self) -> GradientClasses | None:

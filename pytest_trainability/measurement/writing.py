@@ -15,7 +15,9 @@ import torch
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound
 from ..checks.diagnosis import diagnose, is_about_growth
+from ..checks.initial_values import initial_rows
 from ..checks.judged_elements import BY_PARAMETER, not_judged_texts
+from ..checks.module_changes import folded_modules
 from ..checks.verdicts import Value, first_outside
 from ..engine.runs.finiteness import faults, remarks
 from ..errors import UsageError
@@ -42,7 +44,7 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
         added: Keys that plugins add to the environment.
 
     Raises:
-        UsageError: A key of a plugin is one of the project's own.
+        UsageError: A key of a plugin is one of the project's own, or the model has changed since the first run.
     """
     common = seed_runs.common
     environment = {
@@ -62,12 +64,15 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
     # The number of steps of an ODE solver may differ between machines.
     chain = common.steps.description
     chain = chain if common.time is None else chain.partition(" × ")[2]
+    descriptions = seed_runs.descriptions()
     return Entry(
         environment={**environment, **added},
         conditions={"chain": chain, "frame": common.plan.division.name, "mode": common.mode},
         seeds=common.seeds,
         draws=common.draws,
         measures={m.name: recorded(seed_runs.with_unit_of_chain(m), _stored(seed_runs, m)) for m in measures},
+        initial=initial_rows([{n: (d.shapes[n], v) for n, v in d.values.items()} for d in descriptions]),
+        modules=folded_modules(descriptions[0].modules),
     )
 
 

@@ -45,7 +45,7 @@ __all__ = [
     "suggest_measure",
 ]
 
-FAMILIES = ("depth", "jacobian", "activations", "gradients", "loss", "structure")
+FAMILIES = ("depth", "jacobian", "activations", "gradients", "loss", "structure", "parameters")
 """Names of the subpackages that declare measures, in the order of the documentation."""
 
 _NEEDS_OF_FAMILIES = {"LOSS_SWEEP": "depth.lyapunov", "SWEEP": "depth.lyapunov"}

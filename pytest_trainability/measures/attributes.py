@@ -67,3 +67,6 @@ class Attributes:
         linear_steps: Names
         meta_device_differences: Names
         interacting_samples: Names
+        parameter_rms: Profile
+        parameter_mean: Profile
+        parameter_outlier: Profile

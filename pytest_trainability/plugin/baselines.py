@@ -121,7 +121,8 @@ class Baselines:
     def _status(self, entry: Entry, old: Entry | None, *, changed: bool, other_torch: bool) -> str:
         if old is None:
             return "missing" if self._mode == "check" else "recorded"
-        if self._mode == "update" and (changed or other_torch or old.seeds != entry.seeds):
+        is_old = bool(entry.modules) and not old.modules
+        if self._mode == "update" and (changed or other_torch or is_old or old.seeds != entry.seeds):
             return "updated"
         return "changed" if changed else "same"
 
@@ -140,6 +141,7 @@ class Baselines:
             recorded_with="" if old is None else ", ".join(_differences(old, request.entry)),
             command=f"{command} --trainability-baseline={mode}",
             measures=tuple(request.entry.measures),
+            model_compared=old is not None and bool(old.modules and request.entry.modules),
         )
 
 

@@ -108,16 +108,18 @@ class BaselineChange:
     """Number of seeds of the baseline that are finite, such as ``finite on 1 of 8 seeds``; empty if all or none are."""
     new_finite: str = ""
     """Number of seeds that are finite now."""
-    old_class: str = ""
-    """Class of a parameter's gradient in the baseline; empty for a number."""
-    new_class: str = ""
-    """Class of a parameter's gradient now."""
+    old_text: str = ""
+    """Class of a gradient or of a module, or shape, in the baseline; empty for a number."""
+    new_text: str = ""
+    """Class or shape now."""
+    count: int = 1
+    """Number of elements that the change is about."""
 
     @property
     def old_to_new(self) -> str:
-        """Both means and the unit, such as ``+0.22 → +1.77 nats`` or both classes."""
-        if self.old_class:
-            return f"{self.old_class} → {self.new_class}"
+        """Both means and the unit, such as ``+0.22 → +1.77 nats``, or both texts."""
+        if self.old_text:
+            return f"{self.old_text} → {self.new_text}"
         old, new = self._side(self.old, self.old_finite), self._side(self.new, self.new_finite)
         if (old, new) == (self.old_finite, self.new_finite):
             return f"{old} → {new}"
@@ -150,6 +152,8 @@ class BaselineRecord:
     """Command that records or updates the baseline."""
     measures: tuple[str, ...] = ()
     """Names of the measures in the entry."""
+    model_compared: bool = False
+    """Whether initial values and modules were compared. A baseline of an earlier version has none."""
 
     @property
     def holds(self) -> bool:

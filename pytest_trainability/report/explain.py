@@ -66,7 +66,10 @@ def explain_baseline(record: CheckRecord, *, width: int = 80) -> str:
     assert record.baseline is not None
     missing = record.baseline.status == "missing"
     head = f"{record.model}: {'no baseline' if missing else 'changed since the baseline'}"
-    lines = [*baseline_lines(record.baseline, width=width - 2), *_cause_lines(record, width - 2)]
+    lines = [
+        *baseline_lines(record.baseline, steps=record.step_names, width=width - 2),
+        *_cause_lines(record, width - 2),
+    ]
     return _message(head, record, lines, width)
 
 
@@ -82,7 +85,7 @@ def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
         if not verdict.holds:
             lines += violation_lines(verdict, width=width)
     if record.baseline is not None and not record.baseline.holds:
-        lines += baseline_lines(record.baseline, width=width)
+        lines += baseline_lines(record.baseline, steps=record.step_names, width=width)
     lines += labelled(f"along {record.along}", depth_line(record, width - LABEL_WIDTH))
     lines += labelled("leaves band", record.leaves_band, width)
     lines += _cause_lines(record, width)
@@ -103,8 +106,14 @@ def _cause_lines(record: CheckRecord, width: int) -> list[str]:
     ]
 
 
-def baseline_lines(baseline: BaselineRecord, *, width: int) -> list[str]:
-    """Return labelled lines on the place of the baseline, its changes, and the command that records it."""
+def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int) -> list[str]:
+    """Return labelled lines on the place of the baseline, its changes, and the command that records it.
+
+    Args:
+        baseline: The comparison.
+        steps: Names of the steps of the chain, in program order.
+        width: Number of columns to wrap at.
+    """
     entry = f"{baseline.entry} in {baseline.file}"
     if baseline.status == "missing":
         return [
@@ -113,19 +122,60 @@ def baseline_lines(baseline: BaselineRecord, *, width: int) -> list[str]:
         ]
     recorded = f", recorded with {baseline.recorded_with}" if baseline.recorded_with else ""
     lines = labelled("baseline", entry + recorded, width)
+    lines += labelled("model", _unchanged_text(baseline, steps), width)
     lines += change_lines(baseline.changes, width)
     if baseline.status == "changed":
         lines += labelled("if intended", baseline.command)
     return lines
 
 
+def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
+    """Return where the cause must be if neither initial values nor modules have changed; empty if they have."""
+    if not baseline.model_compared or not baseline.changes or any(c.measure in OF_MODEL for c in baseline.changes):
+        return ""
+    places = {name: place for place, name in enumerate(steps)}
+    moved = [places[change.element] for change in baseline.changes if change.element in places]
+    first = f", first at {steps[min(moved)]}" if moved else ""
+    return f"initial values and modules unchanged: the forward pass, the loss or the inputs changed{first}"
+
+
 def change_lines(changes: Sequence[BaselineChange], width: int) -> list[str]:
     """Return labelled lines on each measure that has changed."""
     lines: list[str] = []
     for measure in dict.fromkeys(change.measure for change in changes):
-        for text in change_texts([change for change in changes if change.measure == measure]):
+        of_measure = [change for change in changes if change.measure == measure]
+        texts = model_change_texts(of_measure) if measure in OF_MODEL else change_texts(of_measure)
+        for text in texts:
             lines += labelled(measure, text, width)
     return lines
+
+
+OF_MODEL = ("initial values", "modules")
+"""Comparisons of the model itself, whose changes are causes. All others are consequences."""
+
+
+def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:
+    """Return texts on changes of initial values or modules: one for each group of names that changed alike."""
+    moved = [_model_change_text(change) for change in changes if change.kind == "moved"]
+    return [*_shortened(moved), *(_names_text(change) for change in changes if change.kind != "moved")]
+
+
+def _model_change_text(change: BaselineChange) -> str:
+    of = f" ({change.count} of {change.considered})" if change.considered > 1 else ""
+    if change.old_text:
+        return f"{change.element}: {change.old_to_new}{of}"
+    if math.isnan(change.shift):
+        return f"{change.element}: {'no longer finite' if math.isnan(change.new) else 'finite again'}{of}"
+    if change.unit == "mean" or not math.isfinite(change.shift):
+        what = "mean" if change.unit == "mean" else "rms"
+        return f"{change.element}: {what} {change.old:.3g} → {change.new:.3g}{of}"
+    return f"{change.element} ×{format_number(math.exp(change.shift))}{of}: rms {change.old:.3g} → {change.new:.3g}"
+
+
+def _shortened(texts: Sequence[str]) -> list[str]:
+    """Return the first texts, and the number of those that are left out."""
+    left = len(texts) - WORST_SHOWN
+    return [*texts[:WORST_SHOWN], *([f"and {left} more"] if left > 0 else [])]
 
 
 def change_texts(changes: Sequence[BaselineChange]) -> list[str]:
@@ -148,7 +198,7 @@ def _moved_text(moved: Sequence[BaselineChange]) -> str:
         return f"{largest.old_to_new}: {shift_text(largest)}"
     worst = ", ".join(f"{change.element} ({change.old_to_new})" for change in moved[:WORST_NAMED])
     more = ", …" if len(moved) > WORST_NAMED else ""
-    if largest.old_class:
+    if largest.old_text:
         return f"{len(moved)} of {largest.considered} changed: {worst}{more}"
     return f"{len(moved)} of {largest.considered} moved, {shift_text(largest)}: {worst}{more}"
 

@@ -420,7 +420,7 @@ def cut(path: Path) -> None:
 
 
 def from_the_future(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"schema": 1', b'"schema": 99'))
+    path.write_bytes(path.read_bytes().replace(b'"schema": 2', b'"schema": 99'))
 
 
 def in_conflict(path: Path) -> None:
@@ -449,7 +449,7 @@ def replaced_by_a_folder(path: Path) -> None:
 
 UNUSABLE = {
     "cut": (cut, "the baseline is not valid: it must be JSON"),
-    "newer": (from_the_future, "it has schema 99, but this version reads schema 1; upgrade pytest-trainability"),
+    "newer": (from_the_future, "it has schema 99, but this version reads schemas up to 2; upgrade pytest-trainability"),
     "a merge conflict": (in_conflict, "it contains the markers of a merge conflict"),
     "NaN": (with_nan, "NaN is not a JSON number"),
     "100 MB": (huge, "a baseline must be smaller than 16 MB. This one has 100 MB."),

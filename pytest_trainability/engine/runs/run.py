@@ -111,7 +111,7 @@ class Run:
     """Findings of earlier seeds about the architecture, by the name of the need that made them."""
     found: dict[Need[Any], Any] = field(default_factory=dict)
     """Values of the needs that were computed."""
-    _unmet: dict[Need[Any], TrainabilityError] = field(default_factory=dict)
+    unmet: dict[Need[Any], TrainabilityError] = field(default_factory=dict)
     """Errors of the needs that could not be computed."""
     _stage: Stage = Stage.GRAPH
 
@@ -141,8 +141,8 @@ class Run:
         return self.trajectories.chain
 
     def __getitem__(self, need: Need[_Found]) -> _Found:
-        if need in self._unmet:
-            raise self._unmet[need]
+        if need in self.unmet:
+            raise self.unmet[need]
         if need not in self.found:
             if need.stage < self._stage:
                 msg = (
@@ -174,14 +174,14 @@ class Run:
         """
         if built is not None:
             self.found |= built.found
-            self._unmet |= built._unmet
-        needs = needs - self.found.keys() - self._unmet.keys()
+            self.unmet |= built.unmet
+        needs = needs - self.found.keys() - self.unmet.keys()
         for need in sorted(needs, key=lambda need: (need.stage, need.name)):
             self._stage = need.stage
             try:
                 self[need]
             except TrainabilityError as error:
-                self._unmet[need] = error
+                self.unmet[need] = error
         self._stage = Stage.RERUN
 
 

@@ -32,6 +32,7 @@ from pytest_trainability.checks.baseline_files import (
     with_entry,
 )
 from pytest_trainability.checks.baselines import BaselineValues, Entry, NameSet, Series, compare
+from pytest_trainability.checks.initial_values import InitialRow
 from pytest_trainability.checks.locks import lock_path
 from pytest_trainability.errors import BaselineError
 
@@ -131,6 +132,11 @@ def everywhere(name: str) -> Contents:
             name: Series(name, "log", {name: (0.5, 0.25), f"{name}, too": (0.5, None)}),
             f"{name} alone": NameSet((name, f"{name}, too")),
         },
+        initial={
+            name: InitialRow((2, 3), 0.5, math.nan, math.inf, 0.25, 8),
+            f"{name}, too": InitialRow((), 1.0, 1.0, 0.0, 0.0, 1),
+        },
+        modules={name: name, f"{name}, too": name},
     )
     return {name: {name: {awkward.key: awkward}, f"{name}, too": {awkward.key: awkward}}}
 
@@ -279,13 +285,13 @@ TEXT = render_baselines(holding("test_old"))
 AT = "test_old ›  › cpu float32"
 HAND_EDITED = {
     "a newer schema": (
-        in_text('"schema": 1', '"schema": 2'),
-        "it has schema 2, but this version reads schema 1; upgrade",
+        in_text('"schema": 2', '"schema": 3'),
+        "it has schema 3, but this version reads schemas up to 2; upgrade",
     ),
-    "an older schema": (in_text('"schema": 1', '"schema": 0'), "its schema must be 1; got 0"),
-    "schema as text": (in_text('"schema": 1', '"schema": "1"'), "its schema must be 1; got '1'"),
-    "schema true": (in_text('"schema": 1', '"schema": true'), "its schema must be 1; got True"),
-    "no schema": (json.dumps({"tests": {}}), "its schema must be 1; got None"),
+    "an older schema": (in_text('"schema": 2', '"schema": 0'), "its schema must be 1 or 2; got 0"),
+    "schema as text": (in_text('"schema": 2', '"schema": "1"'), "its schema must be 1 or 2; got '1'"),
+    "schema true": (in_text('"schema": 2', '"schema": true'), "its schema must be 1 or 2; got True"),
+    "no schema": (json.dumps({"tests": {}}), "its schema must be 1 or 2; got None"),
     "no tests": ('{"schema": 1}', "tests must be an object; got NoneType"),
     "a list": ("[]", "the file must be an object; got list"),
     "a number": ("1", "the file must be an object; got int"),
@@ -296,7 +302,7 @@ HAND_EDITED = {
     "an entry null": (edited(*TO_ENTRY, to=None), f"{AT} must be an object; got NoneType"),
     "an entry with more": (
         edited(*TO_ENTRY, "code", to="import os"),
-        f"{AT} must have only the keys conditions, draws, environment, measures, seeds; got 'code'",
+        f"{AT} must have only the keys conditions, draws, environment, initial, measures, modules, seeds; got 'code'",
     ),
     "another key": (
         in_text('"cpu float32"', '"cuda float32"'),
@@ -498,7 +504,7 @@ def test_a_value_nested_to_any_depth_is_refused() -> None:
     """Also at depths where parsing succeeds, but the repr of the value would not."""
     for depth in range(1, 1200, 1):
         nested = "[" * depth + "]" * depth
-        for old in ("-2.5", '"schema": 1'):
+        for old in ("-2.5", '"schema": 2'):
             with pytest.raises(BaselineError):
                 parse_baselines(TEXT.replace(old, nested if old == "-2.5" else f'"schema": {nested}'), PLACE)
 
@@ -1154,3 +1160,88 @@ def test_the_lock_of_a_killed_holder_is_free(recorded: Path, monkeypatch: pytest
     holder.kill()
     holder.communicate()
     assert change_baselines(recorded, adding("test_new"))
+
+
+# Schemas --------------------------------------------------------------------------------------------------------------
+SCHEMA_1 = Path(__file__).parent / "data" / "schema_1.json"
+"""A file that version 1 of the format has written."""
+
+
+def of_schema_1() -> Entry:
+    contents = read_baselines(SCHEMA_1)
+    return contents["test_gpt2_is_as_recorded"]["gpt2"]["cpu float32"]
+
+
+def test_an_entry_of_schema_1_is_read_and_has_no_initial_values() -> None:
+    old = of_schema_1()
+    assert old.seeds == tuple(range(8))
+    assert {"log_gain", "activation_rms", "gradient_norm"} <= old.measures.keys()
+    assert (old.initial, old.modules) == ({}, {})
+
+
+def test_what_schema_1_has_not_recorded_is_no_change() -> None:
+    old = of_schema_1()
+    new = Entry(
+        old.environment,
+        old.conditions,
+        old.seeds,
+        old.draws,
+        old.measures,
+        initial={"w": InitialRow((2,), 1.0, 0.0, 0.5, 0.1, 8)},
+        modules={"": "GPT2LMHeadModel"},
+    )
+    assert compare(old, new, {}) == ()
+    assert compare(new, old, {}) == ()
+
+
+def test_an_entry_of_schema_1_is_written_unchanged_in_a_file_of_schema_2() -> None:
+    text = SCHEMA_1.read_text(encoding="utf-8")
+    assert render_baselines(parse_baselines(text, SCHEMA_1)) == text.replace('"schema": 1', '"schema": 2')
+
+
+ROW = {"chance": 0.01, "draws": 8, "mean": 0.0, "rms": 0.02, "shape": "4 × 8", "spread": 0.011}
+INVALID_ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "a further key": (
+        {**ROW, "code": 1},
+        "must have only the keys chance, draws, mean, rms, shape, spread; got 'code'",
+    ),
+    "no rms": ({k: v for k, v in ROW.items() if k != "rms"}, "rms must be a number"),
+    "a negative rms": ({**ROW, "rms": -1.0}, "must have an rms, a chance and a spread of at least 0"),
+    "a text": ({**ROW, "mean": "0"}, "mean must contain numbers"),
+    "no draws": ({**ROW, "draws": 0}, "draws must be a whole number of at least 1; got '0'"),
+    "draws as a flag": ({**ROW, "draws": True}, "draws must be a whole number of at least 1; got 'True'"),
+    "a shape as a list": ({**ROW, "shape": [4, 8]}, "shape must be a text like '64 × 32'; got '[4, 8]'"),
+    "a shape of words": ({**ROW, "shape": "4 × many"}, "shape must be a text like '64 × 32'; got '4 × many'"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), INVALID_ROWS.values(), ids=INVALID_ROWS.keys())
+def test_an_invalid_row_is_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(BaselineError, match=re.escape(message)):
+        parse_baselines(edited(*TO_ENTRY, "initial", to={"w": row}), PLACE)
+
+
+@pytest.mark.parametrize("section", ["initial", "modules"])
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (["w.{0-9999999}"], "stands for more than 1000000 names"),
+        (["w.{0-3}", "w.2"], "w.2 must not stand for a name of another pattern"),
+        (["a.{0-599999}", "b.{0-599999}"], "must stand for at most 1000000 names"),
+    ],
+    ids=["too many", "twice", "too many together"],
+)
+def test_patterns_of_too_many_or_the_same_names_are_refused(section: str, patterns: list[str], message: str) -> None:
+    part = dict.fromkeys(patterns, ROW if section == "initial" else "Linear")
+    with pytest.raises(BaselineError, match=re.escape(message)):
+        parse_baselines(edited(*TO_ENTRY, section, to=part), PLACE)
+
+
+def test_rows_have_one_line_each() -> None:
+    rows = {f"blocks.{i}.w": InitialRow((64, 32), 0.02, 1e-5, 0.01, 0.011, 8) for i in range(3)}
+    text = render_baselines(with_entry({}, "test_a", "", entry(initial=rows, modules={"": "Net", "head": "Linear"})))
+    assert sum("blocks." in line for line in text.splitlines()) == 3
+    assert (
+        '"blocks.0.w": {"chance": 0.01, "draws": 8, "mean": 1e-05, "rms": 0.02, "shape": "64 × 32", "spread": 0.011}'
+        in text
+    )

@@ -555,7 +555,7 @@ def test_is_batch_norm():
 
 
 def test_parametrized():
-    """Look for ``_inject_new_class`` in ``torch/nn/utils/parametrize.py``: it names the class ``Parametrized…``."""
+    """Look for ``_inject_new_text`` in ``torch/nn/utils/parametrize.py``: it names the class ``Parametrized…``."""
     layer = parametrizations.weight_norm(nn.Linear(2, 2))
     assert type(layer).__name__ == f"{internals.PARAMETRIZED}Linear"
 

@@ -1,0 +1,245 @@
+"""Initial values of parameters and buffers: the rows that a baseline stores, and their comparison.
+
+A row is one tensor, or several tensors of the same shape whose names differ by numbers and whose statistics agree within what
+chance allows: the output projections of twelve blocks are one row. Two rows are compared by root mean square and mean.
+
+With the same draws, unchanged code repeats both, and a tolerance decides. With other draws, chance plays a part. There are two
+measures of its size: independent entries have a spread that follows from their number and their fourth moment, and the seeds have
+one that was measured. The first is used unless the measured spread is significantly larger, as where entries depend on each
+other. Fewer than four seeds cannot show that: there, entries are assumed to be independent. The second is used wherever it is
+smaller, as for orthogonal matrices and for tables that are not drawn at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..records.names import expanded, folded, template, with_stars
+from ..records.reports import BaselineChange
+from ..records.tensors import TensorStatistics
+
+__all__ = ["INITIAL_VALUES", "InitialRow", "initial_changes", "initial_rows"]
+
+INITIAL_VALUES = "initial values"
+"""Name of the comparison in reports."""
+TOLERANCE = 1e-3
+"""Smallest relative change of a root mean square, or of a mean in units of it, that counts."""
+DISAGREEMENT = 1e-6
+"""Error probability with which two tensors that are alike get separate rows."""
+FEW = 30
+"""Number of entries below which their fourth moment says little."""
+INCONSISTENCY = 1e-3
+"""Error probability with which the spread between seeds counts as larger than that of independent entries."""
+
+
+@dataclass(frozen=True, slots=True)
+class InitialRow:
+    """Statistics of the initial values of tensors that are alike, over tensors and seeds."""
+
+    shape: tuple[int, ...]
+    rms: float
+    """Mean of the root mean squares; NaN if a tensor is not finite on any seed."""
+    mean: float
+    """Mean of the means."""
+    chance: float
+    """Relative standard deviation of one root mean square if entries are independent; infinite if there are too few of them."""
+    spread: float
+    """Relative standard deviation of one root mean square, as measured; NaN if there is one draw."""
+    draws: int
+    """Number of draws: tensors times seeds."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all entries were finite."""
+        return math.isfinite(self.rms)
+
+    @property
+    def entries(self) -> int:
+        """Number of entries of one tensor."""
+        return math.prod(self.shape)
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+def initial_rows(seeds: Sequence[Mapping[str, tuple[tuple[int, ...], TensorStatistics]]]) -> dict[str, InitialRow]:
+    """Return the rows of a baseline.
+
+    Args:
+        seeds: For each seed, shape and statistics by the name of the parameter or buffer. A tensor that some seed lacks, or that
+            is empty, is left out.
+
+    Returns:
+        Rows by pattern (see :mod:`pytest_trainability.records.names`), in the order of the first name of each.
+    """
+    single = {name: _row([seed[name] for seed in seeds]) for name in seeds[0] if all(name in seed for seed in seeds)}
+    single = {name: row for name, row in single.items() if row.entries}
+    rows: dict[str, InitialRow] = {}
+    for group in _alike(single):
+        for pattern, members in folded(group).items():
+            rows[pattern] = _row([seed[name] for name in members for seed in seeds])
+    order = {name: place for place, name in enumerate(single)}
+    return dict(sorted(rows.items(), key=lambda item: min(order[name] for name in expanded(item[0]))))
+
+
+def _row(draws: Sequence[tuple[tuple[int, ...], TensorStatistics]]) -> InitialRow:
+    shape = draws[0][0]
+    if any(found.not_finite for _, found in draws):
+        return InitialRow(shape, math.nan, math.nan, math.nan, math.nan, len(draws))
+    rms = math.fsum(found.rms for _, found in draws) / len(draws)
+    chance = math.fsum(_chance(found) for _, found in draws) / len(draws)
+    squares = math.fsum((found.rms - rms) ** 2 for _, found in draws)
+    spread = math.sqrt(squares / (len(draws) - 1)) / rms if len(draws) > 1 and rms > 0 else math.nan
+    mean = math.fsum(found.mean for _, found in draws) / len(draws)
+    return InitialRow(shape, rms, mean, chance, spread, len(draws))
+
+
+def _chance(found: TensorStatistics) -> float:
+    """Return the relative standard deviation of the root mean square of independent entries like these.
+
+    It is half of that of the mean square, whose variance is ``(E x⁴ - (E x²)²) / N``. It is infinite if there are too few entries
+    to estimate the fourth moment, and 0 for a constant.
+    """
+    if found.count == 1 or (found.count < FEW and not found.is_constant):
+        return math.inf
+    square = found.rms**2
+    if found.is_constant or not square:
+        return 0.0
+    # The fourth moment about zero, from central moments. The third one vanishes for symmetric distributions.
+    fourth = found.fourth + 6 * found.mean**2 * found.variance + found.mean**4
+    return 0.5 * math.sqrt(max(fourth / square**2 - 1, 0.0) / found.count)
+
+
+def _alike(rows: Mapping[str, InitialRow]) -> Iterator[list[str]]:
+    """Yield names whose rows agree: of one template, one shape, and statistics that chance may explain."""
+    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for name, row in rows.items():
+        # How much a few numbers that were drawn once vary is not known: they stay alone.
+        is_alone = math.isinf(row.chance) and math.isnan(row.spread)
+        groups.setdefault((name if is_alone else template(name), row.shape), []).append(name)
+    for names in groups.values():
+        # Sorted by size, so that tensors that agree are neighbours.
+        names.sort(key=lambda name: (rows[name].rms, rows[name].mean))
+        error = DISAGREEMENT / len(names)
+        start = 0
+        for index in range(1, len(names) + 1):
+            if index == len(names) or _change(rows[names[start]], rows[names[index]], error) is not None:
+                yield names[start:index]
+                start = index
+
+
+# Comparison -----------------------------------------------------------------------------------------------------------
+def initial_changes(
+    old: Mapping[str, InitialRow], new: Mapping[str, InitialRow], *, repeatable: bool, error: float
+) -> Iterator[BaselineChange]:
+    """Yield the tensors whose initial values have changed, most tensors first, then those that have vanished or are new.
+
+    Args:
+        old: Rows of the baseline.
+        new: Rows now.
+        repeatable: Whether the same numbers were drawn, so that unchanged code repeats its values.
+        error: Probability of a false alarm.
+    """
+    before, after = _pattern_by_name(old), _pattern_by_name(new)
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for name in before:
+        if name in after:
+            pairs.setdefault((before[name], after[name]), []).append(name)
+    moved = []
+    for (was, now), names in pairs.items():
+        change = _change(old[was], new[now], 0.0 if repeatable else error / len(pairs))
+        if change is not None:
+            forms = with_stars(names, before)
+            moved += [replace(change, element=form, count=count, considered=known) for form, count, known in forms]
+    yield from sorted(moved, key=lambda change: -change.count)
+    gone, fresh = (
+        [name for name in names if name not in others] for names, others in ((before, after), (after, before))
+    )
+    if gone:
+        yield BaselineChange(INITIAL_VALUES, "vanished", elements=tuple(folded(gone)))
+    if fresh:
+        yield BaselineChange(INITIAL_VALUES, "new", elements=tuple(folded(fresh)))
+
+
+def _pattern_by_name(rows: Iterable[str]) -> dict[str, str]:
+    return {name: pattern for pattern in rows for name in expanded(pattern)}
+
+
+def _change(old: InitialRow, new: InitialRow, error: float) -> BaselineChange | None:
+    """Return the difference of two rows; None if there is none that counts.
+
+    Args:
+        old: Row of the baseline.
+        new: Row now.
+        error: Probability of a false alarm; 0 if unchanged code repeats its values.
+    """
+    if old.shape != new.shape:
+        was, now = ("shape " + "×".join(map(str, row.shape)) for row in (old, new))
+        return BaselineChange(INITIAL_VALUES, "moved", old_text=was, new_text=now)
+    shift = _shift_of_rms(old, new, error / 2)
+    if shift is not None:
+        return BaselineChange(
+            INITIAL_VALUES, "moved", old=old.rms, new=new.rms, shift=shift, tolerance=TOLERANCE, scale="log"
+        )
+    shift = _shift_of_mean(old, new, error / 2)
+    if shift is not None:
+        return BaselineChange(
+            INITIAL_VALUES, "moved", old=old.mean, new=new.mean, shift=shift, tolerance=TOLERANCE * new.rms, unit="mean"
+        )
+    return None
+
+
+def _shift_of_rms(old: InitialRow, new: InitialRow, error: float) -> float | None:
+    """Return the logarithm of the ratio of the root mean squares; NaN if one is not finite, None if nothing has changed."""
+    if not (old.is_finite and new.is_finite):
+        return None if old.is_finite == new.is_finite else math.nan
+    if not (old.rms and new.rms):
+        return None if old.rms == new.rms else math.copysign(math.inf, new.rms - old.rms)
+    shift = math.log(new.rms / old.rms)
+    return shift if abs(shift) > max(TOLERANCE, _largest_by_chance(old, new, error)) else None
+
+
+def _shift_of_mean(old: InitialRow, new: InitialRow, error: float) -> float | None:
+    """Return the difference of the means; None if nothing has changed."""
+    if not (old.is_finite and new.is_finite):
+        return None
+    shift = new.mean - old.mean
+    if abs(shift) <= TOLERANCE * max(old.rms, new.rms):
+        return None
+    if error and not (_have_independent_entries(old, new) and math.isfinite(old.chance + new.chance)):
+        # How much the mean of dependent or few entries varies is not known.
+        return None
+    from scipy.special import ndtri
+
+    variance = math.fsum((row.rms**2 - row.mean**2) / (row.entries * row.draws) for row in (old, new))
+    return shift if not error or abs(shift) > -ndtri(error / 2) * math.sqrt(max(variance, 0.0)) else None
+
+
+def _largest_by_chance(old: InitialRow, new: InitialRow, error: float) -> float:
+    """Return the largest shift of the log of a root mean square that chance explains. See the top of this file."""
+    if not error:
+        return 0.0
+    from scipy.special import ndtri, stdtrit
+
+    limits = []
+    if _have_independent_entries(old, new):
+        limits.append(-ndtri(error / 4) * math.hypot(*(row.chance / math.sqrt(row.draws) for row in (old, new))))
+    known = [row for row in (old, new) if math.isfinite(row.spread)]
+    if known:
+        # A single draw is assumed to have the spread of the other row.
+        spreads = [row.spread if row in known else known[0].spread for row in (old, new)]
+        error_of_shift = math.hypot(*(s / math.sqrt(row.draws) for s, row in zip(spreads, (old, new))))
+        limits.append(-stdtrit(min(row.draws for row in known) - 1, error / 4) * error_of_shift)
+    return float(min(limits, default=math.inf))
+
+
+def _have_independent_entries(*rows: InitialRow) -> bool:
+    """Whether the measured spreads are no larger than those of independent entries, as far as chance allows."""
+    known = [row for row in rows if math.isfinite(row.spread) and math.isfinite(row.chance)]
+    if any(row.spread and not row.chance for row in known):
+        return False
+    from scipy.special import chdtrc
+
+    degrees = sum(row.draws - 1 for row in known)
+    squares = math.fsum((row.draws - 1) * (row.spread / row.chance) ** 2 for row in known if row.chance)
+    return squares <= degrees or float(chdtrc(degrees, squares)) > INCONSISTENCY
