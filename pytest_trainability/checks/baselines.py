@@ -33,7 +33,7 @@ from ..records.gradient_classes import without_names
 from ..records.reports import BaselineChange
 from ..records.text import format_finite
 from .class_changes import CLASSES, class_changes
-from .initial_values import InitialRow, initial_changes
+from .initial_values import IN_ROWS, InitialRow, initial_changes
 from .module_changes import module_changes
 
 __all__ = ["BaselineValues", "Entry", "NameSet", "Series", "compare", "environment_key", "find_entry"]
@@ -238,7 +238,7 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
     names = list(dict.fromkeys([*new.measures, *old.measures]))
     comparisons = len(names) + bool(old.initial and new.initial)
     error = FALSE_ALARMS / max(comparisons, 1)
-    changes = list(_model_changes(old, new, error))
+    changes = list(_model_changes(old, new, error, max(tolerances.get(IN_ROWS[0], 0.0), MIN_TOLERANCE)))
     changes += _chain_changes(old, new, names)
     changes += _class_changes(old, new)
     for name in names:
@@ -248,12 +248,12 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
     return tuple(changes)
 
 
-def _model_changes(old: Entry, new: Entry, error: float) -> Iterator[BaselineChange]:
+def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> Iterator[BaselineChange]:
     """Compare initial values and modules. An older baseline has none, which is no change."""
     if old.initial and new.initial:
         drawn = [[draw.partition(" ")[0] for draw in entry.draws] for entry in (old, new)]
         repeatable = old.seeds == new.seeds and drawn[0] == drawn[1]
-        yield from initial_changes(old.initial, new.initial, repeatable=repeatable, error=error)
+        yield from initial_changes(old.initial, new.initial, repeatable=repeatable, error=error, tolerance=tolerance)
     if old.modules and new.modules:
         yield from module_changes(old.modules, new.modules)
 

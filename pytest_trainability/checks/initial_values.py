@@ -20,12 +20,12 @@ from ..records.names import expanded, folded, template, with_stars
 from ..records.reports import BaselineChange
 from ..records.tensors import TensorStatistics
 
-__all__ = ["INITIAL_VALUES", "InitialRow", "initial_changes", "initial_rows"]
+__all__ = ["INITIAL_VALUES", "IN_ROWS", "InitialRow", "initial_changes", "initial_rows"]
 
 INITIAL_VALUES = "initial values"
 """Name of the comparison in reports."""
-TOLERANCE = 1e-3
-"""Smallest relative change of a root mean square, or of a mean in units of it, that counts."""
+IN_ROWS = ("parameter_rms", "parameter_mean")
+"""Measures whose values are in the rows. The tolerance of the first applies to both."""
 DISAGREEMENT = 1e-6
 """Error probability with which two tensors that are alike get separate rows."""
 FEW = 30
@@ -123,14 +123,14 @@ def _alike(rows: Mapping[str, InitialRow]) -> Iterator[list[str]]:
         error = DISAGREEMENT / len(names)
         start = 0
         for index in range(1, len(names) + 1):
-            if index == len(names) or _change(rows[names[start]], rows[names[index]], error) is not None:
+            if index == len(names) or _change(rows[names[start]], rows[names[index]], error, 0.0) is not None:
                 yield names[start:index]
                 start = index
 
 
 # Comparison -----------------------------------------------------------------------------------------------------------
 def initial_changes(
-    old: Mapping[str, InitialRow], new: Mapping[str, InitialRow], *, repeatable: bool, error: float
+    old: Mapping[str, InitialRow], new: Mapping[str, InitialRow], *, repeatable: bool, error: float, tolerance: float
 ) -> Iterator[BaselineChange]:
     """Yield the tensors whose initial values have changed, most tensors first, then those that have vanished or are new.
 
@@ -139,6 +139,7 @@ def initial_changes(
         new: Rows now.
         repeatable: Whether the same numbers were drawn, so that unchanged code repeats its values.
         error: Probability of a false alarm.
+        tolerance: Largest tolerated shift of the log of a root mean square, and of a mean in units of it.
     """
     before, after = _pattern_by_name(old), _pattern_by_name(new)
     pairs: dict[tuple[str, str], list[str]] = {}
@@ -147,7 +148,7 @@ def initial_changes(
             pairs.setdefault((before[name], after[name]), []).append(name)
     moved = []
     for (was, now), names in pairs.items():
-        change = _change(old[was], new[now], 0.0 if repeatable else error / len(pairs))
+        change = _change(old[was], new[now], 0.0 if repeatable else error / len(pairs), tolerance)
         if change is not None:
             forms = with_stars(names, before)
             moved += [replace(change, element=form, count=count, considered=known) for form, count, known in forms]
@@ -165,46 +166,47 @@ def _pattern_by_name(rows: Iterable[str]) -> dict[str, str]:
     return {name: pattern for pattern in rows for name in expanded(pattern)}
 
 
-def _change(old: InitialRow, new: InitialRow, error: float) -> BaselineChange | None:
+def _change(old: InitialRow, new: InitialRow, error: float, tolerance: float) -> BaselineChange | None:
     """Return the difference of two rows; None if there is none that counts.
 
     Args:
         old: Row of the baseline.
         new: Row now.
         error: Probability of a false alarm; 0 if unchanged code repeats its values.
+        tolerance: Largest tolerated shift, as in :func:`initial_changes`.
     """
     if old.shape != new.shape:
         was, now = ("shape " + "×".join(map(str, row.shape)) for row in (old, new))
         return BaselineChange(INITIAL_VALUES, "moved", old_text=was, new_text=now)
-    shift = _shift_of_rms(old, new, error / 2)
+    shift = _shift_of_rms(old, new, error / 2, tolerance)
     if shift is not None:
         return BaselineChange(
-            INITIAL_VALUES, "moved", old=old.rms, new=new.rms, shift=shift, tolerance=TOLERANCE, scale="log"
+            INITIAL_VALUES, "moved", old=old.rms, new=new.rms, shift=shift, tolerance=tolerance, scale="log"
         )
-    shift = _shift_of_mean(old, new, error / 2)
+    shift = _shift_of_mean(old, new, error / 2, tolerance)
     if shift is not None:
         return BaselineChange(
-            INITIAL_VALUES, "moved", old=old.mean, new=new.mean, shift=shift, tolerance=TOLERANCE * new.rms, unit="mean"
+            INITIAL_VALUES, "moved", old=old.mean, new=new.mean, shift=shift, tolerance=tolerance * new.rms, unit="mean"
         )
     return None
 
 
-def _shift_of_rms(old: InitialRow, new: InitialRow, error: float) -> float | None:
+def _shift_of_rms(old: InitialRow, new: InitialRow, error: float, tolerance: float) -> float | None:
     """Return the logarithm of the ratio of the root mean squares; NaN if one is not finite, None if nothing has changed."""
     if not (old.is_finite and new.is_finite):
         return None if old.is_finite == new.is_finite else math.nan
     if not (old.rms and new.rms):
         return None if old.rms == new.rms else math.copysign(math.inf, new.rms - old.rms)
     shift = math.log(new.rms / old.rms)
-    return shift if abs(shift) > max(TOLERANCE, _largest_by_chance(old, new, error)) else None
+    return shift if abs(shift) > max(tolerance, _largest_by_chance(old, new, error)) else None
 
 
-def _shift_of_mean(old: InitialRow, new: InitialRow, error: float) -> float | None:
+def _shift_of_mean(old: InitialRow, new: InitialRow, error: float, tolerance: float) -> float | None:
     """Return the difference of the means; None if nothing has changed."""
     if not (old.is_finite and new.is_finite):
         return None
     shift = new.mean - old.mean
-    if abs(shift) <= TOLERANCE * max(old.rms, new.rms):
+    if abs(shift) <= tolerance * max(old.rms, new.rms):
         return None
     if error and not (_have_independent_entries(old, new) and math.isfinite(old.chance + new.chance)):
         # How much the mean of dependent or few entries varies is not known.

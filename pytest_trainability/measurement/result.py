@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound, BoundLike, as_bound
+from ..checks.initial_values import IN_ROWS
 from ..checks.judged_elements import BY_PARAMETER, COVERAGE, judged_elements, untrained_text
 from ..checks.presets import find_preset
 from ..checks.tolerances import as_tolerance
@@ -229,9 +230,10 @@ class Measurement(Attributes):
         Args:
             measures: Names of measures to record, in addition to ``log_gain``, ``growth_rate``, ``activation_rms``,
                 ``gradient_norm`` and ``unused_parameters`` (along time ``lyapunov_max`` instead of the profiles by step) and to
-                the measures that the test bounds.
+                the measures that the test bounds. Initial values and modules are always recorded.
             tolerances: Tolerances by measure, in its unit; for a measure that is averaged by logarithms, such as
-                ``gradient_norm``, in nats of the ratio (0.1 is about ten percent). They take precedence over the tolerances of
+                ``gradient_norm``, in nats of the ratio (0.1 is about ten percent). That of ``parameter_rms`` applies to initial
+                values. They take precedence over the tolerances of
                 the marker, the command line, the ini file and the measure.
 
         Raises:
@@ -264,7 +266,7 @@ class Measurement(Attributes):
         """Return the measures that a baseline records: those of the chain, those with bounds, and the named ones."""
         only_now = self._context.bounded_on_command_line_only
         bounded = [name for name, bound in self._bounds.items() if not bound.if_any and name not in only_now]
-        named = [find_measure(name, where=where) for name in (*bounded, *names)]
+        named = [m for name in (*bounded, *names) if (m := find_measure(name, where=where)).name not in IN_ROWS]
         always = recorded_along(self._seed_runs.common.along)
         return [*(m for m in always if m.name not in MAY_FAIL or m.name in self._seed_runs.values), *named]
 

@@ -151,6 +151,73 @@ def test_change_in_either_direction_fails(recorded: Pytester, monkeypatch: pytes
     assert file(recorded).read_bytes() == before
 
 
+BLOCKS = """
+import os
+from torch import nn
+from small_nets import images
+
+CHANGE = os.environ.get("CHANGE", "")
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.act, self.proj = nn.Linear(8, 32), nn.Sigmoid() if CHANGE == "module" else nn.GELU(), nn.Linear(32, 8)
+        if CHANGE == "weights":
+            nn.init.normal_(self.proj.weight, std=0.4)
+
+    def forward(self, x):
+        return x + (3 if CHANGE == "code" else 1) * self.proj(self.act(self.up(x)))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(*(Block() for _ in range(4)))
+
+    def forward(self, x):
+        return self.blocks(x)
+
+
+def test_net(trainability):
+    trainability(Net, images, seeds=8).check_baseline()
+"""
+CULPRITS = {
+    "weights": "initial values blocks.*.proj.weight ×",
+    "module": "modules blocks.*.act: GELU → Sigmoid (4 of 4) ",
+    "code": "model initial values and modules unchanged: the forward pass, the loss or the inputs changed, first at blocks.0 ",
+}
+
+
+@pytest.mark.parametrize("change", CULPRITS)
+def test_a_failure_begins_with_what_has_changed(
+    project: Pytester, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    project.makepyfile(test_suite=BLOCKS)
+    monkeypatch.delenv("CHANGE", raising=False)
+    assert run(project, "--trainability-baseline=new").ret == 0
+    run(project).assert_outcomes(passed=1)
+    monkeypatch.setenv("CHANGE", change)
+    result = run(project)
+    result.assert_outcomes(failed=1)
+    section = joined(result).rpartition("in __trainability__/test_suite.json ")[2]
+    assert section.startswith(CULPRITS[change])
+
+
+def test_update_adds_initial_values_to_a_baseline_of_schema_1(recorded: Pytester) -> None:
+    text = file(recorded).read_text(encoding="utf-8")
+    document = json.loads(text)
+    document["schema"] = 1
+    for names in document["tests"].values():
+        for entry in (entry for environments in names.values() for entry in environments.values()):
+            del entry["initial"], entry["modules"]
+    file(recorded).write_text(json.dumps(document), encoding="utf-8")
+    run(recorded).assert_outcomes(passed=4)
+    assert json.loads(file(recorded).read_text(encoding="utf-8"))["schema"] == 1
+    assert run(recorded, "--trainability-baseline=update").ret == 0
+    assert file(recorded).read_text(encoding="utf-8") == text
+
+
 def test_mode_new_records_only_missing_entries(recorded: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAIN", "1.5")
     before = entries(recorded)
@@ -176,7 +243,9 @@ def test_mode_update_replaces_changed_entries_and_prints_old_and_new(
     result.assert_outcomes(passed=4)
     text = joined(result)
     assert re.search(
-        r"baseline updated log_gain -\S+ → -\S+ nats: by \S+, more than 0.3 growth_rate 4 of 4 moved", text
+        r"baseline updated initial values \*\.bias ×1\.5 \(4 of 4\): rms \S+ → \S+ initial values \*\.weight ×1\.5 .* "
+        r"log_gain -\S+ → -\S+ nats: by \S+, more than 0\.3 growth_rate 4 of 4 moved",
+        text,
     )
     assert "1 updated in __trainability__/test_suite.json: commit it" in text
     after = entries(recorded)
@@ -258,13 +327,11 @@ def test_measures_that_a_marker_also_bounds_stay_part_of_a_baseline(project: Pyt
     run(project, bound).assert_outcomes(passed=1)
 
 
-WIDE = [f"{measure} = 9" for measure in ("log_gain", "growth_rate", "activation_rms", "gradient_norm")]
+MOVING = ("log_gain", "growth_rate", "activation_rms", "gradient_norm", "parameter_rms")
+WIDE = [f"{measure} = 9" for measure in MOVING]
 TOLERANT = {
-    "call": ("check_baseline(log_gain=9, growth_rate=9, activation_rms=9, gradient_norm=9)", ""),
-    "marker": (
-        "check_baseline()",
-        'tolerances={"log_gain": 9, "growth_rate": 9, "activation_rms": 9, "gradient_norm": 9}',
-    ),
+    "call": (f"check_baseline({', '.join(f'{measure}=9' for measure in MOVING)})", ""),
+    "marker": ("check_baseline()", f"tolerances={dict.fromkeys(MOVING, 9)}"),
     "line": ("check_baseline()", ""),
     "ini": ("check_baseline()", ""),
 }

@@ -16,7 +16,7 @@ DESCRIPTION: Need[ModelDescription] = Need(
 """The model as it was built, before its forward pass."""
 
 
-@declare("profile", needs=[DESCRIPTION], scale="log")
+@declare("profile", needs=[DESCRIPTION], scale="log", tolerance=1e-3)
 def parameter_rms(run: Run) -> dict[str, float]:
     """Return the root mean square of the initial values of each parameter and floating buffer.
 
@@ -36,7 +36,7 @@ def parameter_rms(run: Run) -> dict[str, float]:
     return {name: math.nan if v.not_finite else v.rms for name, v in values.items() if v.count}
 
 
-@declare("profile", needs=[DESCRIPTION])
+@declare("profile", needs=[DESCRIPTION], tolerance=1e-3)
 def parameter_mean(run: Run) -> dict[str, float]:
     """Return the mean of the initial values of each parameter and floating buffer.
 

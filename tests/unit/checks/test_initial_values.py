@@ -59,7 +59,9 @@ def changes(
 ) -> list[BaselineChange]:
     """Compare two models, the second one drawn with other seeds unless the draws are to repeat."""
     other = range(seeds) if repeatable else range(1000, 1000 + seeds)
-    return list(initial_changes(rows(old, range(seeds)), rows(new, other), repeatable=repeatable, error=error))
+    return list(
+        initial_changes(rows(old, range(seeds)), rows(new, other), repeatable=repeatable, error=error, tolerance=1e-3)
+    )
 
 
 def blocks(count: int, **others: Draw) -> dict[str, Draw]:
@@ -159,6 +161,12 @@ def test_with_the_same_draws_the_tolerance_decides() -> None:
     assert changes(old, new) == []
 
 
+def test_a_larger_tolerance_lets_larger_changes_pass() -> None:
+    old, new = (rows({"w": normal(std, 100)}, range(4)) for std in (1.0, 1.2))
+    found = [[*initial_changes(old, new, repeatable=True, error=ERROR, tolerance=t)] for t in (0.15, 0.2)]
+    assert [len(changes) for changes in found] == [1, 0]
+
+
 def test_what_has_vanished_or_is_new_is_listed() -> None:
     old, new = blocks(3), blocks(3, **{"blocks.0.extra": constant(0.0, 4)})
     del new["blocks.1.ln.weight"], new["blocks.2.ln.weight"]
@@ -199,5 +207,5 @@ def test_unchanged_code_is_rarely_blamed(seeds: int) -> None:
     for trial in range(200):
         start = 2 * seeds * trial
         old, new = (rows(tensors, range(first, first + seeds)) for first in (start, start + seeds))
-        alarms += any(initial_changes(old, new, repeatable=False, error=2e-2))
+        alarms += any(initial_changes(old, new, repeatable=False, error=2e-2, tolerance=1e-3))
     assert alarms <= 16

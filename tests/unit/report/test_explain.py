@@ -348,6 +348,73 @@ def test_a_changed_baseline_names_changes_and_command(make_record: MakeRecord) -
     assert explain_baseline(make_record(baseline=changed)).splitlines()[0] == "Tower: changed since the baseline"
 
 
+MODEL_CHANGES: dict[str, tuple[BaselineChange, str]] = {
+    "a factor": (
+        BaselineChange(
+            "initial values", "moved", "b.*.w", old=0.02, new=0.08, shift=math.log(4), count=12, considered=12
+        ),
+        "initial values b.*.w ×4 (12 of 12): rms 0.02 → 0.08",
+    ),
+    "one tensor": (
+        BaselineChange("initial values", "moved", "head", old=0.02, new=0.0204, shift=math.log(1.02)),
+        "initial values head ×1.02: rms 0.02 → 0.0204",
+    ),
+    "zero now": (
+        BaselineChange("initial values", "moved", "head", old=0.02, new=0.0, shift=-INF),
+        "initial values head: rms 0.02 → 0",
+    ),
+    "a mean": (
+        BaselineChange("initial values", "moved", "head", old=0.0, new=1.0, shift=1.0, unit="mean"),
+        "initial values head: mean 0 → 1",
+    ),
+    "not finite": (
+        BaselineChange("initial values", "moved", "inv", old=1.0, new=NAN, shift=NAN),
+        "initial values inv: no longer finite",
+    ),
+    "finite again": (
+        BaselineChange("initial values", "moved", "inv", old=NAN, new=1.0, shift=NAN),
+        "initial values inv: finite again",
+    ),
+    "a shape": (
+        BaselineChange("initial values", "moved", "w", old_text="shape 2×3", new_text="shape 2×4"),
+        "initial values w: shape 2×3 → shape 2×4",
+    ),
+    "a class": (
+        BaselineChange("modules", "moved", "b.*.act", old_text="GELU", new_text="Sigmoid", count=2, considered=12),
+        "modules        b.*.act: GELU → Sigmoid (2 of 12)",
+    ),
+    "gone": (BaselineChange("modules", "vanished", elements=("b.3.ln2",)), "modules        1 gone: b.3.ln2"),
+}
+
+
+@pytest.mark.parametrize(("change", "line"), MODEL_CHANGES.values(), ids=MODEL_CHANGES.keys())
+def test_changes_of_the_model_have_one_line(change: BaselineChange, line: str) -> None:
+    assert change_lines([change], 100) == [line]
+
+
+def test_many_changes_of_the_model_are_counted() -> None:
+    changes = [
+        BaselineChange("initial values", "moved", f"w{i}", old=1.0, new=2.0, shift=math.log(2)) for i in range(9)
+    ]
+    assert change_lines(changes, 100)[-1].split() == ["initial", "values", "and", "4", "more"]
+
+
+@pytest.mark.parametrize("compared", [True, False])
+def test_an_unchanged_model_points_to_the_code(make_record: MakeRecord, compared: bool) -> None:
+    """The first step in program order is named, although a later one has moved more."""
+    changes = [
+        BaselineChange("activation_rms", "moved", name, old=1.0, new=2.0, shift=shift, tolerance=0.1, scale="log")
+        for name, shift in (("c", 0.9), ("b", 0.7))
+    ]
+    record = make_record(
+        step_names=("a", "b", "c", "d"),
+        baseline=BaselineRecord("changed", "f.json", "t › T", tuple(changes), model_compared=compared),
+    )
+    lines = [line for line in explain_baseline(record, width=200).splitlines() if "unchanged" in line]
+    text = "initial values and modules unchanged: the forward pass, the loss or the inputs changed, first at b"
+    assert lines == ([f"  model          {text}"] if compared else [])
+
+
 def test_workflow_commands_are_broken_in_every_line() -> None:
     """GitHub obeys a line that begins with ``::`` after spaces, and ``##[`` anywhere. Lines are broken before long words."""
     hostile = "::error::a ##[error]b \n::warning::c " + "w" * 70 + " ::add-mask::d"
