@@ -95,8 +95,39 @@ CHANGES_ITS_OWN_VIEW = Program(
 """A step adds its argument, a view, to itself in place: PyTorch alone cannot compute the gradient of the argument."""
 
 
-def test_networks_on_which_the_engine_once_failed_are_exact() -> None:
-    assert check_exact(CHANGES_ITS_OWN_VIEW) == "compared"
+HOOK_IN_THE_FIRST_STATE = Program(
+    net=Block(
+        ("x0",),
+        (
+            Op("tanh", ("x0",), ("t0",), number=0.5),
+            Op("hook", ("t0",), number=0.5),
+            Op("call", ("t0", "x0"), ("t1",), module="s0"),
+            Op("call", ("t1",), ("t2",), module="s1"),
+        ),
+        ("t2",),
+        (),
+        (
+            (
+                "s0",
+                Block(
+                    ("a0", "a1"),
+                    (Op("add", ("a0", "a1"), ("t0",)), Op("weigh", ("t0", "w0"), ("t1",))),
+                    ("t1",),
+                    (("w0", (2, 2), False),),
+                ),
+            ),
+            ("s1", Block(("a0",), (Op("weigh", ("a0", "w0"), ("t0",)),), ("t0",), (("w0", (2, 2), False),))),
+        ),
+    ),
+    inputs=(Input("x0", width=2),),
+    batch=1,
+)
+"""One of the two tensors of the first state, computed from the other, has a hook that halves its gradient."""
+
+
+@pytest.mark.parametrize("program", [CHANGES_ITS_OWN_VIEW, HOOK_IN_THE_FIRST_STATE], ids=["view", "hook"])
+def test_networks_on_which_the_engine_once_failed_are_exact(program: Program) -> None:
+    assert check_exact(program) == "compared"
 
 
 def test_every_measure_has_a_range() -> None:

@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 
 from ...errors import CutError, ModelError
 from ..torch_internals import PARAMETRIZED, is_custom, output_metadata, saved
-from .gradient_hooks import MODULE_HOOK, hooked_edges
+from .gradient_hooks import MODULE_HOOK, edges_with_hooks_apart, hooked_edges
 from .graph import Cut, Graph
 from .operators import operator_name
 from .recorder import Call, Capture, Edge
@@ -55,7 +55,7 @@ class Chain:
     left_out: tuple[Call, ...] = ()
     """Calls that were chosen as steps but that the signal does not pass through."""
     hooked: frozenset[Edge] = frozenset()
-    """Edges of inner states with gradient hooks that change the gradient. See Note [Gradient hooks count once]."""
+    """Edges of states before the last with gradient hooks that change the gradient. See Note [Gradient hooks count once]."""
     custom: tuple[Node, ...] = ()
     """Nodes of custom autograd functions that the signal passes."""
     inner_eps: tuple[float, ...] = ()
@@ -233,7 +233,7 @@ def _from_start(capture: Capture, graph: Graph, calls: Sequence[Call], start: in
     left_out = tuple(call for call in calls if call not in kept)
     if left_out == (source,):
         left_out = ()
-    hooked = hooked_edges({edge for state in cut.states[1:-1] for edge in state})
+    hooked = hooked_edges(edges_with_hooks_apart(cut))
     return Chain(
         tuple(kept),
         tuple(call_name(call, calls) for call in kept),

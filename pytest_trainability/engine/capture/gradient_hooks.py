@@ -12,9 +12,10 @@ from torch.autograd.graph import GradientEdge, Node
 
 from ...errors import ModelError
 from ..torch_internals import apply_node, is_leaf_node, output_metadata
+from .graph import Cut
 from .operators import operator_name
 
-__all__ = ["MODULE_HOOK", "hooked_edges", "past_hooks", "through_hooks"]
+__all__ = ["MODULE_HOOK", "edges_with_hooks_apart", "hooked_edges", "past_hooks", "through_hooks"]
 
 # Note [Gradient hooks count once]
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
@@ -24,11 +25,23 @@ __all__ = ["MODULE_HOOK", "hooked_edges", "past_hooks", "through_hooks"]
 #
 # The hooks therefore run in the product in which the gradient arrives at the state (`through_hooks`). The other product starts
 # right behind the hooks: it calls the node itself (`past_hooks`). Only edges whose hooks change a gradient need this
-# (`hooked_edges`). `Tensor.retain_grad`, for instance, registers a hook that changes nothing.
+# (`hooked_edges`). `Tensor.retain_grad`, for instance, registers a hook that changes nothing. The first state needs it as well if
+# it has several tensors, or if a later segment reads it again: the gradients of some inputs are then collected before their hooks
+# (Note [Barrier at the inputs]).
 
 
 MODULE_HOOK = "BackwardHookFunctionBackward"
 """Name of the nodes that PyTorch adds to the arguments and to the results of a module with backward hooks."""
+
+
+def edges_with_hooks_apart(cut: Cut) -> set[tuple[Node, int]]:
+    """Return the edges of states whose hooks may not run where their gradient is collected.
+
+    See Note [Gradient hooks count once].
+    """
+    first = cut.states[0]
+    inner = {edge for state in cut.states[1:-1] for edge in state}
+    return {*inner, *first} if len(first) > 1 or not inner.isdisjoint(first) else inner
 
 
 def hooked_edges(edges: Iterable[tuple[Node, int]]) -> frozenset[tuple[Node, int]]:

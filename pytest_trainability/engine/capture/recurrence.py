@@ -13,7 +13,7 @@ from torch.autograd.graph import Node
 from ...errors import CutError, UsageError
 from ..torch_internals import output_metadata
 from .chain import Chain, call_name, custom_functions, inner_eps
-from .gradient_hooks import hooked_edges
+from .gradient_hooks import edges_with_hooks_apart, hooked_edges
 from .graph import Graph
 from .recorder import Call, Capture, Edge, unique
 
@@ -242,7 +242,7 @@ def chain_along(recurrence: Recurrence) -> Chain:
         calls,
         tuple(call_name(call, recurrence.calls) for call in calls),
         cut,
-        hooked=hooked_edges({edge for state in cut.states[1:-1] for edge in state}),
+        hooked=hooked_edges(edges_with_hooks_apart(cut)),
         custom=custom_functions(graph, cut),
         inner_eps=inner_eps(graph, cut, moments[1:]),
         along="time",
