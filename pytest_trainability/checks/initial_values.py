@@ -46,7 +46,7 @@ class InitialRow:
     chance: float
     """Relative standard deviation of one root mean square if entries are independent; infinite if there are too few of them."""
     spread: float
-    """Relative standard deviation of one root mean square, as measured; NaN if there is one draw."""
+    """Relative standard deviation of one root mean square, as measured; 0 if all are zero, NaN if there is one draw."""
     draws: int
     """Number of draws: tensors times seeds."""
 
@@ -89,7 +89,7 @@ def _row(draws: Sequence[tuple[tuple[int, ...], TensorStatistics]]) -> InitialRo
     rms = math.fsum(found.rms for _, found in draws) / len(draws)
     chance = math.fsum(_chance(found) for _, found in draws) / len(draws)
     squares = math.fsum((found.rms - rms) ** 2 for _, found in draws)
-    spread = math.sqrt(squares / (len(draws) - 1)) / rms if len(draws) > 1 and rms > 0 else math.nan
+    spread = math.sqrt(squares / (len(draws) - 1)) / (rms or 1.0) if len(draws) > 1 else math.nan
     mean = math.fsum(found.mean for _, found in draws) / len(draws)
     return InitialRow(shape, rms, mean, chance, spread, len(draws))
 

@@ -156,8 +156,11 @@ OF_MODEL = ("initial values", "modules")
 
 def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:
     """Return texts on changes of initial values or modules: one for each group of names that changed alike."""
-    moved = [_model_change_text(change) for change in changes if change.kind == "moved"]
-    return [*_shortened(moved), *(_names_text(change) for change in changes if change.kind != "moved")]
+    moved = _shortened([_model_change_text(change) for change in changes if change.kind == "moved"])
+    others = [_names_text(change) for change in changes if change.kind != "moved"]
+    if moved and not others:
+        moved[-1] += ", all others unchanged"
+    return [*moved, *others]
 
 
 def _model_change_text(change: BaselineChange) -> str:
