@@ -274,6 +274,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "linear_steps": SIZE,
     "meta_device_differences": SIZE,
     "interacting_samples": SIZE,
+    "unusual_parameters": SIZE,
     "parameter_rms": SIZE,
     "parameter_mean": ANY,
     "parameter_outlier": (1, math.inf),

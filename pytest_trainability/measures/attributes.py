@@ -70,3 +70,4 @@ class Attributes:
         parameter_rms: Profile
         parameter_mean: Profile
         parameter_outlier: Profile
+        unusual_parameters: Names

@@ -1,0 +1,152 @@
+"""Initial values that no healthy model has, each with the reason in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..engine.modules import named_modules_of
+from ..records.tensors import TensorStatistics
+from .description import ModelDescription, initial_tensors
+from .statistics import statistics_of
+
+__all__ = ["unusual_values"]
+
+LARGEST_GAIN = 4.0
+"""Largest gain ``rms * sqrt(fan-in)`` of a weight matrix inside a numbered block. Initialization for the backward pass (He,
+fan-out) has a gain of ``sqrt(2 * fan-in / fan-out)``, which is 2.8 where the output has a quarter of the inputs."""
+NARROWEST = 0.25
+"""Smallest ratio of outputs to inputs of a matrix whose gain is judged. A router with few outputs may have unit weights."""
+MOST_OUT = 24.0
+"""Largest entry of a matrix, in root mean squares. The largest of 10⁹ normal entries is 6."""
+FEW = 64
+"""Number of entries below which extremes and distributions say little."""
+SPARSE = 0.5
+"""Share of zeros from which a few entries far out are a design, such as a one-hot table."""
+STEADY = 1e-3
+"""Relative spread up to which the gains of a normalization count as equal."""
+
+_Finding = tuple[Tensor | None, str]
+
+
+def unusual_values(model: nn.Module, description: ModelDescription) -> dict[str, str]:
+    """Return what is unusual about parameters, by name, in the model's order.
+
+    Args:
+        model: The model as it was built.
+        description: Its description.
+
+    Returns:
+        One reason for each parameter that has any.
+    """
+    tensors = initial_tensors(model)
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    findings = [
+        finding for path, module in named_modules_of(model) for finding in _of_module(path, module, names, description)
+    ]
+    findings += [(tensor, _outlier(tensor, description.values[name])) for name, tensor in tensors.items()]
+    reasons: dict[str, str] = {}
+    for tensor, reason in findings:
+        if reason and tensor is not None and id(tensor) in names:
+            reasons.setdefault(names[id(tensor)], reason)
+    return {name: reasons[name] for name in tensors if name in reasons}
+
+
+def _of_module(
+    path: str, module: nn.Module, names: dict[int, str], description: ModelDescription
+) -> Iterator[_Finding]:
+    """Yield what is unusual about a module's own parameters."""
+
+    def values_of(name: str) -> TensorStatistics | None:
+        tensor = getattr(module, name, None)
+        return description.values.get(names.get(id(tensor), "")) if isinstance(tensor, Tensor) else None
+
+    weight: Any = getattr(module, "weight", None)
+    values = values_of("weight")
+    if values is not None and values.count and not values.not_finite:
+        if weight.dim() == 1 and "Norm" in type(module).__name__:
+            yield weight, _of_gains(values, values_of("bias"))
+        if isinstance(module, nn.Embedding):
+            yield weight, _of_table(module, values)
+        elif weight.dim() >= 2:
+            yield weight, _of_matrix(path, module, weight, values)
+    yield from _of_low_rank(module)
+
+
+def _of_gains(gain: TensorStatistics, shift: TensorStatistics | None) -> str:
+    """Return what is unusual about the weights of a normalization."""
+    if not gain.rms and shift is not None and shift.is_constant and shift.mean == 1:
+        return "the gain of a normalization is 0 and its shift 1: exchanged"
+    is_drawn = gain.count > 1 and gain.std > STEADY * gain.rms and abs(gain.mean) < gain.std
+    return (
+        f"the gain of a normalization is drawn around 0 (std {gain.std:.2g}), and should be constant"
+        if is_drawn
+        else ""
+    )
+
+
+def _of_table(module: nn.Embedding, values: TensorStatistics) -> str:
+    """Return what is unusual about an embedding."""
+    if values.is_constant:
+        return f"all entries of an embedding are {values.mean:.3g}: its rows are equal"
+    row = module.padding_idx
+    if row is not None and statistics_of(module.weight[row]).rms:
+        return f"row {row} of an embedding is its padding row, and is not 0"
+    return ""
+
+
+def _of_matrix(path: str, module: nn.Module, weight: Tensor, values: TensorStatistics) -> str:
+    """Return what is unusual about a weight matrix."""
+    if values.is_constant and values.mean and values.count >= FEW:
+        return f"all entries of a weight matrix are {values.mean:.3g}: its units are equal"
+    fans = _fans(module, weight)
+    if fans is None or not any(part.isdecimal() for part in path.split(".")):
+        return ""
+    inputs, outputs = fans
+    gain = values.rms * math.sqrt(inputs)
+    if gain > LARGEST_GAIN and outputs >= NARROWEST * inputs and values.count >= FEW:
+        return f"rms {values.rms:.3g} for {inputs} inputs is a gain of {gain:.2g}: 1 keeps the size of a signal"
+    return ""
+
+
+def _fans(module: nn.Module, weight: Tensor) -> tuple[int, int] | None:
+    """Return the numbers of inputs and outputs of a matrix product or convolution; None for other modules."""
+    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return weight[0].numel(), weight.shape[0]
+    # The layer of this name in transformers multiplies from the right.
+    return tuple(weight.shape) if type(module).__name__ == "Conv1D" and weight.dim() == 2 else None  # type: ignore[return-value]
+
+
+def _of_low_rank(module: nn.Module) -> Iterator[_Finding]:
+    """Yield the first factor of a low-rank product whose two factors are zero: neither gets a gradient, ever."""
+    pairs = (("lora_A", "lora_B"), ("lora_a", "lora_b"), ("lora_down", "lora_up"))
+    for first, second in pairs:
+        factors = [_factor(getattr(module, name, None)) for name in (first, second)]
+        if all(isinstance(f, Tensor) and not bool(f.detach().any()) for f in factors):
+            yield factors[0], "both factors of a low-rank product are 0: neither ever gets a gradient"
+
+
+def _factor(part: Any) -> Tensor | None:
+    """Return the weight of a factor: a parameter, a layer, or a dictionary of one of these."""
+    if isinstance(part, (nn.ModuleDict, nn.ParameterDict)) and len(part) == 1:
+        part = next(iter(part.values()))
+    found = getattr(part, "weight", part)
+    return found if isinstance(found, Tensor) else None
+
+
+def _outlier(tensor: Tensor, values: TensorStatistics) -> str:
+    """Return how far out the largest entry of a matrix is, if that is unusual."""
+    if (
+        not isinstance(tensor, nn.Parameter)
+        or tensor.dim() < 2
+        or values.count < FEW
+        or values.not_finite
+        or not values.rms
+    ):
+        return ""
+    ratio = values.largest / values.rms
+    is_out = ratio > MOST_OUT and values.zeros < SPARSE * values.count
+    return f"the largest entry, {values.largest:.3g}, is {ratio:.0f} root mean squares out" if is_out else ""
