@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="two faults on one seed: checks that it runs")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
     wanted = TINY if given.tiny else given.names
     entries = [entry for entry in REPORTED if not wanted or entry.slug in wanted]
     report(entries, range(1) if given.tiny else SEEDS)

@@ -794,7 +794,7 @@ REPORTED: tuple[ReportedFault, ...] = (
         "cnn",
         stochastic_depth,
         images,
-        why="both modes are right for themselves. A baseline with `train=False` sees `log_gain` and `activation_rms`",
+        why="only evaluation is wrong. A baseline with `train=False` sees it (`activation_rms`, `gradient_norm`)",
     ),
     _reported(
         "zero-head",
