@@ -21,12 +21,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]
-
-from torchvision_for_cpu import declare_torchvision_operators
-
-declare_torchvision_operators()
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from faults import changed, flagged, measured
 from reported_faults import REPORTED, ReportedFault, holds

@@ -100,7 +100,7 @@ def layer_norms(model: nn.Module) -> list[nn.LayerNorm]:
 
 def swapped_norms(wrong: bool) -> nn.Module:
     """Build a GPT; gain and offset of its norms may be swapped."""
-    model = GPT()
+    model = GPT(3)
     for norm in layer_norms(model) if wrong else []:
         nn.init.zeros_(norm.weight)
         nn.init.ones_(norm.bias)
@@ -125,14 +125,14 @@ def rms_norms(wrong: bool) -> nn.Module:
 
 def head(wrong: bool) -> nn.Module:
     """Build a GPT whose head has weights of variance 1/width, or of variance 1."""
-    model = GPT()
+    model = GPT(3)
     nn.init.normal_(model.head.weight, std=1.0 if wrong else WIDTH**-0.5)
     return model
 
 
 def sine_positions(wrong: bool) -> nn.Module:
     """Build a vision transformer with a frozen table of sines, or of zeros."""
-    model = ViT()
+    model = ViT(3)
     count, half = model.positions.shape[1], WIDTH // 2
     angles = torch.arange(count)[:, None] / 10000 ** (torch.arange(half) / half)
     table = torch.cat([angles.sin(), angles.cos()], dim=1)[None]
@@ -142,7 +142,7 @@ def sine_positions(wrong: bool) -> nn.Module:
 
 def zero_head(wrong: bool) -> nn.Module:
     """Build a vision transformer with a small head, or with a head of zeros as in the original code."""
-    model = ViT()
+    model = ViT(3)
     if wrong:
         nn.init.zeros_(model.head.weight)
     return model
@@ -293,11 +293,11 @@ def alibi(wrong: bool) -> nn.Module:
     slopes = torch.tensor(alibi_slopes(6, wrong=wrong))[:, None, None]
     place = torch.arange(float(LENGTH))
     bias = slopes * (place - place[:, None]).clamp(max=0) + causal_mask()
-    return GPT(layer=partial(Layer, attention=partial(BiasedAttention, bias, heads=6, size=16)), positions=False)
+    return GPT(3, layer=partial(Layer, attention=partial(BiasedAttention, bias, heads=6, size=16)), positions=False)
 
 
 def masked(wrong: bool) -> nn.Module:
-    return GPT(layer=partial(Layer, attention=partial(BiasedAttention, causal_mask(wrong=wrong))))
+    return GPT(3, layer=partial(Layer, attention=partial(BiasedAttention, causal_mask(wrong=wrong))))
 
 
 class HalfPrecisionAttention(Attention):
@@ -388,7 +388,7 @@ class Checkpointed(nn.Module):
 
 def frozen_embedding(wrong: bool) -> nn.Module:
     """Build a GPT with a frozen embedding and checkpointed layers."""
-    model = GPT(layer=partial(Checkpointed, reentrant=wrong))
+    model = GPT(3, layer=partial(Checkpointed, reentrant=wrong))
     model.embedding.requires_grad_(False)
     model.positions.requires_grad_(False)
     return model
@@ -663,7 +663,7 @@ REPORTED: tuple[ReportedFault, ...] = (
         alibi,
         text,
         loss=token_loss,
-        why="attention_entropy rises by 2 %: a constant is wrong. A test of its value sees it",
+        why="`attention_entropy` rises by 2 %: a constant is wrong. A test of its value sees it",
     ),
     _reported(
         "decay-in-the-wrong-space",
