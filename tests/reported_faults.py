@@ -267,17 +267,6 @@ def alibi_slopes(heads: int, *, wrong: bool) -> list[float]:
     return alibi_slopes(power, wrong=False) + between[: heads - power]
 
 
-class BiasedAttention(Attention):
-    """Attention with a bias on its scores, of shape (heads or 1, length, length)."""
-
-    def __init__(self, bias: Tensor, **given: Any) -> None:
-        super().__init__(causal=False, **given)
-        self.register_buffer("bias", bias)
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
-
-
 def causal_mask(*, wrong: bool = False) -> Tensor:
     """Return what to add to the scores; the wrong mask is empty, because `masked_fill` returns a new tensor."""
     mask = torch.zeros(1, LENGTH, LENGTH)
@@ -289,15 +278,36 @@ def causal_mask(*, wrong: bool = False) -> Tensor:
     return mask
 
 
-def alibi(wrong: bool) -> nn.Module:
-    slopes = torch.tensor(alibi_slopes(6, wrong=wrong))[:, None, None]
-    place = torch.arange(float(LENGTH))
-    bias = slopes * (place - place[:, None]).clamp(max=0) + causal_mask()
-    return GPT(3, layer=partial(Layer, attention=partial(BiasedAttention, bias, heads=6, size=16)), positions=False)
+class MaskedAttention(Attention):
+    """Attention that adds its mask to the scores."""
+
+    def __init__(self, *, wrong: bool) -> None:
+        super().__init__(causal=False)
+        self.wrong = wrong
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_mask(wrong=self.wrong))
 
 
 def masked(wrong: bool) -> nn.Module:
-    return GPT(3, layer=partial(Layer, attention=partial(BiasedAttention, causal_mask(wrong=wrong))))
+    return GPT(3, layer=partial(Layer, attention=partial(MaskedAttention, wrong=wrong)))
+
+
+class AlibiAttention(Attention):
+    """Attention of six heads, whose scores fall with the distance at rates that are a buffer."""
+
+    def __init__(self, *, wrong: bool) -> None:
+        super().__init__(causal=False, heads=6, size=16)
+        self.register_buffer("slopes", torch.tensor(alibi_slopes(6, wrong=wrong)))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        place = torch.arange(LENGTH)
+        falling = self.slopes[:, None, None] * (place - place[:, None]).clamp(max=0)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=falling + causal_mask())
+
+
+def alibi(wrong: bool) -> nn.Module:
+    return GPT(3, layer=partial(Layer, attention=partial(AlibiAttention, wrong=wrong)), positions=False)
 
 
 class HalfPrecisionAttention(Attention):
