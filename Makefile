@@ -36,8 +36,9 @@ bench: $(VENV)/.demo ## Print cost ratios, measured side by side in one run
 flakes: $(VENV)/.test ## Count how often verdicts and baselines are wrong on healthy models
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/flakes.py
 
-faults: $(VENV)/.test ## Which of 36 faults the presets flag, and which train worse
+faults: $(VENV)/.test ## Which faults the presets flag, and which train worse
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/faults.py
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/reported_faults.py
 
 generated-networks: $(VENV)/.test ## Check what must hold on 20,000 random networks per invariant
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/generated.py --examples 20000 --jobs 2

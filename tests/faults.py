@@ -63,6 +63,10 @@ class Case:
     """What training is judged by, where it is not the loss; in nats."""
     rounded: torch.dtype | None = None
     """Type that gradients pass through in training."""
+    dtype: str | None = None
+    """Type that the model is measured in; None for the type of its weights."""
+    train: bool = True
+    """Whether the model is measured in training mode."""
 
     def inputs(self, generator: torch.Generator) -> Any:
         """Draw what the model is fed."""
@@ -76,6 +80,7 @@ class Case:
     def arguments(self) -> dict[str, Any]:
         """What `measure` takes beside the seeds."""
         given: dict[str, Any] = {"inputs": self.inputs, "steps": self.steps, "name": self.id}
+        given |= {"dtype": self.dtype, "train": self.train}
         return given | ({"loss": self.loss, "target": self.labels} if self.loss is not None else {})
 
 
@@ -435,20 +440,30 @@ STD = 0.02 * math.sqrt(768 / WIDTH)
 class Attention(nn.Module):
     """Causal self-attention, or not causal; `across` is the dimension that a mistaken softmax goes along."""
 
-    def __init__(self, *, causal: bool = True, scaled: bool = True, across: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        causal: bool = True,
+        scaled: bool = True,
+        across: int | None = None,
+        heads: int = HEADS,
+        size: int = WIDTH // HEADS,
+    ) -> None:
         super().__init__()
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.causal, self.scaled, self.across = causal, scaled, across
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * heads * size), nn.Linear(heads * size, WIDTH)
+        self.causal, self.scaled, self.across, self.heads = causal, scaled, across, heads
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        return self.out(self.mix(q, k, v).transpose(1, 2).flatten(2))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Average the values of each head, with the weights of the scores."""
         if self.across is None:
             scale = None if self.scaled else 1.0
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
-        else:
-            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-            mixed = scores.softmax(dim=self.across) @ v
-        return self.out(mixed.transpose(1, 2).flatten(2))
+            return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+        return scores.softmax(dim=self.across) @ v
 
 
 class FeedForward(nn.Module):
@@ -462,18 +477,27 @@ class FeedForward(nn.Module):
         return self.outer(F.gelu(self.inner(x)))
 
 
-class Mixture(nn.Module):
-    """Feed-forward networks, of which a router takes two per token; `favored` adds to the scores of the first two."""
+Route = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Takes the scores of the experts, and returns the weights and the numbers of the chosen ones."""
 
-    def __init__(self, experts: int = 8, *, favored: float = 0.0) -> None:
+
+def best_two(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose two experts, whose weights add up to one."""
+    weights, chosen = scores.softmax(dim=-1).topk(2, dim=-1)
+    return weights / weights.sum(dim=-1, keepdim=True), chosen
+
+
+class Mixture(nn.Module):
+    """Feed-forward networks, some of which a router takes per token; `favored` adds to the scores of the first two."""
+
+    def __init__(self, experts: int = 8, *, favored: float = 0.0, route: Route = best_two) -> None:
         super().__init__()
         self.router = nn.Linear(WIDTH, experts)
         self.experts = nn.ModuleList(FeedForward() for _ in range(experts))
-        self.favored = favored
+        self.favored, self.route = favored, route
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, chosen = self.router(x).softmax(dim=-1).topk(2, dim=-1)
-        weights = weights / weights.sum(dim=-1, keepdim=True)
+        weights, chosen = self.route(self.router(x))
         mixed = torch.zeros_like(x)
         for number, expert in enumerate(self.experts):
             token, rank = (chosen.flatten(0, 1) == number).nonzero(as_tuple=True)
@@ -494,11 +518,12 @@ class Layer(nn.Module):
         layer_scale: float | None = None,
         attention: Callable[[], nn.Module] = Attention,
         feed_forward: Callable[[], nn.Module] = FeedForward,
+        normalization: Callable[[int], nn.Module] = nn.LayerNorm,
         gain: bool = False,
     ) -> None:
         super().__init__()
         self.attention, self.feed_forward = attention(), feed_forward()
-        self.norm_1, self.norm_2 = (nn.Identity() if norm == "none" else nn.LayerNorm(WIDTH) for _ in range(2))
+        self.norm_1, self.norm_2 = (nn.Identity() if norm == "none" else normalization(WIDTH) for _ in range(2))
         self.norm, self.skip = norm, skip
         if layer_scale is not None:
             self.scale_1, self.scale_2 = (nn.Parameter(torch.full((WIDTH,), layer_scale)) for _ in range(2))
@@ -528,13 +553,16 @@ class GPT(nn.Module):
         embedding_std: float = STD,
         std: float | None = None,
         dropout: float = 0.0,
+        positions: bool = True,
         layer: Callable[[], nn.Module] = Layer,
+        normalization: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
-        self.embedding, self.positions = nn.Embedding(VOCAB, WIDTH), nn.Embedding(LENGTH, WIDTH)
+        self.embedding = nn.Embedding(VOCAB, WIDTH)
+        self.positions = nn.Embedding(LENGTH, WIDTH) if positions else None
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(layer() for _ in range(layers))
-        self.norm = nn.LayerNorm(WIDTH)
+        self.norm = normalization(WIDTH)
         self.head = nn.Linear(WIDTH, VOCAB, bias=False)
         if tied:
             self.head.weight = self.embedding.weight
@@ -553,10 +581,14 @@ class GPT(nn.Module):
             if isinstance(module, Mixture):
                 nn.init.constant_(module.router.bias[:2], module.favored)
         for embedding in (self.embedding, self.positions):
-            nn.init.normal_(embedding.weight, std=embedding_std)
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=embedding_std)
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.dropout(self.embedding(ids) + self.positions.weight[: ids.shape[1]])
+        x = self.embedding(ids)
+        if self.positions is not None:
+            x = x + self.positions.weight[: ids.shape[1]]
+        x = self.dropout(x)
         for layer in self.layers:
             x = layer(x)
         return self.head(self.norm(x))
@@ -910,8 +942,8 @@ FAULTS: tuple[Case, ...] = (
 
 def measured(case: Case, seeds: range, *, bounds: Mapping[str, Bound] | None = None) -> Measurement:
     """Measure what the family's preset asks for, or other bounds, and what a baseline records, on all seeds."""
-    given: dict[str, Any] = dict.fromkeys(("target", "loss", "dtype"))
-    given |= {"exponents": 1, "device": "cpu", "train": True, **case.arguments}
+    given: dict[str, Any] = dict.fromkeys(("target", "loss"))
+    given |= {"exponents": 1, "device": "cpu", **case.arguments}
     until = find_preset(case.family) if bounds is None else bounds
     found = measure_in(Context(), case.build, seeds=seeds, until=until, measures=RECORDED, **given)
     found.complete()
