@@ -1,7 +1,7 @@
 """How likely entries are to deviate as they do from the distribution of their rule: tests of one tensor, and of pairs.
 
-Each test returns a bound on the probability of a deviation as large, if the rule holds. Entries are rounded to their type: a part of
-the deviation that rounding explains does not count.
+Each test returns a bound on the probability of a deviation as large, if the rule holds. Entries are rounded to their type: what
+rounding explains of a deviation does not count.
 """
 
 from __future__ import annotations
@@ -145,8 +145,9 @@ def _largest_slope(law: Law) -> float:
 def column_probability(block: Tensor) -> float:
     """Return the probability that the sums of columns have a variance that is as far off.
 
-    With independent rows, ``Σ_j (Σ_i z_ij)² / rows`` is nearly chi-square with one degree less than columns, where z are the entries
-    of the block, centered and in units of their own standard deviation. Equal rows make it larger by their number; rows that cancel make it smaller.
+    With independent rows, ``Σ_j (Σ_i z_ij)² / rows`` is nearly chi-square with one degree less than columns. Here z are the
+    entries of the block, centered and in units of their own standard deviation. Equal rows make the sum larger by their
+    number; rows that cancel make it smaller.
 
     Args:
         block: Matrix of entries.

@@ -12,7 +12,7 @@ from .names import folded
 from .ratios import explain_ratio
 from .reading import look_of
 
-__all__ = ["failure_text"]
+__all__ = ["failure_text", "first_fault"]
 
 MOST_LINES = 20
 """Number of lines of one kind. More are counted."""
@@ -48,6 +48,12 @@ def failure_text(judgement: Judgement, name: str = "") -> str:
             f"({judgement.tests:,} tests)."
         )
     return "\n".join(lines)
+
+
+def first_fault(judgement: Judgement) -> str:
+    """Return the first fault of a failed check in one line; empty if there is none."""
+    lines = [*_broken_rules(judgement), *_without_rule(judgement), *_without_parameter(judgement)]
+    return next((line.strip() for line in lines if line.startswith("    ")), "")
 
 
 def _broken_rules(judgement: Judgement) -> Iterator[str]:
