@@ -20,7 +20,7 @@ from .rules import RuleLike
 from .significance import correlation_probability, mean_probability, shape_probability, std_probability
 from .statistics import TensorStatistics, statistics_of
 
-__all__ = ["FALSE_ALARM", "Breach", "Judgement", "check_models", "pooled"]
+__all__ = ["FALSE_ALARM", "Breach", "Judgement", "check_models", "pooled", "probabilities_of"]
 
 FALSE_ALARM = 1e-6
 """Largest probability that a model which keeps its contract fails, over all tests of all its parameters."""
@@ -45,8 +45,6 @@ class Judgement:
 
     seeds: tuple[int, ...]
     model: str
-    parameters: int
-    """Number of names of parameters."""
     assignment: Assignment
     breaches: tuple[Breach, ...]
     tests: int
@@ -72,6 +70,16 @@ class _Gathered:
     seeds: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the models of all seeds have in common."""
+
+    assignment: Assignment
+    model: str
+    facts: Mapping[str, tuple[int, ...]]
+    names: tuple[str, ...]
+
+
 _Test = tuple[float, Breach]
 
 
@@ -88,27 +96,7 @@ def check_models(contract: Mapping[str, RuleLike], models: Iterable[tuple[int, n
     Raises:
         UsageError: The contract is invalid, or does not fit the shapes of the model.
     """
-    rules = as_contract(contract)
-    gathered = _Gathered()
-    known = None
-    for seed, model in models:
-        tensors = tensors_of(model)
-        assignment = assign(rules, tensors)
-        if known is None:
-            known = (
-                assignment,
-                type(model).__name__,
-                len(tensors.parameters),
-                tensors.facts,
-                tuple(tensors.parameters),
-            )
-        elif assignment != known[0]:
-            msg = f"the models of all seeds must have the same parameters. That of seed {seed} has others than the first one."
-            raise UsageError(msg)
-        gathered.seeds.append(seed)
-        for reading in read_model(rules, assignment.patterns, tensors):
-            gathered.by_part[reading.name, reading.label].append(reading)
-    assert known is not None, "there is at least one seed"
+    gathered, known = _gathered(as_contract(contract), models)
     certain, tests = _certain(gathered), list(_tests(gathered))
     breaches = _unlikely(tests, {(b.reading.name, b.reading.label) for b in certain})
     totals: dict[tuple[str, str], int] = defaultdict(int)
@@ -116,15 +104,52 @@ def check_models(contract: Mapping[str, RuleLike], models: Iterable[tuple[int, n
         totals[readings[0].pattern, folded(readings[0].name) + readings[0].label] += 1
     return Judgement(
         seeds=tuple(gathered.seeds),
-        model=known[1],
-        parameters=known[2],
-        assignment=known[0],
+        model=known.model,
+        assignment=known.assignment,
         breaches=(*certain, *breaches),
         tests=len(tests),
         totals=dict(totals),
-        facts=known[3],
-        names=known[4],
+        facts=known.facts,
+        names=known.names,
     )
+
+
+def probabilities_of(
+    contract: Mapping[str, RuleLike], models: Iterable[tuple[int, nn.Module]]
+) -> list[tuple[str, float]]:
+    """Return each test that chance may fail: its kind and its probability. Benchmarks count them.
+
+    Args:
+        contract: Rules by pattern.
+        models: Seed and model, one after the other.
+
+    Returns:
+        Kind, as in :class:`Breach`, and probability.
+    """
+    gathered, _ = _gathered(as_contract(contract), models)
+    return [(breach.kind, probability) for probability, breach in _tests(gathered)]
+
+
+def _gathered(rules: Mapping[str, RuleLike], models: Iterable[tuple[int, nn.Module]]) -> tuple[_Gathered, _Known]:
+    """Return the readings of all models, and what these have in common.
+
+    Raises:
+        UsageError: The models have different parameters.
+    """
+    gathered, known = _Gathered(), None
+    for seed, model in models:
+        tensors = tensors_of(model)
+        assignment = assign(rules, tensors)
+        if known is None:
+            known = _Known(assignment, type(model).__name__, tensors.facts, tuple(tensors.parameters))
+        elif assignment != known.assignment:
+            msg = f"the models of all seeds must have the same parameters. That of seed {seed} has others than the first one."
+            raise UsageError(msg)
+        gathered.seeds.append(seed)
+        for reading in read_model(rules, assignment.patterns, tensors):
+            gathered.by_part[reading.name, reading.label].append(reading)
+    assert known is not None, "there is at least one seed"
+    return gathered, known
 
 
 def _certain(gathered: _Gathered) -> list[Breach]:
@@ -167,7 +192,7 @@ def _tests(gathered: _Gathered) -> Iterator[_Test]:
 def _tests_of_part(readings: Sequence[Reading]) -> Iterator[_Test]:
     first = readings[0]
     for reading in readings:
-        yield from ((p, Breach(reading, kind)) for kind, p in reading.probabilities if p < 1)
+        yield from ((p, Breach(reading, kind)) for kind, p in reading.probabilities)
     yield from _between_seeds(readings)
     law, found = first.law, _pooled_statistics(readings)
     if law is None or found is None:

@@ -13,7 +13,7 @@ from ..engine.trees import is_float
 from .laws import Law
 from .places import Tensors
 from .rules import Anything, Copied, Drawn, Fixed, Orthogonal, Piece, Rule, RuleLike, Tied, pieces_of
-from .significance import Sample, column_probability, entry_probability, rounding_of, sample_of
+from .significance import SMALLEST_BLOCK, Sample, column_probability, entry_probability, rounding_of, sample_of
 from .statistics import TensorStatistics, is_readable, statistics_of
 
 __all__ = ["Reading", "read_model"]
@@ -196,10 +196,9 @@ def _drawn(piece: Piece, law: Law, pattern: str, statistics: TensorStatistics, s
         _without_ends(piece.tensor, statistics, law),
         sample.entries.to(torch.float32),
         _paired(sample),
-        (
-            ("rows", column_probability(sample.block)),
-            ("columns", column_probability(sample.block.T)),
-        ),
+        (("rows", column_probability(sample.block)), ("columns", column_probability(sample.block.T)))
+        if min(sample.block.shape) >= SMALLEST_BLOCK
+        else (),
     )
 
 

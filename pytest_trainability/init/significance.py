@@ -16,6 +16,7 @@ from .laws import Law
 from .statistics import TensorStatistics
 
 __all__ = [
+    "SMALLEST_BLOCK",
     "Sample",
     "column_probability",
     "correlation_probability",
@@ -150,15 +151,15 @@ def column_probability(block: Tensor) -> float:
     number; rows that cancel make it smaller.
 
     Args:
-        block: Matrix of entries.
+        block: Matrix of entries, with at least :data:`SMALLEST_BLOCK` rows and columns.
 
     Returns:
-        The probability; 1 for a matrix with fewer than eight rows or columns, and for equal entries.
+        The probability; 1 for equal entries.
     """
     from scipy.special import chdtr, chdtrc
 
     rows, columns = block.shape
-    if min(rows, columns) < SMALLEST_BLOCK or not block.std() > 0:
+    if not block.std() > 0:
         return 1.0
     sums = ((block - block.mean()) / block.std()).sum(0)
     found = float(sums.square().sum()) / rows
