@@ -225,15 +225,25 @@ def kaiming_uniform(a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "l
     return Drawn(text, lambda place: _centered(math.sqrt(3) * std(place)))
 
 
-def lecun_normal() -> Rule:
+def lecun_normal(*, truncated: bool = False) -> Rule:
     """A normal distribution with the standard deviation ``1 / √fan_in``.
+
+    Args:
+        truncated: Whether it is truncated at two standard deviations of the distribution before truncation, and widened to keep
+            its standard deviation, as in JAX and timm.
 
     Returns:
         The rule.
 
     Source: LeCun et al., Efficient BackProp, 1998, sec. 4.6.
     """
-    return Drawn("init.lecun_normal()", lambda place: normal_law(0.0, 1 / math.sqrt(fans_of(place)[0])))
+
+    def law(place: Place) -> Law:
+        std = 1 / math.sqrt(fans_of(place)[0])
+        wide = std / truncated_law(0.0, 1.0, -2.0, 2.0).std
+        return truncated_law(0.0, wide, -2 * wide, 2 * wide) if truncated else normal_law(0.0, std)
+
+    return Drawn(f"init.lecun_normal({_call(truncated=(truncated, False))})", law)
 
 
 def default_bias() -> Rule:

@@ -16,7 +16,7 @@ from .rules import Anything, Copied, Drawn, Fixed, Orthogonal, Piece, Rule, Rule
 from .significance import SMALLEST_BLOCK, Sample, column_probability, entry_probability, rounding_of, sample_of
 from .statistics import TensorStatistics, is_readable, statistics_of
 
-__all__ = ["Reading", "read_model"]
+__all__ = ["Reading", "distance_from_orthogonal", "look_of", "read_model"]
 
 PAIRED = 256
 """Entries of one tensor that are compared with those of another one."""
@@ -225,7 +225,7 @@ def _orthogonal(piece: Piece, rule: Orthogonal, pattern: str, found: TensorStati
     if tensor.dim() < 2:
         broken = f"the shape {tuple(tensor.shape)}, which is not that of a matrix"
     else:
-        error = _distance_from_orthogonal(tensor.flatten(1), rule.gain)
+        error = distance_from_orthogonal(tensor.flatten(1), rule.gain)
         shape = (tensor.shape[0], tensor.shape[1:].numel())
         probabilities = (("entries", entry_probability(found.largest, shape, rule.gain)),)
         if error > 1e-4 + 4 * rounding:
@@ -244,7 +244,7 @@ def _orthogonal(piece: Piece, rule: Orthogonal, pattern: str, found: TensorStati
     )
 
 
-def _distance_from_orthogonal(matrix: Tensor, gain: float) -> float:
+def distance_from_orthogonal(matrix: Tensor, gain: float) -> float:
     """Return the relative distance of ``W Wᵀ v`` from ``gain² v`` for a few random vectors, with W or its transpose."""
     matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     generator = torch.Generator("cpu").manual_seed(0)
