@@ -8,6 +8,10 @@ from collections.abc import Iterable, Iterator
 __all__ = ["written"]
 
 
+USUAL = 0.02
+"""Standard deviation that most transformers use, and divide by a root of the number of layers."""
+
+
 def written(value: float, error: float, dimensions: Iterable[int] = (), layers: int = 1) -> str:
     """Return the simplest source text of a number that agrees with a measured value.
 
@@ -20,7 +24,7 @@ def written(value: float, error: float, dimensions: Iterable[int] = (), layers: 
         value: The measured value.
         error: Its relative uncertainty.
         dimensions: Whole numbers that its square may contain.
-        layers: Number of layers, whose root may divide a decimal of one digit.
+        layers: Number of layers, as in the scaling of residual branches in GPT-2, ``0.02 / √(2 layers)``.
 
     Returns:
         A decimal of one or two digits, a root, or a decimal with as many digits as are known.
@@ -37,10 +41,9 @@ def written(value: float, error: float, dimensions: Iterable[int] = (), layers: 
 
 
 def _candidates(size: float, dimensions: Iterable[int], layers: int) -> Iterator[tuple[str, float]]:
+    if layers > 1:
+        yield f"{USUAL} / math.sqrt(2 * {layers})", USUAL / math.sqrt(2 * layers)
     yield from _rounded(size, 1)
-    for divisor, text in ((2 * layers, f"2 * {layers}"), (layers, f"{layers}")) if layers > 1 else ():
-        for rounded, number in _rounded(size * math.sqrt(divisor), 1):
-            yield f"{rounded} / math.sqrt({text})", number / math.sqrt(divisor)
     yield from _rounded(size, 2)
     for n in dimensions:
         if n > 1:

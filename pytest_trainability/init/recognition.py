@@ -14,7 +14,7 @@ from ..engine.trees import is_float
 from ..errors import UsageError
 from . import families
 from .check import pooled
-from .laws import Law
+from .laws import Law, truncated_law
 from .numerals import written
 from .places import Place, Tensors
 from .reading import distance_from_orthogonal
@@ -25,9 +25,15 @@ from .statistics import TensorStatistics, is_readable, statistics_of
 __all__ = ["Seen", "recognized", "see"]
 
 LEAST = 1e-4
-"""Smallest probability of a deviation with which a rule is still recognized, over all parameters that share the rule."""
+"""Smallest probability of a deviation with which a rule is still recognized, over all parameters of the rule."""
 KNOWN_WITHIN = 3.0
 """Standard errors within which a number agrees with a simple one."""
+FLAT = 2.3
+"""Kurtosis below which entries may be uniform, for which it is 1.8."""
+NEARLY_NORMAL = 2.95
+"""Kurtosis below which a normal distribution may be truncated, for which it is 3."""
+OUTSIDE = 12.0
+"""Mean distances of the largest entry from the bound of a uniform distribution that are exceeded by chance once in 10⁵ cases."""
 FEWEST = 24
 """Fewest entries, over all seeds, from which a distribution with a number of its own is recognized."""
 
@@ -201,9 +207,9 @@ def _is_likely(law: Law, seen: Seen, least: float) -> bool:
     return shape_probability(torch.cat(seen.entries).double(), law, seen.rounding) > least
 
 
+_DEFAULTS = ("init.kaiming_uniform(a=math.sqrt(5))", "init.default_bias()")
+"""Rules of PyTorch's own layers."""
 _FAMILIES = (
-    "init.kaiming_uniform(a=math.sqrt(5))",
-    "init.default_bias()",
     "init.xavier_uniform()",
     "init.xavier_normal()",
     "init.kaiming_normal()",
@@ -218,12 +224,10 @@ _FAMILIES = (
 
 
 def _candidates(group: Sequence[Seen]) -> Iterator[str]:
-    """Yield texts of rules: numbers that a person would write, then the families of ``torch.nn.init``, then fitted numbers."""
+    """Yield texts of rules: PyTorch's defaults, short decimals, the families of ``torch.nn.init``, then fitted numbers."""
     found = pooled([seen.statistics for seen in group])
-    if found.count < FEWEST:
-        yield from _FAMILIES
-        return
-    fitted = list(_fitted(group, found))
+    fitted = list(_fitted(group, found)) if found.count >= FEWEST else []
+    yield from _DEFAULTS
     yield from (text for text in fitted if _is_simple(text))
     yield from _FAMILIES
     yield from (text for text in fitted if not _is_simple(text))
@@ -238,25 +242,35 @@ def _is_simple(text: str) -> bool:
 
 
 def _fitted(group: Sequence[Seen], found: TensorStatistics) -> Iterator[str]:
-    """Yield normal, truncated and uniform distributions with the numbers of a group."""
+    """Yield normal, truncated and uniform distributions with the numbers of a group, the most likely first."""
+    # Of n uniform entries, the largest is within 1/n of the bound on average.
+    is_flat = found.kurtosis < FLAT and found.high - found.low < 4 * found.std
+    yield from _uniform(group, found) if is_flat else ()
     dimensions = _dimensions(group)
     error = KNOWN_WITHIN * math.sqrt(max(found.kurtosis - 1, 0.2) / (4 * found.count)) + max(s.rounding for s in group)
     std = written(found.std, error, dimensions, len(group))
     offset = abs(found.mean) > 5 * found.std / math.sqrt(found.count)
-    mean = written(found.mean, KNOWN_WITHIN * found.std / abs(found.mean) / math.sqrt(found.count)) if offset else ""
-    yield f"init.normal(std={std}{f', mean={mean}' if offset else ''})"
-    low, high = (written(end, 8 / found.count + group[0].rounding, dimensions) for end in (found.low, found.high))
-    bound = written(math.sqrt(3) * found.std, error, dimensions)
-    if found.kurtosis < 2.2:
-        yield f"init.uniform(-{bound}, {bound})"
-        yield f"init.uniform({low}, {high})"
-        yield "init.uniform(0.0, 1.0)"
-    if not offset and found.kurtosis < 2.95:
+    mean_error = KNOWN_WITHIN * found.std / max(abs(found.mean), 1e-300) / math.sqrt(found.count)
+    mean = f", mean={written(found.mean, mean_error)}" if offset else ""
+    yield f"init.normal(std={std}{mean})"
+    if not offset and found.kurtosis < NEARLY_NORMAL:
         for cut in (2.0, 3.0):
-            inside = families.truncated_normal(1.0, a=-cut, b=cut)
-            assert isinstance(inside, Drawn)
-            wide = written(found.std / inside.law(group[0].place).std, error, dimensions)
+            inside = truncated_law(0.0, 1.0, -cut, cut).std
+            wide = written(found.std / inside, error, dimensions)
             yield f"init.truncated_normal(std={wide}, a=-{cut:g} * {wide}, b={cut:g} * {wide})"
+
+
+def _uniform(group: Sequence[Seen], found: TensorStatistics) -> Iterator[str]:
+    """Yield uniform distributions whose ends lie just outside all entries."""
+    slack = OUTSIDE / 2 / found.count
+    error = slack + max(seen.rounding for seen in group)
+    bound = written(found.largest * (1 + slack), error, _dimensions(group))
+    yield f"init.uniform(-{bound}, {bound})"
+    if found.low >= 0:
+        yield f"init.uniform(0.0, {bound})"
+    width = (found.high - found.low) * slack
+    low, high = found.low - width, found.high + width
+    yield f"init.uniform({written(low, width / abs(low))}, {written(high, width / abs(high))})"
 
 
 def _dimensions(group: Sequence[Seen]) -> set[int]:
@@ -264,6 +278,8 @@ def _dimensions(group: Sequence[Seen]) -> set[int]:
     shapes = {s for seen in group for s in (seen.place.shape, seen.place.weight or ())}
     sizes = {n for shape in shapes for n in shape}
     kernels = {math.prod(shape[2:]) for shape in shapes}
+    # Recurrent layers stack the weights of two to four gates.
+    sizes |= {n // gates for n in sizes for gates in (2, 3, 4) if n % gates == 0}
     return sizes | kernels | {n * kernel for n in sizes for kernel in kernels} | {sum(shape[:2]) for shape in shapes}
 
 

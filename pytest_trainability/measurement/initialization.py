@@ -20,7 +20,7 @@ from ..records.reports import VerdictRecord
 from ..records.text import visible
 from .options import factory_name, refuse_no_model
 
-__all__ = ["Initialization", "initialization", "judge_contract", "verdict_on"]
+__all__ = ["Initialization", "initialization", "judge_contract", "models_of", "verdict_on"]
 
 
 class Initialization:
@@ -102,7 +102,7 @@ def judge_contract(contract: Mapping[str, RuleLike], model: ModelSource, seeds: 
         ModelError: The model cannot be built, or a parameter holds no numbers.
     """
     with preserved_world(), default_device(torch.device("cpu")):
-        return check_models(contract, _models(model, seeds))
+        return check_models(contract, models_of(model, seeds))
 
 
 def verdict_on(judgement: Judgement) -> VerdictRecord:
@@ -126,7 +126,12 @@ def verdict_on(judgement: Judgement) -> VerdictRecord:
     )
 
 
-def _models(model: ModelSource, seeds: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
+def models_of(model: ModelSource, seeds: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
+    """Yield each seed and its model. The caller keeps no model, and restores the global generators.
+
+    Yields:
+        Seed and model.
+    """
     previous: list[weakref.ref[nn.Module]] = []
     for seed in seeds:
         yield seed, drawn(model, seed, previous)
