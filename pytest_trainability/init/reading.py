@@ -16,10 +16,12 @@ from .rules import Anything, Copied, Drawn, Fixed, Orthogonal, Piece, Rule, Rule
 from .significance import SMALLEST_BLOCK, Sample, column_probability, entry_probability, rounding_of, sample_of
 from .statistics import TensorStatistics, is_readable, statistics_of
 
-__all__ = ["Reading", "distance_from_orthogonal", "look_of", "read_model"]
+__all__ = ["Reading", "distance_from_orthogonal", "look_of", "read_model", "without_ends"]
 
 PAIRED = 256
 """Entries of one tensor that are compared with those of another one."""
+BEYOND_TAILS = 7.0
+"""Standard deviations beyond which PyTorch draws no normal entries."""
 PROBES = 4
 """Random vectors on which a matrix is tested to be orthogonal."""
 
@@ -193,7 +195,7 @@ def _drawn(piece: Piece, law: Law, pattern: str, statistics: TensorStatistics, s
         rounding,
         broken,
         law,
-        _without_ends(piece.tensor, statistics, law),
+        without_ends(piece.tensor, statistics, law),
         sample.entries.to(torch.float32),
         _paired(sample),
         (("rows", column_probability(sample.block)), ("columns", column_probability(sample.block.T)))
@@ -202,13 +204,15 @@ def _drawn(piece: Piece, law: Law, pattern: str, statistics: TensorStatistics, s
     )
 
 
-def _without_ends(tensor: Tensor, statistics: TensorStatistics, law: Law) -> TensorStatistics:
+def without_ends(tensor: Tensor, statistics: TensorStatistics, law: Law) -> TensorStatistics:
     """Return the statistics without entries at the ends of a truncated distribution that lie beyond its tails.
 
+    The ends of a normal distribution are those at which ``trunc_normal_`` cuts it off by default, as it is often named so.
     Other libraries and older versions of PyTorch invert the distribution function of a truncated normal distribution. One of 2²⁴
     entries is then infinite, and is moved to the end of the interval, perhaps 100 standard deviations out.
     """
-    ends = [end for end in (law.low, law.high) if 6 * law.std < abs(end - law.mean) < math.inf]
+    limits = (law.low, law.high) if math.isfinite(law.low) else (-2.0, 2.0)
+    ends = [end for end in limits if abs(end - law.mean) > BEYOND_TAILS * law.std]
     at_ends = [end for end in ends if math.isclose(end, statistics.low) or math.isclose(end, statistics.high)]
     if not at_ends:
         return statistics

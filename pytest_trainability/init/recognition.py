@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +13,10 @@ from ..engine.trees import is_float
 from ..errors import UsageError
 from . import families
 from .check import pooled
-from .laws import Law, truncated_law
+from .laws import Law, normal_law, truncated_law
 from .numerals import written
 from .places import Place, Tensors
-from .reading import distance_from_orthogonal
+from .reading import distance_from_orthogonal, without_ends
 from .rules import Drawn, Fixed, Rule
 from .significance import mean_probability, rounding_of, sample_of, shape_probability, std_probability
 from .statistics import TensorStatistics, is_readable, statistics_of
@@ -113,6 +112,8 @@ def _see_entries(seen: Seen, tensor: Tensor) -> None:
     found = statistics_of(tensor)
     if found.not_finite:
         seen.trouble = "not finite"
+    elif found.std > 0:
+        found = without_ends(tensor, found, normal_law(found.mean, found.std))
     seen.by_seed.append(found)
     seen.entries.append(sample_of(tensor).entries.to(torch.float32))
     exact = {text for text, make in _EXACT.items() if _holds(make(), seen.place, tensor, row)}
@@ -140,29 +141,29 @@ def _holds(rule: Rule, place: Place, tensor: Tensor, row: int | None) -> bool:
     return row is None and bool((tensor == values.to(tensor)).all())
 
 
-def recognized(group: Sequence[Seen]) -> str | None:
-    """Return the source text of the rule that all parameters of a group keep.
+def recognized(group: Sequence[Seen]) -> list[str]:
+    """Return the source texts of the rules that all parameters of a group keep, the most usual first.
 
     Args:
         group: Parameters that are not shared and that have no trouble.
 
     Returns:
-        The text; None if they have no common rule that is simple.
+        The texts; none if the parameters have no common rule that is simple.
     """
     exact = set.intersection(*(seen.exact for seen in group))
     if exact:
-        return next(text for text in _EXACT if text in exact)
+        return [text for text in _EXACT if text in exact]
     if all(seen.statistics.is_constant for seen in group):
         values = {seen.statistics.low for seen in group}
-        return f"init.constant({_constant(values.pop(), group[0].rounding)})" if len(values) == 1 else None
+        return [f"init.constant({_constant(values.pop(), group[0].rounding)})"] if len(values) == 1 else []
     if any(seen.statistics.is_constant or seen.is_same_for_all_seeds for seen in group):
-        return None
+        return []
     rows = set.union(*(seen.zero_rows for seen in group))
     if len(rows) != 1:
-        return None
+        return []
     row = rows.pop()
-    found = _orthogonal(group) or next(_matching(group), None)
-    return found if row is None or found is None else f"{found}.with_zero_row({row})"
+    found = _orthogonal(group) or _matching(group)
+    return found if row is None else [f"{text}.with_zero_row({row})" for text in found]
 
 
 def _constant(value: float, rounding: float) -> str:
@@ -171,22 +172,20 @@ def _constant(value: float, rounding: float) -> str:
     )
 
 
-def _orthogonal(group: Sequence[Seen]) -> str | None:
+def _orthogonal(group: Sequence[Seen]) -> list[str]:
     if any(len(seen.gains) < len(seen.by_seed) for seen in group):
-        return None
+        return []
     gains = [gain for seen in group for gain in seen.gains]
     if max(gains) > min(gains) * 1.001:
-        return None
+        return []
     gain = written(gains[0], 1e-4 + group[0].rounding)
-    return "init.orthogonal()" if float(eval_number(gain)) == 1 else f"init.orthogonal(gain={gain})"
+    return ["init.orthogonal()" if gain == "1.0" else f"init.orthogonal(gain={gain})"]
 
 
-def _matching(group: Sequence[Seen]) -> Iterator[str]:
-    """Yield the texts of distributions that agree with all parameters of a group, the most usual first."""
-    for text in _candidates(group):
-        rule = eval_rule(text)
-        if isinstance(rule, Drawn) and _agrees(rule, group):
-            yield text
+def _matching(group: Sequence[Seen]) -> list[str]:
+    """Return the texts of distributions that agree with all parameters of a group, the most usual first."""
+    rules = ((text, eval_rule(text)) for text in dict.fromkeys(_candidates(group)))
+    return [text for text, rule in rules if isinstance(rule, Drawn) and _agrees(rule, group)]
 
 
 def _agrees(rule: Drawn, group: Sequence[Seen]) -> bool:
@@ -288,8 +287,3 @@ def eval_rule(text: str) -> Rule:
     found = eval(text, {"__builtins__": {}, "math": math, "init": families})
     assert isinstance(found, Rule)
     return found
-
-
-def eval_number(text: str) -> Any:
-    """Return the number of a source text that this package has written."""
-    return eval(text, {"__builtins__": {}, "math": math})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -45,7 +45,8 @@ def contract_of(models: Iterable[tuple[int, nn.Module]]) -> dict[str, str]:
     if not known:
         msg = "a contract is about parameters. The model has none."
         raise UsageError(msg)
-    return _with_exceptions(_compressed(_texts(known)), _texts(known))
+    texts = _texts(known)
+    return _with_exceptions(_compressed(texts), texts)
 
 
 def source_of(contract: Mapping[str, str], name: str = "CONTRACT") -> str:
@@ -77,18 +78,22 @@ def _texts(known: Mapping[str, Seen]) -> dict[str, str]:
             texts[name] = f"init.anything({seen.trouble!r})"
         else:
             groups[folded(name), ""].append(name)
+    choices: dict[str, list[str]] = {}
     for names in groups.values():
         common = recognized([known[name] for name in names])
-        texts |= {name: common or _alone(known, name) for name in names}
-    return texts
+        choices |= {name: common or recognized([known[name]]) or [_without_law(known, name)] for name in names}
+    return texts | _most_usual(choices)
 
 
-def _alone(known: Mapping[str, Seen], name: str) -> str:
-    """Return the text of the rule of one parameter that shares none with others."""
+def _most_usual(choices: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return one of the possible rules of each parameter: the one that most parameters may share, or else the first."""
+    counts = Counter(text for texts in choices.values() for text in texts)
+    return {name: max(texts, key=lambda text: counts[text]) for name, texts in choices.items()}
+
+
+def _without_law(known: Mapping[str, Seen], name: str) -> str:
+    """Return the text of the rule of a parameter without a known distribution."""
     seen = known[name]
-    found = recognized([seen])
-    if found:
-        return found
     if seen.is_same_for_all_seeds:
         return "init.anything('the same entries for every seed')"
     earlier = (n for n in known if n != name and known[n].entries and not known[n].trouble)
