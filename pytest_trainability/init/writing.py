@@ -131,10 +131,8 @@ def _compressed(texts: Mapping[str, str]) -> dict[str, str]:
         node = root
         for i, part in enumerate(parts):
             suffix = ".".join(parts[: i + 1][::-1])
-            is_whole = i == len(parts) - 1
-            pattern = suffix if is_whole else "" if part == "*" else f"*.{suffix}"
-            key = f"{part} whole" if is_whole else part
-            node = node.children.setdefault(key, _Node(pattern))
+            node = node.children.setdefault(part, _Node("" if part == "*" else f"*.{suffix}"))
+        node = node.children.setdefault("", _Node(folded(name)))
         if folded(name) == name:
             node.text = text
         else:
@@ -173,8 +171,15 @@ def _with_exceptions(contract: Mapping[str, str], texts: Mapping[str, str]) -> d
     """Return the contract with rules in front for names that another pattern takes, and without rules that take no name."""
     wrong = [name for name, text in texts.items() if text != _first(contract, name)]
     full = {**{name: texts[name] for name in wrong}, **{p: t for p, t in contract.items() if p not in wrong}}
-    taken = {next(pattern for pattern in full if matches(pattern, name)) for name in texts}
-    return {pattern: text for pattern, text in full.items() if pattern in taken}
+    names: dict[str, set[str]] = defaultdict(set)
+    for name in texts:
+        names[next(pattern for pattern in full if matches(pattern, name))].add(folded(name))
+    return {_shortest(pattern, names[pattern]): text for pattern, text in full.items() if pattern in names}
+
+
+def _shortest(pattern: str, names: set[str]) -> str:
+    """Return the pattern without its beginning ``*.`` if the rest is the only folded name that it matches."""
+    return pattern[2:] if pattern.startswith("*.") and names == {pattern[2:]} else pattern
 
 
 def _first(contract: Mapping[str, str], name: str) -> str:
