@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ def as_contract(contract: object) -> dict[str, RuleLike]:
 
 
 def assign(contract: Mapping[str, RuleLike], tensors: Tensors) -> Assignment:
-    """Return the rule of each parameter, and of each buffer that a pattern names.
+    """Return the rule of each parameter, and of each buffer. A pattern that matches no parameter may name buffers.
 
     Raises:
         UsageError: A rule is never reached, is for integers, or names a parameter that does not exist.
@@ -63,7 +64,8 @@ def assign(contract: Mapping[str, RuleLike], tensors: Tensors) -> Assignment:
     unused: list[tuple[str, str]] = []
     for pattern in contract:
         own = [n for n in tensors.parameters if matches(pattern, n)]
-        own += [n for n in tensors.buffers if names_buffer(pattern, n)]
+        # "*.weight" is meant for parameters, even where a layer without parameters has a buffer of this name.
+        own = own or [n for n in tensors.buffers if names_buffer(pattern, n)]
         if not own:
             unused.append((pattern, nearest(pattern, (*tensors.parameters, *tensors.buffers))))
         new = [name for name in own if name not in patterns]
@@ -108,8 +110,8 @@ def _refuse_impossible(pattern: str, rule: RuleLike, names: Sequence[str], tenso
         raise UsageError(msg)
     for other in _references(rule):
         if names and other not in known:
-            near = nearest(other, known)
-            hint = f" Did you mean {near!r}?" if near else ""
+            near = difflib.get_close_matches(other, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
             msg = f"the rule {rule!r} for {pattern!r} must name a parameter of the model. There is no {other!r}.{hint}"
             raise UsageError(msg)
 

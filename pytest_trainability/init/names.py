@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-__all__ = ["folded", "is_catch_all", "matches", "names_buffer", "nearest"]
+__all__ = ["folded", "matches", "names_buffer", "nearest"]
 
 
 @lru_cache(maxsize=4096)
@@ -43,15 +43,6 @@ def names_buffer(pattern: str, name: str) -> bool:
     (True, False)
     """
     return matches(pattern, name) and pattern.endswith(name.rpartition(".")[2])
-
-
-def is_catch_all(pattern: str) -> bool:
-    """Return whether a pattern consists of wildcards only.
-
-    >>> is_catch_all("**"), is_catch_all("*.bias")
-    (True, False)
-    """
-    return not re.sub(r"[*.?]", "", pattern)
 
 
 def folded(name: str) -> str:

@@ -53,13 +53,16 @@ def _factors(numbers: Mapping[str, int]) -> Iterator[tuple[str, float, str]]:
     yield "5/3", 5 / 3, KNOWN["5/3"]
     yield "0.8796", 0.87962566103423978, KNOWN["0.8796"]
     known = {name: n for name, n in numbers.items() if n > 1}
+    plain, scaled = list[tuple[str, float, str]](), list[tuple[str, float, str]]()
     for name, n in known.items():
         meaning = f"{name} {n}" if name.startswith("fan") else f"{n} {name}"
-        yield f"√{n}", math.sqrt(n), meaning
-        yield f"{n}", float(n), meaning
-        yield f"√(2 × {n})", math.sqrt(2 * n), meaning
-        yield f"(2 × {n})", 2.0 * n, meaning
-        yield f"√({n} / 2)", math.sqrt(n / 2), meaning
+        plain += [(f"√{n}", math.sqrt(n), meaning), (f"{n}", float(n), meaning)]
+        scaled += [
+            (f"√(2 × {n})", math.sqrt(2 * n), meaning),
+            (f"(2 × {n})", 2.0 * n, meaning),
+            (f"√({n} / 2)", math.sqrt(n / 2), meaning),
+        ]
+    yield from plain + scaled
     if {"fan_in", "fan_out"} <= known.keys():
         low, high = sorted((known["fan_in"], known["fan_out"]))
         yield f"√({high} / {low})", math.sqrt(high / low), "the other fan"

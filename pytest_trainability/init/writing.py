@@ -78,10 +78,11 @@ def _texts(known: Mapping[str, Seen]) -> dict[str, str]:
             texts[name] = f"init.anything({seen.trouble!r})"
         else:
             groups[folded(name), ""].append(name)
-    choices: dict[str, list[str]] = {}
+    choices = {name: [f"init.copied({first!r})"] for name, first in _copies(known).items()}
     for names in groups.values():
         common = recognized([known[name] for name in names])
-        choices |= {name: common or recognized([known[name]]) or [_without_law(known, name)] for name in names}
+        own = {name: common or recognized([known[name]]) or [_without_law(known[name])] for name in names}
+        choices |= {name: texts for name, texts in own.items() if name not in choices}
     return texts | _most_usual(choices)
 
 
@@ -91,15 +92,21 @@ def _most_usual(choices: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {name: max(texts, key=lambda text: counts[text]) for name, texts in choices.items()}
 
 
-def _without_law(known: Mapping[str, Seen], name: str) -> str:
+def _copies(known: Mapping[str, Seen]) -> dict[str, str]:
+    """Return the drawn parameters that equal an earlier one on all seeds, each with the name of that one."""
+    first: dict[object, str] = {}
+    found: dict[str, str] = {}
+    for name, seen in known.items():
+        if seen.by_seed and not seen.trouble and not seen.is_same_for_all_seeds:
+            other = first.setdefault(seen.fingerprint, name)
+            found |= {} if other == name else {name: other}
+    return found
+
+
+def _without_law(seen: Seen) -> str:
     """Return the text of the rule of a parameter without a known distribution."""
-    seen = known[name]
     if seen.is_same_for_all_seeds:
         return "init.anything('the same entries for every seed')"
-    earlier = (n for n in known if n != name and known[n].entries and not known[n].trouble)
-    copied = next((n for n in earlier if known[n].equals(seen)), "")
-    if copied and list(known).index(copied) < list(known).index(name):
-        return f"init.copied({copied!r})"
     return f"init.anything({f'no known distribution: {look_of(seen.statistics)}'!r})"
 
 
