@@ -27,6 +27,8 @@ LEAST = 1e-4
 """Smallest probability of a deviation with which a rule is still recognized, over all parameters of the rule."""
 KNOWN_WITHIN = 3.0
 """Standard errors within which a number agrees with a simple one."""
+GAIN_ERROR = 2e-5
+"""Relative error of the gain of an orthogonal matrix in a contract, a fifth of what a check allows."""
 FLAT = 2.3
 """Kurtosis below which entries may be uniform, for which it is 1.8."""
 NEARLY_NORMAL = 2.95
@@ -178,7 +180,7 @@ def _orthogonal(group: Sequence[Seen]) -> list[str]:
     gains = [gain for seen in group for gain in seen.gains]
     if max(gains) > min(gains) * 1.001:
         return []
-    gain = written(gains[0], 1e-4 + group[0].rounding)
+    gain = written(gains[0], GAIN_ERROR + group[0].rounding)
     return ["init.orthogonal()" if gain == "1.0" else f"init.orthogonal(gain={gain})"]
 
 

@@ -138,7 +138,7 @@ def _times(ratio: float) -> str:
     """Return a ratio in words.
 
     >>> _times(4.9), _times(0.98)
-    ('4.90 times too large', '2.0 % too small')
+    ('4.90 times too large', '2 % too small')
     """
     side = "large" if ratio > 1 else "small"
     if ratio <= 0:

@@ -78,6 +78,12 @@ def test_the_scaling_by_the_number_of_layers() -> None:
     assert found[0] == "init.normal(std=0.02 / math.sqrt(2 * 6))"
 
 
+def test_the_gain_of_an_orthogonal_matrix_is_precise() -> None:
+    """A check allows a relative error of 1e-4 of ``W Wᵀ``, which is twice that of the gain."""
+    (text,) = recognized(seen(lambda t: I.orthogonal_(t, 0.718070), 40, 30))
+    assert abs(float(text.split("=")[1].rstrip(")")) - 0.718070) < 2e-5
+
+
 def test_a_padding_row() -> None:
     def fill(weight: Tensor) -> None:
         I.normal_(weight, std=0.02)
