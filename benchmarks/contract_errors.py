@@ -1,6 +1,6 @@
 """False alarms and power of the tests of an initialization contract.
 
-    python benchmarks/contract_errors.py            # about ten minutes on one core
+    python benchmarks/contract_errors.py            # about fifteen minutes on one core
     python benchmarks/contract_errors.py --power    # the table of docs/initialization.md, in a second
     python benchmarks/contract_errors.py --tiny     # checks in a few seconds that the benchmark runs
 
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="A few draws.")
     parser.add_argument("--power", action="store_true", help="Print the table of power only.")
-    parser.add_argument("--draws", type=int, default=2000, help="Tensors of each rule, shape and type.")
+    parser.add_argument("--draws", type=int, default=400, help="Tensors of each rule, shape and type.")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     print_power()
