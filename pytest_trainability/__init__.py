@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .measurement import Measurement, add_measure, measure
+    from .measurement.initialization import Initialization, initialization
     from .measures.measure import Measure
     from .plugin.fixture import Trainability
     from .records.estimates import Estimate, Names, Profile, Spectrum, Steps
@@ -36,6 +37,7 @@ _HOME = {
     "CutError": "errors",
     "Estimate": "records.estimates",
     "InapplicableError": "errors",
+    "Initialization": "measurement.initialization",
     "LyapunovExponents": "dynamics.lyapunov",
     "Measure": "measures.measure",
     "Measurement": "measurement",
@@ -57,6 +59,7 @@ _HOME = {
     "at_least": "checks.bounds",
     "at_most": "checks.bounds",
     "depth_sweep": "scaling",
+    "initialization": "measurement.initialization",
     "lyapunov_spectrum": "dynamics.lyapunov",
     "measure": "measurement",
     "width_sweep": "scaling",
@@ -70,6 +73,7 @@ __all__ = [
     "CutError",
     "Estimate",
     "InapplicableError",
+    "Initialization",
     "LyapunovExponents",
     "Measure",
     "Measurement",
@@ -91,6 +95,7 @@ __all__ = [
     "at_least",
     "at_most",
     "depth_sweep",
+    "initialization",
     "lyapunov_spectrum",
     "measure",
     "width_sweep",
@@ -101,6 +106,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "init":
+        return import_module(".init", __name__)
     if name not in _HOME:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
@@ -108,4 +115,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "init"})

@@ -641,7 +641,7 @@ REPORTED: tuple[ReportedFault, ...] = (
         "mlp",
         filters,
         vectors,
-        why="no measure differs from the twin: a bias of ±0.12 is harmless. A test of the initial values sees it",
+        why="no measure differs from the twin: a bias of ±0.12 is harmless. A baseline of the initial values sees it",
     ),
     _reported(
         "doubled-gain",
@@ -673,7 +673,7 @@ REPORTED: tuple[ReportedFault, ...] = (
         alibi,
         text,
         loss=token_loss,
-        why="`attention_entropy` rises by 2 %: a constant is wrong. A test of its value sees it",
+        why="`attention_entropy` rises by 2 %: a constant is wrong. A baseline of its value sees it",
     ),
     _reported(
         "decay-in-the-wrong-space",

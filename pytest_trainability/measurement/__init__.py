@@ -14,7 +14,7 @@ from ..checks.statistics import CONFIDENCE, as_confidence, as_seeds
 from ..engine.runs.recipe import ModelSource, OptimizerFactory, StepChoice
 from ..measures import DEFAULT, find_measure
 from .context import Context
-from .options import Options, as_recipe, refuse_unknown
+from .options import Options, as_recipe, factory_name, refuse_unknown
 from .registration import add_measure
 from .result import Measurement
 from .seed_runs import SeedRuns
@@ -176,13 +176,7 @@ def measure_in(
     until = until or {}
     seeds = as_seeds(given["seeds"])
     seed_runs = SeedRuns(recipe, seeds[:1] if recipe.fixed else seeds, context.confidence)
-    measurement = Measurement(seed_runs, given["name"] or _factory_name(model), context)
+    measurement = Measurement(seed_runs, given["name"] or factory_name(model), context)
     wanted = (find_measure(name, where="measures=") for name in (*DEFAULT, *measures, *until, *_ALWAYS))
     measurement.run(list(wanted), until=until)
     return measurement
-
-
-def _factory_name(model: Any) -> str:
-    """Return the name of a factory; empty for a module and a lambda, which the model's class names."""
-    name = "" if isinstance(model, nn.Module) else str(getattr(model, "__name__", ""))
-    return "" if name == "<lambda>" else name

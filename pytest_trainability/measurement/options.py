@@ -16,7 +16,7 @@ from ..engine.runs.recipe import OptimizerFactory, Recipe, StepChoice, is_fixed
 from ..errors import UsageError
 from .context import Context
 
-__all__ = ["Options", "as_dtype", "as_recipe", "refuse_unknown"]
+__all__ = ["Options", "as_dtype", "as_recipe", "factory_name", "refuse_no_model", "refuse_unknown"]
 
 
 class Options(TypedDict, total=False):
@@ -62,11 +62,7 @@ def as_recipe(context: Context, model: Any, inputs: Any, options: Options) -> Re
     Raises:
         UsageError: The model is neither a module nor a factory, or an option has an invalid value.
     """
-    if not isinstance(model, nn.Module) and not callable(model):
-        msg = (
-            f"the model must be a torch.nn.Module, a class or a factory without arguments. Got {type(model).__name__}."
-        )
-        raise UsageError(msg)
+    refuse_no_model(model)
     refuse_type("train", options["train"], bool, "True or False, for train or eval mode")
     refuse_type("name", options["name"], (str, type(None)), "a string")
     classes = options["classes"]
@@ -87,6 +83,25 @@ def as_recipe(context: Context, model: Any, inputs: Any, options: Options) -> Re
         optimizer=as_optimizer(options["optimizer"]),
         classes=None if classes is None else as_count("classes", classes, least=2),
     )
+
+
+def refuse_no_model(model: object) -> None:
+    """Refuse what is neither a module nor a factory.
+
+    Raises:
+        UsageError: It is.
+    """
+    if not isinstance(model, nn.Module) and not callable(model):
+        msg = (
+            f"the model must be a torch.nn.Module, a class or a factory without arguments. Got {type(model).__name__}."
+        )
+        raise UsageError(msg)
+
+
+def factory_name(model: Any) -> str:
+    """Return the name of a factory; empty for a module and a lambda, which the model's class names."""
+    name = "" if isinstance(model, nn.Module) else str(getattr(model, "__name__", ""))
+    return "" if name == "<lambda>" else name
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

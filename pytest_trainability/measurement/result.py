@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
 
+from torch import nn
+
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound, BoundLike, as_bound
 from ..checks.initial_values import IN_ROWS
@@ -17,6 +19,8 @@ from ..checks.tolerances import as_tolerance
 from ..checks.verdicts import Value, judge
 from ..engine.runs.finiteness import remarks
 from ..errors import BoundError, TrainabilityError, TrainabilityFailure, UsageError
+from ..init.rules import RuleLike
+from ..init.words import failure_text
 from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along, suggest_measure
 from ..measures.attributes import Attributes
 from ..records.estimates import Estimate, Profile, Spectrum, Steps
@@ -24,6 +28,7 @@ from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
 from ..records.text import visible
 from ..report.explain import explain, explain_baseline
 from .context import Context
+from .initialization import judge_contract, verdict_on
 from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
 from .writing import check_record, entry
 
@@ -261,6 +266,35 @@ class Measurement(Attributes):
         self._report()
         if not self._baseline.holds:
             raise TrainabilityFailure(explain_baseline(self._to_record(list(self._verdicts.values()))))
+
+    def check_initialization(self, contract: Mapping[str, RuleLike]) -> None:
+        """Build the model of each seed again, and check its parameters against a contract.
+
+        See :meth:`pytest_trainability.Initialization.check`. The model is checked as the factory builds it, on its device and in
+        its data type.
+
+        >>> result.check_initialization({"*.bias": init.zeros(), "**": init.normal(std=0.02)})  # doctest: +SKIP
+
+        Args:
+            contract: Rules of :mod:`pytest_trainability.init` by patterns of names.
+
+        Raises:
+            TrainabilityFailure: A parameter breaks its rule or has none, or a rule matches no parameter.
+            UsageError: The contract is invalid.
+            ModelError: A parameter holds no numbers.
+        """
+        __tracebackhide__ = True
+        model = self._seed_runs.recipe.model
+        seeds = self.seeds[:1] if isinstance(model, nn.Module) else self.seeds
+        try:
+            judgement = judge_contract(contract, model, seeds)
+        except TrainabilityError as error:
+            raise error.with_traceback(None) from error.__cause__
+        verdict = verdict_on(judgement)
+        self._verdicts[verdict.measure] = verdict
+        self._report()
+        if not judgement.holds:
+            raise TrainabilityFailure(failure_text(judgement, self.name))
 
     def _recorded_measures(self, *names: str, where: str) -> list[Measure]:
         """Return the measures that a baseline records: those of the chain, those with bounds, and the named ones."""

@@ -171,7 +171,9 @@ def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baselin
         return False
     if verdicts:
         failed = [verdict for verdict in verdicts if not verdict.holds]
-        return any(is_about_growth(v, MEASURES[v.measure].explained_by_growth, log_gain) for v in failed)
+        # The verdict on an initialization contract is that of no measure.
+        of_measures = [(v, MEASURES[v.measure]) for v in failed if v.measure in MEASURES]
+        return any(is_about_growth(v, m.explained_by_growth, log_gain) for v, m in of_measures)
     return not abs(log_gain) < NOTEWORTHY
 
 

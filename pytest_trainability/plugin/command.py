@@ -1,4 +1,4 @@
-"""Compare numbers that another machine has measured with the committed baselines, or accept them, without measuring again.
+"""Commands: compare or accept numbers that another machine has measured, or write the initialization contract of a model.
 
 A session with ``--trainability-measured=FOLDER`` writes all numbers of ``check_baseline()`` into the folder, in the format of the
 baselines and under their paths relative to the root. A job of continuous integration keeps the folder as an artifact.
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .paths import relative_path
 
@@ -41,7 +41,7 @@ class Difference:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run a command.
 
     Returns:
         Exit status: 0 if nothing differs or everything was accepted, 1 if ``compare`` finds a difference, 2 if a file, folder
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = _parser().parse_args(arguments)
     try:
+        if options.command == "contract":
+            return _write_contract(options)
         found = {path: differences for path, differences in _differences(options) if differences}
         for path, differences in found.items():
             _print(relative_path(path, options.root), differences)
@@ -87,7 +89,47 @@ def _parser() -> argparse.ArgumentParser:
             metavar="TOLERANCE",
             help="Tolerance of a measure, such as 'log_gain = 0.5'. May be given several times.",
         )
+    text = "Print the initialization contract that a model keeps. Exit status 1 if it does not hold on other seeds."
+    command = commands.add_parser("contract", help=text, description=text)
+    command.add_argument("build", metavar="MODULE:FACTORY", help="Factory of the model, such as package.module:build.")
+    command.add_argument("--seeds", default="8", help="Seeds to read, such as 8 or 0-7 (default: 8).")
+    command.add_argument("--name", default="CONTRACT", help="Name of the dictionary (default: CONTRACT).")
     return parser
+
+
+def _write_contract(options: argparse.Namespace) -> int:
+    """Print the contract of a model, and check it on as many other seeds."""
+    from ..checks.statistics import as_seeds
+    from ..measurement.contracts import checked_contract
+
+    text, trouble = checked_contract(_factory(options.build), as_seeds(options.seeds), options.name)
+    print(text, end="")
+    if trouble:
+        _say("pytest_trainability: this contract does not hold on other seeds. Correct it by hand:", file=sys.stderr)
+        for line in trouble.splitlines():
+            _say(line, file=sys.stderr)
+    return DIFFERS if trouble else 0
+
+
+def _factory(place: str) -> Any:
+    """Return the factory that ``package.module:build`` names. Modules of the current folder come first.
+
+    Raises:
+        UsageError: There is no such module or name.
+    """
+    from pkgutil import resolve_name
+
+    from ..errors import UsageError
+
+    sys.path.insert(0, str(Path.cwd()))
+    if ":" not in place:
+        msg = f"the factory must be given as MODULE:FACTORY, such as package.module:build. Got {place!r}."
+        raise UsageError(msg)
+    try:
+        return resolve_name(place)
+    except (ImportError, AttributeError, ValueError) as error:
+        msg = f"{place!r} must name a factory of a model. Importing it raised {type(error).__name__}: {error}."
+        raise UsageError(msg) from error
 
 
 def _differences(options: argparse.Namespace) -> Iterator[tuple[Path, list[Difference]]]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..measurement import Measurement, Options
+    from ..measurement.initialization import Initialization
     from ..records.reports import CheckRecord
     from ..scaling import Scaling
     from ..scaling.arguments import Along
@@ -94,6 +95,40 @@ class Trainability:
         if bounds:
             measurement.check(preset=None, **bounds)
         return measurement
+
+    def initialization(
+        self,
+        model: nn.Module | type[nn.Module] | Callable[[], nn.Module],
+        *,
+        seeds: int | Sequence[int] | None = None,
+        name: str | None = None,
+    ) -> Initialization:
+        """Return the parameters of a model at initialization, for a check against a contract. The model is never run.
+
+        Bounds of the marker, the command line and the ini file are not judged here.
+
+        Args:
+            model: A factory, which is called once per seed, or a finished module.
+            seeds: Number of seeds, or the seeds themselves. By default the value of the nearest marker, the command line or the
+                ini file.
+            name: Name of the model in messages.
+
+        Returns:
+            An object whose method ``check(contract)`` fails the test if the contract does not hold.
+
+        Raises:
+            UsageError: An argument has an invalid value.
+        """
+        __tracebackhide__ = True
+        from ..errors import TrainabilityError
+        from ..measurement.initialization import initialization
+
+        self._item.stash[CALLED] = True
+        given = self._with_settings({"seeds": seeds, "name": name})
+        try:
+            return initialization(model, seeds=given["seeds"], name=given["name"])
+        except TrainabilityError as error:
+            raise error.with_traceback(None) from error.__cause__
 
     def width_sweep(
         self, build: Callable[[int], nn.Module], widths: Sequence[int], inputs: Any = None, **arguments: Any

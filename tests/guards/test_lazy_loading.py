@@ -205,6 +205,20 @@ def test_every_public_name_resolves(name: str) -> None:
     assert value.__doc__
 
 
+def test_the_rules_of_contracts_are_a_public_module() -> None:
+    code = """
+import sys
+import pytest_trainability
+assert "init" in dir(pytest_trainability)
+assert "torch" not in sys.modules
+assert repr(pytest_trainability.init.zeros()) == "init.zeros()"
+from pytest_trainability import init
+assert init is pytest_trainability.init
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="'pytest_trainability' has no attribute 'withn'"):
         pytest_trainability.withn  # noqa: B018

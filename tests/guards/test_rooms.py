@@ -65,7 +65,7 @@ TABLE = {
     **{f"measures/{f}": replace(FAMILY, rooms=FAMILY.rooms | {f"measures/{f}"}) for f in FAMILIES},
     "dynamics": row("dynamics engine checks records errors", "torch"),
     "report": row("report records checks/bounds errors", "pytest"),
-    "measurement": row("measurement measures init engine/runs checks report records errors", "torch"),
+    "measurement": row("measurement measures init engine/runs engine/isolation checks report records errors", "torch"),
     "scaling": row(
         "scaling measurement measures engine/runs engine/isolation engine/torch_internals checks report records errors",
         "torch",

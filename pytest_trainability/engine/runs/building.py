@@ -15,9 +15,9 @@ from ...errors import ModelError, UsageError
 from ..isolation import generator_state, preserved_model, seeded
 from ..torch_internals import convert, is_lazy
 from ..trees import to_tensor_like
-from .recipe import Recipe, did_not_fit
+from .recipe import ModelSource, Recipe, did_not_fit
 
-__all__ = ["built", "choose_device", "device_of"]
+__all__ = ["built", "choose_device", "device_of", "drawn"]
 
 
 def choose_device(name: str | torch.device | None, *, fixed: bool, worker: int = 0) -> torch.device | None:
@@ -80,6 +80,32 @@ def built(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) -> 
             model, drawn = _drawn(recipe.model, seed, previous, stack)
         model = _placed(model, recipe)
         yield model, drawn
+
+
+def drawn(source: ModelSource, seed: int, previous: list[weakref.ref[nn.Module]]) -> nn.Module:
+    """Return the model of one seed as it is, for a caller who only reads its parameters. A finished module is not copied.
+
+    Args:
+        source: A finished module, or a factory.
+        seed: Seed of the build.
+        previous: Models of earlier seeds that the user keeps, which a factory must not return again.
+
+    Returns:
+        The model, on its device and with all parameters materialized.
+
+    Raises:
+        ModelError: The factory does not build a model, or a parameter holds no numbers.
+        UsageError: The factory returned the same object twice.
+    """
+    if isinstance(source, nn.Module):
+        _refuse_unmaterialized(source, fixed=True)
+        return source
+    model = _build(source, seed)
+    _refuse_unmaterialized(model, fixed=True)
+    _refuse_repeated(model, previous)
+    if sys.getrefcount(model) > _references_of_a_local():
+        previous.append(weakref.ref(model))
+    return model
 
 
 def _finished(model: nn.Module, recipe: Recipe, stack: ExitStack) -> nn.Module:

@@ -15,7 +15,7 @@ from models import BATCH, WIDTH
 from torch import Tensor, nn
 
 from pytest_trainability import measure
-from pytest_trainability.engine.runs.building import built, choose_device, device_of
+from pytest_trainability.engine.runs.building import built, choose_device, device_of, drawn
 from pytest_trainability.errors import ModelError, TrainabilityError, UsageError
 from pytest_trainability.measurement import DEFAULT_OPTIONS, Context, as_recipe
 
@@ -362,3 +362,20 @@ def test_a_model_made_in_inference_mode_is_measured_on_a_copy() -> None:
     model = made_for_inference()
     assert measure(model, FLOATS).log_gain.values == measure(model, FLOATS).log_gain.values
     assert all(p.is_inference() and p.requires_grad for p in model.parameters())
+
+
+def test_a_model_that_is_only_read_is_not_copied() -> None:
+    model = models.mlp()
+    assert drawn(model, 0, []) is model
+    first, second = (drawn(models.mlp, seed, []) for seed in (0, 1))
+    assert not torch.equal(next(first.parameters()), next(second.parameters()))
+
+
+def test_a_model_that_is_only_read_must_hold_numbers_and_be_new() -> None:
+    for build in (lazy, on_meta):
+        with pytest.raises(ModelError, match="must hold numbers"):
+            drawn(build, 0, [])
+    previous: list[weakref.ref[nn.Module]] = []
+    drawn(lambda: KEPT, 0, previous)
+    with pytest.raises(UsageError, match="must build a new model"):
+        drawn(lambda: KEPT, 1, previous)

@@ -1,0 +1,44 @@
+"""Names, shapes and fans of parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_trainability import UsageError
+from pytest_trainability.init.places import Place, fans_of, tensors_of
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (8, 4, 3), (6, 2, 5, 3), (4, 3, 2, 2, 2)])
+def test_fans_are_those_of_torch(shape: tuple[int, ...]) -> None:
+    """``xavier_uniform_`` of torch draws within ``√(6 / (fan_in + fan_out))``, ``kaiming_uniform_`` within ``√(6 / fan_in)``."""
+    fan_in, fan_out = fans_of(Place("w", shape))
+    torch_fans = nn.init._calculate_fan_in_and_fan_out(torch.empty(shape))
+    assert (fan_in, fan_out) == torch_fans
+
+
+def test_a_vector_has_no_fans() -> None:
+    with pytest.raises(UsageError, match=r"two or more dimensions. 'b' has the shape \(3,\)"):
+        fans_of(Place("b", (3,)))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.wte = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5)
+        self.head.weight = self.wte.weight
+        self.norm = nn.BatchNorm1d(3)
+        self.blocks = nn.ModuleList([self.norm, self.norm])
+
+
+def test_all_names_lead_to_shared_tensors() -> None:
+    found = tensors_of(Tied())
+    assert found.parameters["head.weight"] is found.parameters["wte.weight"]
+    assert {"norm.weight", "blocks.0.weight", "blocks.1.weight"} <= found.parameters.keys()
+    assert {"norm.running_mean", "blocks.1.num_batches_tracked"} <= found.buffers.keys()
+    assert found.place("head.bias") == Place("head.bias", (5,), (5, 3))
+    assert found.facts == {"heads": (4,)}
+    assert found.place("head.bias").of_shape((2,)).weight == (5, 3)

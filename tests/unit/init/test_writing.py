@@ -1,0 +1,110 @@
+"""Contracts of models as they are today."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_trainability import UsageError, init
+from pytest_trainability.init.check import check_models
+from pytest_trainability.init.writing import contract_of, rules_of, source_of
+
+
+def models(build: Callable[[], nn.Module], seeds: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
+    for seed in seeds:
+        torch.manual_seed(seed)
+        yield seed, build()
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.ln, self.c_fc, self.c_proj = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        nn.init.normal_(self.c_fc.weight, std=0.02)
+        nn.init.normal_(self.c_proj.weight, std=0.02 / math.sqrt(2 * layers))
+        nn.init.zeros_(self.c_fc.bias)
+        nn.init.zeros_(self.c_proj.bias)
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 48, layers: int = 3) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(60, width)
+        nn.init.normal_(self.wte.weight, std=0.02)
+        self.h = nn.ModuleList(Block(width, layers) for _ in range(layers))
+        self.head = nn.Linear(width, 60, bias=False)
+        self.head.weight = self.wte.weight
+
+
+def written(build: Callable[[], nn.Module]) -> dict[str, str]:
+    with torch.random.fork_rng(devices=[]):
+        return contract_of(models(build, range(8)))
+
+
+def test_layers_are_folded_and_names_are_few() -> None:
+    assert written(Net) == {
+        "head.weight": "init.tied('wte.weight')",
+        "*.ln.weight": "init.ones()",
+        "*.c_proj.weight": "init.normal(std=0.02 / math.sqrt(2 * 3))",
+        "*.bias": "init.zeros()",
+        "**": "init.normal(std=0.02)",
+    } or written(Net) == {
+        "head.weight": "init.tied('wte.weight')",
+        "h.*.ln.weight": "init.ones()",
+        "h.*.c_proj.weight": "init.normal(std=0.02 / math.sqrt(2 * 3))",
+        "*.bias": "init.zeros()",
+        "**": "init.normal(std=0.02)",
+    }
+
+
+BUILDS: dict[str, Callable[[], nn.Module]] = {
+    "net": Net,
+    "convolutions": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 4, 2)),
+    "attention": lambda: nn.TransformerEncoderLayer(32, 4, 64, 0.0, "gelu"),
+    "recurrent": lambda: nn.LSTM(20, 30),
+    "one layer differs": lambda: nn.ModuleList(nn.Linear(9, 9) if i != 2 else nn.LayerNorm(9) for i in range(5)),
+    "half": lambda: Net().bfloat16(),
+    "shared module": lambda: nn.Sequential(*[nn.Linear(30, 30)] * 4),
+}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_contract_holds_on_other_seeds(name: str) -> None:
+    contract = written(BUILDS[name])
+    with torch.random.fork_rng(devices=[]):
+        found = check_models(rules_of(contract), models(BUILDS[name], range(20, 24)))
+    assert found.holds, [(breach.reading.name, breach.words) for breach in found.breaches]
+    assert not any("anything" in text for text in contract.values())
+
+
+def test_copies_and_tables_are_named() -> None:
+    def build() -> nn.Module:
+        online, target = nn.Linear(40, 20), nn.Linear(40, 20)
+        target.load_state_dict(online.state_dict())
+        table = nn.Embedding.from_pretrained(torch.linspace(0, 1, 40).view(8, 5))
+        return nn.ModuleDict({"online": online, "table": table, "target": target})
+
+    found = written(build)
+    assert found["table.weight"] == "init.anything('the same entries for every seed')"
+    assert "init.copied('online.weight')" in found.values()
+
+
+def test_source_is_python() -> None:
+    source = source_of({"*.w": "init.kaiming_uniform(a=math.sqrt(5))", "**": "init.zeros()"}, "RULES")
+    names: dict[str, object] = {}
+    exec(source, names)
+    assert repr(names["RULES"]) == "{'*.w': init.kaiming_uniform(a=math.sqrt(5)), '**': init.zeros()}"
+    assert source.startswith("import math\n\nfrom pytest_trainability import init\n")
+    assert not source_of({"**": "init.zeros()"}).startswith("import math")
+    assert names["init"] is init
+
+
+def test_models_without_parameters_and_changing_models_are_refused() -> None:
+    with pytest.raises(UsageError, match="The model has none"):
+        contract_of([(0, nn.ReLU())])
+    with pytest.raises(UsageError, match="That of seed 1 has others"):
+        contract_of([(0, nn.Linear(2, 2)), (1, nn.LayerNorm(2, bias=False))])
