@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..records.names import template
 from .assignment import Assignment, as_contract, assign
 from .laws import Law
-from .names import folded
 from .places import tensors_of
 from .reading import Reading, look_of, read_model
 from .rules import RuleLike
@@ -101,7 +101,7 @@ def check_models(contract: Mapping[str, RuleLike], models: Iterable[tuple[int, n
     breaches = _unlikely(tests, {(b.reading.name, b.reading.label) for b in certain})
     totals: dict[tuple[str, str], int] = defaultdict(int)
     for readings in gathered.by_part.values():
-        totals[readings[0].pattern, folded(readings[0].name) + readings[0].label] += 1
+        totals[readings[0].pattern, template(readings[0].name) + readings[0].label] += 1
     return Judgement(
         seeds=tuple(gathered.seeds),
         model=known.model,

@@ -1,4 +1,4 @@
-"""Patterns of names, and names that differ by a number."""
+"""Patterns of names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-__all__ = ["folded", "matches", "names_buffer", "nearest"]
+from ..records.names import template
+
+__all__ = ["matches", "names_buffer", "nearest"]
 
 
 @lru_cache(maxsize=4096)
@@ -45,22 +47,13 @@ def names_buffer(pattern: str, name: str) -> bool:
     return matches(pattern, name) and pattern.endswith(name.rpartition(".")[2])
 
 
-def folded(name: str) -> str:
-    """Return a name with ``*`` in place of each part that is a number.
-
-    >>> folded("blocks.11.mlp.fc1.weight")
-    'blocks.*.mlp.fc1.weight'
-    """
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
 def nearest(pattern: str, names: Iterable[str]) -> str:
     """Return the name that is most similar to a pattern; empty if none is similar.
 
     >>> nearest("*.c_prj.weight", ["h.0.c_proj.weight", "h.1.c_proj.weight", "wte.weight"])
     'h.*.c_proj.weight'
     """
-    known: Sequence[str] = list(dict.fromkeys(map(folded, names)))
+    known: Sequence[str] = list(dict.fromkeys(map(template, names)))
     literal = pattern.strip("*.?")
     tails = {".".join(name.split(".")[-(literal.count(".") + 1) :]): name for name in reversed(known)}
     found = difflib.get_close_matches(literal, list(tails), n=1, cutoff=0.5)

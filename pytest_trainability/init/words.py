@@ -6,9 +6,9 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from ..records.names import template
 from ..records.text import format_number, short_repr
 from .check import FALSE_ALARM, Breach, Judgement, pooled
-from .names import folded
 from .ratios import explain_ratio
 from .reading import look_of
 
@@ -73,7 +73,7 @@ def _groups(breaches: Sequence[Breach]) -> list[list[Breach]]:
     for breach in breaches:
         reading = breach.reading
         words = breach.words if breach.kind == "broken" and breach.found is None else ""
-        found[folded(reading.name), reading.label, breach.kind, reading.shape, folded(words)].append(breach)
+        found[template(reading.name), reading.label, breach.kind, reading.shape, template(words)].append(breach)
     return list(found.values())
 
 
@@ -82,8 +82,8 @@ def _line(group: Sequence[Breach], judgement: Judgement) -> str:
     reading = first.reading
     name = reading.name
     if len(group) > 1:
-        total = judgement.totals[reading.pattern, folded(reading.name) + reading.label]
-        name = folded(reading.name)
+        total = judgement.totals[reading.pattern, template(reading.name) + reading.label]
+        name = template(reading.name)
         return f"{name}{reading.label} ({len(group)} of {total}): {_what(group, judgement)}"
     return f"{name}{reading.label}: {_what(group, judgement)}"
 
@@ -123,7 +123,7 @@ def _numbers(group: Sequence[Breach], judgement: Judgement) -> dict[str, int]:
     """Return the numbers of layers, fans and heads that a scaling may contain."""
     reading = group[0].reading
     found: dict[str, int] = {}
-    parts = [name.split(".") for name in judgement.names if folded(name) == folded(reading.name)]
+    parts = [name.split(".") for name in judgement.names if template(name) == template(reading.name)]
     columns = [{part for part in column if part.isdigit()} for column in zip(*parts, strict=True)]
     layers = [len(column) for column in columns if len(column) > 1]
     found |= {("layers" if i == 0 else f"layers ({i + 1})"): count for i, count in enumerate(layers)}
@@ -160,7 +160,7 @@ def _with_article(kind: str) -> str:
 def _without_rule(judgement: Judgement) -> Iterator[str]:
     groups: dict[str, list[str]] = defaultdict(list)
     for name in judgement.assignment.unmatched:
-        groups[folded(name)].append(name)
+        groups[template(name)].append(name)
     if groups:
         yield "  No rule matches these parameters. Add one, or init.anything(reason):"
     for name, names in list(groups.items())[:MOST_LINES]:

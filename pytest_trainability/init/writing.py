@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..errors import UsageError
-from .names import folded, matches
+from ..records.names import template
+from .names import matches
 from .places import tensors_of
 from .reading import look_of
 from .recognition import Seen, eval_rule, recognized, see
@@ -77,7 +78,7 @@ def _texts(known: Mapping[str, Seen]) -> dict[str, str]:
         elif seen.trouble:
             texts[name] = f"init.anything({seen.trouble!r})"
         else:
-            groups[folded(name), ""].append(name)
+            groups[template(name), ""].append(name)
     choices = {name: [f"init.copied({first!r})"] for name, first in _copies(known).items()}
     for names in groups.values():
         common = recognized([known[name] for name in names])
@@ -134,13 +135,13 @@ def _compressed(texts: Mapping[str, str]) -> dict[str, str]:
     """Return few patterns with the rules of all names. See Note [Compression of a contract]."""
     root = _Node("**")
     for name, text in texts.items():
-        parts = folded(name).split(".")[::-1]
+        parts = template(name).split(".")[::-1]
         node = root
         for i, part in enumerate(parts):
             suffix = ".".join(parts[: i + 1][::-1])
             node = node.children.setdefault(part, _Node("" if part == "*" else f"*.{suffix}"))
-        node = node.children.setdefault("", _Node(folded(name)))
-        if folded(name) == name:
+        node = node.children.setdefault("", _Node(template(name)))
+        if template(name) == name:
             node.text = text
         else:
             node.children[name] = _Node(name, text=text)
@@ -180,7 +181,7 @@ def _with_exceptions(contract: Mapping[str, str], texts: Mapping[str, str]) -> d
     full = {**{name: texts[name] for name in wrong}, **{p: t for p, t in contract.items() if p not in wrong}}
     names: dict[str, set[str]] = defaultdict(set)
     for name in texts:
-        names[next(pattern for pattern in full if matches(pattern, name))].add(folded(name))
+        names[next(pattern for pattern in full if matches(pattern, name))].add(template(name))
     return {_shortest(pattern, names[pattern]): text for pattern, text in full.items() if pattern in names}
 
 

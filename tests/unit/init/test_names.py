@@ -1,10 +1,10 @@
-"""Patterns, folded names and nearest names."""
+"""Patterns and nearest names."""
 
 from __future__ import annotations
 
 import pytest
 
-from pytest_trainability.init.names import folded, matches, names_buffer, nearest
+from pytest_trainability.init.names import matches, names_buffer, nearest
 
 NAME = "transformer.h.11.attn.c_proj.weight"
 
@@ -38,10 +38,6 @@ def test_a_buffer_must_be_named() -> None:
     assert names_buffer("*.running_mean", "bn.running_mean")
     assert not names_buffer("*.weight", "bn.running_mean")
     assert not names_buffer("**", "bn.running_mean")
-
-
-def test_numbers_are_folded() -> None:
-    assert folded("h.11.mlp.3.fc1.weight") == "h.*.mlp.*.fc1.weight"
 
 
 def test_nearest_name() -> None:
