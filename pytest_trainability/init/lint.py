@@ -47,7 +47,7 @@ def unusual_values(model: nn.Module, description: ModelDescription) -> dict[str,
     findings = [
         finding for path, module in named_modules_of(model) for finding in _of_module(path, module, names, description)
     ]
-    findings += [(tensor, _outlier(tensor, description.values[name])) for name, tensor in tensors.items()]
+    findings += [(tensor, _of_parameter(tensor, description.values[name])) for name, tensor in tensors.items()]
     reasons: dict[str, str] = {}
     for tensor, reason in findings:
         if reason and tensor is not None and id(tensor) in names:
@@ -137,16 +137,12 @@ def _factor(part: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _outlier(tensor: Tensor, values: TensorStatistics) -> str:
-    """Return how far out the largest entry of a matrix is, if that is unusual."""
-    if (
-        not isinstance(tensor, nn.Parameter)
-        or tensor.dim() < 2
-        or values.count < FEW
-        or values.not_finite
-        or not values.rms
-    ):
+def _of_parameter(tensor: Tensor, values: TensorStatistics) -> str:
+    """Return what is unusual about a matrix, or a larger array, whatever it is for."""
+    if not isinstance(tensor, nn.Parameter) or tensor.dim() < 2 or values.count < FEW or values.not_finite:
         return ""
+    if not values.rms:
+        return "" if tensor.requires_grad else "all entries are 0, and the parameter is frozen: it never changes anything"
     ratio = values.largest / values.rms
     is_out = ratio > MOST_OUT and values.zeros < SPARSE * values.count
     return f"the largest entry, {values.largest:.3g}, is {ratio:.0f} root mean squares out" if is_out else ""

@@ -27,6 +27,7 @@ def unusual_parameters(run: Run) -> list[str]:
     - The gain of a normalization is drawn around 0, where it should be constant; or it is 0 and the shift is 1.
     - A weight matrix of 64 entries or more is constant and not 0, or an embedding is constant: its units or rows are equal.
     - The padding row of an embedding is not 0.
+    - A frozen matrix of 64 entries or more is 0.
     - Both factors of a low-rank product (LoRA) are 0.
     - A matrix of 64 entries or more has an entry more than 24 root mean squares out, and is not sparse.
     - A matrix inside a numbered block, with at least a quarter as many outputs as inputs, has a gain ``rms * sqrt(fan-in)``

@@ -76,6 +76,11 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "weight",
         "row 1 of an embedding is its padding row",
     ),
+    "a frozen table of zeros": (
+        lambda: nn.ParameterList([nn.Parameter(torch.zeros(1, 9, 8), requires_grad=False)]),
+        "0",
+        "all entries are 0, and the parameter is frozen",
+    ),
     "a low-rank product of zeros": (lambda: LowRank(second=0.0), r"lora_A\.default\.weight", "both factors"),
     "an entry far out": (
         lambda: changed(nn.Linear(64, 64), one_far_out),
@@ -108,6 +113,9 @@ def test_what_is_unusual_is_named_with_its_reason(build: Callable[[], nn.Module]
 HEALTHY: dict[str, Callable[[], nn.Module]] = {
     "gains drawn around one": lambda: changed(nn.BatchNorm2d(64), lambda m: nn.init.normal_(m.weight, 1.0, 0.02)),
     "zero-centered gains": lambda: changed(nn.RMSNorm(8), lambda m: nn.init.zeros_(m.weight)),
+    "a frozen layer with a bias of zeros": lambda: changed(
+        nn.Linear(8, 64).requires_grad_(requires_grad=False), lambda m: nn.init.zeros_(m.bias)
+    ),
     "a zero matrix": lambda: changed(nn.Linear(8, 8), lambda m: nn.init.zeros_(m.weight)),
     "a low-rank product that starts at zero": lambda: LowRank(second=0.1),
     "a one-hot table": lambda: changed(nn.Linear(4096, 4096, bias=False), lambda m: nn.init.eye_(m.weight)),
