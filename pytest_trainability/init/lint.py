@@ -100,10 +100,12 @@ def _of_table(module: nn.Embedding, values: TensorStatistics) -> str:
 
 def _of_matrix(path: str, module: nn.Module, weight: Tensor, values: TensorStatistics) -> str:
     """Return what is unusual about a weight matrix."""
+    fans = _fans(module, weight)
+    if fans is None:
+        return ""
     if values.is_constant and values.mean and values.count >= FEW:
         return f"all entries of a weight matrix are {values.mean:.3g}: its units are equal"
-    fans = _fans(module, weight)
-    if fans is None or not any(part.isdecimal() for part in path.split(".")):
+    if not any(part.isdecimal() for part in path.split(".")):
         return ""
     inputs, outputs = fans
     gain = values.rms * math.sqrt(inputs)
@@ -142,7 +144,9 @@ def _of_parameter(tensor: Tensor, values: TensorStatistics) -> str:
     if not isinstance(tensor, nn.Parameter) or tensor.dim() < 2 or values.count < FEW or values.not_finite:
         return ""
     if not values.rms:
-        return "" if tensor.requires_grad else "all entries are 0, and the parameter is frozen: it never changes anything"
+        return (
+            "" if tensor.requires_grad else "all entries are 0, and the parameter is frozen: it never changes anything"
+        )
     ratio = values.largest / values.rms
     is_out = ratio > MOST_OUT and values.zeros < SPARSE * values.count
     return f"the largest entry, {values.largest:.3g}, is {ratio:.0f} root mean squares out" if is_out else ""

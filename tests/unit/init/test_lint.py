@@ -112,6 +112,7 @@ def test_what_is_unusual_is_named_with_its_reason(build: Callable[[], nn.Module]
 
 HEALTHY: dict[str, Callable[[], nn.Module]] = {
     "gains drawn around one": lambda: changed(nn.BatchNorm2d(64), lambda m: nn.init.normal_(m.weight, 1.0, 0.02)),
+    "gains of several dimensions": lambda: nn.LayerNorm((8, 16)),
     "zero-centered gains": lambda: changed(nn.RMSNorm(8), lambda m: nn.init.zeros_(m.weight)),
     "a frozen layer with a bias of zeros": lambda: changed(
         nn.Linear(8, 64).requires_grad_(requires_grad=False), lambda m: nn.init.zeros_(m.bias)
