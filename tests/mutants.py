@@ -59,6 +59,8 @@ ALSO: dict[str, tuple[str, ...]] = {
     "measures/structure": ("tests/unit/measures/structure",),
 }
 """Tests in addition to those that mirror the file, by room."""
+ALWAYS = ("tests/guards/test_dataclasses.py",)
+"""Guards that read the classes of all rooms."""
 
 COMPARISONS = {
     ast.Lt: ast.LtE,
@@ -217,7 +219,7 @@ def tests_of(mutant: Mutant, room: str) -> list[str]:
     mirror = ROOT / "tests" / "unit" / inside.parent / f"test_{name}.py"
     found = [str(mirror.relative_to(ROOT))] if mirror.is_file() else []
     also = next((ALSO[r] for r in (room, str(inside.parent), inside.parts[0]) if r in ALSO), ())
-    return found + [test for test in also if (ROOT / test).exists() and test not in found]
+    return found + [test for test in (*also, *ALWAYS) if (ROOT / test).exists() and test not in found]
 
 
 class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
