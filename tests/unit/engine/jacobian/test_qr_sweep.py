@@ -313,6 +313,20 @@ def test_cotangents_in_the_null_space_of_a_step_are_round_off() -> None:
     assert rates[0] == -math.inf and math.isfinite(rates[1])
 
 
+def test_a_cotangent_in_the_null_space_of_a_step_leaves_the_next_one() -> None:
+    """The first of two cotangents is constant, and a LayerNorm removes it. The second one takes nothing from its round-off."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64, elementwise_affine=False))
+    trajectories = Trajectories(models.cut(model, torch.randn(2, 64), "*").chain, Division(2))
+    columns = torch.stack([torch.ones(2, 64), torch.randn(2, 64)])
+    logs = qr_sweep(trajectories, [columns]).logs
+    assert (logs[1, :, 0] == -math.inf).all() and logs[0, :, 0].isnan().all()
+    # A LayerNorm ignores the part along the first cotangent, and QR removes it before the step: the rates are those alone.
+    centred = columns[1:] - columns[1:].mean(dim=2, keepdim=True)
+    alone = qr_sweep(trajectories, [centred]).logs
+    torch.testing.assert_close(logs[:, :, 1:], alone, rtol=0, atol=1e-4)
+
+
 def test_a_whole_frame_in_the_null_space_of_a_step_vanishes() -> None:
     """A LayerNorm removes mean and length: its null space is spanned by a constant and by its own output."""
     torch.manual_seed(0)
