@@ -228,18 +228,6 @@ def test_samples_are_separate_although_only_the_last_state_has_half_precision() 
     assert find_trajectories(chain, BATCH, 0)[0].division == SOLO
 
 
-def test_another_default_device_does_not_apply() -> None:
-    """Sizes and factors are on the CPU, where the model is, also in the comparison at equal sizes."""
-    factors = torch.tensor([[1.0], [3e-4]])
-    model = tower(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), Lambda(lambda x: factors * x)))
-    chain = models.cut(model, torch.randn(2, WIDTH), ["0", "1", "2"]).chain
-    expected = find_trajectories(chain, 2, 0)[1]
-    with torch.device("meta"):
-        found = find_trajectories(chain, 2, 0)[1]
-    assert found is not None and expected is not None
-    assert found.trajectories.count == 2 and torch.equal(found.logs, expected.logs)
-
-
 # Along time ----------------------------------------------------------------------------------------------------
 def time_major(model: Any, x: Tensor) -> Tensor:
     h = x.new_zeros(x.shape[1], loops.WIDTH)
@@ -333,3 +321,19 @@ def test_the_sweep_of_independent_samples_is_that_of_one_cotangent_where_one_is_
     plain = qr_sweep(trajectories, random_cotangents(chain, 1, 0))
     assert torch.equal(sweep.logs.nan_to_num(7), plain.logs.nan_to_num(7))
     assert sweep.sums()[0] == -math.inf and sweep.sums()[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_another_default_device_does_not_apply(dead: bool) -> None:
+    """Sizes and rates are on the CPU, also where rates at equal sizes are compared, up to the step where a sample is dead."""
+    torch.manual_seed(0)
+    factors = torch.tensor([[1.0], [3e-4]])
+    last = DeadSample() if dead else nn.Linear(WIDTH, WIDTH)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Lambda(lambda x: factors * x), nn.Linear(WIDTH, WIDTH), last)
+    chain = models.cut(model, torch.randn(2, WIDTH), ["0", "2", "3"]).chain
+    expected = find_trajectories(chain, 2, 0)[1]
+    with torch.device("meta"):
+        found = find_trajectories(chain, 2, 0)[1]
+    assert found is not None and expected is not None and found.trajectories.count == 2
+    assert found.logs.device.type == "cpu"
+    torch.testing.assert_close(found.logs, expected.logs, rtol=0, atol=0, equal_nan=True)
