@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import importlib
 import importlib.abc
 import importlib.util
 import math
@@ -31,7 +32,7 @@ from types import ModuleType
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_trainability"
 ALSO: dict[str, tuple[str, ...]] = {
-    "checks": ("tests/unit/report", "tests/plugin/test_baselines.py"),
+    "checks": ("tests/unit/checks", "tests/unit/report"),
     "records": ("tests/unit/report", "tests/unit/checks/test_verdicts.py"),
     "report": ("tests/plugin/test_sessions.py", "tests/plugin/test_failures.py"),
     "plugin": (
@@ -39,7 +40,7 @@ ALSO: dict[str, tuple[str, ...]] = {
         *("tests/plugin/test_extensions.py", "tests/plugin/test_nothing_lost.py", "tests/plugin/test_randomness.py"),
         *("tests/plugin/test_presets.py", "tests/guards/test_messages.py"),
     ),
-    "measurement": ("tests/unit/measurement", "tests/plugin/test_sessions.py", "tests/plugin/test_failures.py"),
+    "measurement": ("tests/unit/measurement", "tests/unit/report"),
     "scaling": ("tests/unit/scaling", "tests/truth/test_scaling.py"),
     "dynamics": ("tests/unit/dynamics", "tests/truth/test_maps.py", "tests/truth/test_flows.py"),
     "engine/linalg": ("tests/unit/engine/linalg", "tests/truth/test_rank.py"),
@@ -67,6 +68,9 @@ ALSO: dict[str, tuple[str, ...]] = {
 """Tests in addition to those that mirror the file, by room."""
 ALWAYS = ("tests/guards/test_dataclasses.py",)
 """Guards that read the classes of all rooms."""
+
+LIBRARIES = ("numpy", "scipy.stats", "torch._dynamo", "pytest", "hypothesis")
+"""What the tests import besides the package."""
 
 COMPARISONS = {
     ast.Lt: ast.LtE,
@@ -296,10 +300,9 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one mutant")
     given = parser.parse_args()
     os.chdir(ROOT)
-    # Loaded once, for all children: torch takes seconds.
-    import numpy  # noqa: F401
-    import pytest  # noqa: F401
-    import scipy.stats  # noqa: F401
+    # Loaded once, for all children, which would take seconds for it.
+    for name in LIBRARIES:
+        importlib.import_module(name)
     import torch
 
     torch.set_num_threads(1)
