@@ -32,7 +32,7 @@ from types import ModuleType
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_trainability"
 ALSO: dict[str, tuple[str, ...]] = {
-    "checks": ("tests/unit/checks", "tests/unit/report"),
+    "checks": ("tests/unit/report",),
     "records": ("tests/unit/report", "tests/unit/checks/test_verdicts.py"),
     "report": ("tests/plugin/test_sessions.py", "tests/plugin/test_failures.py"),
     "plugin": (

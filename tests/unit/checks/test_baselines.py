@@ -117,6 +117,11 @@ def test_a_single_seed_that_moves_far_is_no_change() -> None:
     assert changes(gain(SPREAD), gain(other)) == ()
 
 
+def test_of_two_seeds_both_must_move() -> None:
+    assert changes(gain([-14.0, -13.0]), gain([-14.0, -9.0])) == ()
+    assert len(changes(gain([-14.0, -13.0]), gain([-12.0, -9.0]))) == 1
+
+
 def test_versions_and_threads_are_one_environment_and_devices_are_not() -> None:
     given = {
         "torch": "2.6.0",
