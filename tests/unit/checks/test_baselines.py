@@ -574,6 +574,10 @@ def test_a_single_draw_has_the_spread_of_the_other_sample() -> None:
     assert changes(gain(SPREAD), gain([1.5], seeds=[100])) == ()
     assert len(changes(gain(SPREAD), gain([50.0], seeds=[100]))) == 1
     assert len(changes(gain([50.0], seeds=[100]), gain(SPREAD))) == 1
+    # Whichever side is the single draw: 6 is eleven standard errors of the difference away, and 2 is four.
+    for value, found in [(6.0, 1), (2.0, 0)]:
+        assert len(changes(gain(SPREAD), gain([value], seeds=[100]))) == found
+        assert len(changes(gain([value], seeds=[100]), gain(SPREAD))) == found
 
 
 def test_two_seeds_are_a_sample() -> None:
