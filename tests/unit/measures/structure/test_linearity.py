@@ -122,6 +122,31 @@ def test_linear_functions_are_not_activations(between: str) -> None:
     assert linear_steps(build, vectors) == ["5"]
 
 
+class Adding(nn.Linear):
+    """A layer that adds a tensor which it does not take as an argument."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.added[0]
+
+
+class Bypassed(nn.Module):
+    """Three layers. The second one adds what the first one reads, which is the result of an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(WIDTH, WIDTH), Adding(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        self.b.added = [x]
+        return self.c(self.b(self.a(x)))
+
+
+def test_an_activation_before_the_first_state_is_in_no_step() -> None:
+    """The third layer follows the second one, which is linear in the first state, without an activation."""
+    assert "c" in linear_steps(Bypassed, vectors)
+
+
 @pytest.mark.parametrize(
     ("mask", "expected"),
     [
