@@ -14,13 +14,16 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import importlib
 import importlib.abc
 import importlib.util
+import math
 import os
 import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +32,7 @@ from types import ModuleType
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_trainability"
 ALSO: dict[str, tuple[str, ...]] = {
-    "checks": ("tests/unit/report", "tests/plugin/test_baselines.py"),
+    "checks": ("tests/unit/report",),
     "records": ("tests/unit/report", "tests/unit/checks/test_verdicts.py"),
     "report": ("tests/plugin/test_sessions.py", "tests/plugin/test_failures.py"),
     "plugin": (
@@ -37,12 +40,16 @@ ALSO: dict[str, tuple[str, ...]] = {
         *("tests/plugin/test_extensions.py", "tests/plugin/test_nothing_lost.py", "tests/plugin/test_randomness.py"),
         *("tests/plugin/test_presets.py", "tests/guards/test_messages.py"),
     ),
-    "measurement": ("tests/unit/measurement", "tests/plugin/test_sessions.py", "tests/plugin/test_failures.py"),
+    "measurement": ("tests/unit/measurement", "tests/unit/report"),
     "scaling": ("tests/unit/scaling", "tests/truth/test_scaling.py"),
     "dynamics": ("tests/unit/dynamics", "tests/truth/test_maps.py", "tests/truth/test_flows.py"),
     "engine/linalg": ("tests/unit/engine/linalg", "tests/truth/test_rank.py"),
     "engine/capture": ("tests/unit/engine/capture", "tests/unit/engine/jacobian/test_vjp.py"),
-    "engine/jacobian": ("tests/unit/engine/jacobian", "tests/truth/test_random_matrices.py"),
+    "engine/jacobian": (
+        "tests/unit/engine/jacobian",
+        "tests/truth/test_random_matrices.py",
+        "tests/truth/test_rank.py",
+    ),
     "engine/runs": ("tests/unit/engine/runs", "tests/unit/measurement"),
     "measures/depth": ("tests/truth/test_branches.py", "tests/truth/test_recurrent.py"),
     "measures/jacobian": ("tests/truth/test_singular_values.py",),
@@ -59,6 +66,11 @@ ALSO: dict[str, tuple[str, ...]] = {
     "measures/structure": ("tests/unit/measures/structure",),
 }
 """Tests in addition to those that mirror the file, by room."""
+ALWAYS = ("tests/guards/test_dataclasses.py",)
+"""Guards that read the classes of all rooms."""
+
+LIBRARIES = ("numpy", "scipy.stats", "torch._dynamo", "pytest", "hypothesis")
+"""What the tests import besides the package."""
 
 COMPARISONS = {
     ast.Lt: ast.LtE,
@@ -217,7 +229,7 @@ def tests_of(mutant: Mutant, room: str) -> list[str]:
     mirror = ROOT / "tests" / "unit" / inside.parent / f"test_{name}.py"
     found = [str(mirror.relative_to(ROOT))] if mirror.is_file() else []
     also = next((ALSO[r] for r in (room, str(inside.parent), inside.parts[0]) if r in ALSO), ())
-    return found + [test for test in also if (ROOT / test).exists() and test not in found]
+    return found + [test for test in (*also, *ALWAYS) if (ROOT / test).exists() and test not in found]
 
 
 class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -240,8 +252,8 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.mutant.text, str(self.mutant.path), "exec"), module.__dict__)
 
 
-def survives(mutant: Mutant, room: str, timeout: float) -> bool:
-    """Whether all tests pass with the fault, in a process of its own; a run that takes too long has noticed it."""
+def outcome(mutant: Mutant, tests: list[str], timeout: float) -> str:
+    """Run the tests with the fault, in another process: it survived, was noticed, or the run took too long to tell."""
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -265,43 +277,50 @@ def survives(mutant: Mutant, room: str, timeout: float) -> bool:
         ]
         code = 3
         try:
-            code = int(pytest.main([*options, *tests_of(mutant, room)]))
+            code = int(pytest.main([*options, *tests]))
         finally:
             os._exit(code)
     ends = time.monotonic() + timeout
     while time.monotonic() < ends:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status) == 0
+            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "noticed"
         time.sleep(0.05)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return False
+    return "took too long"
 
 
 def main() -> int:
-    """Plant the mutants of a room, and print those that no test notices."""
+    """Plant the mutants of a room, and print those that no test notices and those whose tests do not end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--room", required=True, help="a folder or file of the package, such as engine/capture")
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=120, help="seconds for the tests of one mutant")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one mutant")
     given = parser.parse_args()
     os.chdir(ROOT)
-    # Loaded once, for all children: torch takes seconds.
-    import numpy  # noqa: F401
-    import pytest  # noqa: F401
-    import scipy.stats  # noqa: F401
+    # Loaded once, for all children, which would take seconds for it.
+    for name in LIBRARIES:
+        importlib.import_module(name)
     import torch
 
     torch.set_num_threads(1)
     drawn = mutants(given.room, given.count, given.seed)
-    left = []
+    tests = list(dict.fromkeys(test for mutant in drawn for test in tests_of(mutant, given.room)))
+    untouched = Mutant(drawn[0].path, 0, "no fault", drawn[0].path.read_text(encoding="utf-8"))
+    if outcome(untouched, tests, math.inf) != "survived":
+        sys.exit(
+            f"The tests of {given.room} must pass without a fault, and one fails. Run: pytest -x {' '.join(tests)}"
+        )
+    found: Counter[str] = Counter()
     for mutant in drawn:
-        if survives(mutant, given.room, given.timeout):
-            left.append(mutant)
-            print(f"survived: {mutant.path.relative_to(PACKAGE)}:{mutant.line}: {mutant.what}", flush=True)
-    print(f"{given.room}: {len(left)} of {len(drawn)} mutants survived (seed {given.seed})")
+        what = outcome(mutant, tests_of(mutant, given.room), given.timeout)
+        found[what] += 1
+        if what != "noticed":
+            print(f"{what}: {mutant.path.relative_to(PACKAGE)}:{mutant.line}: {mutant.what}", flush=True)
+    late = f", {found['took too long']} took too long" if found["took too long"] else ""
+    print(f"{given.room}: {found['survived']} of {len(drawn)} mutants survived{late} (seed {given.seed})")
     return 0
 
 

@@ -54,7 +54,7 @@ class LyapunovExponents(Listed[Estimate]):
         return math.nan
 
     def __repr__(self) -> str:
-        return repr(self.spectrum).replace("Spectrum(", f"LyapunovExponents({len(self.local)} steps: ", 1)
+        return f"LyapunovExponents({len(self.local)} steps: {repr(self.spectrum).removeprefix('Spectrum(')}"
 
 
 def lyapunov_spectrum(

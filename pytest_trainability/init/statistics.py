@@ -92,14 +92,16 @@ def _sums(tensor: Tensor, center: float) -> _Sums:
     """Return the sums of all chunks of a tensor, with powers about ``center``."""
     size = CHUNK_ON_CPU if tensor.device.type == "cpu" else CHUNK_ELSEWHERE
     with torch.no_grad():
-        rows = [_sums_of_chunk(chunk, center) for chunk in _chunks(tensor, size)]
+        # Both are used for all chunks: new memory would be slower than the sums.
+        room = torch.empty(2, min(size, tensor.numel()), dtype=torch.float64, device=tensor.device)
+        rows = [_sums_of_chunk(chunk, center, room) for chunk in _chunks(tensor, size)]
         columns = torch.stack(rows).T.tolist() if rows else [[0.0]] * 8
     finite, zeros, first, second, third, fourth = map(math.fsum, columns[:6])
     return _Sums(finite, zeros, first, second, third, fourth, min(columns[6]), max(columns[7]))
 
 
-def _sums_of_chunk(chunk: Tensor, center: float) -> Tensor:
-    """Return the fields of :class:`_Sums` for a chunk, as a float64 tensor on its device."""
+def _sums_of_chunk(chunk: Tensor, center: float, room: Tensor) -> Tensor:
+    """Return the fields of :class:`_Sums` for a chunk, as a float64 tensor on its device, computed in two rows of memory."""
     chunk = chunk.flatten()
     low, high = chunk.aminmax()
     if not math.isfinite(float(low)) or not math.isfinite(float(high)):
@@ -108,9 +110,10 @@ def _sums_of_chunk(chunk: Tensor, center: float) -> Tensor:
             return chunk.new_tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, math.inf, -math.inf], dtype=torch.float64)
         low, high = chunk.aminmax()
     zeros = chunk.numel() - chunk.count_nonzero()
-    entries = chunk.to(torch.float64)
-    entries = entries - center if center else entries
-    squares = entries * entries
+    entries, squares = room[0, : chunk.numel()].copy_(chunk), room[1, : chunk.numel()]
+    if center:
+        entries -= center
+    torch.mul(entries, entries, out=squares)
     sums = (entries.sum(), squares.sum(), torch.dot(squares, entries), torch.dot(squares, squares))
     return torch.stack(
         [torch.full_like(sums[0], chunk.numel()), *(x.to(torch.float64) for x in (zeros, *sums, low, high))]

@@ -48,7 +48,7 @@ _BY_MEASURE = (
 BASELINE_MODES = ("check", "new", "update")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The values of the command line and of the ini file. The command line wins; None if neither sets a value."""
 

@@ -298,7 +298,7 @@ class Profile(_Elements, Mapping[str, Estimate]):
         try:
             return self.estimates[name]
         except KeyError:
-            near = difflib.get_close_matches(str(name), self.estimates, n=3)
+            near = difflib.get_close_matches(str(name), self.estimates)
             hint = f" Nearest: {', '.join(near)}." if near else ""
             count = f"{len(self)} element{'s' if len(self) != 1 else ''}"
             msg = f"No element {name!r} in this profile ({count}).{hint}"

@@ -152,7 +152,7 @@ def _layers(calls: Sequence[Call], weights: WeightLayers) -> list[Call]:
 
 
 # Repeated blocks -------------------------------------------------------------------------------------------------
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class _Family:
     """Composite classes that count as one kind of block, and their calls."""
 

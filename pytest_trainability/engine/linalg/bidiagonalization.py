@@ -53,7 +53,7 @@ def bidiagonalize(
     Args:
         apply: Products with ``A``, scaled so that they neither overflow nor underflow.
         adjoint: Products with ``Aᵀ``.
-        start: Random vectors ``(trajectories, block, n)``; n is the smaller dimension of ``A``.
+        start: Random vectors ``(trajectories, block, n)``, at most n in a block; n is the smaller dimension of ``A``.
         wanted: Number of largest values, at most the block size: equal values beyond it could be missed.
         tolerance: Largest relative error of a converged value.
         noise: Relative error of the products. A new direction that is not longer than this is dropped.
@@ -105,11 +105,9 @@ def _orthogonal(images: Tensor, basis: Tensor, least: Tensor) -> tuple[Tensor, T
 
 
 def _orthonormal(vectors: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-    count = vectors.shape[1]
-    Q, R = torch.linalg.qr(pad(vectors, (0, max(0, count - vectors.shape[2]))).mT)
+    Q, R = torch.linalg.qr(vectors.mT)
     is_new = R.diagonal(dim1=-2, dim2=-1).abs() > least[:, None]
-    fresh = (Q.mT * is_new[:, :, None])[:, :, : vectors.shape[2]]
-    return fresh, R.mT * is_new[:, None, :]
+    return Q.mT * is_new[:, :, None], R.mT * is_new[:, None, :]
 
 
 def _extremes(C: Tensor, D: Tensor, V: Tensor, wanted: int) -> tuple[Tensor, Tensor]:

@@ -263,6 +263,7 @@ def _cut_to_rank(basis: Tensor, R: Tensor, least: float) -> tuple[Tensor, Tensor
 
 # Extreme singular values ----------------------------------------------------------------------------------------------
 def _extreme(product: _Product, seed: int, wanted: int) -> SingularValues:
+    wanted = min(wanted, product.count)
     start = product.draw(wanted, seed, "singular vectors")
     start = start / torch.linalg.vector_norm(start, dim=2, keepdim=True)
     _check_adjoint(product, seed)

@@ -117,6 +117,11 @@ def test_a_single_seed_that_moves_far_is_no_change() -> None:
     assert changes(gain(SPREAD), gain(other)) == ()
 
 
+def test_of_two_seeds_both_must_move() -> None:
+    assert changes(gain([-14.0, -13.0]), gain([-14.0, -9.0])) == ()
+    assert len(changes(gain([-14.0, -13.0]), gain([-12.0, -9.0]))) == 1
+
+
 def test_versions_and_threads_are_one_environment_and_devices_are_not() -> None:
     given = {
         "torch": "2.6.0",
@@ -569,6 +574,10 @@ def test_a_single_draw_has_the_spread_of_the_other_sample() -> None:
     assert changes(gain(SPREAD), gain([1.5], seeds=[100])) == ()
     assert len(changes(gain(SPREAD), gain([50.0], seeds=[100]))) == 1
     assert len(changes(gain([50.0], seeds=[100]), gain(SPREAD))) == 1
+    # Whichever side is the single draw: 6 is eleven standard errors of the difference away, and 2 is four.
+    for value, found in [(6.0, 1), (2.0, 0)]:
+        assert len(changes(gain(SPREAD), gain([value], seeds=[100]))) == found
+        assert len(changes(gain([value], seeds=[100]), gain(SPREAD))) == found
 
 
 def test_two_seeds_are_a_sample() -> None:

@@ -170,3 +170,42 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) 
     (tmp_path / "__trainability__").write_text("notes")
     with pytest.raises(FileExistsError), locked(tmp_path / "__trainability__" / "test_model.json", patience=0):
         pytest.fail("the lock was given")
+
+
+def test_a_folder_that_another_session_removes_meanwhile_is_made_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other session releases its lock, and removes the empty folder, just before this one makes its file."""
+    opened, removed = os.open, []
+
+    def late(file: Any, flags: int, *mode: int) -> int:
+        if file == lock_path(path) and not removed:
+            removed.append(file)
+            path.parent.rmdir()
+        return opened(file, flags, *mode)
+
+    monkeypatch.setattr(os, "open", late)
+    with locked(path, patience=10):
+        assert removed and lock_path(path).is_file()
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("error", [FileExistsError, PermissionError])
+def test_without_locks_of_open_files_the_file_is_the_lock(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
+    """As on Windows, which refuses to make a file that is about to be removed."""
+    monkeypatch.setattr(locks, "fcntl", None)
+    opened = os.open
+
+    def refuse(file: Any, flags: int, *mode: int) -> int:
+        if file == lock_path(path) and lock_path(path).exists():
+            raise error
+        return opened(file, flags, *mode)
+
+    with locked(path, patience=0):
+        monkeypatch.setattr(os, "open", refuse)
+        waits_in_vain(path)
+    with locked(path, patience=0):
+        pass
+    assert not path.parent.exists()

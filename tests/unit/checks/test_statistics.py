@@ -316,3 +316,9 @@ def test_the_distance_of_log_scale_values_is_logarithmic() -> None:
     linear = seeds_to_settle(estimate(logs), math.log(1e-6), level=Level())
     scaled = seeds_to_settle(estimate([1e-6, 3e-6, 2e-6], scale="log"), 1e-6, level=Level())
     assert scaled == linear
+
+
+@pytest.mark.parametrize("value", [2.0**22, 0.3, 1.1, 1e-7])
+def test_the_geometric_mean_of_equal_values_is_their_value(value: float) -> None:
+    """The exponential of a logarithm differs by round-off, and a bound that equals the value would not hold."""
+    assert estimate([value] * 3, scale="log").mean == value

@@ -63,7 +63,12 @@ def half_constant(state: dict[str, Tensor], number: int) -> dict[str, Tensor]:
     return coupled(state, number) | {"h": torch.ones_like(state["h"])}
 
 
-@pytest.mark.parametrize("function", [coupled, half_constant])
+def half_unread(state: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """A map that does not read one of its two tensors."""
+    return {"h": torch.sin(state["h"] * 2), "c": state["h"][:, :2, None].expand(2, 2, 2) ** 2}
+
+
+@pytest.mark.parametrize("function", [coupled, half_constant, half_unread])
 def test_rows_and_columns_of_a_jacobian_give_the_same_products(function: Any) -> None:
     """Two routes to ``J Q``: the whole Jacobian by rows, and column by column."""
     state = {"h": start(2, 3), "c": start(2, 2, 2)}

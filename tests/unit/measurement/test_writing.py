@@ -206,6 +206,18 @@ def test_only_failures_of_growth_have_a_cause() -> None:
     assert records[-1].log_gain < -5 and records[-1].cause[0].startswith("every step multiplies the gradient by")
 
 
+def test_a_change_from_the_baseline_has_no_cause_along_the_chain() -> None:
+    """The gradient shrinks, which would explain a failed bound. It shrank in the baseline, too."""
+    result, _, _ = reported(lambda: nn.Sequential(*(tower() for _ in range(4))))
+
+    def causes(baseline: BaselineRecord | None) -> tuple[str, ...]:
+        written = check_record(result._seed_runs, result.name, result._context, (), bounded={}, baseline=baseline)
+        return written.cause
+
+    assert causes(None)[0].startswith("every step multiplies the gradient by ")
+    assert causes(BaselineRecord("changed", "f.json", "test_b", ())) == ()
+
+
 # The band of a bound ------------------------------------------------------------------------------------------------
 
 

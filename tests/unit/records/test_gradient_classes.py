@@ -92,3 +92,14 @@ def test_biases_that_cancel_are_harmless_and_waking_that_no_design_explains_is_c
     blocked = GradientClasses.of([["a: waking at step 1, not by design", "b: waking at step 1"]], ["c"])
     assert not blocked.are_harmless()
     assert blocked.counts_text() == "gradients: 1 signal, 1 waking, 1 waking not by design"
+
+
+def test_a_weight_is_zero_by_algebra_if_it_is_on_one_seed() -> None:
+    classes = GradientClasses.of([["router: zero by algebra, a weight", "bias: zero by algebra"], []], ["head"])
+    assert [classes.is_cancelled_weight(name) for name in ("router", "bias", "head", "other")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert [classes.is_cancelled(name) for name in ("router", "bias", "head", "other")] == [False, True, False, False]

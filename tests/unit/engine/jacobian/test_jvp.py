@@ -91,6 +91,23 @@ def test_a_backward_pass_that_leaves_autograd_has_no_derivative() -> None:
     assert push_forward(chain, len(chain), [torch.randn(1, 2, 3)]) == [None]
 
 
+class Blocked(torch.autograd.Function):
+    """Passes its input on, with a backward pass that returns no gradient at all."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return 1 * x
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> None:  # type: ignore[override]
+        return None
+
+
+def test_a_step_without_a_gradient_has_a_jacobian_of_zero() -> None:
+    chain = models.cut(nn.Sequential(nn.Linear(3, 3), Applied(Blocked)), torch.randn(2, 3), "*").chain
+    assert push_forward(chain, len(chain), [torch.randn(1, 2, 3)]) == [None]
+
+
 class Unbatched(torch.autograd.Function):
     """Doubles; its backward pass needs every number, which is impossible under vmap."""
 

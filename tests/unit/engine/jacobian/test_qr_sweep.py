@@ -126,6 +126,27 @@ def test_a_dead_step_has_minus_infinity_and_the_steps_before_it_nan() -> None:
     assert math.isnan(logs[1]) and math.isnan(logs[0])
 
 
+class Blocked(torch.autograd.Function):
+    """Passes its input on, with a backward pass that returns no gradient at all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 1 * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:  # type: ignore[override]
+        return None
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_without_a_gradient_every_cotangent_has_vanished(count: int) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Lambda(Blocked.apply), nn.Linear(4, 4))
+    chain = models.cut(model, torch.randn(1, 4), ["0", "1", "2"]).chain
+    sweep = qr_sweep(Trajectories(chain, Division(1)), some_cotangents(chain, count))
+    assert sweep.logs[0].isnan().all() and (sweep.logs[1] == -math.inf).all() and sweep.logs[2].isfinite().all()
+    assert (sweep.sums() == -math.inf).all() and (sweep.running()[:2] == -math.inf).all()
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_exponents_beyond_the_rank_of_a_bottleneck_are_minus_infinity(count: int) -> None:
     """They are not the logarithm of round-off."""
@@ -292,6 +313,20 @@ def test_cotangents_in_the_null_space_of_a_step_are_round_off() -> None:
     assert rates[0] == -math.inf and math.isfinite(rates[1])
 
 
+def test_a_cotangent_in_the_null_space_of_a_step_leaves_the_next_one() -> None:
+    """The first of two cotangents is constant, and a LayerNorm removes it. The second one takes nothing from its round-off."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64, elementwise_affine=False))
+    trajectories = Trajectories(models.cut(model, torch.randn(2, 64), "*").chain, Division(2))
+    columns = torch.stack([torch.ones(2, 64), torch.randn(2, 64)])
+    logs = qr_sweep(trajectories, [columns]).logs
+    assert (logs[1, :, 0] == -math.inf).all() and logs[0, :, 0].isnan().all()
+    # A LayerNorm ignores the part along the first cotangent, and QR removes it before the step: the rates are those alone.
+    centred = columns[1:] - columns[1:].mean(dim=2, keepdim=True)
+    alone = qr_sweep(trajectories, [centred]).logs
+    torch.testing.assert_close(logs[:, :, 1:], alone, rtol=0, atol=1e-4)
+
+
 def test_a_whole_frame_in_the_null_space_of_a_step_vanishes() -> None:
     """A LayerNorm removes mean and length: its null space is spanned by a constant and by its own output."""
     torch.manual_seed(0)
@@ -351,6 +386,17 @@ def test_backward_passes_carry_the_number_of_cotangents_that_is_given(monkeypatc
     for at_once in (2, None):
         qr_sweep(Trajectories(chain, Division(2)), random_cotangents(chain, 3, 0), at_once=at_once)
     assert given == [2, 2] + [cotangents_at_once(chain)] * 2
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_default_device_does_not_apply(count: int) -> None:
+    """Rates and their averages are on the CPU."""
+    chain = models.cut_case(BY_ID["unet"], dtype=torch.float64).chain
+    trajectories, columns = Trajectories(chain, Division(BATCH)), random_cotangents(chain, count, 0)
+    expected = qr_sweep(trajectories, columns).averages()
+    with torch.device("meta"):
+        found = qr_sweep(trajectories, random_cotangents(chain, count, 0)).averages()
+    assert torch.equal(found, expected)
 
 
 def test_more_exponents_than_dimensions_are_refused() -> None:

@@ -89,6 +89,9 @@ JOINT = Division(1, 0)
             lambda: moved(tower(lambda: Mixer(0))), (BATCH, LENGTH, WIDTH), Division(BATCH, 1), id="batch-in-dim-1"
         ),
         pytest.param(lambda: windows(tower(lambda: Mixer(1))), (BATCH, LENGTH, WIDTH), SOLO, id="windows"),
+        pytest.param(
+            lambda: moved(tower(lambda: Mixer(0))), (2, LENGTH, WIDTH), Division(2, 1), id="two-samples-in-dim-1"
+        ),
         pytest.param(lambda: tower(lambda: Mixer(0)), (BATCH, LENGTH, WIDTH), JOINT, id="mixing-samples"),
         pytest.param(lambda: models.mlp(), (WIDTH,), JOINT, id="one-dimensional"),
         pytest.param(lambda: models.mlp(), (1, WIDTH), JOINT, id="batch-of-one"),
@@ -159,6 +162,13 @@ def test_the_sweep_of_the_detection_is_that_of_the_first_random_cotangent() -> N
     assert torch.allclose(sweep.logs, expected.logs, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("batch", [None, 7])
+def test_the_common_first_dimension_holds_samples_although_the_inputs_do_not_say_so(batch: int | None) -> None:
+    torch.manual_seed(0)
+    chain = models.cut(models.mlp(), torch.randn(BATCH, WIDTH)).chain
+    assert find_trajectories(chain, batch, 0)[0].division == SOLO
+
+
 def test_a_joint_trajectory_has_no_sweep_yet() -> None:
     chain = models.cut(tower(models.Batchnormed), torch.randn(BATCH, WIDTH)).chain
     trajectories, sweep = find_trajectories(chain, BATCH, 0)
@@ -197,6 +207,25 @@ def test_one_number_per_sample_in_the_state_keeps_samples_separate() -> None:
 
     result = measure(Flow, torch.randn(5, 4), seeds=1)
     assert (str(result.steps), result.frame) == ("4 × Coupling", "per sample")
+
+
+class Halved(nn.Linear):
+    """A layer in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, WIDTH, dtype=torch.float16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.half())
+
+
+def test_samples_are_separate_although_only_the_last_state_has_half_precision() -> None:
+    """Float16 cannot hold parts whose sizes differ by 2^30."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), Halved())
+    chain = models.cut(model, torch.randn(BATCH, WIDTH), ["0", "1", "2"]).chain
+    assert [chain.shapes(i)[0][1] for i in (0, 3)] == [torch.float32, torch.float16]
+    assert find_trajectories(chain, BATCH, 0)[0].division == SOLO
 
 
 # Along time ----------------------------------------------------------------------------------------------------
@@ -292,3 +321,19 @@ def test_the_sweep_of_independent_samples_is_that_of_one_cotangent_where_one_is_
     plain = qr_sweep(trajectories, random_cotangents(chain, 1, 0))
     assert torch.equal(sweep.logs.nan_to_num(7), plain.logs.nan_to_num(7))
     assert sweep.sums()[0] == -math.inf and sweep.sums()[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_another_default_device_does_not_apply(dead: bool) -> None:
+    """Sizes and rates are on the CPU, also where rates at equal sizes are compared, up to the step where a sample is dead."""
+    torch.manual_seed(0)
+    factors = torch.tensor([[1.0], [3e-4]])
+    last = DeadSample() if dead else nn.Linear(WIDTH, WIDTH)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Lambda(lambda x: factors * x), nn.Linear(WIDTH, WIDTH), last)
+    chain = models.cut(model, torch.randn(2, WIDTH), ["0", "2", "3"]).chain
+    expected = find_trajectories(chain, 2, 0)[1]
+    with torch.device("meta"):
+        found = find_trajectories(chain, 2, 0)[1]
+    assert found is not None and expected is not None and found.trajectories.count == 2
+    assert found.logs.device.type == "cpu"
+    torch.testing.assert_close(found.logs, expected.logs, rtol=0, atol=0, equal_nan=True)

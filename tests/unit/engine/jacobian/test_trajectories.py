@@ -63,6 +63,7 @@ def test_an_unknown_dimension_is_the_first_of_the_right_length() -> None:
         ([(3, 4), (2, 4, 5)], [Division(4, 1)]),
         ([(4, 5), (3, 4)], []),
         ([(4, 5), ()], []),
+        ([(3, 4), (4,)], []),
     ],
     ids=str,
 )

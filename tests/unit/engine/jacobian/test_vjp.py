@@ -168,6 +168,9 @@ def test_cotangent_of_a_loss_that_is_the_last_state_is_one() -> None:
     cutting = models.cut(torch.nn.Sequential(torch.nn.Linear(3, 3), Loss()), torch.randn(2, 3), "*")
     loss = cutting.capture.output
     assert [None if c is None else c.tolist() for c in loss_cotangent(cutting.chain, loss)] == [[1.0]]
+    with torch.device("meta"):
+        (cotangent,) = loss_cotangent(cutting.chain, loss)
+    assert cotangent is not None and cotangent.device == loss.device and cotangent.dtype == loss.dtype
 
 
 def test_a_cotangent_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,10 +74,44 @@ def test_values_that_have_not_converged_are_nan() -> None:
     assert found.basis.shape == (1, 4, 300)
 
 
+@pytest.mark.parametrize("block", [1, 3])
+def test_the_iteration_goes_on_while_the_smallest_value_comes_close(block: int) -> None:
+    """The largest values stand apart and converge first. The smallest one is close to convergence by then."""
+    values = torch.cat([torch.tensor([0.5, 2.0, 2.25, 2.5], dtype=F64), torch.linspace(1, 1.5, 96, dtype=F64)])
+    found, _ = krylov(rotation(100, 6) * values, block)
+    assert found.largest[0].tolist() == pytest.approx([2.5, 2.25, 2.0][:block], rel=1e-3)
+    assert float(found.smallest[0]) == pytest.approx(0.5, rel=1e-3)
+
+
 def test_the_smallest_value_is_nan_if_some_are_zero() -> None:
     found, _ = krylov(rotation(100, 6) * (torch.arange(100) % 2))
     assert float(found.largest[0, 0]) == pytest.approx(1, rel=1e-12)
     assert bool(found.smallest.isnan().all())
+
+
+def with_smallest(value: float) -> Tensor:
+    """Return a matrix with 99 singular values of one, and a smaller one."""
+    return rotation(100, 6) * torch.cat([torch.ones(99, dtype=F64), torch.tensor([value], dtype=F64)])
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_a_smallest_value_that_round_off_could_have_made_is_nan(block: int) -> None:
+    """The products are trusted to 1e-13 of the largest value: 1e-12 could be round-off, and 1e-10 could not."""
+    for smallest, expected in [(1e-12, math.nan), (1e-10, 1e-10)]:
+        found, _ = krylov(with_smallest(smallest), block)
+        assert found.largest[0].tolist() == pytest.approx([1.0] * block, rel=1e-12)
+        assert found.smallest.tolist() == pytest.approx([expected], rel=1e-3, nan_ok=True)
+
+
+@pytest.mark.parametrize("exponent", [-20, 20])
+@pytest.mark.parametrize("name", ["near isometry", "perturbed identity", "hidden smallest value"])
+def test_a_power_of_two_multiplies_the_values_and_changes_nothing_else(name: str, exponent: int) -> None:
+    """All thresholds are relative, so that the same number of blocks is spanned, and the same values have converged."""
+    A = MATRICES.get(name, with_smallest(1e-12))
+    plain, scaled = krylov(A, 2)[0], krylov(A * 2.0**exponent, 2)[0]
+    assert torch.equal(scaled.basis, plain.basis)
+    for one, other in [(scaled.largest, plain.largest), (scaled.smallest, plain.smallest)]:
+        assert torch.allclose(one * 2.0**-exponent, other, rtol=1e-15, atol=0, equal_nan=True)
 
 
 def test_a_spread_with_a_large_standard_error_is_nan() -> None:

@@ -65,6 +65,10 @@ def test_half_of_what_fits_is_held_at_once() -> None:
     assert at_once(0, 10) == 0
 
 
+def test_gradients_in_memory_fill_half_a_gibibyte_in_float32() -> None:
+    assert gram.NUMBERS * torch.float32.itemsize == 2**29
+
+
 def test_pieces_are_the_columns_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gram, "PIECE", 4)
     part = rows_in_parts(3)[0].requires_grad_()

@@ -40,6 +40,13 @@ def test_equal_eigenvalues_take_one_product() -> None:
     assert found_of([4.0] * 5).products == 1
 
 
+def test_the_strictest_tolerance_is_the_round_off_of_the_dtype() -> None:
+    """A residual of exactly ``tolerance |θ|`` has converged. Half of it is out of reach."""
+    eps = torch.finfo(F64).eps
+    assert found_of([3.0], tolerance=eps).value == pytest.approx(3.0)
+    assert math.isnan(found_of([3.0], tolerance=eps / 2).value)
+
+
 def test_a_map_of_zero_has_eigenvalue_zero() -> None:
     found = largest_eigenvalue(lambda v: 0 * v, torch.ones(4))
     assert (found.value, found.error, found.asymmetry) == (0.0, 0.0, 0.0)

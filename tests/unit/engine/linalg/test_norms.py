@@ -50,6 +50,13 @@ def test_the_norm_of_a_scalar_and_of_nothing() -> None:
     assert float(norm(torch.zeros(0))) == 0.0
 
 
+def test_only_what_a_device_cannot_compute_is_moved() -> None:
+    """Every device but MPS has float64. The meta device refuses to be copied."""
+    numbers = torch.ones(3, device="meta")
+    assert norm(numbers).is_meta and norm(numbers).dtype == torch.float64
+    assert as_float64(numbers).is_meta and as_float64(numbers).dtype == torch.float64
+
+
 def test_stored_values_of_a_sparse_tensor() -> None:
     """Values at the same place are summed; the norm is that of the dense tensor."""
     sparse = torch.sparse_coo_tensor(

@@ -101,6 +101,14 @@ def test_the_seed_determines_a_random_functional() -> None:
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_a_random_functional_is_drawn_on_the_cpu_whatever_the_default_device() -> None:
+    """The default device of a run is the model's, and generators are those of the CPU."""
+    y = torch.ones(6, requires_grad=True)
+    expected = functional(y, None, 1)[1][0]
+    with torch.device("meta"):
+        assert torch.equal(functional(y, None, 1)[1][0], expected)
+
+
 # Objective ----------------------------------------------------------------------------------------------------------
 
 

@@ -70,6 +70,17 @@ def test_the_gradient_is_the_same_up_to_its_precision() -> None:
             assert not torch.equal(other[name].to(gradient.dtype), gradient) or name.endswith("bias")
 
 
+def test_other_roundings_are_drawn_on_the_cpu_whatever_the_default_device() -> None:
+    """The default device of a run is the model's, and generators are those of the CPU."""
+    torch.manual_seed(0)
+    loss = objective(nn.Linear(4, 4), torch.randn(6, 4))
+    expected = gradients_under_other_roundings(loss)
+    with torch.device("meta"):
+        found = gradients_under_other_roundings(loss)
+    assert found is not None and expected is not None
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())  # type: ignore[arg-type]
+
+
 class Refusing(nn.Module):
     """Has no kernel for float64."""
 

@@ -117,6 +117,15 @@ def test_large_states_use_the_iterative_method() -> None:
     assert result.numerical_rank == width and 1 < result.condition_number < 100
 
 
+def test_no_more_values_are_iterated_than_there_are() -> None:
+    """Three dimensions grow to five: five values are wanted, and a block of three vectors finds all three."""
+    cutting = models.cut(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 5)).double(), torch.randn(2, 3, dtype=F64))
+    trajectories = trajectories_of(cutting)
+    found = _extreme(_product_of(trajectories, 2, forward=True), 0, 5)
+    expected = torch.linalg.svdvals(dense(cutting, trajectories))
+    torch.testing.assert_close(found.logs.exp(), expected, rtol=1e-3, atol=0)
+
+
 def test_values_that_do_not_converge_are_nan() -> None:
     """ReLU layers have singular values of zero, which a Krylov space cannot count."""
     width = DENSE + 8

@@ -14,6 +14,7 @@ from structures import BATCH, FAMILIES, WIDTH, Build, architecture, tower, vecto
 from torch import Tensor, nn
 
 from pytest_trainability import measure
+from pytest_trainability.measures.structure.linearity import _is_dropout
 
 
 def linear_steps(model: Any, inputs: Any, **how: Any) -> list[str]:
@@ -119,6 +120,48 @@ def test_linear_functions_are_not_activations(between: str) -> None:
         return nn.Sequential(first, nn.Tanh(), nn.Linear(WIDTH, WIDTH), LINEAR_BETWEEN[between](), nn.Flatten(), last)
 
     assert linear_steps(build, vectors) == ["5"]
+
+
+class Adding(nn.Linear):
+    """A layer that adds a tensor which it does not take as an argument."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.added[0]
+
+
+class Bypassed(nn.Module):
+    """Three layers. The second one adds what the first one reads, which is the result of an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(WIDTH, WIDTH), Adding(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        self.b.added = [x]
+        return self.c(self.b(self.a(x)))
+
+
+def test_an_activation_before_the_first_state_is_in_no_step() -> None:
+    """The third layer follows the second one, which is linear in the first state, without an activation."""
+    assert "c" in linear_steps(Bypassed, vectors)
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ([0.0, 2.0, 2.0], True),
+        ([0.0, 0.0, 2.0], True),
+        ([0.0, 0.0, 0.0], False),
+        ([0.0, 1.0, 1.0], False),
+        ([0.0, 2.0, 3.0], False),
+        ([0, 2, 2], False),
+    ],
+    ids=["two kept", "one kept", "none kept", "a relu's mask", "a factor", "whole numbers"],
+)
+def test_dropout_masks_are_recognized_by_their_values(mask: list[float], expected: bool) -> None:
+    """A mask of ones may be that of an activation."""
+    assert _is_dropout(torch.tensor(mask)) is expected
 
 
 def test_batch_norm_with_running_averages_is_linear() -> None:
