@@ -15,8 +15,8 @@ from ..records.tensors import TensorStatistics
 
 __all__ = ["TensorStatistics", "is_readable", "statistics_of"]
 
-CHUNK_ON_CPU = 2**16
-"""Entries that are read at once on the CPU: half a megabyte in float64, which stays in the second-level cache."""
+CHUNK_ON_CPU = 2**17
+"""Entries that are read at once on the CPU: a megabyte in float64, which a second-level cache holds."""
 CHUNK_ELSEWHERE = 2**24
 """Entries that are read at once on another device, where each operation has a fixed cost."""
 MAX_OFFSET = 10.0
@@ -92,31 +92,40 @@ def _sums(tensor: Tensor, center: float) -> _Sums:
     """Return the sums of all chunks of a tensor, with powers about ``center``."""
     size = CHUNK_ON_CPU if tensor.device.type == "cpu" else CHUNK_ELSEWHERE
     with torch.no_grad():
-        # Both are used for all chunks: new memory would be slower than the sums.
+        # One piece of memory for all chunks: new memory would take longer than the sums.
         room = torch.empty(2, min(size, tensor.numel()), dtype=torch.float64, device=tensor.device)
-        rows = [_sums_of_chunk(chunk, center, room) for chunk in _chunks(tensor, size)]
-        columns = torch.stack(rows).T.tolist() if rows else [[0.0]] * 8
-    finite, zeros, first, second, third, fourth = map(math.fsum, columns[:6])
-    return _Sums(finite, zeros, first, second, third, fourth, min(columns[6]), max(columns[7]))
+        rows = [_sums_of_chunk(chunk.flatten(), center, room) for chunk in _chunks(tensor, size)]
+    if not rows:
+        return _NOTHING
+    finite, zeros, first, second, third, fourth, lows, highs = zip(*rows)
+    sums = map(math.fsum, (finite, zeros, first, second, third, fourth))
+    return _Sums(*sums, min(lows), max(highs))  # type: ignore[call-arg]
 
 
-def _sums_of_chunk(chunk: Tensor, center: float, room: Tensor) -> Tensor:
-    """Return the fields of :class:`_Sums` for a chunk, as a float64 tensor on its device, computed in two rows of memory."""
-    chunk = chunk.flatten()
-    low, high = chunk.aminmax()
-    if not math.isfinite(float(low)) or not math.isfinite(float(high)):
+_NOTHING = _Sums(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, math.inf, -math.inf)
+
+
+def _sums_of_chunk(chunk: Tensor, center: float, room: Tensor) -> _Sums:
+    """Return the sums of a chunk of one dimension, which are computed in two rows of memory."""
+    low, high = map(float, chunk.aminmax())
+    if not math.isfinite(low + high):
         chunk = chunk[chunk.isfinite()]
         if not chunk.numel():
-            return chunk.new_tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, math.inf, -math.inf], dtype=torch.float64)
-        low, high = chunk.aminmax()
-    zeros = chunk.numel() - chunk.count_nonzero()
+            return _NOTHING
+        low, high = map(float, chunk.aminmax())
     entries, squares = room[0, : chunk.numel()].copy_(chunk), room[1, : chunk.numel()]
     if center:
         entries -= center
     torch.mul(entries, entries, out=squares)
-    sums = (entries.sum(), squares.sum(), torch.dot(squares, entries), torch.dot(squares, squares))
-    return torch.stack(
-        [torch.full_like(sums[0], chunk.numel()), *(x.to(torch.float64) for x in (zeros, *sums, low, high))]
+    return _Sums(
+        finite=chunk.numel(),
+        zeros=chunk.numel() - int(chunk.count_nonzero()),
+        first=float(entries.sum()),
+        second=float(squares.sum()),
+        third=float(torch.dot(squares, entries)),
+        fourth=float(torch.dot(squares, squares)),
+        low=low,
+        high=high,
     )
 
 
