@@ -33,6 +33,7 @@ __all__ = [
 class Rule:
     """What the entries of a parameter or buffer must be. The functions of :mod:`pytest_trainability.init` make rules."""
 
+    __slots__ = ()
     text: str
     """The call that makes the rule, such as ``init.normal(std=0.02)``."""
 
@@ -65,7 +66,7 @@ RuleLike: TypeAlias = "Rule | Callable[[tuple[int, ...]], Rule]"
 """A rule, or a function of the shape that returns one."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Drawn(Rule):
     """Independent entries from a distribution, which may depend on the shape."""
 
@@ -73,7 +74,7 @@ class Drawn(Rule):
     law: Callable[[Place], Law]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Fixed(Rule):
     """Known entries: the rule returns them, in a shape that can be expanded to that of the tensor."""
 
@@ -81,7 +82,7 @@ class Fixed(Rule):
     values: Callable[[Place], Tensor]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Orthogonal(Rule):
     """A matrix with orthonormal rows or columns, times a gain; further dimensions are joined to the second one."""
 
@@ -89,7 +90,7 @@ class Orthogonal(Rule):
     gain: float
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Tied(Rule):
     """The same tensor as another parameter."""
 
@@ -98,7 +99,7 @@ class Tied(Rule):
     """Name of the other parameter; None for any parameter with an earlier name."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Copied(Rule):
     """Another tensor with the same entries as another parameter."""
 
@@ -106,7 +107,7 @@ class Copied(Rule):
     of: str
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Anything(Rule):
     """No statement."""
 
@@ -114,7 +115,7 @@ class Anything(Rule):
     reason: str
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Packed(Rule):
     """Several rules for consecutive slices along a dimension."""
 
@@ -125,7 +126,7 @@ class Packed(Rule):
     """Sizes of the slices; None for equal ones."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class ZeroRow(Rule):
     """A rule for all rows but one, which is zero."""
 
