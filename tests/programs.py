@@ -435,7 +435,8 @@ def _trains(program: Program) -> bool:
             loss = energy(net(*inputs))
             if loss.requires_grad:
                 loss.backward()
-        except RuntimeError:
+        except Exception:
+            # What an operation in place has overwritten, or a hook that PyTorch calls without a gradient after one.
             return False
     return True
 
