@@ -155,15 +155,22 @@ def apply_node(node: Node, gradients: Sequence[Tensor | None]) -> tuple[Any, ...
     """Return the gradients of a node's operands, given those of its outputs. Hooks on the node are not run.
 
     Nodes of PyTorch's own operators are callable, and the node of a ``torch.autograd.Function`` has a method ``apply``. PyTorch
-    documents only ``torch.autograd.grad``, which runs the hooks.
+    documents only ``torch.autograd.grad``, which runs the hooks. Such a function receives zeros for outputs without a gradient,
+    as from autograd; whether it has asked for None instead, by ``set_materialize_grads(False)``, cannot be read.
 
     Returns:
         A tensor for each of ``node.next_functions``, or None for no gradient.
     """
     call: Callable[..., Any] = node if callable(node) else node.apply  # type: ignore[attr-defined]
+    if is_custom(node):
+        gradients = [_zeros(entry) if g is None else g for g, entry in zip(gradients, output_metadata(node))]
     with torch.no_grad():
         found = call(*gradients)
     return found if isinstance(found, tuple) else (found,)
+
+
+def _zeros(entry: OutputMetadata) -> Tensor:
+    return torch.zeros(tuple(entry.shape), dtype=entry.dtype, device=entry.device)
 
 
 # torch.autograd.Function ------------------------------------------------------------------------------------------

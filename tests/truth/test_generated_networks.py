@@ -125,7 +125,40 @@ HOOK_IN_THE_FIRST_STATE = Program(
 """One of the two tensors of the first state, computed from the other, has a hook that halves its gradient."""
 
 
-@pytest.mark.parametrize("program", [CHANGES_ITS_OWN_VIEW, HOOK_IN_THE_FIRST_STATE], ids=["view", "hook"])
+HOOK_ON_ONE_OF_TWO_RESULTS = Program(
+    net=Block(
+        ("x0",),
+        (Op("call", ("x0",), ("t0",), module="s0"), Op("call", ("t0",), ("t1",), module="s1")),
+        ("t1",),
+        (),
+        (
+            (
+                "s0",
+                Block(
+                    ("a0",),
+                    (
+                        Op("weigh", ("a0", "w0"), ("t0",)),
+                        Op("sum and difference", ("t0", "t0"), ("t1", "t1b")),
+                        Op("hook", ("t1",), number=0.5),
+                    ),
+                    ("t1",),
+                    (("w0", (2, 2), False),),
+                ),
+            ),
+            ("s1", Block(("a0",), (Op("weigh", ("a0", "w0"), ("t0",)),), ("t0",), (("w0", (2, 2), False),))),
+        ),
+    ),
+    inputs=(Input("x0", width=2),),
+    batch=1,
+)
+"""A state is one of two results of a custom autograd function, and has a hook."""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [CHANGES_ITS_OWN_VIEW, HOOK_IN_THE_FIRST_STATE, HOOK_ON_ONE_OF_TWO_RESULTS],
+    ids=["view", "first state", "two results"],
+)
 def test_networks_on_which_the_engine_once_failed_are_exact(program: Program) -> None:
     assert check_exact(program) == "compared"
 

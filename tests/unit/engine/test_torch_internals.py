@@ -199,6 +199,23 @@ def test_apply_node():
     assert found.tolist() == [0, 1, 1]
 
 
+def test_apply_node_gives_zeros_to_functions_of_several_outputs():
+    """Look for ``materialize_grads`` in ``torch/csrc/autograd/python_function.cpp``: autograd makes zeros before the call."""
+
+    class Two(Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x + 1, 3 * x
+
+        @staticmethod
+        def backward(ctx, first, second):
+            return first + 3 * second
+
+    first, second = Two.apply(leaf(2))
+    assert internals.apply_node(node_of(first), [torch.ones(2), None])[0].tolist() == [1, 1]
+    assert internals.apply_node(node_of(second), [None, torch.ones(2)])[0].tolist() == [3, 3]
+
+
 def test_changed_bases_give_the_gradient_that_pytorch_lacks():
     """Look for ``should_execute`` in ``CopySlices::apply`` (``torch/csrc/autograd/functions/tensor.cpp``).
 
