@@ -417,12 +417,17 @@ def with_hooks_of_tensors(block: Block) -> Block:
 
 
 def with_hooks_of_modules(block: Block) -> Block:
-    """Let the gradient hooks of tensors only look."""
+    """Let the gradient hooks of tensors only look, and give no backward hook to a module that returns one tensor twice."""
 
     def only_look(op: Op) -> Op:
         return replace(op, number=0.0) if op.kind == "hook" else op
 
-    return changed(block, lambda b: replace(b, body=tuple(map(only_look, b.body))))
+    def reduced(b: Block) -> Block:
+        # PyTorch makes two tensors of one that a module with a backward hook returns twice, and the engine sees one.
+        hook = b.backward_hook if len({*b.returns}) == len(b.returns) else ""
+        return replace(b, body=tuple(map(only_look, b.body)), backward_hook=hook)
+
+    return changed(block, reduced)
 
 
 def without_hooks_around_steps(block: Block) -> Block:
