@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..records.names import expanded, folded, template, with_stars
+from ..records.names import expanded, folded, in_order_of, template, with_stars
 from ..records.reports import BaselineChange
 from ..records.tensors import TensorStatistics
 
@@ -78,8 +78,7 @@ def initial_rows(seeds: Sequence[Mapping[str, tuple[tuple[int, ...], TensorStati
     for group in _alike(single):
         for pattern, members in folded(group).items():
             rows[pattern] = _row([seed[name] for name in members for seed in seeds])
-    order = {name: place for place, name in enumerate(single)}
-    return dict(sorted(rows.items(), key=lambda item: min(order[name] for name in expanded(item[0]))))
+    return in_order_of(single, rows)
 
 
 def _row(draws: Sequence[tuple[tuple[int, ...], TensorStatistics]]) -> InitialRow:

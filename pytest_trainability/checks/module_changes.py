@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ..records.names import expanded, folded, with_stars
+from ..records.names import expanded, folded, in_order_of, with_stars
 from ..records.reports import BaselineChange
 
 __all__ = ["MODULES", "folded_modules", "module_changes"]
@@ -22,9 +22,7 @@ def folded_modules(classes: Mapping[str, str]) -> dict[str, str]:
     by_class: dict[str, list[str]] = {}
     for name, kind in classes.items():
         by_class.setdefault(kind, []).append(name)
-    patterns = {pattern: kind for kind, names in by_class.items() for pattern in folded(names)}
-    order = {name: place for place, name in enumerate(classes)}
-    return dict(sorted(patterns.items(), key=lambda item: min(order[name] for name in expanded(item[0]))))
+    return in_order_of(classes, {pattern: kind for kind, names in by_class.items() for pattern in folded(names)})
 
 
 def module_changes(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[BaselineChange]:

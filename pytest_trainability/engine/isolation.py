@@ -218,8 +218,9 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
     """
     modules = [module for module in modules_of(model) if not isinstance(module, torch.jit.ScriptModule)]
     attributes = [(module, dict(vars(module)), _copied_tables(module)) for module in modules]
-    containers = [(container, copy.copy(container)) for container in _containers(model)]
-    tensors = [(tensor, tensor.detach().clone()) for tensor in _own_tensors(model)]
+    held = _containers(model)
+    containers = [(container, copy.copy(container)) for container in held]
+    tensors = [(tensor, tensor.detach().clone()) for tensor in _own_tensors(model, held)]
     gradients = [(p, p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()]
     versions = _preserved_versions([tensor for tensor, _ in tensors])
     try:
@@ -314,14 +315,14 @@ def _refill(container: Any, items: Any) -> None:
         (container.update if isinstance(container, set) else container.extend)(items)
 
 
-def _own_tensors(model: nn.Module) -> list[Tensor]:
+def _own_tensors(model: nn.Module, containers: Collection[Any]) -> list[Tensor]:
     """Return the parameters, the buffers, and the tensors in plain attributes and in containers there, that hold numbers.
 
     Results of differentiable operations are left out, and so are tensors on the meta device and those of lazy modules.
     """
     modules = list(modules_of(model))
     registered = (t for m in modules for t in (*parameter_table(m).values(), *buffer_table(m).values()))
-    plain = (*(v for m in modules for v in _attributes(m)), *(v for held in _containers(model) for v in _items(held)))
+    plain = (*(v for m in modules for v in _attributes(m)), *(v for held in containers for v in _items(held)))
     kept = (value for value in plain if isinstance(value, Tensor) and value.grad_fn is None)
     tensors = (t for t in (*registered, *kept) if t is not None and not is_lazy(t) and not t.is_meta)
     return list({id(tensor): tensor for tensor in tensors}.values())

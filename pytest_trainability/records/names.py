@@ -6,13 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
-__all__ = ["MOST_NAMES", "expanded", "folded", "template", "with_stars"]
+__all__ = ["MOST_NAMES", "expanded", "folded", "in_order_of", "template", "with_stars"]
 
 MOST_NAMES = 10**6
 """Largest number of names that a pattern may stand for."""
 
+_Value = TypeVar("_Value")
 _Part: TypeAlias = "str | frozenset[int]"
 _NUMBERS = re.compile(r"\{(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\}")
 
@@ -66,6 +67,16 @@ def expanded(pattern: str) -> list[str]:
         msg = f"{pattern!r} stands for more than {MOST_NAMES} names"
         raise ValueError(msg)
     return [".".join(parts) for parts in product(*choices)]
+
+
+def in_order_of(names: Iterable[str], by_pattern: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Return values by pattern, in the order of the first name that each pattern stands for.
+
+    >>> in_order_of(["a.0", "b", "a.1"], {"b": 1, "a.{0-1}": 2})
+    {'a.{0-1}': 2, 'b': 1}
+    """
+    places = {name: place for place, name in enumerate(names)}
+    return dict(sorted(by_pattern.items(), key=lambda item: min(places[name] for name in expanded(item[0]))))
 
 
 def template(name: str) -> str:
