@@ -8,9 +8,7 @@ from __future__ import annotations
 import glob
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, NoReturn, TypeAlias
 from ..errors import BaselineError
 from ..records.names import MOST_NAMES, expanded
 from ..records.text import visible
+from .atomic_files import replace_file
 from .baselines import BaselineValues, Entry, NameSet, Series
 from .initial_values import InitialRow
 from .locks import locked
@@ -493,7 +492,7 @@ def change_baselines(path: Path, change: Callable[[Contents], Contents]) -> bool
                 return False
             path.parent.mkdir(exist_ok=True)
             _refuse_links(path)
-            _replace(path, render_baselines(new) if new else "")
+            replace_file(path, render_baselines(new) if new else "")
     except OSError as error:
         msg = f"{path}: the baseline could not be written. The file is unchanged. {_reason(error)}."
         raise BaselineError(msg) from error
@@ -507,32 +506,3 @@ def _reason(error: OSError) -> str:
 def _locked(path: Path) -> AbstractContextManager[None]:
     """Hold the lock of a baseline file."""
     return locked(path, patience=LOCK_PATIENCE)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Replace a file by a text. An empty text removes the file."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        # The lock is held, so that the writer of this temporary file was killed.
-        left.unlink(missing_ok=True)
-    if not text:
-        path.unlink(missing_ok=True)
-        return
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    """Return the umask of the process. It can be read only by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -1,32 +1,64 @@
-"""Likely cause of a failure and usual remedy, from facts about the steps of the chain."""
+"""Likely cause of a failure: which factors of the chain's Jacobians make the gradient grow or shrink, and why they do."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from statistics import fmean, median, pstdev
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
 
-from ..records.reports import StepFacts, VerdictRecord
-from ..records.text import format_number
+from ..records.factors import FactorRecord
+from ..records.names import template, with_stars
+from ..records.reports import VerdictRecord
+from ..records.text import format_names, format_number
 
-__all__ = ["diagnose", "is_about_growth"]
+__all__ = ["FactorGroup", "diagnose", "factor_groups", "is_about_growth", "outlier", "usual_gain", "vanishing"]
+
+# Note [Causes explain their share]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+# The gains of all factors add up to the log gain of the chain, so that the part of each can be stated in nats. A factor is named
+# as a cause if it acts in the direction of the failure and explains a fair part of it: a single factor if it deviates from its
+# peers by more than half of the total, a group of like factors if it contributes more than a quarter.
 
 NEGLIGIBLE = 0.02
 """Absolute growth rate, in nats per step, below which the gradient counts as constant."""
+SINGLE_SHARE, GROUP_SHARE = 0.5, 0.25
+"""Parts of the total from which a single factor, or a group of them, is named. See Note [Causes explain their share]."""
+LEAST_DEVIATION = 0.7
+"""Smallest deviation of a single factor that is named, in nats: a factor of two."""
 
-_ACTIVATIONS = {
-    "Tanh": "tanh",
-    "Relu": "relu",
-    "Sigmoid": "sigmoid",
-    "Gelu": "gelu",
-    "Silu": "silu",
-    "Elu": "elu",
-    "LeakyRelu": "leaky_relu",
-    "Hardtanh": "hardtanh",
-    "Softplus": "softplus",
-}
-_PRODUCTS = ("Convolution", "Addmm", "Mm", "Bmm", "MkldnnConvolution", "CudnnConvolution")
-_NORMALIZATIONS = ("BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm", "RMSNorm")
+
+@dataclass(frozen=True, slots=True)
+class FactorGroup:
+    """Factors with the same operations, in modules whose names differ by numbers only."""
+
+    members: tuple[FactorRecord, ...]
+
+    @property
+    def first(self) -> FactorRecord:
+        """The first factor in program order."""
+        return self.members[0]
+
+    @property
+    def gain(self) -> float:
+        """Sum of the gains, nats."""
+        return sum(member.gain for member in self.members)
+
+    @property
+    def weight_rms(self) -> float:
+        """Root mean square over the weights of all members."""
+        return math.sqrt(fmean(member.weight_rms**2 for member in self.members))
+
+    @property
+    def place(self) -> str:
+        """The modules, such as ``blocks.*.mlp``, with their class."""
+        return _place([member.module for member in self.members], self.first.module_kind)
+
+    @property
+    def weights(self) -> str:
+        """The names of the weights, such as ``blocks.*.mlp.up.weight``."""
+        names = list(dict.fromkeys(member.weight for member in self.members))
+        return ", ".join(form for form, _, _ in with_stars(names, names))
 
 
 def is_about_growth(verdict: VerdictRecord, explained_by_growth: int, gain: float) -> bool:
@@ -49,30 +81,43 @@ def is_about_growth(verdict: VerdictRecord, explained_by_growth: int, gain: floa
     return gain < 0 if shrinks else gain > 0
 
 
-def diagnose(growth: Sequence[float], facts: Sequence[StepFacts], not_finite: Sequence[str] = ()) -> list[str]:
-    """Return one or two lines on why the gradient grows or shrinks along the chain.
+def diagnose(
+    growth: Sequence[float],
+    names: Sequence[str],
+    factors: Sequence[FactorRecord] = (),
+    not_finite: Sequence[str] = (),
+    *,
+    along: str = "depth",
+) -> list[str]:
+    """Return one to three lines on why the gradient grows or shrinks along the chain.
 
     Args:
-        growth: Growth rate of each step, nats, in program order.
-        facts: Facts about the same steps.
+        growth: Growth rate of each step, nats, in program order, averaged over seeds.
+        names: Names of the steps.
+        factors: Factors of the steps on one seed; none if the steps could not be taken apart.
         not_finite: Names of values that contain NaN or infinity, in the order of the forward pass, then of gradients.
+        along: ``"depth"`` or ``"time"``.
 
     Returns:
         Lines of text; none if there is no growth to explain.
     """
-    if not growth or len(growth) != len(facts):
+    if not growth or len(growth) != len(names):
         return []
+    blocked = vanishing(factors)
     for index in range(len(growth) - 1, -1, -1):
         if math.isnan(growth[index]) or growth[index] == math.inf:
-            return [_not_finite(facts[index].name, not_finite)]
+            return [_not_finite(names[index], not_finite)]
         if growth[index] == -math.inf:
-            return [_dead(facts[index])]
-    outlier = _outlier(growth)
-    if outlier is not None:
-        share = f"{growth[outlier]:+.2g} of {sum(growth):+.2g} nats"
-        where = "its input at this time step" if facts[outlier].recurrent else "its initialization"
-        return [f"{facts[outlier].name} alone contributes {share}: check {where}"]
-    return _steady(growth, facts)
+            return [_blocked(blocked) if blocked is not None else f"{names[index]} passes no gradient"]
+    if not factors or blocked is not None:
+        return _of_steps(growth, names)
+    total = sum(factor.gain for factor in factors)
+    single = outlier(factors)
+    if single is not None:
+        return [_single(single, total), *_details(FactorGroup((single,)))]
+    if abs(total) < NEGLIGIBLE * len(growth):
+        return []
+    return [*_of_steps(growth, names), *_of_groups(factors, total, along)]
 
 
 def _not_finite(step: str, holders: Sequence[str]) -> str:
@@ -82,13 +127,265 @@ def _not_finite(step: str, holders: Sequence[str]) -> str:
     return f"the gradient is not finite from {step} on: check this step for overflow or NaN"
 
 
-def _dead(facts: StepFacts) -> str:
-    if facts.weight_std == 0:
-        return f"{facts.name} has constant weights and passes no gradient: is it initialized?"
-    return f"{facts.name} passes no gradient: dead units, a zero branch without a skip connection, or a detach"
+def vanishing(factors: Sequence[FactorRecord]) -> FactorRecord | None:
+    """Return the factor behind which nothing is left of the gradient; None if there is none."""
+    return next((factor for factor in factors if factor.gain == -math.inf), None)
 
 
-def _outlier(growth: Sequence[float]) -> int | None:
+def _blocked(factor: FactorRecord) -> str:
+    """Return why a factor passes no gradient."""
+    place = _named(factor)
+    if factor.group_size == 1:
+        return f"{place} passes no gradient: it normalizes groups of one element, so that its output is constant"
+    if factor.kind == "weights" and factor.weight_rms == 0:
+        return f"{place} passes no gradient: its weight {factor.weight} is zero"
+    if factor.kind == "weights":
+        return f"{place} passes no gradient: the outputs of {factor.weight} do not depend on its inputs"
+    if factor.branches:
+        return f"{place} passes no gradient: both the branch and its skip connection are cut"
+    return f"{place} passes no gradient: all its slopes are zero (dead units, or a step function)"
+
+
+# Single factors and groups ----------------------------------------------------------------------------------------
+
+
+def factor_groups(factors: Sequence[FactorRecord]) -> list[FactorGroup]:
+    """Return the factors by operations and modules, in the order of the first of each; without those that move entries only."""
+    found: dict[tuple[object, ...], list[FactorRecord]] = {}
+    for factor in factors:
+        if factor.kind != "layout":
+            key = (factor.kind, factor.operations, template(factor.module), factor.module_kind)
+            found.setdefault(key, []).append(factor)
+    return [FactorGroup(tuple(members)) for members in found.values()]
+
+
+def outlier(factors: Sequence[FactorRecord]) -> FactorRecord | None:
+    """Return the factor that deviates most from its peers if that explains the total; None if there is none.
+
+    Peers are the factors with the same operations, or those of the same kind if there are fewer than three. The normal gain of
+    a factor without peers is 0.
+    """
+    total = sum(factor.gain for factor in factors)
+    candidates = [factor for factor in factors if factor.kind != "layout"]
+    deviations = [factor.gain - usual_gain(factor, candidates) for factor in candidates]
+    if not deviations:
+        return None
+    index = max(range(len(deviations)), key=lambda i: deviations[i] * math.copysign(1, total))
+    explained = deviations[index] * math.copysign(1, total)
+    rest = abs(total) - explained
+    return (
+        candidates[index] if explained > max(SINGLE_SHARE * abs(total), LEAST_DEVIATION) and rest < explained else None
+    )
+
+
+def usual_gain(factor: FactorRecord, factors: Sequence[FactorRecord]) -> float:
+    """Return the median gain of a factor's peers, nats; 0 if it has none. See :func:`outlier`."""
+    others = [f for f in factors if f is not factor and f.kind == factor.kind]
+    same = [f.gain for f in others if f.operations == factor.operations]
+    if len(same) >= 2:
+        return median(same)
+    # Products and normalizations have the same part in every layer. Functions of each entry need not.
+    alike = [f.gain for f in others] if factor.kind in {"weights", "normalization", "parallel"} else []
+    return median(alike) if len(alike) >= 2 else 0.0
+
+
+def _single(factor: FactorRecord, total: float) -> str:
+    return f"{_named(factor)} {_effect(factor)}: {_nats(factor.gain, total)}"
+
+
+def _of_groups(factors: Sequence[FactorRecord], total: float, along: str) -> Iterator[str]:
+    """Yield lines on the groups of factors that explain a fair part of the total, largest first, and on the size of weights."""
+    groups = factor_groups(factors)
+    named = [group for group in groups if _is_named(group, total)]
+    for group in sorted(named, key=lambda group: -abs(group.gain))[:2]:
+        yield f"{_group_name(group)} {_group_effect(group, along)}: {_nats(group.gain, total)}"
+        yield from _details(group)
+    yield from _needed_weights(groups, total, along)
+
+
+def _needed_weights(groups: Sequence[FactorGroup], total: float, along: str) -> Iterator[str]:
+    """Yield the rms that weights would need for a gain of 1 at the measured slopes, where their scale decides the gain."""
+    weights = [group for group in groups if group.first.kind == "weights" and group.first.weight]
+    kinds = {group.first.kind for group in groups}
+    if not weights or not kinds <= {"weights", "entrywise", "other"}:
+        yield from (line for group in weights for line in _weight_lines(group) if _is_named(group, total))
+        return
+    count = sum(len(group.members) for group in weights)
+    largest = max(weights, key=lambda group: len(group.members))
+    factor = math.exp(-total / count)
+    if 0.01 < factor < 100:
+        slopes = _typical_slopes(groups)
+        at_slopes = f"at slopes of rms {format_number(slopes)} " if slopes is not None else ""
+        now = largest.weight_rms
+        what = "recurrent weights" if along == "time" else "weights"
+        yield (
+            f"{what} of rms {format_number(now)} over {largest.first.fan_in} inputs: {at_slopes}a gain of 1 needs an rms of "
+            f"about {format_number(now * factor)}"
+        )
+
+
+def _is_named(group: FactorGroup, total: float) -> bool:
+    """Return whether a group explains a fair part of the total."""
+    return group.gain * math.copysign(1, total) > GROUP_SHARE * abs(total)
+
+
+def _typical_slopes(groups: Sequence[FactorGroup]) -> float | None:
+    """Return the rms over all slopes that are no constant factor; None without any."""
+    squares = [
+        member.slopes.rms**2 for g in groups for member in g.members if member.slopes and not member.slopes.is_constant
+    ]
+    return math.sqrt(fmean(squares)) if squares else None
+
+
+# Words ------------------------------------------------------------------------------------------------------------
+
+
+def _nats(gain: float, total: float) -> str:
+    decimals = 1 if abs(total) >= 10 else 2
+    return f"{gain:+.{decimals}f} of {total:+.{decimals}f} nats"
+
+
+def _place(modules: Sequence[str], kind: str) -> str:
+    names = list(dict.fromkeys(modules))
+    if names == [""]:
+        return kind
+    forms = [form or kind for form, _, _ in with_stars(names, names)]
+    # The modules of an nn.Sequential are called 0, 2, 4: a lone star would say nothing.
+    where = ", ".join(forms) if forms != ["*"] else format_names(names)
+    count = f"{len(names)} × " if len(names) > 1 else ""
+    return f"{count}{kind} ({where})" if count else f"{where} ({kind})"
+
+
+def _named(factor: FactorRecord) -> str:
+    """Return the module of a factor, and its operations if the module does more."""
+    return _group_name(FactorGroup((factor,)))
+
+
+def _group_name(group: FactorGroup) -> str:
+    """Return the modules of a group, with the operations if these do not follow from the class of the modules."""
+    first, place = group.first, group.place
+    if first.kind not in {"entrywise", "other"} or _is_named_for(first):
+        return place
+    return f"{' × '.join(first.operations[:4])} in {place}"
+
+
+def _is_named_for(factor: FactorRecord) -> bool:
+    """Return whether the class of a module says which operation it performs, as ``ReLU`` does."""
+    kind = factor.module_kind.lower()
+    return len(factor.operations) == 1 and bool(factor.module) and factor.operations[0].lower() in kind
+
+
+def _effect(factor: FactorRecord) -> str:
+    return _group_effect(FactorGroup((factor,)))
+
+
+def _group_effect(group: FactorGroup, along: str = "depth") -> str:
+    """Return what the members of a group do to the gradient."""
+    first, many = group.first, len({member.module for member in group.members}) > 1
+    each = " each" if many else f" per {'time step' if along == 'time' else 'call'}" if len(group.members) > 1 else ""
+    gain = format_number(_exp(group.gain / len(group.members)))
+    if first.slopes is not None and first.slopes.is_constant:
+        by = first.slopes.rms if many else first.slopes.high
+        return f"multipl{'y' if many else 'ies'} the gradient by {format_number(by)}{each}"
+    if first.slopes is not None:
+        return f"{'have' if many else 'has'} {_slopes_text(group)}"
+    return f"multipl{'y' if many else 'ies'} the gradient by {gain}{each}"
+
+
+def _slopes_text(group: FactorGroup) -> str:
+    slopes = [member.slopes for member in group.members if member.slopes is not None]
+    text = f"slopes of rms {format_number(math.sqrt(fmean(s.rms**2 for s in slopes)))}"
+    zeros = fmean(s.zeros for s in slopes)
+    if zeros > 0.01:
+        return f"{text}, {100 * zeros:.0f} % of them zero"
+    read = list(dict.fromkeys(name for member in group.members for name in member.parameters))
+    if read and group.first.operations == ("Mul",):
+        names = ", ".join(form for form, _, _ in with_stars(read, read))
+        low, high = min(s.low for s in slopes), max(s.high for s in slopes)
+        return f"slopes from {format_number(low)} to {format_number(high)}, which {names} determines"
+    return text
+
+
+def _details(group: FactorGroup) -> Iterator[str]:
+    """Yield what the numbers of a group say about its gain. Those on plain weights follow, with what they ought to be."""
+    first = group.first
+    if first.kind == "gated":
+        yield from _gate_lines(group)
+    elif first.kind == "normalization":
+        yield from _normalization_lines(group)
+    elif first.branches:
+        yield from _branch_lines(first)
+    elif first.kind == "weights" and len(group.members) == 1:
+        yield from _weight_lines(group)
+
+
+def _weight_lines(group: FactorGroup) -> Iterator[str]:
+    rms, inputs = group.weight_rms, group.first.fan_in
+    if math.isfinite(rms) and group.weights:
+        gain = format_number(rms * math.sqrt(inputs))
+        yield f"{group.weights}: rms {format_number(rms)} over {inputs} inputs, rms × √inputs = {gain}"
+
+
+def _gate_lines(group: FactorGroup) -> Iterator[str]:
+    """Yield the gain of the recurrent weights of each gate, and what forget gates keep."""
+    yield from (f"{line} (1 if each gate's is orthogonal)" for line in _weight_lines(group))
+    bias = group.first.forget_bias
+    if math.isfinite(bias):
+        kept = 1 / (1 + math.exp(-bias))
+        yield f"forget gates of mean bias {format_number(bias)} keep {format_number(kept)} of the cell per time step"
+
+
+def _normalization_lines(group: FactorGroup) -> Iterator[str]:
+    first = group.first
+    deviation, eps = fmean(member.input_deviation for member in group.members), first.eps
+    if first.group_size == 1:
+        yield "it normalizes groups of one element"
+        return
+    if first.weight and not 0.5 < group.weight_rms < 2:
+        yield f"its gain {group.weights} has rms {format_number(group.weight_rms)}, where 1 is usual"
+    if math.isfinite(eps) and eps > 0 and deviation**2 < 4 * eps:
+        yield f"its inputs deviate by no more than √eps = {format_number(math.sqrt(eps))}"
+    elif math.isfinite(deviation):
+        yield f"its inputs deviate by {format_number(deviation)}, by which it divides"
+
+
+def _branch_lines(factor: FactorRecord) -> Iterator[str]:
+    """Yield the gain of a branch and of its skip connection, and the factor of the branch that stands out."""
+    pairs = sorted(zip(factor.branch_gains, factor.branches), key=lambda pair: len(pair[1]))
+    (skip, on_skip), (branch, inner) = pairs[0], max(pairs[1:], key=lambda pair: pair[0])
+    if not on_skip or all(f.kind in {"layout", "entrywise"} for f in on_skip):
+        yield (
+            f"its branch multiplies the gradient by {format_number(_exp(branch))}, the skip connection by "
+            f"{format_number(_exp(skip))}"
+        )
+    largest = max((f for f in inner if math.isfinite(f.gain)), key=lambda f: abs(f.gain), default=None)
+    if largest is not None and abs(largest.gain) > LEAST_DEVIATION:
+        yield f"in the branch, {_named(largest)} {_effect(largest)}"
+        yield from _details(FactorGroup((largest,)))
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+# Steps only -------------------------------------------------------------------------------------------------------
+
+
+def _of_steps(growth: Sequence[float], names: Sequence[str]) -> list[str]:
+    """Return a line on the growth of the steps: one that stands out, else the average."""
+    index = _outlying_step(growth)
+    if index is not None:
+        return [f"{names[index]} alone contributes {_nats(growth[index], sum(growth))}"]
+    rate = fmean(growth)
+    if abs(rate) < NEGLIGIBLE:
+        return []
+    steadily = "steadily" if median(abs(g - rate) for g in growth) < abs(rate) / 2 else "on average"
+    if abs(rate) > 100:
+        return [f"every step changes the gradient by {rate:+.0f} nats, {steadily}"]
+    return [f"every step multiplies the gradient by {format_number(math.exp(rate))}, {steadily}"]
+
+
+def _outlying_step(growth: Sequence[float]) -> int | None:
     """Return the step with more than half of the total growth and a rate far from the others; None if there is none."""
     if len(growth) < 4:
         return None
@@ -98,78 +395,3 @@ def _outlier(growth: Sequence[float]) -> int | None:
     rest = sum(growth) - growth[index]
     far = abs(growth[index] - middle) > 10 * max(spread, NEGLIGIBLE)
     return index if far and abs(growth[index]) > abs(rest) else None
-
-
-def _steady(growth: Sequence[float], facts: Sequence[StepFacts]) -> list[str]:
-    rate = fmean(growth)
-    if abs(rate) < NEGLIGIBLE:
-        return []
-    steadily = "steadily" if pstdev(growth) < abs(rate) / 2 else "on average"
-    if abs(rate) > 100:
-        return [f"every step changes the gradient by {rate:+.0f} nats, {steadily}"]
-    what = f"every step multiplies the gradient by {format_number(math.exp(rate))}, {steadily}"
-    middle = facts[len(facts) // 2]
-    if middle.recurrent:
-        remedy = _recurrent_remedy(rate, middle)
-    else:
-        remedy = _residual_remedy(rate, len(growth), middle) if _is_residual(middle) else _plain_remedy(rate, middle)
-    return [what, *remedy]
-
-
-def _recurrent_remedy(rate: float, facts: StepFacts) -> list[str]:
-    if not math.isnan(facts.forget_bias) and rate < 0:
-        kept = 1 / (1 + math.exp(-facts.forget_bias))
-        have = f"forget gates of mean bias {format_number(facts.forget_bias)} keep {format_number(kept)} of the cell per step"
-        return [f"{have}: raise the bias (1 is usual, ln(T - 1) for T steps)"]
-    if facts.kind.startswith("GRU") and rate < 0:
-        return ["the update gates of a GRU decide how much it keeps: raise their biases, the second third of bias_ih"]
-    if math.isnan(facts.weight_std) or facts.weight_std == 0:
-        return []
-    have = (
-        f"recurrent weights of std {format_number(facts.weight_std)}"
-        if facts.kind.startswith("RNN")
-        else f"the weights of {facts.kind}"
-    )
-    if rate > 0:
-        return [f"{have}: scale them down until spectral_radius is about 1, or clip gradients"]
-    activation = next((_ACTIVATIONS[name] for name in facts.operations if name in _ACTIVATIONS), "")
-    slope = f" and {activation} slopes below 1" if activation in {"tanh", "sigmoid", "hardtanh"} else ""
-    return [f"{have}{slope}: orthogonal weights of gain 1 (nn.init.orthogonal_) keep more, gated cells most"]
-
-
-def _is_residual(facts: StepFacts) -> bool:
-    return facts.weights > 1 and "Add" in facts.operations
-
-
-def _residual_remedy(rate: float, count: int, facts: StepFacts) -> list[str]:
-    norms = [i for i, name in enumerate(facts.operations) if any(mark in name for mark in _NORMALIZATIONS)]
-    products = [i for i, name in enumerate(facts.operations) if name.startswith(_PRODUCTS)]
-    if rate < 0:
-        return [
-            "residual steps should not shrink it: is the skip scaled, or the residual stream normalized (post-norm)?"
-        ]
-    scale = 1 / math.sqrt(2 * count)
-    if norms and products and norms[-1] > products[-1]:
-        # This normalization undoes the scale of the weights before it, so that its own gain decides.
-        gain = f"1/sqrt({count}) = {format_number(1 / math.sqrt(count))}"
-        return [f"initialize the gain of each branch's last normalization with {gain}"]
-    remedy = f"scale the branch's last projection by 1/sqrt(2 × {count}) = {format_number(scale)}"
-    return [remedy if norms else f"the branches have no normalization: add one before each, or {remedy}"]
-
-
-def _plain_remedy(rate: float, facts: StepFacts) -> list[str]:
-    if math.isnan(facts.weight_std) or facts.weight_std == 0 or facts.weights != 1:
-        return []
-    activation = next((_ACTIVATIONS[name] for name in facts.operations if name in _ACTIVATIONS), "no activation")
-    have = f"{facts.kind} weights of std {format_number(facts.weight_std)} with {activation}"
-    if activation == "sigmoid":
-        return [f"{have}: its slope is at most 1/4; use tanh or relu, or normalize each layer"]
-    if activation in {"relu", "leaky_relu"}:
-        he = math.sqrt(2 / facts.fan_in)
-        return [
-            f"{have}: He initialization for fan-in {facts.fan_in} has std {format_number(he)} (nn.init.kaiming_normal_)"
-        ]
-    needed = facts.weight_std * math.exp(-rate)
-    if rate > 0 and activation == "tanh":
-        needed = 1 / math.sqrt(facts.fan_in)
-    return [f"{have}: a gain of 1 at fan-in {facts.fan_in} needs a std of about {format_number(needed)}"]

@@ -40,5 +40,7 @@ class Context:
     """Returns the keys that plugins add to a baseline's environment; numbers are compared within one environment."""
     baseline: Callable[[str, Entry, Mapping[str, float]], BaselineRecord] | None = None
     """Compares the entry of a model with its baseline, given name, entry and tolerances; None outside pytest."""
+    cure: str = "auto"
+    """Whether the report of a failure looks for cures: ``"auto"`` for small models only, ``"off"`` never, else always."""
     bounded_on_command_line_only: frozenset[str] = frozenset()
     """Measures that only the command line bounds. Baselines do not record them."""

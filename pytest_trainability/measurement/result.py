@@ -24,15 +24,19 @@ from ..init.words import failure_text
 from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along, suggest_measure
 from ..measures.attributes import Attributes
 from ..records.estimates import Estimate, Profile, Spectrum, Steps
-from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
+from ..records.reports import BaselineRecord, CheckRecord, CureRecord, VerdictRecord
 from ..records.text import visible
 from ..report.explain import explain, explain_baseline
 from .context import Context
+from .cures import Cure, find_cures
 from .initialization import judge_contract, verdict_on
 from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
-from .writing import check_record, entry
+from .writing import check_record, entry, is_caused_by_growth
 
 __all__ = ["Measurement"]
+
+SMALL = 10**7
+"""Largest number of parameters for which the report of a failure looks for cures, which repeats the measurement a few times."""
 
 
 class Measurement(Attributes):
@@ -60,6 +64,8 @@ class Measurement(Attributes):
         self._bounds: dict[str, Bound] = {}
         """Bounds that were judged, by measure."""
         self._baseline: BaselineRecord | None = None
+        self._cures: tuple[Cure, ...] | None = None
+        """Cures of the verdicts that do not hold; None before they are looked for."""
 
     def __getattr__(self, name: str) -> Value:
         if name.startswith("_") or name not in MEASURES:
@@ -192,8 +198,12 @@ class Measurement(Attributes):
         self._bounds.update({m.name: bound for m, bound in bounds.items()})
         verdicts = [verdict for m, bound in bounds.items() if (verdict := self._verdict(m, bound)) is not None]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
+        failed = not all(verdict.holds for verdict in verdicts)
+        self._cures = None
+        if failed and self._take_apart(verdicts) and self._shows_cures():
+            self.cures()
         self._report()
-        if not all(verdict.holds for verdict in verdicts):
+        if failed:
             raise TrainabilityFailure(explain(self._to_record(verdicts)))
 
     def _with_coverage(self, bounds: Mapping[Measure, Bound]) -> Mapping[Measure, Bound]:
@@ -319,14 +329,60 @@ class Measurement(Attributes):
             with suppress(TrainabilityError):
                 self._seed_runs.run([MEASURES["nonfinite"]])
 
+    def cures(self) -> tuple[Cure, ...]:
+        """Return changes of the model that bring what has failed inside its bounds.
+
+        Each was tried on copies of the model, on the same seeds. They change weights, gains, biases or a factor, or add a
+        normalization. A failure that growth along the chain does not explain has none.
+
+        Returns:
+            At most two, the most specific one first; none if no check has failed.
+
+        Raises:
+            UsageError: The inputs or the parameters have changed since the first run.
+        """
+        failed = [verdict for verdict in self._verdicts.values() if not verdict.holds and verdict.measure in MEASURES]
+        if self._cures is None:
+            self._cures = find_cures(self._seed_runs, failed, self._judge_again) if self._take_apart(failed) else ()
+        return self._cures
+
+    def _shows_cures(self) -> bool:
+        """Return whether the report of a failure looks for cures."""
+        mode = self._context.cure
+        return mode != "off" and (mode != "auto" or self._seed_runs.common.parameters <= SMALL)
+
+    def _judge_again(self, seed_runs: SeedRuns) -> list[VerdictRecord]:
+        """Return the verdicts on what has failed, measured on the runs of a changed model."""
+        failed = [name for name, verdict in self._verdicts.items() if not verdict.holds and name in MEASURES]
+        other = Measurement(seed_runs, self._name, Context())
+        seed_runs.run([MEASURES[name] for name in (*failed, "log_gain", "gradient_norm", "gradient_classes")])
+        found = (other._verdict(MEASURES[name], self._bounds[name]) for name in failed)
+        return [verdict for verdict in found if verdict is not None]
+
+    def explain_failure(self) -> None:
+        """Report again with the likely cause, after the test has failed by an assertion of its own."""
+        verdicts = list(self._verdicts.values())
+        if self._seed_runs.factors is None and self._take_apart(verdicts):
+            self._report()
+
+    def _take_apart(self, verdicts: Sequence[VerdictRecord]) -> bool:
+        """Find the factors of the steps if growth along the chain can have caused the failure; return whether it can."""
+        log_gain = self._seed_runs.values["log_gain"]
+        assert isinstance(log_gain, Estimate)
+        is_cause = is_caused_by_growth(verdicts, log_gain.mean, self._baseline)
+        if is_cause:
+            self._seed_runs.take_apart()
+        return is_cause
+
     def _report(self) -> None:
         """Report the values and verdicts so far to the session."""
         self._context.report(self._to_record(list(self._verdicts.values())))
 
     def _to_record(self, verdicts: Sequence[VerdictRecord]) -> CheckRecord:
         bounded = {name: self._seed_runs.values[name] for name in self._bounds}
+        cures = [CureRecord(cure.text, cure.measure, cure.before, cure.after) for cure in self._cures or ()]
         return check_record(
-            self._seed_runs, self.name, self._context, verdicts, bounded=bounded, baseline=self._baseline
+            self._seed_runs, self.name, self._context, verdicts, bounded=bounded, baseline=self._baseline, cures=cures
         )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -14,12 +17,14 @@ from ..checks.statistics import CONFIDENCE, Level
 from ..checks.verdicts import Value, is_settled
 from ..engine.runs.description import Ensemble
 from ..engine.runs.ensemble import ensemble
+from ..engine.runs.factors import FACTORS
 from ..engine.runs.forward_pass import fingerprint
 from ..engine.runs.recipe import Recipe
 from ..errors import InapplicableError, TrainabilityError, UsageError
 from ..init.description import ModelDescription
 from ..measures import MEASURES, Measure, companion_of
 from ..measures.parameters.initial_values import DESCRIPTION
+from ..records.factors import FactorRecord
 from ..records.gradient_classes import GradientClasses
 from .readings import assemble, read
 
@@ -56,6 +61,8 @@ class SeedRuns:
         self._fingerprint = fingerprint(recipe)
         self._ensemble: Ensemble | None = None
         self._descriptions: tuple[ModelDescription, ...] = ()
+        self.factors: tuple[FactorRecord, ...] | None = None
+        """Factors of the steps on one seed, in program order; none if they cannot be found, None before they are asked for."""
 
     @property
     def common(self) -> Ensemble:
@@ -158,6 +165,32 @@ class SeedRuns:
             )
             self._descriptions = tuple(reading[DESCRIPTION.name] for reading in found.readings)
         return self._descriptions
+
+    def take_apart(self) -> tuple[FactorRecord, ...]:
+        """Return the factors of the steps, from one more run of the seed whose log gain is typical.
+
+        They explain a failure. Where they cannot be found, the failure stands without them.
+        """
+        if self.factors is None:
+            self.factors = ()
+            with suppress(TrainabilityError, RuntimeError):
+                self._refuse_changed("the steps are taken apart in another run", "Measure again.")
+                (reading,) = ensemble(
+                    self.recipe,
+                    (self.typical_seed(),),
+                    {FACTORS},
+                    lambda run: {FACTORS.name: run[FACTORS]},
+                    known=self._ensemble,
+                ).readings
+                self.factors = reading[FACTORS.name]
+        return self.factors
+
+    def typical_seed(self) -> int:
+        """Return the first seed without a finite log gain, else the one whose log gain is nearest to the mean."""
+        gains = dict(zip(self.common.seeds, self.readings["log_gain"]))
+        infinite = [seed for seed, gain in gains.items() if not math.isfinite(gain)]
+        mean = fmean(gains.values())
+        return infinite[0] if infinite else min(gains, key=lambda seed: abs(gains[seed] - mean))
 
     @property
     def gradient_classes(self) -> GradientClasses | None:

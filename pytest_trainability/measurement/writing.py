@@ -23,13 +23,13 @@ from ..engine.runs.finiteness import faults, remarks
 from ..errors import UsageError
 from ..measures import MEASURES, Measure
 from ..records.estimates import Estimate, Names, Profile
-from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
+from ..records.reports import BaselineRecord, CheckRecord, CureRecord, VerdictRecord
 from ..records.text import format_finite, format_names
 from .context import Context
 from .readings import recorded
 from .seed_runs import SeedRuns
 
-__all__ = ["check_record", "entry"]
+__all__ = ["check_record", "entry", "is_caused_by_growth"]
 
 NOTEWORTHY = 5.0
 """Absolute log gain, in nats, from which a record without verdicts names a likely cause: the test may fail by a plain assert."""
@@ -95,6 +95,7 @@ def check_record(
     *,
     bounded: Mapping[str, Value],
     baseline: BaselineRecord | None,
+    cures: Sequence[CureRecord] = (),
 ) -> CheckRecord:
     """Return the record of a measurement and its verdicts.
 
@@ -105,11 +106,12 @@ def check_record(
         verdicts: Verdicts to show.
         bounded: Values of the measures that have bounds.
         baseline: Result of the comparison with the baseline, if there was one.
+        cures: Changes that bring what has failed inside its bounds.
     """
     common, values = seed_runs.common, seed_runs.values
     log_gain, growth_rate = cast("Estimate", values["log_gain"]), cast("Profile", values["growth_rate"])
     growth = tuple(element.mean for element in growth_rate.values())
-    about_growth = _is_about_growth(verdicts, log_gain.mean, baseline)
+    about_growth = is_caused_by_growth(verdicts, log_gain.mean, baseline)
     nonfinite = tuple(cast("Names", values.get("nonfinite", ())))
     of_gradients = tuple(_remarks_on_gradients(seed_runs, bounded))
     # Biases that a softmax or a normalization cancels are in most transformers, and nothing can be done about them.
@@ -135,7 +137,8 @@ def check_record(
         growth=growth,
         verdicts=tuple(verdicts),
         leaves_band=_leaves_band(seed_runs, verdicts, growth, tuple(growth_rate)),
-        cause=_cause(seed_runs, growth, nonfinite, about_growth=about_growth),
+        cause=_cause(seed_runs, growth_rate, nonfinite, about_growth=about_growth),
+        cures=tuple(cures),
         notes=(*common.notes, *of_gradients) if are_harmless else common.notes,
         cautions=tuple(_cautions(seed_runs, () if are_harmless else of_gradients)),
         reproduce=context.reproduce,
@@ -145,7 +148,7 @@ def check_record(
 
 
 def _cause(
-    seed_runs: SeedRuns, growth: Sequence[float], nonfinite: Sequence[str], *, about_growth: bool
+    seed_runs: SeedRuns, growth_rate: Profile, nonfinite: Sequence[str], *, about_growth: bool
 ) -> tuple[str, ...]:
     """Return lines on the likely cause: the first value that is not finite, then growth along the chain.
 
@@ -153,19 +156,28 @@ def _cause(
 
     Args:
         seed_runs: Runs of all seeds.
-        growth: Growth rate of each step, nats, in program order.
+        growth_rate: Growth rate of each step.
         nonfinite: The names of the measure ``nonfinite``; empty if it was not read.
         about_growth: Whether growth along the chain can have caused the failure.
     """
     common = seed_runs.common
     before = [name for name in nonfinite if not name.startswith(("gradient of ", "output")) and name != "loss"]
     at_end = faults(common.not_finite)
-    of_growth = diagnose(growth, common.facts, before) if about_growth or (before and at_end) else []
+    of_growth: list[str] = []
+    if about_growth or (before and at_end):
+        growth = [element.mean for element in growth_rate.values()]
+        of_growth = diagnose(growth, tuple(growth_rate), seed_runs.factors or (), before, along=common.along)
     return tuple(of_growth) if before else (*at_end, *of_growth)
 
 
-def _is_about_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baseline: BaselineRecord | None) -> bool:
-    """Return whether growth along the chain can have caused the failure."""
+def is_caused_by_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baseline: BaselineRecord | None) -> bool:
+    """Return whether growth along the chain can have caused a failure.
+
+    Args:
+        verdicts: The verdicts. Without any, the test may fail by a plain assertion.
+        log_gain: Log gain of the chain, nats.
+        baseline: Result of the comparison with the baseline, if there was one.
+    """
     if baseline is not None and all(verdict.holds for verdict in verdicts):
         # The failure, if any, is a change from the baseline.
         return False

@@ -17,8 +17,9 @@ from .baseline_writer import BaselineWriter, refuse_partial_prune
 from .baselines import BASELINE_REQUESTS, BASELINES, Baselines
 from .collected import COLLECTED, Collected, send_collected
 from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
+from .cures import CureWriter
 from .extensions import forget_measures
-from .fixture import CALLED, JUDGED, RECORDS, TAKEN, trainability
+from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_assertions, trainability
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .summary import Summary
 from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
@@ -57,6 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
         writer = BaselineWriter(config)
         config.pluginmanager.register(writer, "trainability-baseline-writer")
         config.pluginmanager.register(Summary(config, writer), "trainability-summary")
+        if config.stash[options.SETTINGS].cure == "patch":
+            config.pluginmanager.register(CureWriter(config), "trainability-cures")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -114,6 +117,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Discard the measurements of an earlier run of the same test."""
     item.stash[RECORDS] = {}
+    item.stash[MEASUREMENTS] = []
     item.stash[TAKEN] = item.stash[CALLED] = item.stash[JUDGED] = False
     item.stash[BASELINE_REQUESTS] = []
     item.stash[UNEXPECTED] = Unexpected()
@@ -171,6 +175,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the records of a test to its report, as plain data that can be sent to another process."""
+    explain_assertions(item, call)
     report = yield
     if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
         from ..records.reports import plain

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..scaling import Scaling
     from ..scaling.arguments import Along
 
-__all__ = ["CALLED", "JUDGED", "RECORDS", "TAKEN", "Trainability", "trainability"]
+__all__ = ["CALLED", "JUDGED", "MEASUREMENTS", "RECORDS", "TAKEN", "Trainability", "explain_assertions", "trainability"]
 
 TAKEN = pytest.StashKey[bool]()
 """Whether a test has taken the fixture."""
@@ -41,6 +41,8 @@ CALLED = pytest.StashKey[bool]()
 """Whether a test has called the fixture, or made a size sweep with it."""
 JUDGED = pytest.StashKey[bool]()
 """Whether the bounds of a test's marker were judged on at least one model. The result of a size sweep is checked separately."""
+MEASUREMENTS = pytest.StashKey["list[Measurement]"]()
+"""The measurements of a test, until its report is made."""
 RECORDS = pytest.StashKey["dict[str, CheckRecord]"]()
 """The records of a test, by the name of the measurement."""
 
@@ -92,6 +94,7 @@ class Trainability:
             # The message describes the error, and the cause has the traceback of the model; frames of this package do not help.
             raise error.with_traceback(None) from error.__cause__
         self._item.stash[JUDGED] = True
+        self._item.stash.setdefault(MEASUREMENTS, []).append(measurement)
         if bounds:
             measurement.check(preset=None, **bounds)
         return measurement
@@ -208,6 +211,7 @@ class Trainability:
             confidence=settings.confidence,
             reproduce=command,
             tolerances=tolerances_of(self._item),
+            cure=settings.cure,
             bounded_on_command_line_only=bounded_on_command_line_only(self._item),
             choose_steps=partial(chosen_steps, self._item.config),
             environment=partial(added_environment, self._item.config),
@@ -225,3 +229,16 @@ class Trainability:
 def _first(*values: Any) -> Any:
     """Return the first value that is not None."""
     return next((value for value in values if value is not None), None)
+
+
+def explain_assertions(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Let the measurements of a test that failed by a plain assertion report the likely cause, and let go of them.
+
+    A check of a bound has explained its failure before it was raised.
+    """
+    measurements = item.stash.get(MEASUREMENTS, [])
+    if measurements and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
+        for measurement in measurements:
+            measurement.explain_failure()
+    if measurements and call.when == "call":
+        item.stash[MEASUREMENTS] = []

@@ -46,6 +46,7 @@ _BY_MEASURE = (
     ),
 )
 BASELINE_MODES = ("check", "new", "update")
+CURE_MODES = ("auto", "show", "off", "patch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ class Settings:
     """One of :data:`BASELINE_MODES`."""
     prune: bool
     """Whether to remove baselines that no test uses."""
+    cure: str
+    """One of :data:`CURE_MODES`."""
     measured: str | None
     """Folder for the measured numbers, in the format of the baselines."""
     require: int
@@ -108,6 +111,15 @@ def declare(parser: pytest.Parser) -> None:
         help="Remove baselines that no test uses. Refused if not every test has passed.",
     )
     group.addoption(
+        f"--{PREFIX}-cure",
+        dest=f"{PREFIX}_cure",
+        choices=CURE_MODES,
+        default=CURE_MODES[0],
+        help="Whether the report of a failure tries changes of the model on copies, and shows those that help: for small models "
+        "only (auto, the default), always (show), never (off), or always and also written to the file trainability-cures.md "
+        "(patch).",
+    )
+    group.addoption(
         f"--{PREFIX}-measured",
         dest=f"{PREFIX}_measured",
         metavar="FOLDER",
@@ -144,6 +156,7 @@ def read(config: pytest.Config) -> None:
         tolerances=_tolerances(config),
         baseline=config.getoption(f"{PREFIX}_baseline"),
         prune=config.getoption(f"{PREFIX}_prune"),
+        cure=config.getoption(f"{PREFIX}_cure"),
         measured=_folder(config.getoption(f"{PREFIX}_measured")),
         require=_required(config.getoption(f"{PREFIX}_require")),
     )

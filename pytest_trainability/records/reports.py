@@ -9,31 +9,10 @@ from typing import Any, Literal, TypeVar
 
 from .text import format_value
 
-__all__ = ["BaselineChange", "BaselineRecord", "BaselineSummary", "CheckRecord", "StepFacts", "VerdictRecord", "plain"]
+__all__ = ["BaselineChange", "BaselineRecord", "BaselineSummary", "CheckRecord", "CureRecord", "VerdictRecord", "plain"]
 
 
 _RecordT = TypeVar("_RecordT")
-
-
-@dataclass(frozen=True, slots=True)
-class StepFacts:
-    """Facts about one step of the chain, from which the likely cause of a failure is derived."""
-
-    name: str
-    kind: str
-    """Class of the step's module."""
-    weight_std: float
-    """Standard deviation of the step's largest weight; NaN if it has no weight."""
-    fan_in: int
-    """Number of inputs of one unit of the largest weight."""
-    weights: int
-    """Number of parameters with two or more dimensions."""
-    operations: tuple[str, ...]
-    """Distinct names of the step's operators, such as ``Tanh``, in the order of their last occurrence."""
-    recurrent: bool = False
-    """Whether the step is a step in time."""
-    forget_bias: float = math.nan
-    """Mean bias of an LSTM's forget gate; NaN for other steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +163,18 @@ class BaselineSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class CureRecord:
+    """A change of the model that was tried on copies and brings a failed measure inside its bound."""
+
+    text: str
+    """What to write in the model's code."""
+    measure: str
+    before: float
+    after: float
+    """Value on the same seeds after the change."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckRecord:
     """One measurement with its verdicts, as reports show it."""
 
@@ -219,6 +210,8 @@ class CheckRecord:
     """Step at which the accumulated log gain leaves the bound; empty if it does not."""
     cause: tuple[str, ...] = ()
     """Lines about the likely cause of a failure."""
+    cures: tuple[CureRecord, ...] = ()
+    """Changes that bring what has failed inside its bounds, the most specific one first."""
     notes: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
     """Limits of a green result: parameters without a gradient, calls that are not on the chain."""
@@ -256,7 +249,8 @@ class CheckRecord:
             changes = tuple(_rebuilt(BaselineChange, change) for change in baseline["changes"])
             baseline = replace(_rebuilt(BaselineRecord, baseline), changes=changes)
         verdicts = tuple(_rebuilt(VerdictRecord, verdict) for verdict in given["verdicts"])
-        return replace(_rebuilt(cls, given), verdicts=verdicts, baseline=baseline)
+        cures = tuple(_rebuilt(CureRecord, cure) for cure in given["cures"])
+        return replace(_rebuilt(cls, given), verdicts=verdicts, cures=cures, baseline=baseline)
 
 
 def _rebuilt(record: type[_RecordT], given: Mapping[str, Any]) -> _RecordT:

@@ -89,6 +89,7 @@ def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
     lines += labelled(f"along {record.along}", depth_line(record, width - LABEL_WIDTH))
     lines += labelled("leaves band", record.leaves_band, width)
     lines += _cause_lines(record, width)
+    lines += cure_lines(record, width)
     # An output that is not finite is a caution where the test passes, and the likely cause where it fails.
     for note in (*(caution for caution in record.cautions if caution not in record.cause), *record.notes):
         lines += labelled("note", note, width)
@@ -104,6 +105,15 @@ def _cause_lines(record: CheckRecord, width: int) -> list[str]:
         for index, line in enumerate(record.cause)
         for text in labelled("likely cause" if index == 0 else "", line, width)
     ]
+
+
+def cure_lines(record: CheckRecord, width: int) -> list[str]:
+    """Return labelled lines on the changes that bring what has failed inside its bounds; none without one."""
+    lines: list[str] = []
+    for index, cure in enumerate(record.cures):
+        effect = f"{cure.measure} {format_number(cure.before)} → {format_number(cure.after)} on the same seeds"
+        lines += labelled("cure" if index == 0 else "or", f"{cure.text}: {effect}", width)
+    return lines
 
 
 def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int) -> list[str]:

@@ -16,7 +16,7 @@ from ...errors import CutError
 from ..torch_internals import is_leaf_node, output_metadata, sequence_number
 from .recorder import Edge
 
-__all__ = ["Cut", "Graph", "Segment", "freed_in_order", "zeros_at"]
+__all__ = ["Cut", "Graph", "Segment", "freed_in_order", "segment_between", "zeros_at"]
 
 # Note [Program order]
 # ~~~~~~~~~~~~~~~~~~~~
@@ -207,7 +207,7 @@ class Graph:
         if not states[0] or not states[-1]:
             raise CutError(_empty(excluded))
         ordered = [tuple(sorted(state, key=self._order)) for state in states]
-        segments = tuple(_segment(*pair) for pair in zip(ordered, ordered[1:], read))
+        segments = tuple(segment_between(*pair) for pair in zip(ordered, ordered[1:], read))
         return Cut(tuple(ordered), segments, tuple(sorted(excluded, key=self._order)))
 
     def _leading_on(self, x0: Set[Edge], last: Sequence[Edge]) -> set[Node]:
@@ -249,7 +249,8 @@ def _empty(bypasses: Collection[Edge]) -> str:
     return "nothing after the last step depends on the first state: the path between them is cut."
 
 
-def _segment(earlier: tuple[Edge, ...], later: tuple[Edge, ...], read: set[Edge]) -> Segment:
+def segment_between(earlier: tuple[Edge, ...], later: tuple[Edge, ...], read: set[Edge]) -> Segment:
+    """Return the segment between two states, given the edges of the earlier one that nodes between them read."""
     where = {edge: index for index, edge in enumerate(earlier)}
     return Segment(
         roots=tuple(index for index, edge in enumerate(later) if edge not in where),

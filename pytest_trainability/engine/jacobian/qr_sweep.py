@@ -6,7 +6,7 @@ Without the factorization, all cotangents would collapse onto the fastest-growin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,15 @@ from ..linalg.numerical_rank import near_rank_threshold, without_round_off
 from .trajectories import Trajectories
 from .vjp import Cotangents, gaussian_state, pull_back
 
-__all__ = ["QRSweep", "cotangents_at_once", "is_round_off", "qr_sweep", "walk", "working_precision"]
+__all__ = [
+    "QRSweep",
+    "cotangents_at_once",
+    "is_round_off",
+    "products_are_noise",
+    "qr_sweep",
+    "walk",
+    "working_precision",
+]
 
 # Note [Round-off is no direction]
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
@@ -28,6 +36,10 @@ __all__ = ["QRSweep", "cotangents_at_once", "is_round_off", "qr_sweep", "walk", 
 # its exponent is -inf. Where the diagonal of R is only near that threshold, a singular value decomposition of the step decides
 # (linalg/numerical_rank.py). With a single cotangent there is no other column to compare with, and a random cotangent of the
 # same state takes its place.
+#
+# A step whose Jacobian is zero may compute round-off that is far above that threshold: a normalization of one element divides the
+# difference of equal numbers by √ε. Where a step shrinks a cotangent to less than √eps, its products are tested for additivity
+# (`products_are_noise`).
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +189,54 @@ def is_round_off(trajectories: Trajectories, index: int, factors: Tensor) -> Ten
     chain, division = trajectories.chain, trajectories.division
     size = sum(math.prod(shape) for shape, _ in chain.shapes(index)) // trajectories.count
     precision = working_precision(chain.epsilon(index), size)
-    if not ((factors > 0) & (factors < precision)).any():
-        return torch.zeros_like(factors, dtype=torch.bool)
-    drawn = gaussian_state(chain, index, torch.Generator("cpu").manual_seed(index))
-    usual = division.norms(_only(pull_back(chain, index, _batch_of_one(drawn))))
-    return factors < precision * usual / division.norms(drawn)
+    found = products_are_noise(chain, index, factors, division.norms)
+    if ((factors > 0) & (factors < precision)).any():
+        drawn = gaussian_state(chain, index, torch.Generator("cpu").manual_seed(index))
+        usual = division.norms(_only(pull_back(chain, index, _batch_of_one(drawn))))
+        found |= factors < precision * usual / division.norms(drawn)
+    return found
 
 
+def products_are_noise(
+    chain: Chain, index: int, factors: Tensor, norms: Callable[[Sequence[Tensor | None]], Tensor]
+) -> Tensor:
+    """Return for which trajectories a step computes round-off where its Jacobian is zero.
+
+    A normalization of a single element has the Jacobian zero, and computes the difference of equal numbers, multiplied by up to
+    ``1/√ε``. Round-off does not add up: products with u, v and u + v are then unrelated. Products with a Jacobian that is only
+    small add up to many digits.
+
+    Args:
+        chain: The chain.
+        index: Number of the segment, 1 … L.
+        factors: ``‖J_lᵀ u‖ / ‖u‖`` of each trajectory. Factors above the square root of the precision are not round-off.
+        norms: Function that returns the norm of each trajectory's part of a cotangent of either state.
+
+    Returns:
+        Booleans, one per trajectory.
+    """
+    largest = min(math.sqrt(chain.epsilon(index)), COARSEST)
+    suspected = (factors > 0) & (factors < largest)
+    if not suspected.any():
+        return suspected
+    generator = torch.Generator("cpu").manual_seed(index)
+    u, v = (gaussian_state(chain, index, generator) for _ in range(2))
+    both = [a + b for a, b in zip(u, v)]
+    of_u, of_v, of_both = (_only(pull_back(chain, index, _batch_of_one(state))) for state in (u, v, both))
+    # A backward pass that ignores what arrives returns the same three times. That is no round-off.
+    moved = [None if s is None or a is None else s - a for s, a in zip(of_both, of_u)]
+    excess = [None if m is None or b is None else m - b for m, b in zip(moved, of_v)]
+    length = norms(of_u)
+    return (
+        suspected
+        & (length < largest * norms(u))
+        & (norms(excess) > UNRELATED * length)
+        & (norms(moved) > UNRELATED * length)
+    )
+
+
+UNRELATED = 0.75
+"""Relative error of a sum of products from which the products are unrelated. For independent round-off it is about √3."""
 COARSEST = 0.05
 """Largest working precision that is assumed: half precision is trusted to a twentieth, all other types are far more precise."""
 

@@ -1,17 +1,15 @@
-"""The description of a measurement that all seeds share: steps, mode, device, notes, and facts about each step."""
+"""The description of a measurement that all seeds share: steps, mode, device and notes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...records.estimates import Steps
-from ...records.reports import StepFacts
 from ..capture.chain import Chain, describe
 from ..capture.graph import Graph
 from ..capture.operators import operator_name
@@ -19,7 +17,6 @@ from ..capture.recorder import Call, Capture
 from ..capture.recurrence import Recurrence, find_recurrences
 from ..capture.weights import WeightLayers
 from ..jacobian.trajectories import Division
-from ..modules import ByModule
 from ..torch_internals import is_batch_norm
 from ..trees import batch_size, tensors_in
 from .finiteness import NotFinite
@@ -75,8 +72,8 @@ class Ensemble:
     """``"depth"`` or ``"time"``."""
     time: float | None
     """Time that the chain spans; None where steps have no duration."""
-    facts: tuple[StepFacts, ...]
-    """Facts about the first seed's steps, for the likely cause of a failure."""
+    parameters: int
+    """Number of entries of all parameters."""
     notes: tuple[str, ...]
     """Remarks for readers of the numbers."""
     cautions: tuple[str, ...]
@@ -123,7 +120,7 @@ def described(
         dtype=str(dtype).removeprefix("torch."),
         along=chain.along,
         time=sum(chain.durations) if chain.durations else None,
-        facts=_facts(chain, graph),
+        parameters=sum(parameter.numel() for parameter in capture.model.parameters()),
         notes=tuple(_notes(recipe, capture, cutting, WeightLayers(capture, graph), skipped)),
         cautions=tuple(_cautions(capture, graph, chain)),
         plan=Plan(
@@ -240,48 +237,3 @@ def _notes_on_time(chosen: Recurrence, chain: Chain, device: torch.device) -> It
     module = chosen.calls[0].module
     if isinstance(module, nn.RNNBase) and module.training and module.dropout and device.type != "cpu":
         yield f"{chosen.name!r} draws other dropout masks than its fused kernel does"
-
-
-# Facts ------------------------------------------------------------------------------------------------------------
-
-
-def _facts(chain: Chain, graph: Graph) -> tuple[StepFacts, ...]:
-    known: ByModule[StepFacts] = ByModule()
-    facts = []
-    for name, call, names in zip(chain.names, chain.steps, chain.operations(graph)):
-        if call.module not in known:
-            known[call.module] = _step_facts(call, recurrent=chain.along == "time")
-        facts.append(replace(known[call.module], name=name, operations=names))
-    return tuple(facts)
-
-
-def _step_facts(call: Call, *, recurrent: bool) -> StepFacts:
-    """Return the facts that a step's module shows; name and operations are still empty."""
-    module = call.module
-    weights = {path: p for path, p in module.named_parameters() if p.dim() >= 2}
-    carrying = [p for path, p in weights.items() if recurrent and "weight_hh" in path]
-    largest = max(carrying or weights.values(), key=lambda p: p.numel(), default=None)
-    fan_in = 0 if largest is None else math.prod(largest.shape[1:])
-    return StepFacts(
-        "",
-        call.kind,
-        math.nan if largest is None else _standard_deviation(largest),
-        fan_in,
-        len(weights),
-        (),
-        recurrent,
-        _forget_bias(module) if recurrent else math.nan,
-    )
-
-
-def _forget_bias(module: nn.Module) -> float:
-    """Return the mean over units of an LSTM's forget bias, the sum of ``bias_ih`` and ``bias_hh``; NaN for other modules."""
-    if not isinstance(module, (nn.LSTM, nn.LSTMCell)) or not module.bias:
-        return math.nan
-    biases = [p.detach() for path, p in module.named_parameters() if path.startswith("bias_")]
-    return sum(float(p.chunk(4)[1].float().mean()) for p in biases) / (len(biases) / 2)
-
-
-def _standard_deviation(weight: Tensor) -> float:
-    values = weight.detach()
-    return float((values if values.is_complex() else values.float()).std(correction=0))

@@ -957,7 +957,7 @@ import shutil
 PLANTED
 NAMES = sys.argv[2:]
 room = path.parents[1]
-WRITING = {"change_baselines", "_locked", "locked", "_attempt", "_open", "_hold", "_replace", "_umask", "_refuse_links"}
+WRITING = {"change_baselines", "_locked", "locked", "_attempt", "_open", "_hold", "replace_file", "_umask", "_refuse_links"}
 
 def die_in(steps):
     '''Kill this process at one of its steps: a line that writes, or something that an auditor would see.'''
@@ -1041,9 +1041,9 @@ def test_a_writer_killed_anywhere_leaves_the_old_file_or_the_new(path: Path, nam
 
 
 IN_PLACE = """
-def _replace(path, text):
+def in_place(path, text):
     path.write_text(text, encoding="utf-8")
-baseline_files._replace = _replace
+baseline_files.replace_file = in_place
 """
 
 

@@ -453,3 +453,74 @@ def test_a_step_that_shrinks_below_the_range_of_float16_keeps_its_rate() -> None
 
     # Entries of 1e-5 are multiples of 6e-8 in float16: within 1 %.
     torch.testing.assert_close(rates(torch.float16), rates(torch.float32), atol=0.01, rtol=0)
+
+
+# Round-off instead of zero -----------------------------------------------------------------------------------------
+
+
+class OneElement(nn.Module):
+    """A layer, and a normalization of groups of one element: its output does not depend on its input."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(16, 16), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.norm(self.layer(x)))
+
+
+class ByHand(nn.Module):
+    """The same normalization, written by hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.unflatten(-1, (16, 1))
+        centered = groups - groups.mean(-1, keepdim=True)
+        return (centered * (groups.var(-1, correction=0, keepdim=True) + 1e-5).rsqrt()).flatten(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("norm", [lambda: nn.GroupNorm(16, 16), ByHand], ids=["GroupNorm", "by hand"])
+def test_round_off_of_a_normalization_of_one_element_is_no_exponent(
+    norm: Callable[[], nn.Module], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    tower = nn.Sequential(nn.Linear(16, 16), OneElement(norm()), nn.Linear(16, 16)).to(dtype)
+    chain = models.cut(tower, torch.randn(8, 16, dtype=dtype), "layers").chain
+    logs = qr_sweep(Trajectories(chain, Division(8)), some_cotangents(chain, 1)).logs
+    assert bool((logs[-1] == -math.inf).any(dim=0).all()), "nothing passes the step behind the normalization"
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-12, 1e-25])
+def test_a_step_that_only_shrinks_is_measured(scale: float) -> None:
+    """Products with a small Jacobian add up."""
+
+    class Small(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x) * scale
+
+    torch.manual_seed(0)
+    tower = nn.Sequential(nn.Linear(16, 16), Small(), nn.Linear(16, 16))
+    chain = models.cut(tower, torch.randn(8, 16), "layers").chain
+    logs = qr_sweep(Trajectories(chain, Division(8)), some_cotangents(chain, 1)).logs
+    assert logs[-1].mean() == pytest.approx(math.log(scale), abs=2.0)
+
+
+def test_a_backward_pass_that_ignores_what_arrives_is_no_round_off() -> None:
+    """It returns the same for every cotangent, while round-off is unrelated from one to the next."""
+
+    class Ignores(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 1e-6
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return torch.full_like(g, 1e-6)
+
+    class Layer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Ignores.apply(x)  # type: ignore[no-any-return,no-untyped-call]
+
+    tower = nn.Sequential(nn.Linear(16, 16), Layer(), nn.Linear(16, 16))
+    chain = models.cut(tower, torch.randn(8, 16), "layers").chain
+    assert qr_sweep(Trajectories(chain, Division(8)), some_cotangents(chain, 1)).logs.isfinite().all()

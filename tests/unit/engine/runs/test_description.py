@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import models
@@ -72,26 +71,6 @@ def test_calls_before_a_detach_are_named() -> None:
     assert result.steps.description.startswith("2 × Linear")
     assert result.steps.left_out == "4 × Linear (layers)"
     assert list(result.unused_parameters)[:2] == ["layers.0.weight", "layers.0.bias"]
-
-
-def test_the_spread_of_a_steps_weights() -> None:
-    """Constant weights have none, whatever their size. Complex weights have one, too."""
-
-    class Complex(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.full((3, 3), 1 + 1j))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return (x.to(torch.complex64) @ self.weight).real
-
-    def constant() -> nn.Module:
-        layers = [nn.Linear(3, 3), nn.Linear(3, 3)]
-        nn.init.constant_(layers[0].weight, 0.5)
-        return nn.Sequential(*layers, Complex())
-
-    facts = measure(constant, torch.randn(2, 3), seeds=1)._seed_runs.common.facts
-    assert [fact.weight_std == 0 for fact in facts] == [True, False, True]
 
 
 def test_a_stem_before_the_first_block_is_named() -> None:
@@ -204,45 +183,6 @@ def test_the_plan_of_the_first_seed() -> None:
 def test_a_model_without_parameters_has_the_type_of_its_inputs() -> None:
     result = measure(Rollout(lambda x: 0.5 * x, steps=3, dt=0.5), FLOATS.double())
     assert (result.dtype, result._seed_runs.common.time, result._seed_runs.common.along) == ("float64", 1.5, "time")
-
-
-def test_facts_of_a_step_in_time() -> None:
-    """The weights that carry the state count, and an LSTM's forget bias: the second quarter of both of its biases."""
-
-    class Loop(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell = nn.LSTMCell(8, 3)
-            nn.init.constant_(self.cell.bias_ih[3:6], 1.5)
-            nn.init.constant_(self.cell.bias_hh[3:6], -0.5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            state = torch.zeros(len(x), 3), torch.zeros(len(x), 3)
-            for _ in range(4):
-                state = self.cell(x, state)
-            return state[0]
-
-    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
-    model = Loop()
-    in_time = measure(model, x, steps="time")._seed_runs.common.facts
-    assert [fact.kind for fact in in_time] == ["LSTMCell"] * len(in_time)
-    assert in_time[-1].forget_bias == pytest.approx(1.0) and in_time[-1].recurrent
-    assert in_time[-1].weight_std == pytest.approx(float(model.cell.weight_hh.detach().std(correction=0)))
-    assert (in_time[-1].fan_in, in_time[-1].weights) == (3, 2)
-    in_depth = measure(model, x, steps=nn.LSTMCell)._seed_runs.common.facts
-    assert math.isnan(in_depth[-1].forget_bias) and not in_depth[-1].recurrent
-    # The larger of both weights: the input has eight entries.
-    assert in_depth[-1].weight_std == pytest.approx(float(model.cell.weight_ih.detach().std(correction=0)))
-    assert in_depth[-1].fan_in == 8
-
-
-def test_facts_of_a_step_without_weights() -> None:
-    fact = measure(
-        lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()), FLOATS, seeds=1, steps=["0", "1"]
-    )._seed_runs.common.facts[1]
-    assert (fact.name, fact.kind, fact.fan_in, fact.weights) == ("1", "Tanh", 0, 0)
-    assert math.isnan(fact.weight_std) and math.isnan(fact.forget_bias)
-    assert fact.operations[0].startswith("Tanh")
 
 
 def test_other_recurrences_are_named() -> None:

@@ -1,0 +1,224 @@
+"""Changes of a model that might bring growth along the chain back to normal. Whether they do is for a measurement to show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
+
+from ..records.factors import FactorRecord
+from ..records.names import with_stars
+from ..records.text import format_number
+from .diagnosis import outlier, usual_gain
+
+__all__ = ["Remedy", "remedies"]
+
+LARGEST_FACTOR = 1e4
+"""Largest factor, and inverse of the smallest one, by which a remedy rescales weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A change of a model that may be tried on a copy of it."""
+
+    kind: Literal["scale", "ones", "orthogonal gates", "forget bias", "output", "layer norm"]
+    targets: tuple[str, ...]
+    """Names of the parameters that it changes, or of the modules for ``output`` and ``layer norm``."""
+    factors: tuple[float, ...] = ()
+    """For each target the factor by which it is multiplied; for ``forget bias`` the new mean."""
+    rms: tuple[float, ...] = ()
+    """Root mean square of each parameter before the change."""
+    adjustable: bool = False
+    """Whether all factors may be raised to the same power until the gain is right."""
+    is_minimal: bool = False
+    """Whether the smallest power that satisfies the bound is wanted, rather than a log gain of zero."""
+    note: str = ""
+    """Reason or source, in a few words."""
+
+    def to_the_power(self, exponent: float) -> Remedy:
+        """Return the remedy with every factor raised to a power."""
+        factors = tuple(factor**exponent for factor in self.factors)
+        return replace(self, factors=factors)
+
+    @property
+    def text(self) -> str:
+        """What to write in the model's code."""
+        note = f" ({self.note})" if self.note else ""
+        return _TEXTS[self.kind](self) + note
+
+
+def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield changes that might help, the most specific one first.
+
+    Args:
+        factors: Factors of the steps, in program order.
+    """
+    if not factors or not all(math.isfinite(factor.gain) for factor in factors):
+        return
+    single = outlier(factors)
+    specific = list(_of_single(single, factors)) if single is not None else []
+    if specific:
+        yield from specific
+        return
+    yield from _gains_of_normalizations(factors)
+    yield from _gates(factors)
+    if any(factor.kind == "parallel" for factor in factors):
+        yield from _branches(factors)
+    elif not any(factor.kind in {"normalization", "attention", "gated"} for factor in factors):
+        yield from _weights(factors)
+
+
+def _of_single(factor: FactorRecord, factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield what gives a factor that stands out the gain of its peers."""
+    if factor.kind == "weights" and factor.weight:
+        change = math.exp(usual_gain(factor, factors) - factor.gain)
+        yield Remedy("scale", (factor.weight,), (change,), (factor.weight_rms,), note="as its peers")
+    if factor.slopes is not None and factor.slopes.is_constant and factor.module and factor.is_whole_module:
+        yield Remedy("output", (factor.module,), (1 / factor.slopes.high,))
+
+
+def _gains_of_normalizations(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield that the gains of normalizations start at one, where they do not."""
+    everywhere = [f for f in _with_branches(factors) if f.kind == "normalization" and f.weight]
+    unusual = {f.weight: f.weight_rms for f in everywhere if f.weight_rms > 0 and not 0.5 < f.weight_rms < 2}
+    if unusual:
+        yield Remedy("ones", tuple(unusual), rms=tuple(unusual.values()))
+
+
+def _gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield orthogonal recurrent weights for each gate, and a larger forget bias, both for LSTMs."""
+    gated = {f.weight: f for f in factors if f.kind == "gated" and f.weight and math.isfinite(f.forget_bias)}
+    if not gated:
+        return
+    small = {name: f for name, f in gated.items() if not 0.9 < f.weight_rms * math.sqrt(f.fan_in) < 1.1}
+    if small:
+        yield Remedy("orthogonal gates", tuple(small), rms=tuple(f.weight_rms for f in small.values()))
+    biases = tuple(name.replace("weight_hh", "bias_ih") for name in gated)
+    yield Remedy(
+        "forget bias", biases, (math.log(max(len(factors), 3) - 1),) * len(biases), note="ln(T - 1) for T steps"
+    )
+
+
+def _branches(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield smaller last projections of the branches, or gains of normalizations that come after these."""
+    last: dict[str, float] = {}
+    for factor in factors:
+        for branch in factor.branches:
+            scaled = [f for f in branch if f.kind in {"weights", "normalization"} and f.weight]
+            if scaled:
+                last[scaled[-1].weight] = scaled[-1].weight_rms
+    if last:
+        change = 1 / math.sqrt(len(last))
+        yield Remedy(
+            "scale", tuple(last), (change,) * len(last), tuple(last.values()), adjustable=True, is_minimal=True
+        )
+    norms = {f.kind for f in _with_branches(factors)} & {"normalization"}
+    first = [
+        next((f.module for f in branch if f.kind == "weights"), "") for f in factors for branch in f.branches if branch
+    ]
+    if not norms and any(first):
+        yield Remedy("layer norm", tuple(dict.fromkeys(name for name in first if name)))
+
+
+def _weights(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield other weights for a plain chain: all by one factor, each layer by its own, or a LayerNorm before each."""
+    weights = {factor.weight: factor for factor in factors if factor.kind == "weights" and factor.weight}
+    if not weights:
+        return
+    rms = tuple(factor.weight_rms for factor in weights.values())
+    total, count = sum(factor.gain for factor in factors), sum(factor.kind == "weights" for factor in factors)
+    change = math.exp(min(max(-total / count, -9.0), 9.0))
+    yield Remedy("scale", tuple(weights), (change,) * len(weights), rms, adjustable=True)
+    each = dict(_by_layer(factors))
+    if len(each) == len(weights) > 1:
+        note = "layer by layer, as LSUV does: Mishkin & Matas, ICLR 2016"
+        yield Remedy("scale", tuple(each), tuple(each.values()), rms, adjustable=True, note=note)
+    modules = tuple(dict.fromkeys(factor.module for factor in weights.values() if factor.module))
+    if modules:
+        yield Remedy("layer norm", modules)
+
+
+def _by_layer(factors: Sequence[FactorRecord]) -> Iterator[tuple[str, float]]:
+    """Yield for each weight the factor that gives a gain of 1 to it and to what follows, up to the next weight."""
+    place = 0
+    numbered: list[tuple[int, FactorRecord]] = []
+    for factor in factors:
+        place += factor.kind == "weights"
+        numbered.append((place, factor))
+    for number, layer in groupby(numbered, key=lambda pair: pair[0]):
+        members = [factor for _, factor in layer]
+        if number and members[0].weight:
+            gain = sum(factor.gain for factor in members)
+            yield members[0].weight, math.exp(min(max(-gain, -9.0), 9.0))
+
+
+def _with_branches(factors: Sequence[FactorRecord]) -> Iterator[FactorRecord]:
+    for factor in factors:
+        yield factor
+        for branch in factor.branches:
+            yield from _with_branches(branch)
+
+
+# Words ------------------------------------------------------------------------------------------------------------
+
+
+def _code(names: Sequence[str]) -> str:
+    """Return names as code, such as ``blocks[i].proj.weight``."""
+    forms = [form for form, _, _ in with_stars(names, names)]
+    return ", ".join(_indexed(form) for form in forms)
+
+
+def _indexed(form: str) -> str:
+    """Return a dotted name with its numbers and stars as indices.
+
+    >>> _indexed("blocks.*.proj.weight"), _indexed("0.weight")
+    ('blocks[i].proj.weight', 'model[0].weight')
+    """
+    written = ""
+    for part in form.split("."):
+        if part == "*" or part.isdecimal():
+            written = f"{written or 'model'}[{'i' if part == '*' else part}]"
+        else:
+            written += f".{part}" if written else part
+    return written
+
+
+def _scale_text(remedy: Remedy) -> str:
+    groups: dict[str, list[tuple[float, float]]] = {}
+    forms = [
+        next(form for form, _, _ in with_stars(remedy.targets, remedy.targets) if _fits(form, n))
+        for n in remedy.targets
+    ]
+    for form, rms, factor in zip(forms, remedy.rms, remedy.factors):
+        groups.setdefault(form, []).append((rms, factor))
+    if len({format_number(f, 2) for f in remedy.factors}) > 1:
+        each = [f"{name} × {format_number(f)}" for name, f in zip(remedy.targets, remedy.factors)]
+        return "rescale " + ", ".join(each[:4]) + (f" and {len(each) - 4} more" if len(each) > 4 else "")
+    lines = []
+    for form, pairs in groups.items():
+        std = math.sqrt(sum((rms * factor) ** 2 for rms, factor in pairs) / len(pairs))
+        lines.append(f"nn.init.normal_({_indexed(form)}, std={format_number(std)})")
+    return f"{'; '.join(lines)}, {format_number(remedy.factors[0])} times as large as now"
+
+
+def _fits(form: str, name: str) -> bool:
+    parts, others = form.split("."), name.split(".")
+    return len(parts) == len(others) and all(a == b or (a == "*" and b.isdecimal()) for a, b in zip(parts, others))
+
+
+_TEXTS: dict[str, Callable[[Remedy], str]] = {
+    "scale": _scale_text,
+    "ones": lambda remedy: f"nn.init.ones_({_code(remedy.targets)})",
+    "orthogonal gates": lambda remedy: (
+        f"orthogonal weights for each gate: for w in {_code(remedy.targets)}.chunk(4): nn.init.orthogonal_(w)"
+    ),
+    "forget bias": lambda remedy: (
+        f"a forget bias of {format_number(remedy.factors[0])}: the second quarter of {_code(remedy.targets)}"
+    ),
+    "output": lambda remedy: f"remove the factor {format_number(1 / remedy.factors[0])} in {', '.join(remedy.targets)}",
+    "layer norm": lambda remedy: (
+        f"add a LayerNorm before {', '.join(f for f, _, _ in with_stars(remedy.targets, remedy.targets))}"
+    ),
+}

@@ -1,0 +1,184 @@
+"""The factors of every step of a run, with the module that performs each and the numbers that explain its gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
+
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from ...errors import InapplicableError
+from ...records.factors import FactorKind, FactorRecord, SlopeRecord
+from ..capture.factors import factorized
+from ..capture.operators import CONVOLUTIONS, MOVES, operator_name
+from ..capture.recorder import Call
+from ..jacobian.factor_gains import FactorGain, factor_gains
+from ..jacobian.vjp import random_cotangents
+from ..torch_internals import leaf_of, output_metadata, saved
+from .run import Need, Run
+
+__all__ = ["FACTORS"]
+
+_PRODUCTS = CONVOLUTIONS | {"Addmm", "Mm", "Bmm", "Baddbmm", "Addbmm", "Mv", "Dot", "Linear", "MkldnnLinear"}
+_ATTENTION = ("ScaledDotProduct", "Softmax", "FlashAttention")
+_ROOTS = {"Rsqrt", "Sqrt", "Std", "Var", "LinalgVectorNorm", "Norm", "StdMean", "VarMean"}
+"""Operators of a normalization that is written by hand."""
+
+
+def _factors(run: Run) -> tuple[FactorRecord, ...]:
+    if run.chain.active:
+        msg = (
+            "a step is taken apart where it acts on all sequences. The sequences of this batch end at different times."
+        )
+        raise InapplicableError(msg)
+    factorization = factorized(run.chain, run.graph)
+    gains = factor_gains(factorization, run.graph, run.trajectories, random_cotangents(run.chain, 1, run.seed))
+    describe = _Description(run)
+    return tuple(describe.record(found) for found in gains)
+
+
+FACTORS = Need("factors of the steps", _factors)
+"""Factors of every step in program order, :class:`FactorRecord`, for the cotangent that ``log_gain`` is measured with."""
+
+
+class _Description:
+    """Names for the factors of one run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        # The innermost module comes first: calls are listed in the order of their return.
+        self._calls = [call for call in self.run.capture.calls if not call.inner]
+        self._names = {id(p): name for name, p in self.run.capture.model.named_parameters(remove_duplicate=False)}
+
+    def record(self, found: FactorGain) -> FactorRecord:
+        """Return the record of one factor."""
+        nodes = found.factor.nodes
+        module = self._performed_by(nodes)
+        operations = tuple(operator_name(node) for node in nodes)
+        signal = {*nodes, *(edge[0] for edge in found.factor.inputs)}
+        parameters = list(self._parameters(nodes, signal))
+        weight = self._weight(nodes, signal)
+        record = FactorRecord(
+            found.step,
+            "" if module is None else module.path,
+            type(self.run.capture.model if module is None else module.module).__name__,
+            _kind(found, operations, has_weight=weight is not None),
+            operations,
+            found.gain,
+            module is not None and self._is_whole(module, nodes),
+            tuple(self._names[id(p)] for p in parameters if id(p) in self._names),
+            branches=tuple(tuple(map(self.record, branch.factors)) for branch in found.branches),
+            branch_gains=tuple(branch.gain for branch in found.branches),
+            slopes=None if found.slopes is None else _slope_record(found.slopes),
+        )
+        if record.kind in {"weights", "gated"} and weight is not None:
+            return replace(self._with_weight(record, weight), forget_bias=_forget_bias(module))
+        if record.kind == "normalization":
+            return _with_normalization(self._with_weight(record, *parameters[:1]), nodes)
+        return record
+
+    def _with_weight(self, record: FactorRecord, weight: Tensor | None = None) -> FactorRecord:
+        """Return the record with the name of a parameter and its root mean square."""
+        if weight is None:
+            return record
+        values = weight.detach()
+        square = float((values.abs() if values.is_complex() else values).double().square().mean())
+        return replace(
+            record,
+            weight=self._names.get(id(weight), ""),
+            weight_rms=math.sqrt(square),
+            fan_in=math.prod(weight.shape[1:]),
+        )
+
+    def _performed_by(self, nodes: Iterable[Node]) -> Call | None:
+        """Return the innermost call that performs all operations; None if only the model itself does."""
+        places = [self.run.graph.place[node] for node in nodes]
+        if not places:
+            return None
+        return next((c for c in self._calls if c.path and c.start <= min(places) and max(places) < c.end), None)
+
+    def _is_whole(self, call: Call, nodes: Iterable[Node]) -> bool:
+        """Return whether a call performs no other operation on the signal."""
+        place = self.run.graph.place
+        return {node for node in self._signal if call.start <= place[node] < call.end} <= {*nodes}
+
+    def _weight(self, nodes: Iterable[Node], signal: set[Node]) -> Tensor | None:
+        """Return the first weight that a product reads, else the largest one; None if there is none."""
+        products = (node for node in nodes if operator_name(node) in _PRODUCTS)
+        of_products = (p for node in products for p in self._parameters([node], signal) if p.dim() >= 2)
+        others = sorted((p for p in self._parameters(nodes, signal) if p.dim() >= 2), key=lambda p: -p.numel())
+        return next(chain(of_products, others), None)
+
+    def _parameters(self, nodes: Iterable[Node], signal: set[Node]) -> Iterator[Tensor]:
+        """Yield the leaves that operations read from outside of the signal, such as a weight behind a transposition."""
+        pending = [edge[0] for node in nodes for edge in self.run.graph.reads[node] if edge[0] not in self._signal]
+        seen: set[Node] = set()
+        while pending:
+            node = pending.pop(0)
+            if node in seen or node in signal:
+                continue
+            seen.add(node)
+            leaf = leaf_of(node)
+            if leaf is not None:
+                yield leaf
+            pending += [edge[0] for edge in self.run.graph.reads[node] if edge[0] not in self._signal]
+
+    @cached_property
+    def _signal(self) -> set[Node]:
+        first = self.run.chain.cut.states[0]
+        return self.run.graph.downstream(first) | {node for node, _ in first}
+
+
+def _kind(found: FactorGain, operations: tuple[str, ...], *, has_weight: bool) -> FactorKind:
+    if set(operations) <= MOVES:
+        return "layout"
+    if any("Norm" in name and name not in _ROOTS for name in operations) and not found.branches:
+        return "normalization"
+    if found.slopes is not None:
+        return "entrywise"
+    if has_weight and len(set(operations) - MOVES) == 1 and _PRODUCTS & set(operations):
+        return "weights"
+    if found.branches:
+        return "parallel"
+    if any(name.startswith(_ATTENTION) for name in operations):
+        return "attention"
+    if _ROOTS & set(operations) and not _PRODUCTS & set(operations):
+        return "normalization"
+    return "gated" if has_weight and "Sigmoid" in operations else "other"
+
+
+def _forget_bias(call: Call | None) -> float:
+    """Return the mean over units of an LSTM's forget bias, the sum of ``bias_ih`` and ``bias_hh``; NaN for other modules."""
+    module = None if call is None else call.module
+    if not isinstance(module, (nn.LSTM, nn.LSTMCell)) or not module.bias:
+        return math.nan
+    biases = [p.detach() for path, p in module.named_parameters() if path.startswith("bias_")]
+    return sum(float(p.chunk(4)[1].float().mean()) for p in biases) / (len(biases) / 2)
+
+
+def _slope_record(slopes: Tensor) -> SlopeRecord:
+    return SlopeRecord(
+        float(slopes.square().mean().sqrt()),
+        float(slopes.min()),
+        float(slopes.max()),
+        float((slopes == 0).double().mean()),
+    )
+
+
+def _with_normalization(record: FactorRecord, nodes: Iterable[Node]) -> FactorRecord:
+    """Return the record with what a node of PyTorch's own normalizations has saved: size and deviation of its groups, and ε."""
+    node = next((n for n in nodes if "Norm" in operator_name(n)), None)
+    if node is None:
+        return record
+    (entry,) = output_metadata(node)[:1]
+    statistics = [saved(node, f"result{i}") for i in (2, 1)]
+    inverse = next((t for t in statistics if isinstance(t, Tensor) and t.numel()), None)
+    if inverse is None:
+        return record
+    deviation = float((1 / inverse.detach().double()).median())
+    size, eps = math.prod(entry.shape) // inverse.numel(), saved(node, "eps", default=math.nan)
+    return replace(record, group_size=size, input_deviation=deviation, eps=float(math.nan if eps is None else eps))

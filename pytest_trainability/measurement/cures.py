@@ -1,0 +1,240 @@
+"""Cures: changes of a model that have been tried on copies of it and bring a failed measure inside its bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its own name
+from torch import Tensor, nn
+
+from ..checks.remedies import LARGEST_FACTOR, Remedy, remedies
+from ..engine.runs.recipe import ModelSource, Recipe
+from ..errors import TrainabilityError
+from ..measures import MEASURES
+from ..records.estimates import Estimate
+from ..records.reports import VerdictRecord
+from .seed_runs import SeedRuns
+
+__all__ = ["Cure", "Judge", "find_cures"]
+
+MOST_SHOWN = 2
+"""Number of cures after which the search ends."""
+MOST_TRIALS = 4
+"""Number of runs of one seed in which the size of a change is adjusted."""
+CLOSE = 0.05
+"""Part of the distance to the target that may be left when the adjustment ends."""
+MARGIN = 0.2
+"""Distance that the target keeps from the ends of the bound, as a part of its width; in nats if it has one end only."""
+
+Judge = Callable[[SeedRuns], Sequence[VerdictRecord]]
+"""Measures what has failed on other runs, and returns the verdicts on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cure:
+    """A change of a model that brings a failed measure inside its bound, on the same seeds.
+
+    It was tried on copies. :meth:`apply` makes the same change to a model of the same class.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from pytest_trainability import measure, within
+    >>> tower = lambda: nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.Tanh())])
+    >>> result = measure(tower, torch.randn(8, 64, generator=torch.Generator().manual_seed(0)), seeds=2)
+    >>> try:
+    ...     result.check(log_gain=within(3))
+    ... except AssertionError:
+    ...     cure = result.cures()[0]
+    >>> cure.measure, bool(cure.before < -8), bool(abs(cure.after) < 3)
+    ('log_gain', True, True)
+    """
+
+    text: str
+    """What to write in the model's code."""
+    measure: str
+    """The measure that had failed; the first one if there were several."""
+    before: float
+    after: float
+    remedy: Remedy
+    """The change, as plain data."""
+
+    def apply(self, model: nn.Module) -> None:
+        """Change a model in place, as the cure says.
+
+        Args:
+            model: A model of the class that was measured.
+
+        Raises:
+            LookupError: The model has no parameter or module of a name that the cure changes.
+        """
+        _apply(self.remedy, model)
+
+
+def find_cures(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -> tuple[Cure, ...]:
+    """Return the cures among the remedies that the factors of the steps suggest, at most two.
+
+    Args:
+        seed_runs: The runs that failed, whose steps have been taken apart.
+        failed: Verdicts that do not hold.
+        judge: Measures the same on the runs of a changed model.
+
+    Returns:
+        Changes after which all of the verdicts hold, the most specific one first.
+    """
+    return tuple(_found(seed_runs, failed, judge))
+
+
+def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -> Iterator[Cure]:
+    count = 0
+    for remedy in remedies(seed_runs.factors or ()):
+        # A change that cannot be made or run is no cure.
+        with suppress(TrainabilityError, LookupError, RuntimeError):
+            adjusted = _adjusted(seed_runs, remedy, _target(seed_runs, failed, remedy)) if remedy.adjustable else remedy
+            verdicts = judge(_runs_with(seed_runs, adjusted, seed_runs.common.seeds))
+            if all(verdict.holds for verdict in verdicts):
+                yield Cure(adjusted.text, failed[0].measure, failed[0].value, verdicts[0].value, adjusted)
+                count += 1
+        if count == MOST_SHOWN:
+            return
+
+
+def _runs_with(seed_runs: SeedRuns, remedy: Remedy, seeds: tuple[int, ...]) -> SeedRuns:
+    """Return runs of the same recipe with a changed model."""
+    recipe = replace(seed_runs.recipe, model=_changed(seed_runs.recipe, remedy))
+    return SeedRuns(recipe, seeds, seed_runs.level.confidence)
+
+
+def _changed(recipe: Recipe, remedy: Remedy) -> ModelSource:
+    source = recipe.model
+    if isinstance(source, nn.Module):
+        copied = deepcopy(source)
+        _apply(remedy, copied)
+        return copied
+
+    def build() -> nn.Module:
+        model: nn.Module = source()
+        _apply(remedy, model)
+        return model
+
+    return build
+
+
+def _target(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], remedy: Remedy) -> float:
+    """Return the log gain to aim at: zero, or what the bounds on growth allow that is nearest to it or to the present one."""
+    low, high = -math.inf, math.inf
+    length = seed_runs.common.time or len(seed_runs.common.steps)
+    for verdict in failed:
+        scale = {"log_gain": 1.0, "lyapunov_max": length}.get(verdict.measure)
+        if scale is not None:
+            low = max(low, -math.inf if verdict.low is None else scale * verdict.low)
+            high = min(high, math.inf if verdict.high is None else scale * verdict.high)
+    has_end = math.isfinite(low) or math.isfinite(high)
+    aim = _log_gain(seed_runs) if remedy.is_minimal and has_end else 0.0
+    inside = MARGIN * (high - low) if math.isfinite(high - low) else MARGIN
+    return min(max(aim, low + inside), high - inside)
+
+
+def _adjusted(seed_runs: SeedRuns, remedy: Remedy, target: float) -> Remedy:
+    """Return the remedy to the power at which the log gain of one seed is nearest to the target, by the secant method.
+
+    Saturation and normalization make the log gain a curve in the logarithm of the weights, and not a line.
+    """
+    before, seed = sum(factor.gain for factor in seed_runs.factors or ()), seed_runs.typical_seed()
+    tried = [(0.0, before)]
+    exponent = 1.0
+    for _ in range(MOST_TRIALS):
+        gain = _log_gain(_runs_with(seed_runs, remedy.to_the_power(exponent), (seed,)))
+        tried.append((exponent, gain))
+        if not math.isfinite(gain) or abs(gain - target) < CLOSE * abs(before - target):
+            break
+        (a, at_a), (b, at_b) = tried[-2:]
+        if at_a == at_b:
+            break
+        exponent = b - (at_b - target) * (b - a) / (at_b - at_a)
+        if not max(abs(math.log(f)) for f in remedy.factors) * abs(exponent) < math.log(LARGEST_FACTOR):
+            break
+    best = min(tried, key=lambda pair: abs(pair[1] - target) if math.isfinite(pair[1]) else math.inf)
+    return remedy.to_the_power(best[0])
+
+
+def _log_gain(runs: SeedRuns) -> float:
+    runs.run([MEASURES["log_gain"]])
+    value = runs.values["log_gain"]
+    assert isinstance(value, Estimate)
+    return value.mean
+
+
+# Changes of a model -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _apply(remedy: Remedy, model: nn.Module) -> None:
+    _CHANGES[remedy.kind](remedy, model)
+
+
+def _scale(remedy: Remedy, model: nn.Module) -> None:
+    for name, factor in zip(remedy.targets, remedy.factors):
+        _parameter(model, name).mul_(factor)
+
+
+def _ones(remedy: Remedy, model: nn.Module) -> None:
+    for name in remedy.targets:
+        _parameter(model, name).fill_(1.0)
+
+
+def _orthogonal_gates(remedy: Remedy, model: nn.Module) -> None:
+    for name in remedy.targets:
+        for gate in _parameter(model, name).chunk(4):
+            nn.init.orthogonal_(gate)
+
+
+def _forget_bias(remedy: Remedy, model: nn.Module) -> None:
+    for name, bias in zip(remedy.targets, remedy.factors):
+        _parameter(model, name).chunk(4)[1].fill_(bias)
+
+
+def _output(remedy: Remedy, model: nn.Module) -> None:
+    for name, factor in zip(remedy.targets, remedy.factors):
+        model.get_submodule(name).register_forward_hook(_multiplied_by(factor))
+
+
+def _multiplied_by(factor: float) -> Callable[[nn.Module, Any, Any], Any]:
+    return lambda module, args, output: output * factor if isinstance(output, Tensor) else None
+
+
+def _layer_norm(remedy: Remedy, model: nn.Module) -> None:
+    for name in remedy.targets:
+        model.get_submodule(name).register_forward_pre_hook(_normalized_input)
+
+
+def _normalized_input(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    """Normalize the first argument over its features: the last dimension, or channels and positions of images."""
+    if not args or not isinstance(args[0], Tensor):
+        return None
+    x = args[0]
+    shape = x.shape[1:] if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else x.shape[-1:]
+    return (F.layer_norm(x, shape), *args[1:])
+
+
+def _parameter(model: nn.Module, name: str) -> Tensor:
+    found = dict(model.named_parameters(remove_duplicate=False)).get(name)
+    if found is None:
+        msg = f"the model must have the parameter {name!r} that the cure changes. Apply it to a model of the measured class."
+        raise LookupError(msg)
+    return found
+
+
+_CHANGES = {
+    "scale": _scale,
+    "ones": _ones,
+    "orthogonal gates": _orthogonal_gates,
+    "forget bias": _forget_bias,
+    "output": _output,
+    "layer norm": _layer_norm,
+}

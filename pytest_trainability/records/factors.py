@@ -1,0 +1,70 @@
+"""Records of what a step consists of: factors of its Jacobian, with the gain of each and the numbers that explain it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["FactorKind", "FactorRecord", "SlopeRecord"]
+
+FactorKind = Literal["weights", "gated", "entrywise", "normalization", "attention", "parallel", "layout", "other"]
+"""Product with weights; gates that products with weights open, as in an LSTM; function of each entry; normalization; attention;
+paths that are added, as a branch and its skip connection; entries in another place or shape; anything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlopeRecord:
+    """Slopes of a function that acts on each entry, measured over all entries."""
+
+    rms: float
+    low: float
+    high: float
+    zeros: float
+    """Fraction of slopes that are zero."""
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the function multiplies by one number."""
+        return self.high - self.low <= 1e-3 * max(abs(self.high), abs(self.low))
+
+
+@dataclass(frozen=True, slots=True)
+class FactorRecord:
+    """One factor of the Jacobian of a step. See Note [Factors of a step] in engine/capture/factors.py."""
+
+    step: int
+    """Index of the step, from 0 on."""
+    module: str
+    """Name of the innermost module that performs all operations of the factor; empty for the model itself."""
+    module_kind: str
+    """Class of this module."""
+    kind: FactorKind
+    operations: tuple[str, ...]
+    """Operators on the path of the signal, such as ``Addmm``, in program order."""
+    gain: float
+    """``ln ‖Jᵀu‖ / ‖u‖`` in nats, averaged over trajectories; ``-inf`` if nothing passes, NaN if nothing arrives."""
+    is_whole_module: bool = False
+    """Whether the module does nothing else to the signal."""
+    parameters: tuple[str, ...] = ()
+    """Names of the parameters that the operations read."""
+    weight: str = ""
+    """Name of the weight that the signal is multiplied with, or of the gain of a normalization; empty for other kinds."""
+    weight_rms: float = math.nan
+    """Root mean square of the entries of this parameter."""
+    fan_in: int = 0
+    """Number of inputs of one unit of the weight."""
+    forget_bias: float = math.nan
+    """Mean bias of an LSTM's forget gate; NaN for other modules."""
+    slopes: SlopeRecord | None = None
+    """Slopes of a function of each entry."""
+    group_size: int = 0
+    """Number of entries that a normalization normalizes together; 0 if unknown."""
+    input_deviation: float = math.nan
+    """Standard deviation of what a normalization normalizes, median over its groups; NaN if unknown."""
+    eps: float = math.nan
+    """Constant that a normalization adds to the variance; NaN if unknown."""
+    branches: tuple[tuple[FactorRecord, ...], ...] = ()
+    """Factors of each path of parallel ones; no factor for a skip connection that changes nothing."""
+    branch_gains: tuple[float, ...] = ()
+    """Gain of each of these paths alone."""

@@ -1,0 +1,136 @@
+"""Remedies: which change a failure suggests, from the factors alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from pytest_trainability.checks.remedies import Remedy, remedies
+from pytest_trainability.records.factors import FactorRecord, SlopeRecord
+
+
+def weights(step: int, gain: float = 0.0, rms: float = 0.125) -> FactorRecord:
+    name = f"layers.{step}"
+    return FactorRecord(
+        step, name, "Linear", "weights", ("Addmm",), gain, True, weight=f"{name}.weight", weight_rms=rms, fan_in=64
+    )
+
+
+def slopes(step: int, value: float, *, whole: bool = True) -> FactorRecord:
+    record = SlopeRecord(value, value, value, 0.0)
+    return FactorRecord(step, f"scale.{step}", "Scale", "entrywise", ("Mul",), math.log(value), whole, slopes=record)
+
+
+def block(step: int, *, norm: bool = True, gain: float = 1.0, norm_last: bool = False) -> FactorRecord:
+    name = f"blocks.{step}"
+    up = FactorRecord(
+        step, f"{name}.up", "Linear", "weights", ("Addmm",), 0.0, weight=f"{name}.up.weight", weight_rms=0.1
+    )
+    down = replace(up, module=f"{name}.down", weight=f"{name}.down.weight")
+    normed = FactorRecord(
+        step,
+        f"{name}.norm",
+        "LayerNorm",
+        "normalization",
+        ("NativeLayerNorm",),
+        0.0,
+        weight=f"{name}.norm.weight",
+        weight_rms=1.0,
+    )
+    inner = (*((normed,) if norm and not norm_last else ()), up, down, *((normed,) if norm_last else ()))
+    return FactorRecord(
+        step, name, "Block", "parallel", ("Addmm", "Add"), gain, True, branches=((), inner), branch_gains=(0.0, gain)
+    )
+
+
+def test_without_factors_there_is_no_remedy() -> None:
+    assert list(remedies([])) == []
+    assert list(remedies([weights(0, -math.inf)])) == []
+
+
+def test_all_weights_of_a_plain_chain_are_rescaled_alike_then_one_by_one_then_normalized() -> None:
+    alike, each, norm = remedies([weights(i, -0.7) for i in range(10)])
+    assert alike.kind == each.kind == "scale" and alike.adjustable and each.adjustable
+    assert alike.factors == pytest.approx([math.exp(0.7)] * 10)
+    assert alike.text == "nn.init.normal_(layers[i].weight, std=0.252), 2.01 times as large as now"
+    assert norm.text == "add a LayerNorm before layers.*"
+
+
+def test_layer_by_layer_each_weight_makes_up_for_what_follows_it() -> None:
+    factors = [weights(0, -1.2), slopes(1, 0.5), weights(1, -1.5)]
+    each = [r for r in remedies(factors) if "LSUV" in r.note]
+    assert each[0].factors == pytest.approx([math.exp(1.2) * 2, math.exp(1.5)])
+    assert each[0].text.startswith("rescale layers.0.weight × 6.64, layers.1.weight × 4.48")
+
+
+def test_a_factor_between_layers_is_removed() -> None:
+    (remedy,) = remedies([*[weights(i) for i in range(5)], slopes(5, 1e-4)])
+    assert remedy.kind == "output" and remedy.factors == pytest.approx([1e4])
+    assert remedy.text == "remove the factor 0.0001 in scale.5"
+
+
+def test_a_factor_inside_a_larger_module_cannot_be_removed() -> None:
+    assert all(r.kind != "output" for r in remedies([*[weights(i) for i in range(5)], slopes(5, 1e-4, whole=False)]))
+
+
+def test_a_weight_that_stands_out_gets_the_scale_of_its_peers() -> None:
+    (remedy,) = remedies([*[weights(i, 0.1) for i in range(5)], weights(5, -6.0, 1e-3)])
+    assert remedy.targets == ("layers.5.weight",) and remedy.factors == pytest.approx([math.exp(6.1)])
+    assert remedy.text == "nn.init.normal_(layers[5].weight, std=0.446), 446 times as large as now (as its peers)"
+
+
+def test_branches_shrink_at_their_last_projection() -> None:
+    (remedy,) = remedies([block(i) for i in range(16)])
+    assert remedy.targets == tuple(f"blocks.{i}.down.weight" for i in range(16))
+    assert remedy.factors == pytest.approx([0.25] * 16) and remedy.is_minimal
+    assert remedy.text == "nn.init.normal_(blocks[i].down.weight, std=0.025), 0.25 times as large as now"
+
+
+def test_a_normalization_at_the_end_of_a_branch_undoes_the_scale_of_weights() -> None:
+    """Then its gain decides."""
+    remedy = next(iter(remedies([block(i, norm_last=True) for i in range(16)])))
+    assert remedy.targets[0] == "blocks.0.norm.weight"
+
+
+def test_branches_without_a_normalization_get_one() -> None:
+    _, remedy = remedies([block(i, norm=False) for i in range(4)])
+    assert remedy.text == "add a LayerNorm before blocks.*.up"
+
+
+def test_gains_of_normalizations_start_at_one() -> None:
+    norm = FactorRecord(
+        0, "n.0", "LayerNorm", "normalization", ("NativeLayerNorm",), -1.0, weight="n.0.weight", weight_rms=0.02
+    )
+    others = [replace(norm, step=i, module=f"n.{i}", weight=f"n.{i}.weight") for i in range(4)]
+    (remedy,) = remedies(others)
+    assert remedy.kind == "ones" and remedy.text == "nn.init.ones_(n[i].weight)"
+
+
+def test_gates_get_orthogonal_weights_and_a_larger_forget_bias() -> None:
+    gate = FactorRecord(
+        0,
+        "rnn",
+        "LSTM",
+        "gated",
+        ("Addmm", "Sigmoid"),
+        -0.3,
+        weight="rnn.weight_hh_l0",
+        weight_rms=0.0625,
+        fan_in=64,
+        forget_bias=1.0,
+    )
+    orthogonal, bias = remedies([replace(gate, step=i) for i in range(30)])
+    assert orthogonal.text == (
+        "orthogonal weights for each gate: for w in rnn.weight_hh_l0.chunk(4): nn.init.orthogonal_(w)"
+    )
+    assert bias.factors == pytest.approx([math.log(29)]) and bias.targets == ("rnn.bias_ih_l0",)
+    (bias,) = remedies([replace(gate, step=i, weight_rms=0.125) for i in range(30)])
+    assert bias.kind == "forget bias"
+
+
+def test_a_power_applies_to_every_factor() -> None:
+    remedy = Remedy("scale", ("a", "b"), (4.0, 9.0), (1.0, 1.0), adjustable=True)
+    assert remedy.to_the_power(0.5).factors == (2.0, 3.0)
+    assert remedy.to_the_power(0.5).adjustable
