@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .measurement import Measurement, add_measure, measure
+    from .measurement.cures import Cure
     from .measurement.initialization import Initialization, initialization
     from .measures.measure import Measure
     from .plugin.fixture import Trainability
@@ -34,6 +35,7 @@ _HOME = {
     "BaselineError": "errors",
     "Bound": "checks.bounds",
     "BoundError": "errors",
+    "Cure": "measurement.cures",
     "CutError": "errors",
     "Estimate": "records.estimates",
     "InapplicableError": "errors",
@@ -70,6 +72,7 @@ __all__ = [
     "BaselineError",
     "Bound",
     "BoundError",
+    "Cure",
     "CutError",
     "Estimate",
     "InapplicableError",

@@ -72,7 +72,7 @@ def is_about_growth(verdict: VerdictRecord, explained_by_growth: int, gain: floa
         explained_by_growth: 1 if the measure increases with the log gain, -1 if it decreases, 0 if it does not depend on it.
         gain: Log gain of the chain, nats.
     """
-    if not explained_by_growth:
+    if not explained_by_growth or verdict.elements == 0:
         return False
     if not (math.isfinite(gain) and math.isfinite(verdict.value)):
         return True

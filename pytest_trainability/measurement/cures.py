@@ -91,16 +91,19 @@ def find_cures(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judg
 
 
 def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -> Iterator[Cure]:
-    count = 0
+    found: list[Remedy] = []
     for remedy in remedies(seed_runs.factors or ()):
+        if any((remedy.kind, {*remedy.targets}) == (other.kind, {*other.targets}) for other in found):
+            # Factors by layer, where one for all of them is enough.
+            continue
         # A change that cannot be made or run is no cure.
         with suppress(TrainabilityError, LookupError, RuntimeError):
             adjusted = _adjusted(seed_runs, remedy, _target(seed_runs, failed, remedy)) if remedy.adjustable else remedy
             verdicts = judge(_runs_with(seed_runs, adjusted, seed_runs.common.seeds))
             if all(verdict.holds for verdict in verdicts):
                 yield Cure(adjusted.text, failed[0].measure, failed[0].value, verdicts[0].value, adjusted)
-                count += 1
-        if count == MOST_SHOWN:
+                found.append(remedy)
+        if len(found) == MOST_SHOWN:
             return
 
 

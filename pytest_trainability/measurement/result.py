@@ -35,6 +35,8 @@ from .writing import check_record, entry, is_caused_by_growth
 
 __all__ = ["Measurement"]
 
+FROZEN = "no parameter gets a gradient, because all are frozen or none is used"
+"""Why a measure by parameter has no element."""
 SMALL = 10**7
 """Largest number of parameters for which the report of a failure looks for cures, which repeats the measurement a few times."""
 
@@ -223,6 +225,8 @@ class Measurement(Attributes):
             return None
         verdict = judge(m.name, judged, bound, scale=m.scale, level=self._seed_runs.level)
         remarks = {"initial_loss": self._chance_loss(), "untrained_fraction": untrained_text(classes)}
+        if not verdict.elements:
+            return replace(verdict, remark=m.if_empty or (FROZEN if m.zero_by_design in BY_PARAMETER else ""))
         return replace(verdict, remark=remarks.get(m.name, ""))
 
     def _chance_loss(self) -> str:

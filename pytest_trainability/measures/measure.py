@@ -48,6 +48,8 @@ class Measure:
         measured_with: Name of another measure that is read whenever this one is bounded and the other one applies to the model:
             its value is needed for the verdict, or shows what this one should be. Empty, the default, for no such measure.
         recorded: Chains, ``"depth"`` or ``"time"``, for which every baseline holds this measure, bounded or not.
+        if_empty: Why a profile or spectrum has no element, for the report of a bound that has nothing to judge: a sentence
+            without a full stop. Empty, the default, for no reason, or for frozen parameters where elements are parameters.
 
     Raises:
         UsageError: An argument is not one of the values above, or ``zero_by_design`` is set for another kind than a profile.
@@ -65,6 +67,7 @@ class Measure:
     zero_by_design: ZeroByDesign = ""
     measured_with: str = ""
     recorded: frozenset[Along] = frozenset()
+    if_empty: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "needs", frozenset(self.needs))
@@ -111,6 +114,7 @@ def declare(
     zero_by_design: ZeroByDesign = "",
     measured_with: str = "",
     recorded: Collection[Along] = (),
+    if_empty: str = "",
 ) -> Callable[[Callable[[Run], Reading]], Measure]:
     """Return a decorator that turns a function of a run into a measure with the function's name.
 
@@ -143,6 +147,7 @@ def declare(
             zero_by_design=zero_by_design,
             measured_with=measured_with,
             recorded=frozenset(recorded),
+            if_empty=if_empty,
         )
 
     return declared

@@ -297,7 +297,8 @@ def _seeds_option(seeds: Sequence[int]) -> str:
 def violation_lines(verdict: VerdictRecord, *, width: int) -> list[str]:
     """Return labelled lines on value, bound and margin of a verdict that does not hold, and on the worst elements."""
     if verdict.elements == 0:
-        return labelled(verdict.measure, f"nothing was measured, {bound_text(verdict)}: no element to judge")
+        why = verdict.remark or "no element to judge"
+        return labelled(verdict.measure, f"nothing was measured, {bound_text(verdict)}: {why}", width)
     text = f"{verdict.value_text}, {bound_text(verdict)}: {_margin_text(verdict)}{marginal_text(verdict)}"
     return [*labelled(verdict.measure, text, width), *labelled("", _worst_text(verdict), width)]
 

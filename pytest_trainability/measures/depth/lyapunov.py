@@ -259,7 +259,14 @@ def precision_horizon(run: Run) -> float:
     return horizon(run, -math.log(eps))
 
 
-@declare("profile", unit="nats/step", needs=[RECURRENCES], tolerance=0.02, explained_by_growth=1)
+@declare(
+    "profile",
+    unit="nats/step",
+    needs=[RECURRENCES],
+    tolerance=0.02,
+    explained_by_growth=1,
+    if_empty="the model carries no state from one time step to the next: it has no recurrence",
+)
 def recurrence_lyapunov_max(run: Run) -> dict[str, float]:
     """Return the leading exponent ``λ_1`` of every recurrence along time.
 

@@ -278,3 +278,25 @@ def test_an_invalid_tolerance_is_refused(tolerances: dict[str, float], error: ty
     result = measure_in(compared(True, []), residual, X, seeds=1, **LOSS)
     with pytest.raises(error, match=message):
         result.check_baseline(**tolerances)
+
+
+def test_a_bound_with_nothing_to_judge_says_why_and_names_no_weights() -> None:
+    """Frozen parameters and an absent recurrence are no matter of weights that are too small."""
+
+    def frozen() -> nn.Module:
+        return nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(16, 16), nn.Tanh())]).requires_grad_(False)
+
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(TrainabilityFailure) as raised:
+        measure(frozen, x, seeds=1).check(gradient_norm=at_least(1e-6))
+    text = " ".join(str(raised.value).split())
+    assert "nothing was measured, must be ≥ 1e-06: no parameter gets a gradient, because all are frozen" in text
+    assert "likely cause" not in text
+
+    def tower() -> nn.Module:
+        return frozen().requires_grad_(True)
+
+    with pytest.raises(TrainabilityFailure) as raised:
+        measure(tower, x, seeds=1).check(recurrence_lyapunov_max=within(1))
+    text = " ".join(str(raised.value).split())
+    assert "it has no recurrence" in text and "likely cause" not in text
