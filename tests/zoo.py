@@ -311,7 +311,7 @@ _DECODERS: tuple[Case, ...] = (
     ),
     Case(
         "phi",
-        _hf("PhiForCausalLM", "PhiConfig", **_LLAMA, num_hidden_layers=3),
+        _hf("PhiForCausalLM", "PhiConfig", **_LLAMA, num_hidden_layers=3, pad_token_id=None),
         _causal(),
         "3 × PhiDecoderLayer",
     ),
@@ -755,6 +755,10 @@ _VISION: tuple[Case, ...] = (
             encoder_ffn_dim=192,
             decoder_ffn_dim=192,
             num_queries=10,
+            # By default, transformers 5.0 also names a pretrained backbone of timm.
+            use_timm_backbone=False,
+            use_pretrained_backbone=False,
+            backbone=None,
             backbone_config={
                 "model_type": "resnet",
                 "embedding_size": 8,
