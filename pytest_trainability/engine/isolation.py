@@ -147,7 +147,8 @@ def default_device(device: torch.device) -> AbstractContextManager[Any]:
     Does nothing where the default device is the CPU, as it is unless the user has set another one, or of the same kind. A default
     device such as ``meta`` would otherwise receive tensors of the measurement and of the model.
     """
-    if torch.get_default_device().type in {"cpu", device.type}:
+    # `torch.get_default_device` overlooks `with torch.device(...)` in PyTorch 2.6.
+    if torch.empty(0).device.type in {"cpu", device.type}:
         return nullcontext()
     return device
 

@@ -57,6 +57,7 @@ __all__ = [
     "next_sequence_number",
     "node_name",
     "output_metadata",
+    "owner_of",
     "parameter_table",
     "preserved_version",
     "saved",
@@ -180,6 +181,21 @@ def is_custom(node: Node) -> bool:
     Its class derives from ``BackwardCFunction``, which is exported and not documented.
     """
     return isinstance(node, BackwardCFunction)
+
+
+def owner_of(tensor: Tensor) -> Tensor | None:
+    """Return what keeps the node of a tensor alive: the tensor, or None if the node itself is enough.
+
+    Before PyTorch 2.13, the node of a ``torch.autograd.Function`` is freed with the last tensor and the last node that refer to
+    it, even if Python still holds ``grad_fn``. Reading it then raises an error or kills the process (a segmentation fault).
+    PyTorch documents no ownership. Its own ``get_gradient_edge`` adds a new node as ``ownership_token`` since version 2.7, which
+    would disturb the sequence numbers.
+    """
+    node = tensor.grad_fn
+    return tensor if not _NODES_OWN_THEMSELVES and node is not None and is_custom(node) else None
+
+
+_NODES_OWN_THEMSELVES = torch.__version__ >= "2.13"  # compares versions, not strings
 
 
 def changed_bases(outputs: Iterable[GradientEdge]) -> list[GradientEdge]:

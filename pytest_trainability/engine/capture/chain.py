@@ -67,6 +67,8 @@ class Chain:
     """Number of samples, counted from the first one, that each step acts on, None for all; empty if every step acts on all."""
     roles: tuple[tuple[tuple[int, int] | None, ...], ...] = ()
     """For each tensor of each state (index of the call, index of the result) in its step; None where it is unknown."""
+    capture: Capture | None = None
+    """The run, which keeps the nodes after the last step alive. See ``torch_internals.owner_of``."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -242,6 +244,7 @@ def _from_start(capture: Capture, graph: Graph, calls: Sequence[Call], start: in
         hooked,
         custom_functions(graph, cut),
         inner_eps(graph, cut, moments[1:]),
+        capture=capture,
     )
 
 

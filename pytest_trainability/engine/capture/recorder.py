@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from ...errors import ModelError
 from ..isolation import uncompiled
 from ..modules import ByModule, named_modules_of
-from ..torch_internals import hooks_skipped_without_gradient, next_sequence_number, without_torch_functions
+from ..torch_internals import hooks_skipped_without_gradient, next_sequence_number, owner_of, without_torch_functions
 from ..trees import carries_gradient, map_tensors, tensors_in
 from .rollout import Rollout, kind_of
 
@@ -62,6 +62,8 @@ class Call:
     """Edge of each tensor among the arguments. None for parameters and for tensors that carry no gradient."""
     results: tuple[Edge | None, ...] = ()
     """Edge of each tensor that was returned. None for tensors that carry no gradient."""
+    owners: list[Tensor] = field(default_factory=list)
+    """Tensors that keep nodes of these edges alive; none since PyTorch 2.13. See ``torch_internals.owner_of``."""
     inner: str = ""
     """Kind of a step inside a call, such as ``LSTM`` or ``dopri5 step``; empty for the call of a module.
 
@@ -355,7 +357,7 @@ class Recorder:
         self._counts[path, inner] = index + 1
         call = Call(path, module, index, self.running[-1] if self.running else None, now(), inner=inner)
         # See Note [Parameters are no signal] in chain.py.
-        call.slots = tuple(None if t.is_leaf and t.requires_grad else self._observe(t) for t in arguments)
+        call.slots = tuple(None if t.is_leaf and t.requires_grad else self._observe(t, call) for t in arguments)
         self.running.append(call)
         return call
 
@@ -365,14 +367,16 @@ class Recorder:
         while self.running[-1] is not call:
             self.running.pop()
         self.running.pop()
-        call.results = tuple(map(self._observe, results))
+        call.results = tuple(self._observe(tensor, call) for tensor in results)
         call.end = now()
         self.capture.calls.append(call)
 
-    def _observe(self, tensor: Tensor) -> Edge | None:
+    def _observe(self, tensor: Tensor, call: Call) -> Edge | None:
         if not carries_gradient(tensor):
             return None
         edge = edge_of(tensor)
+        if (owner := owner_of(tensor)) is not None:
+            call.owners.append(owner)
         if self.observers and edge not in self._seen:
             self._seen.add(edge)
             # Function modes of other instruments must not see what the observers compute.

@@ -91,7 +91,7 @@ def test_output_metadata():
     tensor is alive or not.
     """
     small, large = leaf(3, 4, dtype=torch.float64).split([1, 2])
-    # The node of an autograd function must be held by a tensor or another node: PyTorch 2.6 dies of a segmentation fault.
+    # See `test_owner_of`.
     doubled = doubling(large)
     nodes = {node_of(small): [(1, 4), (2, 4)], node_of(doubled): [(2, 4)]}
     del small, large
@@ -101,6 +101,22 @@ def test_output_metadata():
         assert {(entry.dtype, entry.device) for entry in entries} == {(torch.float64, torch.device("cpu"))}
     (entry,) = internals.output_metadata(torch.autograd.graph.get_gradient_edge(leaf(5)).node)
     assert tuple(entry.shape) == (5,)
+
+
+def test_owner_of():
+    """Look for ``THPFunction`` in ``torch/csrc/autograd/python_function.h``: whether ``cdata`` owns the node, as since 2.13.
+
+    If it does not, the first access to a node whose tensor is gone fails, and others kill the process.
+    """
+    assert internals.owner_of(leaf(2)) is None
+    assert internals.owner_of(2 * leaf(2)) is None
+    doubled = doubling(2 * leaf(2))
+    node, owner = node_of(doubled), internals.owner_of(doubled)
+    del doubled
+    assert [internals.node_name(producer) for producer, _ in node.next_functions] == ["MulBackward0"]
+    assert internals.sequence_number(node) < internals.next_sequence_number()
+    assert tuple(internals.output_metadata(node)[0].shape) == (2,)
+    del owner
 
 
 def test_sequence_number():
@@ -193,7 +209,8 @@ def test_apply_node():
     assert torch.equal(first, y)
     assert torch.equal(second, x)
     assert not first.requires_grad
-    assert torch.equal(internals.apply_node(node_of(doubling(x)), [torch.ones(3)])[0], torch.full((3,), 2.0))
+    doubled = doubling(x)
+    assert torch.equal(internals.apply_node(node_of(doubled), [torch.ones(3)])[0], torch.full((3,), 2.0))
     parts = x.split([1, 2])
     (found,) = internals.apply_node(node_of(parts[0]), [None, torch.ones(2)])
     assert found.tolist() == [0, 1, 1]

@@ -290,6 +290,18 @@ def test_a_backward_hook_acts_in_its_step(
         assert torch.allclose(pulled[0, 0], expected * (factor if index - 1 in which else 1.0))
 
 
+def test_a_chain_is_usable_without_its_run() -> None:
+    """The node of the last hook has no reader. Before PyTorch 2.13 it is freed with the output, unless that is held."""
+    layer = nn.Linear(WIDTH, WIDTH, bias=False)
+    layer.register_full_backward_hook(tripled)
+    cutting = models.cut(layer, torch.randn(1, WIDTH), "layers")
+    chain = cutting.chain
+    del cutting
+    u = torch.randn(1, 1, WIDTH)
+    (pulled,) = pull_back(chain, 1, [u])
+    assert pulled is not None and torch.allclose(pulled[0, 0], 3 * u[0, 0] @ layer.weight.detach())
+
+
 def test_the_node_of_a_backward_hook_belongs_to_its_own_module() -> None:
     """The next module adds one to its arguments at the same place, and a module inside of another one ends before it."""
     inner = nn.Linear(WIDTH, WIDTH)

@@ -218,6 +218,40 @@ def test_a_state_that_is_not_visible_is_refused() -> None:
         measure(Loop(run, cell=OfObject()).double(), inputs(BATCH, LENGTH, FEATURES), steps="time")
 
 
+class Halving(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x / 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient / 2
+
+
+def test_a_last_state_that_the_model_discards_is_part_of_the_chain() -> None:
+    """Its node, of a custom function, has no reader. Before PyTorch 2.13 it is freed with its tensor, unless that is held."""
+
+    class Cell(nn.Module):
+        def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+            mixed = x + state
+            return 3 * mixed, Halving.apply(mixed)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = Cell()
+
+        def forward(self, x: Tensor) -> Tensor:
+            output = state = torch.zeros_like(x[:, 0])
+            for entry in x.unbind(1):
+                output, state = self.cell(entry, state)
+            return output
+
+    result = measure(Model(), torch.randn(2, 5, 3), steps="time", dtype="float64")
+    assert len(result.steps) == 5
+    assert float(result.log_gain) == pytest.approx(5 * math.log(1 / 2), rel=1e-12)
+
+
 def test_an_unknown_name_is_refused_with_all_names() -> None:
     model = Loop(two_lengths, long=cell(), short=cell()).double()
     with pytest.raises(
