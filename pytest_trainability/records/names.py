@@ -16,20 +16,22 @@ MOST_NAMES = 10**6
 _Value = TypeVar("_Value")
 _Part: TypeAlias = "str | frozenset[int]"
 _NUMBERS = re.compile(r"\{(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\}")
+_SEPARATORS = re.compile(r"([.\[\]])")
+"""Dots between the names of modules, and brackets around the number of a call, as in ``cell[3]``."""
 
 
 def folded(names: Iterable[str]) -> dict[str, list[str]]:
     """Return patterns that stand for names, with the names of each, in the order of the first name of each.
 
-    Names are folded if they differ in one of their dotted parts only, and that part is a number.
+    Names are folded if they differ in one part only, and that part is a number between dots or in brackets.
 
-    >>> list(folded(["blocks.0.w", "blocks.1.w", "blocks.3.w", "head.w"]))
-    ['blocks.{0-1,3}.w', 'head.w']
+    >>> list(folded(["blocks.0.w", "blocks.1.w", "blocks.3.w", "head.w"])), list(folded(["cell[0]", "cell[1]"]))
+    (['blocks.{0-1,3}.w', 'head.w'], ['cell[{0-1}]'])
     """
-    groups = {tuple(map(_part, name.split("."))): [name] for name in names}
+    groups = {tuple(map(_part, _SEPARATORS.split(name))): [name] for name in names}
     for place in range(max((len(parts) for parts in groups), default=0)):
         groups = _merged(groups, place)
-    return {".".join(map(_written, parts)): members for parts, members in groups.items()}
+    return {"".join(map(_written, parts)): members for parts, members in groups.items()}
 
 
 _ANY: frozenset[int] = frozenset()
@@ -59,14 +61,14 @@ def expanded(pattern: str) -> list[str]:
     Raises:
         ValueError: The pattern stands for more than ``MOST_NAMES`` names.
     """
-    choices = [_choices(part) for part in pattern.split(".")]
+    choices = [_choices(part) for part in _SEPARATORS.split(pattern)]
     count = 1
     for choice in choices:
         count *= len(choice)
     if count > MOST_NAMES:
         msg = f"{pattern!r} stands for more than {MOST_NAMES} names"
         raise ValueError(msg)
-    return [".".join(parts) for parts in product(*choices)]
+    return ["".join(parts) for parts in product(*choices)]
 
 
 def in_order_of(names: Iterable[str], by_pattern: Mapping[str, _Value]) -> dict[str, _Value]:
@@ -82,11 +84,11 @@ def in_order_of(names: Iterable[str], by_pattern: Mapping[str, _Value]) -> dict[
 def template(name: str) -> str:
     """Return a name, or a pattern, with ``*`` for each part that is a number or a set of numbers.
 
-    >>> template("blocks.3.w"), template("blocks.{0-11}.w")
-    ('blocks.*.w', 'blocks.*.w')
+    >>> template("blocks.3.w"), template("blocks.{0-11}.w"), template("cell[3]")
+    ('blocks.*.w', 'blocks.*.w', 'cell[*]')
     """
-    parts = map(_part, name.split("."))
-    return ".".join("*" if isinstance(part, frozenset) or _NUMBERS.fullmatch(part) else part for part in parts)
+    parts = map(_part, _SEPARATORS.split(name))
+    return "".join("*" if isinstance(part, frozenset) or _NUMBERS.fullmatch(part) else part for part in parts)
 
 
 def with_stars(names: Collection[str], known: Iterable[str]) -> list[tuple[str, int, int]]:

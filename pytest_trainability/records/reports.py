@@ -91,7 +91,7 @@ class BaselineChange:
     element: str = ""
     """Name of the element of a profile that moved; empty for a scalar."""
     elements: tuple[str, ...] = ()
-    """Names of the elements that vanished or are new; empty if the whole measure vanished or is new."""
+    """Names of the elements that vanished or are new; empty if the whole measure vanished or is new. Names of changed steps."""
     old: float = math.nan
     """Mean in the baseline."""
     new: float = math.nan
@@ -109,9 +109,9 @@ class BaselineChange:
     new_finite: str = ""
     """Number of seeds that are finite now."""
     old_text: str = ""
-    """Class of a gradient or of a module, or shape, in the baseline; empty for a number."""
+    """Class of a gradient or of a module, shape, or operations, in the baseline; empty for a number."""
     new_text: str = ""
-    """Class or shape now."""
+    """Class, shape or operations now."""
     count: int = 1
     """Number of elements that the change is about."""
 
@@ -154,6 +154,8 @@ class BaselineRecord:
     """Names of the measures in the entry."""
     model_compared: bool = False
     """Whether initial values and modules were compared. A baseline of an earlier version has none."""
+    operations_compared: bool = False
+    """Whether operations were compared."""
 
     @property
     def holds(self) -> bool:

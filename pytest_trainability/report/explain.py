@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from ..checks.bounds import Bound
 from ..records.estimates import Profile, Spectrum
+from ..records.names import expanded
 from ..records.reports import BaselineChange, BaselineRecord, CheckRecord, VerdictRecord
 from ..records.text import format_names, format_number, visible
 
@@ -131,12 +132,30 @@ def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int
 
 def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
     """Return where the cause must be if neither initial values nor modules have changed; empty if they have."""
-    if not baseline.model_compared or not baseline.changes or any(c.measure in OF_MODEL for c in baseline.changes):
+    changed = {change.measure for change in baseline.changes}
+    if not baseline.model_compared or not changed or not changed.isdisjoint(OF_MODEL[:2]):
         return ""
     places = {name: place for place, name in enumerate(steps)}
-    moved = [places[change.element] for change in baseline.changes if change.element in places]
-    first = f", first at {steps[min(moved)]}" if moved else ""
-    return f"initial values and modules unchanged: the forward pass, the loss or the inputs changed{first}"
+    unchanged = "initial values and modules"
+    if OPERATIONS in changed:
+        unchanged += " unchanged" if changed - {OPERATIONS} else " unchanged, all numbers within tolerance"
+        operated = [
+            name for c in baseline.changes if c.measure == OPERATIONS for p in c.elements for name in expanded(p)
+        ]
+        return f"{unchanged}: the forward code changed{_first(operated, places)}"
+    moved = [change.element for change in baseline.changes if change.element in places]
+    if baseline.operations_compared:
+        what = "a constant of the forward pass"
+        unchanged = "initial values, modules and operations"
+    else:
+        what = "the forward pass"
+    return f"{unchanged} unchanged: {what}, the loss or the inputs changed{_first(moved, places)}"
+
+
+def _first(names: Sequence[str], places: Mapping[str, int]) -> str:
+    """Return the first of some steps as text; without a step among them, the place that they name; empty for none."""
+    first = min((name for name in names if name in places), key=places.__getitem__, default="")
+    return f", first at {first}" if first else f" {names[0]}" if names else ""
 
 
 def change_lines(changes: Sequence[BaselineChange], width: int) -> list[str]:
@@ -150,7 +169,8 @@ def change_lines(changes: Sequence[BaselineChange], width: int) -> list[str]:
     return lines
 
 
-OF_MODEL = ("initial values", "modules")
+OPERATIONS = "operations"
+OF_MODEL = ("initial values", "modules", OPERATIONS)
 """Comparisons of the model itself, whose changes are causes. All others are consequences."""
 
 
@@ -158,13 +178,15 @@ def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:
     """Return texts on changes of initial values or modules: one for each group of names that changed alike."""
     moved = _shortened([_model_change_text(change) for change in changes if change.kind == "moved"])
     others = [_names_text(change) for change in changes if change.kind != "moved"]
-    if moved and not others:
+    if moved and not others and changes[0].measure != OPERATIONS:
         moved[-1] += ", all others unchanged"
     return [*moved, *others]
 
 
 def _model_change_text(change: BaselineChange) -> str:
     of = f" ({change.count} of {change.considered})" if change.considered > 1 else ""
+    if change.measure == OPERATIONS and "" in (change.old_text, change.new_text):
+        return f"{change.element}: {change.old_text or change.new_text} {'gone' if change.old_text else 'new'}{of}"
     if change.old_text:
         return f"{change.element}: {change.old_to_new}{of}"
     if math.isnan(change.shift):

@@ -16,6 +16,8 @@ FOLDED = {
     "other names between": (["a.0.w", "a.0.b", "a.1.w", "a.1.b"], ["a.{0-1}.w", "a.{0-1}.b"]),
     "a single name": (["a.0.w"], ["a.0.w"]),
     "leading zeros are no numbers": (["a.01.w", "a.1.w"], ["a.01.w", "a.1.w"]),
+    "calls": (["cell[0]", "cell[1]", "cell[3]"], ["cell[{0-1,3}]"]),
+    "numbered calls of numbered modules": (["a.0[0]", "a.0[1]", "a.1[0]", "a.1[1]"], ["a.{0-1}[{0-1}]"]),
     "other lengths": (["0", "0.0", "1"], ["{0-1}", "0.0"]),
     "no name": ([], []),
 }
@@ -30,7 +32,10 @@ def test_names_are_folded(names: list[str], patterns: list[str]) -> None:
 
 @given(
     st.lists(
-        st.lists(st.sampled_from(["a", "b", "0", "1", "2", "10", "01", ""]), min_size=1, max_size=4), unique_by=tuple
+        st.lists(
+            st.sampled_from(["a", "b", "0", "1", "2", "10", "01", "", "a[0]", "a[1]", "1[2]"]), min_size=1, max_size=4
+        ),
+        unique_by=tuple,
     )
 )
 def test_expanding_is_the_inverse(parts: list[list[str]]) -> None:
@@ -49,8 +54,8 @@ def test_a_pattern_of_too_many_names_is_refused(pattern: str) -> None:
 
 
 def test_a_template_has_no_numbers() -> None:
-    names = ("a.0.w", "a.{0-3,7}.w", "w", "a.w0", "a.01")
-    assert [template(name) for name in names] == ["a.*.w", "a.*.w", "w", "a.w0", "a.01"]
+    names = ("a.0.w", "a.{0-3,7}.w", "w", "a.w0", "a.01", "cell[3]")
+    assert [template(name) for name in names] == ["a.*.w", "a.*.w", "w", "a.w0", "a.01", "cell[*]"]
 
 
 def test_short_forms_count_names() -> None:

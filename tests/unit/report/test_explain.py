@@ -383,13 +383,26 @@ MODEL_CHANGES: dict[str, tuple[BaselineChange, str]] = {
         BaselineChange("modules", "moved", "b.*.act", old_text="GELU", new_text="Sigmoid", count=2, considered=12),
         "modules        b.*.act: GELU → Sigmoid (2 of 12)",
     ),
+    "an operation": (
+        BaselineChange("operations", "moved", "b.*", old_text="Gelu", new_text="Relu", count=2, considered=12),
+        "operations     b.*: Gelu → Relu (2 of 12)",
+    ),
+    "an operation that is gone": (
+        BaselineChange("operations", "moved", "b.3", old_text="Add"),
+        "operations     b.3: Add gone",
+    ),
+    "a new operation": (
+        BaselineChange("operations", "moved", "b.3", new_text="Mul"),
+        "operations     b.3: Mul new",
+    ),
     "gone": (BaselineChange("modules", "vanished", elements=("b.3.ln2",)), "modules        1 gone: b.3.ln2"),
 }
 
 
 @pytest.mark.parametrize(("change", "line"), MODEL_CHANGES.values(), ids=MODEL_CHANGES.keys())
 def test_changes_of_the_model_have_one_line(change: BaselineChange, line: str) -> None:
-    assert change_lines([change], 200) == [line + (", all others unchanged" if change.kind == "moved" else "")]
+    rest = ", all others unchanged" if change.kind == "moved" and change.measure != "operations" else ""
+    assert change_lines([change], 200) == [line + rest]
 
 
 def test_many_changes_of_the_model_are_counted() -> None:
@@ -399,20 +412,64 @@ def test_many_changes_of_the_model_are_counted() -> None:
     assert change_lines(changes, 100)[-1] == "initial values and 4 more, all others unchanged"
 
 
-@pytest.mark.parametrize("compared", [True, False])
-def test_an_unchanged_model_points_to_the_code(make_record: MakeRecord, compared: bool) -> None:
-    """The first step in program order is named, although a later one has moved more."""
-    changes = [
-        BaselineChange("activation_rms", "moved", name, old=1.0, new=2.0, shift=shift, tolerance=0.1, scale="log")
-        for name, shift in (("c", 0.9), ("b", 0.7))
-    ]
-    record = make_record(
-        step_names=("a", "b", "c", "d"),
-        baseline=BaselineRecord("changed", "f.json", "t › T", tuple(changes), model_compared=compared),
-    )
-    lines = [line for line in explain_baseline(record, width=200).splitlines() if "unchanged" in line]
-    text = "initial values and modules unchanged: the forward pass, the loss or the inputs changed, first at b"
-    assert lines == ([f"  model          {text}"] if compared else [])
+def forward_changed(element: str, *folded: str) -> BaselineChange:
+    return BaselineChange("operations", "moved", element, elements=folded, old_text="Gelu", new_text="Relu")
+
+
+SHIFTS = [
+    BaselineChange("activation_rms", "moved", name, old=1.0, new=2.0, shift=shift, tolerance=0.1, scale="log")
+    for name, shift in (("b.3", 0.9), ("b.2", 0.7))
+]
+UNCHANGED: dict[str, tuple[dict[str, bool], list[BaselineChange], str]] = {
+    # The first step in program order is named, although a later one has moved more.
+    "numbers": (
+        {"model_compared": True},
+        SHIFTS,
+        "initial values and modules unchanged: the forward pass, the loss or the inputs changed, first at b.2",
+    ),
+    "an old baseline": ({}, SHIFTS, ""),
+    "no operation": (
+        {"model_compared": True, "operations_compared": True},
+        SHIFTS,
+        (
+            "initial values, modules and operations unchanged: a constant of the forward pass, the loss or the inputs changed, "
+            "first at b.2"
+        ),
+    ),
+    "operations": (
+        {"model_compared": True, "operations_compared": True},
+        [forward_changed("b.3", "b.3"), forward_changed("b.*", "b.{1,10}"), *SHIFTS],
+        "initial values and modules unchanged: the forward code changed, first at b.1",
+    ),
+    "operations only": (
+        {"model_compared": True, "operations_compared": True},
+        [forward_changed("b.3", "b.3")],
+        "initial values and modules unchanged, all numbers within tolerance: the forward code changed, first at b.3",
+    ),
+    "operations outside of the steps": (
+        {"model_compared": True, "operations_compared": True},
+        [forward_changed("after the last step", "after the last step"), *SHIFTS],
+        "initial values and modules unchanged: the forward code changed after the last step",
+    ),
+    "a module": (
+        {"model_compared": True, "operations_compared": True},
+        [
+            BaselineChange("modules", "moved", "b.1.act", old_text="GELU", new_text="ReLU"),
+            forward_changed("b.1", "b.1"),
+        ],
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize(("compared", "changes", "text"), UNCHANGED.values(), ids=UNCHANGED.keys())
+def test_an_unchanged_model_points_to_the_code(
+    make_record: MakeRecord, compared: dict[str, bool], changes: list[BaselineChange], text: str
+) -> None:
+    baseline = BaselineRecord("changed", "f.json", "t › T", tuple(changes), **compared)
+    record = make_record(step_names=tuple(f"b.{i}" for i in range(12)), baseline=baseline)
+    lines = [line for line in explain_baseline(record, width=200).splitlines() if line.startswith("  model ")]
+    assert lines == ([f"  model          {text}"] if text else [])
 
 
 def test_workflow_commands_are_broken_in_every_line() -> None:
