@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from zlib import crc32
 
-from ..records.names import expanded, folded, in_order_of, with_stars
+from ..records.names import expanded, folded, in_order_of, of_form, with_stars
 from ..records.reports import BaselineChange
 
 __all__ = ["OPERATIONS", "VARIES", "is_beyond_chance", "operation_changes", "operation_rows"]
@@ -150,7 +150,7 @@ def operation_changes(
                 OPERATIONS,
                 "moved",
                 element=form,
-                elements=tuple(folded(names)),
+                elements=tuple(of_form(form, names)),
                 old_text=was,
                 new_text=now,
                 count=count,

@@ -143,7 +143,18 @@ def check_record(
         reproduce=context.reproduce,
         baseline=baseline,
         along=common.along,
+        lists=tuple(_lists(seed_runs)),
     )
+
+
+def _lists(seed_runs: SeedRuns) -> Iterator[tuple[str, ...]]:
+    """Yield all names that notes on gradients shorten, those without any gradient first."""
+    unused = cast("Names", seed_runs.values["unused_parameters"])
+    if len(unused) > 1:
+        yield ("no gradient at all", *unused)
+    classes = seed_runs.gradient_classes
+    by_label = {} if classes is None else classes.by_label()
+    yield from ((label, *names) for label, names in by_label.items() if len(names) > 1)
 
 
 def _cause(

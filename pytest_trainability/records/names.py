@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import TypeAlias, TypeVar
 
-__all__ = ["MOST_NAMES", "expanded", "folded", "in_order_of", "template", "with_stars"]
+__all__ = ["MOST_NAMES", "alike", "and_more", "expanded", "folded", "in_order_of", "of_form", "template", "with_stars"]
 
 MOST_NAMES = 10**6
 """Largest number of names that a pattern may stand for."""
@@ -16,6 +16,7 @@ MOST_NAMES = 10**6
 _Value = TypeVar("_Value")
 _Part: TypeAlias = "str | frozenset[int]"
 _NUMBERS = re.compile(r"\{(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\}")
+_DIGITS = re.compile(r"[\d.+-]+")
 _SEPARATORS = re.compile(r"([.\[\]])")
 """Dots between the names of modules, and brackets around the number of a call, as in ``cell[3]``."""
 
@@ -112,6 +113,44 @@ def with_stars(names: Collection[str], known: Iterable[str]) -> list[tuple[str, 
         (form if counts[form] > 1 else first[form], counts[form], totals[form] if counts[form] > 1 else 1)
         for form in first
     ]
+
+
+def of_form(form: str, names: Iterable[str]) -> list[str]:
+    """Return the names of one short form of :func:`with_stars`, folded.
+
+    >>> of_form("blocks.*.w", ["blocks.0.w", "blocks.2.w", "head.w"])
+    ['blocks.{0,2}.w']
+    """
+    return list(folded(name for name in names if template(name) == template(form)))
+
+
+def alike(items: Iterable[_Value], text_of: Callable[[_Value], str]) -> list[list[_Value]]:
+    """Return items in groups whose names differ by numbers only, in the order of the first item of each.
+
+    >>> alike(["blocks.0.w: 3", "head.w", "blocks.1.w: 4"], str)
+    [['blocks.0.w: 3', 'blocks.1.w: 4'], ['head.w']]
+
+    Names that are nothing but a number, such as those of the layers of a ``Sequential``, stay apart.
+
+    Args:
+        items: The items.
+        text_of: Returns the name of an item. A remark may follow it after a colon; numbers in it do not count.
+    """
+    groups: dict[tuple[str, str], list[_Value]] = {}
+    for item in items:
+        name, _, remark = text_of(item).partition(": ")
+        form = template(name)
+        groups.setdefault((name if form == "*" else form, _DIGITS.sub("", remark)), []).append(item)
+    return list(groups.values())
+
+
+def and_more(names: Sequence[str]) -> str:
+    """Return how many names follow the first one of a group of :func:`alike`, as text; empty for none.
+
+    >>> and_more(["blocks.3.w", "blocks.0.w", "blocks.7.w"])
+    ' and 2 more blocks.*.w'
+    """
+    return f" and {len(names) - 1} more {template(names[0].partition(': ')[0])}" if len(names) > 1 else ""
 
 
 def _part(text: str) -> _Part:

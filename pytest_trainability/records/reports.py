@@ -63,7 +63,7 @@ class VerdictRecord:
     elements: int = 1
     """Number of elements that were judged."""
     worst: tuple[tuple[str, float], ...] = ()
-    """Names and values of the elements outside the bound, worst first, at most five."""
+    """Names and values of the elements outside the bound, worst first."""
     seeds_needed: float = 0
     """Approximate number of seeds that would settle a marginal verdict: infinite if none would, 0 if it is not marginal."""
     remark: str = ""
@@ -72,6 +72,8 @@ class VerdictRecord:
     """Number of seeds on which the value is finite, such as ``finite on 1 of 8 seeds``; empty if it is on all or none."""
     worst_finite: tuple[str, ...] = ()
     """The same for each element of ``worst``."""
+    names: tuple[str, ...] = ()
+    """Names that were counted, for a measure of names that does not hold."""
 
     @property
     def value_text(self) -> str:
@@ -91,7 +93,8 @@ class BaselineChange:
     element: str = ""
     """Name of the element of a profile that moved; empty for a scalar."""
     elements: tuple[str, ...] = ()
-    """Names of the elements that vanished or are new; empty if the whole measure vanished or is new. Names of changed steps."""
+    """Names of the elements that vanished or are new; empty if the whole measure vanished or is new.
+    Patterns of names where ``element`` has stars."""
     old: float = math.nan
     """Mean in the baseline."""
     new: float = math.nan
@@ -230,6 +233,8 @@ class CheckRecord:
     """Comparison with the baseline; None if the test has no baseline check."""
     along: str = "depth"
     """Direction of the chain: ``"depth"`` or ``"time"``."""
+    lists: tuple[tuple[str, ...], ...] = ()
+    """Names that notes and cautions shorten: what they have in common, then the names."""
     log_gain_finite: str = ""
     """Number of seeds on which the log gain is finite, such as ``finite on 1 of 8 seeds``; empty if it is on all or none."""
 

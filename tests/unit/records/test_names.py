@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_trainability.records.names import expanded, folded, template, with_stars
+from pytest_trainability.records.names import alike, and_more, expanded, folded, of_form, template, with_stars
 
 FOLDED = {
     "one number": (["a.0.w", "a.1.w", "a.2.w"], ["a.{0-2}.w"]),
@@ -62,3 +62,22 @@ def test_short_forms_count_names() -> None:
     known = [f"blocks.{i}.{w}" for i in range(3) for w in ("q", "k")] + ["head"]
     assert with_stars(["blocks.0.q", "blocks.2.q", "head"], known) == [("blocks.*.q", 2, 3), ("head", 1, 1)]
     assert with_stars(["blocks.1.k"], known) == [("blocks.1.k", 1, 1)]
+
+
+def test_names_of_a_short_form_are_folded() -> None:
+    names = ["blocks.0.q", "blocks.2.q", "blocks.1.k", "head"]
+    assert of_form("blocks.*.q", names) == ["blocks.{0,2}.q"]
+    assert of_form("blocks.1.k", names) == ["blocks.1.k"]
+    assert of_form("head", names) == ["head"]
+
+
+def test_items_are_grouped_by_names_and_remarks_without_numbers() -> None:
+    items = ["b.1.w: gain 7.25", "a", "b.0.w: gain 8", "b.2.w: constant", "b.3.w", "b.4.w"]
+    assert alike(items, str) == [
+        ["b.1.w: gain 7.25", "b.0.w: gain 8"],
+        ["a"],
+        ["b.2.w: constant"],
+        ["b.3.w", "b.4.w"],
+    ]
+    assert alike(["0", "2"], str) == [["0"], ["2"]]
+    assert [and_more(group) for group in alike(items, str)] == [" and 1 more b.*.w", "", "", " and 1 more b.*.w"]

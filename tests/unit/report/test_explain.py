@@ -412,6 +412,79 @@ def test_many_changes_of_the_model_are_counted() -> None:
     assert change_lines(changes, 100)[-1] == "initial values and 4 more, all others unchanged"
 
 
+MANY = tuple((f"blocks.{i}.attention.projection.{w}", 1e-9 * (i + 1)) for i in range(12) for w in ("weight", "bias"))
+
+
+@pytest.mark.parametrize("width", [78, 200])
+def test_elements_outside_that_differ_by_numbers_are_one(make_verdict: MakeVerdict, width: int) -> None:
+    verdict = make_verdict(
+        measure="gradient_norm", where=MANY[0][0], worst=(*MANY, ("head", 2e-8)), violations=25, elements=40
+    )
+    lines = violation_lines(verdict, width=width)
+    assert " ".join(" ".join(lines[1:]).split()).endswith(
+        "25 of 40 outside, worst blocks.0.attention.projection.weight 1e-09 and 11 more blocks.*.attention.projection.weight, "
+        "blocks.0.attention.projection.bias 1e-09 and 11 more blocks.*.attention.projection.bias"
+    )
+    assert all(len(line) <= width for line in lines)
+    full = violation_lines(verdict, width=width, full=True)
+    assert full[: len(lines)] == lines
+    assert [line.split() for line in full[len(lines) :]] == [[name, f"{value:.2g}"] for name, value in verdict.worst]
+
+
+def test_names_that_are_counted_are_folded(make_verdict: MakeVerdict) -> None:
+    names = tuple(f"blocks.{i}.norm.weight: a gain that is drawn" for i in range(12))
+    verdict = make_verdict(
+        measure="unusual_parameters", where="blocks.*.norm.weight: a gain that is drawn (12)", names=names
+    )
+    assert violation_lines(verdict, width=200)[-1].strip() == "blocks.*.norm.weight: a gain that is drawn (12)"
+    assert [line.strip() for line in violation_lines(verdict, width=200, full=True)[-12:]] == list(names)
+
+
+def moved_norms(count: int) -> list[BaselineChange]:
+    how = {"old": 1.0, "new": 2.0, "shift": math.log(2), "tolerance": 0.3, "scale": "log", "considered": 24}
+    return [BaselineChange("gradient_norm", "moved", f"blocks.{i}.w", **how) for i in range(count)]
+
+
+@pytest.mark.parametrize("width", [78, 200])
+def test_elements_that_moved_are_folded(width: int) -> None:
+    lines = change_lines(moved_norms(12), width)
+    assert " ".join(" ".join(lines).split()) == (
+        "gradient_norm 12 of 24 moved, 2 times larger, more than 1.35: blocks.0.w (1 → 2) and 11 more blocks.*.w"
+    )
+    assert all(len(line) <= width for line in lines)
+    full = change_lines(moved_norms(12), width, full=True)
+    assert [line.strip() for line in full[len(lines) :]] == [f"blocks.{i}.w (1 → 2)" for i in range(12)]
+    assert change_lines(moved_norms(1), width, full=True) == change_lines(moved_norms(1), width)
+
+
+def test_parameters_of_another_class_are_folded_if_they_changed_alike() -> None:
+    labels = ["dead", "dead", "waking at step 1", "dead"]
+    changes = [
+        BaselineChange("gradient_classes", "moved", f"b.{i}.w", old_text="signal", new_text=label, considered=9)
+        for i, label in enumerate(labels)
+    ]
+    assert change_texts(changes) == [
+        "4 of 9 changed: b.0.w (signal → dead) and 2 more b.*.w, b.2.w (signal → waking at step 1)"
+    ]
+
+
+def test_names_that_are_gone_are_counted_one_by_one_and_listed_as_patterns() -> None:
+    gone = BaselineChange("initial values", "vanished", elements=("blocks.{0-11}.ln.weight", "head"))
+    assert change_lines([gone], 100) == ["initial values 13 gone: blocks.*.ln.weight (12), head"]
+    assert [line.strip() for line in change_lines([gone], 100, full=True)[1:]] == ["blocks.{0-11}.ln.weight", "head"]
+    # Names of measures are names, whatever they look like.
+    odd = BaselineChange("unused_parameters", "new", elements=("w.{0-99999999}",))
+    assert change_lines([odd], 100, full=True) == ["unused_parameters", "               1 new: w.{0-99999999}"]
+
+
+def test_a_failed_comparison_folds_its_elements() -> None:
+    profile = Profile({f"b.{i}.w": one(float(i), f"b.{i}.w") for i in range(12)})
+    lines = explain_comparison(">", profile, 20.0)
+    assert lines is not None and lines[2:] == ["  b.0.w: 0 and 11 more b.*.w"]
+    full = explain_comparison(">", profile, 20.0, full=True)
+    assert full is not None and full[2:] == [f"  b.{i}.w: {i}" for i in range(12)]
+
+
 def forward_changed(element: str, *folded: str) -> BaselineChange:
     return BaselineChange("operations", "moved", element, elements=folded, old_text="Gelu", new_text="Relu")
 
