@@ -38,7 +38,7 @@ __all__ = [
 
 FOLDER = "__trainability__"
 SCHEMA = 2
-"""Version of the format that is written. Entries of version 1, which have no initial values and no modules, are read as well."""
+"""Version of the format that is written. Version 1, without initial values, modules and operations, is read as well."""
 LARGEST_FILE = 16 * 2**20
 """Largest size of a file in bytes. A hundred models with a thousand parameters each need less."""
 LOCK_PATIENCE = 60.0
@@ -225,7 +225,7 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
         where: Place of the data, named in the message.
     """
     entry = _mapping(plain, where)
-    _only(entry, {"conditions", "draws", "environment", "initial", "measures", "modules", "seeds"}, where)
+    _only(entry, {"conditions", "draws", "environment", "initial", "measures", "modules", "operations", "seeds"}, where)
     environment = _environment(entry.get("environment"), f"{where} › environment")
     seeds = _seeds(entry.get("seeds"), f"{where} › seeds")
     draws = _draws(entry.get("draws"), len(seeds), f"{where} › draws")
@@ -238,8 +238,11 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
         pattern: _row_from_plain(row, f"{where} › initial › {pattern}")
         for pattern, row in _patterns(entry.get("initial", {}), f"{where} › initial").items()
     }
-    modules = _strings(_patterns(entry.get("modules", {}), f"{where} › modules"), f"{where} › modules")
-    return Entry(environment, conditions, seeds, draws, measures, initial, modules)
+    modules, operations = (
+        _strings(_patterns(entry.get(part, {}), f"{where} › {part}"), f"{where} › {part}")
+        for part in ("modules", "operations")
+    )
+    return Entry(environment, conditions, seeds, draws, measures, initial, modules, operations)
 
 
 def _patterns(plain: Any, where: str) -> dict[str, Any]:
@@ -399,6 +402,7 @@ def entry_to_plain(entry: Entry) -> dict[str, Any]:
     model = {
         "initial": {pattern: _row_to_plain(row) for pattern, row in entry.initial.items()},
         "modules": dict(entry.modules),
+        "operations": dict(entry.operations),
     }
     return {
         "conditions": dict(entry.conditions),

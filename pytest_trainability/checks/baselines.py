@@ -35,6 +35,7 @@ from ..records.text import format_finite
 from .class_changes import CLASSES, class_changes
 from .initial_values import IN_ROWS, InitialRow, initial_changes
 from .module_changes import module_changes
+from .operation_changes import is_beyond_chance, operation_changes
 
 __all__ = ["BaselineValues", "Entry", "NameSet", "Series", "compare", "environment_key", "find_entry"]
 
@@ -180,6 +181,8 @@ class Entry:
     """Initial values of parameters and buffers, by pattern of names; empty in a baseline of schema 1."""
     modules: Mapping[str, str] = field(default_factory=dict)
     """Classes of the modules, by pattern of names; empty in a baseline of schema 1."""
+    operations: Mapping[str, str] = field(default_factory=dict)
+    """Operations that the signal passes, by pattern of the names of steps; empty in a baseline of schema 1."""
 
     @property
     def key(self) -> str:
@@ -225,8 +228,9 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
             log-scale measure. 0 for measures that are not named.
 
     Returns:
-        Changes of initial values and of modules; then changes of measures in the order in which ``new`` names them, the largest
-        shift of a profile first: shifts, and measures or elements that have vanished or are new. Empty if nothing has changed.
+        Changes of initial values, of modules and of operations; then changes of measures in the order in which ``new`` names
+        them, the largest shift of a profile first: shifts, and measures or elements that have vanished or are new. Empty if
+        nothing has changed. Operations that chance or another environment may have changed are listed next to other changes only.
 
     Source: Student, Biometrika 6, 1 (1908), for pairs that need not repeat; Welch, Biometrika 34, 28 (1947), otherwise,
     with the degrees of freedom capped by those of two samples of the smaller size. The error probability is divided among
@@ -238,14 +242,17 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
     names = list(dict.fromkeys([*new.measures, *old.measures]))
     comparisons = len(names) + bool(old.initial and new.initial)
     error = FALSE_ALARMS / max(comparisons, 1)
-    changes = list(_model_changes(old, new, error, max(tolerances.get(IN_ROWS[0], 0.0), MIN_TOLERANCE)))
-    changes += _chain_changes(old, new, names)
+    of_model = list(_model_changes(old, new, error, max(tolerances.get(IN_ROWS[0], 0.0), MIN_TOLERANCE)))
+    operations = list(operation_changes(old.operations, new.operations, same_environment=_is_same_place(old, new)))
+    changes = list(_chain_changes(old, new, names))
     changes += _class_changes(old, new)
     for name in names:
         tolerance = max(tolerances.get(name, 0.0), MIN_TOLERANCE)
         test = _ShiftTest(pairs, repeatable, tolerance, error, derived=name not in _OF_EVERY_RUN)
         changes += _changes(name, old, new, test, faulty[name])
-    return tuple(changes)
+    if not (of_model or changes or _is_repeated_code(old, new, pairs)):
+        return ()
+    return (*of_model, *operations, *changes)
 
 
 def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> Iterator[BaselineChange]:
@@ -256,6 +263,14 @@ def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> It
         yield from initial_changes(old.initial, new.initial, repeatable=repeatable, error=error, tolerance=tolerance)
     if old.modules and new.modules:
         yield from module_changes(old.modules, new.modules)
+
+
+def _is_repeated_code(old: Entry, new: Entry, pairs: Sequence[tuple[int, int]]) -> bool:
+    """Return whether unchanged code repeats its operations: in one environment, on the same weights or beyond chance."""
+    if not _is_same_place(old, new):
+        return False
+    seeds = len(old.seeds), len(new.seeds)
+    return bool(pairs) or is_beyond_chance(old.operations, new.operations, seeds, FALSE_ALARMS)
 
 
 def _chain_changes(old: Entry, new: Entry, names: Sequence[str]) -> Iterable[BaselineChange]:
@@ -346,13 +361,18 @@ def _is_repeatable(old: Entry, new: Entry) -> bool:
     A perturbation of the first state grows by the log gain at most, like the gradient. Chaos over hundreds of steps makes
     round-off as large as the numbers.
     """
-    if any(old.environment.get(name) != new.environment.get(name) for name in _REPEATABLE):
+    if not _is_same_place(old, new):
         return False
     gains = [entry.measures.get("log_gain") for entry in (old, new)]
     values = [v for gain in gains if isinstance(gain, Series) for row in gain.values.values() for v in row]
     largest = max((v for v in values if v is not None and v != -math.inf), default=0.0)
     epsilon = _EPSILON.get(old.environment["dtype"], 1.0)
     return largest < math.log(MAX_ROUND_OFF / epsilon)
+
+
+def _is_same_place(old: Entry, new: Entry) -> bool:
+    """Return whether device, data type, platform and version of torch are equal."""
+    return all(old.environment.get(name) == new.environment.get(name) for name in _REPEATABLE)
 
 
 def _name_changes(measure: str, vanished: Iterable[str], new: Iterable[str]) -> Iterator[BaselineChange]:

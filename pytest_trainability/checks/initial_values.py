@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..records.names import expanded, folded, in_order_of, template, with_stars
+from ..records.names import expanded, folded, in_order_of, of_form, template, with_stars
 from ..records.reports import BaselineChange
 from ..records.tensors import TensorStatistics
 
@@ -150,7 +150,10 @@ def initial_changes(
         change = _change(old[was], new[now], 0.0 if repeatable else error / len(pairs), tolerance)
         if change is not None:
             forms = with_stars(names, before)
-            moved += [replace(change, element=form, count=count, considered=known) for form, count, known in forms]
+            moved += [
+                replace(change, element=form, elements=tuple(of_form(form, names)), count=count, considered=known)
+                for form, count, known in forms
+            ]
     yield from sorted(moved, key=lambda change: -change.count)
     gone, fresh = (
         [name for name in names if name not in others] for names, others in ((before, after), (after, before))

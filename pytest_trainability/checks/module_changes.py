@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ..records.names import expanded, folded, in_order_of, with_stars
+from ..records.names import expanded, folded, in_order_of, of_form, with_stars
 from ..records.reports import BaselineChange
 
 __all__ = ["MODULES", "folded_modules", "module_changes"]
@@ -42,7 +42,14 @@ def module_changes(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[B
     for (was, now), names in changed.items():
         for form, count, known in with_stars(names, before):
             yield BaselineChange(
-                MODULES, "moved", element=form, old_text=was, new_text=now, count=count, considered=known
+                MODULES,
+                "moved",
+                element=form,
+                elements=tuple(of_form(form, names)),
+                old_text=was,
+                new_text=now,
+                count=count,
+                considered=known,
             )
     gone, fresh = _outermost(before, after), _outermost(after, before)
     if gone:

@@ -8,16 +8,13 @@ from typing import TypeAlias
 
 from ..records.estimates import Estimate, Names, Profile, Spectrum
 from ..records.reports import VerdictRecord
-from ..records.text import format_finite
+from ..records.text import format_finite, format_names
 from .bounds import Bound
 from .statistics import FIXED, Level, estimate, seeds_to_settle
 
 __all__ = ["Value", "first_outside", "is_settled", "judge"]
 
 Value: TypeAlias = "Estimate | Spectrum | Profile | Names"
-
-WORST_SHOWN = 5
-"""Number of elements outside the bound that a verdict lists."""
 
 
 def judge(
@@ -62,9 +59,10 @@ def judge(
         where=worst.name,
         violations=len(outside),
         elements=len(elements),
-        worst=tuple((element.name, element.mean) for element in outside[:WORST_SHOWN]),
+        worst=tuple((element.name, element.mean) for element in outside),
         finite=format_finite(worst.values),
-        worst_finite=tuple(format_finite(element.values) for element in outside[:WORST_SHOWN]),
+        worst_finite=tuple(format_finite(element.values) for element in outside),
+        names=value.names if isinstance(value, Names) and outside else (),
     )
 
 
@@ -159,7 +157,7 @@ def _elements(value: Value, level: Level) -> Sequence[Estimate]:
     if isinstance(value, Estimate):
         return [value]
     if isinstance(value, Names):
-        return [estimate([float(count) for count in value.counts], name=", ".join(value.names[:3]), level=level)]
+        return [estimate([float(count) for count in value.counts], name=format_names(value.names, 3), level=level)]
     return list(value.values()) if isinstance(value, Profile) else list(value)
 
 

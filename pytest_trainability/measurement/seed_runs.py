@@ -143,7 +143,10 @@ class SeedRuns:
             readings += [reading[name] for reading in found.readings]
         draws = (*self.common.draws, *found.draws)
         not_finite = (*self.common.not_finite, *found.not_finite)
-        self._ensemble = replace(self.common, seeds=self.seeds_requested, draws=draws, not_finite=not_finite)
+        operations = (*self.common.operations, *found.operations)
+        self._ensemble = replace(
+            self.common, seeds=self.seeds_requested, draws=draws, not_finite=not_finite, operations=operations
+        )
         self._assemble(measures)
         return True
 

@@ -18,6 +18,7 @@ from ..checks.diagnosis import diagnose, is_about_growth
 from ..checks.initial_values import initial_rows
 from ..checks.judged_elements import BY_PARAMETER, not_judged_texts
 from ..checks.module_changes import folded_modules
+from ..checks.operation_changes import operation_rows
 from ..checks.verdicts import Value, first_outside
 from ..engine.runs.finiteness import faults, remarks
 from ..errors import UsageError
@@ -73,6 +74,7 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
         measures={m.name: recorded(seed_runs.with_unit_of_chain(m), _stored(seed_runs, m)) for m in measures},
         initial=initial_rows([{n: (d.shapes[n], v) for n, v in d.values.items()} for d in descriptions]),
         modules=folded_modules(descriptions[0].modules),
+        operations=operation_rows(common.operations),
     )
 
 
@@ -144,7 +146,18 @@ def check_record(
         reproduce=context.reproduce,
         baseline=baseline,
         along=common.along,
+        lists=tuple(_lists(seed_runs)),
     )
+
+
+def _lists(seed_runs: SeedRuns) -> Iterator[tuple[str, ...]]:
+    """Yield all names that notes on gradients shorten, those without any gradient first."""
+    unused = cast("Names", seed_runs.values["unused_parameters"])
+    if len(unused) > 1:
+        yield ("no gradient at all", *unused)
+    classes = seed_runs.gradient_classes
+    by_label = {} if classes is None else classes.by_label()
+    yield from ((label, *names) for label, names in by_label.items() if len(names) > 1)
 
 
 def _cause(

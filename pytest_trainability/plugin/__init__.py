@@ -190,10 +190,10 @@ def pytest_runtest_makereport(
     return report
 
 
-def pytest_assertrepr_compare(op: str, left: Any, right: Any) -> list[str] | None:
+def pytest_assertrepr_compare(config: pytest.Config, op: str, left: Any, right: Any) -> list[str] | None:
     """Explain a failing comparison of a profile or spectrum with a number."""
     if "pytest_trainability.records.estimates" not in {type(left).__module__, type(right).__module__}:
         return None
     from ..report.explain import explain_comparison
 
-    return explain_comparison(op, left, right)
+    return explain_comparison(op, left, right, full=config.get_verbosity() > 0)

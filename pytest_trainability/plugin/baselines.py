@@ -121,7 +121,7 @@ class Baselines:
     def _status(self, entry: Entry, old: Entry | None, *, changed: bool, other_torch: bool) -> str:
         if old is None:
             return "missing" if self._mode == "check" else "recorded"
-        is_old = bool(entry.modules) and not old.modules
+        is_old = bool(entry.modules and not old.modules) or bool(entry.operations and not old.operations)
         if self._mode == "update" and (changed or other_torch or is_old or old.seeds != entry.seeds):
             return "updated"
         return "changed" if changed else "same"
@@ -142,6 +142,7 @@ class Baselines:
             command=f"{command} --trainability-baseline={mode}",
             measures=tuple(request.entry.measures),
             model_compared=old is not None and bool(old.modules and request.entry.modules),
+            operations_compared=old is not None and bool(old.operations and request.entry.operations),
         )
 
 

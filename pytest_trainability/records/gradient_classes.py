@@ -109,6 +109,18 @@ class GradientClasses:
         names = dict.fromkeys([*parameters, *(name for found in seeds for name in found)])
         return cls({name: tuple(found.get(name, SIGNAL) for found in seeds) for name in names})
 
+    def by_label(self) -> dict[str, list[str]]:
+        """Return the parameters of each class, without those that have a signal on every seed, are frozen or unused.
+
+        If seeds differ, the first class without a signal counts.
+        """
+        found: dict[str, list[str]] = {}
+        for name, labels in self.labels.items():
+            label = next((label for label in labels if label != SIGNAL), SIGNAL)
+            if label not in {SIGNAL, FROZEN, UNUSED}:
+                found.setdefault(label, []).append(name)
+        return found
+
     def step(self, name: str) -> int:
         """Return the largest number of optimizer steps, over seeds, after which a parameter wakes; 0 if it does not."""
         steps = (label.removeprefix(_WAKING).partition(",")[0] for label in self.labels.get(name, ()) if _wakes(label))

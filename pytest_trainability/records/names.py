@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import TypeAlias, TypeVar
 
-__all__ = ["MOST_NAMES", "expanded", "folded", "in_order_of", "template", "with_stars"]
+__all__ = ["MOST_NAMES", "alike", "and_more", "expanded", "folded", "in_order_of", "of_form", "template", "with_stars"]
 
 MOST_NAMES = 10**6
 """Largest number of names that a pattern may stand for."""
@@ -16,20 +16,23 @@ MOST_NAMES = 10**6
 _Value = TypeVar("_Value")
 _Part: TypeAlias = "str | frozenset[int]"
 _NUMBERS = re.compile(r"\{(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\}")
+_DIGITS = re.compile(r"[\d.+-]+")
+_SEPARATORS = re.compile(r"([.\[\]])")
+"""Dots between the names of modules, and brackets around the number of a call, as in ``cell[3]``."""
 
 
 def folded(names: Iterable[str]) -> dict[str, list[str]]:
     """Return patterns that stand for names, with the names of each, in the order of the first name of each.
 
-    Names are folded if they differ in one of their dotted parts only, and that part is a number.
+    Names are folded if they differ in one part only, and that part is a number between dots or in brackets.
 
-    >>> list(folded(["blocks.0.w", "blocks.1.w", "blocks.3.w", "head.w"]))
-    ['blocks.{0-1,3}.w', 'head.w']
+    >>> list(folded(["blocks.0.w", "blocks.1.w", "blocks.3.w", "head.w"])), list(folded(["cell[0]", "cell[1]"]))
+    (['blocks.{0-1,3}.w', 'head.w'], ['cell[{0-1}]'])
     """
-    groups = {tuple(map(_part, name.split("."))): [name] for name in names}
+    groups = {tuple(map(_part, _SEPARATORS.split(name))): [name] for name in names}
     for place in range(max((len(parts) for parts in groups), default=0)):
         groups = _merged(groups, place)
-    return {".".join(map(_written, parts)): members for parts, members in groups.items()}
+    return {"".join(map(_written, parts)): members for parts, members in groups.items()}
 
 
 _ANY: frozenset[int] = frozenset()
@@ -59,14 +62,14 @@ def expanded(pattern: str) -> list[str]:
     Raises:
         ValueError: The pattern stands for more than ``MOST_NAMES`` names.
     """
-    choices = [_choices(part) for part in pattern.split(".")]
+    choices = [_choices(part) for part in _SEPARATORS.split(pattern)]
     count = 1
     for choice in choices:
         count *= len(choice)
     if count > MOST_NAMES:
         msg = f"{pattern!r} stands for more than {MOST_NAMES} names"
         raise ValueError(msg)
-    return [".".join(parts) for parts in product(*choices)]
+    return ["".join(parts) for parts in product(*choices)]
 
 
 def in_order_of(names: Iterable[str], by_pattern: Mapping[str, _Value]) -> dict[str, _Value]:
@@ -82,11 +85,11 @@ def in_order_of(names: Iterable[str], by_pattern: Mapping[str, _Value]) -> dict[
 def template(name: str) -> str:
     """Return a name, or a pattern, with ``*`` for each part that is a number or a set of numbers.
 
-    >>> template("blocks.3.w"), template("blocks.{0-11}.w")
-    ('blocks.*.w', 'blocks.*.w')
+    >>> template("blocks.3.w"), template("blocks.{0-11}.w"), template("cell[3]")
+    ('blocks.*.w', 'blocks.*.w', 'cell[*]')
     """
-    parts = map(_part, name.split("."))
-    return ".".join("*" if isinstance(part, frozenset) or _NUMBERS.fullmatch(part) else part for part in parts)
+    parts = map(_part, _SEPARATORS.split(name))
+    return "".join("*" if isinstance(part, frozenset) or _NUMBERS.fullmatch(part) else part for part in parts)
 
 
 def with_stars(names: Collection[str], known: Iterable[str]) -> list[tuple[str, int, int]]:
@@ -110,6 +113,44 @@ def with_stars(names: Collection[str], known: Iterable[str]) -> list[tuple[str, 
         (form if counts[form] > 1 else first[form], counts[form], totals[form] if counts[form] > 1 else 1)
         for form in first
     ]
+
+
+def of_form(form: str, names: Iterable[str]) -> list[str]:
+    """Return the names of one short form of :func:`with_stars`, folded.
+
+    >>> of_form("blocks.*.w", ["blocks.0.w", "blocks.2.w", "head.w"])
+    ['blocks.{0,2}.w']
+    """
+    return list(folded(name for name in names if template(name) == template(form)))
+
+
+def alike(items: Iterable[_Value], text_of: Callable[[_Value], str]) -> list[list[_Value]]:
+    """Return items in groups whose names differ by numbers only, in the order of the first item of each.
+
+    >>> alike(["blocks.0.w: 3", "head.w", "blocks.1.w: 4"], str)
+    [['blocks.0.w: 3', 'blocks.1.w: 4'], ['head.w']]
+
+    Names that are nothing but a number, such as those of the layers of a ``Sequential``, stay apart.
+
+    Args:
+        items: The items.
+        text_of: Returns the name of an item. A remark may follow it after a colon; numbers in it do not count.
+    """
+    groups: dict[tuple[str, str], list[_Value]] = {}
+    for item in items:
+        name, _, remark = text_of(item).partition(": ")
+        form = template(name)
+        groups.setdefault((name if form == "*" else form, _DIGITS.sub("", remark)), []).append(item)
+    return list(groups.values())
+
+
+def and_more(names: Sequence[str]) -> str:
+    """Return how many names follow the first one of a group of :func:`alike`, as text; empty for none.
+
+    >>> and_more(["blocks.3.w", "blocks.0.w", "blocks.7.w"])
+    ' and 2 more blocks.*.w'
+    """
+    return f" and {len(names) - 1} more {template(names[0].partition(': ')[0])}" if len(names) > 1 else ""
 
 
 def _part(text: str) -> _Part:

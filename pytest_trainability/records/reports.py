@@ -42,7 +42,7 @@ class VerdictRecord:
     elements: int = 1
     """Number of elements that were judged."""
     worst: tuple[tuple[str, float], ...] = ()
-    """Names and values of the elements outside the bound, worst first, at most five."""
+    """Names and values of the elements outside the bound, worst first."""
     seeds_needed: float = 0
     """Approximate number of seeds that would settle a marginal verdict: infinite if none would, 0 if it is not marginal."""
     remark: str = ""
@@ -51,6 +51,8 @@ class VerdictRecord:
     """Number of seeds on which the value is finite, such as ``finite on 1 of 8 seeds``; empty if it is on all or none."""
     worst_finite: tuple[str, ...] = ()
     """The same for each element of ``worst``."""
+    names: tuple[str, ...] = ()
+    """Names that were counted, for a measure of names that does not hold."""
 
     @property
     def value_text(self) -> str:
@@ -70,7 +72,8 @@ class BaselineChange:
     element: str = ""
     """Name of the element of a profile that moved; empty for a scalar."""
     elements: tuple[str, ...] = ()
-    """Names of the elements that vanished or are new; empty if the whole measure vanished or is new."""
+    """Names of the elements that vanished or are new; empty if the whole measure vanished or is new.
+    Patterns of names where ``element`` has stars."""
     old: float = math.nan
     """Mean in the baseline."""
     new: float = math.nan
@@ -88,9 +91,9 @@ class BaselineChange:
     new_finite: str = ""
     """Number of seeds that are finite now."""
     old_text: str = ""
-    """Class of a gradient or of a module, or shape, in the baseline; empty for a number."""
+    """Class of a gradient or of a module, shape, or operations, in the baseline; empty for a number."""
     new_text: str = ""
-    """Class or shape now."""
+    """Class, shape or operations now."""
     count: int = 1
     """Number of elements that the change is about."""
 
@@ -133,6 +136,8 @@ class BaselineRecord:
     """Names of the measures in the entry."""
     model_compared: bool = False
     """Whether initial values and modules were compared. A baseline of an earlier version has none."""
+    operations_compared: bool = False
+    """Whether operations were compared."""
 
     @property
     def holds(self) -> bool:
@@ -221,6 +226,8 @@ class CheckRecord:
     """Comparison with the baseline; None if the test has no baseline check."""
     along: str = "depth"
     """Direction of the chain: ``"depth"`` or ``"time"``."""
+    lists: tuple[tuple[str, ...], ...] = ()
+    """Names that notes and cautions shorten: what they have in common, then the names."""
     log_gain_finite: str = ""
     """Number of seeds on which the log gain is finite, such as ``finite on 1 of 8 seeds``; empty if it is on all or none."""
 

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from .names import alike, and_more, template
+
 __all__ = [
     "format_finite",
     "format_names",
@@ -32,12 +34,22 @@ def format_number(value: float, digits: int = 3) -> str:
 
 
 def format_names(names: Sequence[str], most: int = 2) -> str:
-    """Return the first few names of a list as text.
+    """Return the first few names of a list as text. Names that differ by numbers only are one, with their number.
 
-    >>> format_names(["a", "b", "c"])
-    'a, b, …'
+    >>> format_names(["a", "b", "c"]), format_names(["blocks.0.w", "blocks.1.w", "head.w"])
+    ('a, b, …', 'blocks.*.w (2), head.w')
     """
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+    groups = alike(names, str)
+    return ", ".join(map(_group_text, groups[:most])) + (", …" if len(groups) > most else "")
+
+
+def _group_text(names: Sequence[str]) -> str:
+    """Return the text of names that are alike: with stars, or the first one and a number if their remarks differ."""
+    remarks = {name.partition(": ")[2] for name in names}
+    if len(names) == 1 or len(remarks) > 1:
+        return names[0] + and_more(names)
+    name, colon, remark = names[0].partition(": ")
+    return f"{template(name)}{colon}{remark} ({len(names)})"
 
 
 # At the start of a line, or anywhere in it: commands of GitHub Actions, Azure Pipelines and TeamCity.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from ..checks.bounds import Bound
 from ..records.estimates import Profile, Spectrum
+from ..records.names import alike, and_more, expanded
 from ..records.reports import BaselineChange, BaselineRecord, CheckRecord, VerdictRecord
 from ..records.text import format_names, format_number, visible
 
@@ -78,14 +80,20 @@ def _message(head: str, record: CheckRecord, lines: Sequence[str], width: int) -
     return "\n".join([visible(head), *("  " + line for line in lines)])
 
 
-def explain_lines(record: CheckRecord, *, width: int) -> list[str]:
-    """Return labelled lines on each violation, on its place and likely cause, and on how to repeat the check."""
+def explain_lines(record: CheckRecord, *, width: int, full: bool = False) -> list[str]:
+    """Return labelled lines on each violation, on its place and likely cause, and on how to repeat the check.
+
+    Args:
+        record: The record.
+        width: Number of columns to wrap at.
+        full: Whether all elements are listed, instead of the first ones.
+    """
     lines: list[str] = []
     for verdict in record.verdicts:
         if not verdict.holds:
-            lines += violation_lines(verdict, width=width)
+            lines += violation_lines(verdict, width=width, full=full)
     if record.baseline is not None and not record.baseline.holds:
-        lines += baseline_lines(record.baseline, steps=record.step_names, width=width)
+        lines += baseline_lines(record.baseline, steps=record.step_names, width=width, full=full)
     lines += labelled(f"along {record.along}", depth_line(record, width - LABEL_WIDTH))
     lines += labelled("leaves band", record.leaves_band, width)
     lines += _cause_lines(record, width)
@@ -116,13 +124,14 @@ def cure_lines(record: CheckRecord, width: int) -> list[str]:
     return lines
 
 
-def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int) -> list[str]:
+def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int, full: bool = False) -> list[str]:
     """Return labelled lines on the place of the baseline, its changes, and the command that records it.
 
     Args:
         baseline: The comparison.
         steps: Names of the steps of the chain, in program order.
         width: Number of columns to wrap at.
+        full: Whether all elements that have changed are listed.
     """
     entry = f"{baseline.entry} in {baseline.file}"
     if baseline.status == "missing":
@@ -133,7 +142,7 @@ def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int
     recorded = f", recorded with {baseline.recorded_with}" if baseline.recorded_with else ""
     lines = labelled("baseline", entry + recorded, width)
     lines += labelled("model", _unchanged_text(baseline, steps), width)
-    lines += change_lines(baseline.changes, width)
+    lines += change_lines(baseline.changes, width, full=full)
     if baseline.status == "changed":
         lines += labelled("if intended", baseline.command)
     return lines
@@ -141,26 +150,64 @@ def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int
 
 def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
     """Return where the cause must be if neither initial values nor modules have changed; empty if they have."""
-    if not baseline.model_compared or not baseline.changes or any(c.measure in OF_MODEL for c in baseline.changes):
+    changed = {change.measure for change in baseline.changes}
+    if not baseline.model_compared or not changed or not changed.isdisjoint(OF_MODEL[:2]):
         return ""
     places = {name: place for place, name in enumerate(steps)}
-    moved = [places[change.element] for change in baseline.changes if change.element in places]
-    first = f", first at {steps[min(moved)]}" if moved else ""
-    return f"initial values and modules unchanged: the forward pass, the loss or the inputs changed{first}"
+    unchanged = "initial values and modules"
+    if OPERATIONS in changed:
+        unchanged += " unchanged" if changed - {OPERATIONS} else " unchanged, all numbers within tolerance"
+        operated = [
+            name for c in baseline.changes if c.measure == OPERATIONS for p in c.elements for name in expanded(p)
+        ]
+        return f"{unchanged}: the forward code changed{_first(operated, places)}"
+    moved = [change.element for change in baseline.changes if change.element in places]
+    if baseline.operations_compared:
+        what = "a constant of the forward pass"
+        unchanged = "initial values, modules and operations"
+    else:
+        what = "the forward pass"
+    return f"{unchanged} unchanged: {what}, the loss or the inputs changed{_first(moved, places)}"
 
 
-def change_lines(changes: Sequence[BaselineChange], width: int) -> list[str]:
-    """Return labelled lines on each measure that has changed."""
+def _first(names: Sequence[str], places: Mapping[str, int]) -> str:
+    """Return the first of some steps as text; without a step among them, the place that they name; empty for none."""
+    first = min((name for name in names if name in places), key=places.__getitem__, default="")
+    return f", first at {first}" if first else f" {names[0]}" if names else ""
+
+
+def change_lines(changes: Sequence[BaselineChange], width: int, *, full: bool = False) -> list[str]:
+    """Return labelled lines on each measure that has changed.
+
+    Args:
+        changes: The changes.
+        width: Number of columns to wrap at.
+        full: Whether all elements that have changed are listed.
+    """
     lines: list[str] = []
     for measure in dict.fromkeys(change.measure for change in changes):
         of_measure = [change for change in changes if change.measure == measure]
         texts = model_change_texts(of_measure) if measure in OF_MODEL else change_texts(of_measure)
         for text in texts:
             lines += labelled(measure, text, width)
+        if full:
+            lines += [line for text in _all_changes(of_measure) for line in labelled("", text, width)]
     return lines
 
 
-OF_MODEL = ("initial values", "modules")
+def _all_changes(changes: Sequence[BaselineChange]) -> list[str]:
+    """Return a text for each element that has changed, and for each pattern of names; none if there is only one."""
+    texts = [
+        text
+        for change in changes
+        for text in (change.elements or ([f"{change.element} ({change.old_to_new})"] if change.element else []))
+    ]
+    stand_for_many = (len(_names_of(change, element)) > 1 for change in changes for element in change.elements)
+    return texts if len(texts) > 1 or any(stand_for_many) else []
+
+
+OPERATIONS = "operations"
+OF_MODEL = ("initial values", "modules", OPERATIONS)
 """Comparisons of the model itself, whose changes are causes. All others are consequences."""
 
 
@@ -168,13 +215,15 @@ def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:
     """Return texts on changes of initial values or modules: one for each group of names that changed alike."""
     moved = _shortened([_model_change_text(change) for change in changes if change.kind == "moved"])
     others = [_names_text(change) for change in changes if change.kind != "moved"]
-    if moved and not others:
+    if moved and not others and changes[0].measure != OPERATIONS:
         moved[-1] += ", all others unchanged"
     return [*moved, *others]
 
 
 def _model_change_text(change: BaselineChange) -> str:
     of = f" ({change.count} of {change.considered})" if change.considered > 1 else ""
+    if change.measure == OPERATIONS and "" in (change.old_text, change.new_text):
+        return f"{change.element}: {change.old_text or change.new_text} {'gone' if change.old_text else 'new'}{of}"
     if change.old_text:
         return f"{change.element}: {change.old_to_new}{of}"
     if math.isnan(change.shift):
@@ -202,15 +251,25 @@ def _names_text(change: BaselineChange) -> str:
     is_new = change.kind == "new"
     if not change.elements:
         return "not in the baseline" if is_new else "no longer measured"
-    return f"{len(change.elements)} {'new' if is_new else 'gone'}: {format_names(change.elements, WORST_NAMED)}"
+    names = [name for element in change.elements for name in _names_of(change, element)]
+    return f"{len(names)} {'new' if is_new else 'gone'}: {format_names(names, WORST_NAMED)}"
+
+
+def _names_of(change: BaselineChange, element: str) -> list[str]:
+    """Return the names that an element stands for: one, unless it is a pattern of initial values, modules or steps."""
+    return expanded(element) if change.measure in OF_MODEL else [element]
 
 
 def _moved_text(moved: Sequence[BaselineChange]) -> str:
     largest = moved[0]
     if not largest.element:
         return f"{largest.old_to_new}: {shift_text(largest)}"
-    worst = ", ".join(f"{change.element} ({change.old_to_new})" for change in moved[:WORST_NAMED])
-    more = ", …" if len(moved) > WORST_NAMED else ""
+    groups = alike(moved, lambda change: f"{change.element}: {change.old_text} {change.new_text}")
+    worst = ", ".join(
+        f"{group[0].element} ({group[0].old_to_new}){and_more([change.element for change in group])}"
+        for group in groups[:WORST_NAMED]
+    )
+    more = ", …" if len(groups) > WORST_NAMED else ""
     if largest.old_text:
         return f"{len(moved)} of {largest.considered} changed: {worst}{more}"
     return f"{len(moved)} of {largest.considered} moved, {shift_text(largest)}: {worst}{more}"
@@ -294,21 +353,38 @@ def _seeds_option(seeds: Sequence[int]) -> str:
     return f"{written}-{written}" if written.isdecimal() else written
 
 
-def violation_lines(verdict: VerdictRecord, *, width: int) -> list[str]:
-    """Return labelled lines on value, bound and margin of a verdict that does not hold, and on the worst elements."""
+def violation_lines(verdict: VerdictRecord, *, width: int, full: bool = False) -> list[str]:
+    """Return labelled lines on value, bound and margin of a verdict that does not hold, and on the worst elements.
+
+    Args:
+        verdict: The verdict.
+        width: Number of columns to wrap at.
+        full: Whether every element outside gets a line.
+    """
     if verdict.elements == 0:
         why = verdict.remark or "no element to judge"
         return labelled(verdict.measure, f"nothing was measured, {bound_text(verdict)}: {why}", width)
     text = f"{verdict.value_text}, {bound_text(verdict)}: {_margin_text(verdict)}{marginal_text(verdict)}"
-    return [*labelled(verdict.measure, text, width), *labelled("", _worst_text(verdict), width)]
+    lines = [*labelled(verdict.measure, text, width), *labelled("", _worst_text(verdict), width)]
+    return [*lines, *(_full_lists(verdict, width) if full else ())]
 
 
 def _worst_text(verdict: VerdictRecord) -> str:
     if not verdict.where or verdict.elements == 1:
         return verdict.where
     finite = (*verdict.worst_finite, *[""] * len(verdict.worst))
-    texts = (_worst_of(name, value, seeds) for (name, value), seeds in zip(verdict.worst[:WORST_NAMED], finite))
+    groups = alike([(*worst, seeds) for worst, seeds in zip(verdict.worst, finite)], itemgetter(0))
+    texts = (_worst_of(*group[0]) + and_more([name for name, _, _ in group]) for group in groups[:WORST_NAMED])
     return f"{verdict.violations} of {verdict.elements} outside, worst {', '.join(texts)}"
+
+
+def _full_lists(verdict: VerdictRecord, width: int) -> Iterator[str]:
+    """Yield a line for each element outside, or each name, where the other lines do not show them all."""
+    finite = (*verdict.worst_finite, *[""] * len(verdict.worst))
+    of_names = verdict.elements == 1 and verdict.names
+    texts = verdict.names if of_names else [_worst_of(*worst, seeds) for worst, seeds in zip(verdict.worst, finite)]
+    if len(texts) > 1:
+        yield from (line for text in texts for line in labelled("", text, width))
 
 
 def _worst_of(name: str, value: float, finite: str) -> str:
@@ -407,8 +483,14 @@ _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _COMPARISONS = {"<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__}
 
 
-def explain_comparison(op: str, left: Any, right: Any) -> list[str] | None:
+def explain_comparison(op: str, left: Any, right: Any, *, full: bool = False) -> list[str] | None:
     """Return the elements of a profile or spectrum that do not satisfy a failed comparison with a number.
+
+    Args:
+        op: The operator.
+        left: Its left side.
+        right: Its right side.
+        full: Whether all elements are listed.
 
     Returns:
         Lines for pytest, or None for other comparisons.
@@ -425,7 +507,9 @@ def explain_comparison(op: str, left: Any, right: Any) -> list[str] | None:
     outside = [e for e in elements if not _COMPARISONS[op](e.mean, float(right))]
     outside.sort(key=lambda e: e.mean if op in {">", ">="} else -e.mean)
     count = f"{len(outside)} of {len(elements)} elements are not {op} {right!r}; the worst:"
-    return [*map(visible, (head, count)), *(f"  {visible(f'{e.name}: {e}')}" for e in outside[:WORST_SHOWN])]
+    groups = [[e] for e in outside] if full else alike(outside, attrgetter("name"))[:WORST_SHOWN]
+    texts = (f"{group[0].name}: {group[0]}{and_more([e.name for e in group])}" for group in groups)
+    return [*map(visible, (head, count)), *(f"  {visible(text)}" for text in texts)]
 
 
 _ASCII = str.maketrans(

@@ -63,7 +63,7 @@ def section(
     lines = list(_groups(listed, width, verbosity)) if listed else []
     for record, outcome in checks:
         if _is_broken(record, outcome):
-            lines += _details(record, width)
+            lines += _details(record, width, verbosity)
     lines.append(_total(checks))
     return _encoded(lines, encoding)
 
@@ -197,7 +197,7 @@ def _baseline(baseline: BaselineRecord, width: int, verbosity: int) -> Iterable[
         yield from labelled("baseline", f"recorded: {', '.join(baseline.measures)}", width)
     elif baseline.status == "updated":
         yield from labelled("baseline", "updated" if baseline.changes else "recorded again, nothing has changed", width)
-        yield from change_lines(baseline.changes, width)
+        yield from change_lines(baseline.changes, width, full=verbosity > 0)
     elif baseline.status == "same" and verbosity > 0:
         recorded = f", recorded with {baseline.recorded_with}" if baseline.recorded_with else ""
         yield from labelled("baseline", f"unchanged{recorded}", width)
@@ -220,16 +220,18 @@ def _verbose(record: CheckRecord, width: int) -> Iterable[str]:
     yield from labelled(f"along {record.along}", depth_line(record, width - 18))
     for note in record.notes:
         yield from labelled("note", note, width)
+    for title, *names in record.lists:
+        yield from labelled("", f"{title}: {', '.join(names)}", width)
     if stopped_early(record):
         yield from labelled("settled", f"after {len(record.seeds)} of {len(record.seeds_requested)} seeds", width)
     yield from labelled("took", f"{record.seconds:.1f} s")
 
 
-def _details(record: CheckRecord, width: int) -> Iterable[Line]:
+def _details(record: CheckRecord, width: int, verbosity: int) -> Iterable[Line]:
     """Yield the explanation of a failed check, under the name of its test."""
     yield Line("")
     yield Line(cut_left(f"{record.test} ({record.name})" if record.name else record.test, width), "red")
-    for text in explain_lines(record, width=width - 2):
+    for text in explain_lines(record, width=width - 2, full=verbosity > 0):
         yield Line("  " + text)
 
 

@@ -153,6 +153,7 @@ def test_change_in_either_direction_fails(recorded: Pytester, monkeypatch: pytes
 
 BLOCKS = """
 import os
+import torch
 from torch import nn
 from small_nets import images
 
@@ -160,20 +161,22 @@ CHANGE = os.environ.get("CHANGE", "")
 
 
 class Block(nn.Module):
-    def __init__(self):
+    def __init__(self, index):
         super().__init__()
+        self.index = index
         self.up, self.act, self.proj = nn.Linear(8, 32), nn.Sigmoid() if CHANGE == "module" else nn.GELU(), nn.Linear(32, 8)
         if CHANGE == "weights":
             nn.init.normal_(self.proj.weight, std=0.4)
 
     def forward(self, x):
-        return x + (3 if CHANGE == "code" else 1) * self.proj(self.act(self.up(x)))
+        act = torch.relu if CHANGE == "code" and self.index >= 2 else self.act
+        return x + (3 if CHANGE == "constant" else 1) * self.proj(act(self.up(x)))
 
 
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.blocks = nn.Sequential(*(Block() for _ in range(4)))
+        self.blocks = nn.Sequential(*(Block(i) for i in range(4)))
 
     def forward(self, x):
         return self.blocks(x)
@@ -185,7 +188,10 @@ def test_net(trainability):
 CULPRITS = {
     "weights": "initial values blocks.*.proj.weight ×",
     "module": "modules blocks.*.act: GELU → Sigmoid (4 of 4), all others unchanged ",
-    "code": "model initial values and modules unchanged: the forward pass, the loss or the inputs changed, first at blocks.0 ",
+    "constant": "model initial values, modules and operations unchanged: a constant of the forward pass, the loss or the inputs "
+    "changed, first at blocks.0 ",
+    "code": "model initial values and modules unchanged, all numbers within tolerance: the forward code changed, "
+    "first at blocks.2 operations blocks.*: Gelu → Relu (2 of 4) ",
 }
 
 
@@ -210,7 +216,7 @@ def test_update_adds_initial_values_to_a_baseline_of_schema_1(recorded: Pytester
     document["schema"] = 1
     for names in document["tests"].values():
         for entry in (entry for environments in names.values() for entry in environments.values()):
-            del entry["initial"], entry["modules"]
+            del entry["initial"], entry["modules"], entry["operations"]
     file(recorded).write_text(json.dumps(document), encoding="utf-8")
     run(recorded).assert_outcomes(passed=4)
     assert json.loads(file(recorded).read_text(encoding="utf-8"))["schema"] == 1

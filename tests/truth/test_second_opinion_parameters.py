@@ -456,7 +456,9 @@ def test_zeros_by_accident_do_not():
     dead[1] = nn.ReLU()
     nn.init.constant_(dead[0].bias, -100.0)
     result = measure(dead, normal(4, 5), loss=F.cross_entropy, target=LABELS)
-    with pytest.raises(TrainabilityFailure, match=r"3 of 6 outside, worst 0\.weight 0, 0\.bias 0"):
+    with pytest.raises(
+        TrainabilityFailure, match=r"3 of 6 outside, worst 0\.weight 0 and 1 more \*\.weight, 0\.bias 0"
+    ):
         result.check(gradient_norm=at_least(1e-9))
     assert tuple(result.asleep_parameters) == ("0.weight", "0.bias", "2.weight")
 

@@ -113,15 +113,15 @@ class Chain:
 
     def operations(self, graph: Graph) -> list[tuple[str, ...]]:
         """Return for each step the names of the operators on the path of the signal, ordered by the last occurrence of each."""
+        return [tuple(dict.fromkeys(reversed(names)))[::-1] for names in self.program(graph)[:-1]]
+
+    def program(self, graph: Graph) -> list[list[str]]:
+        """Return the names of all operators on the path of the signal in program order, of each step and of what follows."""
         moments = [call.end for call in self.steps]
-        found: list[dict[str, None]] = [{} for _ in self.steps]
+        found: list[list[str]] = [[] for _ in (*self.steps, None)]
         for node in sorted(graph.downstream(self.cut.states[0]), key=graph.place.__getitem__):
-            index = bisect_right(moments, graph.place[node])
-            if index < len(found):
-                names, name = found[index], operator_name(node)
-                names.pop(name, None)
-                names[name] = None
-        return [tuple(names) for names in found]
+            found[bisect_right(moments, graph.place[node])].append(operator_name(node))
+        return found
 
 
 def graph_of(capture: Capture) -> Graph:

@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 
 from ..torch_internals import node_name
 
-__all__ = ["CONVOLUTIONS", "ENTRYWISE", "MOVES", "TRANSPOSES", "operator_name"]
+__all__ = ["CONVOLUTIONS", "ENTRYWISE", "KERNELS", "LAYOUTS", "MOVES", "TRANSPOSES", "operator_name"]
 
 
 TRANSPOSES = frozenset({"T", "Transpose", "Permute", "Movedim"})
@@ -33,6 +33,22 @@ ENTRYWISE = frozenset(
     | {"NativeLayerNorm", "NativeGroupNorm", "FusedRmsNorm"}
 )
 """Operators in which a parameter scales, shifts, replaces or joins entries of the signal, and mixes none."""
+
+LAYOUTS = frozenset(
+    {"View", "UnsafeView", "ReshapeAlias", "AsStrided", "Expand", "Unsqueeze", "Squeeze", "Clone", "Alias"}
+)
+"""Operators that only change how a tensor lies in memory or how its dimensions are counted. PyTorch inserts them as it needs."""
+_ATTENTION = ("FlashAttention", "FlashAttentionForCpu", "EfficientAttention", "CudnnAttention")
+KERNELS = {
+    **dict.fromkeys(CONVOLUTIONS | {"MiopenConvolution"}, "Convolution"),
+    **dict.fromkeys(("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"), "BatchNorm"),
+    **dict.fromkeys((f"ScaledDotProduct{kind}" for kind in _ATTENTION), "ScaledDotProductAttention"),
+    "NativeLayerNorm": "LayerNorm",
+    "NativeGroupNorm": "GroupNorm",
+    "NativeDropout": "Dropout",
+    "SafeSoftmax": "Softmax",
+}
+"""Operators that compute the same by other kernels, and the name of what they compute."""
 
 _BUILT_IN = re.compile(r"(.+)Backward\d+")
 

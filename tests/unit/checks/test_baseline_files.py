@@ -302,7 +302,7 @@ HAND_EDITED = {
     "an entry null": (edited(*TO_ENTRY, to=None), f"{AT} must be an object; got NoneType"),
     "an entry with more": (
         edited(*TO_ENTRY, "code", to="import os"),
-        f"{AT} must have only the keys conditions, draws, environment, initial, measures, modules, seeds; got 'code'",
+        f"{AT} must have only the keys conditions, draws, environment, initial, measures, modules, operations, seeds; got 'code'",
     ),
     "another key": (
         in_text('"cpu float32"', '"cuda float32"'),
@@ -1176,7 +1176,7 @@ def test_an_entry_of_schema_1_is_read_and_has_no_initial_values() -> None:
     old = of_schema_1()
     assert old.seeds == tuple(range(8))
     assert {"log_gain", "activation_rms", "gradient_norm"} <= old.measures.keys()
-    assert (old.initial, old.modules) == ({}, {})
+    assert (old.initial, old.modules, old.operations) == ({}, {}, {})
 
 
 def test_what_schema_1_has_not_recorded_is_no_change() -> None:
@@ -1189,6 +1189,7 @@ def test_what_schema_1_has_not_recorded_is_no_change() -> None:
         old.measures,
         initial={"w": InitialRow((2,), 1.0, 0.0, 0.5, 0.1, 8)},
         modules={"": "GPT2LMHeadModel"},
+        operations={"transformer.h.{0-3}": "Addmm"},
     )
     assert compare(old, new, {}) == ()
     assert compare(new, old, {}) == ()
@@ -1221,7 +1222,7 @@ def test_an_invalid_row_is_refused(row: dict[str, Any], message: str) -> None:
         parse_baselines(edited(*TO_ENTRY, "initial", to={"w": row}), PLACE)
 
 
-@pytest.mark.parametrize("section", ["initial", "modules"])
+@pytest.mark.parametrize("section", ["initial", "modules", "operations"])
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [

@@ -85,9 +85,9 @@ def test_a_profile_is_judged_by_its_worst_element() -> None:
     assert verdict.worst == (("c", -7.0), ("b", 5.0))
 
 
-def test_at_most_five_of_the_worst_are_listed() -> None:
+def test_all_elements_outside_are_listed() -> None:
     verdict = judge("x", profile(**{f"p{i}": 10.0 + i for i in range(9)}), within(3))
-    assert [name for name, _ in verdict.worst] == ["p8", "p7", "p6", "p5", "p4"]
+    assert [name for name, _ in verdict.worst] == [f"p{i}" for i in range(8, -1, -1)]
     assert verdict.violations == 9
 
 
@@ -141,7 +141,8 @@ def test_the_worst_exponent_of_a_spectrum_is_named() -> None:
 def test_the_number_of_names_is_judged() -> None:
     assert judge("nonfinite", Names((), (0, 0)), at_most(0)).holds
     verdict = judge("nonfinite", Names(("loss", "a", "b", "c"), (4, 4)), at_most(0))
-    assert (verdict.holds, verdict.value, verdict.where) == (False, 4.0, "loss, a, b")
+    assert (verdict.holds, verdict.value, verdict.where) == (False, 4.0, "loss, a, b, …")
+    assert verdict.names == ("loss", "a", "b", "c")
     assert not judge("nonfinite", Names(("loss",), (0, 0, 0, 1)), at_most(0)).holds
 
 

@@ -703,6 +703,10 @@ MAKING: dict[str, Callable[[], Tensor]] = {
     "Mv": lambda: leaf(2, 2) @ leaf(2),
     "NativeBatchNorm": lambda: nn.BatchNorm1d(2)(leaf(3, 2)),
     "NativeDropout": lambda: torch.native_dropout(leaf(2), 0.5, True)[0],
+    "SafeSoftmax": lambda: F.scaled_dot_product_attention(leaf(2, 2), leaf(2, 2), leaf(2, 2)),
+    "ScaledDotProductFlashAttentionForCpu": lambda: F.scaled_dot_product_attention(
+        *(leaf(1, 1, 2, 2) for _ in range(3))
+    ),
     "NativeLayerNorm": lambda: nn.LayerNorm(2)(leaf(3, 2)),
     "NativeGroupNorm": lambda: nn.GroupNorm(1, 2)(leaf(3, 2)),
     "Neg": lambda: -leaf(2),
@@ -756,7 +760,8 @@ MAKING: dict[str, Callable[[], Tensor]] = {
 
 ELSEWHERE = {
     **dict.fromkeys(["CudnnBatchNorm", "CudnnConvolution", "CudnnRnn", "FusedRmsNorm", "GroupedMm"], "CUDA"),
-    **dict.fromkeys(["MiopenBatchNorm", "MiopenRnn"], "ROCm"),
+    **dict.fromkeys((f"ScaledDotProduct{kind}Attention" for kind in ("Flash", "Efficient", "Cudnn")), "CUDA"),
+    **dict.fromkeys(["MiopenBatchNorm", "MiopenConvolution", "MiopenRnn"], "ROCm"),
     **dict.fromkeys(["MkldnnAdaptiveAvgPool2D", "MkldnnConvolution", "MkldnnLinear"], "tensors of oneDNN's own layout"),
     "MkldnnRnnLayer": "processors and builds with oneDNN",
     **dict.fromkeys(["ConvolutionOverrideable", "SlowConv2D"], "convolutions of other devices"),
@@ -783,6 +788,8 @@ def test_every_name_of_a_table_is_tested():
             operators.MOVES,
             operators.CONVOLUTIONS,
             operators.ENTRYWISE,
+            operators.KERNELS,
+            operators.LAYOUTS,
             linearity._LINEAR,
             linearity._PRODUCTS,
             linearity._BATCH_NORMS,

@@ -75,8 +75,8 @@ def test_a_parameter_wakes_at_its_latest_step_over_seeds() -> None:
     with pytest.raises(AssertionError) as failure:
         result.check(gradient_norm=at_least(1e6))
     text = " ".join(str(failure.value).split())
-    assert "parameters wake at optimizer step 1" in text and "0.down.weight" in text.partition("step 2")[0]
-    assert "4 parameters wake at optimizer step 2" in text and "0.up.weight" in text.partition("step 2")[2]
+    assert "parameters wake at optimizer step 1" in text and "*.down.weight (2)" in text.partition("step 2")[0]
+    assert "4 parameters wake at optimizer step 2" in text and "*.up.weight (2)" in text.partition("step 2")[2]
 
 
 def test_all_parameters_are_judged_where_all_wake_later() -> None:
@@ -104,7 +104,9 @@ def test_a_failure_names_the_parameters_that_were_not_judged() -> None:
     assert "parameters wake at optimizer step 1 and are excluded from bounds on gradients and updates:" in " ".join(
         str(failure.value).split()
     )
-    assert "0.up.weight" in str(failure.value)
+    assert "*.up.weight (2)" in str(failure.value)
+    (record,) = (list(names) for title, *names in result._to_record([]).lists if title == "waking at step 1")
+    assert record == ["0.up.weight", "0.up.bias", "1.up.weight", "1.up.bias"]
 
 
 def test_all_parameters_are_judged_where_no_optimizer_step_can_be_taken() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_trainability.records.names import expanded, folded, template, with_stars
+from pytest_trainability.records.names import alike, and_more, expanded, folded, of_form, template, with_stars
 
 FOLDED = {
     "one number": (["a.0.w", "a.1.w", "a.2.w"], ["a.{0-2}.w"]),
@@ -16,6 +16,8 @@ FOLDED = {
     "other names between": (["a.0.w", "a.0.b", "a.1.w", "a.1.b"], ["a.{0-1}.w", "a.{0-1}.b"]),
     "a single name": (["a.0.w"], ["a.0.w"]),
     "leading zeros are no numbers": (["a.01.w", "a.1.w"], ["a.01.w", "a.1.w"]),
+    "calls": (["cell[0]", "cell[1]", "cell[3]"], ["cell[{0-1,3}]"]),
+    "numbered calls of numbered modules": (["a.0[0]", "a.0[1]", "a.1[0]", "a.1[1]"], ["a.{0-1}[{0-1}]"]),
     "other lengths": (["0", "0.0", "1"], ["{0-1}", "0.0"]),
     "no name": ([], []),
 }
@@ -30,7 +32,10 @@ def test_names_are_folded(names: list[str], patterns: list[str]) -> None:
 
 @given(
     st.lists(
-        st.lists(st.sampled_from(["a", "b", "0", "1", "2", "10", "01", ""]), min_size=1, max_size=4), unique_by=tuple
+        st.lists(
+            st.sampled_from(["a", "b", "0", "1", "2", "10", "01", "", "a[0]", "a[1]", "1[2]"]), min_size=1, max_size=4
+        ),
+        unique_by=tuple,
     )
 )
 def test_expanding_is_the_inverse(parts: list[list[str]]) -> None:
@@ -49,11 +54,30 @@ def test_a_pattern_of_too_many_names_is_refused(pattern: str) -> None:
 
 
 def test_a_template_has_no_numbers() -> None:
-    names = ("a.0.w", "a.{0-3,7}.w", "w", "a.w0", "a.01")
-    assert [template(name) for name in names] == ["a.*.w", "a.*.w", "w", "a.w0", "a.01"]
+    names = ("a.0.w", "a.{0-3,7}.w", "w", "a.w0", "a.01", "cell[3]")
+    assert [template(name) for name in names] == ["a.*.w", "a.*.w", "w", "a.w0", "a.01", "cell[*]"]
 
 
 def test_short_forms_count_names() -> None:
     known = [f"blocks.{i}.{w}" for i in range(3) for w in ("q", "k")] + ["head"]
     assert with_stars(["blocks.0.q", "blocks.2.q", "head"], known) == [("blocks.*.q", 2, 3), ("head", 1, 1)]
     assert with_stars(["blocks.1.k"], known) == [("blocks.1.k", 1, 1)]
+
+
+def test_names_of_a_short_form_are_folded() -> None:
+    names = ["blocks.0.q", "blocks.2.q", "blocks.1.k", "head"]
+    assert of_form("blocks.*.q", names) == ["blocks.{0,2}.q"]
+    assert of_form("blocks.1.k", names) == ["blocks.1.k"]
+    assert of_form("head", names) == ["head"]
+
+
+def test_items_are_grouped_by_names_and_remarks_without_numbers() -> None:
+    items = ["b.1.w: gain 7.25", "a", "b.0.w: gain 8", "b.2.w: constant", "b.3.w", "b.4.w"]
+    assert alike(items, str) == [
+        ["b.1.w: gain 7.25", "b.0.w: gain 8"],
+        ["a"],
+        ["b.2.w: constant"],
+        ["b.3.w", "b.4.w"],
+    ]
+    assert alike(["0", "2"], str) == [["0"], ["2"]]
+    assert [and_more(group) for group in alike(items, str)] == [" and 1 more b.*.w", "", "", " and 1 more b.*.w"]

@@ -95,6 +95,22 @@ def test_the_number_of_names_can_be_chosen() -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ([f"blocks.{i}.{w}" for i in range(12) for w in ("q", "k")], "blocks.*.q (12), blocks.*.k (12)"),
+        (["blocks.3.q", "head", *(f"blocks.{i}.k" for i in range(2))], "blocks.3.q, head, …"),
+        (["blocks.0.n: drawn", "blocks.1.n: drawn"], "blocks.*.n: drawn (2)"),
+        (
+            ["blocks.0.w: gain 7.2", "blocks.1.w: gain 10", "w: gain 7.2"],
+            "blocks.0.w: gain 7.2 and 1 more blocks.*.w, w: gain 7.2",
+        ),
+    ],
+)
+def test_names_that_differ_by_numbers_are_one(names: list[str], text: str) -> None:
+    assert format_names(names) == text
+
+
+@pytest.mark.parametrize(
     ("args", "text"),
     [
         # a narrow interval of a log-scale measure needs three digits of its factor

@@ -383,13 +383,26 @@ MODEL_CHANGES: dict[str, tuple[BaselineChange, str]] = {
         BaselineChange("modules", "moved", "b.*.act", old_text="GELU", new_text="Sigmoid", count=2, considered=12),
         "modules        b.*.act: GELU → Sigmoid (2 of 12)",
     ),
+    "an operation": (
+        BaselineChange("operations", "moved", "b.*", old_text="Gelu", new_text="Relu", count=2, considered=12),
+        "operations     b.*: Gelu → Relu (2 of 12)",
+    ),
+    "an operation that is gone": (
+        BaselineChange("operations", "moved", "b.3", old_text="Add"),
+        "operations     b.3: Add gone",
+    ),
+    "a new operation": (
+        BaselineChange("operations", "moved", "b.3", new_text="Mul"),
+        "operations     b.3: Mul new",
+    ),
     "gone": (BaselineChange("modules", "vanished", elements=("b.3.ln2",)), "modules        1 gone: b.3.ln2"),
 }
 
 
 @pytest.mark.parametrize(("change", "line"), MODEL_CHANGES.values(), ids=MODEL_CHANGES.keys())
 def test_changes_of_the_model_have_one_line(change: BaselineChange, line: str) -> None:
-    assert change_lines([change], 200) == [line + (", all others unchanged" if change.kind == "moved" else "")]
+    rest = ", all others unchanged" if change.kind == "moved" and change.measure != "operations" else ""
+    assert change_lines([change], 200) == [line + rest]
 
 
 def test_many_changes_of_the_model_are_counted() -> None:
@@ -399,20 +412,137 @@ def test_many_changes_of_the_model_are_counted() -> None:
     assert change_lines(changes, 100)[-1] == "initial values and 4 more, all others unchanged"
 
 
-@pytest.mark.parametrize("compared", [True, False])
-def test_an_unchanged_model_points_to_the_code(make_record: MakeRecord, compared: bool) -> None:
-    """The first step in program order is named, although a later one has moved more."""
-    changes = [
-        BaselineChange("activation_rms", "moved", name, old=1.0, new=2.0, shift=shift, tolerance=0.1, scale="log")
-        for name, shift in (("c", 0.9), ("b", 0.7))
-    ]
-    record = make_record(
-        step_names=("a", "b", "c", "d"),
-        baseline=BaselineRecord("changed", "f.json", "t › T", tuple(changes), model_compared=compared),
+MANY = tuple((f"blocks.{i}.attention.projection.{w}", 1e-9 * (i + 1)) for i in range(12) for w in ("weight", "bias"))
+
+
+@pytest.mark.parametrize("width", [78, 200])
+def test_elements_outside_that_differ_by_numbers_are_one(make_verdict: MakeVerdict, width: int) -> None:
+    verdict = make_verdict(
+        measure="gradient_norm", where=MANY[0][0], worst=(*MANY, ("head", 2e-8)), violations=25, elements=40
     )
-    lines = [line for line in explain_baseline(record, width=200).splitlines() if "unchanged" in line]
-    text = "initial values and modules unchanged: the forward pass, the loss or the inputs changed, first at b"
-    assert lines == ([f"  model          {text}"] if compared else [])
+    lines = violation_lines(verdict, width=width)
+    assert " ".join(" ".join(lines[1:]).split()).endswith(
+        "25 of 40 outside, worst blocks.0.attention.projection.weight 1e-09 and 11 more blocks.*.attention.projection.weight, "
+        "blocks.0.attention.projection.bias 1e-09 and 11 more blocks.*.attention.projection.bias"
+    )
+    assert all(len(line) <= width for line in lines)
+    full = violation_lines(verdict, width=width, full=True)
+    assert full[: len(lines)] == lines
+    assert [line.split() for line in full[len(lines) :]] == [[name, f"{value:.2g}"] for name, value in verdict.worst]
+
+
+def test_names_that_are_counted_are_folded(make_verdict: MakeVerdict) -> None:
+    names = tuple(f"blocks.{i}.norm.weight: a gain that is drawn" for i in range(12))
+    verdict = make_verdict(
+        measure="unusual_parameters", where="blocks.*.norm.weight: a gain that is drawn (12)", names=names
+    )
+    assert violation_lines(verdict, width=200)[-1].strip() == "blocks.*.norm.weight: a gain that is drawn (12)"
+    assert [line.strip() for line in violation_lines(verdict, width=200, full=True)[-12:]] == list(names)
+
+
+def moved_norms(count: int) -> list[BaselineChange]:
+    how = {"old": 1.0, "new": 2.0, "shift": math.log(2), "tolerance": 0.3, "scale": "log", "considered": 24}
+    return [BaselineChange("gradient_norm", "moved", f"blocks.{i}.w", **how) for i in range(count)]
+
+
+@pytest.mark.parametrize("width", [78, 200])
+def test_elements_that_moved_are_folded(width: int) -> None:
+    lines = change_lines(moved_norms(12), width)
+    assert " ".join(" ".join(lines).split()) == (
+        "gradient_norm 12 of 24 moved, 2 times larger, more than 1.35: blocks.0.w (1 → 2) and 11 more blocks.*.w"
+    )
+    assert all(len(line) <= width for line in lines)
+    full = change_lines(moved_norms(12), width, full=True)
+    assert [line.strip() for line in full[len(lines) :]] == [f"blocks.{i}.w (1 → 2)" for i in range(12)]
+    assert change_lines(moved_norms(1), width, full=True) == change_lines(moved_norms(1), width)
+
+
+def test_parameters_of_another_class_are_folded_if_they_changed_alike() -> None:
+    labels = ["dead", "dead", "waking at step 1", "dead"]
+    changes = [
+        BaselineChange("gradient_classes", "moved", f"b.{i}.w", old_text="signal", new_text=label, considered=9)
+        for i, label in enumerate(labels)
+    ]
+    assert change_texts(changes) == [
+        "4 of 9 changed: b.0.w (signal → dead) and 2 more b.*.w, b.2.w (signal → waking at step 1)"
+    ]
+
+
+def test_names_that_are_gone_are_counted_one_by_one_and_listed_as_patterns() -> None:
+    gone = BaselineChange("initial values", "vanished", elements=("blocks.{0-11}.ln.weight", "head"))
+    assert change_lines([gone], 100) == ["initial values 13 gone: blocks.*.ln.weight (12), head"]
+    assert [line.strip() for line in change_lines([gone], 100, full=True)[1:]] == ["blocks.{0-11}.ln.weight", "head"]
+    # Names of measures are names, whatever they look like.
+    odd = BaselineChange("unused_parameters", "new", elements=("w.{0-99999999}",))
+    assert change_lines([odd], 100, full=True) == ["unused_parameters", "               1 new: w.{0-99999999}"]
+
+
+def test_a_failed_comparison_folds_its_elements() -> None:
+    profile = Profile({f"b.{i}.w": one(float(i), f"b.{i}.w") for i in range(12)})
+    lines = explain_comparison(">", profile, 20.0)
+    assert lines is not None and lines[2:] == ["  b.0.w: 0 and 11 more b.*.w"]
+    full = explain_comparison(">", profile, 20.0, full=True)
+    assert full is not None and full[2:] == [f"  b.{i}.w: {i}" for i in range(12)]
+
+
+def forward_changed(element: str, *folded: str) -> BaselineChange:
+    return BaselineChange("operations", "moved", element, elements=folded, old_text="Gelu", new_text="Relu")
+
+
+SHIFTS = [
+    BaselineChange("activation_rms", "moved", name, old=1.0, new=2.0, shift=shift, tolerance=0.1, scale="log")
+    for name, shift in (("b.3", 0.9), ("b.2", 0.7))
+]
+UNCHANGED: dict[str, tuple[dict[str, bool], list[BaselineChange], str]] = {
+    # The first step in program order is named, although a later one has moved more.
+    "numbers": (
+        {"model_compared": True},
+        SHIFTS,
+        "initial values and modules unchanged: the forward pass, the loss or the inputs changed, first at b.2",
+    ),
+    "an old baseline": ({}, SHIFTS, ""),
+    "no operation": (
+        {"model_compared": True, "operations_compared": True},
+        SHIFTS,
+        (
+            "initial values, modules and operations unchanged: a constant of the forward pass, the loss or the inputs changed, "
+            "first at b.2"
+        ),
+    ),
+    "operations": (
+        {"model_compared": True, "operations_compared": True},
+        [forward_changed("b.3", "b.3"), forward_changed("b.*", "b.{1,10}"), *SHIFTS],
+        "initial values and modules unchanged: the forward code changed, first at b.1",
+    ),
+    "operations only": (
+        {"model_compared": True, "operations_compared": True},
+        [forward_changed("b.3", "b.3")],
+        "initial values and modules unchanged, all numbers within tolerance: the forward code changed, first at b.3",
+    ),
+    "operations outside of the steps": (
+        {"model_compared": True, "operations_compared": True},
+        [forward_changed("after the last step", "after the last step"), *SHIFTS],
+        "initial values and modules unchanged: the forward code changed after the last step",
+    ),
+    "a module": (
+        {"model_compared": True, "operations_compared": True},
+        [
+            BaselineChange("modules", "moved", "b.1.act", old_text="GELU", new_text="ReLU"),
+            forward_changed("b.1", "b.1"),
+        ],
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize(("compared", "changes", "text"), UNCHANGED.values(), ids=UNCHANGED.keys())
+def test_an_unchanged_model_points_to_the_code(
+    make_record: MakeRecord, compared: dict[str, bool], changes: list[BaselineChange], text: str
+) -> None:
+    baseline = BaselineRecord("changed", "f.json", "t › T", tuple(changes), **compared)
+    record = make_record(step_names=tuple(f"b.{i}" for i in range(12)), baseline=baseline)
+    lines = [line for line in explain_baseline(record, width=200).splitlines() if line.startswith("  model ")]
+    assert lines == ([f"  model          {text}"] if text else [])
 
 
 def test_workflow_commands_are_broken_in_every_line() -> None:

@@ -332,3 +332,18 @@ def test_groups_are_sorted_by_file(make_record: MakeRecord) -> None:
     records = [make_record(test=f"test_{name}.py::test_x") for name in "cab"]
     heads = [line.text[:9] for line in section([(r, "passed") for r in records]) if "float32" in line.text]
     assert heads == ["test_a.py", "test_b.py", "test_c.py"]
+
+
+def test_verbose_lists_all_names(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    worst = tuple((f"blocks.{i}.w", 1e-9) for i in range(12))
+    record = make_record(
+        make_verdict(measure="gradient_norm", where="blocks.0.w", worst=worst, violations=12, elements=12),
+        lists=(("zero by algebra", "key.0.bias", "key.1.bias"),),
+    )
+    short, full = (
+        [line.text.strip() for line in section([(record, "failed")], verbosity=verbosity)] for verbosity in (0, 1)
+    )
+    assert any("worst blocks.0.w 1e-09 and 11 more blocks.*.w" in line for line in short)
+    assert not any(line.startswith(("blocks.7.w", "zero by algebra")) for line in short)
+    assert [line for line in full if line.startswith("blocks.")] == [f"blocks.{i}.w 1e-09" for i in range(12)]
+    assert "zero by algebra: key.0.bias, key.1.bias" in full
