@@ -16,7 +16,7 @@ from .reading import look_of
 from .recognition import Seen, eval_rule, recognized, see
 from .rules import Rule
 
-__all__ = ["contract_of", "rules_of", "source_of"]
+__all__ = ["contract_of", "rule_texts", "rules_of", "source_of"]
 
 MOST_TIES = 3
 """Largest number of tied parameters whose other names are written out."""
@@ -46,7 +46,7 @@ def contract_of(models: Iterable[tuple[int, nn.Module]]) -> dict[str, str]:
     if not known:
         msg = "a contract is about parameters. The model has none."
         raise UsageError(msg)
-    texts = _texts(known)
+    texts = rule_texts(known)
     return _with_exceptions(_compressed(texts), texts)
 
 
@@ -66,8 +66,11 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _texts(known: Mapping[str, Seen]) -> dict[str, str]:
-    """Return the text of the rule of each parameter. Parameters that differ by a number share a rule if there is one."""
+def rule_texts(known: Mapping[str, Seen]) -> dict[str, str]:
+    """Return the source text of the rule of each parameter, by name.
+
+    Parameters that differ by a number share a rule if there is one. A parameter without a known rule has ``init.anything``.
+    """
     texts: dict[str, str] = {}
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     shared = [name for name, seen in known.items() if seen.shared_with]
@@ -98,7 +101,8 @@ def _copies(known: Mapping[str, Seen]) -> dict[str, str]:
     first: dict[object, str] = {}
     found: dict[str, str] = {}
     for name, seen in known.items():
-        if seen.by_seed and not seen.trouble and not seen.is_same_for_all_seeds:
+        is_drawn = bool(seen.by_seed) and not seen.trouble and not seen.is_same_for_all_seeds
+        if is_drawn and not seen.statistics.is_constant:
             other = first.setdefault(seen.fingerprint, name)
             found |= {} if other == name else {name: other}
     return found

@@ -14,10 +14,13 @@ from ..engine.runs.building import drawn
 from ..engine.runs.recipe import ModelSource
 from ..errors import TrainabilityError, TrainabilityFailure
 from ..init.check import Judgement, check_models
+from ..init.forms import forms_of
 from ..init.rules import RuleLike
 from ..init.words import failure_text, first_fault
+from ..records.initial_values import InitialValues
 from ..records.reports import VerdictRecord
 from ..records.text import visible
+from ..report.initial_values import initial_table
 from .options import factory_name, refuse_no_model
 
 __all__ = ["Initialization", "initialization", "judge_contract", "models_of", "verdict_on"]
@@ -26,10 +29,14 @@ __all__ = ["Initialization", "initialization", "judge_contract", "models_of", "v
 class Initialization:
     """The parameters of a model on some seeds; the result of :func:`pytest_trainability.initialization`.
 
+    It prints as a table of what they look like.
+
     >>> import torch
     >>> from pytest_trainability import init, initialization
     >>> found = initialization(lambda: torch.nn.Linear(30, 20), seeds=2)
     >>> found.check({"weight": init.kaiming_uniform(a=5**0.5), "bias": init.default_bias()})
+    >>> found.parameters["weight"].form, round(found.parameters["weight"].rms, 2)
+    ('uniform', 0.11)
     """
 
     def __init__(self, model: ModelSource, seeds: tuple[int, ...], name: str) -> None:
@@ -38,8 +45,45 @@ class Initialization:
         self.seeds = seeds
         """Seeds of the models; one for a finished module."""
 
+        self._forms: Mapping[str, InitialValues] | None = None
+
     def __repr__(self) -> str:
         return visible(f"<initialization of {self._name or 'a model'}, seeds {self.seeds}>")
+
+    def __str__(self) -> str:
+        """Return a table of all parameters and buffers. Those that differ by numbers, such as layers, share a row."""
+        values = {**self.parameters, **self.buffers}
+        seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
+        counts = f"{len(self.parameters)} parameters, {len(self.buffers)} buffers"
+        return "\n".join([visible(f"{self._name}: {counts}, {seeds}"), *initial_table(values.values())])
+
+    @property
+    def parameters(self) -> dict[str, InitialValues]:
+        """What each parameter looks like, by name, in the model's order: form, rms, mean, outlier.
+
+        The models are built when this is first read. They are not run.
+
+        Raises:
+            ModelError: The model cannot be built, or a parameter holds no numbers.
+        """
+        return {name: values for name, values in self._read().items() if values.kind == "parameter"}
+
+    @property
+    def buffers(self) -> dict[str, InitialValues]:
+        """What each buffer of floating type looks like, as :attr:`parameters`."""
+        return {name: values for name, values in self._read().items() if values.kind == "buffer"}
+
+    def _read(self) -> Mapping[str, InitialValues]:
+        if self._forms is None:
+            with preserved_world(), default_device(torch.device("cpu")):
+                self._forms = forms_of(self._named(models_of(self._model, self.seeds)))
+        return self._forms
+
+    def _named(self, models: Iterator[tuple[int, nn.Module]]) -> Iterator[tuple[int, nn.Module]]:
+        """Yield the models, and name those of a nameless factory by their class."""
+        for seed, model in models:
+            self._name = self._name or type(model).__name__
+            yield seed, model
 
     def check(self, contract: Mapping[str, RuleLike]) -> None:
         """Build the model of each seed, and check its parameters against a contract.

@@ -28,7 +28,7 @@ from ..records.reports import BaselineRecord, CheckRecord, VerdictRecord
 from ..records.text import visible
 from ..report.explain import explain, explain_baseline
 from .context import Context
-from .initialization import judge_contract, verdict_on
+from .initialization import Initialization, judge_contract, verdict_on
 from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
 from .writing import check_record, entry
 
@@ -266,6 +266,17 @@ class Measurement(Attributes):
         self._report()
         if not self._baseline.holds:
             raise TrainabilityFailure(explain_baseline(self._to_record(list(self._verdicts.values()))))
+
+    @property
+    def initialization(self) -> Initialization:
+        """The parameters and buffers as the factory builds them: what each looks like, and checks against a contract.
+
+        It prints as a table. The models are built again, and not run.
+
+        >>> print(result.initialization)  # doctest: +SKIP
+        """
+        model = self._seed_runs.recipe.model
+        return Initialization(model, self.seeds[:1] if isinstance(model, nn.Module) else self.seeds, self.name)
 
     def check_initialization(self, contract: Mapping[str, RuleLike]) -> None:
         """Build the model of each seed again, and check its parameters against a contract.

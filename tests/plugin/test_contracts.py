@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 PAGE = (Path(__file__).parents[2] / "docs" / "initialization.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (EXAMPLE,) = [code for code in CODE if "class GPT" in code]
-SHOWN, COMMAND = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
+SHOWN, TABLE, COMMAND = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_the_example_of_the_page_fails_with_the_printed_message(project: Pytester) -> None:
@@ -36,6 +37,26 @@ def test_the_example_passes_with_the_scaling(project: Pytester) -> None:
         "            nn.init.zeros_(layer.bias)\n        nn.init.normal_(self.c_proj.weight, std=0.02 / math.sqrt(24))\n",
     )
     project.makepyfile(test_gpt=scaled)
+    project.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_the_table_of_the_page_is_printed() -> None:
+    from pytest_trainability import initialization
+
+    names: dict[str, Any] = {}
+    exec(EXAMPLE, names)
+    assert f"{initialization(names['GPT'])}\n" == TABLE
+
+
+def test_a_test_reads_the_forms_of_a_model_that_it_does_not_run(project: Pytester) -> None:
+    (reading,) = [code for code in CODE if code.startswith("found = ")]
+    project.makepyfile(
+        test_gpt=EXAMPLE.partition("def test_gpt")[0]
+        + "def test_forms(trainability):\n"
+        + textwrap.indent(reading, "    ")
+        + '    assert found.parameters["h.0.ln.weight"].form == "constant"\n'
+        + '    assert found.parameters["lm_head.weight"].text == "tied to wte.weight"\n'
+    )
     project.runpytest_inprocess().assert_outcomes(passed=1)
 
 
