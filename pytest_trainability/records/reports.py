@@ -193,7 +193,7 @@ class CheckRecord:
     """Name of the measurement within the test; empty if it has none."""
     model: str
     steps: str
-    """Number and kind of the steps, such as ``12 × GPT2Block``."""
+    """Number and kind of the steps, such as ``12 × GPT2Block``; of a contract alone, the number of parameters."""
     step_names: tuple[str, ...]
     frame: str
     """``"per sample"`` or ``"joint"``."""
@@ -227,7 +227,7 @@ class CheckRecord:
     baseline: BaselineRecord | None = None
     """Comparison with the baseline; None if the test has no baseline check."""
     along: str = "depth"
-    """Direction of the chain: ``"depth"`` or ``"time"``."""
+    """Direction of the chain: ``"depth"`` or ``"time"``; empty for a contract that was checked without a measurement."""
     log_gain_finite: str = ""
     """Number of seeds on which the log gain is finite, such as ``finite on 1 of 8 seeds``; empty if it is on all or none."""
 

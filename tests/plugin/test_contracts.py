@@ -178,6 +178,68 @@ def test_a_contract_is_a_check_of_the_session(project: Pytester) -> None:
     )
 
 
+ALONE = (
+    SUITE.partition("def test_holds")[0]
+    + """
+def test_holds_alone(trainability):
+    trainability.initialization(build).check(CONTRACT)
+
+
+def test_is_expected_to_fail_alone(trainability):
+    with pytest.raises(TrainabilityFailure):
+        trainability.initialization(wrong).check(CONTRACT)
+
+
+def test_catches_the_failure_alone(trainability):
+    try:
+        trainability.initialization(wrong).check(CONTRACT)
+    except AssertionError:
+        pass
+
+
+def test_catches_the_second_failure(trainability):
+    found = trainability.initialization(wrong)
+    with pytest.raises(TrainabilityFailure):
+        found.check(CONTRACT)
+    try:
+        found.check({**CONTRACT, "*.bias": init.ones()})
+    except AssertionError:
+        pass
+
+
+def test_fails_alone(trainability):
+    trainability.initialization(wrong, name="my net").check(CONTRACT)
+
+
+def test_of_a_measurement(trainability):
+    trainability(wrong, images).initialization.check(CONTRACT)
+"""
+)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["plain", "xdist"])
+def test_a_contract_alone_is_a_check_of_the_session(project: Pytester, workers: list[str]) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    project.makepyfile(test_suite=ALONE)
+    result = project.runpytest_inprocess(*workers, "--trainability-require=6")
+    result.assert_outcomes(passed=2, failed=4)
+    result.stdout.fnmatch_lines_random(
+        [
+            "test_suite.py · not run · seeds 0-3",
+            "  ✔ test_holds_alone *  4 parameters *  contract holds",
+            "  ✘ test_is_expected_to_fail_alone *  4 parameters *  contract broken",
+            "  ✘ test_fails_alone (my net) *  4 parameters *  contract broken",
+            "  ✘ test_of_a_measurement *  2 × Linear *  log gain *",
+            "*This test has passed, although initialization of wrong failed*",
+            "*although initialization of measurement 2 failed*",
+            "  initialization * faults (*std 0.* times too large*",
+            "  reproduce *test_suite.py::test_fails_alone *--trainability-seeds=0-3*",
+            "1 of 7 hold, *",
+        ]
+    )
+
+
 def test_seeds_come_from_the_session(project: Pytester) -> None:
     project.makepyfile(test_gpt=EXAMPLE)
     result = project.runpytest_inprocess("--trainability-seeds=3,5")
