@@ -56,6 +56,7 @@ def test_a_test_reads_the_forms_of_a_model_that_it_does_not_run(project: Pyteste
         + textwrap.indent(reading, "    ")
         + '    assert found.parameters["h.0.ln.weight"].form == "constant"\n'
         + '    assert found.parameters["lm_head.weight"].text == "tied to wte.weight"\n'
+        + "    assert not trainability.initialization(GPT).unusual\n"
     )
     project.runpytest_inprocess().assert_outcomes(passed=1)
 
