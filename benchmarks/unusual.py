@@ -1,9 +1,9 @@
 """Unusual initial values in the architectures of three libraries: each is built, and none is run.
 
-    python benchmarks/unusual.py             # about an hour on one core
-    python benchmarks/unusual.py --record    # writes docs/unusual.md
-    python benchmarks/unusual.py --only gpt2 # prints what is found in one architecture
-    python benchmarks/unusual.py --tiny      # checks in a few seconds that the benchmark runs
+    python benchmarks/unusual.py --results FILE           # about an hour on one core; appends to FILE, and goes on from there
+    python benchmarks/unusual.py --results FILE --record  # writes docs/unusual.md as well
+    python benchmarks/unusual.py --only gpt2              # prints what is found in one architecture
+    python benchmarks/unusual.py --tiny                   # checks in a few seconds that the benchmark runs
 
 A rule of ``unusual_parameters`` should find nothing in a healthy architecture. Every finding is listed with a judgement, which is
 written down in ``JUDGED``; one that is not judged yet is listed as such. Weights are drawn from configurations; nothing is
@@ -18,13 +18,14 @@ import functools
 import gc
 import io
 import itertools
+import json
 import logging
 import sys
 import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ class Result:
     library: str
     name: str
     parameters: int
-    findings: tuple[str, ...]
+    findings: tuple[tuple[str, str, int], ...]
+    """Name with numbers folded, reason, and number of parameters."""
     seconds: float
     error: str = ""
 
@@ -161,12 +163,13 @@ def size_of(build: Build) -> int:
 def examined(library: str, name: str, build: Build) -> Result:
     """Build an architecture under several seeds, and look for unusual values."""
     began = time.perf_counter()
-    size, findings, error = 0, (), ""
+    size, error = 0, ""
+    findings: tuple[tuple[str, str, int], ...] = ()
     try:
         with contextlib.suppress(RuntimeError, NotImplementedError):
             size = size_of(build)
         if size <= LARGEST:
-            findings = initialization(build, seeds=1).unusual
+            findings = folded(initialization(build, seeds=1).unusual)
             size = size or sum(p.numel() for p in build().parameters())
         else:
             error = "too large"
@@ -176,7 +179,7 @@ def examined(library: str, name: str, build: Build) -> Result:
     return Result(library, name, size, findings, time.perf_counter() - began, error)
 
 
-def folded(findings: tuple[str, ...]) -> list[tuple[str, str, int]]:
+def folded(findings: tuple[str, ...]) -> tuple[tuple[str, str, int], ...]:
     """Return name, reason and number of the findings that differ by a number in the name only."""
     first: dict[str, str] = {}
     counts: Counter[str] = Counter()
@@ -184,7 +187,7 @@ def folded(findings: tuple[str, ...]) -> list[tuple[str, str, int]]:
         name, _, reason = finding.partition(": ")
         first.setdefault(template(name), reason)
         counts[template(name)] += 1
-    return [(name, reason, counts[name]) for name, reason in first.items()]
+    return tuple((name, reason, counts[name]) for name, reason in first.items())
 
 
 PAGE = """# Unusual initial values of known architectures
@@ -208,11 +211,32 @@ def page(results: list[Result]) -> str:
     rows = [
         f"| {r.library} | {r.name} | `{name}` | {count} | {reason} | {JUDGED.get(f'{r.name} {name}', 'not judged')} |"
         for r in results
-        for name, reason, count in folded(r.findings)
+        for name, reason, count in r.findings
     ]
     heads = ["| library | architecture | parameter | number | reason | judgement |", "|---|---|---|---|---|---|"]
     text = "\n".join([*heads, *rows]) if rows else "Nothing was found."
     return PAGE.format(largest=LARGEST // 1_000_000, counts="\n".join(counts), findings=text)
+
+
+def cases(libraries: list[str]) -> Iterator[tuple[str, str, Build]]:
+    """Yield library, name and factory, of all libraries in turn."""
+    lists = [[(library, *case) for case in LIBRARIES[library]()] for library in libraries]
+    yield from (case for row in itertools.zip_longest(*lists) for case in row if case is not None)
+
+
+def read(path: Path | None) -> list[Result]:
+    """Return the results of an earlier call."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
+    found = [json.loads(line) for line in lines]
+    return [Result(**{**line, "findings": tuple(map(tuple, line["findings"]))}) for line in found]
+
+
+def show(result: Result) -> None:
+    """Print one result."""
+    count = sum(number for *_, number in result.findings)
+    print(f"{result.library} {result.name}: {result.error or f'{count} found'}, {result.seconds:.1f} s", flush=True)
+    for name, reason, number in result.findings:
+        print(f"  {name} ({number}): {reason}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -220,30 +244,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="Two small architectures.")
     parser.add_argument("--library", choices=LIBRARIES, help="One library alone.")
     parser.add_argument("--only", nargs="*", help="Names of architectures.")
+    parser.add_argument("--results", type=Path, help="File of results: architectures in it are not built again.")
+    parser.add_argument("--most", type=int, help="Number of architectures to build at most.")
     parser.add_argument("--record", action="store_true", help="Write docs/unusual.md.")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     declare_torchvision_operators()
     libraries = ["transformers"] if options.tiny else [options.library] if options.library else list(LIBRARIES)
-    named = ((library, *case) for library in libraries for case in LIBRARIES[library]())
-    chosen = itertools.islice(named, 2) if options.tiny else named
-    results = []
-    seen: set[tuple[str, str]] = set()
-    for library, name, build in chosen:
-        if (options.only and name not in options.only) or (library, name) in seen:
+    results = read(options.results)
+    known = {(result.library, result.name) for result in results}
+    left = 2 if options.tiny else options.most
+    for library, name, build in cases(libraries) if left != 0 else ():
+        if (options.only and name not in options.only) or (library, name) in known:
             continue
-        seen.add((library, name))
+        known.add((library, name))
         with contextlib.redirect_stdout(io.StringIO()):
             result = examined(library, name, build)
         results.append(result)
-        print(
-            f"{library} {name}: {result.error or f'{len(result.findings)} found'}, {result.seconds:.1f} s", flush=True
-        )
-        for pattern, reason, count in folded(result.findings):
-            print(f"  {pattern} ({count}): {reason}", flush=True)
-    clean = sum(not result.findings for result in results if not result.error)
-    print(f"nothing unusual in {clean} of {sum(not result.error for result in results)}")
+        show(result)
+        if options.results is not None:
+            with options.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(result)) + "\n")
+        left = None if left is None else left - 1
+        if left == 0:
+            break
+    built = [result for result in results if not result.error]
+    print(f"nothing unusual in {sum(not result.findings for result in built)} of {len(built)}")
     if options.record:
         (ROOT / "docs" / "unusual.md").write_text(page(results), encoding="utf-8")
     return 0

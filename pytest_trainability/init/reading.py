@@ -72,7 +72,7 @@ def read_model(contract: Mapping[str, RuleLike], patterns: Mapping[str, str], te
 
 
 def _readings(name: str, pattern: str, rule: RuleLike, tensors: Tensors) -> Iterator[Reading]:
-    known: dict[str, Tensor] = {**tensors.parameters, **tensors.buffers}
+    known = tensors.known
     tensor = known[name]
     pieces = pieces_of(rule, tensors.place(name), tensor.detach())
     first = _first_name(tensor, name, tensors)
