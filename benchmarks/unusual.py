@@ -46,7 +46,24 @@ Build = Callable[[], nn.Module]
 LARGEST = 15_000_000
 """Parameters above which an architecture is left out."""
 PER_FAMILY = 2
-"""Architectures of timm with the same source file, of which the first ones by length of the name are taken."""
+"""Architectures of timm with the same source file: those with a hint at a small size in the name, the shortest names first."""
+HINTS = (
+    "tiny",
+    "nano",
+    "pico",
+    "atto",
+    "femto",
+    "xxs",
+    "mini",
+    "small",
+    "lite",
+    "_050",
+    "18",
+    "s12",
+    "_b0",
+    "_xs",
+    "_t",
+)
 SMALL = {
     "hidden_size": 32,
     "d_model": 32,
@@ -87,8 +104,10 @@ SMALL = {
 }
 """Attributes of configurations, and the values that make the architectures of transformers small."""
 
-JUDGED: dict[str, str] = {}
-"""Judgement on a finding, by architecture and name of the parameter with numbers folded."""
+_GAINS = "true: transformers draws the gains of this model's batch normalizations from N(0, 0.02)"
+_UNIT = "true: the configuration of transformers draws these weights from N(0, 1)"
+JUDGED = {"efficientnet": _GAINS, "cpmant": _UNIT}
+"""Judgement on the findings in an architecture."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +156,7 @@ def of_timm() -> Iterator[tuple[str, Build]]:
     for name in timm.list_models():
         families[timm.models.model_entrypoint(name).__module__].append(name)
     for names in families.values():
-        small_first = sorted(names, key=lambda name: (len(name), name))
+        small_first = sorted(names, key=lambda name: (not any(hint in name for hint in HINTS), len(name), name))
         yield from ((name, functools.partial(timm.create_model, name)) for name in small_first[:PER_FAMILY])
 
 
@@ -198,6 +217,8 @@ million parameters.
 
 {counts}
 
+## Findings
+
 {findings}
 """
 
@@ -209,7 +230,7 @@ def page(results: list[Result]) -> str:
         own = [r for r in results if r.library == library and not r.error]
         counts.append(f"| {library} | {len(own)} | {sum(not r.findings for r in own)} |")
     rows = [
-        f"| {r.library} | {r.name} | `{name}` | {count} | {reason} | {JUDGED.get(f'{r.name} {name}', 'not judged')} |"
+        f"| {r.library} | {r.name} | `{name}` | {count} | {reason} | {JUDGED.get(r.name, 'not judged')} |"
         for r in results
         for name, reason, count in r.findings
     ]
