@@ -2,7 +2,7 @@
 
     python benchmarks/contracts.py             # about fifteen minutes on one core
     python benchmarks/contracts.py --record    # writes docs/contracts.md
-    python benchmarks/contracts.py --only gpt2 # prints the contract as well
+    python benchmarks/contracts.py --only gpt2 # prints the contract as well; with --record, the other rows of the page stay
     python benchmarks/contracts.py --tiny      # checks in a few seconds that the benchmark runs
 
 Weights are drawn from configurations; nothing is downloaded.
@@ -102,15 +102,29 @@ def architectures() -> Iterator[tuple[str, str, Callable[[], nn.Module]]]:
     yield from (("timm", name, functools.partial(timm.create_model, name, num_classes=10)) for name in TIMM)
 
 
-def table(results: list[Result]) -> str:
-    """Return the results as a table."""
-    rows = [
-        f"| {r.library} | {r.name} | {r.parameters} | {r.rules} | {r.unknown} | {'yes' if r.holds else '**no**'} |"
-        for r in results
-    ]
-    return "\n".join(
-        ["| library | architecture | parameters | rules | `anything` | holds |", "|---|---|---|---|---|---|", *rows]
-    )
+HEADS = ("| library | architecture | parameters | rules | `anything` | holds |", "|---|---|---|---|---|---|")
+
+
+def row(r: Result) -> str:
+    """Return a result as a row of the table."""
+    return f"| {r.library} | {r.name} | {r.parameters} | {r.rules} | {r.unknown} | {'yes' if r.holds else '**no**'} |"
+
+
+def rows_of(page: str) -> dict[tuple[str, str], str]:
+    """Return the rows of a page by library and architecture."""
+    rows = (line for line in page.splitlines() if line.startswith("| ") and line not in HEADS)
+    return {(row.split(" | ")[0][2:], row.split(" | ")[1]): row for row in rows}
+
+
+def record(results: list[Result], path: Path) -> None:
+    """Write the page. Rows of architectures that were not examined stay as they are."""
+    rows = rows_of(path.read_text(encoding="utf-8")) if path.exists() else {}
+    rows |= {(r.library, r.name): row(r) for r in results}
+    order = [(library, name) for library, name, _ in architectures()]
+    ordered = [rows[key] for key in order if key in rows]
+    holding = sum(line.endswith("| yes |") for line in ordered)
+    page = PAGE.format(holding=holding, count=len(ordered), table="\n".join([*HEADS, *ordered]))
+    path.write_text(page, encoding="utf-8")
 
 
 PAGE = """# Contracts of known architectures
@@ -148,8 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     holding = sum(result.holds for result in results)
     print(f"{holding} of {len(results)} hold")
     if options.record:
-        page = PAGE.format(holding=holding, count=len(results), table=table(results))
-        (ROOT / "docs" / "contracts.md").write_text(page, encoding="utf-8")
+        record(results, ROOT / "docs" / "contracts.md")
     return int(holding < len(results))
 
 

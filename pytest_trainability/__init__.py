@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .measures.measure import Measure
     from .plugin.fixture import Trainability
     from .records.estimates import Estimate, Names, Profile, Spectrum, Steps
+    from .records.initial_values import InitialValues
     from .scaling import Scaling, depth_sweep, width_sweep
 
 _HOME = {
@@ -39,6 +40,7 @@ _HOME = {
     "CutError": "errors",
     "Estimate": "records.estimates",
     "InapplicableError": "errors",
+    "InitialValues": "records.initial_values",
     "Initialization": "measurement.initialization",
     "LyapunovExponents": "dynamics.lyapunov",
     "Measure": "measures.measure",
@@ -76,6 +78,7 @@ __all__ = [
     "CutError",
     "Estimate",
     "InapplicableError",
+    "InitialValues",
     "Initialization",
     "LyapunovExponents",
     "Measure",

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import BackwardCFunction, FunctionMeta
 from torch.autograd.graph import GradientEdge, Node
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import BackwardHook
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -33,6 +34,7 @@ __all__ = [
     "PARAMETRIZED",
     "WEIGHT_NORM",
     "OutputMetadata",
+    "StorageWeakRef",
     "TorchDispatchMode",
     "WeakTensorKeyDictionary",
     "apply_node",

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from ..engine.trees import is_float
 from ..errors import UsageError
 from .names import matches, names_buffer, nearest
@@ -57,24 +55,43 @@ def as_contract(contract: object) -> dict[str, RuleLike]:
 def assign(contract: Mapping[str, RuleLike], tensors: Tensors) -> Assignment:
     """Return the rule of each parameter, and of each buffer. A pattern that matches no parameter may name buffers.
 
+    A weight that is computed from parameters may be named instead of them, and these need no rule then.
+
     Raises:
         UsageError: A rule is never reached, is for integers, or names a parameter that does not exist.
     """
     patterns: dict[str, str] = {}
     unused: list[tuple[str, str]] = []
+    covered: set[str] = set()
     for pattern in contract:
-        own = [n for n in tensors.parameters if matches(pattern, n)]
+        weights = _parametrized(pattern, tensors)
+        own = [n for n in tensors.parameters if matches(pattern, n) and (n not in covered or _EXPLICIT in pattern)]
+        own += weights
         # "*.weight" is meant for parameters, even where a layer without parameters has a buffer of this name.
         own = own or [n for n in tensors.buffers if names_buffer(pattern, n)]
         if not own:
-            unused.append((pattern, nearest(pattern, (*tensors.parameters, *tensors.buffers))))
+            unused.append((pattern, nearest(pattern, tensors.known)))
         new = [name for name in own if name not in patterns]
         if own and not new:
             _refuse_unreachable(pattern, own, patterns)
         patterns |= dict.fromkeys(new, pattern)
+        covered |= {source for name in weights for source in tensors.sources[name]}
         _refuse_impossible(pattern, contract[pattern], new, tensors)
-    unmatched = tuple(name for name in tensors.parameters if name not in patterns)
+    unmatched = tuple(name for name in tensors.parameters if name not in patterns and name not in covered)
     return Assignment(patterns, unmatched, tuple(unused))
+
+
+_EXPLICIT = "parametrizations"
+"""Part of the names of parameters from which a weight is computed."""
+
+
+def _parametrized(pattern: str, tensors: Tensors) -> list[str]:
+    """Return the weights, computed from parameters, that a pattern matches by their own name, and not by their parameters."""
+    return [
+        name
+        for name, sources in tensors.sources.items()
+        if matches(pattern, name) and not any(matches(pattern, source) for source in sources)
+    ]
 
 
 def _refuse_unreachable(pattern: str, names: Sequence[str], patterns: Mapping[str, str]) -> None:
@@ -100,7 +117,7 @@ def _refuse_impossible(pattern: str, rule: RuleLike, names: Sequence[str], tenso
     Raises:
         UsageError: The rule is one of these.
     """
-    known: dict[str, Tensor] = {**tensors.parameters, **tensors.buffers}
+    known = tensors.known
     integers = [name for name in names if not is_float(known[name])]
     if integers and not isinstance(rule, (Anything, Tied)):
         msg = (

@@ -141,7 +141,8 @@ def _gathered(rules: Mapping[str, RuleLike], models: Iterable[tuple[int, nn.Modu
         tensors = tensors_of(model)
         assignment = assign(rules, tensors)
         if known is None:
-            known = _Known(assignment, type(model).__name__, tensors.facts, tuple(tensors.parameters))
+            names = (*tensors.parameters, *tensors.parametrized)
+            known = _Known(assignment, type(model).__name__, tensors.facts, names)
         elif assignment != known.assignment:
             msg = f"the models of all seeds must have the same parameters. That of seed {seed} has others than the first one."
             raise UsageError(msg)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from itertools import permutations
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..engine.modules import named_modules_of
+from ..engine.torch_internals import child_table, parameter_table
 from ..records.tensors import TensorStatistics
 from .description import ModelDescription, initial_tensors
-from .statistics import statistics_of
+from .significance import entries_of
+from .statistics import is_readable, statistics_of
 
-__all__ = ["unusual_values"]
+__all__ = ["NEVER_WRITTEN", "in_order", "seeded_inside", "trained_entries", "unusual_values"]
 
 LARGEST_GAIN = 4.0
 """Largest gain ``rms * sqrt(fan-in)`` of a weight matrix inside a numbered block. Initialization for the backward pass (He,
@@ -28,6 +32,11 @@ SPARSE = 0.5
 """Share of zeros from which a few entries far out are a design, such as a one-hot table."""
 STEADY = 1e-3
 """Relative spread up to which the gains of a normalization count as equal."""
+
+NEVER_WRITTEN = "its memory was allocated and never written: it holds what was there before"
+"""Reason of a parameter or buffer that is not initialized, or not completely."""
+LEAST_VALUES = 8
+"""Number of different values from which two equal draws are no coincidence."""
 
 _Finding = tuple[Tensor | None, str]
 
@@ -53,6 +62,37 @@ def unusual_values(model: nn.Module, description: ModelDescription) -> dict[str,
         if reason and tensor is not None and id(tensor) in names:
             reasons.setdefault(names[id(tensor)], reason)
     return {name: reasons[name] for name in tensors if name in reasons}
+
+
+def trained_entries(model: nn.Module) -> dict[str, Tensor]:
+    """Return some entries of each parameter that is trained and not constant, for the comparison with another draw."""
+    tensors = {name: tensor for name, tensor in initial_tensors(model).items() if tensor.requires_grad}
+    entries = {name: entries_of(tensor) for name, tensor in tensors.items()}
+    return {name: found for name, found in entries.items() if torch.unique(found).numel() >= LEAST_VALUES}
+
+
+def seeded_inside(first: Mapping[str, Tensor], second: Mapping[str, Tensor], drawn: Collection[str]) -> dict[str, str]:
+    """Return the drawn parameters that two builds with different seeds share, by name, each with the reason.
+
+    If that is true of all of them, the factory seeds the generator, and one line says so.
+
+    Args:
+        first: Result of :func:`trained_entries` for the model of one seed.
+        second: The same for another seed.
+        drawn: Parameters that were filled with random numbers when the second model was built.
+    """
+    compared = [name for name in second if name in first and name in drawn]
+    shared = [name for name in compared if torch.equal(first[name], second[name])]
+    reason = "drawn, but the same on two builds with different seeds: a generator is seeded inside"
+    if len(shared) > 1 and shared == compared:
+        return {shared[0]: f"{reason} (and so are all {len(shared)} drawn parameters)"}
+    return dict.fromkeys(shared, reason)
+
+
+def in_order(reasons: Mapping[str, str], model: nn.Module) -> dict[str, str]:
+    """Return reasons by name in the order of a model's parameters and buffers."""
+    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    return {name: reasons[name] for name in names if name in reasons}
 
 
 def _of_module(
@@ -123,12 +163,17 @@ def _fans(module: nn.Module, weight: Tensor) -> tuple[int, int] | None:
 
 
 def _of_low_rank(module: nn.Module) -> Iterator[_Finding]:
-    """Yield the first factor of a low-rank product whose two factors are zero: neither gets a gradient, ever."""
-    pairs = (("lora_A", "lora_B"), ("lora_a", "lora_b"), ("lora_down", "lora_up"))
-    for first, second in pairs:
-        factors = [_factor(getattr(module, name, None)) for name in (first, second)]
-        if all(isinstance(f, Tensor) and not bool(f.detach().any()) for f in factors):
-            yield factors[0], "both factors of a low-rank product are 0: neither ever gets a gradient"
+    """Yield the first factor of a low-rank product whose two factors are zero: neither gets a gradient, ever.
+
+    The factors are parameters of one module, or weights of its children, with shapes (rank, inputs) and (outputs, rank).
+    """
+    parts = [*parameter_table(module).values(), *child_table(module).values()]
+    factors = [factor for part in parts if (factor := _factor(part)) is not None and is_readable(factor)]
+    matrices = [m for m in factors if m.dim() == 2 and m.numel() and m.requires_grad]
+    zero = [m for m in matrices if not bool(m.detach().any())]
+    for down, up in permutations(zero, 2):
+        if down.shape[0] == up.shape[1] < min(down.shape[1], up.shape[0]):
+            yield down, "both factors of a low-rank product are 0: neither ever gets a gradient"
 
 
 def _factor(part: Any) -> Tensor | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..engine.modules import named_modules_of
 from ..engine.torch_internals import buffer_table, child_table, parameter_table
@@ -40,10 +43,20 @@ class Tensors:
     """Shape of the weight next to each parameter, by the name of the parameter."""
     facts: Mapping[str, tuple[int, ...]]
     """Numbers that a configuration sets, such as of heads, by the name of the attribute."""
+    parametrized: Mapping[str, Tensor]
+    """Weights that are computed from parameters (``torch.nn.utils.parametrizations``), by the names of the weights."""
+    sources: Mapping[str, tuple[str, ...]]
+    """Names of the parameters from which each of them is computed."""
+
+    @property
+    def known(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        return {**self.parameters, **self.buffers, **self.parametrized}
 
     def place(self, name: str) -> Place:
-        """Return the place of a parameter or buffer."""
-        tensor = self.parameters[name] if name in self.parameters else self.buffers[name]
+        """Return the place of a parameter, a buffer, or a weight that is computed from parameters."""
+        tables = (self.parameters, self.buffers, self.parametrized)
+        tensor = next(table[name] for table in tables if name in table)
         return Place(name, tuple(tensor.shape), self.weights.get(name))
 
 
@@ -53,19 +66,47 @@ def tensors_of(model: nn.Module) -> Tensors:
     buffers: dict[str, Tensor] = {}
     weights: dict[str, tuple[int, ...]] = {}
     facts: dict[str, set[int]] = {}
+    parametrized: dict[str, Tensor] = {}
+    sources: dict[str, tuple[str, ...]] = {}
     for path, module in _places(model, "", frozenset()):
         prefix = f"{path}." if path else ""
         table = parameter_table(module)
+        computed = _computed(module)
+        parametrized |= {prefix + name: tensor for name, (tensor, _) in computed.items()}
+        sources |= {prefix + name: tuple(prefix + n for n in names) for name, (_, names) in computed.items()}
         parameters |= {prefix + name: p for name, p in table.items() if p is not None}
         buffers |= {prefix + name: b for name, b in buffer_table(module).items() if b is not None}
-        weight = table.get("weight")
+        weight = computed["weight"][0] if "weight" in computed else table.get("weight")
         if weight is not None:
             weights |= dict.fromkeys((prefix + name for name in table), tuple(weight.shape))
     for _, module in named_modules_of(model):
         for name, value in vars(module).items():
             if "head" in name and type(value) is int and value > 1:
                 facts.setdefault("heads", set()).add(value)
-    return Tensors(parameters, buffers, weights, {name: tuple(sorted(found)) for name, found in facts.items()})
+    sorted_facts = {name: tuple(sorted(found)) for name, found in facts.items()}
+    return Tensors(parameters, buffers, weights, sorted_facts, parametrized, sources)
+
+
+def _computed(module: nn.Module) -> dict[str, tuple[Tensor, list[str]]]:
+    """Return the weights that a module computes from parameters, with the names of these in the module.
+
+    Parametrizations are in eval mode meanwhile: that of spectral normalization changes its buffers otherwise.
+    """
+    if not is_parametrized(module):
+        return {}
+    lists = cast("nn.ModuleDict", module.parametrizations)
+    modes = [(part, part.training) for part in lists.modules()]
+    try:
+        lists.eval()
+        with torch.no_grad():
+            weights = {name: getattr(module, name).detach() for name in lists}
+    finally:
+        for part, training in modes:
+            part.training = training
+    return {
+        name: (weight, [f"parametrizations.{name}.{inner}" for inner, _ in lists[name].named_parameters()])
+        for name, weight in weights.items()
+    }
 
 
 def _places(module: nn.Module, path: str, above: frozenset[int]) -> Iterator[tuple[str, nn.Module]]:

@@ -72,7 +72,7 @@ def read_model(contract: Mapping[str, RuleLike], patterns: Mapping[str, str], te
 
 
 def _readings(name: str, pattern: str, rule: RuleLike, tensors: Tensors) -> Iterator[Reading]:
-    known: dict[str, Tensor] = {**tensors.parameters, **tensors.buffers}
+    known = tensors.known
     tensor = known[name]
     pieces = pieces_of(rule, tensors.place(name), tensor.detach())
     first = _first_name(tensor, name, tensors)
@@ -249,11 +249,14 @@ def _orthogonal(piece: Piece, rule: Orthogonal, pattern: str, found: TensorStati
 
 
 def distance_from_orthogonal(matrix: Tensor, gain: float) -> float:
-    """Return the relative distance of ``W Wᵀ v`` from ``gain² v`` for a few random vectors, with W or its transpose."""
+    """Return the relative distance of ``W Wᵀ v`` from ``gain² v`` for a few random vectors, with W or its transpose.
+
+    For a complex matrix, the transpose is the conjugate one.
+    """
     matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     generator = torch.Generator("cpu").manual_seed(0)
     probes = torch.randn(matrix.shape[0], PROBES, generator=generator, device="cpu").to(matrix.device)
-    work = torch.float64 if matrix.dtype is torch.float64 else torch.float32
+    work = torch.promote_types(matrix.dtype, torch.float32)
     matrix, probes = matrix.to(work), probes.to(work)
-    error = matrix @ (matrix.T @ probes) / gain**2 - probes
+    error = matrix @ (matrix.mH @ probes) / gain**2 - probes
     return float(error.norm() / probes.norm())

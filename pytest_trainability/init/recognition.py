@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from .rules import Drawn, Fixed, Rule
 from .significance import mean_probability, rounding_of, sample_of, shape_probability, std_probability
 from .statistics import TensorStatistics, is_readable, statistics_of
 
-__all__ = ["Seen", "recognized", "see"]
+__all__ = ["NOT_FINITE", "Seen", "eval_rule", "recognized", "see"]
 
 LEAST = 1e-4
 """Smallest probability of a deviation with which a rule is still recognized, over all parameters of the rule."""
@@ -35,6 +35,14 @@ NEARLY_NORMAL = 2.95
 """Kurtosis below which a normal distribution may be truncated, for which it is 3."""
 OUTSIDE = 12.0
 """Mean distances of the largest entry from the bound of a uniform distribution that are exceeded by chance once in 10⁵ cases."""
+NEARLY_IDENTITY = 0.1
+"""Largest relative deviation of the diagonal, and size of the other entries, of what is nearly a multiple of the identity."""
+NOT_FINITE = "not finite"
+"""Trouble of a parameter with entries that are NaN or infinite."""
+LIGHT_TAILED = 5.0
+"""Standard errors by which the kurtosis of normal entries may fall below 3. That of truncated ones is found in this way."""
+SERIAL = 6.0
+"""Standard errors of the correlation of successive entries from which they are a table, such as equal steps from 0 to 1."""
 FEWEST = 24
 """Fewest entries, over all seeds, from which a distribution with a number of its own is recognized."""
 
@@ -44,19 +52,25 @@ class Seen:
     """One parameter on the models of several seeds."""
 
     place: Place
+    dtype: str
     rounding: float
     shared_with: str = ""
     """First name of the same parameter; empty if this is it."""
     trouble: str = ""
     """Why the parameter has no rule; empty if it may have one."""
     by_seed: list[TensorStatistics] = field(default_factory=list)
+    """Without the only row of zeros, and without stray entries at the ends of a truncated distribution."""
     entries: list[Tensor] = field(default_factory=list)
+    whole: list[TensorStatistics] = field(default_factory=list)
+    """Statistics of all entries by seed."""
     exact: set[str] = field(default_factory=set)
     """Rules with known entries that hold on all seeds so far."""
     gains: list[float] = field(default_factory=list)
     """Gain of each seed on which the parameter is orthogonal."""
     zero_rows: set[int | None] = field(default_factory=set)
     """The only row of zeros; None for none or several."""
+    diagonals: list[float] = field(default_factory=list)
+    """Mean of the diagonal of each seed on which the parameter is nearly a multiple of the identity."""
 
     @property
     def statistics(self) -> TensorStatistics:
@@ -65,8 +79,13 @@ class Seen:
 
     @property
     def is_same_for_all_seeds(self) -> bool:
-        """Whether the parameter is not drawn, as far as its sample tells."""
-        return all(torch.equal(self.entries[0], other) for other in self.entries[1:])
+        """Whether the parameter is not drawn, as far as its sample tells. One seed does not tell."""
+        return len(self.entries) > 1 and all(torch.equal(self.entries[0], other) for other in self.entries[1:])
+
+    def of_first_seed(self) -> Seen:
+        """Return the parameter as it is on the first seed alone."""
+        lists = {name: getattr(self, name)[:1] for name in ("by_seed", "entries", "whole", "gains", "diagonals")}
+        return replace(self, **lists)
 
     @property
     def fingerprint(self) -> tuple[object, ...]:
@@ -82,18 +101,20 @@ _EXACT: dict[str, Callable[[], Rule]] = {
 }
 
 
-def see(tensors: Tensors, known: dict[str, Seen]) -> None:
+def see(tensors: Tensors, known: dict[str, Seen], *, buffers: bool = False) -> None:
     """Add the parameters of one model to those of earlier seeds.
 
     Args:
-        tensors: The parameters of the model.
+        tensors: The parameters and buffers of the model.
         known: The parameters of earlier seeds by name, which is changed.
+        buffers: Whether buffers of floating type are added as well.
     """
     first: dict[int, str] = {}
-    for name, tensor in tensors.parameters.items():
+    floating = {name: tensor for name, tensor in tensors.buffers.items() if is_float(tensor)} if buffers else {}
+    for name, tensor in {**tensors.parameters, **floating}.items():
         shared_with = first.setdefault(id(tensor), name)
         rounding = rounding_of(tensor.dtype) if is_float(tensor) else 0.0
-        seen = known.setdefault(name, Seen(tensors.place(name), rounding))
+        seen = known.setdefault(name, Seen(tensors.place(name), str(tensor.dtype).removeprefix("torch."), rounding))
         seen.shared_with = "" if shared_with == name else shared_with
         if not is_float(tensor):
             seen.trouble = f"of type {tensor.dtype}".replace("torch.", "")
@@ -107,23 +128,41 @@ def see(tensors: Tensors, known: dict[str, Seen]) -> None:
 
 def _see_entries(seen: Seen, tensor: Tensor) -> None:
     is_first = not seen.by_seed
-    row = _only_zero_row(tensor)
+    found = statistics_of(tensor)
+    seen.whole.append(found)
+    row = _only_zero_row(tensor) if found.zeros else None
     seen.zero_rows.add(row)
+    if _is_near_identity(tensor, found):
+        seen.diagonals.append(float(tensor.diagonal().double().mean()))
     if row is not None:
         tensor = torch.cat([tensor[:row], tensor[row + 1 :]])
-    found = statistics_of(tensor)
+        found = statistics_of(tensor)
     if found.not_finite:
-        seen.trouble = "not finite"
+        seen.trouble = NOT_FINITE
     elif found.std > 0:
         found = without_ends(tensor, found, normal_law(found.mean, found.std))
     seen.by_seed.append(found)
     seen.entries.append(sample_of(tensor).entries.to(torch.float32))
-    exact = {text for text, make in _EXACT.items() if _holds(make(), seen.place, tensor, row)}
+    # A drawn tensor is not compared with known entries, for which memory of its size would be needed.
+    may_be_exact = row is None and (found.is_constant or found.zeros > 0)
+    exact = {text for text, make in _EXACT.items() if may_be_exact and _holds(make(), seen.place, tensor)}
     seen.exact = exact if is_first else seen.exact & exact
     if tensor.dim() > 1 and tensor.numel() and not found.is_constant and found.rms > 0:
-        gain = found.rms * math.sqrt(max(tensor.shape[0], tensor[0].numel()))
+        # The rms of a complex tensor is that of its real and imaginary parts.
+        gain = found.rms * math.sqrt(max(tensor.shape[0], tensor[0].numel()) * (1 + tensor.is_complex()))
         if distance_from_orthogonal(tensor.flatten(1), gain) < 1e-3 + 4 * seen.rounding:
             seen.gains.append(gain)
+
+
+def _is_near_identity(tensor: Tensor, found: TensorStatistics) -> bool:
+    """Return whether a matrix is nearly a multiple of the identity: diagonal entries stand out of all others and agree."""
+    if tensor.dim() != 2 or min(tensor.shape) < 2 or found.not_finite or tensor.is_complex():
+        return False
+    diagonal = tensor.diagonal().double()
+    mean, squares = float(diagonal.mean()), float(diagonal.square().sum())
+    others = max(found.count * found.rms**2 - squares, 0) / (found.count - len(diagonal))
+    spread = float((diagonal - mean).abs().max())
+    return mean != 0 and max(spread, math.sqrt(others)) <= NEARLY_IDENTITY * abs(mean)
 
 
 def _only_zero_row(tensor: Tensor) -> int | None:
@@ -134,13 +173,13 @@ def _only_zero_row(tensor: Tensor) -> int | None:
     return int(zero[0]) if len(zero) == 1 else None
 
 
-def _holds(rule: Rule, place: Place, tensor: Tensor, row: int | None) -> bool:
+def _holds(rule: Rule, place: Place, tensor: Tensor) -> bool:
     assert isinstance(rule, Fixed)
     try:
         values = rule.values(place)
     except UsageError:
         return False
-    return row is None and bool((tensor == values.to(tensor)).all())
+    return bool((tensor == values.to(tensor)).all())
 
 
 def recognized(group: Sequence[Seen]) -> list[str]:
@@ -158,7 +197,7 @@ def recognized(group: Sequence[Seen]) -> list[str]:
     if all(seen.statistics.is_constant for seen in group):
         values = {seen.statistics.low for seen in group}
         return [f"init.constant({_constant(values.pop(), group[0].rounding)})"] if len(values) == 1 else []
-    if any(seen.statistics.is_constant or seen.is_same_for_all_seeds for seen in group):
+    if any(seen.statistics.is_constant or seen.is_same_for_all_seeds or _is_ordered(seen) for seen in group):
         return []
     rows = set.union(*(seen.zero_rows for seen in group))
     if len(rows) != 1:
@@ -166,6 +205,16 @@ def recognized(group: Sequence[Seen]) -> list[str]:
     row = rows.pop()
     found = _orthogonal(group) or _matching(group)
     return found if row is None else [f"{text}.with_zero_row({row})" for text in found]
+
+
+def _is_ordered(seen: Seen) -> bool:
+    """Return whether successive entries of a single draw are correlated: entries of a table are spread evenly, too."""
+    entries = seen.entries[0].double()
+    if len(seen.entries) > 1 or len(entries) < FEWEST:
+        return False
+    before, after = (part - part.mean() for part in (entries[:-1], entries[1:]))
+    scale = float(before.norm() * after.norm())
+    return scale > 0 and abs(float(before @ after)) > SERIAL * scale / math.sqrt(len(before))
 
 
 def _constant(value: float, rounding: float) -> str:
@@ -202,6 +251,8 @@ def _is_likely(law: Law, seen: Seen, least: float) -> bool:
     found = seen.statistics
     margin = seen.rounding * found.largest
     if found.low < law.low - margin or found.high > law.high + margin:
+        return False
+    if law.kind == "normal" and found.kurtosis < 3 - LIGHT_TAILED * math.sqrt(24 / found.count):
         return False
     if mean_probability(found, law, seen.rounding) < least or std_probability(found, law, seen.rounding) < least:
         return False

@@ -20,6 +20,7 @@ __all__ = [
     "Sample",
     "column_probability",
     "correlation_probability",
+    "entries_of",
     "entry_probability",
     "mean_probability",
     "rounding_of",
@@ -98,13 +99,23 @@ class Sample:
 
 def sample_of(tensor: Tensor) -> Sample:
     """Return some entries of a tensor, without a copy of the others."""
-    tensor = tensor.detach()
-    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-    count = tensor.numel()
-    flat = torch.arange(min(count, SAMPLE), device=tensor.device) * count // min(count, SAMPLE)
-    entries = tensor[torch.unravel_index(flat, tensor.shape)] if tensor.dim() else tensor.reshape(1)
+    tensor = _real(tensor)
     matrix = tensor[:BLOCK].flatten(1)[:, :BLOCK] if tensor.dim() > 1 else tensor.new_empty(0, 0)
-    return Sample(entries.to("cpu", torch.float64), matrix.to("cpu", torch.float64))
+    return Sample(entries_of(tensor), matrix.to("cpu", torch.float64))
+
+
+def entries_of(tensor: Tensor) -> Tensor:
+    """Return at most :data:`SAMPLE` entries of a tensor in float64, on the CPU, at places that depend on its shape alone."""
+    tensor = _real(tensor)
+    count = tensor.numel()
+    flat = torch.arange(min(count, SAMPLE), device=tensor.device) * count // max(min(count, SAMPLE), 1)
+    entries = tensor[torch.unravel_index(flat, tensor.shape)] if tensor.dim() else tensor.reshape(1)
+    return entries.to("cpu", torch.float64)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def shape_probability(entries: Tensor, law: Law, rounding: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from .reading import look_of
 from .recognition import Seen, eval_rule, recognized, see
 from .rules import Rule
 
-__all__ = ["contract_of", "rules_of", "source_of"]
+__all__ = ["contract_of", "rule_texts", "rules_of", "source_of"]
 
 MOST_TIES = 3
 """Largest number of tied parameters whose other names are written out."""
@@ -46,8 +47,10 @@ def contract_of(models: Iterable[tuple[int, nn.Module]]) -> dict[str, str]:
     if not known:
         msg = "a contract is about parameters. The model has none."
         raise UsageError(msg)
-    texts = _texts(known)
-    return _with_exceptions(_compressed(texts), texts)
+    texts = rule_texts(known)
+    all_folded = {name: template(name) for name in texts}
+    both = (_with_exceptions(_compressed(texts, folds), texts) for folds in (all_folded, _folds(texts)))
+    return min(both, key=len)
 
 
 def source_of(contract: Mapping[str, str], name: str = "CONTRACT") -> str:
@@ -66,8 +69,11 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _texts(known: Mapping[str, Seen]) -> dict[str, str]:
-    """Return the text of the rule of each parameter. Parameters that differ by a number share a rule if there is one."""
+def rule_texts(known: Mapping[str, Seen]) -> dict[str, str]:
+    """Return the source text of the rule of each parameter, by name.
+
+    Parameters that differ by a number share a rule if there is one. A parameter without a known rule has ``init.anything``.
+    """
     texts: dict[str, str] = {}
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     shared = [name for name, seen in known.items() if seen.shared_with]
@@ -98,7 +104,8 @@ def _copies(known: Mapping[str, Seen]) -> dict[str, str]:
     first: dict[object, str] = {}
     found: dict[str, str] = {}
     for name, seen in known.items():
-        if seen.by_seed and not seen.trouble and not seen.is_same_for_all_seeds:
+        is_drawn = bool(seen.by_seed) and not seen.trouble and not seen.is_same_for_all_seeds
+        if is_drawn and not seen.statistics.is_constant:
             other = first.setdefault(seen.fingerprint, name)
             found |= {} if other == name else {name: other}
     return found
@@ -117,7 +124,9 @@ def _without_law(seen: Seen) -> str:
 # all names below it that have no rule further down. The smallest number of rules follows by dynamic programming: the cost of a
 # node is known for each rule that it may inherit. It is the cost of its children if it passes the rule on, or one more than the
 # cheapest other rule. (Draves et al., INFOCOM 1999, find the smallest routing table in this way.) Deeper rules are written
-# first, as the first rule that matches counts.
+# first, as the first rule that matches counts. Some numbers count layers, and others tell a convolution from the normalization
+# behind it: conv.0.weight, conv.1.weight. The tree is made twice, once with all numbers folded and once without those that decide
+# on the rule; the shorter contract is written.
 
 
 @dataclass(slots=True)
@@ -131,17 +140,46 @@ class _Node:
     """Number of rules below by the rule that is inherited."""
 
 
-def _compressed(texts: Mapping[str, str]) -> dict[str, str]:
-    """Return few patterns with the rules of all names. See Note [Compression of a contract]."""
+def _folds(texts: Mapping[str, str]) -> dict[str, str]:
+    """Return each name with ``*`` for its numbers, without those that decide on the rule."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in texts:
+        groups[template(name)].append(name)
+    return {name: fold for pattern, names in groups.items() for name, fold in _folds_of(pattern, names, texts).items()}
+
+
+def _folds_of(pattern: str, names: Sequence[str], texts: Mapping[str, str]) -> dict[str, str]:
+    """Return the names of one pattern with ``*`` for as many numbers as leave names of one rule only alike."""
+    numbers = [place for place, part in enumerate(pattern.split(".")) if part == "*"][::-1]
+    for kept in (*combinations(numbers, 1), *combinations(numbers, 2)):
+        folds = {name: _fold(name, numbers, kept) for name in names}
+        rules = {(fold, texts[name]) for name, fold in folds.items()}
+        if len(rules) == len(set(folds.values())):
+            return folds if len({texts[name] for name in names}) > 1 else dict.fromkeys(names, pattern)
+    return dict.fromkeys(names, pattern)
+
+
+def _fold(name: str, numbers: Sequence[int], kept: Sequence[int]) -> str:
+    parts = name.split(".")
+    return ".".join("*" if place in numbers and place not in kept else part for place, part in enumerate(parts))
+
+
+def _compressed(texts: Mapping[str, str], folds: Mapping[str, str]) -> dict[str, str]:
+    """Return few patterns with the rules of all names. See Note [Compression of a contract].
+
+    Args:
+        texts: Rule of each name.
+        folds: Each name with ``*`` for the numbers that are folded.
+    """
     root = _Node("**")
     for name, text in texts.items():
-        parts = template(name).split(".")[::-1]
+        parts = folds[name].split(".")[::-1]
         node = root
         for i, part in enumerate(parts):
             suffix = ".".join(parts[: i + 1][::-1])
             node = node.children.setdefault(part, _Node("" if part == "*" else f"*.{suffix}"))
-        node = node.children.setdefault("", _Node(template(name)))
-        if template(name) == name:
+        node = node.children.setdefault("", _Node(folds[name]))
+        if folds[name] == name:
             node.text = text
         else:
             node.children[name] = _Node(name, text=text)

@@ -2,44 +2,139 @@
 
 from __future__ import annotations
 
+import math
+import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checks.statistics import as_seeds
-from ..engine.isolation import default_device, preserved_world
+from ..engine.isolation import default_device, derived_seed, preserved_world
+from ..engine.runs.allocation import unwritten_tensors
 from ..engine.runs.building import drawn
+from ..engine.runs.drawing import observed_draws
 from ..engine.runs.recipe import ModelSource
 from ..errors import TrainabilityError, TrainabilityFailure
 from ..init.check import Judgement, check_models
+from ..init.description import describe
+from ..init.forms import forms_of
+from ..init.lint import NEVER_WRITTEN, in_order, seeded_inside, trained_entries, unusual_values
 from ..init.rules import RuleLike
 from ..init.words import failure_text, first_fault
-from ..records.reports import VerdictRecord
+from ..records.initial_values import InitialValues
+from ..records.reports import CheckRecord, VerdictRecord
 from ..records.text import visible
+from ..report.initial_values import initial_table
+from .context import Context
 from .options import factory_name, refuse_no_model
 
-__all__ = ["Initialization", "initialization", "judge_contract", "models_of", "verdict_on"]
+__all__ = [
+    "Initialization",
+    "contract_record",
+    "initialization",
+    "initialization_in",
+    "judge_contract",
+    "models_of",
+    "verdict_on",
+]
 
 
 class Initialization:
     """The parameters of a model on some seeds; the result of :func:`pytest_trainability.initialization`.
 
+    It prints as a table of what they look like.
+
     >>> import torch
     >>> from pytest_trainability import init, initialization
     >>> found = initialization(lambda: torch.nn.Linear(30, 20), seeds=2)
     >>> found.check({"weight": init.kaiming_uniform(a=5**0.5), "bias": init.default_bias()})
+    >>> found.parameters["weight"].form, round(found.parameters["weight"].rms, 2)
+    ('uniform', 0.11)
     """
 
-    def __init__(self, model: ModelSource, seeds: tuple[int, ...], name: str) -> None:
+    def __init__(
+        self,
+        model: ModelSource,
+        seeds: tuple[int, ...],
+        name: str,
+        judged: Callable[[Judgement, float], None] = lambda judgement, seconds: None,
+    ) -> None:
         self._model = model
         self._name = name
+        self._judged = judged
         self.seeds = seeds
         """Seeds of the models; one for a finished module."""
 
+        self._forms: Mapping[str, InitialValues] | None = None
+
     def __repr__(self) -> str:
         return visible(f"<initialization of {self._name or 'a model'}, seeds {self.seeds}>")
+
+    def __str__(self) -> str:
+        """Return a table of all parameters and buffers. Those that differ by numbers, such as layers, share a row."""
+        values = {**self.parameters, **self.buffers}
+        seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
+        counts = f"{len(self.parameters)} parameters, {len(self.buffers)} buffers"
+        return "\n".join([visible(f"{self._name}: {counts}, {seeds}"), *initial_table(values.values())])
+
+    @property
+    def parameters(self) -> dict[str, InitialValues]:
+        """What each parameter looks like, by name, in the model's order: form, rms, mean, outlier.
+
+        The models are built when this is first read. They are not run.
+
+        Raises:
+            ModelError: The model cannot be built, or a parameter holds no numbers.
+        """
+        return {name: values for name, values in self._read().items() if values.kind == "parameter"}
+
+    @property
+    def buffers(self) -> dict[str, InitialValues]:
+        """What each buffer of floating type looks like, as :attr:`parameters`."""
+        return {name: values for name, values in self._read().items() if values.kind == "buffer"}
+
+    @property
+    def unusual(self) -> tuple[str, ...]:
+        """What no healthy model has: lines ``"NAME: REASON"``, as the measure ``unusual_parameters`` lists them.
+
+        The model of each seed is built; a factory builds two or three more, one after the other. Nothing is run.
+
+        Raises:
+            ModelError: The model cannot be built, or a parameter holds no numbers.
+        """
+        reasons: dict[str, str] = {}
+        entries: dict[str, Tensor] = {}
+        with preserved_world(), default_device(torch.device("cpu")):
+            for seed, model in models_of(self._model, self.seeds):
+                entries = trained_entries(model) if seed == self.seeds[0] else entries
+                reasons = in_order({**unusual_values(model, describe(model)), **reasons}, model)
+            if not isinstance(self._model, nn.Module):
+                reasons = self._unusual_builds(reasons, entries)
+        return tuple(f"{name}: {reason}" for name, reason in reasons.items())
+
+    def _unusual_builds(self, reasons: Mapping[str, str], entries: Mapping[str, Tensor]) -> dict[str, str]:
+        """Return the reasons together with those that further builds of the model show."""
+        seed = self.seeds[0]
+        unwritten = unwritten_tensors(lambda: nullcontext(drawn(self._model, seed, [])))
+        with observed_draws() as draws:
+            model = drawn(self._model, derived_seed(seed, "another build"), [])
+        seeded = seeded_inside(entries, trained_entries(model), draws.of(model))
+        return in_order({**reasons, **seeded, **dict.fromkeys(unwritten, NEVER_WRITTEN)}, model)
+
+    def _read(self) -> Mapping[str, InitialValues]:
+        if self._forms is None:
+            with preserved_world(), default_device(torch.device("cpu")):
+                self._forms = forms_of(self._named(models_of(self._model, self.seeds)))
+        return self._forms
+
+    def _named(self, models: Iterator[tuple[int, nn.Module]]) -> Iterator[tuple[int, nn.Module]]:
+        """Yield the models, and name those of a nameless factory by their class."""
+        for seed, model in models:
+            self._name = self._name or type(model).__name__
+            yield seed, model
 
     def check(self, contract: Mapping[str, RuleLike]) -> None:
         """Build the model of each seed, and check its parameters against a contract.
@@ -55,10 +150,12 @@ class Initialization:
             ModelError: The model cannot be built, or a parameter holds no numbers.
         """
         __tracebackhide__ = True
+        began = time.perf_counter()
         try:
             judgement = judge_contract(contract, self._model, self.seeds)
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
+        self._judged(judgement, time.perf_counter() - began)
         if not judgement.holds:
             raise TrainabilityFailure(failure_text(judgement, self._name))
 
@@ -84,6 +181,62 @@ def initialization(
     refuse_no_model(model)
     wanted = as_seeds(seeds)
     return Initialization(model, wanted[:1] if isinstance(model, nn.Module) else wanted, name or factory_name(model))
+
+
+def initialization_in(
+    context: Callable[[str | None], Context],
+    model: ModelSource | type[nn.Module],
+    *,
+    seeds: int | Sequence[int] | None = None,
+    name: str | None = None,
+) -> Initialization:
+    """Return the parameters of a model as :func:`initialization` does, on behalf of a test.
+
+    Args:
+        context: Returns the context of the next check, given the name of the model. Each check is reported to the session.
+        model: As in :func:`initialization`.
+        seeds: As in :func:`initialization`.
+        name: As in :func:`initialization`.
+    """
+    found = initialization(model, seeds=seeds, name=name)
+
+    def judged(judgement: Judgement, seconds: float) -> None:
+        where = context(name)
+        is_module = isinstance(model, nn.Module)
+        where.report(
+            contract_record(judgement, where, name or factory_name(model), is_module=is_module, seconds=seconds)
+        )
+
+    return Initialization(model, found.seeds, name or factory_name(model), judged)
+
+
+def contract_record(
+    judgement: Judgement, context: Context, name: str, *, is_module: bool, seconds: float
+) -> CheckRecord:
+    """Return the record of a contract that was checked without a measurement: nothing was run, and there is no chain."""
+    count = len(judgement.names)
+    return CheckRecord(
+        test=context.test,
+        name=context.name,
+        model=name or judgement.model,
+        steps=f"{count} parameter{'' if count == 1 else 's'}",
+        step_names=(),
+        frame="",
+        mode="",
+        device="cpu",
+        dtype="",
+        seeds=judgement.seeds,
+        seeds_requested=judgement.seeds,
+        fixed=is_module,
+        seconds=seconds,
+        log_gain=math.nan,
+        log_gain_low=math.nan,
+        log_gain_high=math.nan,
+        growth=(),
+        verdicts=(verdict_on(judgement),),
+        reproduce=context.reproduce,
+        along="",
+    )
 
 
 def judge_contract(contract: Mapping[str, RuleLike], model: ModelSource, seeds: Sequence[int]) -> Judgement:

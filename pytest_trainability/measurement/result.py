@@ -19,8 +19,8 @@ from ..checks.tolerances import as_tolerance
 from ..checks.verdicts import Value, judge
 from ..engine.runs.finiteness import remarks
 from ..errors import BoundError, TrainabilityError, TrainabilityFailure, UsageError
+from ..init.check import Judgement
 from ..init.rules import RuleLike
-from ..init.words import failure_text
 from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along, suggest_measure
 from ..measures.attributes import Attributes
 from ..records.estimates import Estimate, Profile, Spectrum, Steps
@@ -29,7 +29,7 @@ from ..records.text import visible
 from ..report.explain import explain, explain_baseline
 from .context import Context
 from .cures import Cure, find_cures
-from .initialization import judge_contract, verdict_on
+from .initialization import Initialization, verdict_on
 from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
 from .writing import check_record, entry, is_caused_by_growth
 
@@ -281,6 +281,24 @@ class Measurement(Attributes):
         if not self._baseline.holds:
             raise TrainabilityFailure(explain_baseline(self._to_record(list(self._verdicts.values()))))
 
+    @property
+    def initialization(self) -> Initialization:
+        """The parameters and buffers as the factory builds them: what each looks like, and checks against a contract.
+
+        It prints as a table. The models are built again, and not run.
+
+        >>> print(result.initialization)  # doctest: +SKIP
+        """
+        model = self._seed_runs.recipe.model
+        seeds = self.seeds[:1] if isinstance(model, nn.Module) else self.seeds
+        return Initialization(model, seeds, self.name, self._note_contract)
+
+    def _note_contract(self, judgement: Judgement, seconds: float) -> None:
+        self._seed_runs.seconds += seconds
+        verdict = verdict_on(judgement)
+        self._verdicts[verdict.measure] = verdict
+        self._report()
+
     def check_initialization(self, contract: Mapping[str, RuleLike]) -> None:
         """Build the model of each seed again, and check its parameters against a contract.
 
@@ -298,17 +316,7 @@ class Measurement(Attributes):
             ModelError: A parameter holds no numbers.
         """
         __tracebackhide__ = True
-        model = self._seed_runs.recipe.model
-        seeds = self.seeds[:1] if isinstance(model, nn.Module) else self.seeds
-        try:
-            judgement = judge_contract(contract, model, seeds)
-        except TrainabilityError as error:
-            raise error.with_traceback(None) from error.__cause__
-        verdict = verdict_on(judgement)
-        self._verdicts[verdict.measure] = verdict
-        self._report()
-        if not judgement.holds:
-            raise TrainabilityFailure(failure_text(judgement, self.name))
+        self.initialization.check(contract)
 
     def _recorded_measures(self, *names: str, where: str) -> list[Measure]:
         """Return the measures that a baseline records: those of the chain, those with bounds, and the named ones."""

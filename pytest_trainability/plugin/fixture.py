@@ -108,7 +108,7 @@ class Trainability:
     ) -> Initialization:
         """Return the parameters of a model at initialization, for a check against a contract. The model is never run.
 
-        Bounds of the marker, the command line and the ini file are not judged here.
+        Each check is listed in the terminal section. Bounds of the marker, the command line and the ini file are not judged here.
 
         Args:
             model: A factory, which is called once per seed, or a finished module.
@@ -124,12 +124,13 @@ class Trainability:
         """
         __tracebackhide__ = True
         from ..errors import TrainabilityError
-        from ..measurement.initialization import initialization
+        from ..measurement import Context
+        from ..measurement.initialization import initialization_in
 
         self._item.stash[CALLED] = True
         given = self._with_settings({"seeds": seeds, "name": name})
         try:
-            return initialization(model, seeds=given["seeds"], name=given["name"])
+            return initialization_in(partial(self._context, Context), model, seeds=given["seeds"], name=given["name"])
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
 

@@ -189,7 +189,7 @@ class CheckRecord:
     """Name of the measurement within the test; empty if it has none."""
     model: str
     steps: str
-    """Number and kind of the steps, such as ``12 × GPT2Block``."""
+    """Number and kind of the steps, such as ``12 × GPT2Block``; of a contract alone, the number of parameters."""
     step_names: tuple[str, ...]
     frame: str
     """``"per sample"`` or ``"joint"``."""
@@ -225,7 +225,7 @@ class CheckRecord:
     baseline: BaselineRecord | None = None
     """Comparison with the baseline; None if the test has no baseline check."""
     along: str = "depth"
-    """Direction of the chain: ``"depth"`` or ``"time"``."""
+    """Direction of the chain: ``"depth"`` or ``"time"``; empty for a contract that was checked without a measurement."""
     lists: tuple[tuple[str, ...], ...] = ()
     """Names that notes and cautions shorten: what they have in common, then the names."""
     log_gain_finite: str = ""

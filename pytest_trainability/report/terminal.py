@@ -144,6 +144,8 @@ def _is_updated(record: CheckRecord) -> bool:
 
 
 def _conditions(record: CheckRecord) -> str:
+    if not record.along:
+        return f"not run · {seeds_text(record)}"
     return " · ".join((record.device, record.dtype, record.mode, record.frame, seeds_text(record)))
 
 
@@ -210,6 +212,8 @@ def _title(record: CheckRecord) -> str:
 
 
 def _gain(record: CheckRecord) -> str:
+    if not record.along:
+        return "contract holds" if record.holds else "contract broken"
     return f"log gain {record.log_gain_text}"
 
 

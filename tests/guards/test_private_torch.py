@@ -15,6 +15,7 @@ INTERNALS = "engine/torch_internals.py"
 UNDOCUMENTED = {
     "torch.utils.weak": {"WeakTensorKeyDictionary"},
     "torch.nn.parameter": {"is_lazy"},
+    "torch.multiprocessing.reductions": {"StorageWeakRef"},
     "torch.autograd.function": {"BackwardCFunction", "FunctionMeta"},
 }
 """What is exported without an underscore and not documented."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 PAGE = (Path(__file__).parents[2] / "docs" / "initialization.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (EXAMPLE,) = [code for code in CODE if "class GPT" in code]
-SHOWN, COMMAND = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
+SHOWN, TABLE, COMMAND = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_the_example_of_the_page_fails_with_the_printed_message(project: Pytester) -> None:
@@ -36,6 +37,27 @@ def test_the_example_passes_with_the_scaling(project: Pytester) -> None:
         "            nn.init.zeros_(layer.bias)\n        nn.init.normal_(self.c_proj.weight, std=0.02 / math.sqrt(24))\n",
     )
     project.makepyfile(test_gpt=scaled)
+    project.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_the_table_of_the_page_is_printed() -> None:
+    from pytest_trainability import initialization
+
+    names: dict[str, Any] = {}
+    exec(EXAMPLE, names)
+    assert f"{initialization(names['GPT'])}\n" == TABLE
+
+
+def test_a_test_reads_the_forms_of_a_model_that_it_does_not_run(project: Pytester) -> None:
+    (reading,) = [code for code in CODE if code.startswith("found = ")]
+    project.makepyfile(
+        test_gpt=EXAMPLE.partition("def test_gpt")[0]
+        + "def test_forms(trainability):\n"
+        + textwrap.indent(reading, "    ")
+        + '    assert found.parameters["h.0.ln.weight"].form == "constant"\n'
+        + '    assert found.parameters["lm_head.weight"].text == "tied to wte.weight"\n'
+        + "    assert not trainability.initialization(GPT).unusual\n"
+    )
     project.runpytest_inprocess().assert_outcomes(passed=1)
 
 
@@ -153,6 +175,68 @@ def test_a_contract_is_a_check_of_the_session(project: Pytester) -> None:
             "*does not keep its initialization contract (seeds 0, 1, 2, 3).*",
             "*initialization*faults*",
             "*although initialization of wrong failed*",
+        ]
+    )
+
+
+ALONE = (
+    SUITE.partition("def test_holds")[0]
+    + """
+def test_holds_alone(trainability):
+    trainability.initialization(build).check(CONTRACT)
+
+
+def test_is_expected_to_fail_alone(trainability):
+    with pytest.raises(TrainabilityFailure):
+        trainability.initialization(wrong).check(CONTRACT)
+
+
+def test_catches_the_failure_alone(trainability):
+    try:
+        trainability.initialization(wrong).check(CONTRACT)
+    except AssertionError:
+        pass
+
+
+def test_catches_the_second_failure(trainability):
+    found = trainability.initialization(wrong)
+    with pytest.raises(TrainabilityFailure):
+        found.check(CONTRACT)
+    try:
+        found.check({**CONTRACT, "*.bias": init.ones()})
+    except AssertionError:
+        pass
+
+
+def test_fails_alone(trainability):
+    trainability.initialization(wrong, name="my net").check(CONTRACT)
+
+
+def test_of_a_measurement(trainability):
+    trainability(wrong, images).initialization.check(CONTRACT)
+"""
+)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["plain", "xdist"])
+def test_a_contract_alone_is_a_check_of_the_session(project: Pytester, workers: list[str]) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    project.makepyfile(test_suite=ALONE)
+    result = project.runpytest_inprocess(*workers, "--trainability-require=6")
+    result.assert_outcomes(passed=2, failed=4)
+    result.stdout.fnmatch_lines_random(
+        [
+            "test_suite.py · not run · seeds 0-3",
+            "  ✔ test_holds_alone *  4 parameters *  contract holds",
+            "  ✘ test_is_expected_to_fail_alone *  4 parameters *  contract broken",
+            "  ✘ test_fails_alone (my net) *  4 parameters *  contract broken",
+            "  ✘ test_of_a_measurement *  2 × Linear *  log gain *",
+            "*This test has passed, although initialization of wrong failed*",
+            "*although initialization of measurement 2 failed*",
+            "  initialization * faults (*std 0.* times too large*",
+            "  reproduce *test_suite.py::test_fails_alone *--trainability-seeds=0-3*",
+            "1 of 7 hold, *",
         ]
     )
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.isolation import derived_seed, seeded
+from ...engine.runs.allocation import allocated_as_nan, as_allocated, named_tensors
 from ...engine.runs.building import built
 from ...engine.runs.requirements import require_factory
 from ...engine.runs.run import Need, Run, Stage
 from ...engine.torch_internals import is_lazy
 from ...errors import InapplicableError
 from ..measure import declare
-from .allocation import allocated_as_nan, as_allocated, named_tensors
 
 __all__ = ["META_DIFFERENCES"]
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from pytest_trainability import UsageError, init
 from pytest_trainability.init.assignment import as_contract, assign
@@ -82,3 +83,29 @@ def test_what_is_no_contract_is_refused(contract: Any, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         as_contract(contract)
     assert message in str(caught.value)
+
+
+def normalized() -> nn.Module:
+    return nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2)), nn.Linear(2, 2))
+
+
+def test_a_parametrized_weight_may_be_named_instead_of_its_parameters() -> None:
+    found = assign({"*.weight": init.normal(), "*.bias": init.zeros(), "x": init.ones()}, tensors_of(normalized()))
+    assert found.patterns == {"0.bias": "*.bias", "1.bias": "*.bias", "0.weight": "*.weight", "1.weight": "*.weight"}
+    assert found.unmatched == ()
+
+
+def test_later_patterns_skip_the_parameters_of_a_named_weight_unless_they_name_them() -> None:
+    tensors = tensors_of(normalized())
+    found = assign({"*.weight": init.normal(), "**": init.zeros()}, tensors)
+    assert not any("original" in name for name in found.patterns)
+    explicit = {"*.weight": init.normal(), "*.parametrizations.weight.original1": init.ones(), "**": init.zeros()}
+    found = assign(explicit, tensors)
+    assert found.patterns["0.parametrizations.weight.original1"] == "*.parametrizations.weight.original1"
+    assert "0.parametrizations.weight.original0" not in found.patterns
+
+
+def test_a_pattern_for_everything_is_for_the_parameters() -> None:
+    found = assign({"**": init.normal()}, tensors_of(normalized()))
+    assert "0.weight" not in found.patterns
+    assert found.patterns["0.parametrizations.weight.original0"] == "**"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from pytest_trainability import UsageError, init
 from pytest_trainability.init.check import Judgement, check_models, pooled, probabilities_of
@@ -131,3 +132,22 @@ def test_probabilities_are_those_of_the_tests() -> None:
         found = probabilities_of(CONTRACT, models())
     assert {kind for kind, _ in found} == {"rows", "columns", "seeds", "mean", "std", "shape", "together", "layers"}
     assert all(0 <= probability <= 1 for _, probability in found)
+
+
+class Parametrized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.turned = parametrizations.orthogonal(nn.Linear(40, 40))
+        self.layers = nn.ModuleList(parametrizations.weight_norm(nn.Linear(64, 64)) for _ in range(3))
+
+
+def test_parametrized_weights_keep_rules_by_their_own_names() -> None:
+    contract = {
+        "turned.weight": init.orthogonal(),
+        "*.weight": init.kaiming_uniform(a=math.sqrt(5)),
+        "*.bias": init.default_bias(),
+    }
+    with torch.random.fork_rng(devices=[]):
+        assert check_models(contract, models(Parametrized)).holds
+        found = check_models({**contract, "*.weight": init.normal(std=0.02)}, models(Parametrized))
+    assert {breach.reading.name for breach in found.breaches} == {f"layers.{i}.weight" for i in range(3)}

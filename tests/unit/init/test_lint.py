@@ -12,8 +12,9 @@ import torch
 import zoo
 from torch import nn
 
+from pytest_trainability import initialization
 from pytest_trainability.init.description import describe
-from pytest_trainability.init.lint import unusual_values
+from pytest_trainability.init.lint import in_order, seeded_inside, trained_entries, unusual_values
 
 
 class Conv1D(nn.Module):
@@ -35,6 +36,16 @@ class LowRank(nn.Module):
         nn.init.constant_(self.lora_B, second)
 
 
+class Adapter(nn.Module):
+    """A low-rank product whose factors have no usual names."""
+
+    def __init__(self, *shapes: tuple[int, int]) -> None:
+        super().__init__()
+        self.matrices = nn.ParameterList()
+        for i, shape in enumerate(shapes):
+            self.register_parameter(f"m{i}", nn.Parameter(torch.zeros(shape)))
+
+
 def changed(module: nn.Module, change: Callable[[nn.Module], object]) -> nn.Module:
     with torch.no_grad():
         change(module)
@@ -48,6 +59,11 @@ def exchanged(norm: nn.Module) -> None:
 
 def one_far_out(layer: nn.Module) -> None:
     layer.weight[3, 5] = 10.0
+
+
+def zeros(layer: nn.Module) -> nn.Module:
+    nn.init.zeros_(layer.weight)
+    return layer
 
 
 def in_block(layer: nn.Module) -> nn.Module:
@@ -82,6 +98,13 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "all entries are 0, and the parameter is frozen",
     ),
     "a low-rank product of zeros": (lambda: LowRank(second=0.0), r"lora_A\.default\.weight", "both factors"),
+    "a low-rank product of other names": (lambda: Adapter((2, 8), (6, 2)), "m0", "both factors"),
+    "a low-rank product in another order": (lambda: Adapter((6, 2), (2, 8)), "m1", "both factors"),
+    "a low-rank product of layers": (
+        lambda: nn.ModuleDict({name: zeros(nn.Linear(*sizes)) for name, sizes in {"a": (8, 2), "b": (2, 9)}.items()}),
+        r"a\.weight",
+        "both factors",
+    ),
     "an entry far out": (
         lambda: changed(nn.Linear(64, 64), one_far_out),
         "weight",
@@ -119,6 +142,8 @@ HEALTHY: dict[str, Callable[[], nn.Module]] = {
     ),
     "a zero matrix": lambda: changed(nn.Linear(8, 8), lambda m: nn.init.zeros_(m.weight)),
     "a low-rank product that starts at zero": lambda: LowRank(second=0.1),
+    "two zero matrices that are no low-rank product": lambda: Adapter((8, 8), (8, 8)),
+    "a chain of zero matrices that widens": lambda: Adapter((8, 4), (9, 8)),
     "a one-hot table": lambda: changed(nn.Linear(4096, 4096, bias=False), lambda m: nn.init.eye_(m.weight)),
     "a router of unit weights": lambda: in_block(changed(nn.Linear(512, 8), lambda m: nn.init.normal_(m.weight))),
     "a head of unit weights": lambda: changed(nn.Linear(512, 999), lambda m: nn.init.normal_(m.weight)),
@@ -145,7 +170,8 @@ def found_in(build: Callable[[], nn.Module]) -> dict[str, str]:
 
 @pytest.mark.parametrize("case", faults.HEALTHY, ids=lambda case: case.id)
 def test_healthy_models_have_none(case: faults.Case) -> None:
-    assert found_in(case.build) == {}
+    """By any rule, those that build the model again among them."""
+    assert initialization(case.build, seeds=1).unusual == ()
 
 
 DRAWN = "efficientnet"
@@ -158,3 +184,45 @@ def test_architectures_have_none_but_one(case: zoo.Case) -> None:
     assert {reason.partition(" (")[0] for reason in found.values()} == (
         {"the gain of a normalization is drawn around 0"} if case.id == DRAWN else set()
     )
+
+
+DRAW = {name: torch.linspace(i, i + 1, 20) for i, name in enumerate("abc")}
+OTHER = {name: values + 100 for name, values in DRAW.items()}
+
+
+def test_drawn_parameters_that_two_seeds_share_are_named() -> None:
+    found = seeded_inside(DRAW, {**OTHER, "b": DRAW["b"]}, "abc")
+    assert list(found) == ["b"]
+    assert found["b"].endswith("a generator is seeded inside")
+
+
+def test_one_line_says_that_the_factory_seeds_the_generator() -> None:
+    (line,) = seeded_inside(DRAW, DRAW, "abc").values()
+    assert line.endswith("(and so are all 3 drawn parameters)")
+    assert list(seeded_inside(DRAW, DRAW, "a")) == ["a"]
+
+
+def test_shared_values_that_are_not_drawn_are_a_design() -> None:
+    assert seeded_inside(DRAW, {**OTHER, "b": DRAW["b"]}, "ac") == {}
+    assert seeded_inside({}, DRAW, "abc") == seeded_inside(DRAW, OTHER, "abc") == {}
+
+
+def test_entries_that_may_agree_by_coincidence_are_not_compared() -> None:
+    """Those of constants, of few values and of what is not trained."""
+    model = nn.ParameterDict(
+        {
+            "eight": nn.Parameter(torch.arange(8.0)),
+            "seven": nn.Parameter(torch.arange(70.0) % 7),
+            "constant": nn.Parameter(torch.ones(99)),
+            "frozen": nn.Parameter(torch.arange(99.0), requires_grad=False),
+            "empty": nn.Parameter(torch.empty(0)),
+            "not_finite": nn.Parameter(torch.full((99,), math.nan)),
+        }
+    )
+    assert list(trained_entries(model)) == ["eight", "not_finite"]
+
+
+def test_reasons_follow_the_order_of_the_model() -> None:
+    model = nn.BatchNorm1d(3)
+    reasons = {"running_var": "c", "bias": "b", "weight": "a", "other": "d"}
+    assert list(in_order(reasons, model)) == ["weight", "bias", "running_var"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from pytest_trainability import UsageError
 from pytest_trainability.init.places import Place, fans_of, tensors_of
@@ -42,3 +43,21 @@ def test_all_names_lead_to_shared_tensors() -> None:
     assert found.place("head.bias") == Place("head.bias", (5,), (5, 3))
     assert found.facts == {"heads": (4,)}
     assert found.place("head.bias").of_shape((2,)).weight == (5, 3)
+
+
+def test_parametrized_weights_are_computed_and_leave_the_model_alone() -> None:
+    model = nn.Sequential(
+        parametrizations.spectral_norm(nn.Linear(6, 5)), parametrizations.weight_norm(nn.Linear(5, 4))
+    )
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = tensors_of(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert found.sources == {
+        "0.weight": ("0.parametrizations.weight.original",),
+        "1.weight": ("1.parametrizations.weight.original0", "1.parametrizations.weight.original1"),
+    }
+    assert torch.equal(found.parametrized["1.weight"], model[1].weight)
+    assert not found.parametrized["0.weight"].requires_grad
+    assert found.place("1.weight") == Place("1.weight", (4, 5), None)
+    assert found.place("1.bias") == Place("1.bias", (4,), (4, 5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -108,3 +109,64 @@ def test_models_without_parameters_and_changing_models_are_refused() -> None:
         contract_of([(0, nn.ReLU())])
     with pytest.raises(UsageError, match="That of seed 1 has others"):
         contract_of([(0, nn.Linear(2, 2)), (1, nn.LayerNorm(2, bias=False))])
+
+
+class Unit(nn.Module):
+    """Layers of which two pairs lie in containers without names, as in GhostNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.primary = nn.Sequential(nn.Linear(24, 24, bias=False), nn.LayerNorm(24), nn.ReLU())
+        self.cheap = nn.Sequential(nn.Linear(24, 24, bias=False), nn.LayerNorm(24), nn.ReLU())
+
+
+def test_numbers_that_tell_layers_from_normalizations_are_not_folded() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(*(nn.Sequential(*(Unit() for _ in range(3))) for _ in range(2)))
+
+    assert written(build) == {
+        "*.1.weight": "init.ones()",
+        "*.bias": "init.zeros()",
+        "**": "init.kaiming_uniform(a=math.sqrt(5))",
+    } or written(build) == {
+        "*.bias": "init.zeros()",
+        "*.0.weight": "init.kaiming_uniform(a=math.sqrt(5))",
+        "**": "init.ones()",
+    }
+
+
+def test_numbers_of_layers_are_folded_where_the_first_one_differs() -> None:
+    """A contract with all numbers folded is shorter here, and is written."""
+
+    def build() -> nn.Module:
+        model = nn.ModuleDict({side: nn.ModuleList(nn.Linear(24, 24) for _ in range(6)) for side in ("down", "up")})
+        for side, std in {"down": 0.02, "up": 0.2}.items():
+            for layer in model[side]:
+                nn.init.normal_(layer.weight, std=std)
+                nn.init.zeros_(layer.bias)
+        nn.init.zeros_(model["up"][0].weight)
+        return model
+
+    found = written(build)
+    assert len(found) == 4
+    assert found["up.0.weight"] == "init.zeros()"
+
+
+def test_two_numbers_may_decide_on_the_rule() -> None:
+    def build() -> nn.Module:
+        model = nn.ModuleList(nn.ModuleList(nn.Linear(24, 24, bias=False) for _ in range(2)) for _ in range(2))
+        for i, j in ((0, 1), (1, 0)):
+            nn.init.zeros_(model[i][j].weight)
+        return nn.ModuleDict({name: copy.deepcopy(model) for name in ("a", "b")})
+
+    contract = rules_of(written(build))
+    with torch.random.fork_rng(devices=[]):
+        assert check_models(contract, models(build, range(20, 24))).breaches == ()
+
+
+def test_a_finished_module_has_distributions() -> None:
+    torch.manual_seed(0)
+    model = Net()
+    found = contract_of([(0, model)])
+    assert found["**"] == "init.normal(std=0.02)"
+    assert found["head.weight"] == "init.tied('wte.weight')"

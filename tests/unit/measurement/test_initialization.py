@@ -150,3 +150,60 @@ def test_the_verdict_counts_faults(build: Callable[[], nn.Module]) -> None:
 def test_a_default_device_is_no_matter() -> None:
     with torch.device("meta"):
         initialization(Net).check(CONTRACT)
+
+
+class Materialized(Net):
+    """A model that is built on the meta device, and whose memory is filled afterwards."""
+
+    def __init__(self) -> None:
+        with torch.device("meta"):
+            super().__init__()
+        self.to_empty(device="cpu")
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=0.1)
+            nn.init.zeros_(layer.bias)
+
+
+@pytest.mark.parametrize("build", [Net, Materialized])
+def test_a_model_that_cannot_run_prints_as_a_table(build: type[nn.Module]) -> None:
+    heads, names, *rows = str(initialization(build)).splitlines()
+    assert heads == f"{build.__name__}: 6 parameters, 0 buffers, seeds 0, 1, 2, 3"
+    assert names.split() == ["name", "shape", "rms", "mean", "outlier", "form"]
+    assert [(row.split()[0], row.rpartition("  ")[2]) for row in rows] == [
+        ("layers.{0-2}.weight", "normal, std 0.1"),
+        ("layers.{0-2}.bias", "constant 0"),
+    ]
+
+
+def test_models_are_built_once_for_all_forms() -> None:
+    built = []
+
+    def build() -> nn.Module:
+        built.append(1)
+        return Net()
+
+    found = initialization(build, seeds=2)
+    assert found.parameters["layers.0.weight"].form == "normal"
+    assert found.buffers == {}
+    assert len(built) == 2
+    assert str(found).startswith("build: 6 parameters")
+
+
+def test_a_nameless_model_is_named_by_its_class() -> None:
+    assert str(initialization(Net())).startswith("Net: 6 parameters, 0 buffers, seed 0\n")
+    assert str(initialization(lambda: Net(), seeds=2)).startswith("Net: 6 parameters, 0 buffers, seeds 0, 1\n")
+
+
+def test_a_measurement_shows_its_initial_values() -> None:
+    result = measure(tower, torch.randn(4, 20), seeds=2)
+    found = result.initialization
+    assert found.seeds == (0, 1)
+    assert found.parameters["2.weight"].text == "normal, std 0.1"
+    found.check(CONTRACT)
+
+
+def test_a_measurement_shows_a_finished_module_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(20, 20), nn.BatchNorm1d(20))
+    found = measure(model, torch.randn(4, 20)).initialization
+    assert found.buffers["1.running_mean"].text == "constant 0"
+    assert found.seeds == (0,)
