@@ -271,6 +271,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "stable_learning_rate": SIZE,
     "ntk_condition_number": (1.0, math.inf),
     "uninitialized_parameters": SIZE,
+    "unregistered_parameters": SIZE,
     "duplicate_parameters": SIZE,
     "nonfinite": SIZE,
     "linear_steps": SIZE,

@@ -66,6 +66,7 @@ class Attributes:
         nonfinite: Names
         linear_steps: Names
         meta_device_differences: Names
+        unregistered_parameters: Names
         interacting_samples: Names
         parameter_rms: Profile
         parameter_mean: Profile
