@@ -245,6 +245,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "isometry_gap": SIZE,
     "attention_entropy": SHARE,
     "expert_usage": SHARE,
+    "largest_value": SIZE,
     "sample_similarity": (-1.0, 1.0),
     "saturated_fraction": SHARE,
     "dead_fraction": SHARE,

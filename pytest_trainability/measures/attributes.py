@@ -35,6 +35,7 @@ class Attributes:
         numerical_rank: Estimate
         isometry_gap: Estimate
         attention_entropy: Profile
+        largest_value: Profile
         expert_usage: Profile
         sample_similarity: Profile
         saturated_fraction: Profile

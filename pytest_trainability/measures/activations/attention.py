@@ -15,8 +15,9 @@ from torch.nn.functional import multi_head_attention_forward, scaled_dot_product
 
 from ...engine.capture.function_mode import FunctionObserver, numbered
 from ...engine.capture.recorder import Recorder
+from ...engine.capture.results import opened_attention
 from ...engine.runs.run import Need, Run
-from ...engine.torch_internals import WeakTensorKeyDictionary, without_dispatch, without_torch_functions
+from ...engine.torch_internals import WeakTensorKeyDictionary, without_torch_functions
 from ...engine.trees import tensors_in
 from ..measure import declare
 
@@ -188,7 +189,7 @@ class _Attentions(FunctionObserver):
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is multi_head_attention_forward:
             with self:
-                return _OPENED(*args, **kwargs)
+                return opened_attention(*args, **kwargs)
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         with without_torch_functions():
@@ -231,9 +232,6 @@ class _Attentions(FunctionObserver):
                     if operand in table and (operand.numel() == result.numel() or name in _PIECEWISE):
                         table[result] = table[operand]
                         break
-
-
-_OPENED = without_dispatch(multi_head_attention_forward)
 
 
 @contextmanager
