@@ -244,6 +244,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "numerical_rank": SIZE,
     "isometry_gap": SIZE,
     "attention_entropy": SHARE,
+    "attention_logit_max": SIZE,
     "expert_usage": SHARE,
     "largest_value": SIZE,
     "sample_similarity": (-1.0, 1.0),

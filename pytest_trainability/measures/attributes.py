@@ -35,6 +35,7 @@ class Attributes:
         numerical_rank: Estimate
         isometry_gap: Estimate
         attention_entropy: Profile
+        attention_logit_max: Profile
         largest_value: Profile
         expert_usage: Profile
         sample_similarity: Profile
