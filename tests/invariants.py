@@ -243,6 +243,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "condition_number": (1.0, math.inf),
     "numerical_rank": SIZE,
     "isometry_gap": SIZE,
+    "angle_exponent": ANY,
     "attention_entropy": SHARE,
     "attention_logit_max": SIZE,
     "expert_usage": SHARE,

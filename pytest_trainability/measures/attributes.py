@@ -34,6 +34,7 @@ class Attributes:
         condition_number: Estimate
         numerical_rank: Estimate
         isometry_gap: Estimate
+        angle_exponent: Estimate
         attention_entropy: Profile
         attention_logit_max: Profile
         largest_value: Profile
