@@ -246,6 +246,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "angle_exponent": ANY,
     "attention_entropy": SHARE,
     "attention_logit_max": SIZE,
+    "effective_rank": (1.0, math.inf),
     "expert_usage": SHARE,
     "largest_value": SIZE,
     "sample_similarity": (-1.0, 1.0),

@@ -37,6 +37,7 @@ class Attributes:
         angle_exponent: Estimate
         attention_entropy: Profile
         attention_logit_max: Profile
+        effective_rank: Profile
         largest_value: Profile
         expert_usage: Profile
         sample_similarity: Profile

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ...engine.runs.run import Run
 from ..measure import declare
@@ -34,7 +34,7 @@ def log_slope(distances: Sequence[float], floor: float) -> float:
     return sum((index - middle) * math.log(distance) for index, distance in resolved) / weight
 
 
-def _cosines(similarities: Mapping[str, float], names: Sequence[str]) -> list[float]:
+def _cosines(similarities: dict[str, float], names: Sequence[str]) -> list[float]:
     """Return the cosines between tokens by state if two states have tokens, else those between samples; NaN where unknown."""
     tokens = [similarities.get(f"{name} tokens", math.nan) for name in names]
     if sum(not math.isnan(cosine) for cosine in tokens) > 1:
