@@ -260,6 +260,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "loss_drop": ANY,
     "underflow_fraction": SHARE,
     "overflow_fraction": SHARE,
+    "fp8_overflow_fraction": SHARE,
+    "fp8_underflow_fraction": SHARE,
     "smallest_loss_scale": (2.0**-149, math.inf),
     "gradient_norm": SIZE,
     "relative_gradient_norm": SIZE,

@@ -51,6 +51,8 @@ class Attributes:
         untrained_fraction: Estimate
         update_ratio: Profile
         loss_drop: Estimate
+        fp8_overflow_fraction: Profile
+        fp8_underflow_fraction: Profile
         underflow_fraction: Profile
         overflow_fraction: Profile
         smallest_loss_scale: Estimate

@@ -13,7 +13,7 @@ from ..torch_internals import function_transforms_are_active, without_dispatch, 
 from ..trees import is_float, tensors_in
 from .function_mode import FunctionObserver
 
-__all__ = ["ResultObserver", "opened_attention"]
+__all__ = ["ResultObserver", "opened_attention", "unmasked"]
 
 opened_attention = without_dispatch(multi_head_attention_forward)
 """``multi_head_attention_forward``, whose inner operations are visible to function modes."""
@@ -60,3 +60,32 @@ class ResultObserver(FunctionObserver):
             result: The result, detached: real or complex numbers of any layout, at least one.
         """
         raise NotImplementedError
+
+
+LOWEST = -1e8
+"""Entries up to this number, or up to the smallest number of their type, mask scores if no entry is as far above 0."""
+
+
+def unmasked(values: Tensor) -> tuple[Tensor, float]:
+    """Replace the entries that mask scores by 0.
+
+    Such entries are ``-inf``, the smallest number of a type, or at most -10⁸, in a tensor whose largest entry is not as large.
+
+    Args:
+        values: Real numbers of any shape, at least one.
+
+    Returns:
+        The values, and the largest absolute value among them; NaN if an entry is NaN.
+    """
+    low, high = _ends(values)
+    lowest = max(torch.finfo(values.dtype).min, LOWEST)
+    if low <= lowest < -high:
+        values = values.masked_fill(values <= lowest, 0)
+        low, high = _ends(values)
+    return values, max(-low, high)
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest entry; NaN twice if an entry is NaN."""
+    low, high = torch.aminmax(values)
+    return float(low), float(high)

@@ -4,43 +4,15 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ...engine.capture.recorder import Recorder
-from ...engine.capture.results import ResultObserver
+from ...engine.capture.results import ResultObserver, unmasked
 from ...engine.linalg.norms import as_real, stored_values
 from ...engine.runs.run import Need, Run
 from ..measure import declare
 
-__all__ = ["LARGEST_VALUES", "largest_unmasked"]
-
-LOWEST = -1e8
-"""Entries up to this number, or up to the smallest number of their type, are masked scores where no entry is as far above 0."""
-
-
-def largest_unmasked(values: Tensor) -> float:
-    """Return the largest absolute value of a result. Entries that mask scores do not count.
-
-    Such entries are ``-inf``, the smallest number of a type, or -10⁹, in a tensor whose largest entry is not as large.
-
-    Args:
-        values: Real numbers of any shape, at least one.
-
-    Returns:
-        A number of at least 0; NaN if an entry is NaN.
-    """
-    low, high = _ends(values)
-    lowest = max(torch.finfo(values.dtype).min, LOWEST)
-    if low <= lowest < -high:
-        low, high = _ends(values.masked_fill(values <= lowest, 0))
-    return max(-low, high)
-
-
-def _ends(values: Tensor) -> tuple[float, float]:
-    """Return the smallest and the largest entry; NaN twice if an entry is NaN."""
-    low, high = torch.aminmax(values)
-    return float(low), float(high)
+__all__ = ["LARGEST_VALUES"]
 
 
 class _LargestValues(ResultObserver):
@@ -52,7 +24,7 @@ class _LargestValues(ResultObserver):
 
     def observe(self, path: str, result: Tensor) -> None:
         values = as_real(stored_values(result))
-        found = largest_unmasked(values.float() if values.element_size() == 1 else values)
+        _, found = unmasked(values.float() if values.element_size() == 1 else values)
         known = self.found.setdefault(path, found)
         if found > known or math.isnan(found):
             self.found[path] = found

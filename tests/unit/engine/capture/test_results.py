@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from pytest_trainability.engine.capture.recorder import capture
-from pytest_trainability.engine.capture.results import ResultObserver
+from pytest_trainability.engine.capture.results import ResultObserver, unmasked
 
 
 class Seen(ResultObserver):
@@ -58,3 +60,24 @@ def test_several_results_of_one_function_are_observed_each() -> None:
 
 def test_a_transform_of_functions_hides_its_operations() -> None:
     assert seen(torch.func.vmap(lambda row: row * 2)) == []
+
+
+# Masks -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("mask", [-math.inf, "smallest"])
+def test_masked_entries_do_not_count(dtype: torch.dtype, mask: float | str) -> None:
+    value = torch.finfo(dtype).min if mask == "smallest" else float(mask)
+    assert unmasked(torch.tensor([value, -3.0, 2.0], dtype=dtype))[1] == 3.0
+    assert unmasked(torch.tensor([value, value], dtype=dtype))[1] == 0.0
+
+
+def test_large_entries_of_both_signs_are_no_masks() -> None:
+    assert unmasked(torch.tensor([-1e9, 1e9]))[1] == 1e9
+    assert unmasked(torch.tensor([-math.inf, math.inf]))[1] == math.inf
+    assert unmasked(torch.tensor([-60000.0, 1.0], dtype=torch.float16))[1] == 60000.0
+    assert unmasked(torch.tensor([-9e7, 1.0]))[1] == 9e7
+
+
+@pytest.mark.parametrize("other", [0.0, math.inf, -math.inf])
+def test_nan_stays(other: float) -> None:
+    assert math.isnan(unmasked(torch.tensor([math.nan, other]))[1])
