@@ -690,7 +690,7 @@ REPORTED: tuple[ReportedFault, ...] = (
         "mlp",
         Listed,
         vectors,
-        why="only registered parameters are measured. Test the number of parameters, or `len(result.steps)`: 2 instead of 8",
+        preset=("unregistered_parameters",),
     ),
     _reported(
         "float16-scores",

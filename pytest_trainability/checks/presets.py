@@ -68,6 +68,7 @@ _NONE = at_most(0)
 _ALWAYS = {
     "nonfinite": _NONE,
     "uninitialized_parameters": _NONE,
+    "unregistered_parameters": _NONE,
     "unusual_parameters": _NONE,
     "duplicate_parameters": _NONE,
     "linear_steps": _NONE,

@@ -34,7 +34,11 @@ class Attributes:
         condition_number: Estimate
         numerical_rank: Estimate
         isometry_gap: Estimate
+        angle_exponent: Estimate
         attention_entropy: Profile
+        attention_logit_max: Profile
+        effective_rank: Profile
+        largest_value: Profile
         expert_usage: Profile
         sample_similarity: Profile
         saturated_fraction: Profile
@@ -47,6 +51,8 @@ class Attributes:
         untrained_fraction: Estimate
         update_ratio: Profile
         loss_drop: Estimate
+        fp8_overflow_fraction: Profile
+        fp8_underflow_fraction: Profile
         underflow_fraction: Profile
         overflow_fraction: Profile
         smallest_loss_scale: Estimate
@@ -66,6 +72,7 @@ class Attributes:
         nonfinite: Names
         linear_steps: Names
         meta_device_differences: Names
+        unregistered_parameters: Names
         interacting_samples: Names
         parameter_rms: Profile
         parameter_mean: Profile

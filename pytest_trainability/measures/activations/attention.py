@@ -1,4 +1,4 @@
-"""Entropy of attention weights, computed where a model computes them."""
+"""Entropy and largest logit of attention, computed where a model computes its weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from torch.nn.functional import multi_head_attention_forward, scaled_dot_product
 
 from ...engine.capture.function_mode import FunctionObserver, numbered
 from ...engine.capture.recorder import Recorder
+from ...engine.capture.results import opened_attention
 from ...engine.runs.run import Need, Run
-from ...engine.torch_internals import WeakTensorKeyDictionary, without_dispatch, without_torch_functions
+from ...engine.torch_internals import WeakTensorKeyDictionary, without_torch_functions
 from ...engine.trees import tensors_in
 from ..measure import declare
 
-__all__ = ["ATTENTION_ENTROPIES", "Entropy", "entropy_of"]
+__all__ = ["ATTENTION_ENTROPIES", "ATTENTION_LOGITS", "Entropy", "entropy_of"]
 
 
 AT_ONCE = 2**23
@@ -44,13 +45,15 @@ _PIECEWISE = frozenset(
 
 @dataclass(slots=True, eq=False)
 class Entropy:
-    """Sum of the normalized entropies of the queries of one attention."""
+    """Sum of the normalized entropies of the queries of one attention, and its largest logit."""
 
     path: str
     """Path of the module that computes the attention."""
     total: float = 0.0
     count: int = 0
     """Number of queries with more than one key."""
+    largest: float = 0.0
+    """Largest absolute score of a key that is not masked; NaN if a score is."""
 
     @property
     def mean(self) -> float:
@@ -68,6 +71,8 @@ class Entropy:
         """
         keys = allowed.sum(dim=-1)
         scores = scores.to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
+        largest = float(scores.masked_fill(~allowed, 0).abs().max()) if scores.numel() else 0.0
+        self.largest = largest if largest > self.largest or math.isnan(largest) else self.largest
         scores = scores.masked_fill(~allowed, -torch.inf)
         scores = scores - scores.amax(dim=-1, keepdim=True)
         weights = scores.exp()
@@ -188,7 +193,7 @@ class _Attentions(FunctionObserver):
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is multi_head_attention_forward:
             with self:
-                return _OPENED(*args, **kwargs)
+                return opened_attention(*args, **kwargs)
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         with without_torch_functions():
@@ -233,9 +238,6 @@ class _Attentions(FunctionObserver):
                         break
 
 
-_OPENED = without_dispatch(multi_head_attention_forward)
-
-
 @contextmanager
 def _without_graph(like: Tensor) -> Iterator[None]:
     """Compute without an autograd graph and without autocast."""
@@ -243,15 +245,26 @@ def _without_graph(like: Tensor) -> Iterator[None]:
         yield
 
 
-def _entropies(run: Run) -> dict[str, float]:
+def _by_name(run: Run) -> dict[str, Entropy]:
     found: list[Entropy] = run.capture.watched[_Attentions].found
-    named = zip(numbered([entropy.path for entropy in found]), found)
-    return {name: entropy.mean for name, entropy in named if entropy.count}
+    return dict(zip(numbered([entropy.path for entropy in found]), found))
+
+
+def _entropies(run: Run) -> dict[str, float]:
+    return {name: entropy.mean for name, entropy in _by_name(run).items() if entropy.count}
+
+
+def _logits(run: Run) -> dict[str, float]:
+    return {name: entropy.largest for name, entropy in _by_name(run).items()}
 
 
 ATTENTION_ENTROPIES = Need("attention entropies", _entropies, instruments=(_Attentions,))
 """Mean normalized entropy over queries, heads and samples, by the path of the module that computes the attention, in program
 order. An attention without a query that has two keys is absent."""
+
+ATTENTION_LOGITS = Need("attention logits", _logits, instruments=(_Attentions,))
+"""Largest absolute logit over queries, keys, heads and samples, by the path of the module that computes the attention, in program
+order."""
 
 
 @declare("profile", needs=[ATTENTION_ENTROPIES], tolerance=0.05)
@@ -276,3 +289,24 @@ def attention_entropy(run: Run) -> dict[str, float]:
     Source: Zhai et al., ICML 2023, who see training diverge where it collapses; Dong, Cordonnier & Loukas, ICML 2021.
     """
     return run[ATTENTION_ENTROPIES]
+
+
+@declare("profile", scale="log", needs=[ATTENTION_LOGITS], tolerance=0.3)
+def attention_logit_max(run: Run) -> dict[str, float]:
+    """Return ``max |s_ij|`` of each attention, where ``softmax(s)`` are its weights, over queries, keys, heads and samples.
+
+    Logits are what the softmax reads: scaled, and with biases. Masked keys do not count. Those of fused attention are computed
+    outside of it. A logit that is 9.2 above the others of 100 keys takes 99 % of the weight.
+
+    It misleads as a measure of saturation if a shift moves all logits of a query together, which changes no weight:
+    ``attention_entropy`` shows whether attention concentrates.
+
+    Returns:
+        Pure numbers of at least 0, by the path of the module that computes the attention, in program order; with a number if a
+        module computes several. NaN if a logit is. The attentions are those that ``attention_entropy`` recognizes, and those
+        without a query that has two keys.
+
+    Source: Dehghani et al., ICML 2023, section 2; Wortsman et al., arXiv:2309.14322 (2023), section 3.1, who see training diverge
+    where it grows.
+    """
+    return run[ATTENTION_LOGITS]

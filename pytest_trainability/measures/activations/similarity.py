@@ -19,7 +19,7 @@ from ...engine.trees import batch_size
 from ..measure import declare
 from .unit_axes import Layout
 
-__all__ = ["SIMILARITIES", "mean_cosine"]
+__all__ = ["SIMILARITIES", "are_channels_last", "mean_cosine"]
 
 
 _Mean = tuple[float, int]
@@ -119,7 +119,7 @@ def _division(run: Run) -> Division | None:
     return next(possible_divisions(shapes, batch), None) if batch is not None and shapes else None
 
 
-def _are_channels_last(run: Run) -> dict[Edge, bool]:
+def are_channels_last(run: Run) -> dict[Edge, bool]:
     """Return for each tensor of each state whether its last dimension counts channels, so that other dimensions count tokens.
 
     If no parameter shows this, as for the model's input, the answer is that of the first tensor with the same number of
@@ -144,7 +144,7 @@ def _similarities(run: Run) -> dict[str, float]:
     if division is None:
         return {}
     number, axis = division.count, division.axis
-    channels_last = _are_channels_last(run) if run.chain.along == "depth" else {}
+    channels_last = are_channels_last(run) if run.chain.along == "depth" else {}
     result = {}
     for index, name in enumerate(("input", *run.chain.names)):
         shapes = [shape for shape, _ in run.chain.shapes(index)]

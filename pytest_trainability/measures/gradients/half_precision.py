@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ...engine.capture.recorder import Edge, Recorder
+from ...engine.linalg.formats import BFLOAT16, E5M2, FLOAT16, Format
 from ...engine.linalg.norms import as_real, stored_values
 from ...engine.runs.objective import trainable_parameters
 from ...engine.runs.requirements import require_loss
@@ -31,34 +32,10 @@ __all__ = [
     "StateEntries",
     "entries",
     "loss_scale",
+    "real_numbers",
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A binary floating-point format with 16 bits."""
-
-    name: str
-    digits: int
-    """Number of bits of the significand, including the implicit one."""
-    lowest: int
-    """Exponent of the smallest subnormal number, a power of two."""
-    highest: int
-    """Exponent of the smallest power of two above the largest finite number."""
-
-    @property
-    def overflow(self) -> float:
-        """Smallest number that rounds to infinity."""
-        return math.ldexp(1 - 2.0 ** -(self.digits + 1), self.highest)
-
-    @property
-    def underflow(self) -> int:
-        """Exponent of the largest number that rounds to zero, a power of two."""
-        return self.lowest - 1
-
-
-FLOAT16 = Format("float16", digits=11, lowest=-24, highest=16)
-BFLOAT16 = Format("bfloat16", digits=8, lowest=-133, highest=128)
 FORMATS = (FLOAT16, BFLOAT16)
 
 
@@ -81,9 +58,11 @@ class Entries:
     largest: float
     """Largest absolute value: 0 if all entries are zero, infinite if one is."""
     overflowing: tuple[int, ...]
-    """For each format, the number of entries that it rounds to infinity, including infinite ones."""
+    """For float16 and bfloat16, the number of entries that the format rounds to infinity, including infinite ones."""
     undefined: int
     """Number of entries that are NaN."""
+    beyond_fp8: int = 0
+    """The same as ``overflowing`` for the 8-bit format E5M2."""
 
     def flushed(self, exponent: int) -> int:
         """Return the number of nonzero entries up to ``2^exponent``, without round-off."""
@@ -102,6 +81,7 @@ class Entries:
             max(self.largest, other.largest),
             tuple(map(sum, zip(self.overflowing, other.overflowing))),
             self.undefined + other.undefined,
+            self.beyond_fp8 + other.beyond_fp8,
         )
 
 
@@ -116,7 +96,7 @@ def entries(gradient: Tensor, *, exponent: int = 0, known: Tensor | None = None)
     Returns:
         The counts.
     """
-    signed, number = _numbers(gradient)
+    signed, number = real_numbers(gradient)
     values = signed.abs()
     nonzero = values.isfinite() & (values > 0)
     fraction, power = torch.frexp(values[nonzero if known is None else nonzero & known])
@@ -130,10 +110,11 @@ def entries(gradient: Tensor, *, exponent: int = 0, known: Tensor | None = None)
         math.ldexp(float(values.nan_to_num(0.0, math.inf).max()), -exponent) if values.numel() else 0.0,
         tuple(_at_least(values, half.overflow, exponent) for half in FORMATS),
         int(values.isnan().sum()),
+        _at_least(values, E5M2.overflow, exponent),
     )
 
 
-def _numbers(tensor: Tensor) -> tuple[Tensor, int]:
+def real_numbers(tensor: Tensor) -> tuple[Tensor, int]:
     """Return the stored real numbers of a tensor, ``(n,)`` in float32 or float64, and the number of all its entries.
 
     A complex entry counts as two. A sparse tensor has more entries than stored numbers.
@@ -210,12 +191,12 @@ def _known_entries(run: Run, gradients: Mapping[str | Edge, Tensor], factor: flo
     chain = run.chain
     coarsest = max(chain.epsilon(index) for index in range(1, len(chain) + 1))
     tolerance = max(UNKNOWN, 32 * coarsest)
-    numbers = {wanted: _numbers(g)[0] for wanted, g in gradients.items()}
+    numbers = {wanted: real_numbers(g)[0] for wanted, g in gradients.items()}
     known = {wanted: torch.ones_like(g, dtype=torch.bool) for wanted, g in numbers.items()}
     for irrational in IRRATIONAL:
         for wanted, g in _backward(run, irrational * factor).items():
             plain = numbers[wanted]
-            changed = (_numbers(g)[0] / irrational - plain).abs() > tolerance * plain.abs()
+            changed = (real_numbers(g)[0] / irrational - plain).abs() > tolerance * plain.abs()
             known[wanted] &= ~changed | (plain.abs() < 2**8 * torch.finfo(gradients[wanted].dtype).tiny)
     return known
 
@@ -255,7 +236,7 @@ class StateEntries:
 
     def count(self, edge: Edge, tensor: Tensor) -> None:
         """Count the entries of one tensor."""
-        values, number = _numbers(tensor)
+        values, number = real_numbers(tensor)
         values = values.abs()
         beyond = [(values >= half.overflow).sum() for half in FORMATS]
         self.counts[edge] = number, torch.stack([*beyond, values.isnan().sum()])
