@@ -268,6 +268,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "unused_parameters": SIZE,
     "gradient_classes": SIZE,
     "untrained_fraction": SHARE,
+    "backward_error": (0.0, 2.0),
     "gradient_snr": SIZE,
     "gradient_confusion": (-1.0, 1.0),
     "gradient_noise_scale": ANY,

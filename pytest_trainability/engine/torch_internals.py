@@ -393,10 +393,11 @@ def function_transforms_are_active() -> bool:
 def without_dispatch(function: Any) -> Callable[..., Any]:
     """Return a copy of a function of ``torch.nn.functional`` whose inner operations are visible to function modes.
 
-    Replaces the global ``has_torch_function``, by which such functions pass themselves to a mode as a whole before their first
+    Replaces the globals ``has_torch_function…``, by which such functions pass themselves to a mode as a whole before their first
     line. PyTorch documents only that modes see the whole function.
     """
-    changed = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    tests = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    changed = {**function.__globals__, **dict.fromkeys(tests, lambda *tensors: False)}
     copy = FunctionType(function.__code__, changed, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy

@@ -45,6 +45,7 @@ class Attributes:
         dead_fraction: Profile
         activation_rms: Profile
         forward_log_gain: Estimate
+        backward_error: Profile
         gradient_classes: Names
         waking_step: Profile
         asleep_parameters: Names

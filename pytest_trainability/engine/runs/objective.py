@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..capture.recorder import Capture, Loss, evaluate
+from ..capture.recorder import Capture, Loss, evaluate, with_gradient
 from ..isolation import derived_seed, generator_of, seeded
 from ..trees import carries_gradient, is_float, map_tensors, tensors_in
 from .forward_pass import call_arguments
@@ -65,6 +65,8 @@ class Objective:
         self.inputs, self.target = capture.inputs, capture.target
         self.loss = loss
         self.seed = seed
+        self.inputs_carry_gradient = False
+        """Whether float inputs are copies that require a gradient, as in the captured run."""
 
     @classmethod
     def of(cls, run: Run) -> Objective:
@@ -73,8 +75,13 @@ class Objective:
 
     def outputs(self) -> tuple[Any, Tensor | None]:
         """Return the output and the loss of the model, after running it; None without a loss."""
+
+        def fresh(tensor: Tensor) -> Tensor:
+            carries = self.inputs_carry_gradient and is_float(tensor)
+            return with_gradient(tensor) if carries else tensor.detach().clone()
+
         seeded(derived_seed(self.seed, "forward"))
-        args, kwargs = call_arguments(map_tensors(self.inputs, lambda t: t.detach().clone()))
+        args, kwargs = call_arguments(map_tensors(self.inputs, fresh))
         return evaluate(self.model, args, kwargs, self.target, self.loss)
 
     def reaches_inputs(self) -> bool:

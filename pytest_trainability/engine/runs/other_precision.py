@@ -17,7 +17,13 @@ from ..torch_internals import buffer_table, is_lazy, parameter_table
 from ..trees import is_float, map_tensors
 from .objective import Objective
 
-__all__ = ["gradients_in_other_precision", "gradients_under_other_roundings", "other_precision"]
+__all__ = [
+    "gradients_in_other_precision",
+    "gradients_under_other_roundings",
+    "in_precision",
+    "other_precision",
+    "replaced_values",
+]
 
 _REAL = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -50,8 +56,7 @@ def gradients_in_other_precision(objective: Objective) -> dict[str, Tensor | Non
     Returns:
         Gradients by parameter name; None if the model does not run in the other precision.
     """
-    dtype = other_precision(objective.model)
-    with _cast(objective, dtype), _Types(dtype):
+    with in_precision(objective, other_precision(objective.model)):
         return _attempted(objective.gradients)
 
 
@@ -86,12 +91,26 @@ def _attempted(differentiate: Callable[[], dict[str, Tensor | None]]) -> dict[st
 
 
 @contextmanager
+def in_precision(objective: Objective, dtype: torch.dtype) -> Iterator[None]:
+    """Run the whole model, its loss and its inputs in another type. Types that the model's code names are replaced as well.
+
+    Parameters and buffers have their tensors back afterwards.
+
+    Args:
+        objective: The loss.
+        dtype: A real type; complex tensors get the complex type of the same precision.
+    """
+    with _cast(objective, dtype), _Types(dtype):
+        yield
+
+
+@contextmanager
 def _cast(objective: Objective, dtype: torch.dtype) -> Iterator[None]:
     """Hold the model, its loss and the inputs in another type."""
     modules = [objective.model, *([objective.loss] if isinstance(objective.loss, nn.Module) else [])]
     held = [t for module in modules for t in _own_tensors(module) if is_float(t) and t.dtype != _like(t, dtype)]
     given, default = (objective.inputs, objective.target), torch.get_default_dtype()
-    with _replaced({tensor: tensor.data.to(_like(tensor, dtype)) for tensor in held}):
+    with replaced_values({tensor: tensor.data.to(_like(tensor, dtype)) for tensor in held}):
         try:
             objective.inputs, objective.target = map_tensors(
                 given, lambda t: t.detach().to(_like(t, dtype)) if is_float(t) else t
@@ -112,12 +131,12 @@ def _perturbed(objective: Objective) -> Iterator[None]:
         drawn = torch.randn(p.shape, generator=generator, device="cpu").to(p.device)
         return p.data + (PERTURBATION * torch.finfo(p.dtype).eps * drawn * p.data).to(p.dtype)
 
-    with _replaced({p: nearby(p) for p in objective.parameters.values()}):
+    with replaced_values({p: nearby(p) for p in objective.parameters.values()}):
         yield
 
 
 @contextmanager
-def _replaced(values: dict[Tensor, Tensor]) -> Iterator[None]:
+def replaced_values(values: dict[Tensor, Tensor]) -> Iterator[None]:
     """Give tensors other values for a while. They have the same memory as before afterwards, and not a copy of it."""
     before = {tensor: tensor.data for tensor in values}
     try:
