@@ -2,11 +2,13 @@
 
     python tests/mutants.py --room checks --count 40            # prints the survivors, and how many of 40 there were
     python tests/mutants.py --room engine/capture --seed 1 --timeout 120
+    python tests/mutants.py --room checks --again survivors.txt # those that an earlier run printed
 
 A mutant changes one expression or statement of one file: a comparison, an arithmetic or logical operator, a constant, a
 condition, a returned value, a keyword argument, a statement that is left out. The tests are those that mirror the file
 (``tests/unit/checks/test_bounds.py`` for ``checks/bounds.py``), then those of the room in ``ALSO``. The file itself is not
-touched: the mutated text is given to the import system of a forked process, so that several rooms can be tried at once.
+touched: the mutated text is given to the import system of a forked process, and the processes that it starts import a copy of
+the package that has it, so that several rooms can be tried at once.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import importlib.util
 import math
 import os
 import random
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -64,6 +68,8 @@ ALSO: dict[str, tuple[str, ...]] = {
         *("tests/truth/test_loss.py", "tests/truth/test_curvature.py", "tests/truth/test_tangent_kernel.py"),
     ),
     "measures/structure": ("tests/unit/measures/structure",),
+    "measures/parameters": ("tests/unit/measures/parameters", "tests/truth/test_initialization.py"),
+    "init": ("tests/unit/init", "tests/truth/test_initialization.py"),
 }
 """Tests in addition to those that mirror the file, by room."""
 ALWAYS = ("tests/guards/test_dataclasses.py",)
@@ -203,23 +209,55 @@ def _drop_keyword(node: ast.AST) -> None:
     node.keywords.pop()  # type: ignore[attr-defined]
 
 
-def mutants(room: str, count: int, seed: int) -> list[Mutant]:
-    """Draw so many mutants of the files of a room."""
+Candidate = tuple[Path, ast.Module, int, str, Callable[[ast.Module], None]]
+"""The file, its tree, and the line, description and change of a fault that can be planted."""
+
+
+def of_room(room: str) -> list[Candidate]:
+    """Return every fault that can be planted in the files of a room."""
     place = PACKAGE / room
     paths = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-    found = []
+    found: list[Candidate] = []
     for path in paths:
         if path.name == "attributes.py":
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found += [(path, tree, *candidate) for candidate in candidates(tree)]
-    chosen = random.Random(seed).sample(found, min(count, len(found)))
+    return found
+
+
+def planted(chosen: list[Candidate]) -> list[Mutant]:
+    """Return the mutants of these faults."""
     drawn = []
     for path, tree, line, what, change in chosen:
         other = copy.deepcopy(tree)
         change(other)
         drawn.append(Mutant(path, line, what, ast.unparse(ast.fix_missing_locations(other))))
     return drawn
+
+
+def mutants(room: str, count: int, seed: int) -> list[Mutant]:
+    """Draw so many mutants of the files of a room."""
+    found = of_room(room)
+    return planted(random.Random(seed).sample(found, min(count, len(found))))
+
+
+def named(room: str, lines: list[str]) -> list[Mutant]:
+    """Return the mutants that an earlier run printed; where the file has changed since, the nearest line of the same fault."""
+    found = of_room(room)
+    chosen = []
+    for text in lines:
+        name, line, what = text.strip().partition(": ")[2].split(":", 2)
+        same = [fault for fault in found if str(fault[0].relative_to(PACKAGE)) == name and fault[3] == what.strip()]
+        distance = min((abs(fault[2] - int(line)) for fault in same), default=0)
+        chosen += [fault for fault in same if abs(fault[2] - int(line)) == distance]
+    return planted(chosen)
+
+
+def lines_of(path: Path) -> list[str]:
+    """Return the lines of a file that name a mutant."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.startswith(("survived: ", "took too long: "))]
 
 
 def tests_of(mutant: Mutant, room: str) -> list[str]:
@@ -254,15 +292,33 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def outcome(mutant: Mutant, tests: list[str], timeout: float) -> str:
     """Run the tests with the fault, in another process: it survived, was noticed, or the run took too long to tell."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _outcome(mutant, tests, timeout, copy_with(mutant, Path(folder)))
+
+
+def copy_with(mutant: Mutant, folder: Path) -> Path:
+    """Write a copy of the package with the fault into a folder, and return the folder."""
+    # The byte code is copied as well. It is valid, because a copy keeps the times of the files.
+    shutil.copytree(PACKAGE, folder / PACKAGE.name)
+    (folder / mutant.path.relative_to(ROOT)).write_text(mutant.text, encoding="utf-8")
+    return folder
+
+
+def _outcome(mutant: Mutant, tests: list[str], timeout: float, folder: Path) -> str:
     child = os.fork()
     if child == 0:
         os.setsid()
+        paths = (str(folder), os.environ.get("PYTHONPATH", ""))
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
         sys.meta_path.insert(0, _Mutated(mutant))
         import pytest
+        from _pytest.assertion.rewrite import AssertionRewritingHook
 
+        # A session inside a test would warn of modules that it cannot rewrite, and the warnings would be counted.
+        AssertionRewritingHook._warn_already_imported = lambda self, name: None  # type: ignore[method-assign]
         options = [
             "-x",
             "-q",
@@ -297,6 +353,7 @@ def main() -> int:
     parser.add_argument("--room", required=True, help="a folder or file of the package, such as engine/capture")
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", type=Path, help="a file with lines of an earlier run: plant these faults only")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one mutant")
     given = parser.parse_args()
     os.chdir(ROOT)
@@ -306,7 +363,9 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    drawn = mutants(given.room, given.count, given.seed)
+    drawn = named(given.room, lines_of(given.again)) if given.again else mutants(given.room, given.count, given.seed)
+    if not drawn:
+        sys.exit(f"No fault to plant in {given.room}.")
     tests = list(dict.fromkeys(test for mutant in drawn for test in tests_of(mutant, given.room)))
     untouched = Mutant(drawn[0].path, 0, "no fault", drawn[0].path.read_text(encoding="utf-8"))
     if outcome(untouched, tests, math.inf) != "survived":
@@ -320,7 +379,8 @@ def main() -> int:
         if what != "noticed":
             print(f"{what}: {mutant.path.relative_to(PACKAGE)}:{mutant.line}: {mutant.what}", flush=True)
     late = f", {found['took too long']} took too long" if found["took too long"] else ""
-    print(f"{given.room}: {found['survived']} of {len(drawn)} mutants survived{late} (seed {given.seed})")
+    origin = given.again or f"seed {given.seed}"
+    print(f"{given.room}: {found['survived']} of {len(drawn)} mutants survived{late} ({origin})")
     return 0
 
 
