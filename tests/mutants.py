@@ -6,9 +6,10 @@
 
 A mutant changes one expression or statement of one file: a comparison, an arithmetic or logical operator, a constant, a
 condition, a returned value, a keyword argument, a statement that is left out. The tests are those that mirror the file
-(``tests/unit/checks/test_bounds.py`` for ``checks/bounds.py``), then those of the room in ``ALSO``. The file itself is not
-touched: the mutated text is given to the import system of a forked process, and the processes that it starts import a copy of
-the package that has it, so that several rooms can be tried at once.
+(``tests/unit/checks/test_bounds.py`` for ``checks/bounds.py``), then those of the room in ``ALSO``. Of these, only the tests that
+call the changed function run, the fastest first; for a change outside of functions, all do. The file itself is not touched: the
+mutated text is given to the import system of a forked process, and the processes that it starts import a copy of the package
+that has it, so that several rooms can be tried at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import copy
 import importlib
 import importlib.abc
 import importlib.util
+import json
 import math
 import os
 import random
@@ -28,10 +30,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_trainability"
@@ -108,12 +112,18 @@ class Mutant:
     line: int
     what: str
     text: str
+    function: int = 0
+    """First line of the function that is changed; 0 outside of functions."""
 
 
-def candidates(tree: ast.Module) -> Iterator[tuple[int, str, Callable[[ast.Module], None]]]:
-    """Yield line, description and change of every fault that can be planted; a change takes a copy of the tree."""
+Change = Callable[[ast.Module], None]
+"""Plants a fault in a copy of a tree."""
+
+
+def candidates(tree: ast.Module) -> Iterator[tuple[int, str, Change, int]]:
+    """Yield line, description and change of every fault that can be planted, and the first line of the function around it."""
     nodes = list(ast.walk(tree))
-    skipped = _unchecked(tree)
+    skipped, functions = _unchecked(tree), _functions(tree)
     for index, node in enumerate(nodes):
         if node in skipped:
             continue
@@ -122,7 +132,18 @@ def candidates(tree: ast.Module) -> Iterator[tuple[int, str, Callable[[ast.Modul
             def apply(other: ast.Module, index: int = index, change: Callable[[ast.AST], None] = change) -> None:
                 change(list(ast.walk(other))[index])
 
-            yield getattr(node, "lineno", 0), what, apply
+            yield getattr(node, "lineno", 0), what, apply, functions.get(node, 0)
+
+
+def _functions(tree: ast.Module) -> dict[ast.AST, int]:
+    """Return the first line of the function whose body holds a node, decorators included; of the innermost one."""
+    found: dict[ast.AST, int] = {}
+    # Outer functions come before the inner ones.
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            found.update((child, first) for statement in node.body for child in ast.walk(statement))
+    return found
 
 
 def _unchecked(tree: ast.Module) -> set[ast.AST]:
@@ -209,8 +230,8 @@ def _drop_keyword(node: ast.AST) -> None:
     node.keywords.pop()  # type: ignore[attr-defined]
 
 
-Candidate = tuple[Path, ast.Module, int, str, Callable[[ast.Module], None]]
-"""The file, its tree, and the line, description and change of a fault that can be planted."""
+Candidate = tuple[Path, ast.Module, int, str, Change, int]
+"""The file, its tree, and the line, description, change and function of a fault that can be planted."""
 
 
 def of_room(room: str) -> list[Candidate]:
@@ -229,10 +250,10 @@ def of_room(room: str) -> list[Candidate]:
 def planted(chosen: list[Candidate]) -> list[Mutant]:
     """Return the mutants of these faults."""
     drawn = []
-    for path, tree, line, what, change in chosen:
+    for path, tree, line, what, change, function in chosen:
         other = copy.deepcopy(tree)
         change(other)
-        drawn.append(Mutant(path, line, what, ast.unparse(ast.fix_missing_locations(other))))
+        drawn.append(Mutant(path, line, what, ast.unparse(ast.fix_missing_locations(other)), function))
     return drawn
 
 
@@ -290,10 +311,55 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.mutant.text, str(self.mutant.path), "exec"), module.__dict__)
 
 
-def outcome(mutant: Mutant, tests: list[str], timeout: float) -> str:
+class Tracer:
+    """A plugin of pytest that notes which functions of the package each test calls, and how long the test takes."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.found: dict[str, tuple[float, list[tuple[str, int]]]] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        called: set[tuple[str, int]] = set()
+
+        def trace(frame: FrameType, event: str, arg: object) -> None:
+            code = frame.f_code
+            if code.co_filename.startswith(str(PACKAGE)):
+                called.add((code.co_filename, code.co_firstlineno))
+
+        begins = time.perf_counter()
+        sys.settrace(trace)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            self.found[item.nodeid] = time.perf_counter() - begins, sorted(called)
+
+    def pytest_unconfigure(self) -> None:
+        self.file.write_text(json.dumps(self.found), encoding="utf-8")
+
+
+def traced(file: str, tests: list[str]) -> dict[str, list[tuple[str, int]]]:
+    """Run tests without a fault, and return the functions that each calls, by test: the fastest test first."""
+    untouched = Mutant(PACKAGE / "errors.py", 0, "no fault", (PACKAGE / "errors.py").read_text(encoding="utf-8"))
+    if outcome(untouched, tests, math.inf, tracer=Tracer(Path(file))) != "survived":
+        sys.exit(f"The tests must pass without a fault, and one fails. Run: pytest -x {' '.join(tests)}")
+    found = json.loads(Path(file).read_text(encoding="utf-8"))
+    return {
+        test: [tuple(call) for call in calls] for test, (_, calls) in sorted(found.items(), key=lambda item: item[1][0])
+    }
+
+
+def calling(mutant: Mutant, tests: list[str], calls: dict[str, list[tuple[str, int]]]) -> list[str]:
+    """Return those of the tests that call the changed function; all if the change is outside of functions or none calls it."""
+    own = [test for test in calls if test.startswith(tuple(tests))]
+    return [test for test in own if (str(mutant.path), mutant.function) in calls[test]] or own
+
+
+def outcome(mutant: Mutant, tests: list[str], timeout: float, tracer: Tracer | None = None) -> str:
     """Run the tests with the fault, in another process: it survived, was noticed, or the run took too long to tell."""
     with tempfile.TemporaryDirectory() as folder:
-        return _outcome(mutant, tests, timeout, copy_with(mutant, Path(folder)))
+        return _outcome(mutant, tests, timeout, copy_with(mutant, Path(folder)), tracer)
 
 
 def copy_with(mutant: Mutant, folder: Path) -> Path:
@@ -304,7 +370,7 @@ def copy_with(mutant: Mutant, folder: Path) -> Path:
     return folder
 
 
-def _outcome(mutant: Mutant, tests: list[str], timeout: float, folder: Path) -> str:
+def _outcome(mutant: Mutant, tests: list[str], timeout: float, folder: Path, tracer: Tracer | None) -> str:
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -314,7 +380,6 @@ def _outcome(mutant: Mutant, tests: list[str], timeout: float, folder: Path) -> 
         os.dup2(null, 1)
         os.dup2(null, 2)
         sys.meta_path.insert(0, _Mutated(mutant))
-        import pytest
         from _pytest.assertion.rewrite import AssertionRewritingHook
 
         # A session inside a test would warn of modules that it cannot rewrite, and the warnings would be counted.
@@ -333,7 +398,7 @@ def _outcome(mutant: Mutant, tests: list[str], timeout: float, folder: Path) -> 
         ]
         code = 3
         try:
-            code = int(pytest.main([*options, *tests]))
+            code = int(pytest.main([*options, *tests], plugins=[tracer] if tracer else []))
         finally:
             os._exit(code)
     ends = time.monotonic() + timeout
@@ -354,6 +419,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", type=Path, help="a file with lines of an earlier run: plant these faults only")
+    parser.add_argument("--tests", nargs="+", help="run these tests only, instead of those that are meant for the file")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one mutant")
     given = parser.parse_args()
     os.chdir(ROOT)
@@ -366,15 +432,12 @@ def main() -> int:
     drawn = named(given.room, lines_of(given.again)) if given.again else mutants(given.room, given.count, given.seed)
     if not drawn:
         sys.exit(f"No fault to plant in {given.room}.")
-    tests = list(dict.fromkeys(test for mutant in drawn for test in tests_of(mutant, given.room)))
-    untouched = Mutant(drawn[0].path, 0, "no fault", drawn[0].path.read_text(encoding="utf-8"))
-    if outcome(untouched, tests, math.inf) != "survived":
-        sys.exit(
-            f"The tests of {given.room} must pass without a fault, and one fails. Run: pytest -x {' '.join(tests)}"
-        )
+    tests = given.tests or list(dict.fromkeys(test for mutant in drawn for test in tests_of(mutant, given.room)))
+    with tempfile.NamedTemporaryFile() as file:
+        calls = traced(file.name, tests)
     found: Counter[str] = Counter()
     for mutant in drawn:
-        what = outcome(mutant, tests_of(mutant, given.room), given.timeout)
+        what = outcome(mutant, calling(mutant, given.tests or tests_of(mutant, given.room), calls), given.timeout)
         found[what] += 1
         if what != "noticed":
             print(f"{what}: {mutant.path.relative_to(PACKAGE)}:{mutant.line}: {mutant.what}", flush=True)
