@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import gc
 import importlib
 import importlib.abc
 import importlib.util
@@ -429,6 +430,8 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
+    # pytest collects garbage several times. In a child, it need not search what was loaded before.
+    gc.freeze()
     drawn = named(given.room, lines_of(given.again)) if given.again else mutants(given.room, given.count, given.seed)
     if not drawn:
         sys.exit(f"No fault to plant in {given.room}.")
