@@ -332,3 +332,22 @@ def test_groups_are_sorted_by_file(make_record: MakeRecord) -> None:
     records = [make_record(test=f"test_{name}.py::test_x") for name in "cab"]
     heads = [line.text[:9] for line in section([(r, "passed") for r in records]) if "float32" in line.text]
     assert heads == ["test_a.py", "test_b.py", "test_c.py"]
+
+
+def test_an_update_without_changes_says_so(make_record: MakeRecord) -> None:
+    def text(*changes: BaselineChange) -> str:
+        lines = section([(make_record(baseline=baseline("updated", *changes)), "passed")])
+        return "\n".join(" ".join(line.text.split()) for line in lines)
+
+    assert "baseline recorded again, nothing has changed" in text()
+    assert "baseline updated\n" in text(MOVED)
+    assert "recorded again" not in text(MOVED)
+
+
+def test_long_steps_get_two_fifths_of_the_row(make_record: MakeRecord) -> None:
+    """Of 120 columns, the log gain has 27 and marks and spaces have 8. The steps have 34 of the other 85."""
+    record = make_record(test=f"test_init.py::test_{'x' * 90}", steps="24 × " + "y" * 90)
+    (row,) = rows(section([(record, "passed")], width=120))
+    assert len(row.text) == 120
+    assert f"  24 × {'y' * 28}…  log gain" in row.text
+    assert f"  ✔ …{'x' * 50}  24" in row.text
