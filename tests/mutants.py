@@ -77,8 +77,11 @@ ALSO: dict[str, tuple[str, ...]] = {
     "init": ("tests/unit/init", "tests/truth/test_initialization.py"),
 }
 """Tests in addition to those that mirror the file, by room."""
-ALWAYS = ("tests/guards/test_dataclasses.py",)
-"""Guards that read the classes of all rooms."""
+ALWAYS = (
+    "tests/guards/test_dataclasses.py",
+    "tests/unit/measures/test_measures.py::test_the_tolerance_of_a_measure_is_the_documented_one",
+)
+"""Tests that read the classes of all rooms, and the declarations of all measures."""
 
 LIBRARIES = ("numpy", "scipy.stats", "torch._dynamo", "pytest", "hypothesis")
 """What the tests import besides the package."""
@@ -289,7 +292,9 @@ def tests_of(mutant: Mutant, room: str) -> list[str]:
     mirror = ROOT / "tests" / "unit" / inside.parent / f"test_{name}.py"
     found = [str(mirror.relative_to(ROOT))] if mirror.is_file() else []
     also = next((ALSO[r] for r in (room, str(inside.parent), inside.parts[0]) if r in ALSO), ())
-    return found + [test for test in (*also, *ALWAYS) if (ROOT / test).exists() and test not in found]
+    return found + [
+        test for test in (*also, *ALWAYS) if (ROOT / test.partition("::")[0]).exists() and test not in found
+    ]
 
 
 class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -73,6 +73,20 @@ def test_logits_are_the_main_output() -> None:
     assert main_output(torch.ones(2, 3), None) is None
 
 
+def test_a_vector_is_a_main_output_and_the_loss_in_another_shape_is_not() -> None:
+    scores = torch.ones(3, requires_grad=True) * 2
+    loss, part = scores.sum(), scores.sum().reshape(1) * 1
+    assert main_output(scores, loss) is scores
+    assert main_output(loss.reshape(1), loss) is None
+    assert main_output(part, loss) is part
+    assert main_output((loss.reshape(1), part), loss) is part
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1)])
+def test_two_outputs_are_few(shape: tuple[int, int]) -> None:
+    assert len(_functionals(torch.zeros(shape), batch=shape[0], size=10, seed=0)) == 2
+
+
 class Once(torch.autograd.Function):
     """An identity without a batching rule."""
 

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from pytest_trainability import measure
 from pytest_trainability.checks.presets import PRESETS
+from pytest_trainability.engine.runs.run import with_dependencies
+from pytest_trainability.measures.parameters.initial_values import DESCRIPTION
+from pytest_trainability.measures.parameters.lint import UNUSUAL
 
 
 class Net(nn.Module):
@@ -26,3 +29,7 @@ def test_lines_name_the_parameter_and_the_reason() -> None:
 
 def test_every_preset_allows_none() -> None:
     assert {bounds["unusual_parameters"].high for bounds in PRESETS.values()} == {0}
+
+
+def test_the_description_is_provided_before_it_is_read() -> None:
+    assert with_dependencies(frozenset({UNUSUAL})) == {UNUSUAL, DESCRIPTION}
