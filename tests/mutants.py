@@ -34,7 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType
 
 import pytest
 
@@ -326,12 +326,10 @@ class Tracer:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        called: set[tuple[str, int]] = set()
+        called: set[CodeType] = set()
 
         def trace(frame: FrameType, event: str, arg: object) -> None:
-            code = frame.f_code
-            if code.co_filename.startswith(str(PACKAGE)):
-                called.add((code.co_filename, code.co_firstlineno))
+            called.add(frame.f_code)
 
         begins = time.perf_counter()
         sys.settrace(trace)
@@ -339,7 +337,9 @@ class Tracer:
             return (yield)
         finally:
             sys.settrace(None)
-            self.found[item.nodeid] = time.perf_counter() - begins, sorted(called)
+            seconds = time.perf_counter() - begins
+            functions = {(c.co_filename, c.co_firstlineno) for c in called if c.co_filename.startswith(str(PACKAGE))}
+            self.found[item.nodeid] = seconds, sorted(functions)
 
     def pytest_unconfigure(self) -> None:
         self.file.write_text(json.dumps(self.found), encoding="utf-8")
