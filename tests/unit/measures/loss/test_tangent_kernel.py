@@ -60,6 +60,12 @@ def test_many_outputs_have_one_random_functional_for_each_sample(axis: int) -> N
     assert not second.select(axis, 0).any()
 
 
+def test_weights_of_functionals_have_the_type_of_the_outputs() -> None:
+    for dtype in (torch.float32, F64):
+        functionals = _functionals(torch.zeros(2, ROWS, dtype=dtype), batch=2, size=10, seed=0)
+        assert functionals.weights is not None and functionals.weights.dtype == dtype
+
+
 def test_too_many_outputs_of_one_sample_are_refused() -> None:
     with pytest.raises(InapplicableError, match=r"at most 512 outputs.*shape \(1, 513\) for a batch of 1"):
         _functionals(torch.zeros(1, 513), batch=1, size=10, seed=0)
