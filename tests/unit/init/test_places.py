@@ -42,3 +42,11 @@ def test_all_names_lead_to_shared_tensors() -> None:
     assert found.place("head.bias") == Place("head.bias", (5,), (5, 3))
     assert found.facts == {"heads": (4,)}
     assert found.place("head.bias").of_shape((2,)).weight == (5, 3)
+
+
+def test_a_module_below_itself_and_a_missing_one_add_no_names() -> None:
+    model = nn.Module()
+    model.layer = nn.Linear(2, 2)
+    model.layer.parent = model
+    model.register_module("missing", None)
+    assert list(tensors_of(model).parameters) == ["layer.weight", "layer.bias"]
