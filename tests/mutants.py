@@ -2,11 +2,14 @@
 
     python tests/mutants.py --room checks --count 40            # prints the survivors, and how many of 40 there were
     python tests/mutants.py --room engine/capture --seed 1 --timeout 120
+    python tests/mutants.py --room checks --again survivors.txt # those that an earlier run printed
 
 A mutant changes one expression or statement of one file: a comparison, an arithmetic or logical operator, a constant, a
 condition, a returned value, a keyword argument, a statement that is left out. The tests are those that mirror the file
-(``tests/unit/checks/test_bounds.py`` for ``checks/bounds.py``), then those of the room in ``ALSO``. The file itself is not
-touched: the mutated text is given to the import system of a forked process, so that several rooms can be tried at once.
+(``tests/unit/checks/test_bounds.py`` for ``checks/bounds.py``), then those of the room in ``ALSO``. Of these, only the tests that
+call the changed function run, the fastest first; for a change outside of functions, all do. The file itself is not touched: the
+mutated text is given to the import system of a forked process, and the processes that it starts import a copy of the package
+that has it, so that several rooms can be tried at once.
 """
 
 from __future__ import annotations
@@ -14,20 +17,26 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import gc
 import importlib
 import importlib.abc
 import importlib.util
+import json
 import math
 import os
 import random
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FrameType, ModuleType
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_trainability"
@@ -64,10 +73,15 @@ ALSO: dict[str, tuple[str, ...]] = {
         *("tests/truth/test_loss.py", "tests/truth/test_curvature.py", "tests/truth/test_tangent_kernel.py"),
     ),
     "measures/structure": ("tests/unit/measures/structure",),
+    "measures/parameters": ("tests/unit/measures/parameters", "tests/truth/test_initialization.py"),
+    "init": ("tests/unit/init", "tests/truth/test_initialization.py"),
 }
 """Tests in addition to those that mirror the file, by room."""
-ALWAYS = ("tests/guards/test_dataclasses.py",)
-"""Guards that read the classes of all rooms."""
+ALWAYS = (
+    "tests/guards/test_dataclasses.py",
+    "tests/unit/measures/test_measures.py::test_the_tolerance_of_a_measure_is_the_documented_one",
+)
+"""Tests that read the classes of all rooms, and the declarations of all measures."""
 
 LIBRARIES = ("numpy", "scipy.stats", "torch._dynamo", "pytest", "hypothesis")
 """What the tests import besides the package."""
@@ -102,12 +116,18 @@ class Mutant:
     line: int
     what: str
     text: str
+    function: int = 0
+    """First line of the function that is changed; 0 outside of functions."""
 
 
-def candidates(tree: ast.Module) -> Iterator[tuple[int, str, Callable[[ast.Module], None]]]:
-    """Yield line, description and change of every fault that can be planted; a change takes a copy of the tree."""
+Change = Callable[[ast.Module], None]
+"""Plants a fault in a copy of a tree."""
+
+
+def candidates(tree: ast.Module) -> Iterator[tuple[int, str, Change, int]]:
+    """Yield line, description and change of every fault that can be planted, and the first line of the function around it."""
     nodes = list(ast.walk(tree))
-    skipped = _unchecked(tree)
+    skipped, functions = _unchecked(tree), _functions(tree)
     for index, node in enumerate(nodes):
         if node in skipped:
             continue
@@ -116,7 +136,18 @@ def candidates(tree: ast.Module) -> Iterator[tuple[int, str, Callable[[ast.Modul
             def apply(other: ast.Module, index: int = index, change: Callable[[ast.AST], None] = change) -> None:
                 change(list(ast.walk(other))[index])
 
-            yield getattr(node, "lineno", 0), what, apply
+            yield getattr(node, "lineno", 0), what, apply, functions.get(node, 0)
+
+
+def _functions(tree: ast.Module) -> dict[ast.AST, int]:
+    """Return the first line of the function whose body holds a node, decorators included; of the innermost one."""
+    found: dict[ast.AST, int] = {}
+    # Outer functions come before the inner ones.
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            found.update((child, first) for statement in node.body for child in ast.walk(statement))
+    return found
 
 
 def _unchecked(tree: ast.Module) -> set[ast.AST]:
@@ -203,23 +234,55 @@ def _drop_keyword(node: ast.AST) -> None:
     node.keywords.pop()  # type: ignore[attr-defined]
 
 
-def mutants(room: str, count: int, seed: int) -> list[Mutant]:
-    """Draw so many mutants of the files of a room."""
+Candidate = tuple[Path, ast.Module, int, str, Change, int]
+"""The file, its tree, and the line, description, change and function of a fault that can be planted."""
+
+
+def of_room(room: str) -> list[Candidate]:
+    """Return every fault that can be planted in the files of a room."""
     place = PACKAGE / room
     paths = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-    found = []
+    found: list[Candidate] = []
     for path in paths:
         if path.name == "attributes.py":
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found += [(path, tree, *candidate) for candidate in candidates(tree)]
-    chosen = random.Random(seed).sample(found, min(count, len(found)))
+    return found
+
+
+def planted(chosen: list[Candidate]) -> list[Mutant]:
+    """Return the mutants of these faults."""
     drawn = []
-    for path, tree, line, what, change in chosen:
+    for path, tree, line, what, change, function in chosen:
         other = copy.deepcopy(tree)
         change(other)
-        drawn.append(Mutant(path, line, what, ast.unparse(ast.fix_missing_locations(other))))
+        drawn.append(Mutant(path, line, what, ast.unparse(ast.fix_missing_locations(other)), function))
     return drawn
+
+
+def mutants(room: str, count: int, seed: int) -> list[Mutant]:
+    """Draw so many mutants of the files of a room."""
+    found = of_room(room)
+    return planted(random.Random(seed).sample(found, min(count, len(found))))
+
+
+def named(room: str, lines: list[str]) -> list[Mutant]:
+    """Return the mutants that an earlier run printed; where the file has changed since, the nearest line of the same fault."""
+    found = of_room(room)
+    chosen = []
+    for text in lines:
+        name, line, what = text.strip().partition(": ")[2].split(":", 2)
+        same = [fault for fault in found if str(fault[0].relative_to(PACKAGE)) == name and fault[3] == what.strip()]
+        distance = min((abs(fault[2] - int(line)) for fault in same), default=0)
+        chosen += [fault for fault in same if abs(fault[2] - int(line)) == distance]
+    return planted(chosen)
+
+
+def lines_of(path: Path) -> list[str]:
+    """Return the lines of a file that name a mutant."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.startswith(("survived: ", "took too long: "))]
 
 
 def tests_of(mutant: Mutant, room: str) -> list[str]:
@@ -229,7 +292,9 @@ def tests_of(mutant: Mutant, room: str) -> list[str]:
     mirror = ROOT / "tests" / "unit" / inside.parent / f"test_{name}.py"
     found = [str(mirror.relative_to(ROOT))] if mirror.is_file() else []
     also = next((ALSO[r] for r in (room, str(inside.parent), inside.parts[0]) if r in ALSO), ())
-    return found + [test for test in (*also, *ALWAYS) if (ROOT / test).exists() and test not in found]
+    return found + [
+        test for test in (*also, *ALWAYS) if (ROOT / test.partition("::")[0]).exists() and test not in found
+    ]
 
 
 class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -252,17 +317,79 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.mutant.text, str(self.mutant.path), "exec"), module.__dict__)
 
 
-def outcome(mutant: Mutant, tests: list[str], timeout: float) -> str:
+class Tracer:
+    """A plugin of pytest that notes which functions of the package each test calls, and how long the test takes."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.found: dict[str, tuple[float, list[tuple[str, int]]]] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        called: set[CodeType] = set()
+
+        def trace(frame: FrameType, event: str, arg: object) -> None:
+            called.add(frame.f_code)
+
+        begins = time.perf_counter()
+        sys.settrace(trace)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            seconds = time.perf_counter() - begins
+            functions = {(c.co_filename, c.co_firstlineno) for c in called if c.co_filename.startswith(str(PACKAGE))}
+            self.found[item.nodeid] = seconds, sorted(functions)
+
+    def pytest_unconfigure(self) -> None:
+        self.file.write_text(json.dumps(self.found), encoding="utf-8")
+
+
+def traced(file: str, tests: list[str]) -> dict[str, list[tuple[str, int]]]:
+    """Run tests without a fault, and return the functions that each calls, by test: the fastest test first."""
+    untouched = Mutant(PACKAGE / "errors.py", 0, "no fault", (PACKAGE / "errors.py").read_text(encoding="utf-8"))
+    if outcome(untouched, tests, math.inf, tracer=Tracer(Path(file))) != "survived":
+        sys.exit(f"The tests must pass without a fault, and one fails. Run: pytest -x {' '.join(tests)}")
+    found = json.loads(Path(file).read_text(encoding="utf-8"))
+    return {
+        test: [tuple(call) for call in calls] for test, (_, calls) in sorted(found.items(), key=lambda item: item[1][0])
+    }
+
+
+def calling(mutant: Mutant, tests: list[str], calls: dict[str, list[tuple[str, int]]]) -> list[str]:
+    """Return those of the tests that call the changed function; all if the change is outside of functions or none calls it."""
+    own = [test for test in calls if test.startswith(tuple(tests))]
+    return [test for test in own if (str(mutant.path), mutant.function) in calls[test]] or own
+
+
+def outcome(mutant: Mutant, tests: list[str], timeout: float, tracer: Tracer | None = None) -> str:
     """Run the tests with the fault, in another process: it survived, was noticed, or the run took too long to tell."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _outcome(mutant, tests, timeout, copy_with(mutant, Path(folder)), tracer)
+
+
+def copy_with(mutant: Mutant, folder: Path) -> Path:
+    """Write a copy of the package with the fault into a folder, and return the folder."""
+    # The byte code is copied as well. It is valid, because a copy keeps the times of the files.
+    shutil.copytree(PACKAGE, folder / PACKAGE.name)
+    (folder / mutant.path.relative_to(ROOT)).write_text(mutant.text, encoding="utf-8")
+    return folder
+
+
+def _outcome(mutant: Mutant, tests: list[str], timeout: float, folder: Path, tracer: Tracer | None) -> str:
     child = os.fork()
     if child == 0:
         os.setsid()
+        paths = (str(folder), os.environ.get("PYTHONPATH", ""))
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
         sys.meta_path.insert(0, _Mutated(mutant))
-        import pytest
+        from _pytest.assertion.rewrite import AssertionRewritingHook
 
+        # A session inside a test would warn of modules that it cannot rewrite, and the warnings would be counted.
+        AssertionRewritingHook._warn_already_imported = lambda self, name: None  # type: ignore[method-assign]
         options = [
             "-x",
             "-q",
@@ -277,7 +404,7 @@ def outcome(mutant: Mutant, tests: list[str], timeout: float) -> str:
         ]
         code = 3
         try:
-            code = int(pytest.main([*options, *tests]))
+            code = int(pytest.main([*options, *tests], plugins=[tracer] if tracer else []))
         finally:
             os._exit(code)
     ends = time.monotonic() + timeout
@@ -297,6 +424,8 @@ def main() -> int:
     parser.add_argument("--room", required=True, help="a folder or file of the package, such as engine/capture")
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", type=Path, help="a file with lines of an earlier run: plant these faults only")
+    parser.add_argument("--tests", nargs="+", help="run these tests only, instead of those that are meant for the file")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one mutant")
     given = parser.parse_args()
     os.chdir(ROOT)
@@ -306,21 +435,23 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    drawn = mutants(given.room, given.count, given.seed)
-    tests = list(dict.fromkeys(test for mutant in drawn for test in tests_of(mutant, given.room)))
-    untouched = Mutant(drawn[0].path, 0, "no fault", drawn[0].path.read_text(encoding="utf-8"))
-    if outcome(untouched, tests, math.inf) != "survived":
-        sys.exit(
-            f"The tests of {given.room} must pass without a fault, and one fails. Run: pytest -x {' '.join(tests)}"
-        )
+    # pytest collects garbage several times. In a child, it need not search what was loaded before.
+    gc.freeze()
+    drawn = named(given.room, lines_of(given.again)) if given.again else mutants(given.room, given.count, given.seed)
+    if not drawn:
+        sys.exit(f"No fault to plant in {given.room}.")
+    tests = given.tests or list(dict.fromkeys(test for mutant in drawn for test in tests_of(mutant, given.room)))
+    with tempfile.NamedTemporaryFile() as file:
+        calls = traced(file.name, tests)
     found: Counter[str] = Counter()
     for mutant in drawn:
-        what = outcome(mutant, tests_of(mutant, given.room), given.timeout)
+        what = outcome(mutant, calling(mutant, given.tests or tests_of(mutant, given.room), calls), given.timeout)
         found[what] += 1
         if what != "noticed":
             print(f"{what}: {mutant.path.relative_to(PACKAGE)}:{mutant.line}: {mutant.what}", flush=True)
     late = f", {found['took too long']} took too long" if found["took too long"] else ""
-    print(f"{given.room}: {found['survived']} of {len(drawn)} mutants survived{late} (seed {given.seed})")
+    origin = given.again or f"seed {given.seed}"
+    print(f"{given.room}: {found['survived']} of {len(drawn)} mutants survived{late} ({origin})")
     return 0
 
 

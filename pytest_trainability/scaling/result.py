@@ -252,7 +252,7 @@ class Scaling:
         """Return growth with the size itself, in words; empty where a line over the size does not fit clearly better."""
         if len(values) < 3 or not self._bend(values):
             return ""
-        means = [math.fsum(ys) / len(values[0].values) for ys in zip(*ordinates(values))]
+        means = [math.fsum(ys) / len(ys) for ys in zip(*ordinates(values))]
         if not is_linear_in_size(self.sizes, means):
             return ""
         rate = fit(self.sizes, means)

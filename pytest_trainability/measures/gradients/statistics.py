@@ -208,7 +208,8 @@ def gradient_confusion(run: Run) -> float:
     K = run[GRADIENT_GRAM]
     if not bool(K.isfinite().all()):
         return math.nan
-    K = K[K.diagonal() > 0][:, K.diagonal() > 0]
+    nonzero = K.diagonal() > 0
+    K = K[nonzero][:, nonzero]
     if len(K) < 2:
         return math.nan
     lengths = K.diagonal().sqrt()

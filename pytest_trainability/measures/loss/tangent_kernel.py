@@ -165,7 +165,7 @@ def _functionals(outputs: Tensor, batch: int, size: int, seed: int) -> _Function
     shape = [length // batch if i == axis else length for i, length in enumerate(outputs.shape)]
     generator = generator_of(seed, "direction of the outputs")
     drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-    return _Functionals(outputs, (drawn / drawn.norm()).to(device=outputs.device, dtype=outputs.dtype), axis)
+    return _Functionals(outputs, (drawn / drawn.norm()).to(outputs), axis)
 
 
 def _rows(functionals: _Functionals, parameters: Sequence[Tensor], first: int, last: int) -> list[Tensor]:

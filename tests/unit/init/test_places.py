@@ -61,3 +61,11 @@ def test_parametrized_weights_are_computed_and_leave_the_model_alone() -> None:
     assert not found.parametrized["0.weight"].requires_grad
     assert found.place("1.weight") == Place("1.weight", (4, 5), None)
     assert found.place("1.bias") == Place("1.bias", (4,), (4, 5))
+
+
+def test_a_module_below_itself_and_a_missing_one_add_no_names() -> None:
+    model = nn.Module()
+    model.layer = nn.Linear(2, 2)
+    model.layer.parent = model
+    model.register_module("missing", None)
+    assert list(tensors_of(model).parameters) == ["layer.weight", "layer.bias"]

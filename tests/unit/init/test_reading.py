@@ -47,6 +47,8 @@ def read(rule: Any, weight: Tensor) -> Reading:
         (init.uniform(-1.0, 1.0), torch.tensor([0.5, 1.5]), "entries from 0.5 to 1.5, rule -1 to 1"),
         (init.orthogonal(2.0), 2 * nn.init.orthogonal_(torch.empty(8, 5)), ""),
         (init.orthogonal(), 2 * nn.init.orthogonal_(torch.empty(8, 5)), "not orthogonal, gain rms·√8 2, rule 1"),
+        (init.orthogonal(), nn.init.orthogonal_(torch.empty(64, 48)).bfloat16(), ""),
+        (init.orthogonal(), 1.05 * nn.init.orthogonal_(torch.empty(64, 48)).bfloat16(), "not orthogonal"),
         (init.orthogonal(), torch.ones(3), "which is not that of a matrix"),
         (init.zeros(), torch.eye(2).to_sparse(), "entries that cannot be read"),
     ],

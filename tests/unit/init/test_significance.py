@@ -9,8 +9,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pytest_trainability.init.laws import Law, normal_law, uniform_law
+from pytest_trainability.init.laws import Law, normal_law, truncated_law, uniform_law
 from pytest_trainability.init.significance import (
+    _largest_slope,
     column_probability,
     correlation_probability,
     entry_probability,
@@ -91,3 +92,43 @@ def test_a_sample_is_bounded_and_holds_entries(shape: tuple[int, ...]) -> None:
 
 def test_a_sample_of_complex_entries() -> None:
     assert sample_of(torch.zeros(3, 2, dtype=torch.complex64)).entries.dtype is torch.float64
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        normal_law(0.0, 1.0),
+        normal_law(2.0, 0.5),
+        normal_law(-3.0, 1.0),
+        uniform_law(-1.0, 1.0),
+        uniform_law(2.0, 3.0),
+        truncated_law(0.5, 1.0, -1.0, 1.5),
+    ],
+)
+def test_the_effect_of_rounding_is_bounded(law: Law) -> None:
+    """``max |x f(x)|``, computed by differences of the distribution function; the bound is at most half larger."""
+    x = torch.linspace(-8, 8, 200_001, dtype=torch.float64)
+    density = law.cdf(x).diff() / x.diff()
+    largest = float((x[1:].abs() * density).max())
+    # A uniform distribution has a grid of points, each of which moves by half a step as well.
+    grid = 1.0 if law.kind == "uniform" else 0.0
+    assert largest * (1 - 1e-3) <= _largest_slope(law) - grid <= 1.5 * largest
+
+
+@pytest.mark.parametrize("factor", [0.97, 1.03])
+def test_uniform_entries_have_the_larger_of_two_probabilities(factor: float) -> None:
+    """Of a scaled chi-square distribution and a normal one, both with the variance that the kurtosis 9/5 gives."""
+    n = 400
+    entries = torch.linspace(-1, 1, n, dtype=torch.float64)
+    entries = entries / entries.std() / math.sqrt(3) * factor
+    law = uniform_law(-1.0, 1.0)
+    degrees, ratio = (n - 1) * 2 / (9 / 5 - 1), factor**2 / 3 / (1 / 3)
+    chi = 2 * (stats.chi2.sf if ratio > 1 else stats.chi2.cdf)(degrees * ratio, degrees)
+    normal_one = 2 * stats.norm.sf(abs(ratio - 1) / math.sqrt(2 / degrees))
+    assert std_probability(statistics_of(entries), law, 0.0) == pytest.approx(max(chi, normal_one), rel=1e-6)
+
+
+def test_a_probability_is_at_most_one() -> None:
+    """The sums of independent rows are neither too large nor too small, and an allowance is made in both directions."""
+    found = [column_probability(normal(64, 60, seed=seed)) for seed in range(20)]
+    assert max(found) == 1

@@ -108,3 +108,10 @@ def test_the_first_fault() -> None:
     judgement = check_models({"weight": init.zeros(), "bias": init.zeros()}, [(0, nn.LayerNorm(2))])
     assert first_fault(judgement) == "weight: all entries are 1"
     assert first_fault(check_models({"**": init.anything("any")}, [(0, nn.LayerNorm(2))])) == ""
+
+
+def test_a_ratio_that_no_scaling_gives_has_no_explanation() -> None:
+    """A factor of 1.3 is none of the scalings by 12 layers or by widths of 32, up to the error of twelve matrices."""
+    lines = text(lambda: Net(1.3 * SCALED), without("**")).splitlines()
+    (line,) = [line for line in lines if "h.*.c_proj.weight" in line]
+    assert line.split(": ", 1)[1] == "std 0.00531, rule 0.00408: 30 % too large"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +52,27 @@ def test_recorded_measures_depend_on_the_chain() -> None:
     assert {"log_gain", "gradient_norm", "lyapunov_max", "unused_parameters"} <= along_time
     assert "lyapunov_max" not in along_depth
     assert "activation_rms" not in along_time
+
+
+TOLERANCE = re.compile(r"^\| (?P<names>`.*?) \| (?P<value>[\d.]+) ?(?P<unit>.*?)(: [^|]*)? \|$", re.MULTILINE)
+"""A row of the table in ``docs/baselines.md``."""
+DOCUMENTED = [
+    pytest.param(name, float(row["value"]), row["unit"], id=name)
+    for row in TOLERANCE.finditer((Path(__file__).parents[3] / "docs" / "baselines.md").read_text(encoding="utf-8"))
+    for name in re.findall(r"`(\w+)`", row["names"])
+]
+
+
+@pytest.mark.parametrize(("name", "tolerance", "unit"), DOCUMENTED)
+def test_the_tolerance_of_a_measure_is_the_documented_one(name: str, tolerance: float, unit: str) -> None:
+    """Those of log-scale measures are logarithms of ratios."""
+    measure = MEASURES[name]
+    assert measure.tolerance == tolerance
+    assert unit == ("nats of ratio" if measure.scale == "log" else measure.unit.replace("/", " per "))
+
+
+def test_tolerances_are_read_from_the_page() -> None:
+    assert len(DOCUMENTED) == len({parameters.id for parameters in DOCUMENTED}) >= 37
 
 
 @pytest.mark.parametrize(

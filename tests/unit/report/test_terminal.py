@@ -347,3 +347,22 @@ def test_verbose_lists_all_names(make_record: MakeRecord, make_verdict: MakeVerd
     assert not any(line.startswith(("blocks.7.w", "zero by algebra")) for line in short)
     assert [line for line in full if line.startswith("blocks.")] == [f"blocks.{i}.w 1e-09" for i in range(12)]
     assert "zero by algebra: key.0.bias, key.1.bias" in full
+
+
+def test_an_update_without_changes_says_so(make_record: MakeRecord) -> None:
+    def text(*changes: BaselineChange) -> str:
+        lines = section([(make_record(baseline=baseline("updated", *changes)), "passed")])
+        return "\n".join(" ".join(line.text.split()) for line in lines)
+
+    assert "baseline recorded again, nothing has changed" in text()
+    assert "baseline updated\n" in text(MOVED)
+    assert "recorded again" not in text(MOVED)
+
+
+def test_long_steps_get_two_fifths_of_the_row(make_record: MakeRecord) -> None:
+    """Of 120 columns, the log gain has 27 and marks and spaces have 8. The steps have 34 of the other 85."""
+    record = make_record(test=f"test_init.py::test_{'x' * 90}", steps="24 × " + "y" * 90)
+    (row,) = rows(section([(record, "passed")], width=120))
+    assert len(row.text) == 120
+    assert f"  24 × {'y' * 28}…  log gain" in row.text
+    assert f"  ✔ …{'x' * 50}  24" in row.text

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections import OrderedDict
 from dataclasses import FrozenInstanceError, replace
+from itertools import takewhile
 
 import pytest
 import torch
-from families import ONES, perceptron, scaled, vectors
+from families import ONES, Scaled, perceptron, scaled, vectors
 from torch import nn
 
 from pytest_trainability import (
@@ -111,6 +113,28 @@ def test_the_message_of_a_failure():
         "                 64  8  slope 0.5",
         "  reading        activation_rms of 0 grows like width^0.5",
     ]
+
+
+@pytest.mark.parametrize(("longer", "lines"), [(0, 1), (1, 2)])
+def test_a_line_of_a_message_has_up_to_80_characters(longer, lines):
+    """The label has 15, the indentation 2, and the words around the name of the module 37, so that 26 are left for the name."""
+    name = "x" * (26 + longer)
+    found = width_sweep(lambda n: nn.Sequential(OrderedDict({name: Scaled(n)})), [2, 4], ONES, seeds=1, matching="x*")
+    with pytest.raises(TrainabilityFailure) as failure:
+        found.check(within(0.1))
+    message = str(failure.value).splitlines()
+    place = next(i for i, line in enumerate(message) if line.startswith("  reading"))
+    reading = [message[place], *takewhile(lambda line: line.startswith(" " * 17), message[place + 1 :])]
+    assert " ".join(" ".join(reading).split()) == f"reading activation_rms of {name} grows like width^1"
+    assert len(reading) == lines
+    assert len(reading[0]) == (80 if lines == 1 else 80 + longer - len(" width^1"))
+
+
+def test_scalings_of_equal_values_are_equal():
+    """The measurements behind them are not compared."""
+    first, second, other = (width_sweep(lambda n, c=c: scaled(c * n), [2, 4], ONES, seeds=1) for c in (1, 1, 2))
+    assert first == second
+    assert first != other
 
 
 @pytest.mark.parametrize(

@@ -201,3 +201,10 @@ def test_patterns_may_be_one_or_several():
         for matching, excluding in (("[01]", "1"), (["0", "1"], ["1"]))
     )
     assert list(one.slope) == list(several.slope) == ["0"]
+
+
+def test_the_log_gain_of_a_report_is_that_of_the_largest_size():
+    found = width_sweep(lambda n: scaled(n), [2, 4, 16], ONES, seeds=2)
+    record = found._sweep.to_record([], ())
+    assert record.log_gain == pytest.approx(math.log(16), rel=1e-6)
+    assert "the log gain is that of width 16" in record.notes

@@ -55,6 +55,11 @@ def test_entries_of_any_layout_are_counted(convert: Callable[[Tensor], Tensor]) 
     assert (part.count, part.kinds) == (2, ("inf", "-inf"))
 
 
+def test_the_loss_is_distinguished_from_the_output() -> None:
+    parts = entries_not_finite(Capture(models.mlp(), output=torch.tensor([1.0, NAN]), loss=torch.tensor(INF)))
+    assert [part.is_loss for part in parts] == [False, True]
+
+
 def test_parts_are_named_by_their_place_and_the_loss_is_last() -> None:
     broken = torch.tensor([1.0, NAN])
     loss = torch.tensor(INF)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import models
@@ -276,6 +277,13 @@ def test_float_inputs_and_targets_are_cast() -> None:
 def test_a_model_without_tensors_runs_where_its_inputs_are() -> None:
     found = run_with(nn.Tanh(), FLOATS)
     assert found.device == FLOATS.device and torch.equal(found.output.detach(), FLOATS.tanh())
+
+
+def test_a_model_without_tensors_runs_on_the_requested_device() -> None:
+    """The meta device stands for any device that is not that of the inputs."""
+    recipe = as_recipe(Context(), nn.Tanh, FLOATS, {**DEFAULT_OPTIONS, "device": "cpu"})
+    found = forward_pass(replace(recipe, device=torch.device("meta")), nn.Tanh(), 0)
+    assert found.inputs.is_meta and found.device == torch.device("meta")
 
 
 def test_the_traceback_of_a_model_begins_at_its_call() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -217,3 +218,14 @@ def test_a_need_may_change_the_model_and_its_loss(added: Add) -> None:
     added("counting", need, read=lambda run: float(run.recipe.loss.calls))
     result = measure(tower, batch, seeds=1, loss=loss, measures=["counting"])
     assert (seen, float(result.counting), float(loss.calls)) == ([2.0], 1.0, 0.0)
+
+
+def test_runs_are_compared_by_identity(added: Add) -> None:
+    """Their values are tensors, of which a comparison has no truth value, and a run may be a key."""
+    runs: list[Run] = []
+    added("kept", Need("kept", lambda run: runs.append(run)), read=lambda run: 0.0)
+    measure(tower, batch, seeds=1, measures=["kept"])
+    first = runs[0]
+    same = copy.copy(first)
+    assert first == first and first != same
+    assert len({first, same}) == 2

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from towers import F64
 
 from pytest_trainability import measure
-from pytest_trainability.measures.depth.residual_branches import _as_tensors, _operands_of, _ratio, _Sizes, skips_of
+from pytest_trainability.measures.depth.residual_branches import (
+    _as_tensors,
+    _operands_of,
+    _ratio,
+    _Sizes,
+    _zeros_for_none,
+    skips_of,
+)
 
 WIDTH = 6
 
@@ -111,6 +118,74 @@ def test_ratio_and_share_of_a_scaled_branch(factor: float) -> None:
 def test_a_model_without_residual_steps_has_neither() -> None:
     found = measure(models.mlp, torch.randn(3, models.WIDTH), seeds=1)
     assert len(found.branch_ratio) == len(found.branch_gradient_share) == 0
+
+
+class Streams(nn.Module):
+    """Two streams. The first one has the second one added, which a layer changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, streams: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        first, second = streams
+        return first + second, torch.tanh(self.layer(second))
+
+
+class TwoStreams(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(Streams() for _ in range(3))
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        streams = self.first(x), self.second(x)
+        for step in self.steps:
+            streams = step(streams)
+        return streams[0] + streams[1]
+
+
+def test_the_stream_is_the_tensor_that_was_created_first() -> None:
+    """Both operands of the sum are tensors of the state before the step."""
+    chain = models.cut(TwoStreams(), torch.randn(3, WIDTH), ["steps.0", "steps.1", "steps.2"]).chain
+    assert len(chain.cut.states[1]) == 2
+    (skip,) = skips_of(chain, 2)
+    assert (skip.later, skip.earlier) == (0, 0)
+
+
+def test_zeros_are_made_on_the_device_of_the_state() -> None:
+    chain = models.cut(nn.Sequential(Scaled(0.5), Scaled(0.5)), torch.randn(3, WIDTH, dtype=F64), ["0", "1"]).chain
+    with torch.device("meta"):
+        (zeros,) = _zeros_for_none(chain, [None])
+    assert zeros.device == torch.device("cpu") and zeros.dtype == F64
+    assert zeros.shape == (1, 3, WIDTH) and not zeros.any()
+
+
+@pytest.mark.parametrize(
+    ("combine", "expected"),
+    [
+        (lambda x, f: (x - f) + f, 0.0),
+        (lambda x, f: torch.add(x - f, f, alpha=3), 2.0),
+        (lambda x, f: torch.sub(x, f, alpha=2) - f, 3.0),
+        (lambda x, f: x + f * (torch.ones(()) + 1.0 - 0.5), 1.5),
+    ],
+    ids=["cancelled", "added three times", "subtracted three times", "a sum of constants"],
+)
+def test_branches_are_added_with_their_signs_and_factors(
+    combine: Callable[[Tensor, Tensor], Tensor], expected: float
+) -> None:
+    """In units of the layer's output, whose orthogonal weight keeps the norm of the stream."""
+
+    def build() -> nn.Module:
+        model = nn.Sequential(*[Step(combine) for _ in range(3)]).double()
+        for step in model:
+            nn.init.orthogonal_(step.layer.weight)
+            nn.init.zeros_(step.layer.bias)
+        return model
+
+    x = torch.randn(4, WIDTH, dtype=F64, generator=torch.Generator().manual_seed(0))
+    found = measure(build, x, seeds=1, steps=["0", "1", "2"], measures=["branch_ratio"]).branch_ratio
+    assert [ratio.mean for ratio in found.values()] == pytest.approx([expected] * 3, rel=1e-12)
 
 
 # Sums ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 from towers import F64, Elementwise, linear
 
 from pytest_trainability import Rollout, measure
@@ -172,3 +173,20 @@ def test_the_spectral_radius_of_an_lstm_is_that_of_the_map_written_by_hand(lengt
     found = {int(n.removeprefix("LSTM").strip("[]") or 0): float(v) for n, v in result.spectral_radius.items()}
     assert bool(found) == (length > 1)
     assert found == pytest.approx({t: expected[t] for t in found}, rel=1e-9)
+
+
+def test_a_step_of_a_packed_batch_is_averaged_over_the_samples_that_it_acts_on() -> None:
+    """The second sample ends after three of six steps."""
+    torch.manual_seed(0)
+    lstm, lengths = nn.LSTM(3, 4, batch_first=True).double(), (6, 3)
+    x = torch.randn(2, 6, 3, dtype=F64)
+
+    def radii(inputs: object) -> dict[str, float]:
+        found = measure(lstm, (inputs,), steps="time", measures=["spectral_radius"]).spectral_radius
+        return {name: e.mean for name, e in found.items()}
+
+    both = radii(pack_padded_sequence(x, torch.tensor(lengths), batch_first=True))
+    first, second = (radii(x[i : i + 1, :length]) for i, length in enumerate(lengths))
+    assert len(both) == len(first) == 5 and len(second) == 2
+    expected = {name: math.sqrt(radius * second[name]) if name in second else radius for name, radius in first.items()}
+    assert both == pytest.approx(expected, rel=1e-10)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from pytest_trainability.measures.gradients import half_precision
 from pytest_trainability.measures.gradients.half_precision import (
     BFLOAT16,
     FLOAT16,
     Entries,
     StateEntries,
+    _known_entries,
     entries,
     loss_scale,
 )
@@ -112,3 +116,30 @@ def test_entries_of_zeros_have_no_largest_value() -> None:
     counted = entries(torch.zeros(0))
     assert isinstance(counted, Entries)
     assert (counted.number, counted.nonzero, counted.largest) == (0, 0, 0.0)
+
+
+class OneStep:
+    """The precision of a chain of one step in float32."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def epsilon(self, index: int) -> float:
+        return torch.finfo(torch.float32).eps
+
+
+def test_entries_that_change_with_the_roundings_are_unknown_unless_they_are_nearly_subnormal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those below 2^8 times the smallest normal number have few digits, so that a change says nothing."""
+    limit = 2.0**8 * torch.finfo(torch.float32).tiny
+    plain = torch.tensor([1.0, 1.0, 1.0, limit, limit / 2])
+    change = torch.tensor([1.0, 1.009, 1.011, 1.5, 1.5])
+
+    def backward(run: Any, factor: float) -> dict[str, torch.Tensor]:
+        return {"w": plain * change * factor}
+
+    monkeypatch.setattr(half_precision, "_backward", backward)
+    run: Any = SimpleNamespace(chain=OneStep())
+    found = _known_entries(run, {"w": plain}, 1.0)
+    assert found["w"].tolist() == [True, True, False, False, True]

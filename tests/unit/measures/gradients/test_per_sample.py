@@ -22,7 +22,7 @@ from pytest_trainability.engine.runs.recipe import Recipe
 from pytest_trainability.engine.runs.run import Run
 from pytest_trainability.engine.trees import tensors_in
 from pytest_trainability.errors import UsageError
-from pytest_trainability.measures.gradients.per_sample import PER_SAMPLE
+from pytest_trainability.measures.gradients.per_sample import PER_SAMPLE, ROUND_OFF, _equal_gradients
 
 NOISE = ["gradient_snr", "gradient_confusion", "gradient_noise_scale"]
 
@@ -529,3 +529,16 @@ def test_random_numbers_of_python_are_noticed():
             return self.layers(x) * (1 + random.random())
 
     assert find(Skipping, models.vectors()).is_random
+
+
+@pytest.mark.parametrize(("share", "equal"), [(0.5, True), (2.0, False)])
+def test_gradients_are_equal_up_to_the_round_off_of_all_together(share, equal):
+    """A gradient of zero may differ by the round-off of the others, whose norm is 5000."""
+    eps = torch.finfo(F64).eps
+    found = {
+        "a": torch.full((1,), 3e3, dtype=F64),
+        "b": torch.full((1,), 4e3, dtype=F64),
+        "c": torch.zeros(1, dtype=F64),
+    }
+    other = {**found, "c": torch.full((1,), share * ROUND_OFF * eps * 5e3, dtype=F64)}
+    assert _equal_gradients(found, other) is equal

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
 from pytest_trainability import measure
-from pytest_trainability.measures.gradients.round_off import is_zero, small_gradients
+from pytest_trainability.measures.gradients.round_off import _follows_precision, is_zero, small_gradients
 
 X = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
 LOSS = {"loss": F.cross_entropy, "target": torch.arange(12) % 4}
@@ -32,6 +32,27 @@ def test_candidates_are_small_relative_to_the_largest_gradient() -> None:
 def test_zero_is_exactly_zero() -> None:
     assert is_zero(None) and is_zero(torch.zeros(2)) and not is_zero(torch.tensor([0.0, 1e-45]))
     assert not is_zero(torch.tensor([torch.nan]))
+
+
+@pytest.mark.parametrize(
+    ("size", "there", "dtype", "follows"),
+    [
+        # From float32 to float64, round-off shrinks by 2^-29, and half of the digits are 2^-14.5.
+        (1.0, 2.0**-14, torch.float64, False),
+        (1.0, 2.0**-15, torch.float64, True),
+        # From float64 to float32 it grows.
+        (1.0, 2.0**14, torch.float32, False),
+        (1.0, 2.0**15, torch.float32, True),
+        (1.0, torch.inf, torch.float32, False),
+        # In the same precision it does not grow.
+        (1.0, 2.0, torch.float64, False),
+        (1.0, 0.5, torch.float64, True),
+    ],
+)
+def test_round_off_follows_the_precision(size: float, there: float, dtype: torch.dtype, follows: bool) -> None:
+    own = torch.float32 if dtype == torch.float64 and abs(there) < 0.1 else torch.float64
+    assert _follows_precision(torch.full((1,), size, dtype=own), torch.full((1,), there), dtype) is follows
+    assert not _follows_precision(torch.ones(1), None, dtype)
 
 
 class OnlyFloat32(nn.Module):

@@ -180,3 +180,55 @@ def test_needs_are_shared():
     """Moments and inner products are computed from the same gradients."""
     assert GRADIENT_MOMENTS.requires == (PER_SAMPLE, GRADIENT_GRAM)
     assert GRADIENT_GRAM.requires == (PER_SAMPLE,)
+
+
+def test_a_loss_that_is_nan_for_one_sample_is_refused_by_every_measure():
+    def spread(output: Tensor) -> Tensor:
+        return torch.relu(1 - output.std(dim=0)).mean() + output.square().mean()
+
+    for name in NOISE:
+        text = refused(models.mlp, models.vectors(BATCH, WIDTH), loss=spread, measures=[name])
+        assert "that of sample 0 (seed 0) is nan" in text
+
+
+@pytest.mark.parametrize(("whole", "accepted"), [(98.5, True), (97.5, False), (98.5e-4, True), (97.5e-4, False)])
+def test_the_loss_may_be_two_percent_below_those_of_the_samples(whole, accepted):
+    """One percent of the largest loss of a sample, 100, and one of the batch's: the sum of a mean and a small term."""
+    alone = 100.0 if whole > 1 else 1e-2
+
+    def loss(output: Tensor) -> Tensor:
+        return 1e-6 * alone * output.mean() + (alone if len(output) == 1 else whole)
+
+    if accepted:
+        found = measure(models.mlp, models.vectors(), loss=loss, seeds=1, dtype=F64, measures=["gradient_confusion"])
+        assert math.isfinite(float(found.gradient_confusion))
+    else:
+        text = refused(models.mlp, models.vectors(), loss=loss, dtype=F64, measures=["gradient_confusion"])
+        assert "a mean or a sum over samples. The batch's loss is" in text
+
+
+class Factors(nn.Module):
+    """Multiplies the mean of each sample by a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=1, keepdim=True) * self.weight
+
+
+def test_a_sample_without_gradient_is_in_no_pair():
+    x = torch.tensor([[0.0, 0.0], [1.0, 1.0], [3.0, 3.0]], dtype=F64)
+    model = nn.Sequential(Factors(), Factors()).double()
+    confusion = measure(model, x, loss=lambda y: y.mean(), measures=NOISE, steps=Factors).gradient_confusion
+    assert float(confusion) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_equal_gradients_have_no_noise_whatever_their_size(size):
+    x = torch.full((3, 2), size, dtype=F64)
+    snr = measure(
+        nn.Sequential(Factors(), Factors()).double(), x, loss=lambda y: y.mean(), measures=NOISE, steps=Factors
+    ).gradient_snr
+    assert [float(value) for value in snr.values()] == [math.inf, math.inf]

@@ -24,6 +24,7 @@ from pytest_trainability.measures.jacobian.singular_values import (
     SingularValues,
     _all,
     _extreme,
+    _factored,
     _product_of,
     singular_values,
 )
@@ -300,3 +301,80 @@ def test_values_of_a_jacobian_that_is_not_finite_are_nan() -> None:
     result = measure(model, torch.randn(2, WIDTH), measures=ALL)
     for name in ALL[1:]:
         assert math.isnan(getattr(result, name).mean), name
+
+
+# Limits ------------------------------------------------------------------------------------------------------------
+
+
+def linear_trajectories(first: int, last: int, samples: int = 6) -> Trajectories:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(first, last), nn.Linear(last, last)).double()
+    cutting = models.cut(model, torch.randn(samples, first, dtype=F64))
+    return Trajectories(cutting.chain, Division(samples))
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "rows", "used", "values"),
+    [
+        # All values are computed if an end has up to 4 dimensions; the columns are those of this end, the last one if both have.
+        (6, 4, 24, 6, 4),
+        (6, 4, 23, 5, 4),
+        (4, 6, 23, 5, 4),
+        (4, 3, 12, 4, 3),
+        (4, 4, 3, 1, 4),
+        # Otherwise one value for each of four trajectories, or for one if an end has more than 8 dimensions.
+        (5, 5, 3, 4, 1),
+        (8, 8, 3, 4, 1),
+        (8, 9, 3, 1, 1),
+        (9, 8, 3, 1, 1),
+    ],
+)
+def test_large_states_have_fewer_trajectories(
+    monkeypatch: pytest.MonkeyPatch, first: int, last: int, rows: int, used: int, values: int
+) -> None:
+    """With limits of 4 and 8 dimensions instead of 512 and 16384, so that the models are small."""
+    for name, limit in (("DENSE", 4), ("LARGE", 8), ("ROWS", rows)):
+        monkeypatch.setattr(f"pytest_trainability.measures.jacobian.singular_values.{name}", limit)
+    assert singular_values(linear_trajectories(first, last), 0).logs.shape == (used, values)
+
+
+def test_a_last_state_at_the_limit_needs_backward_passes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_trainability.measures.jacobian.singular_values.DENSE", 8)
+    for width, applies in ((8, True), (9, False)):
+        model = nn.Sequential(*[Custom(Once, width) for _ in range(3)])
+        if applies:
+            assert measure(model, torch.randn(2, width), measures=["max_ftle"]).max_ftle > 0
+        else:
+            with pytest.raises(CutError, match="at most 8 numbers per trajectory"):
+                measure(model, torch.randn(2, width), measures=["max_ftle"])
+
+
+def test_draws_are_made_on_the_cpu_whatever_the_default_device() -> None:
+    """The default device of a run is the model's, and generators are those of the CPU."""
+    product = _product_of(linear_trajectories(5, 5), 2, forward=True)
+    expected = product.draw(3, 0, "basis")
+    with torch.device("meta"):
+        assert torch.equal(product.draw(3, 0, "basis"), expected)
+
+
+def test_directions_beyond_the_rank_of_every_trajectory_are_dropped() -> None:
+    """Two of six directions come through the last layer. The others are not carried further."""
+    model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)).double()
+    with torch.no_grad():
+        model[1].weight[2:] = 0
+    cutting = models.cut(model, torch.randn(3, 6, dtype=F64))
+    product = _product_of(Trajectories(cutting.chain, Division(3)), 3, forward=False)
+    frame = torch.linalg.qr(product.draw(6, 0, "basis")[0].mT).Q.mT.expand(3, 6, 6)
+    basis, triangular = _factored(product, 2, frame)
+    assert basis.shape == (3, 2, 6) and triangular.shape == (3, 2, 6)
+
+
+def test_large_states_without_finite_values_are_nan() -> None:
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5)).double()
+    with torch.no_grad():
+        model[1].weight[0, 0] = math.nan
+    cutting = models.cut(model, torch.randn(4, 5, dtype=F64))
+    found = _extreme(_product_of(Trajectories(cutting.chain, Division(4)), 3, forward=True), 0, 2)
+    assert found.logs.shape == (3, 2) and found.smallest.shape == found.rank.shape == found.spread.shape == (3,)
+    assert all(bool(t.isnan().all()) for t in (found.logs, found.smallest, found.rank, found.spread))
+    assert found.time.tolist() == [2, 2, 2]

@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
 from pytest_trainability import InapplicableError, Measurement, measure
+from pytest_trainability.measures.loss.chance_loss import _is_multiple
 
 BATCH, CLASSES = 4, 5
 Loss = Callable[..., Any]
@@ -123,3 +124,21 @@ def test_a_run_without_a_loss_is_refused() -> None:
     for name in ("initial_loss", "excess_loss"):
         with pytest.raises(InapplicableError, match="need a loss"):
             getattr(found(None, None), name)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "dtype", "expected"),
+    [
+        (4.0, torch.float32, True),
+        (4.001, torch.float32, False),
+        (1.0, torch.float32, False),
+        # Eight units of float16 are 0.0078: ten terms may be off by 0.078.
+        (10.05, torch.float16, True),
+        (10.09, torch.float16, False),
+        # From thirteen terms on, the round-off of float16 hides which whole number it is. In bfloat16, two terms do.
+        (13.0, torch.float16, False),
+        (2.0, torch.bfloat16, False),
+    ],
+)
+def test_a_multiple_is_recognized_up_to_round_off(ratio: float, dtype: torch.dtype, expected: bool) -> None:
+    assert _is_multiple(ratio, dtype) is expected

@@ -150,3 +150,35 @@ def test_a_complex_parameter_behind_an_odd_number_of_real_ones() -> None:
     # The loss is |x|² |factor|² / 2, whose curvature is |x|² in the real and in the imaginary part of the factor.
     result = measure(Net(), torch.tensor([[1.0, 2.0, 2.0]]), loss=lambda y: y.abs().square().sum() / 2, steps="layers")
     assert result.sharpness == pytest.approx(9.0, rel=1e-3)
+
+
+def test_products_and_directions_of_a_short_type_have_single_precision() -> None:
+    def types(hessian: Hessian) -> list[torch.dtype]:
+        direction = hessian.random_direction(0)
+        return [direction.dtype, hessian(direction).dtype]
+
+    assert on_hessian(tower(torch.bfloat16), X.bfloat16(), types) == [torch.float32, torch.float32]
+    assert on_hessian(tower(), X, types) == [F64, F64]
+
+
+def test_the_smallest_step_is_a_ten_thousandth_of_the_parameters_norm() -> None:
+    """The curvature of cos(k w) seen over a step h is off by the factor sin(k h) / (k h).
+
+    With w = 0.01 and k = 5e5, k h is 0.5 at the smallest step, and at least 5 at the larger ones.
+    """
+
+    def build() -> nn.Module:
+        model = nn.Sequential(nn.Linear(1, 1, bias=False)).double()
+        nn.init.constant_(model[0].weight, 0.01)
+        return model
+
+    def match(frequency: float) -> bool:
+        return on_hessian(
+            build(),
+            torch.ones(1, 1, dtype=F64),
+            lambda hessian: hessian.matches_gradient_change(hessian.random_direction(0)),
+            loss=lambda y: (frequency * y).cos().sum(),
+        )
+
+    assert match(5e5)
+    assert not match(5e6)

@@ -60,6 +60,12 @@ def test_many_outputs_have_one_random_functional_for_each_sample(axis: int) -> N
     assert not second.select(axis, 0).any()
 
 
+def test_weights_of_functionals_have_the_type_of_the_outputs() -> None:
+    for dtype in (torch.float32, F64):
+        functionals = _functionals(torch.zeros(2, ROWS, dtype=dtype), batch=2, size=10, seed=0)
+        assert functionals.weights is not None and functionals.weights.dtype == dtype
+
+
 def test_too_many_outputs_of_one_sample_are_refused() -> None:
     with pytest.raises(InapplicableError, match=r"at most 512 outputs.*shape \(1, 513\) for a batch of 1"):
         _functionals(torch.zeros(1, 513), batch=1, size=10, seed=0)
@@ -71,6 +77,20 @@ def test_logits_are_the_main_output() -> None:
     assert main_output({"hidden": hidden, "logits": logits, "loss": loss}, loss) is logits
     assert main_output((loss, hidden), loss) is hidden
     assert main_output(torch.ones(2, 3), None) is None
+
+
+def test_a_vector_is_a_main_output_and_the_loss_in_another_shape_is_not() -> None:
+    scores = torch.ones(3, requires_grad=True) * 2
+    loss, part = scores.sum(), scores.sum().reshape(1) * 1
+    assert main_output(scores, loss) is scores
+    assert main_output(loss.reshape(1), loss) is None
+    assert main_output(part, loss) is part
+    assert main_output((loss.reshape(1), part), loss) is part
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1)])
+def test_two_outputs_are_few(shape: tuple[int, int]) -> None:
+    assert len(_functionals(torch.zeros(shape), batch=shape[0], size=10, seed=0)) == 2
 
 
 class Once(torch.autograd.Function):

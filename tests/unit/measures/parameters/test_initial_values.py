@@ -71,3 +71,10 @@ def test_a_parameter_that_is_not_finite_violates_every_bound() -> None:
         result.check(parameter_rms=at_most(100))
     assert math.isnan(result.parameter_mean["table"].mean)
     assert math.isnan(result.parameter_outlier["table"].mean)
+
+
+@pytest.mark.parametrize("name", ["parameter_rms", "parameter_outlier"])
+def test_sizes_are_averaged_by_their_logarithms(name: str) -> None:
+    found = getattr(measured(), name)["out.weight"]
+    assert len(set(found.values)) == 3
+    assert found.mean == pytest.approx(math.exp(math.fsum(map(math.log, found.values)) / 3), rel=1e-12)

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from pytest_trainability import initialization, measure
 from pytest_trainability.checks.presets import PRESETS
+from pytest_trainability.engine.runs.run import with_dependencies
+from pytest_trainability.measures.parameters.initial_values import DESCRIPTION
+from pytest_trainability.measures.parameters.lint import UNUSUAL
 
 
 class Net(nn.Module):
@@ -113,3 +116,7 @@ def test_further_builds_leave_the_generators_alone_and_one_decides_for_all_seeds
     # A draw and one in memory that is filled with NaN for each seed, and one draw from another seed.
     assert sorted(seed for seed in built if seed < 3) == [0, 0, 1, 1, 2, 2]
     assert len(built) == 7
+
+
+def test_the_description_is_provided_before_it_is_read() -> None:
+    assert with_dependencies(frozenset({UNUSUAL})) == {UNUSUAL, DESCRIPTION}

@@ -112,6 +112,14 @@ PRODUCTS: dict[
     "w @ x": ((16, 4), (12, 16), lambda x, w: w @ x, (0,), "12 equal rows"),
     "a vector": ((16,), (16, 12), lambda x, w: x @ w, (1,), "12 equal columns"),
     "addmm": ((4, 16), (16, 12), lambda x, w: torch.addmm(torch.ones(12), x, w), (1,), "12 equal columns"),
+    "sum of products": (
+        *((2, 4, 16), (2, 16, 12)),
+        *(lambda x, w: torch.addbmm(torch.ones(4, 12), x, w), (2,), "12 equal units"),
+    ),
+    "sum of products, from the left": (
+        *((2, 16, 4), (2, 12, 16)),
+        *(lambda x, w: torch.addbmm(torch.ones(12, 4), w, x), (1,), "12 equal units"),
+    ),
     "linear": ((2, 3, 16), (12, 16), lambda x, w: F.linear(x, w), (0,), "12 equal rows"),
     "transposed": ((4, 16), (12, 16), lambda x, w: x @ w.mT, (0,), "12 equal rows"),
     "bc,cd->bd": ((4, 16), (16, 12), lambda x, w: torch.einsum("bc,cd->bd", x, w), (1,), "12 equal columns"),

@@ -219,3 +219,34 @@ def test_steps_that_mix_on_some_seeds_are_counted():
     result = measure(build, torch.randn(BATCH, WIDTH), steps=Mixing, seeds=8)
     assert list(result.interacting_samples) == ["0", "1"]
     assert set(result.interacting_samples.counts) == {1, 2}
+
+
+class Factor(nn.Module):
+    """A step that multiplies its branch by a number which belongs to no sample, and passes the number on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, factor = state
+        return x + factor * torch.tanh(self.inner(x)), 1.1 * factor
+
+
+class Factored(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.first = nn.Parameter(torch.tensor(0.5)), nn.Linear(WIDTH, WIDTH)
+        self.steps = nn.ModuleList(Factor() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.first(x), 2 * self.factor
+        for step in self.steps:
+            state = step(state)
+        return state[0] * state[1]
+
+
+def test_a_number_that_all_samples_read_belongs_to_no_sample():
+    """Its cotangent is the sum over samples, and is that of none of them."""
+    result = measure(Factored, torch.randn(BATCH, WIDTH), steps=Factor, seeds=1)
+    assert list(result.interacting_samples) == []
