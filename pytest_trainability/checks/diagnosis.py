@@ -12,7 +12,16 @@ from ..records.names import template, with_stars
 from ..records.reports import VerdictRecord
 from ..records.text import format_names, format_number
 
-__all__ = ["FactorGroup", "diagnose", "factor_groups", "is_about_growth", "outlier", "usual_gain", "vanishing"]
+__all__ = [
+    "FactorGroup",
+    "diagnose",
+    "factor_groups",
+    "is_about_growth",
+    "outlier",
+    "places",
+    "usual_gain",
+    "vanishing",
+]
 
 # Note [Causes explain their share]
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
@@ -249,11 +258,18 @@ def _place(modules: Sequence[str], kind: str) -> str:
     names = list(dict.fromkeys(modules))
     if names == [""]:
         return kind
-    forms = [form or kind for form, _, _ in with_stars(names, names)]
-    # The modules of an nn.Sequential are called 0, 2, 4: a lone star would say nothing.
-    where = ", ".join(forms) if forms != ["*"] else format_names(names)
+    where = places([name or kind for name in names])
     count = f"{len(names)} × " if len(names) > 1 else ""
     return f"{count}{kind} ({where})" if count else f"{where} ({kind})"
+
+
+def places(names: Sequence[str]) -> str:
+    """Return names of modules for a report, with ``*`` for numbers: ``blocks.*.mlp``.
+
+    The modules of an ``nn.Sequential`` are called 0, 2, 4. A lone star would say nothing, and the first of them stand for all.
+    """
+    forms = [form for form, _, _ in with_stars(names, names)]
+    return ", ".join(forms) if forms != ["*"] else format_names(names)
 
 
 def _named(factor: FactorRecord) -> str:
@@ -341,12 +357,17 @@ def _normalization_lines(group: FactorGroup) -> Iterator[str]:
     if first.group_size == 1:
         yield "it normalizes groups of one element"
         return
-    if first.weight and not 0.5 < group.weight_rms < 2:
+    if first.weight and _is_unusual(group.weight_rms):
         yield f"its gain {group.weights} has rms {format_number(group.weight_rms)}, where 1 is usual"
     if math.isfinite(eps) and eps > 0 and deviation**2 < 4 * eps:
         yield f"its inputs deviate by no more than √eps = {format_number(math.sqrt(eps))}"
     elif math.isfinite(deviation):
         yield f"its inputs deviate by {format_number(deviation)}, by which it divides"
+
+
+def _is_unusual(rms: float) -> bool:
+    """Return whether the root mean square of a normalization's gain is far from one; False if it is unknown."""
+    return rms <= 0.5 or rms >= 2
 
 
 def _branch_lines(factor: FactorRecord) -> Iterator[str]:
@@ -358,7 +379,9 @@ def _branch_lines(factor: FactorRecord) -> Iterator[str]:
             f"its branch multiplies the gradient by {format_number(_exp(branch))}, the skip connection by "
             f"{format_number(_exp(skip))}"
         )
-    largest = max((f for f in inner if math.isfinite(f.gain)), key=lambda f: abs(f.gain), default=None)
+    # A normalization divides by the size of its input, which others have made. It is at fault if its own gain is unusual.
+    own = [f for f in inner if math.isfinite(f.gain) and (f.kind != "normalization" or _is_unusual(f.weight_rms))]
+    largest = max(own, key=lambda f: f.gain * math.copysign(1, factor.gain), default=None)
     if largest is not None and abs(largest.gain) > LEAST_DEVIATION:
         yield f"in the branch, {_named(largest)} {_effect(largest)}"
         yield from _details(FactorGroup((largest,)))

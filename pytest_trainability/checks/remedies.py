@@ -11,7 +11,7 @@ from typing import Literal
 from ..records.factors import FactorRecord
 from ..records.names import with_stars
 from ..records.text import format_number
-from .diagnosis import outlier, usual_gain
+from .diagnosis import outlier, places, usual_gain
 
 __all__ = ["Remedy", "remedies"]
 
@@ -218,7 +218,5 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
         f"a forget bias of {format_number(remedy.factors[0])}: the second quarter of {_code(remedy.targets)}"
     ),
     "output": lambda remedy: f"remove the factor {format_number(1 / remedy.factors[0])} in {', '.join(remedy.targets)}",
-    "layer norm": lambda remedy: (
-        f"add a LayerNorm before {', '.join(f for f, _, _ in with_stars(remedy.targets, remedy.targets))}"
-    ),
+    "layer norm": lambda remedy: f"add a LayerNorm before {places(remedy.targets)}",
 }

@@ -270,7 +270,8 @@ def test_a_normalization_shows_its_gain_its_input_and_its_constant() -> None:
 
 
 def test_a_residual_block_shows_branch_and_skip_and_what_stands_out_in_the_branch() -> None:
-    inner = (factor("normalization", 0.1, module="b.norm", module_kind="LayerNorm"), factor(gain=1.6, module="b.proj"))
+    norm = factor("normalization", 3.0, module="b.norm", module_kind="LayerNorm", weight_rms=1.0)
+    inner = (norm, factor(gain=1.6, module="b.proj"))
     blocks = [
         factor(
             "parallel", 1.8, i, module=f"blocks.{i}", module_kind="Block", branches=((), inner), branch_gains=(0.0, 1.7)
