@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..checks.remedies import LARGEST_FACTOR, Remedy, remedies
 from ..engine.runs.recipe import ModelSource, Recipe
-from ..errors import TrainabilityError
 from ..measures import MEASURES
 from ..records.estimates import Estimate
 from ..records.reports import VerdictRecord
@@ -96,8 +95,8 @@ def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -
         if any((remedy.kind, {*remedy.targets}) == (other.kind, {*other.targets}) for other in found):
             # Factors by layer, where one for all of them is enough.
             continue
-        # A change that cannot be made or run is no cure.
-        with suppress(TrainabilityError, LookupError, RuntimeError):
+        # A change that cannot be made or run is no cure: a module that cannot be copied, a layer that refuses another input.
+        with suppress(Exception):
             adjusted = _adjusted(seed_runs, remedy, _target(seed_runs, failed, remedy)) if remedy.adjustable else remedy
             verdicts = judge(_runs_with(seed_runs, adjusted, seed_runs.common.seeds))
             if all(verdict.holds for verdict in verdicts):

@@ -37,8 +37,8 @@ __all__ = ["Measurement"]
 
 FROZEN = "no parameter gets a gradient, because all are frozen or none is used"
 """Why a measure by parameter has no element."""
-SMALL = 10**7
-"""Largest number of parameters for which the report of a failure looks for cures, which repeats the measurement a few times."""
+SMALL, SHORT = 10**7, 200
+"""Largest numbers of parameters and of steps for which the report of a failure looks for cures: it measures several times more."""
 
 
 class Measurement(Attributes):
@@ -361,7 +361,8 @@ class Measurement(Attributes):
     def _shows_cures(self) -> bool:
         """Return whether the report of a failure looks for cures."""
         mode = self._context.cure
-        return mode != "off" and (mode != "auto" or self._seed_runs.common.parameters <= SMALL)
+        common = self._seed_runs.common
+        return mode != "off" and (mode != "auto" or (common.parameters <= SMALL and len(common.steps) <= SHORT))
 
     def _judge_again(self, seed_runs: SeedRuns) -> list[VerdictRecord]:
         """Return the verdicts on what has failed, measured on the runs of a changed model."""

@@ -172,11 +172,11 @@ class SeedRuns:
     def take_apart(self) -> tuple[FactorRecord, ...]:
         """Return the factors of the steps, from one more run of the seed whose log gain is typical.
 
-        They explain a failure. Where they cannot be found, the failure stands without them.
+        They explain a failure. Where they cannot be found, for whatever reason, the failure stands without them.
         """
         if self.factors is None:
             self.factors = ()
-            with suppress(TrainabilityError, RuntimeError):
+            with suppress(Exception):
                 self._refuse_changed("the steps are taken apart in another run", "Measure again.")
                 (reading,) = ensemble(
                     self.recipe,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_trainability import TrainabilityFailure, at_least, measure, within
-from pytest_trainability.measurement import Measurement
+from pytest_trainability.measurement import Context, Measurement, measure_in
 from pytest_trainability.measurement.cures import Cure
 
 
@@ -168,3 +168,21 @@ def test_a_nan_is_no_growth() -> None:
         lambda: nn.Sequential(nn.Linear(4, 4), Nan(), nn.Linear(4, 4)), inputs(2, 4), {"log_gain": within(2)}
     )
     assert result.cures() == () and "cure" not in message
+
+
+def test_a_module_that_cannot_be_copied_fails_without_a_cure() -> None:
+    class Holder(nn.Sequential):
+        def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+            raise TypeError("holds an open file")
+
+    result, message = failed(Holder(*tower().children()), inputs(4, 32), {"log_gain": within(2)})
+    assert result.cures() == () and "log_gain" in message and "likely cause" in message
+
+
+def test_only_small_models_are_tried_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_trainability.measurement.result.SMALL", 10)
+    _, message = failed(tower, inputs(4, 32), {"log_gain": within(2)})
+    assert "likely cause" in message and "cure" not in message
+    result = measure_in(Context(cure="show"), tower, inputs(4, 32), seeds=2)
+    with pytest.raises(TrainabilityFailure, match="cure"):
+        result.check(log_gain=within(2))
