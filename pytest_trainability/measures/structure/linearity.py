@@ -198,8 +198,9 @@ def _linear_steps(run: Run) -> list[str]:
         if _is_layer(step.module):
             collapses = before is not None and _collapses(signal, before, step, chain.cut.states[index], readers)
         else:
+            # If no step of this class is nonlinear, the one before is linear as well.
             has_same_class = before is not None and classes[index - 1] is classes[index]
-            collapses = classes[index] in nonlinear_classes or (has_same_class and linear[index - 1])
+            collapses = classes[index] in nonlinear_classes or has_same_class
         if collapses:
             found.append(name)
     return found

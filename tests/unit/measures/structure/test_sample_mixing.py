@@ -236,11 +236,12 @@ class Factor(nn.Module):
 class Factored(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.factor, self.first = nn.Parameter(torch.tensor(0.5)), nn.Linear(WIDTH, WIDTH)
+        self.first = nn.Linear(WIDTH, WIDTH)
         self.steps = nn.ModuleList(Factor() for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        state = self.first(x), 2 * self.factor
+        x = self.first(x)
+        state = x, x.mean()
         for step in self.steps:
             state = step(state)
         return state[0] * state[1]
