@@ -40,5 +40,7 @@ class Context:
     """Returns the keys that plugins add to a baseline's environment; numbers are compared within one environment."""
     baseline: Callable[[str, Entry, Mapping[str, float]], BaselineRecord] | None = None
     """Compares the entry of a model with its baseline, given name, entry and tolerances; None outside pytest."""
+    expects_baseline: bool = False
+    """Whether the measurement will probably be compared with a baseline: then initial values are read when the models are run."""
     bounded_on_command_line_only: frozenset[str] = frozenset()
     """Measures that only the command line bounds. Baselines do not record them."""
