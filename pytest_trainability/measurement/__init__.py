@@ -175,7 +175,9 @@ def measure_in(
     recipe = as_recipe(context, model, inputs, given)
     until = until or {}
     seeds = as_seeds(given["seeds"])
-    seed_runs = SeedRuns(recipe, seeds[:1] if recipe.fixed else seeds, context.confidence)
+    seed_runs = SeedRuns(
+        recipe, seeds[:1] if recipe.fixed else seeds, context.confidence, described=context.expects_baseline
+    )
     measurement = Measurement(seed_runs, given["name"] or factory_name(model), context)
     wanted = (find_measure(name, where="measures=") for name in (*DEFAULT, *measures, *until, *_ALWAYS))
     measurement.run(list(wanted), until=until)

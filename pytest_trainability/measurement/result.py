@@ -38,7 +38,7 @@ __all__ = ["Measurement"]
 FROZEN = "no parameter gets a gradient, because all are frozen or none is used"
 """Why a measure by parameter has no element."""
 SMALL, SHORT = 10**7, 200
-"""Largest numbers of parameters and of steps for which the report of a failure looks for cures: it measures several times more."""
+"""Largest numbers of parameters and of steps for which the report of a failure looks for cures, in several more runs."""
 
 
 class Measurement(Attributes):

@@ -20,6 +20,7 @@ from ..engine.runs.ensemble import ensemble
 from ..engine.runs.factors import FACTORS
 from ..engine.runs.forward_pass import fingerprint
 from ..engine.runs.recipe import Recipe
+from ..engine.runs.run import Run
 from ..errors import InapplicableError, TrainabilityError, UsageError
 from ..init.description import ModelDescription
 from ..measures import MEASURES, Measure, companion_of
@@ -47,9 +48,18 @@ class SeedRuns:
         recipe: Model, inputs, and how to run and cut it.
         seeds_requested: Seeds that may be drawn, in this order.
         confidence: Confidence level of the intervals; None for the default.
+        described: Whether the models are described when they are run, so that a baseline need not build them again.
     """
 
-    def __init__(self, recipe: Recipe, seeds_requested: tuple[int, ...], confidence: float | None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        seeds_requested: tuple[int, ...],
+        confidence: float | None,
+        *,
+        described: bool = False,
+    ) -> None:
+        self._described = described
         self.recipe, self.seeds_requested = recipe, seeds_requested
         self.level = Level(confidence or CONFIDENCE)
         self.readings: dict[str, list[Any]] = {}
@@ -108,8 +118,9 @@ class SeedRuns:
         if self._ensemble is None:
             # Intervals must hold whenever drawing stops, and are wider for it.
             self.level = Level(self.level.confidence, len(self.seeds_requested) if until else None)
-            self._ensemble = self._draw(wanted, self.seeds_requested, tolerated, until=until)
+            self._ensemble = self._draw(wanted, self.seeds_requested, tolerated, until=until, described=self._described)
             found = self._ensemble
+            self._keep_descriptions(found)
         else:
             name = wanted[0].name
             self._refuse_changed(
@@ -138,7 +149,8 @@ class SeedRuns:
             return False
         self._refuse_changed("only some of the seeds were drawn, as they settled the bounds", "Measure again.")
         measures = [MEASURES[name] for name in self.readings]
-        found = self._draw(measures, rest)
+        found = self._draw(measures, rest, described=self._described)
+        self._keep_descriptions(found)
         for name, readings in self.readings.items():
             readings += [reading[name] for reading in found.readings]
         draws = (*self.common.draws, *found.draws)
@@ -151,7 +163,7 @@ class SeedRuns:
         return True
 
     def descriptions(self) -> tuple[ModelDescription, ...]:
-        """Return the description of each seed's model as it was built. The models are built again when it is first asked for.
+        """Return the description of each seed's model as it was built. The models are built again unless it is known.
 
         Raises:
             UsageError: The inputs or the parameters have changed since the first run.
@@ -195,6 +207,11 @@ class SeedRuns:
         mean = fmean(gains.values())
         return infinite[0] if infinite else min(gains, key=lambda seed: abs(gains[seed] - mean))
 
+    def _keep_descriptions(self, found: Ensemble) -> None:
+        """Keep the descriptions of runs that have read them. One that cannot be read is an error only if it is asked for."""
+        read = [reading.get(DESCRIPTION.name) for reading in found.readings]
+        self._descriptions = (*self._descriptions, *(one for one in read if one is not None))
+
     @property
     def gradient_classes(self) -> GradientClasses | None:
         """Classes of the parameters' gradients; None if they could not be found, or were not requested."""
@@ -212,13 +229,23 @@ class SeedRuns:
         tolerated: Tolerated = MappingProxyType({}),
         *,
         until: Mapping[str, Bound] | None = None,
+        described: bool = False,
     ) -> Ensemble:
         began = time.perf_counter()
+        needs = frozenset().union(*(m.needs for m in wanted))
+
+        def read_all(run: Run) -> dict[str, Any]:
+            found = {m.name: read(m, run, tolerated.get(m.name)) for m in wanted}
+            if described:
+                with suppress(TrainabilityError):
+                    found[DESCRIPTION.name] = run[DESCRIPTION]
+            return found
+
         found = ensemble(
             self.recipe,
             seeds,
-            frozenset().union(*(m.needs for m in wanted)),
-            lambda run: {m.name: read(m, run, tolerated.get(m.name)) for m in wanted},
+            needs | {DESCRIPTION} if described else needs,
+            read_all,
             known=self._ensemble,
             built_only=all(m.reads_built_model_only for m in wanted),
             enough=lambda readings: bool(until) and self._are_settled(until or {}, readings),

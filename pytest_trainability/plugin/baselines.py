@@ -108,6 +108,19 @@ class Baselines:
         requests.append(BaselineRequest(path, test, key, name, status, entry, torch))
         return self._record(requests[-1], command, old, changes)
 
+    def has(self, item: pytest.Item) -> bool:
+        """Return whether the file of a test has an entry for it. An invalid file is an error only where it is compared."""
+        from ..checks.baseline_files import baseline_path, read_baselines
+        from ..errors import BaselineError
+
+        path, test = baseline_path(item.path), node_id(item).partition("::")[2]
+        try:
+            if path not in self._files:
+                self._files[path] = read_baselines(path)
+        except BaselineError:
+            return False
+        return test in self._files[path]
+
     def _find(self, path: Path, test: str, name: str, entry: Entry) -> Entry | None:
         """Return the baseline of an entry. Modes that write look in the environment of the entry only."""
         from ..checks.baseline_files import read_baselines

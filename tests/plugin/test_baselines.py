@@ -921,3 +921,27 @@ def test_a_session_prints_no_line_that_a_log_would_obey(project: Pytester) -> No
         assert "error" in result.stdout.str()
         written = [line for line in result.outlines if "NAMES" not in line]
         assert obeyed("\n".join(written)) == []
+
+
+def test_the_check_of_a_known_baseline_builds_each_model_once(project: Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        import torch
+        from torch import nn
+        from small_nets import images
+
+        BUILT = []
+
+        def net():
+            BUILT.append(1)
+            return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+
+        def test_net(trainability):
+            trainability(net, images, seeds=8).check_baseline()
+            print(f"built {len(BUILT)} times")
+        """
+    )
+    assert "built 16 times" in joined(run(project, "--trainability-baseline=new", "-s"))
+    result = run(project, "-s")
+    result.assert_outcomes(passed=1)
+    assert "built 8 times" in joined(result)

@@ -202,3 +202,24 @@ def test_an_unknown_companion_is_an_error_that_names_the_measure(
         sampled(seeds=1, my_gain=within(3))
     with pytest.raises(BoundError, match=re.escape(message)):
         sampled(seeds=1).check(my_gain=within(3))
+
+
+@pytest.mark.parametrize("expected", [False, True])
+def test_a_baseline_that_is_expected_needs_no_further_builds(expected: bool) -> None:
+    """The models are described when they run, also those of the seeds that settled bounds left out."""
+    built = 0
+
+    def counted() -> nn.Module:
+        nonlocal built
+        built += 1
+        return nn.Sequential(tower(), nn.BatchNorm1d(8))
+
+    context = Context(expects_baseline=expected)
+    result = measure_in(context, counted, X, seeds=4, device="cpu", until={"log_gain": within(1000)})
+    drawn = len(result.seeds)
+    assert built == drawn < 4
+    result.complete()
+    found = result._seed_runs.descriptions()
+    assert built == (4 if expected else 8)
+    again = measure_in(Context(), counted, X, seeds=4, device="cpu")._seed_runs.descriptions()
+    assert found == again, "bit for bit, and buffers as they were before the forward pass"
