@@ -24,6 +24,7 @@ CHANGING = {
     "measures.activations.similarity": {"Similarities"},
     "measures.activations.slopes": {"_ModuleCall"},
     "measures.depth.residual_branches": {"_BranchAdditions", "_Sizes"},
+    "measures.gradients.fp8": {"ResultCounts"},
     "measures.gradients.half_precision": {"StateEntries"},
 }
 """Dataclasses that are filled while a model runs or is read, by module. They are not frozen."""

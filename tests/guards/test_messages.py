@@ -18,7 +18,7 @@ from small_nets import net, images
 def test_model(trainability):
     trainability(net, images, seeds=2)
 """
-EVERY_MEASURE = "Measures: activation_rms, asleep_parameters, attention_entropy"
+EVERY_MEASURE = "Measures: activation_rms, angle_exponent, asleep_parameters, attention_entropy"
 
 
 def marked(bound: str) -> str:

@@ -45,7 +45,7 @@ def effective_rank_of(matrix: Tensor) -> float:
 
 
 # States -----------------------------------------------------------------------------------------------------------
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Observed:
     """The tensors with a gradient that modules took or returned, as they were."""
 

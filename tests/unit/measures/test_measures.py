@@ -80,7 +80,7 @@ def test_tolerances_are_read_from_the_page() -> None:
     [
         ("log_gian", "", "Unknown measure 'log_gian'. Did you mean 'log_gain'?"),
         ("log_gian", "check()", "check(): unknown measure 'log_gian'. Did you mean 'log_gain'?"),
-        ("zzz", "", "Unknown measure 'zzz'. Measures: activation_rms, asleep_parameters, "),
+        ("zzz", "", "Unknown measure 'zzz'. Measures: activation_rms, angle_exponent, asleep_parameters, "),
     ],
 )
 def test_an_unknown_measure_gets_a_suggestion(name: str, where: str, message: str) -> None:
