@@ -35,6 +35,9 @@ class Attributes:
         numerical_rank: Estimate
         isometry_gap: Estimate
         attention_entropy: Profile
+        causal_leak: Profile
+        mode_gap: Profile
+        order_blindness: Estimate
         expert_usage: Profile
         sample_similarity: Profile
         saturated_fraction: Profile
