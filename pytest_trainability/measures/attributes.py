@@ -37,8 +37,11 @@ class Attributes:
         angle_exponent: Estimate
         attention_entropy: Profile
         attention_logit_max: Profile
+        causal_leak: Profile
         effective_rank: Profile
         largest_value: Profile
+        mode_gap: Profile
+        order_blindness: Estimate
         expert_usage: Profile
         sample_similarity: Profile
         saturated_fraction: Profile
