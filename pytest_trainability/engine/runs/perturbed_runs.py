@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -30,7 +30,7 @@ Place: TypeAlias = "int | str"
 """What is changed: the number of a state, or the path of the module whose parameters are changed."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Changed:
     """One run in float64."""
 
@@ -90,7 +90,7 @@ class PerturbedRuns:
                 f"{type(error).__name__} there: {sentence(error)} Do not request it for this model."
             )
             raise InapplicableError(msg) from error
-        self.base.loss = float(loss.detach())
+        self.base = replace(self.base, loss=float(loss.detach()))
         for (index, _), offset in self._offsets.items():
             self._moved.setdefault(index, []).append(offset)
         for name, parameter in parameters.items():
