@@ -216,14 +216,23 @@ class Measurement(Attributes):
             return bounds
         return {coverage: COVERAGE, **bounds}
 
-    def _verdict(self, m: Measure, bound: Bound) -> VerdictRecord | None:
-        """Return the verdict on one measure; None where all branches are zero by design, so that there is nothing to judge."""
-        value = self._seed_runs.values[m.name]
-        classes = self._seed_runs.gradient_classes
+    def _verdict(self, m: Measure, bound: Bound, seed_runs: SeedRuns | None = None) -> VerdictRecord | None:
+        """Return the verdict on one measure.
+
+        Args:
+            m: The measure.
+            bound: Its bound.
+            seed_runs: Runs that have read it; by default those of this measurement.
+
+        Returns:
+            The verdict; None where all branches are zero by design, so that there is nothing to judge.
+        """
+        seed_runs = seed_runs or self._seed_runs
+        value, classes = seed_runs.values[m.name], seed_runs.gradient_classes
         judged = judged_elements(m.zero_by_design, value, classes)
         if _is_empty(judged) and not _is_empty(value):
             return None
-        verdict = judge(m.name, judged, bound, scale=m.scale, level=self._seed_runs.level)
+        verdict = judge(m.name, judged, bound, scale=m.scale, level=seed_runs.level)
         remarks = {"initial_loss": self._chance_loss(), "untrained_fraction": untrained_text(classes)}
         if not verdict.elements:
             return replace(verdict, remark=m.if_empty or (FROZEN if m.zero_by_design in BY_PARAMETER else ""))
@@ -367,9 +376,8 @@ class Measurement(Attributes):
     def _judge_again(self, seed_runs: SeedRuns) -> list[VerdictRecord]:
         """Return the verdicts on what has failed, measured on the runs of a changed model."""
         failed = [name for name, verdict in self._verdicts.items() if not verdict.holds and name in MEASURES]
-        other = Measurement(seed_runs, self._name, Context())
         seed_runs.run([MEASURES[name] for name in (*failed, "log_gain", "gradient_norm", "gradient_classes")])
-        found = (other._verdict(MEASURES[name], self._bounds[name]) for name in failed)
+        found = (self._verdict(MEASURES[name], self._bounds[name], seed_runs) for name in failed)
         return [verdict for verdict in found if verdict is not None]
 
     def explain_failure(self) -> None:

@@ -15,7 +15,6 @@ CHANGING = {
     "engine.capture.recorder": {"Call", "Capture"},
     "engine.capture.steps": {"_Family"},
     "engine.runs.common_needs": {"SquareSums"},
-    "engine.runs.perturbed_runs": {"Changed"},
     "engine.runs.run": {"Run"},
     "init.check": {"_Gathered"},
     "init.recognition": {"Seen"},

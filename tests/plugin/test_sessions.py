@@ -218,13 +218,14 @@ def test_short(trainability):
 def test_the_section_stays_within_the_terminal(
     project: Pytester, monkeypatch: pytest.MonkeyPatch, width: int, flag: str
 ) -> None:
-    """Commands may be longer, because users copy them."""
+    """Commands and code of a single word may be longer, because users copy them."""
     monkeypatch.setenv("COLUMNS", str(width))
     project.makepyfile(test_long_names_of_files_are_common_too=LONG)
     result = project.runpytest_inprocess(flag, "--tb=no")
     lines = section(result)
     assert sum("reproduce" in line for line in lines) == 2
-    assert [line for line in lines if len(line) > width and not line.strip().startswith("reproduce")] == []
+    copied = re.compile(r"\s+(reproduce|(cure|or) +\S+$)")
+    assert [line for line in lines if len(line) > width and not copied.match(line)] == []
 
 
 def test_quiet_lists_failures_only(project: Pytester) -> None:

@@ -108,9 +108,7 @@ def test_bounds_skip_parameters_that_are_zero_by_design(project: pytest.Pytester
     )
     result = project.runpytest_subprocess("-v")
     result.stdout.fnmatch_lines(["*test_marked PASSED*", "*test_checked PASSED*", "*test_judges_every_element FAILED*"])
-    result.stdout.fnmatch_lines(
-        ["*every_largest_gradient", "*6 of 12 outside, worst blocks.0.0.weight 0 and 2 more blocks.[*].0.weight, *"]
-    )
+    result.stdout.fnmatch_lines(["*every_largest_gradient", "*6 of 12 outside, worst blocks.0.0.weight 0 and 2 more*"])
 
 
 @pytest.mark.parametrize(("measure", "explained"), [("gain_of_the_plugin", True), ("unexplained_gain", False)])

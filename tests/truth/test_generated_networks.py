@@ -255,8 +255,8 @@ def test_the_plain_network_holds_without_faults() -> None:
 
 
 def test_a_skip_that_is_not_handed_on_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = graph._segment
-    monkeypatch.setattr(graph, "_segment", lambda *states: replace(whole(*states), passing=()))
+    whole = graph.segment_between
+    monkeypatch.setattr(graph, "segment_between", lambda *states: replace(whole(*states), passing=()))
     with pytest.raises(Failure, match=r"differs by (?s:.*)check_exact\(Program\("):
         search(CHECKS["exact"], EXAMPLES["exact"])
 

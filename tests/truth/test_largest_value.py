@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
 from pytest_trainability import at_most, measure
-from pytest_trainability.measures.structure.allocation import allocated_as_nan
+from pytest_trainability.engine.runs.allocation import allocated_as_nan
 
 
 class Identity(nn.Module):

@@ -60,7 +60,7 @@ class _Description:
         module = self._performed_by(nodes)
         operations = tuple(operator_name(node) for node in nodes)
         signal = {*nodes, *(edge[0] for edge in found.factor.inputs)}
-        parameters = list(self._parameters(nodes, signal))
+        parameters = list(self._read_by(nodes, signal))
         weight = self._weight(nodes, signal)
         record = FactorRecord(
             found.step,
@@ -109,11 +109,11 @@ class _Description:
     def _weight(self, nodes: Iterable[Node], signal: set[Node]) -> Tensor | None:
         """Return the first weight that a product reads, else the largest one; None if there is none."""
         products = (node for node in nodes if operator_name(node) in _PRODUCTS)
-        of_products = (p for node in products for p in self._parameters([node], signal) if p.dim() >= 2)
-        others = sorted((p for p in self._parameters(nodes, signal) if p.dim() >= 2), key=lambda p: -p.numel())
+        of_products = (p for node in products for p in self._read_by([node], signal) if p.dim() >= 2)
+        others = sorted((p for p in self._read_by(nodes, signal) if p.dim() >= 2), key=lambda p: -p.numel())
         return next(chain(of_products, others), None)
 
-    def _parameters(self, nodes: Iterable[Node], signal: set[Node]) -> Iterator[Tensor]:
+    def _read_by(self, nodes: Iterable[Node], signal: set[Node]) -> Iterator[Tensor]:
         """Yield the leaves that operations read from outside of the signal, such as a weight behind a transposition."""
         pending = [edge[0] for node in nodes for edge in self.run.graph.reads[node] if edge[0] not in self._signal]
         seen: set[Node] = set()

@@ -1041,9 +1041,9 @@ def test_a_writer_killed_anywhere_leaves_the_old_file_or_the_new(path: Path, nam
 
 
 IN_PLACE = """
-def in_place(path, text):
+def replace_file(path, text):
     path.write_text(text, encoding="utf-8")
-baseline_files.replace_file = in_place
+baseline_files.replace_file = replace_file
 """
 
 
