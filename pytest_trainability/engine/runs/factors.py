@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -15,7 +15,7 @@ from ...errors import InapplicableError
 from ...records.factors import FactorKind, FactorRecord, SlopeRecord
 from ..capture.factors import factorized
 from ..capture.operators import CONVOLUTIONS, MOVES, operator_name
-from ..capture.recorder import Call
+from ..capture.recorder import Call, Edge
 from ..jacobian.factor_gains import FactorGain, factor_gains
 from ..jacobian.vjp import random_cotangents
 from ..torch_internals import leaf_of, output_metadata, saved
@@ -76,7 +76,8 @@ class _Description:
             slopes=None if found.slopes is None else _slope_record(found.slopes),
         )
         if record.kind in {"weights", "gated"} and weight is not None:
-            return replace(self._with_weight(record, weight), forget_bias=_forget_bias(module))
+            found_inputs = _fan_in(weight, found.factor.inputs)
+            return replace(self._with_weight(record, weight), fan_in=found_inputs, forget_bias=_forget_bias(module))
         if record.kind == "normalization":
             return _with_normalization(self._with_weight(record, *parameters[:1]), nodes)
         return record
@@ -91,7 +92,6 @@ class _Description:
             record,
             weight=self._names.get(id(weight), ""),
             weight_rms=math.sqrt(square),
-            fan_in=math.prod(weight.shape[1:]),
         )
 
     def _performed_by(self, nodes: Iterable[Node]) -> Call | None:
@@ -149,6 +149,15 @@ def _kind(found: FactorGain, operations: tuple[str, ...], *, has_weight: bool) -
     if _ROOTS & set(operations) and not _PRODUCTS & set(operations):
         return "normalization"
     return "gated" if has_weight and "Sigmoid" in operations else "other"
+
+
+def _fan_in(weight: Tensor, inputs: Sequence[Edge]) -> int:
+    """Return the number of inputs of one unit. A matrix may be stored the other way round, as in the GPT-2 of transformers."""
+    first, *rest = weight.shape
+    widths = {tuple(output_metadata(node)[number].shape)[-1:] for node, number in inputs}
+    if len(rest) == 1 and widths == {(first,)}:
+        return int(first)
+    return math.prod(rest)
 
 
 def _forget_bias(call: Call | None) -> float:

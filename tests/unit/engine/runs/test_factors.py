@@ -206,3 +206,23 @@ def test_a_cell_that_a_loop_calls_shows_its_recurrent_weights_and_forget_bias() 
     result = measure(Loop, inputs(2, 8), seeds=1, steps="time")
     gated = of_kind(result._seed_runs.take_apart(), "gated")
     assert gated and {(f.weight, f.fan_in, f.forget_bias) for f in gated} == {("cell.weight_hh", 3, 1.0)}
+
+
+def test_a_matrix_that_is_stored_the_other_way_round_has_the_same_inputs() -> None:
+    """The GPT-2 of transformers stores (inputs, outputs). The gain is rms × √inputs for random weights."""
+
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(64, 256) / 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 64), Transposed(), nn.Linear(256, 8))
+
+    (found,) = [f for f in factors(build, inputs(4, 64)) if f.weight == "1.weight"]
+    assert found.fan_in == 64
+    # The relative deviation of the norm of 4 rows of 64 products is about 1 / sqrt(2 · 256).
+    assert math.exp(found.gain) == pytest.approx(found.weight_rms * 8, rel=5 / math.sqrt(512))
