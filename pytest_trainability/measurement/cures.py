@@ -26,8 +26,8 @@ MOST_SHOWN = 2
 """Number of cures after which the search ends."""
 MOST_TRIALS = 4
 """Number of runs of one seed in which the size of a change is adjusted."""
-CLOSE = 0.05
-"""Part of the distance to the target that may be left when the adjustment ends."""
+CLOSE, CLOSE_NATS = 0.05, 0.5
+"""Part of the distance to the target that may be left when the adjustment ends, and largest rest in nats."""
 MARGIN = 0.2
 """Distance that the target keeps from the ends of the bound, as a part of its width; in nats if it has one end only."""
 
@@ -153,7 +153,7 @@ def _adjusted(seed_runs: SeedRuns, remedy: Remedy, target: float) -> Remedy:
     for _ in range(MOST_TRIALS):
         gain = _log_gain(_runs_with(seed_runs, remedy.to_the_power(exponent), (seed,)))
         tried.append((exponent, gain))
-        if not math.isfinite(gain) or abs(gain - target) < CLOSE * abs(before - target):
+        if not math.isfinite(gain) or abs(gain - target) < min(CLOSE * abs(before - target), CLOSE_NATS):
             break
         (a, at_a), (b, at_b) = tried[-2:]
         if at_a == at_b:
