@@ -378,3 +378,16 @@ def test_large_states_without_finite_values_are_nan() -> None:
     assert found.logs.shape == (3, 2) and found.smallest.shape == found.rank.shape == found.spread.shape == (3,)
     assert all(bool(t.isnan().all()) for t in (found.logs, found.smallest, found.rank, found.spread))
     assert found.time.tolist() == [2, 2, 2]
+
+
+def test_there_are_as_many_values_as_the_smaller_end_has_dimensions_and_they_are_numbered() -> None:
+    for widths, count in (((3, 6, 6), 3), ((6, 6, 2), 2)):
+        first, middle, last = widths
+
+        def build(first: int = first, middle: int = middle, last: int = last) -> nn.Module:
+            return nn.Sequential(nn.Linear(first, middle), nn.Linear(middle, last))
+
+        x = torch.randn(2, first, generator=torch.Generator().manual_seed(0))
+        found = measure(build, x, seeds=1, steps="layers", dtype="float64").jacobian_singular_values
+        assert [element.name for element in found] == [f"singular value {i}" for i in range(1, count + 1)]
+        assert all(element.mean > 0 for element in found)
