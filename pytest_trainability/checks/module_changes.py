@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ..records.names import expanded, folded, in_order_of, of_form, with_stars
+from ..records.names import expanded, folded, in_order_of
 from ..records.reports import BaselineChange
+from .text_changes import text_changes
 
 __all__ = ["MODULES", "folded_modules", "module_changes"]
 
@@ -39,18 +40,7 @@ def module_changes(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[B
     for name, kind in before.items():
         if name in after and after[name] != kind:
             changed.setdefault((kind, after[name]), []).append(name)
-    for (was, now), names in changed.items():
-        for form, count, known in with_stars(names, before):
-            yield BaselineChange(
-                MODULES,
-                "moved",
-                element=form,
-                elements=tuple(of_form(form, names)),
-                old_text=was,
-                new_text=now,
-                count=count,
-                considered=known,
-            )
+    yield from text_changes(MODULES, changed, before)
     gone, fresh = _outermost(before, after), _outermost(after, before)
     if gone:
         yield BaselineChange(MODULES, "vanished", elements=tuple(folded(gone)))

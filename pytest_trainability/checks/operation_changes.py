@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from zlib import crc32
 
-from ..records.names import expanded, folded, in_order_of, of_form, with_stars
+from ..records.names import expanded, folded, in_order_of
 from ..records.reports import BaselineChange
+from .text_changes import text_changes
 
 __all__ = ["OPERATIONS", "VARIES", "is_beyond_chance", "operation_changes", "operation_rows"]
 
@@ -144,18 +145,7 @@ def operation_changes(
             texts[pair] = _difference(*pair, same_environment=same_environment)
         if any(texts[pair]):
             changed.setdefault(texts[pair], []).append(name)
-    for (was, now), names in changed.items():
-        for form, count, known in with_stars(names, after):
-            yield BaselineChange(
-                OPERATIONS,
-                "moved",
-                element=form,
-                elements=tuple(of_form(form, names)),
-                old_text=was,
-                new_text=now,
-                count=count,
-                considered=known,
-            )
+    yield from text_changes(OPERATIONS, changed, after)
 
 
 def is_beyond_chance(old: Mapping[str, str], new: Mapping[str, str], seeds: tuple[int, int], error: float) -> bool:

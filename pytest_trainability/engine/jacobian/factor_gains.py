@@ -118,7 +118,7 @@ def _slopes(factor: Factor, u: Tensor) -> Tensor | None:
         return None
     u, other, first, second = (as_float64(t) for t in (u, other, first, second))
     slopes = torch.where(u == 0, second / other, first / u)
-    if float(norm(slopes * other - second)) > SAME_SLOPES.get(output_dtype(root), 1e-3) * float(norm(second)):
+    if float(norm(slopes * other - second)) > SAME_SLOPES.get(_dtype(root), 1e-3) * float(norm(second)):
         return None
     return slopes.flatten().cpu()
 
@@ -142,7 +142,6 @@ def _branches(graph: Graph, factor: Factor, u: Tensor, step: int) -> tuple[Branc
 
 def _branch(graph: Graph, end: Edge, start: Edge, u: Tensor, size: float, step: int) -> Branch:
     """Pull a cotangent back along one path, from where it joins the others to the beginning of all."""
-    first = float(norm(u))
     found: list[FactorGain] = []
     for factor in reversed(factors_between(graph, [end], [start]) if start != end else []):
         (root,), (earlier,) = factor.roots, factor.inputs
@@ -155,7 +154,7 @@ def _branch(graph: Graph, end: Edge, start: Edge, u: Tensor, size: float, step: 
         found.append(FactorGain(factor, step, math.log(float(norm(product)) / float(norm(u))), slopes, branches))
         u = product
     last = float(norm(u))
-    return Branch(math.log(last / size) if last and first else -math.inf, tuple(found[::-1]))
+    return Branch(math.log(last / size) if last else -math.inf, tuple(found[::-1]))
 
 
 def _product(root: Edge, end: Edge, u: Tensor) -> Tensor | None:
@@ -168,8 +167,7 @@ def _shape(edge: Edge) -> tuple[int, ...]:
     return tuple(output_metadata(edge[0])[edge[1]].shape)
 
 
-def output_dtype(edge: Edge) -> torch.dtype:
-    """Return the data type of the tensor that an edge stands for."""
+def _dtype(edge: Edge) -> torch.dtype:
     return output_metadata(edge[0])[edge[1]].dtype
 
 

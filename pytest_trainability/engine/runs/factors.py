@@ -59,9 +59,8 @@ class _Description:
         nodes = found.factor.nodes
         module = self._performed_by(nodes)
         operations = tuple(operator_name(node) for node in nodes)
-        signal = {*nodes, *(edge[0] for edge in found.factor.inputs)}
-        parameters = list(self._read_by(nodes, signal))
-        weight = self._weight(nodes, signal)
+        parameters = list(self._read_by(nodes))
+        weight = self._weight(nodes, parameters)
         record = FactorRecord(
             found.step,
             "" if module is None else module.path,
@@ -106,20 +105,20 @@ class _Description:
         place = self.run.graph.place
         return {node for node in self._signal if call.start <= place[node] < call.end} <= {*nodes}
 
-    def _weight(self, nodes: Iterable[Node], signal: set[Node]) -> Tensor | None:
+    def _weight(self, nodes: Iterable[Node], parameters: Sequence[Tensor]) -> Tensor | None:
         """Return the first weight that a product reads, else the largest one; None if there is none."""
         products = (node for node in nodes if operator_name(node) in _PRODUCTS)
-        of_products = (p for node in products for p in self._read_by([node], signal) if p.dim() >= 2)
-        others = sorted((p for p in self._read_by(nodes, signal) if p.dim() >= 2), key=lambda p: -p.numel())
+        of_products = (p for node in products for p in self._read_by([node]) if p.dim() >= 2)
+        others = sorted((p for p in parameters if p.dim() >= 2), key=lambda p: -p.numel())
         return next(chain(of_products, others), None)
 
-    def _read_by(self, nodes: Iterable[Node], signal: set[Node]) -> Iterator[Tensor]:
+    def _read_by(self, nodes: Iterable[Node]) -> Iterator[Tensor]:
         """Yield the leaves that operations read from outside of the signal, such as a weight behind a transposition."""
         pending = [edge[0] for node in nodes for edge in self.run.graph.reads[node] if edge[0] not in self._signal]
         seen: set[Node] = set()
         while pending:
             node = pending.pop(0)
-            if node in seen or node in signal:
+            if node in seen:
                 continue
             seen.add(node)
             leaf = leaf_of(node)
