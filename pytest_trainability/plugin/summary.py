@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..records.reports import CheckRecord
-    from ..report.terminal import Outcome
+    from ..records.session import Outcome
     from .baseline_writer import BaselineWriter
 
 __all__ = ["Summary"]

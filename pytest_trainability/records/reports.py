@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from .text import format_value
+from .values import ElementRecord, ModuleRecord, TensorRecord, ValueRecord
 
 __all__ = ["BaselineChange", "BaselineRecord", "BaselineSummary", "CheckRecord", "CureRecord", "VerdictRecord", "plain"]
 
@@ -230,6 +231,20 @@ class CheckRecord:
     """Names that notes and cautions shorten: what they have in common, then the names."""
     log_gain_finite: str = ""
     """Number of seeds on which the log gain is finite, such as ``finite on 1 of 8 seeds``; empty if it is on all or none."""
+    gradient_of: str = ""
+    """What was differentiated: ``"the loss"`` or ``"a random functional of the output"``; empty for a contract alone."""
+    asserted: bool = False
+    """Whether the test has judged the values in a way that leaves no verdict, such as by a plain assertion on them."""
+    file: str = ""
+    """Path of the test's file, relative to the root of the session."""
+    line: int = 0
+    """Line of the test, counted from 1; 0 if it is not known."""
+    values: tuple[ValueRecord, ...] = ()
+    """Values of all measures that were read; empty unless a file of the session shows them."""
+    modules: tuple[ModuleRecord, ...] = ()
+    """Module tree with folded repetition, in program order; empty unless a file of the session shows it."""
+    tensors: tuple[TensorRecord, ...] = ()
+    """Initial values where they were read; empty unless a file of the session shows them."""
 
     @property
     def log_gain_text(self) -> str:
@@ -242,6 +257,11 @@ class CheckRecord:
     def holds(self) -> bool:
         """Whether every bound holds, and the baseline too if there is one."""
         return all(verdict.holds for verdict in self.verdicts) and (self.baseline is None or self.baseline.holds)
+
+    @property
+    def asserts(self) -> bool:
+        """Whether anything was judged: a bound, a contract, the baseline, or the values by an assertion of the test."""
+        return bool(self.verdicts) or self.baseline is not None or self.asserted
 
     def to_plain(self) -> dict[str, Any]:
         """Return the record as dictionaries, lists, strings and numbers, for another process."""
@@ -256,8 +276,18 @@ class CheckRecord:
             changes = tuple(_rebuilt(BaselineChange, change) for change in baseline["changes"])
             baseline = replace(_rebuilt(BaselineRecord, baseline), changes=changes)
         verdicts = tuple(_rebuilt(VerdictRecord, verdict) for verdict in given["verdicts"])
-        cures = tuple(_rebuilt(CureRecord, cure) for cure in given["cures"])
-        return replace(_rebuilt(cls, given), verdicts=verdicts, cures=cures, baseline=baseline)
+        parts = {
+            "cures": tuple(_rebuilt(CureRecord, cure) for cure in given["cures"]),
+            "values": tuple(_value(value) for value in given["values"]),
+            "modules": tuple(_rebuilt(ModuleRecord, module) for module in given["modules"]),
+            "tensors": tuple(_rebuilt(TensorRecord, tensor) for tensor in given["tensors"]),
+        }
+        return replace(_rebuilt(cls, given), verdicts=verdicts, baseline=baseline, **parts)
+
+
+def _value(given: Mapping[str, Any]) -> ValueRecord:
+    elements = tuple(_rebuilt(ElementRecord, element) for element in given["elements"])
+    return replace(_rebuilt(ValueRecord, given), elements=elements)
 
 
 def _rebuilt(record: type[_RecordT], given: Mapping[str, Any]) -> _RecordT:

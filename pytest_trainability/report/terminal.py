@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..records.reports import BaselineRecord, BaselineSummary, CheckRecord, VerdictRecord
+from ..records.session import Outcome
 from ..records.text import visible
 from .explain import (
     bound_text,
@@ -22,13 +23,10 @@ from .explain import (
     stopped_early,
 )
 
-__all__ = ["Line", "Outcome", "baselines", "section"]
+__all__ = ["Line", "baselines", "section"]
 
 NARROWEST = 60
 """Smallest width of the layout, in columns."""
-
-Outcome: TypeAlias = Literal["passed", "failed", "xfailed"]
-"""Outcome of a check: ``failed`` if its test failed and no other check of the test explains that."""
 
 
 Color: TypeAlias = Literal["", "red", "green", "yellow"]

@@ -15,7 +15,8 @@ from pytest_trainability.records.reports import (
     CheckRecord,
     VerdictRecord,
 )
-from pytest_trainability.report.terminal import Line, Outcome, baselines, section
+from pytest_trainability.records.session import Outcome
+from pytest_trainability.report.terminal import Line, baselines, section
 
 MakeRecord = Callable[..., CheckRecord]
 MakeVerdict = Callable[..., VerdictRecord]
