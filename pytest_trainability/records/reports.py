@@ -276,13 +276,15 @@ class CheckRecord:
             changes = tuple(_rebuilt(BaselineChange, change) for change in baseline["changes"])
             baseline = replace(_rebuilt(BaselineRecord, baseline), changes=changes)
         verdicts = tuple(_rebuilt(VerdictRecord, verdict) for verdict in given["verdicts"])
-        parts = {
-            "cures": tuple(_rebuilt(CureRecord, cure) for cure in given["cures"]),
-            "values": tuple(_value(value) for value in given["values"]),
-            "modules": tuple(_rebuilt(ModuleRecord, module) for module in given["modules"]),
-            "tensors": tuple(_rebuilt(TensorRecord, tensor) for tensor in given["tensors"]),
-        }
-        return replace(_rebuilt(cls, given), verdicts=verdicts, baseline=baseline, **parts)
+        return replace(
+            _rebuilt(cls, given),
+            verdicts=verdicts,
+            baseline=baseline,
+            cures=tuple(_rebuilt(CureRecord, cure) for cure in given["cures"]),
+            values=tuple(_value(value) for value in given["values"]),
+            modules=tuple(_rebuilt(ModuleRecord, module) for module in given["modules"]),
+            tensors=tuple(_rebuilt(TensorRecord, tensor) for tensor in given["tensors"]),
+        )
 
 
 def _value(given: Mapping[str, Any]) -> ValueRecord:

@@ -15,10 +15,10 @@ Make = Callable[..., VerdictRecord]
 @pytest.mark.parametrize(
     ("outcome", "verdict", "expected"),
     [
-        ("passed", {}, "held"),
-        ("passed", {"marginal": True}, "marginal"),
+        ("passed", {"holds": True, "marginal": False}, "held"),
+        ("passed", {"holds": True, "marginal": True}, "marginal"),
         ("passed", {"holds": False}, "failed"),
-        ("failed", {}, "failed"),
+        ("failed", {"holds": True}, "failed"),
         ("xfailed", {"holds": False}, "expected failure"),
         ("passed", None, "nothing asserted"),
         ("failed", None, "failed"),
