@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, TypeAlias, overload
@@ -15,6 +16,10 @@ from .tolerances import as_float
 __all__ = ["Bound", "BoundLike", "as_bound", "at_least", "at_most", "parse_bound", "parse_bounds", "within"]
 
 
+Patterns: TypeAlias = "str | Sequence[str]"
+"""A shell pattern of names, such as ``"*.bias"``, or several. A bound keeps them as a tuple."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bound:
     """The closed interval ``[low, high]`` in which a measure must lie.
@@ -23,18 +28,24 @@ class Bound:
         low: Lower end, in the unit of the measure; None for an open end.
         high: Upper end, in the unit of the measure; None for an open end.
         if_any: Whether the bound holds if there is nothing to judge, such as attention in a model without attention.
+        matching: Patterns of names, such as ``"*.weight"`` or a tuple of these. Only elements that match one are judged.
+        excluding: Patterns of names. Elements that match one are not judged.
 
     Raises:
-        BoundError: An end is not a number, both ends are open, or ``low`` exceeds ``high``.
+        BoundError: An end is not a number, both ends are open, ``low`` exceeds ``high``, or a pattern is not a string.
 
-    >>> within(0.05), at_least(1e-6), Bound(-5, 5).holds(-14.4)
-    (within(-0.05, 0.05), at_least(1e-06), False)
+    >>> within(0.05), at_least(1e-6, excluding="*.bias"), Bound(-5, 5).holds(-14.4)
+    (within(-0.05, 0.05), at_least(1e-06, excluding='*.bias'), False)
     """
 
     low: float | None = None
     high: float | None = None
     if_any: bool = field(default=False, kw_only=True)
     """Whether the bound holds if there is nothing to judge."""
+    matching: Patterns = field(default=(), kw_only=True)
+    """Patterns of which the names of judged elements match one; every name if there are none."""
+    excluding: Patterns = field(default=(), kw_only=True)
+    """Patterns that the names of judged elements do not match."""
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
@@ -48,6 +59,8 @@ class Bound:
                 raise BoundError(msg)
             # -0 becomes 0.
             object.__setattr__(self, name, number + 0.0)
+        for name in ("matching", "excluding"):
+            object.__setattr__(self, name, _as_patterns(name, getattr(self, name)))
         if self.low is None and self.high is None:
             msg = "a bound must have at least one end. Got (None, None), which everything satisfies."
             raise BoundError(msg)
@@ -59,10 +72,18 @@ class Bound:
             raise BoundError(msg)
 
     def __and__(self, other: Bound) -> Bound:
-        """Return the bound that holds if both do."""
+        """Return the bound that holds if both do.
+
+        Raises:
+            BoundError: They exclude each other, or judge different elements.
+        """
+        if (self.matching, self.excluding) != (other.matching, other.excluding):
+            msg = "they judge different elements. Give them the same patterns."
+            raise BoundError(msg)
         lows = [end for end in (self.low, other.low) if end is not None]
         highs = [end for end in (self.high, other.high) if end is not None]
-        return Bound(max(lows, default=None), min(highs, default=None))
+        ends = max(lows, default=None), min(highs, default=None)
+        return Bound(*ends, matching=self.matching, excluding=self.excluding)
 
     def holds(self, value: float) -> bool:
         """Return whether ``low <= value <= high``.
@@ -80,11 +101,32 @@ class Bound:
         return f"must lie in [{self.low:.6g}, {self.high:.6g}]"
 
     def __repr__(self) -> str:
+        given = "".join(
+            f", {name}={_shown(getattr(self, name))}" for name in ("matching", "excluding") if getattr(self, name)
+        )
         if self.low is None:
-            return f"at_most({self.high!r})"
+            return f"at_most({self.high!r}{given})"
         if self.high is None:
-            return f"at_least({self.low!r})"
-        return f"within({self.low!r}, {self.high!r})"
+            return f"at_least({self.low!r}{given})"
+        return f"within({self.low!r}, {self.high!r}{given})"
+
+    @property
+    def selection(self) -> str:
+        """The patterns in words, such as ``without *.bias``; empty if every element is judged."""
+        parts = (("only", self.matching), ("without", self.excluding))
+        return ", ".join(f"{word} {', '.join(patterns)}" for word, patterns in parts if patterns)
+
+
+def _as_patterns(name: str, given: Any) -> tuple[str, ...]:
+    patterns = (given,) if isinstance(given, str) else given
+    if not isinstance(patterns, (tuple, list)) or not all(isinstance(p, str) and p for p in patterns):
+        msg = f"{name}= of a bound must be a pattern of names, such as '*.bias', or several. Got {short_repr(given)}."
+        raise BoundError(msg)
+    return tuple(patterns)
+
+
+def _shown(patterns: tuple[str, ...]) -> str:
+    return repr(patterns[0] if len(patterns) == 1 else patterns)
 
 
 BoundLike: TypeAlias = "Bound | tuple[float | None, float | None]"
@@ -92,14 +134,16 @@ BoundLike: TypeAlias = "Bound | tuple[float | None, float | None]"
 
 
 @overload
-def within(eps: float, /) -> Bound: ...
+def within(eps: float, /, *, matching: Patterns = (), excluding: Patterns = ()) -> Bound: ...
 @overload
-def within(low: float | None, high: float | None, /) -> Bound: ...
-def within(*ends: float | None) -> Bound:
+def within(low: float | None, high: float | None, /, *, matching: Patterns = (), excluding: Patterns = ()) -> Bound: ...
+def within(*ends: float | None, matching: Patterns = (), excluding: Patterns = ()) -> Bound:
     """Return the bound ``[low, high]``, or ``[-eps, eps]`` for a single number.
 
     Args:
         *ends: ``eps``, or ``low`` and ``high``, in the unit of the measure. None leaves one of two ends open.
+        matching: Patterns of the names of the elements that are judged; every element by default.
+        excluding: Patterns of the names of elements that are not judged; none by default.
 
     Raises:
         BoundError: ``eps`` is negative, an end is not a number, or ``low`` exceeds ``high``.
@@ -108,7 +152,7 @@ def within(*ends: float | None) -> Bound:
     (within(-0.05, 0.05), within(-7.0, 3.0), at_least(3.0))
     """
     if len(ends) == 2:
-        return Bound(*ends)
+        return Bound(*ends, matching=matching, excluding=excluding)
     eps: Any = ends[0] if len(ends) == 1 else None
     if isinstance(eps, bool) or not isinstance(eps, Real) or eps < 0:
         given = ", ".join(map(short_repr, ends))
@@ -118,14 +162,16 @@ def within(*ends: float | None) -> Bound:
         )
         raise BoundError(msg)
     symmetric: tuple[Any, Any] = (-eps, eps)
-    return Bound(*symmetric)
+    return Bound(*symmetric, matching=matching, excluding=excluding)
 
 
-def at_least(low: float) -> Bound:
+def at_least(low: float, *, matching: Patterns = (), excluding: Patterns = ()) -> Bound:
     """Return the bound ``[low, ∞]``.
 
     Args:
         low: Lower end, in the unit of the measure.
+        matching: Patterns of the names of the elements that are judged; every element by default.
+        excluding: Patterns of the names of elements that are not judged; none by default.
 
     Raises:
         BoundError: ``low`` is not a number.
@@ -133,14 +179,16 @@ def at_least(low: float) -> Bound:
     >>> at_least(1e-6).holds(1e-6), at_least(1e-6).holds(0)
     (True, False)
     """
-    return Bound(low=low)
+    return Bound(low=low, matching=matching, excluding=excluding)
 
 
-def at_most(high: float) -> Bound:
+def at_most(high: float, *, matching: Patterns = (), excluding: Patterns = ()) -> Bound:
     """Return the bound ``[-∞, high]``.
 
     Args:
         high: Upper end, in the unit of the measure.
+        matching: Patterns of the names of the elements that are judged; every element by default.
+        excluding: Patterns of the names of elements that are not judged; none by default.
 
     Raises:
         BoundError: ``high`` is not a number.
@@ -148,7 +196,7 @@ def at_most(high: float) -> Bound:
     >>> at_most(0.9).holds(0.9), at_most(0.9).holds(float("nan"))
     (True, False)
     """
-    return Bound(high=high)
+    return Bound(high=high, matching=matching, excluding=excluding)
 
 
 def as_bound(value: Any, *, measure: str, where: str = "") -> Bound:
@@ -189,19 +237,25 @@ _INTERVAL = re.compile(r"\[([^,\]]*),([^,\]]*)\]")
 _ONE_SIDED = re.compile(r"(>=|<=|≥|≤)\s*(\S+)")
 
 
+_SELECTION = re.compile(r"\s(matching|excluding)\s")
+
+
 def parse_bound(text: str) -> Bound:
     """Return the bound that a text describes: ``"[-0.05, 0.05]"``, ``"[1e-6, ]"``, ``">= 1e-6"`` or ``"<= 0.9"``.
+
+    Patterns may follow, separated by commas: ``">= 1e-6 matching *.weight excluding head.*, *.norm.*"``.
 
     Raises:
         BoundError: The text has another form, or its bound is invalid.
     """
-    text = text.strip()
-    if match := _INTERVAL.fullmatch(text):
+    interval, *words = (part.strip() for part in _SELECTION.split(text))
+    patterns: Any = {word: tuple(p.strip() for p in given.split(",")) for word, given in zip(words[::2], words[1::2])}
+    if match := _INTERVAL.fullmatch(interval):
         low, high = (_end(part.strip(), text) for part in match.groups())
-        return Bound(low, high)
-    if match := _ONE_SIDED.fullmatch(text):
+        return Bound(low, high, **patterns)
+    if match := _ONE_SIDED.fullmatch(interval):
         end = _end(match[2], text)
-        return Bound(low=end) if match[1] in {">=", "≥"} else Bound(high=end)
+        return Bound(low=end, **patterns) if match[1] in {">=", "≥"} else Bound(high=end, **patterns)
     msg = f"a bound must be written as [low, high], >= low or <= high. Got {text!r}."
     raise BoundError(msg)
 
@@ -239,6 +293,6 @@ def parse_bounds(lines: list[str], *, where: str) -> dict[str, Bound]:
         try:
             bounds[match[1]] = bounds[match[1]] & bound if match[1] in bounds else bound
         except BoundError as error:
-            msg = f"{where}: {match[1]} has several bounds that exclude each other: {error}"
+            msg = f"{where}: {match[1]} has several bounds that cannot hold together: {error}"
             raise BoundError(msg) from None
     return bounds

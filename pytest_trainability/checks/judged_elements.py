@@ -10,13 +10,15 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
+from ..errors import BoundError
 from ..records.estimates import Estimate, Profile
 from ..records.gradient_classes import GradientClasses
+from ..records.names import unmatched
 from ..records.text import format_names
 from .bounds import Bound, at_most
 from .verdicts import Value
 
-__all__ = ["BY_PARAMETER", "COVERAGE", "judged_elements", "not_judged_texts", "untrained_text"]
+__all__ = ["BY_PARAMETER", "COVERAGE", "judged_elements", "not_judged_texts", "selected_elements", "untrained_text"]
 
 BY_PARAMETER = frozenset({"gradient", "ratio", "update"})
 """Values of ``zero_by_design`` of measures whose elements are parameters."""
@@ -26,6 +28,29 @@ COVERAGE: Bound = at_most(0.49)
 If half of the parameters or more have no gradient, other bounds say little about the model. Experts without tokens, mask tokens
 and poolers are fewer: at most 0.29 in the small models of ``transformers`` in ``tests/zoo.py``.
 """
+
+
+def selected_elements(measure: str, value: Value, bound: Bound) -> Value:
+    """Return the elements that the patterns of a bound select.
+
+    Args:
+        measure: Name of the measure, for the messages.
+        value: Measured value.
+        bound: Bound with patterns, or without.
+
+    Raises:
+        BoundError: A pattern matches no name, or the value has no names.
+    """
+    if not bound.selection:
+        return value
+    if not isinstance(value, Profile):
+        msg = f"the bound of {measure} has patterns of names ({bound.selection}), and {measure} is no profile by name."
+        raise BoundError(msg)
+    if message := unmatched((*bound.matching, *bound.excluding), value):
+        msg = f"the bound of {measure}: {message}"
+        raise BoundError(msg)
+    chosen = value.matching(*bound.matching) if bound.matching else value
+    return chosen.excluding(*bound.excluding) if bound.excluding else chosen
 
 
 def judged_elements(zero_by_design: str, value: Value, classes: GradientClasses | None) -> Value:

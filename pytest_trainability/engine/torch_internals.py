@@ -21,6 +21,7 @@ from types import FunctionType
 from typing import Any, Protocol
 
 import torch
+import torch.utils._pytree
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import BackwardCFunction, FunctionMeta
@@ -62,6 +63,7 @@ __all__ = [
     "owner_of",
     "parameter_table",
     "preserved_version",
+    "registered_children",
     "saved",
     "sequence_number",
     "tables_of",
@@ -531,3 +533,20 @@ def is_unsupported_here(error: BaseException) -> bool:
     instructions of a processor.
     """
     return isinstance(error, RuntimeError) and _UNSUPPORTED.search(str(error)) is not None
+
+
+def registered_children(
+    container: object,
+) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
+    """Return the children of a container that is registered with ``torch.utils._pytree``, and a function that rebuilds it.
+
+    PyTorch documents the registration for ``torch.export`` and has no public function that reads it.
+
+    Returns:
+        The children, and a function that makes a container of the same kind of other children; None for other objects.
+    """
+    definition = torch.utils._pytree.SUPPORTED_NODES.get(type(container))
+    if definition is None:
+        return None
+    children, context = definition.flatten_fn(container)
+    return list(children), lambda replaced: definition.unflatten_fn(replaced, context)

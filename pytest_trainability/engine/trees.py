@@ -7,9 +7,13 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.nn.utils.rnn import PackedSequence
+
+from .torch_internals import registered_children
 
 __all__ = [
     "batch_size",
@@ -20,14 +24,16 @@ __all__ = [
     "named_tensors",
     "tensors_in",
     "to_tensor_like",
+    "with_tensors",
 ]
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a tree of tuples, lists, mappings and dataclasses, depth first.
+    """Yield the tensors of a tree, depth first.
 
-    ``ModelOutput`` and ``BatchFeature`` of transformers are mappings. Tensors in other objects are skipped: a key-value cache
-    holds tensors for later calls, which are not outputs.
+    The branches of a tree are tuples, lists, mappings (such as ``ModelOutput`` of transformers), dataclasses, distributions,
+    graphs of PyTorch Geometric, and containers that are registered with ``torch.utils._pytree``. Tensors in other objects are
+    skipped. So are those in a key-value cache: it holds tensors for later calls, which are not outputs.
     """
     for _, tensor in named_tensors(tree):
         yield tensor
@@ -59,7 +65,26 @@ def _children(node: Any) -> list[tuple[str, Any]]:
         return [(f"[{index}]", value) for index, value in enumerate(node)]
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         return [(f".{field.name}", getattr(node, field.name, None)) for field in dataclasses.fields(node)]
+    if isinstance(node, Distribution):
+        held = ((name, value) for name, value in vars(node).items() if not name.startswith("_"))
+        return [(f".{name}", value) for name, value in held if isinstance(value, (Tensor, Distribution))]
+    if _is_graph_data(node):
+        return [(f"[{key!r}]", value) for key, value in node.to_dict().items()]
+    if (registered := _registered(node)) is not None:
+        return [(f"<{index}>", child) for index, child in enumerate(registered[0])]
     return []
+
+
+def _is_graph_data(node: Any) -> bool:
+    """Whether an object is a graph, or a batch of graphs, of PyTorch Geometric."""
+    return any(
+        f"{base.__module__}.{base.__name__}" == "torch_geometric.data.data.BaseData" for base in type(node).__mro__
+    )
+
+
+def _registered(node: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
+    """Return children of a registered container, except of a key-value cache, and the function that rebuilds it."""
+    return None if type(node).__name__.endswith("Cache") else registered_children(node)
 
 
 def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -87,7 +112,39 @@ def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
         for field in dataclasses.fields(tree):
             object.__setattr__(changed, field.name, map_tensors(getattr(tree, field.name), change))
         return changed
+    if _is_graph_data(tree):
+        return copy.copy(tree).apply(change)
+    if (registered := _registered(tree)) is not None:
+        return registered[1]([map_tensors(child, change) for child in registered[0]])
     return tree
+
+
+def with_tensors(tree: Any) -> Any:
+    """Return a tree with numpy arrays replaced by tensors, and the same tree if there are none.
+
+    Floating-point arrays get PyTorch's default type, as numpy makes most of them float64. Arrays of other things than numbers
+    stay as they are.
+    """
+    if isinstance(tree, np.ndarray):
+        return _as_tensor(tree) if tree.dtype.kind in "biufc" else tree
+    if isinstance(tree, (tuple, list)):
+        items = [with_tensors(item) for item in tree]
+        if all(new is old for new, old in zip(items, tree)):
+            return tree
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if isinstance(tree, dict):
+        changed = {key: with_tensors(value) for key, value in tree.items()}
+        if all(changed[key] is tree[key] for key in tree):
+            return tree
+        copied = copy.copy(tree)
+        copied.update(changed)
+        return copied
+    return tree
+
+
+def _as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array).copy())
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
 def is_float(tensor: Tensor) -> bool:

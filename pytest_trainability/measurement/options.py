@@ -8,8 +8,10 @@ from typing import Any, TypedDict
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..checks.dtypes import as_dtype_name
+from ..engine.isolation import preserved_generators, seeded
 from ..engine.runs.arguments import as_count, as_loss, as_optimizer, refuse_type
 from ..engine.runs.building import choose_device
 from ..engine.runs.recipe import OptimizerFactory, Recipe, StepChoice, is_fixed
@@ -68,7 +70,7 @@ def as_recipe(context: Context, model: Any, inputs: Any, options: Options) -> Re
     classes = options["classes"]
     return Recipe(
         model=model,
-        inputs=inputs,
+        inputs=_first_batch(inputs),
         target=options["target"],
         loss=as_loss(options["loss"], options["target"]),
         steps=options["steps"],
@@ -83,6 +85,18 @@ def as_recipe(context: Context, model: Any, inputs: Any, options: Options) -> Re
         optimizer=as_optimizer(options["optimizer"]),
         classes=None if classes is None else as_count("classes", classes, least=2),
     )
+
+
+def _first_batch(inputs: Any) -> Any:
+    """Return the first batch of a DataLoader, drawn under a fixed seed; other inputs as they are."""
+    if not isinstance(inputs, DataLoader):
+        return inputs
+    with preserved_generators():
+        seeded(0)
+        for batch in inputs:
+            return batch
+    msg = "a DataLoader given as inputs must hold at least one batch. This one is empty."
+    raise UsageError(msg)
 
 
 def refuse_no_model(model: object) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound, BoundLike, as_bound
 from ..checks.initial_values import IN_ROWS
-from ..checks.judged_elements import BY_PARAMETER, COVERAGE, judged_elements, untrained_text
+from ..checks.judged_elements import BY_PARAMETER, COVERAGE, judged_elements, selected_elements, untrained_text
 from ..checks.presets import find_preset
 from ..checks.tolerances import as_tolerance
 from ..checks.verdicts import Value, judge
@@ -74,7 +74,11 @@ class Measurement(Attributes):
             msg = f"a measurement has no attribute {name!r}. {suggest_measure(name)}"
             raise AttributeError(msg)
         if name not in self._seed_runs.values:
-            self.run([MEASURES[name]])
+            __tracebackhide__ = True
+            try:
+                self.run([MEASURES[name]])
+            except TrainabilityError as error:
+                raise error.with_traceback(None) from error.__cause__
         return self._seed_runs.values[name]
 
     def __dir__(self) -> list[str]:
@@ -228,11 +232,11 @@ class Measurement(Attributes):
             The verdict; None where all branches are zero by design, so that there is nothing to judge.
         """
         seed_runs = seed_runs or self._seed_runs
-        value, classes = seed_runs.values[m.name], seed_runs.gradient_classes
+        value, classes = selected_elements(m.name, seed_runs.values[m.name], bound), seed_runs.gradient_classes
         judged = judged_elements(m.zero_by_design, value, classes)
         if _is_empty(judged) and not _is_empty(value):
             return None
-        verdict = judge(m.name, judged, bound, scale=m.scale, level=seed_runs.level)
+        verdict = replace(judge(m.name, judged, bound, scale=m.scale, level=seed_runs.level), selection=bound.selection)
         remarks = {"initial_loss": self._chance_loss(), "untrained_fraction": untrained_text(classes)}
         if not verdict.elements:
             return replace(verdict, remark=m.if_empty or (FROZEN if m.zero_by_design in BY_PARAMETER else ""))

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from ..checks.bounds import Bound
-from ..checks.judged_elements import judged_elements
+from ..checks.judged_elements import judged_elements, selected_elements
 from ..checks.statistics import CONFIDENCE, Level
 from ..checks.verdicts import Value, is_settled
 from ..engine.runs.description import Ensemble
@@ -260,6 +260,7 @@ class SeedRuns:
 
         def is_settled_by(m: Measure, bound: Bound) -> bool:
             value = assemble(m, [reading[m.name] for reading in readings], self.level)
+            value = selected_elements(m.name, value, bound)
             return is_settled(judged_elements(m.zero_by_design, value, classes), bound, level=self.level)
 
         judged = {MEASURES[name]: bound for name, bound in bounds.items() if readings[0][name] is not None}

@@ -16,7 +16,7 @@ from . import options
 from .baseline_writer import BaselineWriter, refuse_partial_prune
 from .baselines import BASELINE_REQUESTS, BASELINES, Baselines
 from .collected import COLLECTED, Collected, send_collected
-from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
+from .collection import mark_users, refuse_invalid, refuse_unmeasured, usage_error_of_worker, validate_markers
 from .cures import CureWriter
 from .extensions import forget_measures
 from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_assertions, trainability
@@ -86,7 +86,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse unknown measures and invalid bounds of the selected tests before the first one runs."""
+    """Refuse unknown measures and invalid bounds of the session, and note those of each test, before the first one runs."""
     validate_markers(config, items)
 
 
@@ -152,7 +152,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Seed a test that measures and is not a function, such as a doctest. Fail a test with bounds that judges none."""
+    """Seed a test that measures and is not a function, such as a doctest. Fail a test whose bounds are invalid or not judged."""
+    refuse_invalid(item)
     seed_generators(item, "body")
     with _failure_is_shown(item):
         result = yield

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ..checks.bounds import Bound
+    from .options import Settings
 
 __all__ = [
     "MARKER",
@@ -23,6 +24,7 @@ __all__ = [
     "bounds_of",
     "mark_users",
     "marker_settings",
+    "refuse_invalid",
     "refuse_unmeasured",
     "tolerances_of",
     "usage_error_of_worker",
@@ -32,6 +34,8 @@ __all__ = [
 MARKER = "trainability"
 MEASURING = pytest.StashKey[bool]()
 """Whether a test of this session measures."""
+INVALID = pytest.StashKey["tuple[str, ...]"]()
+"""What is invalid in the markers of a test."""
 _PRESET = "preset"
 _MARKER_SETTINGS = ("seeds", "device", "dtype", _PRESET)
 _TOLERANCES = "tolerances"
@@ -69,53 +73,78 @@ def _names_fixture(code: CodeType) -> bool:
 
 
 def validate_markers(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
-    """Validate every bound, setting and tolerance that applies to a test.
+    """Validate the settings of the session, and note what is invalid in the markers of each test, which fails for it.
 
     Raises:
-        pytest.UsageError: A measure is unknown, or a bound, setting or tolerance is invalid.
+        pytest.UsageError: A bound, preset or tolerance of the command line or of the ini file is invalid.
     """
     from ..errors import UsageError
     from ..records.text import visible
 
-    config.stash[MEASURING] = any(item.get_closest_marker(MARKER) is not None for item in items)
+    measuring = [item for item in items if item.get_closest_marker(MARKER) is not None]
+    config.stash[MEASURING] = bool(measuring)
+    if not measuring:
+        return
     try:
-        if config.stash[MEASURING]:
-            load_measures(config)
-        for item in items:
-            _validate(item)
+        load_measures(config)
+        _validate_settings(config.stash[SETTINGS])
     except UsageError as error:
         if hasattr(config, "workeroutput"):
             config.workeroutput[_WORKER_ERROR] = visible(str(error))
         raise pytest.UsageError(visible(str(error))) from None
+    for item in measuring:
+        item.stash[INVALID] = _invalid(item)
 
 
-def _validate(item: pytest.Item) -> None:
-    """Validate everything that applies to one test.
+def _validate_settings(settings: Settings) -> None:
+    """Validate the names in bounds, preset and tolerances.
 
     Raises:
-        UsageError: A bound, setting or tolerance is invalid, or a value of a marker raises an error when it is read.
+        UsageError: A name is unknown.
     """
-    from ..errors import UsageError
-    from ..records.text import short_text
+    from ..checks.presets import find_preset
+    from ..measures import find_measure
 
-    settings = item.config.stash[SETTINGS]
+    for name, (_, where) in (*settings.bounds.items(), *settings.tolerances.items()):
+        find_measure(name, where=where)
+    if settings.preset:
+        find_preset(settings.preset)
+
+
+def _invalid(item: pytest.Item) -> tuple[str, ...]:
+    """Return a message for each keyword of a test's markers that is invalid."""
+    invalid = (message for keyword in _keywords(item) if (message := _invalid_keyword(item, *keyword)))
+    return tuple(dict.fromkeys(invalid))
+
+
+def _invalid_keyword(item: pytest.Item, name: str | None, value: Any) -> str:
+    """Return what is invalid about a keyword of a marker; empty if it is valid."""
+    from ..errors import UsageError
+    from ..records.text import short_text, visible
+
     try:
-        if any(marker.args or marker.kwargs for marker in item.iter_markers(MARKER)):
-            marker_settings(item)
-            bounds_of(item)
-            tolerances_of(item)
-        elif item.get_closest_marker(MARKER) is not None:
-            if settings.bounds or settings.preset:
-                bounds_of(item)
-            if settings.tolerances:
-                tolerances_of(item)
-    except UsageError:
-        raise
+        for read in (_read_setting, _read_bound, _read_tolerances):
+            read(item, name, value)
+    except UsageError as error:
+        return visible(str(error))
     except Exception as error:
-        msg = (
-            f"the marker of {item.nodeid} has a value that cannot be read: {type(error).__name__}: {short_text(error)}"
-        )
-        raise UsageError(msg) from error
+        text = f"{type(error).__name__}: {short_text(error)}"
+        return visible(f"the marker of {item.nodeid} has a value that cannot be read: {text}")
+    return ""
+
+
+def refuse_invalid(item: pytest.Item) -> None:
+    """Fail a test whose markers have an invalid bound, setting or tolerance; the message lists all of them."""
+    if invalid := item.stash.get(INVALID, ()):
+        pytest.fail("\n".join(invalid), pytrace=False)
+
+
+def _keywords(item: pytest.Item) -> list[tuple[str | None, Any]]:
+    """Return the keywords of a test's markers, the nearest marker last; positional arguments have no name."""
+    found: list[tuple[str | None, Any]] = []
+    for marker in reversed(list(item.iter_markers(MARKER))):
+        found += [*((None, argument) for argument in marker.args), *marker.kwargs.items()]
+    return found
 
 
 _WORKER_ERROR = "trainability_usage_error"
@@ -187,24 +216,35 @@ def bounds_of(item: pytest.Item) -> dict[str, Bound]:
     Raises:
         BoundError: A measure is unknown, or a value is not a bound; the message names the place.
     """
-    from ..checks.bounds import as_bound
     from ..checks.presets import find_preset
-    from ..errors import BoundError
     from ..measures import find_measure
 
     preset = marker_settings(item).get(_PRESET, item.config.stash[SETTINGS].preset)
     found = find_preset(preset) if preset else {}
     for name, (bound, where) in item.config.stash[SETTINGS].bounds.items():
         found[find_measure(name, where=where).name] = bound
-    for marker in reversed(list(item.iter_markers(MARKER))):
-        where = f"the marker of {item.nodeid}"
-        if marker.args:
-            msg = f"{where} must have bounds by name, as in trainability(log_gain=within(3)). Got {marker.args[0]!r}."
-            raise BoundError(msg)
-        for name, value in marker.kwargs.items():
-            if _is_bound(name):
-                found[find_measure(name, where=where).name] = as_bound(value, measure=name, where=where)
+    for keyword in _keywords(item):
+        found |= _read_bound(item, *keyword)
     return found
+
+
+def _read_bound(item: pytest.Item, name: str | None, value: Any) -> dict[str, Bound]:
+    """Return the bound that a keyword of a marker sets, by its measure.
+
+    Raises:
+        BoundError: The measure is unknown, or the value is not a bound.
+    """
+    from ..checks.bounds import as_bound
+    from ..errors import BoundError
+    from ..measures import find_measure
+
+    where = f"the marker of {item.nodeid}"
+    if name is None:
+        msg = f"{where} must have bounds by name, as in trainability(log_gain=within(3)). Got {value!r}."
+        raise BoundError(msg)
+    if not _is_bound(name):
+        return {}
+    return {find_measure(name, where=where).name: as_bound(value, measure=name, where=where)}
 
 
 def bounded_on_command_line_only(item: pytest.Item) -> frozenset[str]:
@@ -220,24 +260,33 @@ def marker_settings(item: pytest.Item) -> dict[str, Any]:
     Raises:
         UsageError: A value is invalid; the message names the test.
     """
+    found: dict[str, Any] = {}
+    for keyword in _keywords(item):
+        found |= _read_setting(item, *keyword)
+    return found
+
+
+def _read_setting(item: pytest.Item, name: str | None, value: Any) -> dict[str, Any]:
+    """Return the setting that a keyword of a marker sets.
+
+    Raises:
+        UsageError: The value is invalid, or the keyword is an argument of the fixture.
+    """
     from ..errors import UsageError
 
-    found: dict[str, Any] = {}
-    for marker in reversed(list(item.iter_markers(MARKER))):
-        for name, value in marker.kwargs.items():
-            if name in _MARKER_SETTINGS:
-                try:
-                    found[name] = value if name == _PRESET and value is None else PARSERS[name](value)
-                except UsageError as error:
-                    msg = f"the marker of {item.nodeid}: {error}"
-                    raise UsageError(msg) from None
-            elif name in _ARGUMENTS:
-                msg = (
-                    f"the marker of {item.nodeid} can set bounds, {', '.join(_MARKER_SETTINGS)} and {_TOLERANCES}. "
-                    f"{name!r} is an argument of the fixture: trainability(model, inputs, {name}={value!r})."
-                )
-                raise UsageError(msg)
-    return found
+    if name in _MARKER_SETTINGS:
+        try:
+            return {name: value if name == _PRESET and value is None else PARSERS[name](value)}
+        except UsageError as error:
+            msg = f"the marker of {item.nodeid}: {error}"
+            raise UsageError(msg) from None
+    if name in _ARGUMENTS:
+        msg = (
+            f"the marker of {item.nodeid} can set bounds, {', '.join(_MARKER_SETTINGS)} and {_TOLERANCES}. "
+            f"{name!r} is an argument of the fixture: trainability(model, inputs, {name}={value!r})."
+        )
+        raise UsageError(msg)
+    return {}
 
 
 def tolerances_of(item: pytest.Item) -> dict[str, float]:
@@ -246,19 +295,32 @@ def tolerances_of(item: pytest.Item) -> dict[str, float]:
     Raises:
         UsageError: A measure is unknown, or a value is not a tolerance; the message names the place.
     """
-    from ..checks.tolerances import as_tolerance
-    from ..errors import UsageError
     from ..measures import find_measure
 
     found: dict[str, float] = {}
     for name, (value, where) in item.config.stash[SETTINGS].tolerances.items():
         found[find_measure(name, where=where).name] = value
-    for marker in reversed(list(item.iter_markers(MARKER))):
-        where = f"the marker of {item.nodeid}"
-        given = marker.kwargs.get(_TOLERANCES, {})
-        if not isinstance(given, dict):
-            msg = f"{where} must have tolerances by measure, as in tolerances={{'log_gain': 0.5}}. Got {given!r}."
-            raise UsageError(msg)
-        for name, value in given.items():
-            found[find_measure(name, where=where).name] = as_tolerance(value, measure=name, where=where)
+    for keyword in _keywords(item):
+        found |= _read_tolerances(item, *keyword)
     return found
+
+
+def _read_tolerances(item: pytest.Item, name: str | None, given: Any) -> dict[str, float]:
+    """Return the tolerances that a keyword of a marker sets, by measure.
+
+    Raises:
+        UsageError: A measure is unknown, or a value is not a tolerance.
+    """
+    from ..checks.tolerances import as_tolerance
+    from ..errors import UsageError
+    from ..measures import find_measure
+
+    where = f"the marker of {item.nodeid}"
+    if name != _TOLERANCES:
+        return {}
+    if not isinstance(given, dict):
+        msg = f"{where} must have tolerances by measure, as in tolerances={{'log_gain': 0.5}}. Got {given!r}."
+        raise UsageError(msg)
+    return {
+        find_measure(of, where=where).name: as_tolerance(value, measure=of, where=where) for of, value in given.items()
+    }

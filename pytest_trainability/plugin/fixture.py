@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    # Part of typing from Python 3.11 on.
-    from typing_extensions import Unpack
-
-    from ..measurement import Measurement, Options
+    from ..checks.bounds import Bound
+    from ..measurement import Measurement
     from ..measurement.initialization import Initialization
     from ..records.reports import CheckRecord
     from ..scaling import Scaling
@@ -65,30 +63,34 @@ class Trainability:
         self,
         model: nn.Module | type[nn.Module] | Callable[[], nn.Module],
         inputs: Any,
-        **options: Unpack[Options],
+        **options: Any,
     ) -> Measurement:
-        """Measure a model, and judge the bounds of the test's marker, the command line and the ini file.
+        """Measure a model, and judge the bounds of the call, the test's marker, the command line and the ini file.
+
+        >>> trainability(Net, batch, log_gain=within(3))  # doctest: +SKIP
 
         Args:
             model: A factory, which is called once per seed, or a finished module.
             inputs: The batch, or a function that draws one from a generator.
-            **options: Further arguments of :func:`pytest_trainability.measure`. Defaults of ``seeds``, ``device`` and ``dtype``
-                are the values of the nearest marker, the command line or the ini file.
+            **options: Further arguments of :func:`pytest_trainability.measure`, and bounds by measure as in
+                :meth:`Measurement.check`, which take precedence over other bounds. Defaults of ``seeds``, ``device`` and
+                ``dtype`` are the values of the nearest marker, the command line or the ini file.
 
         Returns:
             The measurement.
 
         Raises:
-            TrainabilityFailure: A bound of the test's marker, the command line or the ini file does not hold.
+            TrainabilityFailure: A bound of the call, the test's marker, the command line or the ini file does not hold.
         """
         __tracebackhide__ = True
         from ..errors import TrainabilityError
         from ..measurement import Context, measure_in
 
         self._item.stash[CALLED] = True
-        given = self._with_settings(options)
-        bounds = bounds_of(self._item)
         try:
+            own = self._bounds_among(options)
+            given = self._with_settings(options)
+            bounds = {**bounds_of(self._item), **own}
             measurement = measure_in(self._context(Context, given.get("name")), model, inputs, until=bounds, **given)
         except TrainabilityError as error:
             # The message describes the error, and the cause has the traceback of the model; frames of this package do not help.
@@ -172,6 +174,15 @@ class Trainability:
             return size_sweep_in(self._context(Context, given.get("name")), along, build, sizes, inputs, **given)
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
+
+    def _bounds_among(self, options: dict[str, Any]) -> dict[str, Bound]:
+        """Take the bounds out of the keyword arguments of a call, and return them by measure."""
+        from ..checks.bounds import as_bound
+        from ..measures import MEASURES
+
+        where = f"trainability() in {node_id(self._item)}"
+        names = [name for name in options if name in MEASURES]
+        return {name: as_bound(options.pop(name), measure=name, where=where) for name in names}
 
     def _with_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call, with seeds, device and dtype from the nearest marker, command line or ini file."""

@@ -10,9 +10,10 @@ from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any, Literal, TypeVar, overload
 
+from .names import unmatched
 from .text import format_finite, format_value, visible
 
-__all__ = ["Estimate", "Listed", "Names", "Profile", "Spectrum", "Steps"]
+__all__ = ["Estimate", "Listed", "Names", "Profile", "Spectrum", "Steps", "selected"]
 
 
 _Item = TypeVar("_Item")
@@ -320,13 +321,16 @@ class Profile(_Elements, Mapping[str, Estimate]):
             *patterns: Shell patterns, such as ``"*.weight"``. Case matters.
 
         Returns:
-            A profile in the same order; empty if no name matches.
+            A profile in the same order.
+
+        Raises:
+            ValueError: A pattern matches no name.
 
         >>> profile = Profile({"a.weight": Estimate(1.0, 1.0, 1.0, (1.0,)), "a.bias": Estimate(0.0, 0.0, 0.0, (0.0,))})
         >>> list(profile.matching("*.weight"))
         ['a.weight']
         """
-        return Profile({n: e for n, e in self.estimates.items() if any(fnmatchcase(n, p) for p in patterns)})
+        return selected(self, patterns, keep=True)
 
     def excluding(self, *patterns: str) -> Profile:
         """Return the elements whose names match no pattern.
@@ -337,13 +341,16 @@ class Profile(_Elements, Mapping[str, Estimate]):
         Returns:
             A profile in the same order; empty if every name matches.
 
+        Raises:
+            ValueError: A pattern matches no name.
+
         >>> profile = Profile(
         ...     {"key.weight": Estimate(1.0, 1.0, 1.0, (1.0,)), "key.bias": Estimate(0.0, 0.0, 0.0, (0.0,))}
         ... )
         >>> list(profile.excluding("*key.bias"))
         ['key.weight']
         """
-        return Profile({n: e for n, e in self.estimates.items() if not any(fnmatchcase(n, p) for p in patterns)})
+        return selected(self, patterns, keep=False)
 
     def _extreme(self, choose: Callable[..., str]) -> str:
         if not self.estimates:
@@ -395,6 +402,24 @@ class Profile(_Elements, Mapping[str, Estimate]):
         if not self.estimates:
             return "Profile(empty)"
         return f"Profile({len(self)} elements, min {self.min!r}, max {self.max!r})"
+
+
+def selected(profile: Profile, patterns: Sequence[str], *, keep: bool, every: bool = True) -> Profile:
+    """Return the elements of a profile whose names match a pattern, or those whose names match none.
+
+    Args:
+        profile: The profile.
+        patterns: Shell patterns. Case matters.
+        keep: Whether to return the matching elements, instead of the others.
+        every: Whether every pattern must match a name.
+
+    Raises:
+        ValueError: A pattern matches no name.
+    """
+    if every and (message := unmatched(patterns, profile)):
+        raise ValueError(message)
+    matching = {name for name in profile if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return Profile({name: e for name, e in profile.items() if (name in matching) is keep})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from itertools import product
 from typing import TypeAlias, TypeVar
 
-__all__ = ["MOST_NAMES", "alike", "and_more", "expanded", "folded", "in_order_of", "of_form", "template", "with_stars"]
+__all__ = [
+    "MOST_NAMES",
+    "alike",
+    "and_more",
+    "expanded",
+    "folded",
+    "in_order_of",
+    "of_form",
+    "template",
+    "unmatched",
+    "with_stars",
+]
 
 MOST_NAMES = 10**6
 """Largest number of names that a pattern may stand for."""
@@ -184,3 +197,28 @@ def _choices(part: str) -> Sequence[str]:
         msg = f"{part!r} stands for more than {MOST_NAMES} names"
         raise ValueError(msg)
     return [str(number) for span in spans for number in span]
+
+
+def unmatched(patterns: Iterable[str], names: Collection[str]) -> str:
+    """Return a message on the first pattern that matches no name, with the nearest names; empty if each matches one.
+
+    >>> unmatched(["*.key.bais"], ["a.key.bias", "a.key.weight"])
+    "No name matches the pattern '*.key.bais'. Nearest: a.key.bias, a.key.weight."
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = _nearest(pattern, names) or list(names)[:3]
+            return (
+                f"No name matches the pattern {pattern!r}. Nearest: {', '.join(near) if near else 'there is no name'}."
+            )
+    return ""
+
+
+def _nearest(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return at most three names whose last parts resemble a pattern."""
+    literal = pattern.replace("*", "").strip(".")
+    parts = literal.count(".") + 1
+    ends: dict[str, str] = {}
+    for name in names:
+        ends.setdefault(".".join(name.split(".")[-parts:]), name)
+    return [ends[end] for end in difflib.get_close_matches(literal, ends, cutoff=0.5)]

@@ -54,6 +54,8 @@ class VerdictRecord:
     """The same for each element of ``worst``."""
     names: tuple[str, ...] = ()
     """Names that were counted, for a measure of names that does not hold."""
+    selection: str = ""
+    """Patterns of the elements that were judged, such as ``without *.bias``; empty if all were."""
 
     @property
     def value_text(self) -> str:

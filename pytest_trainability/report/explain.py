@@ -407,8 +407,9 @@ def _two_digits(count: float) -> int:
 
 
 def bound_text(verdict: VerdictRecord) -> str:
-    """Return ``must lie in [-5, 5]``, ``must be ≥ 1e-06`` or ``must be ≤ 0.9``."""
-    return str(Bound(verdict.low, verdict.high))
+    """Return ``must lie in [-5, 5]``, ``must be ≥ 1e-06`` or ``must be ≤ 0.9``, with the patterns of what was judged."""
+    text = str(Bound(verdict.low, verdict.high))
+    return f"{text} ({verdict.selection})" if verdict.selection else text
 
 
 def _margin_text(verdict: VerdictRecord) -> str:

@@ -56,7 +56,7 @@ class TrainingBefore:
         if batch.loss is None:
             msg = "after_steps= must come with a loss to train on. Pass loss=, or use a model that computes its own."
             raise UsageError(msg)
-        objective = Objective(batch, recipe.loss, seed)
+        objective = Objective(batch, batch.loss_function, seed)
         del batch
         before = outputs_of_modules(objective) if compare else {}
         model.train()

@@ -13,7 +13,8 @@ from ..checks.statistics import estimate
 from ..checks.verdicts import judge
 from ..errors import BoundError, TrainabilityFailure, UsageError
 from ..measurement import Measurement
-from ..records.estimates import Estimate, Profile
+from ..records.estimates import Estimate, Profile, selected
+from ..records.names import unmatched
 from ..records.reports import VerdictRecord
 from ..records.text import format_names, format_number, visible
 from ..report.explain import explain, labelled, reproduce_command
@@ -94,21 +95,25 @@ class Scaling:
         """Return the scaling of the elements of a profile whose names match at least one shell pattern.
 
         Raises:
-            UsageError: No element matches, or the measure is one number.
+            UsageError: A pattern matches no element, or the measure is one number.
         """
-        return self._keeping([profile.matching(*patterns) for profile in self._profiles()], patterns)
+        return self._keeping(patterns, keep=True)
 
     def excluding(self, *patterns: str) -> Scaling:
         """Return the scaling of the elements of a profile whose names match no shell pattern.
 
         Raises:
-            UsageError: Every element matches, or the measure is one number.
+            UsageError: A pattern matches no element, every element matches, or the measure is one number.
         """
-        return self._keeping([profile.excluding(*patterns) for profile in self._profiles()], patterns)
+        return self._keeping(patterns, keep=False)
 
-    def _keeping(self, profiles: Sequence[Profile], patterns: Sequence[str]) -> Scaling:
+    def _keeping(self, patterns: Sequence[str], *, keep: bool) -> Scaling:
+        names = list(self._profiles()[0])
+        if message := unmatched(patterns, names):
+            raise UsageError(message)
+        profiles = [selected(profile, patterns, keep=keep, every=False) for profile in self._profiles()]
         if not profiles[0]:
-            named = ", ".join(self._profiles()[0])
+            named = ", ".join(names)
             msg = f"the patterns must leave an element of {named}. Got {', '.join(map(repr, patterns))}, which leave none."
             raise UsageError(msg)
         return replace(self, values=tuple(profiles))

@@ -11,7 +11,8 @@ from ..checks.statistics import CONFIDENCE, Level, estimate
 from ..errors import TrainabilityError, UsageError
 from ..measurement import Context, Measurement, Options, measure_in
 from ..measures import MEASURES
-from ..records.estimates import Estimate, Profile, Spectrum
+from ..records.estimates import Estimate, Profile, Spectrum, selected
+from ..records.names import unmatched
 from ..records.reports import CheckRecord, VerdictRecord
 from ..records.text import format_finite
 from .arguments import CHANGE, EACH, EXTREMES, Along, Patterns, Summary, as_summaries
@@ -132,7 +133,12 @@ class SizeSweep:
         elements, chosen = self.elements(measure), as_summaries(summary)
         if all(list(found) == [""] for found in elements):
             return Followed(tuple(found[""] for found in elements))
-        kept = (Profile(found).matching(*_listed(matching)).excluding(*_listed(excluding)) for found in elements)
+        only, without = _listed(matching), _listed(excluding)
+        names = dict.fromkeys(name for found in elements for name in found)
+        if names and (message := unmatched((*only, *without), names)):
+            raise UsageError(message)
+        matched = (selected(Profile(found), only, keep=True, every=False) for found in elements)
+        kept = (selected(found, without, keep=False, every=False) for found in matched)
         elements = [dict(profile) for profile in kept]
         if not all(elements):
             sizes = [str(size) for size, found in zip(self.sizes, elements) if not found]

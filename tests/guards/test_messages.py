@@ -46,6 +46,17 @@ def the_error(result: RunResult) -> str:
     return lines[0].removeprefix("ERROR: ")
 
 
+def the_failure(result: RunResult) -> list[str]:
+    """Return what a test prints that fails for its marker, a line for each error."""
+    text = result.stdout.str() + result.stderr.str()
+    assert "Traceback" not in text
+    assert "INTERNALERROR" not in text
+    result.assert_outcomes(failed=1)
+    lines = result.stdout.str().splitlines()
+    start = next(number for number, line in enumerate(lines) if " test_model " in line)
+    return [line for line in lines[start + 1 :] if line.startswith("the marker of ")]
+
+
 SEEDS = ["seeds must be", "'0-7'"]
 DEVICE = ["the device must be auto, cpu, cuda, cuda:N or mps"]
 DTYPE = ["dtype must be a floating type", "float32"]
@@ -139,9 +150,9 @@ MARKERS = [
 
 
 @pytest.mark.parametrize(("bound", "said"), MARKERS, ids=[bound for bound, _ in MARKERS])
-def test_an_invalid_marker_is_refused_before_any_test_runs(project: Pytester, bound: str, said: list[str]) -> None:
+def test_an_invalid_marker_fails_its_test(project: Pytester, bound: str, said: list[str]) -> None:
     project.makepyfile(test_it=marked(bound))
-    text = the_error(project.runpytest_inprocess())
+    (text,) = the_failure(project.runpytest_inprocess())
     assert text.startswith("the marker of test_it.py::test_model")
     assert all(part in text for part in said), text
     assert ".. " not in text
@@ -171,7 +182,7 @@ def test_a_value_of_a_marker_that_cannot_be_read_is_refused_in_one_line(
     project: Pytester, value: str, said: str
 ) -> None:
     project.makepyfile(test_it=HOSTILE + marked(value))
-    text = the_error(project.runpytest_inprocess())
+    (text,) = the_failure(project.runpytest_inprocess())
     assert text.startswith("the marker of test_it.py::test_model")
     assert said in text
     assert text.isprintable()
@@ -208,9 +219,9 @@ def test_a_negative_number_of_models_is_refused(project: Pytester) -> None:
     ],
 )
 def test_an_invalid_setting_in_a_marker_is_refused(project: Pytester, setting: str, said: list[str]) -> None:
-    """Like an invalid bound: before any test runs, with the place of the marker."""
+    """Like an invalid bound: by its test, with the place of the marker."""
     project.makepyfile(test_it=marked(setting).replace(", seeds=2", ""))
-    text = the_error(project.runpytest_inprocess())
+    (text,) = the_failure(project.runpytest_inprocess())
     assert text.startswith("the marker of test_it.py::test_model")
     assert all(part in text for part in said), text
 
@@ -305,12 +316,21 @@ def test_the_controller_of_xdist_refuses_invalid_settings(project: Pytester, arg
     assert the_error(project.runpytest_inprocess("-n", "2", *args)).startswith("--trainability-")
 
 
-def test_the_message_of_an_invalid_marker_survives_xdist(project: Pytester) -> None:
+def test_all_errors_of_a_marker_are_listed_and_other_tests_run(project: Pytester) -> None:
+    unrelated = "\n\ndef test_unrelated():\n    pass\n"
+    project.makepyfile(test_it=marked("log_gian=within(3), seeds=0, tolerances={'zzz': 1}") + unrelated)
+    result = project.runpytest_inprocess()
+    result.assert_outcomes(passed=1, failed=1)
+    parts = ["unknown measure 'log_gian'", "seeds must be", "unknown measure 'zzz'"]
+    assert all(any(part in line for line in result.outlines) for part in parts)
+
+
+def test_the_message_of_an_unknown_measure_in_an_option_survives_xdist(project: Pytester) -> None:
     """Without the message of the worker, only a failure of xdist would be visible."""
     pytest.importorskip("xdist", reason="workers come with pytest-xdist")
-    project.makepyfile(test_it=marked("log_gian=within(3)"))
-    result = project.runpytest_subprocess("-n", "2")
+    project.makepyfile(test_it=marked("log_gain=within(3)"))
+    result = project.runpytest_subprocess("-n", "2", "--trainability-bounds=log_gian >= 3")
     text = result.stdout.str() + result.stderr.str()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "the marker of test_it.py::test_model: unknown measure 'log_gian'. Did you mean 'log_gain'?" in text
+    assert "--trainability-bounds: unknown measure 'log_gian'. Did you mean 'log_gain'?" in text
     assert "INTERNALERROR" not in text

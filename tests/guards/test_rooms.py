@@ -51,7 +51,7 @@ TABLE = {
     "checks": row("checks records errors", third_party_inside="scipy numpy packaging"),
     "engine/__init__": row(""),
     "engine/torch_internals": row("errors", "torch"),
-    "engine/trees": row("engine/torch_internals errors", "torch"),
+    "engine/trees": row("engine/torch_internals errors", "torch numpy"),
     "engine/modules": row("engine/torch_internals", "torch"),
     "engine/isolation": row("engine/modules engine/torch_internals errors", "torch"),
     "engine/linalg": row(f"engine/linalg {GROUND}", "torch", third_party_inside="scipy"),

@@ -435,3 +435,47 @@ def test_a_failed_check_fails_its_test_unless_the_test_expects_it(project: Pytes
     assert text.count("a check that fails must fail its test.") == 5
     assert r"although log_gain of \x1bone failed" in text
     assert "although the baseline of " in text
+
+
+def test_bounds_of_the_call_are_judged_before_others(pytester: Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest, torch
+        from torch import nn
+        from pytest_trainability import at_least, within
+
+        def net():
+            return nn.Sequential(*[nn.Linear(8, 8) for _ in range(4)])
+
+        @pytest.mark.trainability(log_gain=within(1000, 2000), gradient_norm=at_least(1e3))
+        def test_holds(trainability):
+            trainability(net, torch.ones(2, 8), log_gain=within(100), gradient_norm=at_least(1e-9, excluding="*.bias"))
+
+        def test_fails(trainability):
+            trainability(net, torch.ones(2, 8), gradient_norm=at_least(1e3, matching="2.*"))
+
+        def test_misspelt(trainability):
+            trainability(net, torch.ones(2, 8), gradient_norm=at_least(1e3, matching="2.wieght"))
+        """
+    )
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(
+        ["*gradient_norm*must be ≥ 1000 (only 2.[*])*", "*BoundError: the bound of gradient_norm: *2.weight*"]
+    )
+
+
+def test_an_error_of_a_measure_shows_the_line_of_the_test_only(pytester: Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import torch
+        from torch import nn
+
+        def test_loss(trainability):
+            assert trainability(lambda: nn.Linear(3, 3), torch.ones(2, 3)).initial_loss < 3
+        """
+    )
+    result = pytester.runpytest_inprocess("--tb=short")
+    result.assert_outcomes(failed=1)
+    assert "result.py" not in result.stdout.str()
+    result.stdout.fnmatch_lines(["E *InapplicableError: initial_loss and excess_loss need a loss.*"])

@@ -18,6 +18,7 @@ from ..isolation import uncompiled
 from ..modules import ByModule, named_modules_of
 from ..torch_internals import hooks_skipped_without_gradient, next_sequence_number, owner_of, without_torch_functions
 from ..trees import carries_gradient, map_tensors, tensors_in
+from .own_loss import call_training_step, has_training_step, named_loss, only_scalar, picker
 from .rollout import Rollout, kind_of
 
 __all__ = [
@@ -109,6 +110,8 @@ class Capture:
     output: Any = None
     loss: Tensor | None = None
     """The loss as a scalar; None if there is none."""
+    loss_function: Loss | None = None
+    """Function of the output, and of the target if there is one; None where the output names the loss, or there is none."""
     watched: dict[Instrument, Any] = field(default_factory=dict)
     """The value that each instrument yielded."""
     inputs_carry_gradient: bool = True
@@ -249,7 +252,14 @@ def _run(
             "PyTorch does not record the order of the operations. Call it without the thread pool, at least in the test."
         )
         raise ModelError(msg)
+    captured.loss_function = loss
     captured.loss = _loss_of(model, captured.output, target, loss)
+    if captured.loss is None and (place := only_scalar(captured.output)) is not None:
+        captured.loss_function = picker(place)
+        captured.loss = captured.loss_function(captured.output)
+        captured.notes.append(
+            f"the scalar that the model returns{f' at {place}' if place else ''} is taken as its loss"
+        )
     return captured
 
 
@@ -267,19 +277,15 @@ def evaluate(
 
 
 def _output_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss: Loss | None) -> Any:
-    if _uses_training_step(model, loss):
-        batch = args[0] if len(args) == 1 else (args or kwargs)
-        return model.training_step(batch, 0)  # type: ignore[operator]
+    if loss is None and has_training_step(model):
+        return call_training_step(model, args[0] if len(args) == 1 else (args or kwargs))
     return model(*args, **kwargs)
 
 
-def _uses_training_step(model: nn.Module, loss: Loss | None) -> bool:
-    """Whether to run ``training_step``: a Lightning module computes its own loss there."""
-    return loss is None and callable(getattr(model, "training_step", None))
-
-
 def _loss_of(model: nn.Module, output: Any, target: Any, loss: Loss | None) -> Tensor | None:
-    return _own_loss(model, output) if loss is None else _called_loss(loss, output, target)
+    if loss is None:
+        return named_loss(output, of_training_step=has_training_step(model))
+    return _called_loss(loss, output, target)
 
 
 def _called_loss(loss: Loss, output: Any, target: Any) -> Tensor:
@@ -305,18 +311,6 @@ def _called_loss(loss: Loss, output: Any, target: Any) -> Tensor:
         )
         raise ModelError(msg)
     return value.reshape(())
-
-
-def _own_loss(model: nn.Module, output: Any) -> Tensor | None:
-    """Return the loss that the model computed itself: ``output.loss``, ``output["loss"]`` or the value of ``training_step``."""
-    if isinstance(output, Mapping):
-        value = output.get("loss")
-    elif _uses_training_step(model, None) and isinstance(output, Tensor):
-        value = output
-    else:
-        value = getattr(output, "loss", None)
-    is_loss = isinstance(value, Tensor) and value.numel() == 1 and carries_gradient(value)
-    return value.reshape(()) if is_loss and value is not None else None
 
 
 def _cure_of_loss(value: Any) -> str:

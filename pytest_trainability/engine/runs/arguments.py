@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...errors import UsageError
 from .recipe import OptimizerFactory
@@ -50,10 +51,10 @@ def as_count(name: str, value: Any, *, least: int = 1, otherwise: str = "") -> i
 
 
 def as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:
-    """Return the loss function, or None.
+    """Return the loss function, or None. A class of losses, such as ``nn.CrossEntropyLoss``, is called without arguments.
 
     Raises:
-        UsageError: The loss is not callable, or there is a target without a loss.
+        UsageError: The loss is not callable, a class that needs arguments, or there is a target without a loss.
     """
     if loss is None and target is not None:
         msg = "a target must come with the loss that takes it: loss=F.cross_entropy, target=labels. Got a target alone."
@@ -61,6 +62,12 @@ def as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:
     if loss is not None and not callable(loss):
         msg = f"the loss must be a function loss(output) or loss(output, target). Got {type(loss).__name__}."
         raise UsageError(msg)
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        try:
+            return loss()
+        except TypeError as error:
+            msg = f"the loss must be a function, or an object such as {loss.__name__}(...). The class needs arguments: {error}."
+            raise UsageError(msg) from error
     return loss  # type: ignore[no-any-return]
 
 

@@ -244,6 +244,11 @@ def _translated(
             "or a state, and cannot be trained like that either. Replace it instead (state = ..., not state.copy_(...)), or run "
             "the module's forward inside torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t)."
         )
+    if isinstance(error, RuntimeError) and "backward through the graph a second time" in str(error):
+        return ModelError(
+            f"the graph of the forward pass must still exist when it is measured. {name} frees it: it calls backward() or "
+            "autograd.grad() inside forward(). Move that call out of forward(), or pass retain_graph=True to it."
+        )
     if arose_in_backward(error):
         return ModelError(
             f"the backward pass of {name} must run. It raised {type(error).__name__}: {sentence(error)} Check the backward "

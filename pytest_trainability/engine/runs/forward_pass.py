@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError, TrainabilityError, UsageError
-from ..capture.recorder import Capture, Instrument, capture
+from ..capture.recorder import Capture, Instrument, Loss, capture
 from ..isolation import derived_seed, generator_of, one_at_a_time, seeded, uncompiled
 from ..linalg.norms import stored_values
 from ..torch_internals import is_lazy, is_unsupported_here
-from ..trees import is_empty, map_tensors, tensors_in, to_tensor_like
+from ..trees import is_empty, map_tensors, tensors_in, to_tensor_like, with_tensors
 from .building import device_of
 from .recipe import NO_KERNEL, Recipe, did_not_fit, sentence
 
@@ -36,7 +37,7 @@ def forward_pass(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Se
     """
     # A model without tensors runs where its inputs are.
     place = device_of(model) or recipe.device
-    inputs, target = _inputs(recipe, seed, place)
+    inputs, target = _inputs(recipe, model, seed, place)
     device = place or next(tensors_in(inputs)).device
 
     def restart() -> None:
@@ -63,6 +64,8 @@ def forward_pass(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Se
         raise ModelError(_did_not_run(model, inputs, seed, device, error)) from _without_own_frames(error)
     _refuse_no_tensor(model, captured)
     captured.inputs, captured.target, captured.device = inputs, target, device
+    if recipe.target is None and target is not None:
+        captured.notes.append("the batch is a pair: its second part is taken as the target of the loss")
     return captured
 
 
@@ -83,7 +86,7 @@ def _without_own_frames(error: Exception) -> Exception:
     return error.with_traceback(trace)
 
 
-def _inputs(recipe: Recipe, seed: int, device: torch.device | None) -> tuple[Any, Any]:
+def _inputs(recipe: Recipe, model: nn.Module, seed: int, device: torch.device | None) -> tuple[Any, Any]:
     """Return inputs and target, drawn by the seed, on the device and in the type of the recipe."""
     seeded(derived_seed(seed, "inputs"))
     generator = generator_of(seed, "inputs")
@@ -93,23 +96,56 @@ def _inputs(recipe: Recipe, seed: int, device: torch.device | None) -> tuple[Any
         )
         for given, what in ((recipe.inputs, "inputs"), (recipe.target, "target"))
     )
+    if recipe.loss is not None and target is None and _is_labelled(model, recipe.loss, inputs):
+        inputs, target = inputs
+    _refuse_no_numbers(inputs)
+    return inputs, target
+
+
+def _is_labelled(model: nn.Module, loss: Loss, batch: Any) -> bool:
+    """Return whether a batch is a pair of inputs and target, as a loader gives it.
+
+    That is so if the model cannot be called with both, and can be called with the first one, whereas the loss can with both.
+    """
+    if not isinstance(batch, (tuple, list)) or hasattr(batch, "_fields") or len(batch) != 2:
+        return False
+    inputs, keywords = call_arguments(batch[0])
+    takes_both = isinstance(batch, tuple) and _accepts(model.forward, *batch)
+    return not takes_both and _accepts(model.forward, *inputs, **keywords) and _accepts(loss, None, batch[1])
+
+
+def _accepts(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    """Return whether the signature of a function admits a call."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _refuse_no_numbers(inputs: Any) -> None:
     if not any(True for _ in tensors_in(inputs)):
+        found = type(inputs).__name__
+        if isinstance(inputs, (tuple, list)):
+            found += f" of {', '.join(sorted({type(item).__name__ for item in inputs})) or 'nothing'}"
         msg = (
             "inputs must be a tensor, a tuple, a dict, or a function of a torch.Generator that makes one, with at least "
-            f"one tensor in it. Got {type(inputs).__name__}."
+            f"one tensor in it. Got {found}. Tensors are found in tuples, lists, dicts, dataclasses, numpy arrays, graphs of "
+            "PyTorch Geometric and classes that are registered with torch.utils._pytree.register_pytree_node, not in other "
+            "objects."
         )
         raise UsageError(msg)
     if is_empty(inputs):
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(inputs))
         msg = f"inputs must hold at least one element in every tensor. Got shapes {shapes}: an empty batch cannot be measured."
         raise UsageError(msg)
-    return inputs, target
 
 
 def _made(given: Any, what: str, generator: torch.Generator) -> Any:
     """Return the inputs or the target; if a function is given, the value that it returns."""
     made = given
-    if callable(given) and not isinstance(given, (Tensor, Mapping)):
+    # Mappings and graphs of PyTorch Geometric can be called, too.
+    if callable(given) and not isinstance(given, (Tensor, Mapping)) and not any(True for _ in tensors_in(given)):
         try:
             made = given(generator)
         except Exception as error:
@@ -119,6 +155,7 @@ def _made(given: Any, what: str, generator: torch.Generator) -> Any:
                 f"raised {type(error).__name__}: {error}"
             )
             raise UsageError(msg) from error
+    made = with_tensors(made)
     for tensor in tensors_in(made):
         if tensor.is_meta:
             msg = f"{what} must hold numbers. A tensor in them lives on the meta device."

@@ -71,7 +71,7 @@ class Objective:
     @classmethod
     def of(cls, run: Run) -> Objective:
         """Return the objective of a run, for a need of stage ``RERUN``, after which parameters and buffers are restored."""
-        return cls(run.capture, run.recipe.loss, run.seed)
+        return cls(run.capture, run.capture.loss_function, run.seed)
 
     def outputs(self) -> tuple[Any, Tensor | None]:
         """Return the output and the loss of the model, after running it; None without a loss."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError, TrainabilityError, UsageError
+from ..capture.own_loss import has_training_step
 from ..isolation import derived_seed, preserved_model
 from ..linalg.norms import norm, stored_values
 from ..modules import ByModule, named_modules_of
@@ -45,8 +46,11 @@ class Training:
 
     @classmethod
     def of(cls, run: Run) -> Training:
-        """Return the training of a run's model on its batch, for a need of stage ``RERUN``, after which changes are undone."""
-        return cls(Objective.of(run), run.recipe.optimizer)
+        """Return the training of a run's model on its batch, for a need of stage ``RERUN``, after which changes are undone.
+
+        The optimizer is that of the recipe, or that of a Lightning module's ``configure_optimizers``.
+        """
+        return cls(Objective.of(run), run.recipe.optimizer or _configured(run.capture.model))
 
     def draw_anew(self, step: int) -> None:
         """Draw other dropout masks from now on, as in every step of a training."""
@@ -126,6 +130,30 @@ class Training:
 def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Return the default optimizer."""
     return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+def _configured(model: nn.Module) -> OptimizerFactory | None:
+    """Return a function that makes the optimizer of a Lightning module; None for other models."""
+    configure: Any = getattr(model, "configure_optimizers", None)
+    if configure is None or not has_training_step(model):
+        return None
+
+    def configure_optimizers(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        found = configure()
+        # Lightning allows an optimizer, a dict with one, a list of these, and a pair of optimizers and schedulers.
+        if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], (list, tuple)):
+            found = found[0]
+        given = found if isinstance(found, (list, tuple)) else [found]
+        optimizers = [entry["optimizer"] if isinstance(entry, Mapping) else entry for entry in given]
+        if len(optimizers) != 1:
+            msg = (
+                f"it returned {len(optimizers)} optimizers, and measures that take optimizer steps need one. "
+                "Pass optimizer=, a function of the parameters."
+            )
+            raise ValueError(msg)
+        return optimizers[0]  # type: ignore[no-any-return]
+
+    return configure_optimizers
 
 
 def _optimizer(make: object, parameters: list[nn.Parameter], model: str) -> torch.optim.Optimizer:

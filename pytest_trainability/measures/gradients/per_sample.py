@@ -57,7 +57,7 @@ class PerSample:
     def __init__(self, run: Run) -> None:
         capture = run.capture
         self.seed, self.device, self.loss = run.seed, capture.device, capture.loss
-        self.model, self.loss_module = capture.model, _LossModule(capture.model, run.recipe.loss)
+        self.model, self.loss_module = capture.model, _LossModule(capture.model, capture.loss_function)
         self.batch = _Batch((capture.inputs, capture.target), batch_size(capture.inputs) or 0)
         known = dict(capture.model.named_parameters())
         used = [name for name, gradient in run[PARAMETER_GRADIENTS].items() if gradient is not None]

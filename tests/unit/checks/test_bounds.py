@@ -153,8 +153,8 @@ def test_several_lines_for_a_measure_must_all_hold() -> None:
 
 def test_lines_that_exclude_each_other_are_refused() -> None:
     message = (
-        "tox.ini: log_gain has several bounds that exclude each other: the lower end of a bound must not exceed the upper "
-        "one. Got [3, -3]. Swap them."
+        "tox.ini: log_gain has several bounds that cannot hold together: the lower end of a bound must not exceed the "
+        "upper one. Got [3, -3]. Swap them."
     )
     with pytest.raises(BoundError, match=f"^{re.escape(message)}$"):
         parse_bounds(["log_gain >= 3", "log_gain <= -3"], where="tox.ini")
@@ -184,3 +184,41 @@ def test_long_texts_are_refused_at_once(text: str) -> None:
         parse_bound(text)
     with pytest.raises(BoundError):
         parse_bounds([f"log_gain = {text}"], where="here")
+
+
+def test_patterns_select_what_a_bound_judges() -> None:
+    bound = at_least(1e-6, matching=("*.weight", "head.*"), excluding="*.norm.*")
+    assert (bound.matching, bound.excluding) == (("*.weight", "head.*"), ("*.norm.*",))
+    assert bound.selection == "only *.weight, head.*, without *.norm.*"
+    assert repr(bound) == "at_least(1e-06, matching=('*.weight', 'head.*'), excluding='*.norm.*')"
+    assert eval(repr(bound)) == bound
+    assert within(3, excluding="*.bias").excluding == at_most(3, excluding=["*.bias"]).excluding == ("*.bias",)
+    assert at_least(1e-6).selection == ""
+
+
+@pytest.mark.parametrize("given", [3, "", ("*.bias", 3), {"*.bias"}])
+def test_a_pattern_must_be_a_string(given: Any) -> None:
+    with pytest.raises(
+        BoundError, match=r"^excluding= of a bound must be a pattern of names, such as '\*\.bias', or several\."
+    ):
+        at_least(1e-6, excluding=given)
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        (">= 1e-6 excluding *.bias", at_least(1e-6, excluding="*.bias")),
+        ("[0, 1] matching *.weight , head.*", within(0, 1, matching=("*.weight", "head.*"))),
+        ("<= 2 matching a.* excluding *.bias, *.norm.*", at_most(2, matching="a.*", excluding=("*.bias", "*.norm.*"))),
+    ],
+)
+def test_patterns_follow_a_bound_that_is_written_as_text(text: str, bound: Bound) -> None:
+    assert parse_bound(text) == bound
+
+
+def test_bounds_on_different_elements_are_not_joined() -> None:
+    message = "tox.ini: gradient_norm has several bounds that cannot hold together: they judge different elements."
+    with pytest.raises(BoundError, match=f"^{re.escape(message)}"):
+        parse_bounds(["gradient_norm >= 1 excluding *.bias", "gradient_norm <= 3"], where="tox.ini")
+    joined = parse_bounds(["gradient_norm >= 1 excluding *.bias", "gradient_norm <= 3 excluding *.bias"], where="")
+    assert joined == {"gradient_norm": within(1, 3, excluding="*.bias")}

@@ -10,7 +10,13 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
 from pytest_trainability import at_least, measure
-from pytest_trainability.checks.judged_elements import judged_elements, not_judged_texts, untrained_text
+from pytest_trainability.checks.judged_elements import (
+    judged_elements,
+    not_judged_texts,
+    selected_elements,
+    untrained_text,
+)
+from pytest_trainability.errors import BoundError
 from pytest_trainability.records.estimates import Estimate, Profile
 from pytest_trainability.records.gradient_classes import GradientClasses
 
@@ -149,3 +155,18 @@ def test_a_dead_branch_fails_next_to_one_that_wakes(name: str) -> None:
         result.check(**{name: at_least(1e-9)})
     text = " ".join(str(failure.value).split())
     assert "1 branch is zero and wakes later" in text and "must be ≥ 1e-09: 1e-09 outside 1 " in text
+
+
+def test_patterns_of_a_bound_select_elements() -> None:
+    value = profile(a_weight=(1.0,), a_bias=(1.0,), b_weight=(1.0,))
+    found = selected_elements("gradient_norm", value, at_least(0, matching="*.weight", excluding="b.*"))
+    assert isinstance(found, Profile) and list(found) == ["a.weight"]
+    assert selected_elements("gradient_norm", value, at_least(0)) is value
+
+
+def test_a_pattern_that_selects_nothing_is_refused() -> None:
+    value = profile(a_weight=(1.0,))
+    with pytest.raises(BoundError, match=r"^the bound of gradient_norm: No name matches .* Nearest: a\.weight"):
+        selected_elements("gradient_norm", value, at_least(0, excluding="*.wieght"))
+    with pytest.raises(BoundError, match=r"^the bound of log_gain has patterns of names .* is no profile by name\.$"):
+        selected_elements("log_gain", value["a.weight"], at_least(0, excluding="*"))

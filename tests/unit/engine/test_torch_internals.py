@@ -805,3 +805,11 @@ def test_name_of_a_reentrant_checkpoint():
     """Look for ``CheckpointFunction`` in ``torch/utils/checkpoint.py``: the autograd function of the re-entrant way."""
     y = checkpoint(lambda x: x.sin(), leaf(2), use_reentrant=True)
     assert operator_name(node_of(y)) == "CheckpointFunctionBackward"
+
+
+def test_children_of_registered_containers():
+    """``SUPPORTED_NODES`` in ``torch/utils/_pytree.py`` holds a function that takes apart and one that rebuilds."""
+    children, rebuilt = internals.registered_children({"a": 1, "b": 2})
+    assert children == [1, 2]
+    assert rebuilt([3, 4]) == {"a": 3, "b": 4}
+    assert internals.registered_children(object()) is None

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
+import torch.utils._pytree
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -22,6 +24,7 @@ from pytest_trainability.engine.trees import (
     named_tensors,
     tensors_in,
     to_tensor_like,
+    with_tensors,
 )
 
 
@@ -139,3 +142,65 @@ def test_tensors_are_named_by_their_place() -> None:
     ]
     assert [place for place, _ in named_tensors(a)] == [""]
     assert [place for place, _ in named_tensors(Output([b]))] == [".logits[0]"]
+
+
+def test_the_parameters_of_distributions_are_tensors_of_the_tree() -> None:
+    logits, mean, scale = torch.zeros(2, 3), torch.zeros(2), torch.ones(2)
+    normal = torch.distributions.Independent(torch.distributions.Normal(mean, scale), 1)
+    found = [id(tensor) for tensor in tensors_in((torch.distributions.Categorical(logits=logits), normal))]
+    assert {id(mean), id(scale)} <= set(found)
+    # The logits are normalized when the distribution is made.
+    assert len(set(found)) == 3
+
+
+class Registered:
+    """A container that is registered with PyTorch."""
+
+    def __init__(self, value: Any, name: str) -> None:
+        self.value, self.name = value, name
+
+
+class KeyValueCache(Registered):
+    """Holds tensors for later calls."""
+
+
+for kind in (Registered, KeyValueCache):
+    torch.utils._pytree.register_pytree_node(
+        kind, lambda node: ([node.value], node.name), lambda children, name, kind=kind: kind(next(iter(children)), name)
+    )
+
+
+def test_registered_containers_are_branches_of_the_tree() -> None:
+    held = Registered({"x": torch.ones(2)}, "a")
+    assert [tensor.tolist() for tensor in tensors_in([held])] == [[1.0, 1.0]]
+    changed = map_tensors((held,), lambda t: t + 1)[0]
+    assert isinstance(changed, Registered) and changed.name == "a"
+    assert changed.value["x"].tolist() == [2.0, 2.0] and held.value["x"].tolist() == [1.0, 1.0]
+
+
+def test_key_value_caches_are_not_looked_into() -> None:
+    cache = KeyValueCache(torch.ones(2), "a")
+    assert not list(tensors_in(cache)) and map_tensors(cache, lambda t: t + 1) is cache
+
+
+def test_numpy_arrays_become_tensors() -> None:
+    tree = {"x": (np.ones((2, 3)), np.arange(3)), "mask": [np.array([True])], "name": "a", "y": torch.ones(1)}
+    found = with_tensors(tree)
+    assert [t.dtype for t in tensors_in(found)] == [torch.float32, torch.int64, torch.bool, torch.float32]
+    assert found["y"] is tree["y"] and found["name"] == "a"
+    words = np.array(["a"])
+    assert with_tensors(words) is words
+
+
+def test_a_tree_without_arrays_stays_the_same_object() -> None:
+    for tree in ({"x": torch.ones(1)}, [1, (2,)], Pair(1, 2), None):
+        assert with_tensors(tree) is tree
+    pair = with_tensors(Pair(np.ones(1), 2))
+    assert isinstance(pair, Pair) and isinstance(pair.left, Tensor)
+
+
+def test_a_tensor_of_an_array_does_not_share_its_memory() -> None:
+    array = np.zeros(2, dtype=np.float32)
+    tensor = with_tensors(array)
+    array[0] = 1
+    assert tensor.tolist() == [0.0, 0.0]

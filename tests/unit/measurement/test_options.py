@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from pytest_trainability import UsageError, depth_sweep, measure
 from pytest_trainability.engine.runs.recipe import Recipe
@@ -121,3 +122,16 @@ def test_a_floating_type_may_be_given_by_name(given: Any) -> None:
 @pytest.mark.parametrize("given", [None, ""])
 def test_without_a_floating_type_models_keep_theirs(given: Any) -> None:
     assert as_dtype(given) is None
+
+
+def test_a_loader_gives_its_first_batch_and_keeps_the_random_numbers() -> None:
+    loader = DataLoader(torch.arange(12.0).reshape(4, 3), batch_size=2, shuffle=True)
+    before = torch.get_rng_state()
+    first, second = recipe(inputs=loader).inputs, recipe(inputs=loader).inputs
+    assert torch.equal(first, second) and first.shape == (2, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_empty_loader_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^a DataLoader given as inputs must hold at least one batch\."):
+        recipe(inputs=DataLoader([], batch_size=2))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pytest_trainability import Estimate, Names, Profile, Spectrum, Steps
+from pytest_trainability.records.estimates import selected
 
 NAN, INF = math.nan, math.inf
 
@@ -175,8 +176,7 @@ def test_nan_is_both_extremes_of_a_profile() -> None:
 
 
 def test_an_empty_profile_satisfies_no_comparison() -> None:
-    """A misspelt pattern, ``matching("*.wieght") > 1e-7``, must not pass."""
-    empty = PROFILE.matching("*.wieght")
+    empty = PROFILE.excluding("*")
     assert len(empty) == 0
     assert not any((empty > 0, empty >= 0, empty < 0, empty <= 0))
 
@@ -192,7 +192,16 @@ def test_shell_patterns_filter_a_profile() -> None:
     assert list(names.matching("*.weight")) == ["a.weight", "b.weight"]
     assert list(names.matching("a.*", "b.*")) == ["a.weight", "a.bias", "b.weight"]
     assert list(names.excluding("a.*")) == ["b.weight"]
-    assert list(names.excluding("A.*")) == ["a.weight", "a.bias", "b.weight"]
+    with pytest.raises(ValueError, match=r"^No name matches the pattern 'A\.\*'\."):
+        names.excluding("A.*")
+
+
+@pytest.mark.parametrize("choose", [Profile.matching, Profile.excluding])
+def test_a_misspelt_pattern_is_refused_with_the_nearest_names(choose: Callable[..., Profile]) -> None:
+    names = Profile({n: one(1.0, name=n) for n in ("a.key.weight", "a.key.bias", "b.weight")})
+    with pytest.raises(ValueError, match=r"^No name matches the pattern '\*\.key\.bais'\. Nearest: a\.key\.bias, "):
+        choose(names, "*.weight", "*.key.bais")
+    assert list(selected(names, ["*.key.bais"], keep=False, every=False)) == list(names)
 
 
 def test_a_spectrum_is_a_sequence() -> None:

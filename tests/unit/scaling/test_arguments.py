@@ -63,7 +63,7 @@ REFUSED = {
         "one or several of 'max', 'min', 'mean', 'first', 'last'. Got 'median'",
     ),
     "each and more": ({"summary": ("each", "max")}, UsageError, "summary must be 'each', or one or several of"),
-    "pattern": ({"matching": "layers.*"}, UsageError, "activation_rms must have an element to follow at every width"),
+    "pattern": ({"matching": "layers.*"}, UsageError, "No name matches the pattern 'layers.*'. Nearest: input, 0."),
     "steps": ({"after_steps": -1}, UsageError, "after_steps must be a whole number of at least 0. Got -1."),
     "steps float": ({"after_steps": 2.0}, UsageError, "after_steps must be a whole number"),
     "optimizer": ({"after_steps": 1, "optimizer": 0.1}, UsageError, "optimizer must be a function of the parameters"),

@@ -43,9 +43,9 @@ def test_parts_of_a_scaling():
     assert list(found.excluding("input", "1").slope) == ["0"]
     assert found.last.sizes == (4, 16)
     assert len(found.local_slopes) == 2
-    with pytest.raises(
-        UsageError, match=re.escape("leave an element of input, 0, 1. Got 'layers.*', which leave none.")
-    ):
+    with pytest.raises(UsageError, match=re.escape("leave an element of input, 0, 1. Got '*', which leave none.")):
+        found.excluding("*")
+    with pytest.raises(UsageError, match=re.escape("No name matches the pattern 'layers.*'. Nearest: input, 0, 1.")):
         found.matching("layers.*")
     with pytest.raises(UsageError, match=r"only a profile has elements to select. log_gain is one number here"):
         found.of("log_gain").matching("0")

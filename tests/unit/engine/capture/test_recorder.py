@@ -335,7 +335,7 @@ def test_a_signal_begins_at_a_copy_or_at_a_clone_of_a_parameter() -> None:
 
 
 def test_without_a_loss_the_roots_are_the_float_outputs() -> None:
-    captured: Capture = capture(Returning(lambda y: (y, y.argmax(), [y.sum(), y.detach()])), (X,), {})
+    captured: Capture = capture(Returning(lambda y: (y, y.argmax(), [y.sum(-1), y.detach()])), (X,), {})
     assert captured.roots == (edge_of(captured.output[0]), edge_of(captured.output[2][0]))
     assert capture(Returning(lambda y: y.detach()), (X,), {}).roots == ()
     with_loss = capture(nn.Linear(WIDTH, 2), (X,), {}, loss=lambda y: y.sum())

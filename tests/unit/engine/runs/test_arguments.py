@@ -85,3 +85,14 @@ def test_an_optimizer_is_made_by_a_function() -> None:
             UsageError, match=f"optimizer must be a function of the parameters that makes one.* Got {name}"
         ):
             as_optimizer(wrong)
+
+
+def test_a_class_of_losses_is_called_without_arguments() -> None:
+    assert isinstance(as_loss(nn.CrossEntropyLoss, None), nn.CrossEntropyLoss)
+
+    class Weighted(nn.Module):
+        def __init__(self, weight: float) -> None:
+            super().__init__()
+
+    with pytest.raises(UsageError, match=r"^the loss must be a function, or an object such as Weighted\(\.\.\.\)\."):
+        as_loss(Weighted, None)

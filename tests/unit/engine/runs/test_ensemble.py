@@ -409,3 +409,22 @@ def test_other_errors_are_raised_as_they_are() -> None:
         CheckpointError("depth"),
     ):
         assert raised(error) is error
+
+
+def test_a_backward_pass_inside_the_model_is_an_error_that_says_so() -> None:
+    """It frees the graph."""
+
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = models.mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            z: Tensor = self.layers(x)
+            z.sum().backward()
+            return z
+
+    with pytest.raises(
+        ModelError, match=r"Inside frees it: it calls backward\(\) or autograd\.grad\(\) inside forward\(\)"
+    ):
+        measure(Inside, FLOATS, seeds=1)

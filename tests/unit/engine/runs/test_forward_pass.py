@@ -396,3 +396,48 @@ def test_sums_of_short_types_do_not_overflow() -> None:
     """The sum of 300 ones in an eight-bit integer is 44, and that of many halves is infinite."""
     for dtype in (torch.uint8, torch.int8, torch.float16, torch.bfloat16, torch.bool):
         assert float(_sum(torch.ones(70_000, dtype=dtype))) == 70_000
+
+
+LABELS = torch.zeros(BATCH, dtype=torch.long)
+
+
+@pytest.mark.parametrize("pack", [tuple, list])
+def test_a_batch_of_inputs_and_labels_is_split_for_a_loss(pack: Callable[[Any], Any]) -> None:
+    """So does a loader give it."""
+    found = measure(models.mlp, pack((FLOATS, LABELS)), loss=F.cross_entropy, seeds=2)
+    expected = measure(models.mlp, FLOATS, target=LABELS, loss=F.cross_entropy, seeds=2)
+    assert found.initial_loss.values == expected.initial_loss.values
+    assert any("second part is taken as the target" in note for note in found.notes)
+    assert not any("target" in note for note in expected.notes)
+
+
+class TwoInputs(nn.Module):
+    """Takes two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = models.mlp()
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.layers(x if y is None else x + y)
+
+
+def test_a_pair_is_two_arguments_where_the_model_takes_two() -> None:
+    result = measure(TwoInputs, (FLOATS, FLOATS), loss=lambda output, target=None: output.square().mean(), seeds=1)
+    expected = measure(models.mlp, 2 * FLOATS, loss=lambda output: output.square().mean(), seeds=1)
+    assert result.initial_loss.values == expected.initial_loss.values
+
+
+def test_numpy_arrays_are_measured_as_tensors() -> None:
+    result = measure(models.mlp, FLOATS.double().numpy(), target=LABELS.numpy(), loss=F.cross_entropy, seeds=1)
+    expected = measure(models.mlp, FLOATS, target=LABELS, loss=F.cross_entropy, seeds=1)
+    assert result.initial_loss.values == expected.initial_loss.values
+
+
+def test_tensors_in_unknown_objects_are_refused_by_name() -> None:
+    class Graph:
+        def __init__(self) -> None:
+            self.x = FLOATS
+
+    with pytest.raises(UsageError, match=r"Got tuple of Graph\. Tensors are found in tuples, .*register_pytree_node"):
+        measure(models.mlp, (Graph(),), seeds=1)

@@ -385,3 +385,51 @@ def test_each_step_draws_new_masks_and_every_training_the_same():
 
     build = lambda: nn.Sequential(nn.Linear(WIDTH, 64), nn.Dropout(0.5), nn.Linear(64, CLASSES))  # noqa: E731
     measure(build, vectors(), seeds=1, loss=F.cross_entropy, target=LABELS, measures=[added_by(provide)])
+
+
+class Configured(nn.Module):
+    """Has the methods of a LightningModule."""
+
+    def __init__(self, pack: Any = lambda optimizer: optimizer, rate: float = 0.5) -> None:
+        super().__init__()
+        self.layers, self.pack, self.rate = nn.Linear(3, 3), pack, rate
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.layers(batch).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return self.pack(torch.optim.SGD(self.parameters(), lr=self.rate))
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda optimizer: optimizer,
+        lambda optimizer: [optimizer],
+        lambda optimizer: ([optimizer], []),
+        lambda optimizer: {"optimizer": optimizer, "lr_scheduler": None},
+        lambda optimizer: [{"optimizer": optimizer}],
+    ],
+    ids=["optimizer", "list", "with schedulers", "dict", "list of dicts"],
+)
+def test_the_optimizer_of_a_lightning_module_takes_the_steps(pack: Any) -> None:
+    found = measure(lambda: Configured(pack), torch.ones(2, 3), seeds=1).update_ratio
+    given = measure(Configured, torch.ones(2, 3), seeds=1, optimizer=lambda p: torch.optim.SGD(p, lr=0.5)).update_ratio
+    assert [e.values for e in found.values()] == [e.values for e in given.values()]
+
+
+def test_several_optimizers_of_a_lightning_module_are_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"it returned 2 optimizers, .* Pass optimizer=, a function of the parameters\."
+    ):
+        measure(lambda: Configured(lambda optimizer: [optimizer] * 2), torch.ones(2, 3), seeds=1).update_ratio  # noqa: B018
+
+
+def test_a_method_with_arguments_or_without_a_training_step_is_no_configuration() -> None:
+    """NanoGPT's method of the same name takes weight decay and learning rate."""
+
+    class Other(nn.Linear):
+        def configure_optimizers(self, weight_decay: float) -> Any:
+            raise AssertionError
+
+    assert measure(lambda: Other(3, 3), torch.ones(2, 3), seeds=1).update_ratio
