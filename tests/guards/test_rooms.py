@@ -43,7 +43,7 @@ def row(rooms: str, third_party: str = "", *, inside: str = "", third_party_insi
 
 GROUND = "engine/trees engine/modules engine/torch_internals errors"
 """What every room of the engine stands on."""
-HEAVY = "engine init measures measurement dynamics scaling"
+HEAVY = "engine init measures measurement dynamics scaling sources"
 FAMILY = row("engine init measures/measure records errors", "torch", third_party_inside="scipy")
 TABLE = {
     "errors": row("records/text"),
@@ -70,6 +70,7 @@ TABLE = {
         "scaling measurement measures engine/runs engine/isolation engine/torch_internals checks report records errors",
         "torch",
     ),
+    "sources": row("sources errors", "torch"),
     "plugin": row(
         "plugin checks records errors",
         "pytest pluggy",

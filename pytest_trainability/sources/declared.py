@@ -1,0 +1,99 @@
+"""Inputs that a model declares: ``example_input_array``, ``default_cfg``, or the kind of its main input in transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["declared_inputs"]
+
+BATCH, LENGTH, AUDIO = 4, 32, 16000
+"""Number of samples, of tokens in a text, and of values in a piece of audio."""
+
+Inputs = Callable[[torch.Generator], Any]
+
+
+def declared_inputs(source: Any) -> Inputs | None:
+    """Return a function that makes the inputs which a model declares; None if it declares none.
+
+    A Lightning module has ``example_input_array``, a model of timm the size of its images in ``default_cfg``, and a model of
+    transformers its main input and its configuration. Language models of transformers get their inputs as labels.
+
+    Args:
+        source: A factory, which is called on the meta device, or a module.
+    """
+    if isinstance(source, nn.Module):
+        model = source
+    else:
+        try:
+            with torch.device("meta"):
+                model = source()
+        except Exception:
+            # It will be built, and fail, where the error is shown.
+            return None
+    if getattr(model, "example_input_array", None) is not None:
+        return _as_declared(model.example_input_array, source)
+    settings = getattr(model, "default_cfg", None)
+    if isinstance(settings, Mapping) and "input_size" in settings:
+        size = tuple(settings["input_size"])
+        return lambda generator: torch.randn(BATCH, *size, generator=generator)
+    if hasattr(model, "main_input_name") and hasattr(model, "config"):
+        return _of_transformers(model)
+    return None
+
+
+def _as_declared(example: Any, source: Any) -> Inputs:
+    def inputs(generator: torch.Generator) -> Any:
+        # On the meta device the example holds no numbers.
+        return example if isinstance(source, nn.Module) else source().example_input_array
+
+    return inputs
+
+
+def _of_transformers(model: Any) -> Inputs | None:
+    config, name = model.config, model.main_input_name
+    text, vision = _part(config, "text_config"), _part(config, "vision_config")
+    drawn: dict[str, Callable[[torch.Generator], Tensor]] = {}
+    vocabulary = getattr(text, "vocab_size", None)
+    if name == "input_ids" and vocabulary:
+        drawn["input_ids"] = lambda g: torch.randint(vocabulary // 10, vocabulary, (BATCH, LENGTH), generator=g)
+    size = getattr(vision, "image_size", None) or 224
+    if name == "pixel_values" or vision is not config:
+        sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        channels = getattr(vision, "num_channels", 3)
+        drawn["pixel_values"] = lambda g: torch.randn(BATCH, channels, *sides, generator=g)
+    if name == "input_values":
+        drawn["input_values"] = lambda g: torch.randn(BATCH, AUDIO, generator=g)
+    if name == "input_features":
+        bins, length = config.num_mel_bins, 2 * getattr(config, "max_source_positions", 500)
+        drawn["input_features"] = lambda g: torch.randn(BATCH, bins, length, generator=g)
+    if not drawn:
+        return None
+    labels = _labels(model, drawn)
+
+    def inputs(generator: torch.Generator) -> dict[str, Tensor]:
+        found = {key: draw(generator) for key, draw in drawn.items()}
+        return {**found, **labels(found, generator)}
+
+    return inputs
+
+
+def _part(config: Any, name: str) -> Any:
+    part = getattr(config, name, None)
+    return config if part is None or isinstance(part, Mapping) else part
+
+
+def _labels(model: Any, drawn: Mapping[str, Any]) -> Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]:
+    """Return a function that makes the labels by which a model computes its own loss; none for other heads."""
+    kind = type(model).__name__
+    if kind.endswith(("LMHeadModel", "ForCausalLM", "ForConditionalGeneration")) and set(drawn) == {"input_ids"}:
+        return lambda found, generator: {"labels": found["input_ids"].clone()}
+    if kind.endswith("ForImageClassification"):
+        count = model.config.num_labels
+        return lambda found, generator: {"labels": torch.randint(count, (BATCH,), generator=generator)}
+    if getattr(model.config, "is_encoder_decoder", False) and "input_ids" in drawn:
+        return lambda found, generator: {"decoder_input_ids": found["input_ids"].clone()}
+    return lambda found, generator: {}

@@ -1,0 +1,91 @@
+"""Models that are named by text, built without a download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_trainability import measure
+from pytest_trainability.errors import UsageError
+from pytest_trainability.sources.models import named_model
+
+KINDS = {
+    "gpt2": ("4 × GPT2Block", {"input_ids", "labels"}),
+    "bert": ("4 × BertLayer", {"input_ids"}),
+    "t5": ("8 × T5Block", {"input_ids", "labels"}),
+    "vit": ("4 × ViTLayer", {"pixel_values", "labels"}),
+    "resnet": ("8 × ResNetBottleNeckLayer", {"pixel_values", "labels"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_models_of_transformers_run_on_inputs_of_their_own(kind: str) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    steps, inputs = KINDS[kind]
+    named = named_model(f"hf-tiny:{kind}")
+    assert named.name == kind and named.inputs is not None
+    assert named.inputs(torch.Generator().manual_seed(0)).keys() == inputs
+    result = measure(named.build, named.inputs, seeds=1)
+    assert result.steps.description == steps
+    assert abs(result.log_gain) < 20
+
+
+def test_the_default_configuration_is_not_reduced() -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    with torch.device("meta"):
+        model = named_model("hf:gpt2").build()
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hf:gtp2", r"must name a model type of transformers, .* Nearest: gpt2"),
+        ("hf-tiny:", r"must name a model type of transformers"),
+    ],
+)
+def test_unknown_types_are_refused_with_the_nearest(text: str, said: str) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    with pytest.raises(UsageError, match=said):
+        named_model(text)
+
+
+def test_models_of_timm_get_images_of_their_size() -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    named = named_model("timm:test_vit")
+    assert named.inputs is not None
+    shape = named.inputs(torch.Generator()).shape
+    assert shape == (4, 3, 160, 160)
+    assert isinstance(named.build(), nn.Module)
+    with pytest.raises(UsageError, match=r"Nearest: .*resnet18"):
+        named_model("timm:resnt18")
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(UsageError, match=r"^timm must be importable: pip install timm\."):
+        named_model("timm:resnet18")
+
+
+def test_a_place_names_a_factory_a_class_or_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nets_by_place.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Linear):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(3, 3)\n"
+        "        self.example_input_array = torch.ones(2, 3)\n"
+        "finished = Net()\n"
+        "number = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("Net", "finished"):
+        named = named_model(f"nets_by_place:{name}")
+        assert named.name == name and named.inputs is not None
+        assert measure(named.build, named.inputs, seeds=1).steps
+    with pytest.raises(
+        UsageError, match=r"^the model must be a factory, a class or a torch\.nn\.Module\. .* of class int"
+    ):
+        named_model("nets_by_place:number")
