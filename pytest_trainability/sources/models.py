@@ -76,7 +76,7 @@ _TINY = {
 """Largest values in small configurations, by the name of the setting."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NamedModel:
     """A model that a text names."""
 

@@ -80,8 +80,8 @@ TABLE = {
     "__main__": row("plugin"),
     "__init__": row("", inside=f"report checks records errors {HEAVY}"),
 }
-LOADS_BY_NAME = {"__init__", "measures/__init__"}
-"""The lazy public names, and the registry, which finds what the families declare."""
+LOADS_BY_NAME = {"__init__", "measures/__init__", "sources/places", "sources/models"}
+"""The lazy public names, the registry, which finds what the families declare, and models that a text names."""
 BANNED_FILES = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
 
 
