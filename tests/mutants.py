@@ -64,10 +64,17 @@ ALSO: dict[str, tuple[str, ...]] = {
     "measures/jacobian": ("tests/truth/test_singular_values.py",),
     "measures/gradients": (
         *("tests/truth/test_gradient_noise.py", "tests/truth/test_updates.py", "tests/truth/test_precision.py"),
+        *("tests/truth/test_backward_pass.py", "tests/truth/test_gradient_classes.py", "tests/truth/test_fp8.py"),
     ),
     "measures/activations": (
         *("tests/truth/test_saturation.py", "tests/truth/test_similarity.py"),
-        *("tests/truth/test_attention.py", "tests/truth/test_routing.py"),
+        *("tests/truth/test_attention.py", "tests/truth/test_routing.py", "tests/truth/test_attention_logits.py"),
+        *("tests/truth/test_modes.py", "tests/truth/test_order.py", "tests/truth/test_causality.py"),
+        *(
+            "tests/truth/test_largest_value.py",
+            "tests/truth/test_effective_rank.py",
+            "tests/truth/test_angle_exponent.py",
+        ),
     ),
     "measures/loss": (
         *("tests/truth/test_loss.py", "tests/truth/test_curvature.py", "tests/truth/test_tangent_kernel.py"),
