@@ -41,7 +41,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_trainability"
 ALSO: dict[str, tuple[str, ...]] = {
-    "checks": ("tests/unit/report",),
+    "checks": ("tests/unit/report", "tests/unit/checks/test_baselines.py"),
     "records": ("tests/unit/report", "tests/unit/checks/test_verdicts.py"),
     "report": ("tests/plugin/test_sessions.py", "tests/plugin/test_failures.py"),
     "plugin": (
