@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pytest_trainability.measures.activations.mode_gap import gap
+from pytest_trainability.measures.activations.mode_gap import _relative, gap
 
 
 def test_equal_estimates_have_their_norm() -> None:
@@ -30,3 +30,10 @@ def test_noise_adds_no_bias() -> None:
 
 def test_values_that_are_not_finite() -> None:
     assert math.isnan(gap(torch.full((8, 2), math.nan, dtype=torch.float64)))
+
+
+def test_a_gap_is_relative_to_the_state() -> None:
+    assert _relative([(3.0, 6.0), (4.0, 8.0)]) == pytest.approx(0.5)
+    # A state of zeros in evaluation mode, and in training mode as well or not.
+    assert _relative([(0.0, 0.0)]) == 0.0
+    assert _relative([(1.0, 0.0)]) == math.inf
