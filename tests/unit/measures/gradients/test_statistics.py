@@ -17,7 +17,12 @@ from pytest_trainability.engine.runs.ensemble import ensemble
 from pytest_trainability.engine.runs.run import Run
 from pytest_trainability.errors import UsageError
 from pytest_trainability.measures.gradients.per_sample import PER_SAMPLE
-from pytest_trainability.measures.gradients.statistics import GRADIENT_GRAM, GRADIENT_MOMENTS, _require_in_span
+from pytest_trainability.measures.gradients.statistics import (
+    GRADIENT_GRAM,
+    GRADIENT_MOMENTS,
+    _gram,
+    _require_in_span,
+)
 
 NOISE = ["gradient_snr", "gradient_confusion", "gradient_noise_scale"]
 
@@ -94,9 +99,9 @@ def test_without_parameters_the_products_are_zeros_on_the_cpu():
     def read(run: Run) -> dict[str, Tensor]:
         assert not run[PER_SAMPLE].parameters
         with torch.device("meta"):
-            return {"products": run[GRADIENT_GRAM]}
+            return {"products": _gram(run)}
 
-    found = ensemble(recipe, (0,), [PER_SAMPLE, GRADIENT_GRAM], read).readings[0]["products"]
+    found = ensemble(recipe, (0,), [PER_SAMPLE], read).readings[0]["products"]
     assert torch.equal(found, torch.zeros(5, 5, dtype=F64))
 
 
