@@ -38,8 +38,8 @@ class Block(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         if self.change in {"library attention", "fused attention"}:
-            # With a dimension of heads, PyTorch takes a fused kernel.
-            q, k, v = (t[:, None] if self.change == "fused attention" else t for t in (q, k, v))
+            # With a dimension of heads, PyTorch takes a fused kernel. t[:, None] would be a further operation in PyTorch 2.6.
+            q, k, v = (t.unsqueeze(1) if self.change == "fused attention" else t for t in (q, k, v))
             return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).flatten(0, -3))
         scores = q @ k.transpose(-1, -2)
         if self.change != "no scale":
