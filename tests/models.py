@@ -24,6 +24,8 @@ from pytest_trainability.engine.capture.recorder import Capture, Loss, capture
 from pytest_trainability.engine.capture.recurrence import chain_along, choose_recurrence, find_recurrences
 from pytest_trainability.engine.capture.steps import StepChoice, choose_steps
 from pytest_trainability.engine.runs.ensemble import ALONG_TIME
+from pytest_trainability.engine.runs.recipe import Recipe
+from pytest_trainability.engine.trees import tensors_in
 
 Build = Callable[[], nn.Module]
 Inputs = Callable[[torch.Generator], Any]
@@ -32,6 +34,8 @@ BATCH = 3
 WIDTH = 6
 LENGTH = 4
 VOCAB = 11
+FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
+IDS = torch.arange(6).reshape(2, 3)
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,20 @@ def cut_case(
 # Inputs ----------------------------------------------------------------------------------------------------------
 
 
+def recipe(model: Any, inputs: Any, **changes: Any) -> Recipe:
+    """Return the settings of a measurement without a loss, with some of them changed."""
+    given: dict[str, Any] = {
+        "target": None,
+        "loss": None,
+        "steps": "auto",
+        "exponents": 1,
+        "device": None,
+        "dtype": None,
+        "train": True,
+    }
+    return Recipe(model=model, inputs=inputs, **{**given, **changes})
+
+
 def vectors(*shape: int) -> Inputs:
     """Draw one float tensor."""
     return lambda generator: torch.randn(*(shape or (BATCH, WIDTH)), generator=generator)
@@ -145,6 +163,73 @@ def images(generator: torch.Generator) -> Tensor:
 def mlp(depth: int = 4, width: int = WIDTH, activation: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
     """Build linear layers with an activation after each."""
     return nn.Sequential(*[layer for _ in range(depth) for layer in (nn.Linear(width, width), activation())])
+
+
+def mean_square(output: Any) -> Tensor:
+    """Return a mean over samples, for outputs of any structure."""
+    return sum((t.abs() ** 2).flatten(1).sum(dim=1).mean() for t in tensors_in(output))
+
+
+def mean_error(output: Tensor, target: Tensor) -> Tensor:
+    return (output.flatten(1).sum(dim=1) - target).square().mean()
+
+
+class Lightning(nn.Module):
+    """Computes its own loss, as a Lightning module does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = mlp(3)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        x, y = batch
+        return mean_error(self.layers(x), y)
+
+
+class Tail(nn.Module):
+    """A tower with something after it."""
+
+    def __init__(self, function: Callable[[Tensor], Any], depth: int = 3) -> None:
+        super().__init__()
+        self.layers = mlp(depth)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.layers(x))
+
+
+class Lambda(nn.Module):
+    """A function between layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Mixer(nn.Module):
+    """A residual layer that mixes one dimension, all of it or only backwards in time."""
+
+    def __init__(self, dim: int, *, causal: bool = False) -> None:
+        super().__init__()
+        self.layer, self.dim, self.causal = nn.Linear(WIDTH, WIDTH), dim, causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.layer(x))
+        mixed = y.cumsum(self.dim) if self.causal else y.mean(self.dim, keepdim=True)
+        return x + mixed
+
+
+def tower(make: Callable[[], nn.Module], depth: int = 3) -> nn.Sequential:
+    return nn.Sequential(*[make() for _ in range(depth)])
+
+
+def moved(inner: nn.Module) -> nn.Sequential:
+    """Move the batch to dimension 1, as fairseq and torch.nn's transformers do internally."""
+    swap = lambda: Lambda(lambda x: x.transpose(0, 1).contiguous())  # noqa: E731
+    return nn.Sequential(swap(), *inner, swap())
 
 
 def conv_tower() -> nn.Module:

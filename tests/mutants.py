@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
@@ -41,7 +42,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_trainability"
 ALSO: dict[str, tuple[str, ...]] = {
-    "checks": ("tests/unit/report",),
+    "checks": ("tests/unit/report", "tests/unit/checks/test_baselines.py"),
     "records": ("tests/unit/report", "tests/unit/checks/test_verdicts.py"),
     "report": ("tests/plugin/test_sessions.py", "tests/plugin/test_failures.py"),
     "plugin": (
@@ -64,10 +65,17 @@ ALSO: dict[str, tuple[str, ...]] = {
     "measures/jacobian": ("tests/truth/test_singular_values.py",),
     "measures/gradients": (
         *("tests/truth/test_gradient_noise.py", "tests/truth/test_updates.py", "tests/truth/test_precision.py"),
+        *("tests/truth/test_backward_pass.py", "tests/truth/test_gradient_classes.py", "tests/truth/test_fp8.py"),
     ),
     "measures/activations": (
         *("tests/truth/test_saturation.py", "tests/truth/test_similarity.py"),
-        *("tests/truth/test_attention.py", "tests/truth/test_routing.py"),
+        *("tests/truth/test_attention.py", "tests/truth/test_routing.py", "tests/truth/test_attention_logits.py"),
+        *("tests/truth/test_modes.py", "tests/truth/test_order.py", "tests/truth/test_causality.py"),
+        *(
+            "tests/truth/test_largest_value.py",
+            "tests/truth/test_effective_rank.py",
+            "tests/truth/test_angle_exponent.py",
+        ),
     ),
     "measures/loss": (
         *("tests/truth/test_loss.py", "tests/truth/test_curvature.py", "tests/truth/test_tangent_kernel.py"),
@@ -317,32 +325,61 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.mutant.text, str(self.mutant.path), "exec"), module.__dict__)
 
 
+Called = set[tuple[str, int]]
+"""File and first line of functions of the package."""
+
+
+@contextmanager
+def noting_calls() -> Iterator[Called]:
+    """Collect the functions of the package that are called inside the context."""
+    codes: set[CodeType] = set()
+    found: Called = set()
+
+    def trace(frame: FrameType, event: str, arg: object) -> None:
+        codes.add(frame.f_code)
+
+    sys.settrace(trace)
+    try:
+        yield found
+    finally:
+        sys.settrace(None)
+        found |= {(c.co_filename, c.co_firstlineno) for c in codes if c.co_filename.startswith(str(PACKAGE))}
+
+
 class Tracer:
-    """A plugin of pytest that notes which functions of the package each test calls, and how long the test takes."""
+    """A plugin of pytest that notes which functions of the package each test calls, and how long the test takes.
+
+    What the import of a test file calls, such as for the cases of a parametrized test, counts for each of its tests.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.found: dict[str, tuple[float, list[tuple[str, int]]]] = {}
+        self.imports: dict[str, Called] = {}
+        self.found: dict[str, tuple[float, Called]] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Generator[None, object, object]:
+        with noting_calls() as called:
+            try:
+                return (yield)
+            finally:
+                self.imports[collector.nodeid] = called
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        called: set[CodeType] = set()
-
-        def trace(frame: FrameType, event: str, arg: object) -> None:
-            called.add(frame.f_code)
-
         begins = time.perf_counter()
-        sys.settrace(trace)
-        try:
-            return (yield)
-        finally:
-            sys.settrace(None)
-            seconds = time.perf_counter() - begins
-            functions = {(c.co_filename, c.co_firstlineno) for c in called if c.co_filename.startswith(str(PACKAGE))}
-            self.found[item.nodeid] = seconds, sorted(functions)
+        with noting_calls() as called:
+            try:
+                return (yield)
+            finally:
+                self.found[item.nodeid] = time.perf_counter() - begins, called
 
     def pytest_unconfigure(self) -> None:
-        self.file.write_text(json.dumps(self.found), encoding="utf-8")
+        found = {
+            test: (seconds, sorted(called | self.imports.get(test.partition("::")[0], set())))
+            for test, (seconds, called) in self.found.items()
+        }
+        self.file.write_text(json.dumps(found), encoding="utf-8")
 
 
 def traced(file: str, tests: list[str]) -> dict[str, list[tuple[str, int]]]:

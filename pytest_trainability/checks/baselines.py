@@ -27,7 +27,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 from ..records.gradient_classes import without_names
 from ..records.reports import BaselineChange
@@ -36,6 +36,7 @@ from .class_changes import CLASSES, class_changes
 from .initial_values import IN_ROWS, InitialRow, initial_changes
 from .module_changes import module_changes
 from .operation_changes import is_beyond_chance, operation_changes
+from .shifts import Sample, ShiftTest
 
 __all__ = ["BaselineValues", "Entry", "NameSet", "Series", "compare", "environment_key", "find_entry"]
 
@@ -88,7 +89,7 @@ class Series:
         old: Series,
         *,
         measure: str,
-        test: _ShiftTest,
+        test: ShiftTest,
         floor: float,
         faulty: tuple[Sequence[bool], Sequence[bool]],
     ) -> Iterator[BaselineChange]:
@@ -109,7 +110,7 @@ class Series:
         def change_of(element: str) -> BaselineChange | None:
             rows = old.values[element], self.values[element]
             samples = (
-                _Sample([_on_scale(value, old.scale, floor) for value in row], _faults(row, seeds))
+                Sample([_on_scale(value, old.scale, floor) for value in row], _faults(row, seeds))
                 for row, seeds in zip(rows, faulty)
             )
             shift = test.shift(*samples)
@@ -248,7 +249,7 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
     changes += _class_changes(old, new)
     for name in names:
         tolerance = max(tolerances.get(name, 0.0), MIN_TOLERANCE)
-        test = _ShiftTest(pairs, repeatable, tolerance, error, derived=name not in _OF_EVERY_RUN)
+        test = ShiftTest(pairs, repeatable, tolerance, error, derived=name not in _OF_EVERY_RUN)
         changes += _changes(name, old, new, test, faulty[name])
     if not (of_model or changes or _is_repeated_code(old, new, pairs)):
         return ()
@@ -300,7 +301,7 @@ def _class_changes(old: Entry, new: Entry) -> Iterable[BaselineChange]:
 
 
 def _changes(
-    measure: str, old: Entry, new: Entry, test: _ShiftTest, faulty: tuple[Sequence[bool], Sequence[bool]]
+    measure: str, old: Entry, new: Entry, test: ShiftTest, faulty: tuple[Sequence[bool], Sequence[bool]]
 ) -> Iterable[BaselineChange]:
     before, after = old.measures.get(measure), new.measures.get(measure)
     if measure == CLASSES:
@@ -403,114 +404,3 @@ def _mean(values: Iterable[float | None], scale: str) -> float:
     if scale != "log":
         return mean
     return math.exp(min(mean, 709.0)) if mean < math.inf else mean
-
-
-class _Sample(NamedTuple):
-    """Values of one element, one per seed."""
-
-    values: Sequence[float | None]
-    """Values on the scale of the comparison; None if the model of a seed lacks the element."""
-    faults: Sequence[bool]
-    """Whether a value is a fault. See the top of this file."""
-
-    def at(self, positions: Iterable[int]) -> _Sample:
-        """Return the values of some seeds."""
-        positions = list(positions)
-        return _Sample([self.values[i] for i in positions], [self.faults[i] for i in positions])
-
-
-@dataclass(frozen=True, slots=True)
-class _ShiftTest:
-    """Test whether two lists of numbers differ by more than the tolerance and by more than chance."""
-
-    pairs: Sequence[tuple[int, int]]
-    """Pairs of positions in both lists; empty if the lists are independent samples."""
-    repeatable: bool
-    """Whether unchanged code repeats the numbers of a pair, so that the tolerance alone decides."""
-    tolerance: float
-    error: float
-    """Probability of a false alarm."""
-    derived: bool = False
-    """Whether round-off may decide if a value is finite, as for an exponent near the numerical rank."""
-
-    def for_each_of(self, count: int) -> _ShiftTest:
-        """Return the test of one of several elements that share the error probability."""
-        return replace(self, error=self.error / max(count, 1))
-
-    def shift(self, old: _Sample, new: _Sample) -> float | None:
-        """Return the shift of the mean. NaN if infinite or NaN values differ, None if nothing has changed."""
-        if self.pairs:
-            old, new = old.at(i for i, _ in self.pairs), new.at(j for _, j in self.pairs)
-        if any(old.faults) != any(new.faults):
-            return math.nan
-        try:
-            if self.pairs:
-                found = zip(old.values, new.values)
-                return self._shift_of_pairs([(a, b) for a, b in found if a is not None and b is not None])
-            return self._shift_of_samples(old, new)
-        except OverflowError:
-            # The squares of finite numbers overflow. No measurement has such numbers; an edited file may.
-            return math.nan
-
-    def _shift_of_pairs(self, pairs: Sequence[tuple[float, float]]) -> float | None:
-        differ = sum(str(a) != str(b) for a, b in pairs if not (math.isfinite(a) and math.isfinite(b)))
-        if differ > (1 if self.derived and len(pairs) > 1 else 0):
-            return math.nan
-        differences = [b - a for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
-        if not differences:
-            return None
-        mean, variance = _moments(differences)
-        if self.repeatable:
-            # Round-off may send a single seed past a kink or to another expert: the rest must have moved as well.
-            rest = sorted(differences, key=abs)[: max(len(differences) - 1, 1)]
-            return mean if abs(mean) > self.tolerance < abs(math.fsum(rest) / len(rest)) else None
-        return self._if_significant(mean, variance / len(differences), len(differences) - 1)
-
-    def _shift_of_samples(self, old: _Sample, new: _Sample) -> float | None:
-        known = [[v for v in sample.values if v is not None] for sample in (old, new)]
-        before, after = ([value for value in values if math.isfinite(value)] for values in known)
-        sizes = len(known[0]), len(known[1])
-        faultless = sizes[0] - sum(old.faults), sizes[1] - sum(new.faults)
-        if self._share_differs((len(before), len(after)), sizes) or self._share_differs(faultless, sizes):
-            return math.nan
-        if not before or not after:
-            return None
-        (m1, v1), (m2, v2) = _moments(before), _moments(after)
-        n1, n2 = len(before), len(after)
-        if n1 == 1 or n2 == 1:
-            # A single draw is assumed to have the spread of the other sample, if that has one.
-            return self._if_significant(m2 - m1, (v1 + v2) * (1 / n1 + 1 / n2), max(n1, n2) - 1)
-        s1, s2 = v1 / n1, v2 / n2
-        degrees = (s1 + s2) ** 2 / (s1**2 / (n1 - 1) + s2**2 / (n2 - 1)) if s1 + s2 > 0 else n1 + n2 - 2
-        # Without the cap, a small sample whose values are close by accident would count as precise next to a large sample.
-        return self._if_significant(m2 - m1, s1 + s2, min(degrees, 2 * (min(n1, n2) - 1)))
-
-    def _if_significant(self, shift: float, variance_of_mean: float, degrees: float) -> float | None:
-        """Return the shift if it exceeds the tolerance and is significant by Student's t-test, else None."""
-        if abs(shift) <= self.tolerance:
-            return None
-        if degrees == 0 or variance_of_mean == 0:
-            return shift
-        from scipy.special import stdtr
-
-        chance = 2 * float(stdtr(degrees, -abs(shift) / math.sqrt(variance_of_mean)))
-        return shift if chance < self.error else None
-
-    def _share_differs(self, having: tuple[int, int], sizes: tuple[int, int]) -> bool:
-        """Whether the share of seeds with a property differs by more than chance allows (Fisher's exact test)."""
-        if having in {(0, 0), sizes} or 0 in sizes:
-            return False
-        if min(sizes) <= 1:
-            return (having[0] == sizes[0]) != (having[1] == sizes[1])
-        from scipy.stats import fisher_exact
-
-        table = [[count, size - count] for count, size in zip(having, sizes)]
-        # With few seeds no table has so small a p-value. Then the most extreme table is required: all seeds have changed.
-        reachable = fisher_exact([[sizes[0], 0], [0, sizes[1]]]).pvalue
-        return bool(fisher_exact(table).pvalue <= max(self.error, reachable))
-
-
-def _moments(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the unbiased variance; the variance of one value is 0."""
-    mean = math.fsum(values) / len(values)
-    return mean, math.fsum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)

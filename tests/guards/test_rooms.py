@@ -1,8 +1,8 @@
 """Who may import whom, enforced on the syntax trees.
 
 Data flows one way: a test hands over a model, the engine runs it, measures read it, checks judge, reports show. An arrow
-that points back would, sooner or later, load torch in every pytest session of the machine. Inside the engine the rooms are
-four floors, each of which may import those below it; the families of measures know nothing of each other.
+that points back would, sooner or later, load torch in every pytest session of the machine. Inside the engine there are four
+rooms, each of which may import those below it; the families of measures do not import each other.
 """
 
 from __future__ import annotations
@@ -333,7 +333,7 @@ PLANTED = {
     "unknown third party": ("engine/trees.py", "import pandas", "engine/trees must not import pandas"),
     "back door": ("plugin/a.py", "def f():\n    importlib.import_module('torch')", "imports a module by its name"),
     "new room": ("extras/a.py", "", "has no row in the table"),
-    "new file between the floors": ("engine/a.py", "", "has no row in the table"),
+    "new file outside the rooms": ("engine/a.py", "", "has no row in the table"),
 }
 
 

@@ -57,6 +57,49 @@ def test_leaks_of_linear_maps(name):
     assert found == {"0": 0, "1": pytest.approx(expected(matrix), rel=0.1), "2": 0}
 
 
+def test_a_step_whose_input_is_read_again_later():
+    """The input of the second step is still part of the state after it."""
+
+    class Skipping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = (Mixing(m) for m in (torch.eye(LENGTH), ONES / LENGTH, ONES.tril()))
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.third(self.second(x)) + x
+
+    found = leaks(Skipping, X, steps=Mixing)
+    assert found == {"first": 0, "second": pytest.approx(expected(ONES / LENGTH), rel=0.1), "third": 0}
+
+
+def test_a_memory_of_another_length_is_not_the_sequence():
+    """It passes by the steps of a decoder, all of whose positions may read it. The last step ends it."""
+
+    class Reading(nn.Module):
+        def __init__(self, matrix):
+            super().__init__()
+            self.mixing = Mixing(matrix)
+
+        def forward(self, x, memory):
+            return self.mixing(x) + memory.mean(1, keepdim=True)
+
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Linear(WIDTH, WIDTH)
+            self.layers = nn.ModuleList(Reading(m) for m in (ONES.tril(), ONES / LENGTH, ONES.tril()))
+
+        def forward(self, x):
+            memory = self.encoder(x[:, ::2])
+            for layer in self.layers:
+                x = layer(x, memory)
+            return x
+
+    found = leaks(Decoder, X, steps=Reading)
+    assert found == {"layers.0": 0, "layers.1": pytest.approx(expected(ONES / LENGTH), rel=0.1)}
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention(causal):
     class Layer(nn.Module):

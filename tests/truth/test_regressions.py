@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
+from processor import other_number_of_threads
 from torch import Tensor, nn
 
 from pytest_trainability.checks.baselines import Entry, Series, compare
@@ -193,16 +194,6 @@ def test_fresh_weights_of_a_resnet_are_not_a_change(resnet_baseline: Entry) -> N
 
 
 @contextmanager
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2 if before == 1 else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def without_mkldnn() -> Iterator[None]:
     """Convolutions by other kernels, which add up in another order."""
     before, *_ = torch.backends.mkldnn.set_flags(_enabled=False)
@@ -229,12 +220,12 @@ def attention_written_out() -> Entry:
 
 
 def gpt2_in_two_threads() -> Entry:
-    with two_threads():
+    with other_number_of_threads():
         return recorded(gpt2, text, range(FEW))
 
 
 def resnet_in_two_threads() -> Entry:
-    with two_threads():
+    with other_number_of_threads():
         return recorded(ResNet, images, range(FEW), **PICTURES)
 
 

@@ -15,7 +15,6 @@ from towers import F64, linear
 from pytest_trainability import measure
 from pytest_trainability.engine.isolation import derived_seed
 from pytest_trainability.engine.runs.ensemble import ensemble
-from pytest_trainability.engine.runs.recipe import Recipe
 from pytest_trainability.measures.loss.tangent_kernel import TANGENT_KERNEL, main_output
 
 WANTED = ["ntk_condition_number"]
@@ -23,17 +22,7 @@ WANTED = ["ntk_condition_number"]
 
 def kernel_of(model, inputs, *, train=True, steps="auto") -> Tensor:
     """Return the kernel of the first seed."""
-    recipe = Recipe(
-        model=model,
-        inputs=inputs,
-        target=None,
-        loss=None,
-        steps=steps,
-        exponents=1,
-        device=None,
-        dtype=None,
-        train=train,
-    )
+    recipe = models.recipe(model, inputs, steps=steps, train=train)
     found = ensemble(recipe, (0,), [TANGENT_KERNEL], lambda run: {"matrix": run[TANGENT_KERNEL].matrix})
     return found.readings[0]["matrix"]
 

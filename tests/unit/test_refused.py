@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import models
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
-from models import BATCH, VOCAB, WIDTH
+from models import FLOATS, IDS, VOCAB, Tail
 from torch import Tensor, nn
 
-from pytest_trainability.errors import CutError, ModelError, TrainabilityError, UsageError
-
-FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
-IDS = torch.arange(6).reshape(2, 3)
-
-
-class Tail(nn.Module):
-    """A tower with something after it."""
-
-    def __init__(self, function: Callable[[Tensor], Any], depth: int = 3) -> None:
-        super().__init__()
-        self.layers = models.mlp(depth)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self.layers(x))
+from pytest_trainability.errors import CutError, ModelError, UsageError
 
 
 class Silent(models.Tower):
@@ -251,14 +233,7 @@ def failing_loss(output: Tensor) -> Tensor:
         ),
     ],
 )
-def test_an_error_says_what_to_do(
-    refused: Callable[..., None],
-    model: Any,
-    inputs: Any,
-    settings: dict[str, Any],
-    error: type[TrainabilityError] | None,
-    parts: Sequence[str],
-) -> None:
+def test_an_error_says_what_to_do(refused, model, inputs, settings, error, parts) -> None:
     refused(model, inputs, settings, error, parts)
 
 

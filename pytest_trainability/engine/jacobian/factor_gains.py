@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -179,7 +179,7 @@ class _Size:
     """
 
     def __init__(self, trajectories: Trajectories) -> None:
-        self._count, self._axis = trajectories.count, trajectories.division.axis
+        self._division = trajectories.division
         self._gap = 0.0
 
     def of(self, columns: Cotangents) -> float:
@@ -188,30 +188,11 @@ class _Size:
         joint = math.hypot(*(float(norm(column.reshape(1, -1), dim=1)) for column in state), 0.0)
         if not joint:
             return -math.inf
-        divided = self._divided(state)
-        if divided is None:
+        if not all(self._division.divides(column.shape) for column in state):
             return math.log(joint) + self._gap
-        mean = float(divided.log().mean())
+        mean = float(self._division.norms(state).log().mean())
         self._gap = mean - math.log(joint)
         return mean
-
-    def _divided(self, state: Sequence[Tensor]) -> Tensor | None:
-        """Return the norm of each trajectory's part; None if the layout of a tensor does not show it."""
-        total = torch.zeros(self._count, dtype=torch.float64)
-        for column in state:
-            axis = self._axis if self._axis is not None else next(iter(_axes(column, self._count)), 0)
-            if self._count == 1:
-                rows = column.reshape(1, -1)
-            elif column.dim() > axis and column.shape[axis] % self._count == 0:
-                rows = column.movedim(axis, 0).reshape(self._count, -1)
-            else:
-                return None
-            total += norm(rows, dim=1).cpu().square()
-        return total.sqrt()
-
-
-def _axes(column: Tensor, count: int) -> Iterator[int]:
-    return (axis for axis, length in enumerate(column.shape) if length == count)
 
 
 def _unit(trajectories: Trajectories, columns: Cotangents) -> Cotangents:

@@ -28,10 +28,18 @@ class Division:
     axis: int | None = 0
     """Dimension along which each tensor of a state holds the trajectories. Trajectory b is entry b of this dimension, or
     entries b·m … b·m + m - 1 where the dimension is m times as long as there are trajectories. None: in each tensor, the first
-    dimension of length ``count``. Along time, a state can hold tensors (samples, units) and (layers, samples, units)."""
+    dimension of length ``count``, or 0 where there is none. Along time, a state can hold tensors (samples, units) and (layers,
+    samples, units)."""
 
     def _axis(self, shape: Sequence[int]) -> int:
-        return shape.index(self.count) if self.axis is None else self.axis
+        if self.axis is not None:
+            return self.axis
+        return shape.index(self.count) if self.count in shape else 0
+
+    def divides(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape can be divided into trajectories."""
+        axis = self._axis(shape)
+        return self.count == 1 or (len(shape) > axis and shape[axis] % self.count == 0)
 
     @property
     def name(self) -> str:

@@ -27,8 +27,8 @@ share of its distance from the gradient."""
 JOINT_STEPS = (1e-6, 1e-5, 1e-7)
 """The same where all places change together, which crosses more kinks of ReLUs."""
 EPS = torch.finfo(torch.float64).eps
-RESOLVED = 1e4
-"""Smallest change that is a finite difference, in units of the round-off."""
+RESOLVED = 1 / AGREES
+"""Smallest change that is a finite difference, in units of the round-off: it is known to the share that decides."""
 SHARE = 1e-2
 """Contribution of each place to a common derivative, as a share of the largest one, unless it is smaller anyway."""
 DIRECTIONS = 3

@@ -97,10 +97,10 @@ def small_gradients(
         Names of parameters; empty if a gradient is not finite.
     """
     sizes = _sizes(gradients)
-    largest = max(sizes.values(), default=0.0)
-    if not math.isfinite(largest):
+    if not sizes or not all(map(math.isfinite, sizes.values())):
         return set()
-    effect = max((size * float(norm(parameters[name])) for name, size in sizes.items()), default=0.0)
+    largest = max(sizes.values())
+    effect = max(size * float(norm(parameters[name])) for name, size in sizes.items())
 
     def is_small(name: str) -> bool:
         precision = math.sqrt(max(eps, _eps(gradients[name])))

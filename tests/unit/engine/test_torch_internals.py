@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
+from custom_functions import Doubled
 from processor import skipped_without_kernel
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -54,17 +55,7 @@ class Recording(TorchFunctionMode):
         return [getattr(func, "__name__", "") for func, _ in self.called]
 
 
-class Doubling(Function):
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return 2 * gradient
-
-
-doubling = Doubling.apply
+doubling = Doubled.apply
 
 
 class WithSetup(Function):
@@ -146,7 +137,7 @@ def test_next_sequence_number():
 def test_node_name():
     """Look for ``def name`` of nodes: the name of the class, which says the operator and a number, is ``Node.name()`` too."""
     assert internals.node_name(node_of(leaf(2, 2) @ leaf(2, 2))) == "MmBackward0"
-    assert internals.node_name(node_of(doubling(leaf(2)))) == "DoublingBackward"
+    assert internals.node_name(node_of(doubling(leaf(2)))) == "DoubledBackward"
     assert internals.node_name(node_of(leaf(2) * 2)) == node_of(leaf(2) * 2).name()
 
 
@@ -313,10 +304,10 @@ def test_hooks_skipped_without_gradient():
 
 def test_is_made_by():
     """Look for ``_forward_cls`` in ``FunctionMeta`` (``torch/autograd/function.py``): the function that a node is of."""
-    assert internals.is_made_by(doubling(leaf(2)), Doubling)
+    assert internals.is_made_by(doubling(leaf(2)), Doubled)
     assert not internals.is_made_by(doubling(leaf(2)), WithSetup)
-    assert not internals.is_made_by(leaf(2) * 2, Doubling)
-    assert not internals.is_made_by(leaf(2), Doubling)
+    assert not internals.is_made_by(leaf(2) * 2, Doubled)
+    assert not internals.is_made_by(leaf(2), Doubled)
 
 
 class Hidden(Function):
@@ -334,7 +325,7 @@ class Hidden(Function):
 @pytest.mark.parametrize(
     ("apply", "cls", "order"),
     [
-        (doubling, Doubling, ["forward Doubling", "end of forward"]),
+        (doubling, Doubled, ["forward Doubled", "end of forward"]),
         (WithSetup.apply, WithSetup, ["forward WithSetup", "end of forward", "setup", "end of setup"]),
         (Hidden.apply, Hidden, ["forward Hidden", "end of forward"]),
     ],
@@ -393,12 +384,12 @@ def test_intercepted_custom_functions_of_one_another():
         with internals.intercepted_custom_functions(noting(inner), setup):
             doubling(leaf(2))
         doubling(leaf(2))
-    assert (outer, inner) == ([Doubling], [Doubling])
+    assert (outer, inner) == ([Doubled], [Doubled])
 
 
 def test_inputs_of_forward():
     """Look for ``setup_context`` in ``torch/autograd/function.py``: where it is overridden, forward is given no context."""
-    assert internals.inputs_of_forward(Doubling, ("context", 1)) == (1,)
+    assert internals.inputs_of_forward(Doubled, ("context", 1)) == (1,)
     assert internals.inputs_of_forward(WithSetup, (1, 2)) == (1, 2)
 
 

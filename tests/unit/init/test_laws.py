@@ -11,18 +11,18 @@ from scipy import stats
 from pytest_trainability.init.laws import normal_law, truncated_law, uniform_law
 
 LAWS = {
-    "normal": (normal_law(0.3, 2.0), stats.norm(0.3, 2.0)),
-    "uniform": (uniform_law(-1.0, 3.0), stats.uniform(-1.0, 4.0)),
-    "truncated": (truncated_law(0.5, 2.0, -1.0, 4.0), stats.truncnorm(-0.75, 1.75, 0.5, 2.0)),
-    "one side": (truncated_law(0.0, 1.0, 0.0, 50.0), stats.halfnorm()),
-    "cut nothing": (truncated_law(0.0, 0.02, -2.0, 2.0), stats.norm(0.0, 0.02)),
+    "normal": lambda: (normal_law(0.3, 2.0), stats.norm(0.3, 2.0)),
+    "uniform": lambda: (uniform_law(-1.0, 3.0), stats.uniform(-1.0, 4.0)),
+    "truncated": lambda: (truncated_law(0.5, 2.0, -1.0, 4.0), stats.truncnorm(-0.75, 1.75, 0.5, 2.0)),
+    "one side": lambda: (truncated_law(0.0, 1.0, 0.0, 50.0), stats.halfnorm()),
+    "cut nothing": lambda: (truncated_law(0.0, 0.02, -2.0, 2.0), stats.norm(0.0, 0.02)),
 }
 
 
 @pytest.mark.parametrize("name", LAWS)
 def test_moments_and_distribution_function(name: str) -> None:
     """scipy computes the same closed forms and integrals: only rounding separates them."""
-    law, expected = LAWS[name]
+    law, expected = LAWS[name]()
     mean, variance, _, excess = (float(m) for m in expected.stats("mvsk"))
     assert law.mean == pytest.approx(mean, abs=1e-12)
     assert law.std == pytest.approx(math.sqrt(variance), rel=1e-10)

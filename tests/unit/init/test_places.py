@@ -35,6 +35,17 @@ class Tied(nn.Module):
         self.blocks = nn.ModuleList([self.norm, self.norm])
 
 
+def test_numbers_of_heads_are_facts_if_there_are_several() -> None:
+    """A rule may divide by them. One head, and a switch that is called a head, explain nothing."""
+    model = nn.ModuleList([nn.Linear(2, 2) for _ in range(5)])
+    for module, (name, value) in zip(
+        model, [("num_heads", 1), ("n_head", 8), ("heads", 2), ("head_mask", True), ("width", 9)]
+    ):
+        setattr(module, name, value)
+    assert tensors_of(model).facts == {"heads": (2, 8)}
+    assert tensors_of(model[0]).facts == {}
+
+
 def test_all_names_lead_to_shared_tensors() -> None:
     found = tensors_of(Tied())
     assert found.parameters["head.weight"] is found.parameters["wte.weight"]

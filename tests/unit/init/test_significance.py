@@ -78,6 +78,8 @@ def test_the_identity_is_an_improbable_orthogonal_matrix() -> None:
     assert entry_probability(1.0, (64, 64), 1.0) == 0
     assert entry_probability(0.5, (64, 64), 1.0) == pytest.approx(64**2 * stats.beta.sf(0.25, 0.5, 31.5), rel=1e-6)
     assert entry_probability(1.0, (1, 1), 1.0) == 1
+    # Of 64² entries, many are as large: a bound that adds them up is at most 1.
+    assert entry_probability(0.1, (64, 64), 1.0) == 1
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (5000,), (7, 3), (100, 80), (2000, 3, 2)])

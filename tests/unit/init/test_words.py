@@ -11,7 +11,7 @@ from torch import nn
 from pytest_trainability import init
 from pytest_trainability.init.check import check_models
 from pytest_trainability.init.rules import RuleLike
-from pytest_trainability.init.words import failure_text, first_fault
+from pytest_trainability.init.words import _range, failure_text, first_fault
 
 SCALED = 0.02 / math.sqrt(2 * 12)
 CONTRACT: dict[str, RuleLike] = {
@@ -115,3 +115,8 @@ def test_a_ratio_that_no_scaling_gives_has_no_explanation() -> None:
     lines = text(lambda: Net(1.3 * SCALED), without("**")).splitlines()
     (line,) = [line for line in lines if "h.*.c_proj.weight" in line]
     assert line.split(": ", 1)[1] == "std 0.00531, rule 0.00408: 30 % too large"
+
+
+def test_a_range_of_equal_numbers_is_one_number() -> None:
+    assert _range([0.5]) == _range([0.5, 0.5000001]) == "0.5"
+    assert _range([0.5, 1.0, 2.0]) == "0.5 to 2"

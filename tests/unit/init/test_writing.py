@@ -164,6 +164,21 @@ def test_two_numbers_may_decide_on_the_rule() -> None:
         assert check_models(contract, models(build, range(20, 24))).breaches == ()
 
 
+def test_a_number_that_decides_nothing_is_folded_between_two_that_do() -> None:
+    def build() -> nn.Module:
+        model = nn.ModuleList(
+            nn.ModuleList(nn.ModuleList(nn.Linear(24, 24, bias=False) for _ in range(2)) for _ in range(4))
+            for _ in range(2)
+        )
+        for k in range(4):
+            for i, j in ((0, 1), (1, 0)):
+                nn.init.zeros_(model[i][k][j].weight)
+        return model
+
+    # Two rules for eight layers, and one for the rest.
+    assert len(written(build)) == 3
+
+
 def test_a_finished_module_has_distributions() -> None:
     torch.manual_seed(0)
     model = Net()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from custom_functions import Doubled
 from torch import Tensor, nn
 
 from pytest_trainability.engine.capture.gradient_hooks import hooked_edges, past_hooks, through_hooks
@@ -120,17 +121,8 @@ def test_the_other_outputs_of_a_node_receive_nothing() -> None:
 
 
 def test_a_function_of_the_user_is_called_as_well() -> None:
-    class Double(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: object, x: Tensor) -> Tensor:
-            return 2 * x
-
-        @staticmethod
-        def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
-            return 2 * grad
-
     below = 3 * LEAF
-    tensor: Tensor = Double.apply(below)
+    tensor: Tensor = Doubled.apply(below)
     found = carried(tensor, torch.ones(1, 2, 3, dtype=torch.float64))
     assert torch.equal(found[edge_of(below)], 2 * torch.ones(1, 2, 3, dtype=torch.float64))
 

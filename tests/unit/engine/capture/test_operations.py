@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
+from custom_functions import Doubled
 from torch import Tensor, nn
 
 from pytest_trainability.engine.capture.chain import chain_of, graph_of
@@ -89,20 +90,10 @@ def test_hooks_of_modules_are_no_operations() -> None:
     )
 
 
-class Odd(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 2 * grad
-
-
 def test_names_of_custom_functions_have_no_signs_that_separate_names() -> None:
     class Calls(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return type("Odd, (×)", (Odd,), {}).apply(x)
+            return type("Odd, (×)", (Doubled,), {}).apply(x)
 
     assert operations(nn.Sequential(Calls()), torch.ones(2, WIDTH), steps=Calls)["0"] == ("Odd_____Backward",)
 

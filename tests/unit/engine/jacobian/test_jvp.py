@@ -5,6 +5,7 @@ from __future__ import annotations
 import models
 import pytest
 import torch
+from custom_functions import Blocked, Detached, Doubled
 from models import ARCHITECTURES, BATCH, WIDTH, Architecture
 from products import some_cotangents
 from torch import Tensor, nn
@@ -73,34 +74,10 @@ def test_a_missing_tangent_is_zero(name: str) -> None:
             assert torch.allclose(found, expected, rtol=0, atol=1e-14)
 
 
-class Detached(torch.autograd.Function):
-    """Doubles, with a backward pass that silently leaves autograd."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
-        return 2 * grad.detach()
-
-
 def test_a_backward_pass_that_leaves_autograd_has_no_derivative() -> None:
     """The singular values compare this product with the transposed one, and raise."""
     chain = models.cut(nn.Sequential(nn.Linear(3, 3), Applied(Detached)), torch.randn(2, 3), "*").chain
     assert push_forward(chain, len(chain), [torch.randn(1, 2, 3)]) == [None]
-
-
-class Blocked(torch.autograd.Function):
-    """Passes its input on, with a backward pass that returns no gradient at all."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return 1 * x
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> None:  # type: ignore[override]
-        return None
 
 
 def test_a_step_without_a_gradient_has_a_jacobian_of_zero() -> None:
@@ -108,24 +85,16 @@ def test_a_step_without_a_gradient_has_a_jacobian_of_zero() -> None:
     assert push_forward(chain, len(chain), [torch.randn(1, 2, 3)]) == [None]
 
 
-class Unbatched(torch.autograd.Function):
+class Unbatched(Doubled):
     """Doubles; its backward pass needs every number, which is impossible under vmap."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return 2 * x
-
-    @staticmethod
     def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
-        return Doubled.apply(grad)
+        return Reading.apply(grad)
 
 
-class Doubled(torch.autograd.Function):
+class Reading(Doubled):
     """Doubles, with a backward pass that reads a number."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return 2 * x
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]

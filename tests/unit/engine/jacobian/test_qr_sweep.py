@@ -10,7 +10,8 @@ from typing import Any
 import models
 import pytest
 import torch
-from models import ARCHITECTURES, BATCH, LENGTH, WIDTH
+from custom_functions import Blocked
+from models import ARCHITECTURES, BATCH, LENGTH, WIDTH, Lambda, Mixer, moved, tower
 from products import one_backward, one_of, some_cotangents
 from torch import Tensor, nn
 
@@ -126,18 +127,6 @@ def test_a_dead_step_has_minus_infinity_and_the_steps_before_it_nan() -> None:
     assert math.isnan(logs[1]) and math.isnan(logs[0])
 
 
-class Blocked(torch.autograd.Function):
-    """Passes its input on, with a backward pass that returns no gradient at all."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return 1 * x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> None:  # type: ignore[override]
-        return None
-
-
 @pytest.mark.parametrize("count", [1, 3])
 def test_without_a_gradient_every_cotangent_has_vanished(count: int) -> None:
     model = nn.Sequential(nn.Linear(4, 4), Lambda(Blocked.apply), nn.Linear(4, 4))
@@ -157,40 +146,6 @@ def test_exponents_beyond_the_rank_of_a_bottleneck_are_minus_infinity(count: int
 
 
 # Per sample ------------------------------------------------------------------------------------------------------
-
-
-class Lambda(nn.Module):
-    """A function between layers."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-class Mixer(nn.Module):
-    """A residual layer that mixes one dimension, all of it or only backwards in time."""
-
-    def __init__(self, dim: int, *, causal: bool = False) -> None:
-        super().__init__()
-        self.layer, self.dim, self.causal = nn.Linear(WIDTH, WIDTH), dim, causal
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.tanh(self.layer(x))
-        mixed = y.cumsum(self.dim) if self.causal else y.mean(self.dim, keepdim=True)
-        return x + mixed
-
-
-def tower(make: Callable[[], nn.Module], depth: int = 3) -> nn.Sequential:
-    return nn.Sequential(*[make() for _ in range(depth)])
-
-
-def moved(inner: nn.Module) -> nn.Sequential:
-    """Hand the batch over in dimension 1, as fairseq and torch.nn's transformers do inside."""
-    swap = lambda: Lambda(lambda x: x.transpose(0, 1).contiguous())  # noqa: E731
-    return nn.Sequential(swap(), *inner, swap())
 
 
 def one_sample(inputs: Any, index: int) -> Any:

@@ -10,7 +10,7 @@ import loops
 import models
 import pytest
 import torch
-from models import ARCHITECTURES, BATCH, LENGTH, WIDTH, Architecture, Cutting
+from models import ARCHITECTURES, BATCH, LENGTH, WIDTH, Architecture, Cutting, Lambda, Mixer, moved, tower
 from torch import Tensor, nn
 
 from pytest_trainability import Rollout, measure
@@ -23,40 +23,6 @@ from pytest_trainability.engine.trees import batch_size
 
 def division_of(cutting: Cutting) -> Division:
     return find_trajectories(cutting.chain, batch_size(cutting.inputs), 0)[0].division
-
-
-class Lambda(nn.Module):
-    """A function between layers."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-class Mixer(nn.Module):
-    """A residual layer that mixes one dimension, all of it or only backwards in time."""
-
-    def __init__(self, dim: int, *, causal: bool = False) -> None:
-        super().__init__()
-        self.layer, self.dim, self.causal = nn.Linear(WIDTH, WIDTH), dim, causal
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.tanh(self.layer(x))
-        mixed = y.cumsum(self.dim) if self.causal else y.mean(self.dim, keepdim=True)
-        return x + mixed
-
-
-def tower(make: Callable[[], nn.Module], depth: int = 3) -> nn.Sequential:
-    return nn.Sequential(*[make() for _ in range(depth)])
-
-
-def moved(inner: nn.Module) -> nn.Sequential:
-    """Move the batch to dimension 1, as fairseq and torch.nn's transformers do internally."""
-    swap = lambda: Lambda(lambda x: x.transpose(0, 1).contiguous())  # noqa: E731
-    return nn.Sequential(swap(), *inner, swap())
 
 
 def windows(inner: nn.Module) -> nn.Sequential:

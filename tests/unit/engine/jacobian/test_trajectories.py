@@ -55,6 +55,23 @@ def test_an_unknown_dimension_is_the_first_of_the_right_length() -> None:
 
 
 @pytest.mark.parametrize(
+    ("division", "yes", "no"),
+    [
+        (Division(3, 0), [(3,), (6, 2)], [(), (4, 3)]),
+        (Division(3, 1), [(4, 3), (4, 6, 2)], [(3,), (3, 4)]),
+        (Division(3, None), [(5, 3), (6, 5), (3,)], [(), (5, 6)]),
+        (Division(1, 1), [(), (3,), (4, 5)], []),
+    ],
+    ids=str,
+)
+def test_a_tensor_is_divided_if_its_dimension_is_a_multiple(division: Division, yes: list, no: list) -> None:
+    assert all(division.divides(shape) for shape in yes)
+    assert not any(division.divides(shape) for shape in no)
+    for shape in yes:
+        assert division.norms([torch.ones(shape)]).square().sum() == pytest.approx(torch.ones(shape).numel())
+
+
+@pytest.mark.parametrize(
     ("shapes", "expected"),
     [
         ([(4, 5)], [Division(4, 0)]),

@@ -10,7 +10,7 @@ import models
 import pytest
 import torch
 import zoo
-from models import ARCHITECTURES, BATCH, WIDTH, Architecture, Cutting
+from models import ARCHITECTURES, FLOATS, WIDTH, Architecture, Cutting
 from products import FORKS, assert_same, interpreted, is_nested, one_backward, one_of, product, some_cotangents
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
@@ -298,8 +298,6 @@ def test_product_of_segments_is_the_backward_pass_of_the_zoo(case: zoo.Case) -> 
 
 
 # Memory -----------------------------------------------------------------------------------------------------------
-
-FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
 
 
 def test_cotangents_that_do_not_fit_are_carried_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import models
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
-from models import BATCH, WIDTH
+from models import FLOATS
 from torch import nn
 
 from pytest_trainability.engine.runs.arguments import as_count, as_loss, as_optimizer, refuse_type
-from pytest_trainability.errors import TrainabilityError, UsageError
-
-FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
+from pytest_trainability.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -35,14 +32,7 @@ FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
         ),
     ],
 )
-def test_an_error_says_what_to_do(
-    refused: Callable[..., None],
-    model: Any,
-    inputs: Any,
-    settings: dict[str, Any],
-    error: type[TrainabilityError] | None,
-    parts: Sequence[str],
-) -> None:
+def test_an_error_says_what_to_do(refused, model, inputs, settings, error, parts) -> None:
     refused(model, inputs, settings, error, parts)
 
 

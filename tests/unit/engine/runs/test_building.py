@@ -5,22 +5,18 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import models
 import pytest
 import torch
-from models import BATCH, WIDTH
+from models import BATCH, FLOATS, IDS, WIDTH
 from torch import Tensor, nn
 
 from pytest_trainability import measure
 from pytest_trainability.engine.runs.building import built, choose_device, device_of, drawn
 from pytest_trainability.errors import ModelError, TrainabilityError, UsageError
 from pytest_trainability.measurement import DEFAULT_OPTIONS, Context, as_recipe
-
-FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
-IDS = torch.arange(6).reshape(2, 3)
 
 
 def lazy() -> nn.Module:
@@ -130,14 +126,7 @@ KEPT = models.mlp()
         pytest.param(models.mlp, FLOATS, {"device": "cuda:99"}, UsageError, ["Got 'cuda:99'"], id="device-number"),
     ],
 )
-def test_an_error_says_what_to_do(
-    refused: Callable[..., None],
-    model: Any,
-    inputs: Any,
-    settings: dict[str, Any],
-    error: type[TrainabilityError] | None,
-    parts: Sequence[str],
-) -> None:
+def test_an_error_says_what_to_do(refused, model, inputs, settings, error, parts) -> None:
     refused(model, inputs, settings, error, parts)
 
 

@@ -7,13 +7,11 @@ from typing import Any
 import models
 import pytest
 import torch
-from models import BATCH, WIDTH
+from models import FLOATS, WIDTH
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
 from pytest_trainability import Rollout, measure
-
-FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
 
 
 def test_a_chain_of_one_step_has_a_note() -> None:

@@ -10,7 +10,7 @@ import loops
 import models
 import pytest
 import torch
-from models import BATCH, WIDTH
+from models import FLOATS, WIDTH
 from torch import Tensor, nn
 
 from pytest_trainability import Rollout, measure
@@ -20,8 +20,6 @@ from pytest_trainability.engine.runs.ensemble import _recurrence_name, _translat
 from pytest_trainability.engine.runs.recipe import NO_KERNEL
 from pytest_trainability.errors import CutError, ModelError, UsageError
 from pytest_trainability.measurement import DEFAULT_OPTIONS, Context, as_recipe
-
-FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import models
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
-from models import BATCH, WIDTH
+from models import BATCH, FLOATS, IDS, WIDTH, Tail
 from torch import Tensor, nn
 
 from pytest_trainability import measure
@@ -19,21 +19,6 @@ from pytest_trainability.engine.capture.recorder import Capture
 from pytest_trainability.engine.runs.forward_pass import _sum, call_arguments, fingerprint, forward_pass, outlines
 from pytest_trainability.errors import ModelError, TrainabilityError, UsageError
 from pytest_trainability.measurement import DEFAULT_OPTIONS, Context, as_recipe
-
-FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
-IDS = torch.arange(6).reshape(2, 3)
-
-
-class Tail(nn.Module):
-    """A tower with something after it."""
-
-    def __init__(self, function: Callable[[Tensor], Any], depth: int = 3) -> None:
-        super().__init__()
-        self.layers = models.mlp(depth)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self.layers(x))
 
 
 class Raising(nn.Module):
@@ -145,14 +130,7 @@ def raising_inputs(generator: torch.Generator) -> Tensor:
         ),
     ],
 )
-def test_an_error_says_what_to_do(
-    refused: Callable[..., None],
-    model: Any,
-    inputs: Any,
-    settings: dict[str, Any],
-    error: type[TrainabilityError] | None,
-    parts: Sequence[str],
-) -> None:
+def test_an_error_says_what_to_do(refused, model, inputs, settings, error, parts) -> None:
     refused(model, inputs, settings, error, parts)
 
 

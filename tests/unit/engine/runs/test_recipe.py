@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import models
 import pytest
 import torch
 from torch import nn
@@ -12,18 +13,7 @@ from pytest_trainability.engine.runs.recipe import Recipe, did_not_fit, is_fixed
 
 
 def recipe(**changes: Any) -> Recipe:
-    given: dict[str, Any] = {
-        "model": lambda: nn.Linear(2, 2),
-        "inputs": torch.ones(1, 2),
-        "target": None,
-        "loss": None,
-        "steps": "auto",
-        "exponents": 1,
-        "device": None,
-        "dtype": None,
-        "train": True,
-    }
-    return Recipe(**{**given, **changes})
+    return models.recipe(**{"model": lambda: nn.Linear(2, 2), "inputs": torch.ones(1, 2), **changes})
 
 
 def test_a_plugin_chooses_the_steps_of_a_model() -> None:

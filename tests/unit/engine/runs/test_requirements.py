@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import models
 import pytest
-import torch
-from models import BATCH, WIDTH
+from models import FLOATS, WIDTH
 from torch import nn
 
 from pytest_trainability import measure
 from pytest_trainability.errors import InapplicableError, UsageError
-
-FLOATS = torch.linspace(-1, 1, BATCH * WIDTH).reshape(BATCH, WIDTH)
 
 
 def test_loss_gain_without_a_loss_is_refused() -> None:

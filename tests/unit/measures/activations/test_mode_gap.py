@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812  its own name
+from torch import Tensor, nn
 
-from pytest_trainability.measures.activations.mode_gap import gap
+from pytest_trainability import measure
+from pytest_trainability.measures.activations.mode_gap import _relative, gap
 
 
 def test_equal_estimates_have_their_norm() -> None:
@@ -30,3 +34,30 @@ def test_noise_adds_no_bias() -> None:
 
 def test_values_that_are_not_finite() -> None:
     assert math.isnan(gap(torch.full((8, 2), math.nan, dtype=torch.float64)))
+
+
+def test_a_gap_is_relative_to_the_state() -> None:
+    assert _relative([(3.0, 6.0), (4.0, 8.0)]) == pytest.approx(0.5)
+    # A state of zeros in evaluation mode, and in training mode as well or not.
+    assert _relative([(0.0, 0.0)]) == 0.0
+    assert _relative([(1.0, 0.0)]) == math.inf
+
+
+@pytest.mark.parametrize(("dropout", "passes"), [(0.5, 1 + 32), (0.0, 2)])
+def test_the_mean_is_taken_over_32_draws(dropout: float, passes: int) -> None:
+    """Up to two passes show whether the modes differ at all."""
+    modes = Counter[bool]()
+
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            modes[self.training] += 1
+            return F.dropout(self.linear(x), dropout, self.training)
+
+    inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    measure(nn.Sequential(Step()), inputs, steps=Step, train=False, seeds=1, measures=["mode_gap"])
+    # The measured pass is one in evaluation mode.
+    assert modes == {True: passes, False: 2}

@@ -263,6 +263,47 @@ def test_a_module_of_several_operations_counts_once():
     assert names(nn.Sequential(nn.Linear(WIDTH, WIDTH), Tanh10(), nn.Linear(WIDTH, 2))) == ["1"]
 
 
+class DoubledTanh(nn.Module):
+    def __init__(self, *, overwrites: bool) -> None:
+        super().__init__()
+        self.overwrites = overwrites
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2).tanh_() if self.overwrites else (2 * x).tanh()
+
+
+def test_a_module_of_several_operations_may_overwrite_its_input():
+    inputs = torch.linspace(-4, 4, 8 * WIDTH).reshape(8, WIDTH)
+    overwriting, plain = (
+        measure(
+            lambda overwrites=overwrites: nn.Sequential(nn.Linear(WIDTH, WIDTH), DoubledTanh(overwrites=overwrites)),
+            inputs,
+            measures=["saturated_fraction"],
+        ).saturated_fraction
+        for overwrites in (True, False)
+    )
+    assert list(overwriting) == ["1"]
+    assert overwriting["1"].values == plain["1"].values and 0 < overwriting["1"].mean < 1
+
+
+class ScaledTanh(nn.Module):
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(shape) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x.tanh()
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"), [((2,), "1"), ((1, 2), "1"), ((2, 1), "1"), ((2, 2), "1 tanh"), ((1, 2, 2), "1 tanh")]
+)
+def test_a_module_with_a_matrix_is_not_an_activation_as_a_whole(shape, name):
+    """A parameter of an activation, such as a slope by unit, is a vector."""
+    model = nn.Sequential(nn.Linear(2, 2), ScaledTanh(*shape))
+    assert names(model, torch.randn(4, 2, 2, generator=torch.Generator().manual_seed(1))) == [name]
+
+
 def test_dropout_in_the_same_module_is_not_a_part_of_it():
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), ReLUAndDropout(), nn.Linear(WIDTH, 2))
     assert names(model) == ["1 relu"]

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from pytest_trainability import Measurement, measure
 from pytest_trainability.measures.gradients import half_precision
 from pytest_trainability.measures.gradients.half_precision import (
     BFLOAT16,
@@ -143,3 +145,36 @@ def test_entries_that_change_with_the_roundings_are_unknown_unless_they_are_near
     run: Any = SimpleNamespace(chain=OneStep())
     found = _known_entries(run, {"w": plain}, 1.0)
     assert found["w"].tolist() == [True, True, False, False, True]
+
+
+PREFIX = "float16 gradient of "
+
+
+def test_an_unused_parameter_has_no_entries() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
+    model.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    found = measure(model, torch.randn(4, 3), loss=torch.var, measures=["underflow_fraction"]).underflow_fraction
+    assert {f"{PREFIX}{name}" for name in ("0.weight", "0.bias", "2.weight", "2.bias")} <= {*found}
+    assert f"{PREFIX}unused" not in found
+
+
+def chain_of_scalars(factors: list[float], dtype: torch.dtype) -> Measurement:
+    layers = [nn.Linear(1, 1, bias=False).to(dtype) for _ in factors]
+    for layer, factor in zip(layers, factors):
+        nn.init.constant_(layer.weight, factor)
+    names = ["underflow_fraction", "smallest_loss_scale"]
+    return measure(nn.Sequential(*layers), torch.ones(1, 1, dtype=dtype), loss=torch.sum, measures=names)
+
+
+@pytest.mark.parametrize(("dtype", "exponent"), [(torch.float32, -160), (torch.float64, -1200)])
+def test_a_gradient_below_the_smallest_number_is_computed_from_a_larger_loss(dtype: torch.dtype, exponent: int) -> None:
+    """The gradient ``2^exponent`` is zero in the type of the model. It is no dead path: float16 would lose it."""
+    result = chain_of_scalars([1.0, *[2.0 ** (exponent / 8)] * 8], dtype)
+    assert result.underflow_fraction[f"{PREFIX}0.weight"].mean == 1.0
+
+
+def test_a_gradient_that_is_zero_in_truth_has_no_fraction() -> None:
+    result = chain_of_scalars([1.0, 0.0, 1.0], torch.float64)
+    assert f"{PREFIX}1.weight" in result.underflow_fraction
+    assert f"{PREFIX}0.weight" not in result.underflow_fraction
+    assert result.smallest_loss_scale == 1.0

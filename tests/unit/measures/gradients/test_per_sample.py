@@ -6,21 +6,18 @@ import copy
 import math
 import random
 from dataclasses import dataclass
-from typing import Any
 
 import models
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
-from models import BATCH, LENGTH, VOCAB, WIDTH
+from models import BATCH, LENGTH, VOCAB, WIDTH, Lightning, mean_error, mean_square
 from torch import Tensor, nn
 
 from pytest_trainability import measure
 from pytest_trainability.engine.runs.common_needs import PARAMETER_GRADIENTS
 from pytest_trainability.engine.runs.ensemble import ensemble
-from pytest_trainability.engine.runs.recipe import Recipe
 from pytest_trainability.engine.runs.run import Run
-from pytest_trainability.engine.trees import tensors_in
 from pytest_trainability.errors import UsageError
 from pytest_trainability.measures.gradients.per_sample import PER_SAMPLE, ROUND_OFF, _equal_gradients
 
@@ -28,15 +25,6 @@ NOISE = ["gradient_snr", "gradient_confusion", "gradient_noise_scale"]
 
 
 F64 = torch.float64
-
-
-def mean_square(output: Any) -> Tensor:
-    """A mean over samples, for outputs of any structure."""
-    return sum((t.abs() ** 2).flatten(1).sum(dim=1).mean() for t in tensors_in(output))
-
-
-def mean_error(output: Tensor, target: Tensor) -> Tensor:
-    return (output.flatten(1).sum(dim=1) - target).square().mean()
 
 
 @dataclass
@@ -51,17 +39,7 @@ class Found:
 
 
 def find(model, inputs, *, target=None, loss=mean_square, train=True, steps="auto", dtype=F64) -> Found:
-    recipe = Recipe(
-        model=model,
-        inputs=inputs,
-        target=target,
-        loss=loss,
-        steps=steps,
-        exponents=1,
-        device=None,
-        dtype=dtype,
-        train=train,
-    )
+    recipe = models.recipe(model, inputs, target=target, loss=loss, steps=steps, dtype=dtype, train=train)
 
     def read(run: Run) -> dict[str, Found]:
         samples = run[PER_SAMPLE]
@@ -249,18 +227,6 @@ def test_labels_of_a_transformers_model():
     # Every sample has as many labels: the mean over tokens is one over samples.
     batch = {name: g for name, g in found.batch.items() if g is not None}
     assert agree({name: g.mean(dim=0) for name, g in found.samples.items()}, batch, tolerance=1e-12)
-
-
-class Lightning(nn.Module):
-    """Computes its own loss, as a Lightning module does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = models.mlp(3)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        x, y = batch
-        return mean_error(self.layers(x), y)
 
 
 def test_a_training_step():
@@ -542,3 +508,9 @@ def test_gradients_are_equal_up_to_the_round_off_of_all_together(share, equal):
     }
     other = {**found, "c": torch.full((1,), share * ROUND_OFF * eps * 5e3, dtype=F64)}
     assert _equal_gradients(found, other) is equal
+
+
+def test_gradients_of_zero_are_equal():
+    zeros = {"a": torch.zeros(2, dtype=F64), "b": torch.zeros(1, dtype=F64)}
+    assert _equal_gradients(zeros, zeros)
+    assert not _equal_gradients(zeros, {**zeros, "b": torch.full((1,), 1e-300, dtype=F64)})

@@ -25,7 +25,9 @@ def test_candidates_are_small_relative_to_the_largest_gradient() -> None:
     assert small_gradients(parameters, {**gradients, "d": None}, eps=2.0**-8) == {"b", "c"}
     # No gradient can be felt in a loss of 1e6.
     assert small_gradients(parameters, gradients, eps=EPS, loss=1e6) == {"a", "b", "c"}
-    assert small_gradients(parameters, {**gradients, "a": torch.tensor([torch.inf])}, eps=EPS) == set()
+    for value in (torch.inf, torch.nan):
+        for name in "abd":
+            assert small_gradients(parameters, {**gradients, name: torch.tensor([value])}, eps=EPS) == set()
     assert small_gradients({}, {}, eps=EPS) == set()
 
 

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import models
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
-from models import BATCH, WIDTH
+from models import BATCH, WIDTH, mean_error, mean_square
 from torch import Tensor, nn
 
 from pytest_trainability import measure
 from pytest_trainability.engine.linalg import gram
 from pytest_trainability.engine.runs.ensemble import ensemble
-from pytest_trainability.engine.runs.recipe import Recipe
 from pytest_trainability.engine.runs.run import Run
-from pytest_trainability.engine.trees import tensors_in
 from pytest_trainability.errors import UsageError
 from pytest_trainability.measures.gradients.per_sample import PER_SAMPLE
-from pytest_trainability.measures.gradients.statistics import GRADIENT_GRAM, GRADIENT_MOMENTS, _require_in_span
+from pytest_trainability.measures.gradients.statistics import (
+    GRADIENT_GRAM,
+    GRADIENT_MOMENTS,
+    _gram,
+    _require_in_span,
+)
 
 NOISE = ["gradient_snr", "gradient_confusion", "gradient_noise_scale"]
 
 
 F64 = torch.float64
-
-
-def mean_square(output: Any) -> Tensor:
-    """A mean over samples, for outputs of any structure."""
-    return sum((t.abs() ** 2).flatten(1).sum(dim=1).mean() for t in tensors_in(output))
-
-
-def mean_error(output: Tensor, target: Tensor) -> Tensor:
-    return (output.flatten(1).sum(dim=1) - target).square().mean()
 
 
 def dropping() -> nn.Module:
@@ -44,17 +37,7 @@ def dropping() -> nn.Module:
 def test_recomputed_chunks_have_the_same_masks(monkeypatch):
     """Gradients that do not fit in memory are computed again for other pairs, with equal results."""
     monkeypatch.setattr(gram, "NUMBERS", 2 * sum(p.numel() for p in dropping().parameters()))
-    recipe = Recipe(
-        model=dropping,
-        inputs=models.vectors(5, WIDTH),
-        target=None,
-        loss=mean_square,
-        steps="auto",
-        exponents=1,
-        device=None,
-        dtype=F64,
-        train=True,
-    )
+    recipe = models.recipe(dropping, models.vectors(5, WIDTH), loss=mean_square, dtype=F64)
 
     def read(run: Run) -> dict[str, Tensor]:
         samples = run[PER_SAMPLE]
@@ -106,6 +89,20 @@ def test_a_frozen_model_has_no_noise():
     assert len(result.gradient_snr) == 0
     assert math.isnan(float(result.gradient_confusion))
     assert math.isnan(float(result.gradient_noise_scale))
+
+
+def test_without_parameters_the_products_are_zeros_on_the_cpu():
+    """Also where another device is the default, as in a run on an accelerator."""
+    frozen = models.mlp().requires_grad_(requires_grad=False)
+    recipe = models.recipe(frozen, models.vectors(5, WIDTH), loss=mean_square, dtype=F64)
+
+    def read(run: Run) -> dict[str, Tensor]:
+        assert not run[PER_SAMPLE].parameters
+        with torch.device("meta"):
+            return {"products": _gram(run)}
+
+    found = ensemble(recipe, (0,), [PER_SAMPLE], read).readings[0]["products"]
+    assert torch.equal(found, torch.zeros(5, 5, dtype=F64))
 
 
 def refused(model, inputs, *, measures=NOISE, **options) -> str:

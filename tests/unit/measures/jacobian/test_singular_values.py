@@ -9,6 +9,7 @@ import models
 import pytest
 import torch
 import zoo
+from custom_functions import Detached
 from models import ARCHITECTURES, BATCH, WIDTH, Architecture, Cutting
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -180,18 +181,6 @@ def test_fused_attention_is_replaced_for_the_run() -> None:
     assert result.max_ftle >= result.lyapunov_max.mean
     # Other measures change by the rounding of other kernels only.
     assert abs(result.lyapunov_max - plain.lyapunov_max.mean) < 1e-5
-
-
-class Detached(torch.autograd.Function):
-    """Doubles, with a backward pass that silently leaves autograd."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
-        return 2 * grad.detach()
 
 
 class Once(Detached):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import models
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from pytest_trainability import InapplicableError, measure
 from pytest_trainability.engine.runs.ensemble import ensemble
 from pytest_trainability.engine.runs.objective import twice_differentiable
-from pytest_trainability.engine.runs.recipe import Recipe
 from pytest_trainability.engine.runs.run import Need, Run, Stage
 from pytest_trainability.measures.loss.curvature import Hessian
 
@@ -27,17 +27,7 @@ def on_hessian(model: nn.Module, inputs: Tensor, compute: Any, loss: Any = torch
             return compute(Hessian(run))
 
     need = Need("test", provide, Stage.RERUN)
-    recipe = Recipe(
-        model=model,
-        inputs=inputs,
-        target=None,
-        loss=loss,
-        steps="auto",
-        exponents=1,
-        device=None,
-        dtype=None,
-        train=True,
-    )
+    recipe = models.recipe(model, inputs, loss=loss)
     return ensemble(recipe, (0,), [need], lambda run: {"found": run[need]}).readings[0]["found"]
 
 

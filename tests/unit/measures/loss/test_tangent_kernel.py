@@ -8,7 +8,7 @@ from typing import Any
 import models
 import pytest
 import torch
-from models import BATCH, WIDTH
+from models import BATCH, WIDTH, Lightning, mean_square
 from torch import Tensor, nn
 
 from pytest_trainability import InapplicableError, UsageError, measure
@@ -119,26 +119,6 @@ def test_operators_without_a_batching_rule_are_differentiated_one_by_one() -> No
     assert (
         measure(nn.Sequential(plain, Unbatched()), x, dtype=F64, steps="layers").ntk_condition_number.mean == expected
     )
-
-
-def mean_square(output: Tensor) -> Tensor:
-    return output.square().mean()
-
-
-def mean_error(output: Tensor, target: Tensor) -> Tensor:
-    return (output.flatten(1).sum(dim=1) - target).square().mean()
-
-
-class Lightning(nn.Module):
-    """Computes its own loss, as a Lightning module does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = models.mlp(3)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        x, y = batch
-        return mean_error(self.layers(x), y)
 
 
 def refused(model, inputs, **options) -> str:
