@@ -74,7 +74,7 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
         measures={m.name: recorded(seed_runs.with_unit_of_chain(m), _stored(seed_runs, m)) for m in measures},
         initial=initial_rows([{n: (d.shapes[n], v) for n, v in d.values.items()} for d in descriptions]),
         modules=folded_modules(descriptions[0].modules),
-        operations=operation_rows(common.operations),
+        operations=operation_rows(seed_runs.operations()),
     )
 
 
