@@ -118,4 +118,7 @@ def test_a_weight_whose_parameters_have_rules_is_named_by_no_further_pattern() -
     found = assign({**parts, "*.weight": init.normal(), "*.bias": init.zeros()}, tensors)
     assert "0.weight" not in found.patterns and found.patterns["1.weight"] == "*.weight"
     found = assign({**parts, "0.weight": init.normal(), "**": init.zeros()}, tensors)
-    assert found.patterns["0.weight"] == "0.weight" and found.patterns["0.parametrizations.weight.original0"] == "*.original0"
+    assert (
+        found.patterns["0.weight"] == "0.weight"
+        and found.patterns["0.parametrizations.weight.original0"] == "*.original0"
+    )

@@ -244,7 +244,7 @@ def test_a_baseline_that_is_expected_needs_no_further_forward_passes(expected: b
     found = result._seed_runs.operations()
     assert counted.run - before == (0 if expected else 4)
     assert result._seed_runs.operations() is found
-    assert [list(seed)[0] for seed in found] == ["0.0"] * 4
+    assert [next(iter(seed)) for seed in found] == ["0.0"] * 4
 
 
 def test_operations_are_read_for_baselines_only(monkeypatch: pytest.MonkeyPatch) -> None:
