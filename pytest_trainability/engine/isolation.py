@@ -67,7 +67,7 @@ def generator_state(device: torch.device | None = None) -> bytes:
 
 
 def other_draws(seed: int) -> bytes:
-    """Return the states of ``random`` and numpy's global generator that are not as :func:`seeded` has left them; empty for none."""
+    """Return the states of ``random`` and numpy's generator that differ from those after :func:`seeded`; empty for none."""
     found = b""
     if (state := random.getstate()) != random.Random(seed).getstate():
         found += repr(state).encode()

@@ -64,8 +64,8 @@ def built(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) -> 
         previous: Models of earlier seeds that the user keeps, which a factory must not return again.
 
     Yields:
-        The model, and the states after the build of the CPU generator, and of those of ``random`` and numpy if the build drew from
-        them; empty for a finished module.
+        The model, and the states of the CPU generators after the build: that of torch, and those of ``random`` and numpy if the
+        build drew from them. Empty for a finished module.
 
     Raises:
         ModelError: The factory does not build a model, or the model does not fit on the device.
