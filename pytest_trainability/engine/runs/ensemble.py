@@ -22,7 +22,7 @@ from ..capture.recorder import Call, Capture, Instrument
 from ..capture.recurrence import chain_along, choose_recurrence, find_recurrences
 from ..capture.rollout import Rollout
 from ..capture.steps import choose_steps
-from ..isolation import default_device, digest, generator_state, other_draws, preserved_world
+from ..isolation import default_device, derived_seed, digest, generator_state, other_draws, preserved_world
 from ..jacobian.sample_independence import find_trajectories
 from ..jacobian.skips import log_gain_without_skips
 from ..jacobian.trajectories import Trajectories
@@ -190,7 +190,7 @@ def _capture_and_cut(
     observing = dict.fromkeys(i for need in sorted(needs, key=lambda n: n.name) for i in need.instruments)
     instruments = (*(() if along is None else ALONG_TIME), *observing)
     capture = forward_pass(recipe, model, seed, instruments=instruments)
-    others = other_draws(seed)
+    others = other_draws(derived_seed(seed, "forward"))
     drew = digest(generator_state(), generator_state(capture.device), *([others] if others else []))[:4]
     graph = graph_of(capture)
     nodes += graph.nodes

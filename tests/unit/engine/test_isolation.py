@@ -726,6 +726,22 @@ def test_weights_that_numpy_draws_count_as_other_draws() -> None:
     assert weights == again and not weights & others
 
 
+def test_draws_of_the_forward_pass_count_whichever_generator_they_are_from() -> None:
+    class Net(nn.Linear):
+        def __init__(self, draws: int) -> None:
+            super().__init__(4, 4)
+            self.draws = draws
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1 + sum(random.random() for _ in range(self.draws)))
+
+    inputs = torch.randn(2, 4)
+    runs = [measure(partial(Net, n), inputs, seeds=2, device="cpu")._seed_runs.common for n in (0, 0, 1)]
+    assert runs[0].draws == runs[1].draws
+    assert [draw.split()[0] for draw in runs[0].draws] == [draw.split()[0] for draw in runs[2].draws]
+    assert all(a.split()[1] != b.split()[1] for a, b in zip(runs[0].draws, runs[2].draws))
+
+
 def test_gradients_are_enabled_and_tf32_is_disabled_inside() -> None:
     allowed = torch.backends.cudnn.allow_tf32
     with torch.inference_mode(), preserved_world():
