@@ -9,9 +9,10 @@ Each model is measured on a pool of fresh seeds. Thousands of seed lists are the
 functions that decide in a test: ``judge``, ``is_settled`` and ``compare``, with their defaults.
 
 Bounds end exactly at the mean over the pool. This is the worst case: every verdict that is not marked as marginal is due to
-chance. The nominal rate is 1 % over both sides. Baselines compare two lists that share no seed, and then the same seeds,
-measured again in a new process with other kernels and another number of threads. Rates are printed with their upper 95 % limit
-(Clopper & Pearson, Biometrika 26, 404 (1934)). The limit accounts for the choice of lists; the pool is a sample as well.
+chance. The nominal rate is 1 % over both sides. Baselines hold all that they record by default: measures, initial values, classes
+of modules, and operations. They compare two lists that share no seed, and then the same seeds, measured again in a new process
+with other kernels and another number of threads. Rates are printed with their upper 95 % limit (Clopper & Pearson, Biometrika 26,
+404 (1934)). The limit accounts for the choice of lists; the pool is a sample as well.
 """
 
 from __future__ import annotations
@@ -24,23 +25,26 @@ import random
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
-from scipy.stats import beta
+from alarms import Alarms
 from torch import Tensor, nn
 
 from pytest_trainability import Bound, at_least, at_most, within
 from pytest_trainability.checks.baselines import Entry, compare
+from pytest_trainability.checks.initial_values import initial_rows
+from pytest_trainability.checks.module_changes import folded_modules
+from pytest_trainability.checks.operation_changes import operation_rows
 from pytest_trainability.checks.statistics import CONFIDENCE, Level, estimate
 from pytest_trainability.checks.verdicts import is_settled, judge
+from pytest_trainability.init.description import ModelDescription
 from pytest_trainability.measurement import Context, measure_in
 from pytest_trainability.measurement.readings import assemble, recorded
 from pytest_trainability.measures import MEASURES, recorded_along
@@ -196,11 +200,18 @@ Reading = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Pool:
-    """Readings of the measures and digests of the draws, by seed."""
+    """What baselines record, by seed: readings of the measures, digests of the draws, initial values, classes, operations."""
 
     environment: Mapping[str, str]
     readings: Sequence[Reading]
     draws: Sequence[str]
+    descriptions: Sequence[ModelDescription]
+    operations: Sequence[Mapping[str, tuple[str, ...]]]
+
+    def of_first(self, count: int) -> Pool:
+        """Return the pool of the first seeds only."""
+        parts = (self.readings, self.draws, self.descriptions, self.operations)
+        return Pool(self.environment, *(part[:count] for part in parts))
 
     def generator(self, *numbers: int) -> random.Random:
         """Return a generator that is specific to this model."""
@@ -228,7 +239,7 @@ def measure_seeds(name: str, seeds: Sequence[int], threads: int = 1, other_masks
     if other_masks:
         model = replace(model, build=with_other_masks(model.build))
     found = measure_in(
-        Context(),
+        Context(expects_baseline=True),
         model.build,
         model.inputs,
         target=model.target,
@@ -244,13 +255,25 @@ def measure_seeds(name: str, seeds: Sequence[int], threads: int = 1, other_masks
     )
     entry = found._entry([MEASURES[measure] for measure in RECORDED])
     readings = [{m: found._seed_runs.readings[m][i] for m in RECORDED} for i in range(len(seeds))]
-    return Pool(entry.environment, readings, entry.draws)
+    return Pool(
+        entry.environment, readings, entry.draws, found._seed_runs.descriptions(), found._seed_runs.operations()
+    )
 
 
 def entry_of(pool: Pool, picked: Sequence[int]) -> Entry:
     """Return the baseline entry of these seeds."""
     measures = {m: recorded(MEASURES[m], [pool.readings[i][m] for i in picked]) for m in RECORDED}
-    return Entry(pool.environment, {}, tuple(picked), tuple(pool.draws[i] for i in picked), measures)
+    descriptions = [pool.descriptions[i] for i in picked]
+    return Entry(
+        pool.environment,
+        {},
+        tuple(picked),
+        tuple(pool.draws[i] for i in picked),
+        measures,
+        initial=initial_rows([{n: (d.shapes[n], v) for n, v in d.values.items()} for d in descriptions]),
+        modules=folded_modules(descriptions[0].modules),
+        operations=operation_rows([pool.operations[i] for i in picked]),
+    )
 
 
 @contextmanager
@@ -337,45 +360,22 @@ def profile_rate(pool: Pool, measure: str, level: Level, count: int, runs: int) 
 
 TOLERANCES = {m.name: m.tolerance for m in MEASURES.values()}
 NO_TOLERANCE = dict.fromkeys(TOLERANCES, 0.0)
-
-
-@dataclass
-class Alarms:
-    """Counts over many checks of unchanged code."""
-
-    checks: int = 0
-    flagged: int = 0
-    by_chance: int = 0
-    """Checks that the statistics alone flag, without a tolerance."""
-    blamed: Counter[str] = field(default_factory=Counter)
-
-    def __iadd__(self, other: Alarms) -> Alarms:
-        self.checks += other.checks
-        self.flagged += other.flagged
-        self.by_chance += other.by_chance
-        self.blamed += other.blamed
-        return self
-
-    def __str__(self) -> str:
-        found, rate = self.flagged, self.flagged / self.checks
-        limit = float(beta.ppf(0.95, found + 1, self.checks - found)) if found < self.checks else 1.0
-        blamed = "  " + ", ".join(f"{name} {count}" for name, count in self.blamed.most_common(3)) if found else ""
-        return f"{self.checks:>9}{found:>9}{rate:>10.1e}{limit:>10.1e}{self.by_chance / self.checks:>14.1e}{blamed}"
+OF_MODEL = TOLERANCES["parameter_rms"]
+"""Tolerance of initial values."""
+STRICTER = "no tolerance"
 
 
 def alarms(old: Pool, new: Pool | None, count: int, checks: int, part: int) -> Alarms:
     """Compare lists of seeds with other lists of the same pool, or with the same lists of another pool."""
     generator = old.generator(count, part)
-    found = Alarms(checks)
+    found = Alarms((STRICTER,), checks)
     for _ in range(checks):
         picked = generator.sample(range(len(old.readings)), count if new else 2 * count)
         before, after = entry_of(old, picked[:count]), entry_of(new or old, picked[-count:])
         # A tolerance can only remove changes.
         if compare(before, after, NO_TOLERANCE):
-            found.by_chance += 1
-            changes = compare(before, after, TOLERANCES)
-            found.flagged += bool(changes)
-            found.blamed.update({change.measure for change in changes})
+            found.flagged_by[STRICTER] += 1
+            found.note(change.measure for change in compare(before, after, TOLERANCES))
     return found
 
 
@@ -384,7 +384,7 @@ def largest_difference(old: Pool, new: Pool) -> str:
     largest, where = 0.0, ""
     for index in range(len(old.readings)):
         for change in compare(entry_of(old, [index]), entry_of(new, [index]), NO_TOLERANCE):
-            size = abs(change.shift) / (TOLERANCES[change.measure] or math.nan)
+            size = abs(change.shift) / (TOLERANCES.get(change.measure, OF_MODEL) or math.nan)
             if not size <= largest:
                 largest, where = size, f"{change.measure} {change.element}"
     return f"{largest:.1e} of the tolerance  {where}"
@@ -403,8 +403,8 @@ class Workers:
     def pool(self, name: str, seeds: Sequence[int], threads: int = 1, other_masks: bool = False) -> Pool:
         parts = [seeds[first : first + 50] for first in range(0, len(seeds), 50)]
         pools = list(self._executor.map(measure_seeds, repeat(name), parts, repeat(threads), repeat(other_masks)))
-        readings, draws = ([x for p in pools for x in getattr(p, what)] for what in ("readings", "draws"))
-        return Pool(pools[0].environment, readings, draws)
+        names = ("readings", "draws", "descriptions", "operations")
+        return Pool(pools[0].environment, *([x for p in pools for x in getattr(p, name)] for name in names))
 
     def call(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
         return list(self._executor.map(function, *zip(*tasks)))
@@ -444,19 +444,16 @@ def print_bounds(workers: Workers, pools: Mapping[str, Pool], runs: int) -> None
         print(f"{name:<16}" + "".join(f"{next(found):>18.2%}{next(found):>8.2%}{next(found):>8.2%}" for _ in measures))
 
 
-BASELINE_HEAD = f"{'checks':>9}{'flagged':>9}{'rate':>10}{'95 % <':>10}{'no tolerance':>14}"
-
-
 def print_alarms(workers: Workers, pairs: Mapping[str, tuple[Pool, Pool | None]], checks: int) -> None:
     """Print a row per model and number of seeds, and their sum."""
-    print(f"{'model':<16}{'seeds':<6}" + BASELINE_HEAD)
+    total = Alarms((STRICTER,))
+    print(f"{'model':<16}{'seeds':<6}{total.head}")
     parts = 4
     rows = [(name, count) for name in pairs for count in (4, 8)]
     tasks = [(*pairs[name], count, checks // parts, part) for name, count in rows for part in range(parts)]
     found = workers.call(alarms, tasks)
-    total = Alarms()
     for row, (name, count) in enumerate(rows):
-        one = Alarms()
+        one = Alarms((STRICTER,))
         for part in found[row * parts : (row + 1) * parts]:
             one += part
         total += one
@@ -495,7 +492,7 @@ def main() -> None:
         elsewhere = Workers(1)
         others = {name: elsewhere.pool(name, range(again), 2) for name in pools}
     print(f"\nBaselines of unchanged code, the same {again} seeds in fresh processes, 2 threads, {kernels}")
-    firsts = {name: Pool(p.environment, p.readings[:again], p.draws[:again]) for name, p in pools.items()}
+    firsts = {name: pool.of_first(again) for name, pool in pools.items()}
     print_alarms(workers, {name: (firsts[name], others[name]) for name in pools}, checks // 8)
     print("\nand the largest difference of any seed")
     for name in pools:
@@ -505,9 +502,7 @@ def main() -> None:
         masked = workers.pool(DROPS, range(2 * again), other_masks=True)
         # Another version of torch draws other masks.
         masked = replace(masked, environment={**masked.environment, "torch": "another"})
-        whole = pools[DROPS]
-        first = Pool(whole.environment, whole.readings[: 2 * again], whole.draws[: 2 * again])
-        print_alarms(workers, {DROPS: (first, masked)}, checks)
+        print_alarms(workers, {DROPS: (pools[DROPS].of_first(2 * again), masked)}, checks)
     print(f"\n{time.perf_counter() - began:.0f} s")
 
 

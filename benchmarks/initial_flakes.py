@@ -24,14 +24,13 @@ import pickle
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from alarms import Alarms
 from flakes import CLASSES, MODELS, WIDTH
-from scipy.stats import beta
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -45,7 +44,7 @@ TARGET = 1e-4
 TOLERANCE = MEASURES["parameter_rms"].tolerance
 ERROR = FALSE_ALARMS / (len(list(recorded_along("depth"))) + 1)
 """What a baseline of the default measures leaves for initial values."""
-LARGER = (1e-2, 1e-3)
+LARGER = {f"at {error:.0e}": error for error in (1e-2, 1e-3)}
 """Larger error probabilities, at which the same comparisons show whether the nominal rate is kept."""
 
 
@@ -110,35 +109,10 @@ def pool_of(name: str, seeds: int, threads: int = 1) -> Pool:
     return Pool(found, drawn)
 
 
-@dataclass
-class Alarms:
-    """Counts over many comparisons of unchanged code."""
-
-    checks: int = 0
-    flagged: int = 0
-    at_larger: Counter[float] = field(default_factory=Counter)
-    """Comparisons that are flagged at each larger error probability."""
-    blamed: Counter[str] = field(default_factory=Counter)
-
-    def __iadd__(self, other: Alarms) -> Alarms:
-        self.checks += other.checks
-        self.flagged += other.flagged
-        self.at_larger += other.at_larger
-        self.blamed += other.blamed
-        return self
-
-    def __str__(self) -> str:
-        found, rate = self.flagged, self.flagged / self.checks
-        limit = float(beta.ppf(0.95, found + 1, self.checks - found)) if found < self.checks else 1.0
-        blamed = "  " + ", ".join(f"{name} {count}" for name, count in self.blamed.most_common(3)) if found else ""
-        larger = "".join(f"{self.at_larger[error] / self.checks:>10.1e}" for error in LARGER)
-        return f"{self.checks:>9}{found:>9}{rate:>10.1e}{limit:>10.1e}{larger}{blamed}"
-
-
 def alarms(old: Pool, new: Pool, count: int, checks: int, *, same_seeds: bool) -> Alarms:
     """Compare lists of seeds of one pool with other or the same seeds of another pool, or of the same one."""
     generator = random.Random(f"{old.drawn[0]} {count} {same_seeds}")
-    found = Alarms(checks)
+    found = Alarms(tuple(LARGER), checks)
     for _ in range(checks):
         picked = generator.sample(range(len(new.seeds)), count if same_seeds else 2 * count)
         first, second = picked[:count], picked[-count:]
@@ -146,9 +120,8 @@ def alarms(old: Pool, new: Pool, count: int, checks: int, *, same_seeds: bool) -
         rows = initial_rows([old.seeds[i] for i in first]), initial_rows([new.seeds[i] for i in second])
         how = {"repeatable": repeatable, "tolerance": TOLERANCE}
         changes = list(initial_changes(*rows, error=ERROR, **how))
-        found.flagged += bool(changes)
-        found.at_larger.update(e for e in LARGER if any(initial_changes(*rows, error=e, **how)))
-        found.blamed.update(change.element or "names" for change in changes)
+        found.note(change.element or "names" for change in changes)
+        found.flagged_by.update(name for name, e in LARGER.items() if any(initial_changes(*rows, error=e, **how)))
     return found
 
 
@@ -156,10 +129,8 @@ def print_alarms(
     title: str, pools: Mapping[str, Pool], others: Mapping[str, Pool], counts: Sequence[int], checks: int, **how: bool
 ) -> Alarms:
     """Print a row per model and number of seeds, and their sum."""
-    larger = "".join(f"{f'at {error:.0e}':>10}" for error in LARGER)
-    head = f"{'model':<16}{'seeds':<6}{'checks':>9}{'flagged':>9}{'rate':>10}{'95 % <':>10}"
-    print(f"\n{title}\n{head}{larger}", flush=True)
-    total = Alarms()
+    total = Alarms(tuple(LARGER))
+    print(f"\n{title}\n{'model':<16}{'seeds':<6}{total.head}", flush=True)
     for name, pool in pools.items():
         for count in counts:
             if name == "special" and count == 1 and not how["same_seeds"]:

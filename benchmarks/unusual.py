@@ -108,7 +108,15 @@ SMALL = {
 
 _GAINS = "true: transformers draws the gains of this model's batch normalizations from N(0, 0.02)"
 _UNIT = "true: the configuration of transformers draws these weights from N(0, 1)"
-JUDGED = {"efficientnet": _GAINS, "efficientloftr": _GAINS, "cpmant": _UNIT}
+_PADDING = "true: transformers draws the padding row of this model's embedding again"
+JUDGED = {
+    **dict.fromkeys(("efficientnet", "efficientloftr", "mobilevit", "mobilevitv2"), _GAINS),
+    **dict.fromkeys(("modernbert", "modernbert-decoder", "modernvbert"), _PADDING),
+    "cpmant": _UNIT,
+    "phi4_multimodal": "true: transformers draws these weights from N(0, 1)",
+    "xclip": "true: transformers draws these weights from N(0, 1), as it takes initializer_factor for their standard deviation",
+    "vit_mae": "true: transformers leaves the table of sines empty, as it takes it for initialized, and it is frozen",
+}
 """Judgement on the findings in an architecture."""
 
 

@@ -47,6 +47,8 @@ LONGEST_OBJECT = 200
 """Number of characters up to which an object without further objects and lists stands in one line."""
 DECIMALS, DIGITS = 4, 5
 """Decimals of linear values and significant digits of log-scale values in a file. They are finer than any tolerance."""
+SPREAD_DIGITS = 3
+"""Significant digits of the standard deviations of initial values."""
 
 Contents: TypeAlias = "Mapping[str, Mapping[str, Mapping[str, Entry]]]"
 """Entries by test (its node id without the file), by name of the measurement, by key of the environment."""
@@ -235,7 +237,7 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
     }
     conditions = _strings(entry.get("conditions"), f"{where} › conditions")
     initial = {
-        pattern: _row_from_plain(row, f"{where} › initial › {pattern}")
+        pattern: _row_from_plain(row, len(expanded(pattern)) * len(seeds), f"{where} › initial › {pattern}")
         for pattern, row in _patterns(entry.get("initial", {}), f"{where} › initial").items()
     }
     modules, operations = (
@@ -265,10 +267,11 @@ def _patterns(plain: Any, where: str) -> dict[str, Any]:
     return given
 
 
-def _row_from_plain(plain: Any, where: str) -> InitialRow:
+def _row_from_plain(plain: Any, tensors: int, where: str) -> InitialRow:
+    """Return a row. The file omits the number of draws if it is that of tensors and seeds, and numbers that are 0."""
     row = _mapping(plain, where)
     _only(row, {"chance", "draws", "mean", "rms", "shape", "spread"}, where)
-    shape, draws = row.get("shape"), row.get("draws")
+    shape, draws = row.get("shape"), row.get("draws", tensors)
     if not isinstance(shape, str) or not re.fullmatch(r"(\d{1,18}( × \d{1,18})*)?", shape, re.ASCII):
         msg = f"{where} › shape must be a text like '64 × 32'; got {str(shape)[:40]!r}"
         raise _UnexpectedError(msg)
@@ -276,7 +279,8 @@ def _row_from_plain(plain: Any, where: str) -> InitialRow:
         msg = f"{where} › draws must be a whole number of at least 1; got {str(draws)[:40]!r}"
         raise _UnexpectedError(msg)
     rms, mean, chance, spread = (
-        _number(row.get(key), f"{where} › {key}") for key in ("rms", "mean", "chance", "spread")
+        _number(row.get(key, default), f"{where} › {key}")
+        for key, default in {"rms": None, "mean": 0.0, "chance": 0.0, "spread": 0.0}.items()
     )
     if any(value < 0 for value in (rms, chance, spread)):
         msg = f"{where} must have an rms, a chance and a spread of at least 0"
@@ -400,7 +404,10 @@ def _only(given: Mapping[str, Any], known: set[str], where: str) -> None:
 def entry_to_plain(entry: Entry) -> dict[str, Any]:
     """Return an entry as dictionaries, lists, strings and finite numbers. Numbers are rounded to the precision of files."""
     model = {
-        "initial": {pattern: _row_to_plain(row) for pattern, row in entry.initial.items()},
+        "initial": {
+            pattern: _row_to_plain(row, len(expanded(pattern)) * len(entry.seeds))
+            for pattern, row in entry.initial.items()
+        },
         "modules": dict(entry.modules),
         "operations": dict(entry.operations),
     }
@@ -414,10 +421,16 @@ def entry_to_plain(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _row_to_plain(row: InitialRow) -> dict[str, Any]:
-    numbers = {"rms": row.rms, "mean": row.mean, "chance": row.chance, "spread": row.spread}
-    plain = {name: _rounded(value, "log") for name, value in numbers.items()}
-    return {**plain, "draws": row.draws, "shape": " × ".join(map(str, row.shape))}
+def _row_to_plain(row: InitialRow, tensors: int) -> dict[str, Any]:
+    numbers = {"mean": _rounded(row.mean, "log"), "chance": _spread(row.chance), "spread": _spread(row.spread)}
+    plain = {"rms": _rounded(row.rms, "log"), "shape": " × ".join(map(str, row.shape))}
+    draws = {} if row.draws == tensors else {"draws": row.draws}
+    return {**plain, **draws, **{name: value for name, value in numbers.items() if value}}
+
+
+def _spread(value: float) -> float | str | None:
+    """Return a standard deviation with the digits that some seeds can tell."""
+    return float(f"{value:.{SPREAD_DIGITS - 1}e}") if math.isfinite(value) else _rounded(value, "log")
 
 
 def _values_to_plain(values: BaselineValues) -> dict[str, Any]:

@@ -110,12 +110,18 @@ def _chance(found: TensorStatistics) -> float:
 
 
 def _alike(rows: Mapping[str, InitialRow]) -> Iterator[list[str]]:
-    """Yield names whose rows agree: of one template, one shape, and statistics that chance may explain."""
-    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    """Yield names whose rows agree: they differ by numbers, and have one shape, and statistics that chance may explain."""
+    by_shape: dict[tuple[int, ...], list[str]] = {}
     for name, row in rows.items():
         # How much a few numbers that were drawn once vary is not known: they stay alone.
-        is_alone = math.isinf(row.chance) and math.isnan(row.spread)
-        groups.setdefault((name if is_alone else template(name), row.shape), []).append(name)
+        if math.isinf(row.chance) and math.isnan(row.spread):
+            yield [name]
+        else:
+            by_shape.setdefault(row.shape, []).append(name)
+    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for shape, names in by_shape.items():
+        for pattern, members in folded(names).items():
+            groups.setdefault((template(pattern), shape), []).extend(members)
     for names in groups.values():
         # Sorted by size, so that tensors that agree are neighbours.
         names.sort(key=lambda name: (rows[name].rms, rows[name].mean))

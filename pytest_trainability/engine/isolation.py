@@ -26,6 +26,7 @@ __all__ = [
     "generator_of",
     "generator_state",
     "one_at_a_time",
+    "other_draws",
     "preserved_generators",
     "preserved_model",
     "preserved_world",
@@ -63,6 +64,18 @@ def generator_state(device: torch.device | None = None) -> bytes:
     if device is not None and device.type == "cuda":
         return bytes(torch.cuda.get_rng_state(device).numpy())
     return bytes(torch.default_generator.get_state().numpy())
+
+
+def other_draws(seed: int) -> bytes:
+    """Return the states of ``random`` and numpy's generator that differ from those after :func:`seeded`; empty for none."""
+    found = b""
+    if (state := random.getstate()) != random.Random(seed).getstate():
+        found += repr(state).encode()
+    if "numpy" in sys.modules:
+        numpy = sys.modules["numpy"].random
+        drawn, fresh = repr(numpy.get_state()), repr(numpy.RandomState(seed % 2**32).get_state())
+        found += drawn.encode() if drawn != fresh else b""
+    return found
 
 
 def digest(*parts: bytes) -> str:

@@ -13,7 +13,7 @@ from .names import matches, names_buffer, nearest
 from .places import Tensors
 from .rules import Anything, Copied, Packed, Rule, RuleLike, Tied, ZeroRow
 
-__all__ = ["Assignment", "as_contract", "assign"]
+__all__ = ["Assignment", "as_contract", "assign", "computed_weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ def as_contract(contract: object) -> dict[str, RuleLike]:
 def assign(contract: Mapping[str, RuleLike], tensors: Tensors) -> Assignment:
     """Return the rule of each parameter, and of each buffer. A pattern that matches no parameter may name buffers.
 
-    A weight that is computed from parameters may be named instead of them, and these need no rule then.
+    A weight that is computed from parameters may be named instead of them, and these need no rule then. If all of them have a
+    rule already, later patterns do not name the weight, unless they name nothing else.
 
     Raises:
         UsageError: A rule is never reached, is for integers, or names a parameter that does not exist.
@@ -64,8 +65,10 @@ def assign(contract: Mapping[str, RuleLike], tensors: Tensors) -> Assignment:
     unused: list[tuple[str, str]] = []
     covered: set[str] = set()
     for pattern in contract:
-        weights = _parametrized(pattern, tensors)
+        weights = computed_weights(pattern, tensors.sources)
         own = [n for n in tensors.parameters if matches(pattern, n) and (n not in covered or _EXPLICIT in pattern)]
+        named_already = {name for name in weights if patterns.keys() >= {*tensors.sources[name]}}
+        weights = [name for name in weights if name not in named_already] if own else weights
         own += weights
         # "*.weight" is meant for parameters, even where a layer without parameters has a buffer of this name.
         own = own or [n for n in tensors.buffers if names_buffer(pattern, n)]
@@ -85,12 +88,17 @@ _EXPLICIT = "parametrizations"
 """Part of the names of parameters from which a weight is computed."""
 
 
-def _parametrized(pattern: str, tensors: Tensors) -> list[str]:
-    """Return the weights, computed from parameters, that a pattern matches by their own name, and not by their parameters."""
+def computed_weights(pattern: str, sources: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the weights, computed from parameters, that a pattern matches by their own name, and not by their parameters.
+
+    Args:
+        pattern: The pattern.
+        sources: Names of the parameters from which each weight is computed, by the name of the weight.
+    """
     return [
         name
-        for name, sources in tensors.sources.items()
-        if matches(pattern, name) and not any(matches(pattern, source) for source in sources)
+        for name, parameters in sources.items()
+        if matches(pattern, name) and not any(matches(pattern, parameter) for parameter in parameters)
     ]
 
 

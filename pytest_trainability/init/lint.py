@@ -53,8 +53,11 @@ def unusual_values(model: nn.Module, description: ModelDescription) -> dict[str,
     """
     tensors = initial_tensors(model)
     names = {id(tensor): name for name, tensor in tensors.items()}
+    modules = list(named_modules_of(model))
+    tables = [m.weight for _, m in modules if isinstance(m, nn.Embedding) and id(m.weight) in names]
+    drawn_rows = max((len(t) for t in tables if not description.values[names[id(t)]].is_constant), default=0)
     findings = [
-        finding for path, module in named_modules_of(model) for finding in _of_module(path, module, names, description)
+        finding for path, module in modules for finding in _of_module(path, module, names, description, drawn_rows)
     ]
     findings += [(tensor, _of_parameter(tensor, description.values[name])) for name, tensor in tensors.items()]
     reasons: dict[str, str] = {}
@@ -96,9 +99,17 @@ def in_order(reasons: Mapping[str, str], model: nn.Module) -> dict[str, str]:
 
 
 def _of_module(
-    path: str, module: nn.Module, names: dict[int, str], description: ModelDescription
+    path: str, module: nn.Module, names: dict[int, str], description: ModelDescription, drawn_rows: int
 ) -> Iterator[_Finding]:
-    """Yield what is unusual about a module's own parameters."""
+    """Yield what is unusual about a module's own parameters.
+
+    Args:
+        path: Name of the module.
+        module: The module.
+        names: Names of the tensors of the model, by identity.
+        description: Description of the model.
+        drawn_rows: Number of rows of the model's largest embedding that is drawn.
+    """
 
     def values_of(name: str) -> TensorStatistics | None:
         tensor = getattr(module, name, None)
@@ -110,7 +121,7 @@ def _of_module(
         if weight.dim() == 1 and "Norm" in type(module).__name__:
             yield weight, _of_gains(values, values_of("bias"))
         if isinstance(module, nn.Embedding):
-            yield weight, _of_table(module, values)
+            yield weight, _of_table(module, values, drawn_rows)
         elif weight.dim() >= 2:
             yield weight, _of_matrix(path, module, weight, values)
     yield from _of_low_rank(module)
@@ -128,9 +139,9 @@ def _of_gains(gain: TensorStatistics, shift: TensorStatistics | None) -> str:
     )
 
 
-def _of_table(module: nn.Embedding, values: TensorStatistics) -> str:
-    """Return what is unusual about an embedding."""
-    if values.is_constant:
+def _of_table(module: nn.Embedding, values: TensorStatistics, drawn_rows: int) -> str:
+    """Return what is unusual about an embedding. One of zeros may be added to another one that is drawn."""
+    if values.is_constant and (values.mean or module.num_embeddings > drawn_rows):
         return f"all entries of an embedding are {values.mean:.3g}: its rows are equal"
     row = module.padding_idx
     if row is not None and statistics_of(module.weight[row]).rms:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..records.names import template
+from .assignment import computed_weights
 from .names import matches
 from .places import tensors_of
 from .reading import look_of
@@ -37,20 +38,21 @@ def contract_of(models: Iterable[tuple[int, nn.Module]]) -> dict[str, str]:
     """
     known: dict[str, Seen] = {}
     names: tuple[str, ...] | None = None
+    sources: Mapping[str, Sequence[str]] = {}
     for seed, model in models:
         tensors = tensors_of(model)
         if names not in {None, tuple(tensors.parameters)}:
             msg = f"the models of all seeds must have the same parameters. That of seed {seed} has others than the first one."
             raise UsageError(msg)
-        names = tuple(tensors.parameters)
+        names, sources = tuple(tensors.parameters), tensors.sources
         see(tensors, known)
     if not known:
         msg = "a contract is about parameters. The model has none."
         raise UsageError(msg)
     texts = rule_texts(known)
     all_folded = {name: template(name) for name in texts}
-    both = (_with_exceptions(_compressed(texts, folds), texts) for folds in (all_folded, _folds(texts)))
-    return min(both, key=len)
+    both = [_with_exceptions(_compressed(texts, folds), texts) for folds in (all_folded, _folds(texts))]
+    return min((_with_parametrized_first(contract, texts, sources) for contract in both), key=len)
 
 
 def source_of(contract: Mapping[str, str], name: str = "CONTRACT") -> str:
@@ -221,6 +223,25 @@ def _with_exceptions(contract: Mapping[str, str], texts: Mapping[str, str]) -> d
     for name in texts:
         names[next(pattern for pattern in full if matches(pattern, name))].add(template(name))
     return {_shortest(pattern, names[pattern]): text for pattern, text in full.items() if pattern in names}
+
+
+def _with_parametrized_first(
+    contract: Mapping[str, str], texts: Mapping[str, str], sources: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return the contract with rules in front for parameters whose weight another pattern takes by its own name.
+
+    Args:
+        contract: Rules by pattern.
+        texts: Rule of each parameter.
+        sources: Names of the parameters from which each weight is computed, by the name of the weight.
+    """
+    taken = {weight for pattern in contract for weight in computed_weights(pattern, sources)}
+    first = {name: texts[name] for weight in sources if weight in taken for name in sources[weight]}
+    folds: dict[str, set[str]] = defaultdict(set)
+    for name in texts:
+        folds[template(name)].add(texts[name] if name in first else "")
+    front = {template(n) if len(folds[template(n)]) == 1 else n: text for n, text in first.items()}
+    return _with_exceptions({**front, **{p: t for p, t in contract.items() if p not in front}}, texts)
 
 
 def _shortest(pattern: str, names: set[str]) -> str:

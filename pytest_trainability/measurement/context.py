@@ -43,6 +43,6 @@ class Context:
     cure: str = "auto"
     """Whether the report of a failure looks for cures: ``"auto"`` for small models only, ``"off"`` never, else always."""
     expects_baseline: bool = False
-    """Whether the measurement will probably be compared with a baseline: then initial values are read when the models are run."""
+    """Whether a comparison with a baseline is probable: then the first runs read initial values and operations."""
     bounded_on_command_line_only: frozenset[str] = frozenset()
     """Measures that only the command line bounds. Baselines do not record them."""

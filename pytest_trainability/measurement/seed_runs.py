@@ -9,18 +9,19 @@ from contextlib import suppress
 from dataclasses import replace
 from statistics import fmean
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from ..checks.bounds import Bound
 from ..checks.judged_elements import judged_elements, selected_elements
 from ..checks.statistics import CONFIDENCE, Level
 from ..checks.verdicts import Value, is_settled
+from ..engine.runs.common_needs import OPERATIONS
 from ..engine.runs.description import Ensemble
 from ..engine.runs.ensemble import ensemble
 from ..engine.runs.factors import FACTORS
 from ..engine.runs.forward_pass import fingerprint
 from ..engine.runs.recipe import Recipe
-from ..engine.runs.run import Run
+from ..engine.runs.run import Need, Run
 from ..errors import InapplicableError, TrainabilityError, UsageError
 from ..init.description import ModelDescription
 from ..measures import MEASURES, Measure, companion_of
@@ -37,6 +38,11 @@ Tolerated: TypeAlias = "Mapping[str, type[TrainabilityError]]"
 MAY_FAIL: Tolerated = dict.fromkeys(("gradient_classes", "untrained_fraction"), TrainabilityError)
 """Measures of every run. A model without a second run, or without parameters, has none of them."""
 
+RECORDED: tuple[Need[Any], ...] = (DESCRIPTION, OPERATIONS)
+"""Needs that baselines record beyond measures."""
+
+_Found = TypeVar("_Found")
+
 _PER_TIME = {"nats/step": "nats/time", "steps": "time"}
 """Units of measures where steps span time, such as those of an ODE solver."""
 
@@ -48,7 +54,7 @@ class SeedRuns:
         recipe: Model, inputs, and how to run and cut it.
         seeds_requested: Seeds that may be drawn, in this order.
         confidence: Confidence level of the intervals; None for the default.
-        described: Whether the models are described when they are run, so that a baseline need not build them again.
+        described: Whether the first runs read what baselines record beyond measures, so that a baseline needs no further runs.
     """
 
     def __init__(
@@ -70,7 +76,8 @@ class SeedRuns:
         """Measures that were tolerated to have no value, and have none."""
         self._fingerprint = fingerprint(recipe)
         self._ensemble: Ensemble | None = None
-        self._descriptions: tuple[ModelDescription, ...] = ()
+        self._of_baselines: dict[str, tuple[Any, ...]] = {}
+        """What baselines record beyond measures: the value of each seed, by the name of the need."""
         self.factors: tuple[FactorRecord, ...] | None = None
         """Factors of the steps on one seed, in program order; none if they cannot be found, None before they are asked for."""
 
@@ -120,7 +127,7 @@ class SeedRuns:
             self.level = Level(self.level.confidence, len(self.seeds_requested) if until else None)
             self._ensemble = self._draw(wanted, self.seeds_requested, tolerated, until=until, described=self._described)
             found = self._ensemble
-            self._keep_descriptions(found)
+            self._keep_for_baselines(found)
         else:
             name = wanted[0].name
             self._refuse_changed(
@@ -150,15 +157,12 @@ class SeedRuns:
         self._refuse_changed("only some of the seeds were drawn, as they settled the bounds", "Measure again.")
         measures = [MEASURES[name] for name in self.readings]
         found = self._draw(measures, rest, described=self._described)
-        self._keep_descriptions(found)
+        self._keep_for_baselines(found)
         for name, readings in self.readings.items():
             readings += [reading[name] for reading in found.readings]
         draws = (*self.common.draws, *found.draws)
         not_finite = (*self.common.not_finite, *found.not_finite)
-        operations = (*self.common.operations, *found.operations)
-        self._ensemble = replace(
-            self.common, seeds=self.seeds_requested, draws=draws, not_finite=not_finite, operations=operations
-        )
+        self._ensemble = replace(self.common, seeds=self.seeds_requested, draws=draws, not_finite=not_finite)
         self._assemble(measures)
         return True
 
@@ -168,18 +172,36 @@ class SeedRuns:
         Raises:
             UsageError: The inputs or the parameters have changed since the first run.
         """
-        if len(self._descriptions) != len(self.common.seeds):
-            self._refuse_changed("a baseline records the initial values", "Measure again.")
+        return self._for_baseline(DESCRIPTION, "the initial values", built_only=True)
+
+    def operations(self) -> tuple[Mapping[str, tuple[str, ...]], ...]:
+        """Return the operations of each step, for each seed. The models are run again unless they are known.
+
+        Raises:
+            UsageError: The inputs or the parameters have changed since the first run.
+        """
+        return self._for_baseline(OPERATIONS, "the operations of the steps", built_only=False)
+
+    def _for_baseline(self, need: Need[_Found], what: str, *, built_only: bool) -> tuple[_Found, ...]:
+        """Return what a baseline records, for each seed.
+
+        Args:
+            need: The need that finds it.
+            what: Its name, for the message.
+            built_only: Whether it is found without a forward pass.
+        """
+        if len(self._of_baselines.get(need.name, ())) != len(self.common.seeds):
+            self._refuse_changed(f"a baseline records {what}", "Measure again.")
             found = ensemble(
                 self.recipe,
                 self.common.seeds,
-                {DESCRIPTION},
-                lambda run: {DESCRIPTION.name: run[DESCRIPTION]},
+                {need},
+                lambda run: {need.name: run[need]},
                 known=self._ensemble,
-                built_only=True,
+                built_only=built_only,
             )
-            self._descriptions = tuple(reading[DESCRIPTION.name] for reading in found.readings)
-        return self._descriptions
+            self._of_baselines[need.name] = tuple(reading[need.name] for reading in found.readings)
+        return self._of_baselines[need.name]
 
     def take_apart(self) -> tuple[FactorRecord, ...]:
         """Return the factors of the steps, from one more run of the seed whose log gain is typical.
@@ -207,10 +229,11 @@ class SeedRuns:
         mean = fmean(gains.values())
         return infinite[0] if infinite else min(gains, key=lambda seed: abs(gains[seed] - mean))
 
-    def _keep_descriptions(self, found: Ensemble) -> None:
-        """Keep the descriptions of runs that have read them. One that cannot be read is an error only if it is asked for."""
-        read = [reading.get(DESCRIPTION.name) for reading in found.readings]
-        self._descriptions = (*self._descriptions, *(one for one in read if one is not None))
+    def _keep_for_baselines(self, found: Ensemble) -> None:
+        """Keep what runs have read for baselines. What cannot be read is an error only if it is asked for."""
+        for need in RECORDED:
+            read = (reading[need.name] for reading in found.readings if need.name in reading)
+            self._of_baselines[need.name] = (*self._of_baselines.get(need.name, ()), *read)
 
     @property
     def gradient_classes(self) -> GradientClasses | None:
@@ -236,15 +259,15 @@ class SeedRuns:
 
         def read_all(run: Run) -> dict[str, Any]:
             found = {m.name: read(m, run, tolerated.get(m.name)) for m in wanted}
-            if described:
+            for need in RECORDED if described else ():
                 with suppress(TrainabilityError):
-                    found[DESCRIPTION.name] = run[DESCRIPTION]
+                    found[need.name] = run[need]
             return found
 
         found = ensemble(
             self.recipe,
             seeds,
-            needs | {DESCRIPTION} if described else needs,
+            needs.union(RECORDED) if described else needs,
             read_all,
             known=self._ensemble,
             built_only=all(m.reads_built_model_only for m in wanted),

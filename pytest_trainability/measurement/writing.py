@@ -1,6 +1,7 @@
 """A measurement as plain data: the record that reports show, and the entry that baselines store.
 
-Nothing is measured here. Every number that is written is already known.
+No measure is read here. Every number that is written is already known, unless a baseline was not expected: then initial values
+and operations are read first.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
     """Return the entry that a baseline stores.
 
     Args:
-        seed_runs: Runs that have read the measures.
+        seed_runs: Runs that have read the measures. Initial values and operations are read again unless they are known.
         measures: Measures to store.
         added: Keys that plugins add to the environment.
 
@@ -74,7 +75,7 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
         measures={m.name: recorded(seed_runs.with_unit_of_chain(m), _stored(seed_runs, m)) for m in measures},
         initial=initial_rows([{n: (d.shapes[n], v) for n, v in d.values.items()} for d in descriptions]),
         modules=folded_modules(descriptions[0].modules),
-        operations=operation_rows(common.operations),
+        operations=operation_rows(seed_runs.operations()),
     )
 
 

@@ -228,7 +228,7 @@ class Trainability:
             choose_steps=partial(chosen_steps, self._item.config),
             environment=partial(added_environment, self._item.config),
             baseline=partial(self._item.config.stash[BASELINES].check, self._item, command, key),
-            expects_baseline=self._item.config.stash[BASELINES].has(self._item),
+            expects_baseline=self._item.config.stash[BASELINES].expects(self._item),
         )
 
     def _command(self) -> str:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import product
 from typing import TypeAlias, TypeVar
 
@@ -25,45 +26,73 @@ __all__ = [
 
 MOST_NAMES = 10**6
 """Largest number of names that a pattern may stand for."""
+LONGEST_NUMBER = 18
+"""Largest number of digits of a number that is folded."""
 
 _Value = TypeVar("_Value")
-_Part: TypeAlias = "str | frozenset[int]"
-_NUMBERS = re.compile(r"\{(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\}")
+_Piece: TypeAlias = "str | frozenset[int]"
+_SET = r"\{\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\}"
+_NUMBERS = re.compile(_SET)
 _DIGITS = re.compile(r"[\d.+-]+")
 _SEPARATORS = re.compile(r"([.\[\]])")
 """Dots between the names of modules, and brackets around the number of a call, as in ``cell[3]``."""
+_PIECES = re.compile(r"([0-9]+)")
+_SETS = re.compile(f"({_SET})")
 
 
 def folded(names: Iterable[str]) -> dict[str, list[str]]:
     """Return patterns that stand for names, with the names of each, in the order of the first name of each.
 
-    Names are folded if they differ in one part only, and that part is a number between dots or in brackets.
+    Names are folded if they differ in one number only. A number that is no whole part between dots or in brackets, as in
+    ``conv1``, must take at least four values: ``conv1`` and ``conv2`` are two layers, and ``cell_0`` to ``cell_17`` are eighteen
+    of a kind.
 
     >>> list(folded(["blocks.0.w", "blocks.1.w", "blocks.3.w", "head.w"])), list(folded(["cell[0]", "cell[1]"]))
     (['blocks.{0-1,3}.w', 'head.w'], ['cell[{0-1}]'])
+    >>> list(folded(["conv1.w", "conv2.w"])), list(folded(f"cell_{i}.w" for i in range(4)))
+    (['conv1.w', 'conv2.w'], ['cell_{0-3}.w'])
     """
-    groups = {tuple(map(_part, _SEPARATORS.split(name))): [name] for name in names}
-    for place in range(max((len(parts) for parts in groups), default=0)):
+    groups = {tuple(map(_piece, _PIECES.split(name))): [name] for name in names}
+    # Every second piece is text.
+    for place in range(1, max((len(pieces) for pieces in groups), default=0), 2):
         groups = _merged(groups, place)
-    return {"".join(map(_written, parts)): members for parts, members in groups.items()}
+    return {"".join(map(_written, pieces)): members for pieces, members in groups.items()}
 
 
 _ANY: frozenset[int] = frozenset()
-"""Stands in a key for the numbers that are merged. No part is an empty set."""
+"""Stands in a key for the numbers that are merged. No piece is an empty set."""
+FEWEST_INSIDE = 4
+"""Number of values from which a number inside a part counts members of a kind."""
+
+_Groups: TypeAlias = "dict[tuple[_Piece, ...], list[str]]"
 
 
-def _merged(groups: Mapping[tuple[_Part, ...], list[str]], place: int) -> dict[tuple[_Part, ...], list[str]]:
+def _merged(groups: _Groups, place: int) -> _Groups:
     """Merge the groups that differ in the numbers at one place only, counted from the end."""
-    merged: dict[tuple[_Part, ...], tuple[frozenset[int], list[str]]] = {}
-    for parts, members in groups.items():
-        index = len(parts) - 1 - place
-        numbers = parts[index] if index >= 0 else ""
-        key = parts if isinstance(numbers, str) else (*parts[:index], _ANY, *parts[index + 1 :])
-        known, others = merged.get(key, (_ANY, []))
-        merged[key] = known | (_ANY if isinstance(numbers, str) else numbers), [*others, *members]
-    return {
-        tuple(numbers if part == _ANY else part for part in key): members for key, (numbers, members) in merged.items()
-    }
+    alike: dict[tuple[_Piece, ...], _Groups] = {}
+    for pieces, members in groups.items():
+        index = len(pieces) - 1 - place
+        is_number = index >= 0 and not isinstance(pieces[index], str)
+        key = (*pieces[:index], _ANY, *pieces[index + 1 :]) if is_number else pieces
+        alike.setdefault(key, {})[pieces] = members
+    merged: _Groups = {}
+    for key, found in alike.items():
+        index = len(key) - 1 - place
+        numbers = (
+            _ANY if len(found) == 1 else frozenset(n for pieces in found for n in pieces[index] if isinstance(n, int))
+        )
+        if numbers and (_is_whole(key, index) or len(numbers) >= FEWEST_INSIDE):
+            merged[(*key[:index], numbers, *key[index + 1 :])] = [name for names in found.values() for name in names]
+        else:
+            merged |= found
+    return merged
+
+
+def _is_whole(pieces: Sequence[_Piece], index: int) -> bool:
+    """Whether the number at a place stands alone between dots, or in brackets."""
+    before, after = pieces[index - 1], pieces[index + 1]
+    assert isinstance(before, str) and isinstance(after, str)
+    return before[-1:] in {"", ".", "["} and after[:1] in {"", ".", "[", "]"}
 
 
 def expanded(pattern: str) -> list[str]:
@@ -75,7 +104,7 @@ def expanded(pattern: str) -> list[str]:
     Raises:
         ValueError: The pattern stands for more than ``MOST_NAMES`` names.
     """
-    choices = [_choices(part) for part in _SEPARATORS.split(pattern)]
+    choices = [_choices(piece) for piece in _SETS.split(pattern)]
     count = 1
     for choice in choices:
         count *= len(choice)
@@ -96,13 +125,13 @@ def in_order_of(names: Iterable[str], by_pattern: Mapping[str, _Value]) -> dict[
 
 
 def template(name: str) -> str:
-    """Return a name, or a pattern, with ``*`` for each part that is a number or a set of numbers.
+    """Return a name, or a pattern, with ``*`` for each part that is a number, and for each set of numbers.
 
-    >>> template("blocks.3.w"), template("blocks.{0-11}.w"), template("cell[3]")
-    ('blocks.*.w', 'blocks.*.w', 'cell[*]')
+    >>> template("blocks.3.w"), template("blocks.{0-11}.cell_{0-5}.w"), template("cell[3]"), template("conv1")
+    ('blocks.*.w', 'blocks.*.cell_*.w', 'cell[*]', 'conv1')
     """
-    parts = map(_part, _SEPARATORS.split(name))
-    return "".join("*" if isinstance(part, frozenset) or _NUMBERS.fullmatch(part) else part for part in parts)
+    parts = _SEPARATORS.split(_NUMBERS.sub("*", name))
+    return "".join("*" if _is_number(part) else part for part in parts)
 
 
 def with_stars(names: Collection[str], known: Iterable[str]) -> list[tuple[str, int, int]]:
@@ -118,14 +147,22 @@ def with_stars(names: Collection[str], known: Iterable[str]) -> list[tuple[str, 
     Returns:
         For each form, how many of the names have it, and how many of the known ones. A single name stands as it is.
     """
-    counts, totals = Counter(map(template, names)), Counter(map(template, known))
+    forms = _forms(tuple(known))
+    of_names = {name: forms.get(name, template(name)) for name in names}
+    counts, totals = Counter(of_names.values()), Counter(forms.values())
     first: dict[str, str] = {}
-    for name in names:
-        first.setdefault(template(name), name)
+    for name, form in of_names.items():
+        first.setdefault(form, name)
     return [
         (form if counts[form] > 1 else first[form], counts[form], totals[form] if counts[form] > 1 else 1)
         for form in first
     ]
+
+
+@lru_cache(maxsize=4)
+def _forms(names: tuple[str, ...]) -> dict[str, str]:
+    """Return each name with ``*`` for the numbers that are folded, and for those that stand alone."""
+    return {name: template(pattern) for pattern, members in folded(names).items() for name in members}
 
 
 def of_form(form: str, names: Iterable[str]) -> list[str]:
@@ -134,7 +171,8 @@ def of_form(form: str, names: Iterable[str]) -> list[str]:
     >>> of_form("blocks.*.w", ["blocks.0.w", "blocks.2.w", "head.w"])
     ['blocks.{0,2}.w']
     """
-    return list(folded(name for name in names if template(name) == template(form)))
+    literal = re.compile("[0-9]+".join(map(re.escape, form.split("*"))))
+    return list(folded(name for name in names if name == form or literal.fullmatch(name)))
 
 
 def alike(items: Iterable[_Value], text_of: Callable[[_Value], str]) -> list[list[_Value]]:
@@ -166,14 +204,19 @@ def and_more(names: Sequence[str]) -> str:
     return f" and {len(names) - 1} more {template(names[0].partition(': ')[0])}" if len(names) > 1 else ""
 
 
-def _part(text: str) -> _Part:
-    return frozenset({int(text)}) if text.isascii() and text.isdecimal() and str(int(text)) == text else text
+def _piece(text: str) -> _Piece:
+    return frozenset({int(text)}) if _is_number(text) else text
 
 
-def _written(part: _Part) -> str:
-    if isinstance(part, str):
-        return part
-    numbers = sorted(part)
+def _is_number(text: str) -> bool:
+    """Whether a text is a number that can be written again: without leading zeros, and not longer than any index."""
+    return text.isascii() and text.isdecimal() and len(text) <= LONGEST_NUMBER and str(int(text)) == text
+
+
+def _written(piece: _Piece) -> str:
+    if isinstance(piece, str):
+        return piece
+    numbers = sorted(piece)
     return str(numbers[0]) if len(numbers) == 1 else "{" + ",".join(_ranges(numbers)) + "}"
 
 
@@ -191,7 +234,7 @@ def _choices(part: str) -> Sequence[str]:
     found = _NUMBERS.fullmatch(part)
     if found is None:
         return [part]
-    ranges = (item.partition("-") for item in found[1].split(","))
+    ranges = (item.partition("-") for item in found[0][1:-1].split(","))
     spans = [range(int(first), int(last or first) + 1) for first, _, last in ranges]
     if sum(map(len, spans)) > MOST_NAMES:
         msg = f"{part!r} stands for more than {MOST_NAMES} names"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError, UsageError
-from ..isolation import generator_state, preserved_model, seeded
+from ..isolation import generator_state, other_draws, preserved_model, seeded
 from ..torch_internals import convert, is_lazy
 from ..trees import to_tensor_like
 from .recipe import ModelSource, Recipe, did_not_fit
@@ -64,7 +64,8 @@ def built(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) -> 
         previous: Models of earlier seeds that the user keeps, which a factory must not return again.
 
     Yields:
-        The model, and the state of the CPU generator after the build; empty for a finished module.
+        The model, and the states of the CPU generators after the build: that of torch, and those of ``random`` and numpy if the
+        build drew from them. Empty for a finished module.
 
     Raises:
         ModelError: The factory does not build a model, or the model does not fit on the device.
@@ -119,9 +120,9 @@ def _finished(model: nn.Module, recipe: Recipe, stack: ExitStack) -> nn.Module:
 def _drawn(
     factory: Callable[[], nn.Module], seed: int, previous: list[weakref.ref[nn.Module]], stack: ExitStack
 ) -> tuple[nn.Module, bytes]:
-    """Return a new model, which is restored afterwards if anyone else holds it, and the state of the generator."""
+    """Return a new model, which is restored afterwards if anyone else holds it, and the states of the generators."""
     model = _build(factory, seed)
-    drawn = generator_state()
+    drawn = generator_state() + other_draws(seed)
     _refuse_unmaterialized(model, fixed=False)
     _refuse_repeated(model, previous)
     if _was_made_for_inference(model):

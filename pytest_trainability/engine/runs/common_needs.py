@@ -1,4 +1,4 @@
-"""Needs that measures of several families share: parameter gradients and the RMS of states."""
+"""Needs that no family of measures owns: parameter gradients, the RMS of states, and the operations that baselines record."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..capture.operations import operations_by_step
 from ..capture.recorder import Edge, Recorder
 from ..linalg.norms import norm
 from .objective import functional, trainable_parameters
 from .run import Need, Run, Stage
 
-__all__ = ["PARAMETER_GRADIENTS", "STATE_RMS", "SquareSums"]
+__all__ = ["OPERATIONS", "PARAMETER_GRADIENTS", "STATE_RMS", "SquareSums"]
 
 
 def _parameter_gradients(run: Run) -> dict[str, Tensor | None]:
@@ -64,3 +65,8 @@ STATE_RMS: Need[SquareSums] = Need(
     "state RMS", lambda run: run.capture.watched[_square_sums], instruments=(_square_sums,)
 )
 """Sums of squares that give the RMS of each state."""
+
+OPERATIONS: Need[dict[str, tuple[str, ...]]] = Need(
+    "operations of the steps", lambda run: operations_by_step(run.capture, run.graph, run.chain)
+)
+"""Names of the operations that the signal passes, by step. No measure reads them, but baselines record them."""

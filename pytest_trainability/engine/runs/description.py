@@ -85,10 +85,8 @@ class Ensemble:
     """Result of ``read`` for each seed."""
     not_finite: tuple[tuple[NotFinite, ...], ...] = ()
     """Entries of the output and of the loss that are not finite, for each seed."""
-    operations: tuple[Mapping[str, tuple[str, ...]], ...] = ()
-    """Names of the operations that the signal passes, by step, for each seed."""
     draws: tuple[str, ...] = ()
-    """Two digests per seed, separated by a space. The first one is of the CPU generator after the build of the model and of the
+    """Two digests per seed, separated by a space. The first one is of the CPU generators after the build of the model and of the
     inputs' shapes and means: it is equal where the same seed drew as many numbers, for the same inputs. The second one is of the
     generators after the forward pass: it is equal where the forward pass drew as many numbers, such as dropout masks."""
 

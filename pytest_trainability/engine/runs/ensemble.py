@@ -18,12 +18,11 @@ from ..capture.fused_rnn import Unrolling
 from ..capture.graph import Graph, freed_in_order
 from ..capture.initial_states import initial_states
 from ..capture.ode_solvers import solver_steps
-from ..capture.operations import operations_by_step
 from ..capture.recorder import Call, Capture, Instrument
 from ..capture.recurrence import chain_along, choose_recurrence, find_recurrences
 from ..capture.rollout import Rollout
 from ..capture.steps import choose_steps
-from ..isolation import default_device, digest, generator_state, preserved_world
+from ..isolation import default_device, derived_seed, digest, generator_state, other_draws, preserved_world
 from ..jacobian.sample_independence import find_trajectories
 from ..jacobian.skips import log_gain_without_skips
 from ..jacobian.trajectories import Trajectories
@@ -81,7 +80,6 @@ def ensemble(
     readings: list[Mapping[str, Any]] = []
     draws: list[str] = []
     not_finite: list[tuple[NotFinite, ...]] = []
-    operations: list[Mapping[str, tuple[str, ...]]] = []
     previous: list[weakref.ref[nn.Module]] = []
     device = (
         recipe.device
@@ -98,10 +96,9 @@ def ensemble(
                 if known is not None and built_only:
                     readings.append(read(before))
                     continue
-                known, reading, capture, drew, passed = _read_once(before, wanted, read, known, nodes)
+                known, reading, capture, drew = _read_once(before, wanted, read, known, nodes)
                 readings.append(reading)
                 not_finite.append(entries_not_finite(capture))
-                operations.append(passed)
                 draws.append(f"{digest(drawn, *outlines(capture.inputs))} {drew}")
                 del capture
         if enough(readings):
@@ -115,13 +112,12 @@ def ensemble(
         readings=tuple(readings),
         draws=tuple(draws),
         not_finite=tuple(not_finite),
-        operations=tuple(operations),
     )
 
 
 def _read_once(
     before: Run, needs: frozenset[Need[Any]], read: Read, known: Ensemble | None, nodes: list[Node]
-) -> tuple[Ensemble, Mapping[str, Any], Capture, str, Mapping[str, tuple[str, ...]]]:
+) -> tuple[Ensemble, Mapping[str, Any], Capture, str]:
     """Run and cut the model, and read the run.
 
     Args:
@@ -132,7 +128,7 @@ def _read_once(
         nodes: Receives all nodes of the graph.
 
     Returns:
-        The description of all runs, the readings, the forward pass, a digest of the generators after it, and its operations.
+        The description of all runs, the readings, the forward pass, and a digest of the generators after it.
     """
     recipe, model, seed = before.recipe, before.capture.model, before.seed
     along = _recurrence_name(recipe, model)
@@ -156,7 +152,7 @@ def _read_once(
             findings=known.plan.findings,
         )
         run.fulfil(needs, built=before)
-        return known, read(run), capture, cut.drew, cut.operations
+        return known, read(run), capture, cut.drew
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +162,6 @@ class _CapturedAndCut:
     cutting: Cutting
     drew: str
     """Digest of the generators after the forward pass."""
-    operations: Mapping[str, tuple[str, ...]]
-    """Names of the operations that the signal passes, by step."""
 
 
 def _capture_and_cut(
@@ -196,12 +190,13 @@ def _capture_and_cut(
     observing = dict.fromkeys(i for need in sorted(needs, key=lambda n: n.name) for i in need.instruments)
     instruments = (*(() if along is None else ALONG_TIME), *observing)
     capture = forward_pass(recipe, model, seed, instruments=instruments)
-    drew = digest(generator_state(), generator_state(capture.device))[:4]
+    others = other_draws(derived_seed(seed, "forward"))
+    drew = digest(generator_state(), generator_state(capture.device), *([others] if others else []))[:4]
     graph = graph_of(capture)
     nodes += graph.nodes
     cutting = _cut(recipe, capture, graph, along, known, seed)
     _refuse_empty_window(recipe, cutting.chain, seed)
-    return _CapturedAndCut(capture, graph, cutting, drew, operations_by_step(capture, graph, cutting.chain))
+    return _CapturedAndCut(capture, graph, cutting, drew)
 
 
 @contextmanager

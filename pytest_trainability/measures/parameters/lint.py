@@ -48,7 +48,8 @@ def unusual_parameters(run: Run) -> list[str]:
     The reasons:
 
     - The gain of a normalization is drawn around 0, where it should be constant; or it is 0 and the shift is 1.
-    - A weight matrix of 64 entries or more is constant and not 0, or an embedding is constant: its units or rows are equal.
+    - A weight matrix of 64 entries or more is constant and not 0, or an embedding is constant: its units or rows are equal. An
+      embedding of zeros is usual next to another one that is drawn and has as many rows.
     - The padding row of an embedding is not 0.
     - A frozen matrix of 64 entries or more is 0.
     - Both factors of a low-rank product (LoRA) are 0.

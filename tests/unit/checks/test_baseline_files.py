@@ -1239,10 +1239,25 @@ def test_patterns_of_too_many_or_the_same_names_are_refused(section: str, patter
 
 
 def test_rows_have_one_line_each() -> None:
-    rows = {f"blocks.{i}.w": InitialRow((64, 32), 0.02, 1e-5, 0.01, 0.011, 8) for i in range(3)}
+    rows = {f"blocks.{i}.w": InitialRow((64, 32), 0.02, 1e-5, 0.01234, 0.011, 8) for i in range(3)}
     text = render_baselines(with_entry({}, "test_a", "", entry(initial=rows, modules={"": "Net", "head": "Linear"})))
     assert sum("blocks." in line for line in text.splitlines()) == 3
     assert (
-        '"blocks.0.w": {"chance": 0.01, "draws": 8, "mean": 1e-05, "rms": 0.02, "shape": "64 × 32", "spread": 0.011}'
+        '"blocks.0.w": {"chance": 0.0123, "draws": 8, "mean": 1e-05, "rms": 0.02, "shape": "64 × 32", "spread": 0.011}'
         in text
     )
+
+
+def test_a_row_omits_what_is_zero_and_what_follows_from_names_and_seeds() -> None:
+    """The entry has two seeds, and the first row three tensors."""
+    rows = {
+        "blocks.{0-2}.w": InitialRow((64,), 1.0, 1.0, 0.0, 0.0, 6),
+        "b": InitialRow((64,), 0.0, 0.0, 0.0, 0.0, 2),
+        "gate": InitialRow((), 0.5, 0.25, math.inf, math.nan, 2),
+    }
+    contents = with_entry({}, "test_a", "", entry(initial=rows))
+    text = render_baselines(contents)
+    assert '"blocks.{0-2}.w": {"mean": 1.0, "rms": 1.0, "shape": "64"}' in text
+    assert '"b": {"rms": 0.0, "shape": "64"}' in text
+    (read,) = parse_baselines(text, PLACE)["test_a"][""].values()
+    assert repr(dict(sorted(read.initial.items()))) == repr(dict(sorted(rows.items())))

@@ -13,6 +13,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import models
@@ -32,6 +33,7 @@ from pytest_trainability.engine.isolation import (
     generator_of,
     generator_state,
     one_at_a_time,
+    other_draws,
     preserved_generators,
     preserved_model,
     preserved_world,
@@ -694,6 +696,50 @@ def test_the_state_of_a_generator_changes_with_every_number() -> None:
     assert generator_state() == generator_state(torch.device("cpu")) == before
     torch.rand(())
     assert generator_state() != before
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: np.random.normal(size=3)], ids=["random", "numpy"])
+def test_draws_from_other_generators_are_noticed(draw: Callable[[], object]) -> None:
+    states = []
+    with preserved_generators():
+        for seed, draws in ((3, 0), (3, 1), (3, 1), (3, 2), (4, 1)):
+            seeded(seed)
+            for _ in range(draws):
+                draw()
+            states.append(other_draws(seed))
+    assert states[0] == b"" and states[1] == states[2]
+    assert len(set(states)) == 4
+
+
+def test_weights_that_numpy_draws_count_as_other_draws() -> None:
+    """A baseline then expects other numbers, although PyTorch's generator drew as many."""
+
+    def build(before: int) -> nn.Module:
+        layer = nn.Linear(4, 4)
+        np.random.normal(size=before)
+        layer.weight.data = torch.from_numpy(np.random.normal(size=(4, 4))).float()
+        return layer
+
+    inputs = torch.randn(2, 4)
+    runs = [measure(partial(build, n), inputs, seeds=2, device="cpu")._seed_runs.common for n in (0, 0, 5)]
+    weights, again, others = ({draw.split()[0] for draw in run.draws} for run in runs)
+    assert weights == again and not weights & others
+
+
+def test_draws_of_the_forward_pass_count_whichever_generator_they_are_from() -> None:
+    class Net(nn.Linear):
+        def __init__(self, draws: int) -> None:
+            super().__init__(4, 4)
+            self.draws = draws
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1 + sum(random.random() for _ in range(self.draws)))
+
+    inputs = torch.randn(2, 4)
+    runs = [measure(partial(Net, n), inputs, seeds=2, device="cpu")._seed_runs.common for n in (0, 0, 1)]
+    assert runs[0].draws == runs[1].draws
+    assert [draw.split()[0] for draw in runs[0].draws] == [draw.split()[0] for draw in runs[2].draws]
+    assert all(a.split()[1] != b.split()[1] for a, b in zip(runs[0].draws, runs[2].draws))
 
 
 def test_gradients_are_enabled_and_tf32_is_disabled_inside() -> None:

@@ -109,3 +109,16 @@ def test_a_pattern_for_everything_is_for_the_parameters() -> None:
     found = assign({"**": init.normal()}, tensors_of(normalized()))
     assert "0.weight" not in found.patterns
     assert found.patterns["0.parametrizations.weight.original0"] == "**"
+
+
+def test_a_weight_whose_parameters_have_rules_is_named_by_no_further_pattern() -> None:
+    """Unless the pattern names nothing else: then both rules are meant."""
+    tensors = tensors_of(normalized())
+    parts = {"*.original0": init.ones(), "*.original1": init.normal()}
+    found = assign({**parts, "*.weight": init.normal(), "*.bias": init.zeros()}, tensors)
+    assert "0.weight" not in found.patterns and found.patterns["1.weight"] == "*.weight"
+    found = assign({**parts, "0.weight": init.normal(), "**": init.zeros()}, tensors)
+    assert (
+        found.patterns["0.weight"] == "0.weight"
+        and found.patterns["0.parametrizations.weight.original0"] == "*.original0"
+    )

@@ -87,6 +87,11 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "weight",
         "all entries of an embedding are 0",
     ),
+    "a zero embedding with drawn positions": (
+        lambda: nn.ModuleDict({"tokens": zeros(nn.Embedding(99, 8)), "positions": nn.Embedding(16, 8)}),
+        r"tokens\.weight",
+        "all entries of an embedding are 0",
+    ),
     "a padding row": (
         lambda: changed(nn.Embedding(9, 8, padding_idx=1), lambda m: nn.init.normal_(m.weight)),
         "weight",
@@ -134,6 +139,9 @@ def test_what_is_unusual_is_named_with_its_reason(build: Callable[[], nn.Module]
 
 
 HEALTHY: dict[str, Callable[[], nn.Module]] = {
+    "an embedding of zeros that is added to another one": lambda: nn.ModuleDict(
+        {"tokens": nn.Embedding(99, 8), "added": zeros(nn.Embedding(99, 4)), "positions": zeros(nn.Embedding(16, 8))}
+    ),
     "gains drawn around one": lambda: changed(nn.BatchNorm2d(64), lambda m: nn.init.normal_(m.weight, 1.0, 0.02)),
     "gains of several dimensions": lambda: nn.LayerNorm((8, 16)),
     "zero-centered gains": lambda: changed(nn.RMSNorm(8), lambda m: nn.init.zeros_(m.weight)),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from pytest_trainability import UsageError, init
 from pytest_trainability.init.check import check_models
@@ -41,6 +42,19 @@ class Net(nn.Module):
         self.head.weight = self.wte.weight
 
 
+class Encoder(nn.Module):
+    """A convolution of normalized weight, whose name ends like those of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Conv1d(16, 16, 3) for _ in range(3)]
+        for layer in layers:
+            nn.init.kaiming_normal_(layer.weight)
+        self.layers = nn.ModuleList(nn.ModuleDict({"conv": layer}) for layer in layers)
+        self.position = nn.ModuleDict({"conv": weight_norm(nn.Conv1d(64, 64, 3))})
+        self.norm, self.mask = nn.LayerNorm(16), nn.Parameter(torch.rand(40))
+
+
 def written(build: Callable[[], nn.Module]) -> dict[str, str]:
     with torch.random.fork_rng(devices=[]):
         return contract_of(models(build, range(8)))
@@ -69,6 +83,10 @@ BUILDS: dict[str, Callable[[], nn.Module]] = {
     "recurrent": lambda: nn.LSTM(20, 30),
     "one layer differs": lambda: nn.ModuleList(nn.Linear(9, 9) if i != 2 else nn.LayerNorm(9) for i in range(5)),
     "half": lambda: Net().bfloat16(),
+    "a parametrized weight among others": Encoder,
+    "parametrized weights in layers": lambda: nn.ModuleList(
+        nn.ModuleList([weight_norm(nn.Linear(64, 64)), nn.Linear(64, 64)]) for _ in range(3)
+    ),
     "shared module": lambda: nn.Sequential(*[nn.Linear(30, 30)] * 4),
 }
 

@@ -26,6 +26,7 @@ from pytest_trainability import (
     measure,
     within,
 )
+from pytest_trainability.engine.runs import common_needs
 from pytest_trainability.measurement import Context, measure_in
 from pytest_trainability.measurement.seed_runs import tolerated_by
 from pytest_trainability.measures import MEASURES
@@ -204,22 +205,53 @@ def test_an_unknown_companion_is_an_error_that_names_the_measure(
         sampled(seeds=1).check(my_gain=within(3))
 
 
+class Counted:
+    """A factory that counts the models it has built and their forward passes."""
+
+    def __init__(self) -> None:
+        self.built = self.run = 0
+
+    def __call__(self) -> nn.Module:
+        self.built += 1
+        model = nn.Sequential(tower(), nn.BatchNorm1d(8))
+        model.register_forward_pre_hook(self.count)
+        return model
+
+    def count(self, module: nn.Module, args: Any) -> None:
+        self.run += 1
+
+
 @pytest.mark.parametrize("expected", [False, True])
 def test_a_baseline_that_is_expected_needs_no_further_builds(expected: bool) -> None:
     """The models are described when they run, also those of the seeds that settled bounds left out."""
-    built = 0
-
-    def counted() -> nn.Module:
-        nonlocal built
-        built += 1
-        return nn.Sequential(tower(), nn.BatchNorm1d(8))
-
+    counted = Counted()
     context = Context(expects_baseline=expected)
     result = measure_in(context, counted, X, seeds=4, device="cpu", until={"log_gain": within(1000)})
     drawn = len(result.seeds)
-    assert built == drawn < 4
+    assert counted.built == drawn < 4
     result.complete()
     found = result._seed_runs.descriptions()
-    assert built == (4 if expected else 8)
-    again = measure_in(Context(), counted, X, seeds=4, device="cpu")._seed_runs.descriptions()
+    assert counted.built == (4 if expected else 8)
+    again = measure_in(Context(), Counted(), X, seeds=4, device="cpu")._seed_runs.descriptions()
     assert found == again, "bit for bit, and buffers as they were before the forward pass"
+
+
+@pytest.mark.parametrize("expected", [False, True])
+def test_a_baseline_that_is_expected_needs_no_further_forward_passes(expected: bool) -> None:
+    counted = Counted()
+    result = measure_in(Context(expects_baseline=expected), counted, X, seeds=4, device="cpu")
+    before = counted.run
+    found = result._seed_runs.operations()
+    assert counted.run - before == (0 if expected else 4)
+    assert result._seed_runs.operations() is found
+    assert [next(iter(seed)) for seed in found] == ["0.0"] * 4
+
+
+def test_operations_are_read_for_baselines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    whole = common_needs.operations_by_step
+    monkeypatch.setattr(common_needs, "operations_by_step", lambda *given: read.append(given) or whole(*given))
+    result = measure(tower, X, seeds=2, device="cpu")
+    assert not read
+    result._seed_runs.operations()
+    assert len(read) == 2

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from pytest_trainability import (
     measure,
     within,
 )
+from pytest_trainability.checks.baseline_files import render_baselines, with_entry
 from pytest_trainability.checks.baselines import Series
 from pytest_trainability.measurement import Context, measure_in
 from pytest_trainability.measurement.writing import check_record, entry
@@ -57,7 +60,9 @@ def reported(model: Any, **options: Any) -> tuple[Measurement, list[CheckRecord]
     """Measure a model; return the records that the session received so far, and the number of forward passes."""
     Counted.passes = 0
     records: list[CheckRecord] = []
-    result = measure_in(Context(test="test_a.py::test_b", report=records.append), model, X, seeds=2, **options)
+    result = measure_in(
+        Context(test="test_a.py::test_b", report=records.append, expects_baseline=True), model, X, seeds=2, **options
+    )
     return result, records, Counted.passes
 
 
@@ -357,3 +362,50 @@ def test_the_record_says_what_was_measured() -> None:
     assert CheckRecord.from_plain(record.to_plain()) == record
     finished = reported(tower())[1][-1]
     assert (finished.fixed, finished.seeds, finished.seeds_requested) == (True, (0,), (0,))
+
+
+class Stage(nn.Module):
+    """Eight parameters. Another activation and width than those of its neighbours."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        inner = 4 + number % 5
+        self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, inner), nn.Linear(inner, 4)
+        self.last = nn.LayerNorm(4)
+        self.activation = (torch.tanh, torch.sin, F.silu)[number % 3]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x + self.down(self.activation(self.up(self.norm(x)))))
+
+
+NAMES: dict[str, Callable[[int], str]] = {
+    "numbers": str,
+    "numbers inside": "stage{}".format,
+    "letters": lambda i: f"encoder_stage_{chr(97 + i % 20)}{chr(97 + i // 20)}",
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_baseline_of_a_thousand_parameters_is_small(kind: str) -> None:
+    """On eight seeds, with the operations of 125 stages. Two seeds are measured; four times as many have as many digits."""
+
+    def build() -> nn.Module:
+        return nn.Sequential(OrderedDict((NAMES[kind](i), Stage(i)) for i in range(125)))
+
+    result = measure_in(Context(expects_baseline=True), build, torch.randn(2, 4), seeds=2, device="cpu")
+    measured = result._entry(result._recorded_measures(where="here"))
+    assert len(list(build().parameters())) == 1000
+    found = replace(
+        measured,
+        seeds=tuple(range(8)),
+        draws=4 * measured.draws,
+        measures={
+            name: replace(m, values={e: 4 * row for e, row in m.values.items()}) if isinstance(m, Series) else m
+            for name, m in measured.measures.items()
+        },
+        initial={pattern: replace(row, draws=4 * row.draws) for pattern, row in measured.initial.items()},
+    )
+    assert found.operations and found.modules and found.initial
+    assert (len(found.initial) < 60) == (kind != "letters")
+    text = render_baselines(with_entry({}, "test_a", "", found))
+    assert len(text.encode()) < 300_000
