@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
+from ..records.causes import CauseRecord
 from ..records.factors import FactorRecord
 from ..records.names import with_stars
 from ..records.text import format_number
 from .diagnosis import outlier, places, usual_gain
 
-__all__ = ["Remedy", "remedies"]
+__all__ = ["Remedy", "remedies", "remedies_of_causes"]
 
 LARGEST_FACTOR = 1e4
 """Largest factor, and inverse of the smallest one, by which a remedy rescales weights."""
+
+FEW = 3
+"""Number of weights up to which each is written with its scale."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
     """A change of a model that may be tried on a copy of it."""
 
-    kind: Literal["scale", "ones", "orthogonal gates", "forget bias", "output", "layer norm"]
+    kind: Literal["scale", "ones", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs", "zeros"]
     targets: tuple[str, ...]
     """Names of the parameters that it changes, or of the modules for ``output`` and ``layer norm``."""
     factors: tuple[float, ...] = ()
-    """For each target the factor by which it is multiplied; for ``forget bias`` the new mean."""
+    """For each target the factor by which it is multiplied; for ``forget bias`` the new mean. For ``standard inputs`` the mean and
+    the standard deviation."""
     rms: tuple[float, ...] = ()
     """Root mean square of each parameter before the change."""
     adjustable: bool = False
@@ -68,6 +73,23 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
         yield from _branches(factors)
     elif not any(factor.kind in {"normalization", "attention", "gated"} for factor in factors):
         yield from _weights(factors)
+
+
+def remedies_of_causes(causes: Iterable[CauseRecord]) -> Iterator[Remedy]:
+    """Yield changes that might remove causes other than growth: inputs, the scale of weights, a normalization.
+
+    Args:
+        causes: Causes of what has failed.
+    """
+    for cause in causes:
+        if cause.input_deviation:
+            yield Remedy("standard inputs", (), (cause.input_mean, cause.input_deviation))
+        if cause.weights:
+            yield Remedy("scale", cause.weights, cause.factors, cause.rms)
+        if cause.zeros:
+            yield Remedy("zeros", cause.zeros)
+        if cause.module:
+            yield Remedy("layer norm", (cause.module,))
 
 
 def _of_single(factor: FactorRecord, factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -193,6 +215,9 @@ def _scale_text(remedy: Remedy) -> str:
     ]
     for form, rms, factor in zip(forms, remedy.rms, remedy.factors):
         groups.setdefault(form, []).append((rms, factor))
+    if len({format_number(f, 2) for f in remedy.factors}) > 1 and len(remedy.targets) <= FEW:
+        pairs = zip(remedy.targets, remedy.rms, remedy.factors)
+        return "; ".join(f"nn.init.normal_({_indexed(n)}, std={format_number(rms * f)})" for n, rms, f in pairs)
     if len({format_number(f, 2) for f in remedy.factors}) > 1:
         each = [f"{name} × {format_number(f)}" for name, f in zip(remedy.targets, remedy.factors)]
         return "rescale " + ", ".join(each[:4]) + (f" and {len(each) - 4} more" if len(each) > 4 else "")
@@ -219,4 +244,8 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
     ),
     "output": lambda remedy: f"remove the factor {format_number(1 / remedy.factors[0])} in {', '.join(remedy.targets)}",
     "layer norm": lambda remedy: f"add a LayerNorm before {places(remedy.targets)}",
+    "zeros": lambda remedy: f"nn.init.zeros_({_code(remedy.targets)})",
+    "standard inputs": lambda remedy: (
+        f"standardize the inputs: (x - {format_number(remedy.factors[0])}) / {format_number(remedy.factors[1])}"
+    ),
 }

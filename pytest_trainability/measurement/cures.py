@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
-from ..checks.remedies import LARGEST_FACTOR, Remedy, remedies
+from ..checks.remedies import LARGEST_FACTOR, Remedy, remedies, remedies_of_causes
 from ..engine.runs.recipe import ModelSource, Recipe
 from ..measures import MEASURES
 from ..records.estimates import Estimate
@@ -91,7 +91,8 @@ def find_cures(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judg
 
 def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -> Iterator[Cure]:
     found: list[Remedy] = []
-    for remedy in remedies(seed_runs.factors or ()):
+    causes = [cause for found_causes in seed_runs.causes.values() for cause in found_causes]
+    for remedy in (*remedies_of_causes(causes), *remedies(seed_runs.factors or ())):
         if any((remedy.kind, {*remedy.targets}) == (other.kind, {*other.targets}) for other in found):
             # Factors by layer, where one for all of them is enough.
             continue
@@ -190,6 +191,11 @@ def _ones(remedy: Remedy, model: nn.Module) -> None:
         _parameter(model, name).fill_(1.0)
 
 
+def _zeros(remedy: Remedy, model: nn.Module) -> None:
+    for name in remedy.targets:
+        _parameter(model, name).fill_(0.0)
+
+
 def _orthogonal_gates(remedy: Remedy, model: nn.Module) -> None:
     for name in remedy.targets:
         for gate in _parameter(model, name).chunk(4):
@@ -224,6 +230,18 @@ def _normalized_input(module: nn.Module, args: tuple[Any, ...]) -> Any:
     return (F.layer_norm(x, shape), *args[1:])
 
 
+def _standard_inputs(remedy: Remedy, model: nn.Module) -> None:
+    mean, deviation = remedy.factors
+
+    def one(value: Any) -> Any:
+        return (value - mean) / deviation if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def standardized(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tuple(map(one, args)), {name: one(value) for name, value in kwargs.items()}
+
+    model.register_forward_pre_hook(standardized, with_kwargs=True)
+
+
 def _parameter(model: nn.Module, name: str) -> Tensor:
     found = dict(model.named_parameters(remove_duplicate=False)).get(name)
     if found is None:
@@ -239,4 +257,6 @@ _CHANGES = {
     "forget bias": _forget_bias,
     "output": _output,
     "layer norm": _layer_norm,
+    "standard inputs": _standard_inputs,
+    "zeros": _zeros,
 }

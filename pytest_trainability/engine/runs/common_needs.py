@@ -15,7 +15,7 @@ from ..linalg.norms import norm
 from .objective import functional, trainable_parameters
 from .run import Need, Run, Stage
 
-__all__ = ["PARAMETER_GRADIENTS", "STATE_RMS", "SquareSums"]
+__all__ = ["PARAMETER_GRADIENTS", "STATE_RMS", "SquareSums", "grows_by"]
 
 
 def _parameter_gradients(run: Run) -> dict[str, Tensor | None]:
@@ -64,3 +64,14 @@ STATE_RMS: Need[SquareSums] = Need(
     "state RMS", lambda run: run.capture.watched[_square_sums], instruments=(_square_sums,)
 )
 """Sums of squares that give the RMS of each state."""
+
+
+def grows_by(run: Run) -> float:
+    """Return the logarithm of the RMS of the last state over that of the first one; NaN if one is unknown or zero.
+
+    Args:
+        run: A run with the need :data:`STATE_RMS`.
+    """
+    first, *_, last = run.chain.cut.states
+    sizes = [run[STATE_RMS].root_mean_square(state) for state in (first, last)]
+    return math.log(sizes[1] / sizes[0]) if all(size > 0 for size in sizes) else math.nan

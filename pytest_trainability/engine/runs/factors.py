@@ -14,16 +14,16 @@ from torch.autograd.graph import Node
 from ...errors import InapplicableError
 from ...records.factors import FactorKind, FactorRecord, SlopeRecord
 from ..capture.factors import factorized
-from ..capture.operators import CONVOLUTIONS, MOVES, operator_name
+from ..capture.operators import MOVES, PRODUCTS, operator_name
+from ..capture.products import fan_in, leaves_read, root_mean_square
 from ..capture.recorder import Call, Edge
 from ..jacobian.factor_gains import FactorGain, factor_gains
 from ..jacobian.vjp import random_cotangents
-from ..torch_internals import leaf_of, output_metadata, saved
+from ..torch_internals import output_metadata, saved
 from .run import Need, Run
 
 __all__ = ["FACTORS"]
 
-_PRODUCTS = CONVOLUTIONS | {"Addmm", "Mm", "Bmm", "Baddbmm", "Addbmm", "Mv", "Dot", "Linear", "MkldnnLinear"}
 _ATTENTION = ("ScaledDotProduct", "Softmax", "FlashAttention")
 _ROOTS = {"Rsqrt", "Sqrt", "Std", "Var", "LinalgVectorNorm", "Norm", "StdMean", "VarMean"}
 """Operators of a normalization that is written by hand."""
@@ -75,7 +75,7 @@ class _Description:
             slopes=None if found.slopes is None else _slope_record(found.slopes),
         )
         if record.kind in {"weights", "gated"} and weight is not None:
-            found_inputs = _fan_in(weight, found.factor.inputs)
+            found_inputs = fan_in(weight, found.factor.inputs)
             return replace(self._with_weight(record, weight), fan_in=found_inputs, forget_bias=_forget_bias(module))
         if record.kind == "normalization":
             return _with_normalization(self._with_weight(record, *parameters[:1]), nodes)
@@ -85,12 +85,10 @@ class _Description:
         """Return the record with the name of a parameter and its root mean square."""
         if weight is None:
             return record
-        values = weight.detach()
-        square = float((values.abs() if values.is_complex() else values).double().square().mean())
         return replace(
             record,
             weight=self._names.get(id(weight), ""),
-            weight_rms=math.sqrt(square),
+            weight_rms=root_mean_square(weight),
         )
 
     def _performed_by(self, nodes: Iterable[Node]) -> Call | None:
@@ -107,24 +105,14 @@ class _Description:
 
     def _weight(self, nodes: Iterable[Node], parameters: Sequence[Tensor]) -> Tensor | None:
         """Return the first weight that a product reads, else the largest one; None if there is none."""
-        products = (node for node in nodes if operator_name(node) in _PRODUCTS)
+        products = (node for node in nodes if operator_name(node) in PRODUCTS)
         of_products = (p for node in products for p in self._read_by([node]) if p.dim() >= 2)
         others = sorted((p for p in parameters if p.dim() >= 2), key=lambda p: -p.numel())
         return next(chain(of_products, others), None)
 
     def _read_by(self, nodes: Iterable[Node]) -> Iterator[Tensor]:
-        """Yield the leaves that operations read from outside of the signal, such as a weight behind a transposition."""
-        pending = [edge[0] for node in nodes for edge in self.run.graph.reads[node] if edge[0] not in self._signal]
-        seen: set[Node] = set()
-        while pending:
-            node = pending.pop(0)
-            if node in seen:
-                continue
-            seen.add(node)
-            leaf = leaf_of(node)
-            if leaf is not None:
-                yield leaf
-            pending += [edge[0] for edge in self.run.graph.reads[node] if edge[0] not in self._signal]
+        """Yield the leaves that operations read from outside of the signal."""
+        return leaves_read(self.run.graph, self._signal, nodes)
 
     @cached_property
     def _signal(self) -> set[Node]:
@@ -139,24 +127,15 @@ def _kind(found: FactorGain, operations: tuple[str, ...], *, has_weight: bool) -
         return "normalization"
     if found.slopes is not None:
         return "entrywise"
-    if has_weight and len(set(operations) - MOVES) == 1 and _PRODUCTS & set(operations):
+    if has_weight and len(set(operations) - MOVES) == 1 and PRODUCTS & set(operations):
         return "weights"
     if found.branches:
         return "parallel"
     if any(name.startswith(_ATTENTION) for name in operations):
         return "attention"
-    if _ROOTS & set(operations) and not _PRODUCTS & set(operations):
+    if _ROOTS & set(operations) and not PRODUCTS & set(operations):
         return "normalization"
     return "gated" if has_weight and "Sigmoid" in operations else "other"
-
-
-def _fan_in(weight: Tensor, inputs: Sequence[Edge]) -> int:
-    """Return the number of inputs of one unit. A matrix may be stored the other way round, as in the GPT-2 of transformers."""
-    first, *rest = weight.shape
-    widths = {tuple(output_metadata(node)[number].shape)[-1:] for node, number in inputs}
-    if len(rest) == 1 and widths == {(first,)}:
-        return int(first)
-    return math.prod(rest)
 
 
 def _forget_bias(call: Call | None) -> float:

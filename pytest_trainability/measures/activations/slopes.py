@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from ...engine.capture.chain import dependent_nodes
 from ...engine.capture.function_mode import FunctionObserver, numbered
+from ...engine.capture.products import Product, is_constant, nearest_products, root_mean_square
 from ...engine.capture.recorder import Edge, Recorder, edge_of
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import (
@@ -27,15 +29,24 @@ from ...engine.torch_internals import (
     without_torch_functions,
 )
 from ...engine.trees import carries_gradient, tensors_in
+from ...records.causes import CauseRecord
+from ...records.text import format_number
 from ..measure import declare
 from .elementwise import Application, generator_states, steepest_slope
+from .input_scale import input_causes
 from .unit_axes import Layout
 
-__all__ = ["ACTIVATIONS", "Slopes"]
+__all__ = ["ACTIVATIONS", "IDLE_CAUSES", "Slopes"]
 
 
 SATURATED = 0.01
 """A unit is saturated if its slope is below this fraction of the activation's largest slope."""
+IDLE = 0.8
+"""Share of saturated entries from which on an activation is explained."""
+SHIFTED = 1.0
+"""Size of a bias, in standard deviations of what an activation reads, from which on it explains that units are idle."""
+LARGE_DEVIATION = 3.0
+"""Standard deviation of what an activation reads from which on it explains that units are saturated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,9 @@ class _ActivationCall:
     saturated: float
     dead: Mapping[tuple[int, ...], float]
     """Share of dead units, by the dimensions that may count units."""
+    mean: float
+    deviation: float
+    """Mean and standard deviation of what the function reads."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -221,7 +235,10 @@ class _ActivationObserver(FunctionObserver):
                 return []
             slope = application.slope()
             saturated, dead = _saturated(slope, largest), _dead(slope)
-            return [_ActivationCall(name, candidate.input, edge_of(result), tuple(result.shape), saturated, dead)]
+            read = application.values.double()
+            mean, deviation = float(read.mean()), float(read.std(correction=0))
+            shape = tuple(result.shape)
+            return [_ActivationCall(name, candidate.input, edge_of(result), shape, saturated, dead, mean, deviation)]
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begin a call of a module. This is a forward pre-hook."""
@@ -360,7 +377,69 @@ The name of a module is its path. The name of a function is the path of the call
 """
 
 
-@declare("profile", needs=[ACTIVATIONS], tolerance=0.05)
+# Causes -----------------------------------------------------------------------------------------------------------
+def _idle_causes(run: Run) -> tuple[CauseRecord, ...]:
+    """Return why units are idle: inputs that are not standardized, else what makes the inputs of the idle activations."""
+    calls: list[_ActivationCall] = run.capture.watched[_observe_activations].found
+    idle = [call for call in calls if call.saturated > IDLE]
+    found = [*input_causes(run)] if idle else []
+    if found or not idle:
+        return tuple(found)
+    signal = dependent_nodes(run.capture, run.graph)
+    products = [next(nearest_products(run.graph, signal, call.input[0]), None) for call in idle]
+    made = [(call, product) for call, product in zip(idle, products) if product is not None]
+    return tuple(_of_products(run, made))
+
+
+def _of_products(run: Run, made: Sequence[tuple[_ActivationCall, Product]]) -> Iterator[CauseRecord]:
+    """Yield what products with weights and their biases have to do with idle activations."""
+    names = {id(p): name for name, p in run.capture.model.named_parameters(remove_duplicate=False)}
+    constant = [names[id(p.weight)] for _, p in made if id(p.weight) in names and is_constant(p.weight)]
+    if constant:
+        yield CauseRecord(
+            f"constant weights: all entries of {constant[0]}{_more(constant)} are equal, and so are all units of a layer"
+        )
+    shifted = [(call, p) for call, p in made if id(p.bias) in names and _is_shifted(call, p)]
+    steep = [(call, p) for call, p in made if id(p.weight) in names and call.deviation > LARGE_DEVIATION]
+    if shifted:
+        call, product = shifted[0]
+        biases = tuple(dict.fromkeys(names[id(p.bias)] for _, p in shifted))
+        mean = format_number(_mean_bias(product))
+        yield CauseRecord(f"{_reads(call)}: {biases[0]} has mean {mean}{_more(biases)}", zeros=biases)
+    elif steep:
+        call, product = steep[0]
+        weights = {names[id(p.weight)]: (1 / c.deviation, root_mean_square(p.weight)) for c, p in steep}
+        factors, rms = zip(*weights.values())
+        text = (
+            f"{_reads(call)}: {names[id(product.weight)]} has rms {format_number(rms[0])} over {product.fan_in} inputs; an "
+            f"rms of {format_number(rms[0] * factors[0])} gives a deviation of 1{_more([*weights])}"
+        )
+        yield CauseRecord(text, tuple(weights), factors, rms)
+
+
+def _reads(call: _ActivationCall) -> str:
+    return f"{call.name} reads values of mean {format_number(call.mean)} and deviation {format_number(call.deviation)}"
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _mean_bias(product: Product) -> float:
+    return 0.0 if product.bias is None else float(product.bias.detach().double().mean())
+
+
+def _is_shifted(call: _ActivationCall, product: Product) -> bool:
+    """Return whether a bias moves all units of an activation to where they are idle."""
+    bias = _mean_bias(product)
+    return abs(bias) > SHIFTED * call.deviation and abs(bias) > abs(call.mean) / 2
+
+
+IDLE_CAUSES: Need[tuple[CauseRecord, ...]] = Need("causes of idle units", _idle_causes, instruments=(_observe_activations,))
+"""Which inputs, weights or biases make units dead or saturated."""
+
+
+@declare("profile", needs=[ACTIVATIONS], tolerance=0.05, explained_by=IDLE_CAUSES)
 def saturated_fraction(run: Run) -> dict[str, float]:
     """Return the share of saturated entries of each activation, with ``|φ'(x)| < 0.01 max |φ'|``, over all samples.
 
@@ -379,7 +458,7 @@ def saturated_fraction(run: Run) -> dict[str, float]:
     return {name: slopes.saturated for name, slopes in run[ACTIVATIONS].items()}
 
 
-@declare("profile", needs=[ACTIVATIONS], tolerance=0.05)
+@declare("profile", needs=[ACTIVATIONS], tolerance=0.05, explained_by=IDLE_CAUSES)
 def dead_fraction(run: Run) -> dict[str, float]:
     """Return the share of units of each activation with ``φ'(x) = 0`` in the whole batch, at every position.
 

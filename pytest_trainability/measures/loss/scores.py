@@ -1,0 +1,58 @@
+"""Why a loss is above chance: the scale of the scores, and whether the weights of the head or their inputs make it."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from ...engine.capture.chain import dependent_nodes
+from ...engine.capture.products import Product, nearest_products, root_mean_square
+from ...engine.capture.recorder import edge_of
+from ...engine.runs.common_needs import STATE_RMS, grows_by
+from ...engine.runs.run import Need, Run
+from ...engine.trees import carries_gradient, tensors_in
+from ...records.causes import CauseRecord
+from ...records.text import format_number
+
+__all__ = ["SCORE_CAUSES"]
+
+CONFIDENT = 2.0
+"""Standard deviation of scores from which on they explain a loss above chance: normal scores cost 2 nats then."""
+GROWTH = math.log(4)
+"""Growth of the states along the chain, in nats, from which on it explains large scores."""
+
+
+def _score_causes(run: Run) -> tuple[CauseRecord, ...]:
+    outputs = [t for t in tensors_in(run.capture.output) if carries_gradient(t) and t.numel() > 1 and t.dim() > 1]
+    if not outputs:
+        return ()
+    scores = max(outputs, key=Tensor.numel)
+    signal = dependent_nodes(run.capture, run.graph)
+    head = next(nearest_products(run.graph, signal, edge_of(scores)[0]), None)
+    spread = float(scores.detach().double().std())
+    if head is None or not spread >= CONFIDENT:
+        return ()
+    return (_cause(run, head, spread),)
+
+
+def _cause(run: Run, head: Product, spread: float) -> CauseRecord:
+    names = {id(p): name for name, p in run.capture.model.named_parameters(remove_duplicate=False)}
+    name, rms = names.get(id(head.weight), "a weight"), root_mean_square(head.weight)
+    module = name.rpartition(".")[0]
+    gain = rms * math.sqrt(head.fan_in)
+    is_known = id(head.weight) in names
+    scale = {"weights": (name,), "factors": (1 / spread,), "rms": (rms,)} if is_known else {}
+    text = f"scores of standard deviation {format_number(spread)}, where 1 costs half a nat: "
+    if gain >= spread / gain:
+        text += (
+            f"{name} has rms {format_number(rms)} over {head.fan_in} inputs; an rms of {format_number(rms / spread)} gives "
+            "scores of standard deviation 1"
+        )
+        return CauseRecord(text, **scale)
+    text += f"{module or 'the head'} reads inputs of rms {format_number(spread / gain)}"
+    return CauseRecord(text, **scale, module=module, is_growth=grows_by(run) > GROWTH)
+
+
+SCORE_CAUSES: Need[tuple[CauseRecord, ...]] = Need("causes of large scores", _score_causes, requires=(STATE_RMS,))
+"""Which weights make scores so large that the loss is far above chance."""

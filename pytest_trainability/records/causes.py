@@ -1,0 +1,30 @@
+"""Records of why a bound does not hold where the growth of gradients along the chain does not explain it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["CauseRecord"]
+
+
+@dataclass(frozen=True, slots=True)
+class CauseRecord:
+    """Why a bound of a measure does not hold, and what might change that."""
+
+    text: str = ""
+    """What the report prints; empty if only the growth along the chain is to be explained."""
+    weights: tuple[str, ...] = ()
+    """Names of parameters with an unusual scale."""
+    factors: tuple[float, ...] = ()
+    """For each of them the factor that would give it the usual scale."""
+    rms: tuple[float, ...] = ()
+    """Root mean square of each of them."""
+    zeros: tuple[str, ...] = ()
+    """Names of parameters that might be zero instead."""
+    module: str = ""
+    """Name of a module in front of which a normalization might help; empty for none."""
+    input_mean: float = 0.0
+    input_deviation: float = 0.0
+    """Mean and standard deviation of the model's inputs if these are not standardized; 0 otherwise."""
+    is_growth: bool = False
+    """Whether states grow or shrink from step to step, so that the steps explain the failure."""
