@@ -27,11 +27,11 @@ FEW = 3
 class Remedy:
     """A change of a model that may be tried on a copy of it."""
 
-    kind: Literal["scale", "ones", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs", "zeros"]
+    kind: Literal["scale", "ones", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs", "zeros", "draw"]
     targets: tuple[str, ...]
     """Names of the parameters that it changes, or of the modules for ``output`` and ``layer norm``."""
     factors: tuple[float, ...] = ()
-    """For each target the factor by which it is multiplied; for ``forget bias`` the new mean. For ``standard inputs`` the mean and
+    """For each target the factor by which it is multiplied; for ``forget bias`` the new mean, for ``draw`` the standard deviation. For ``standard inputs`` the mean and
     the standard deviation."""
     rms: tuple[float, ...] = ()
     """Root mean square of each parameter before the change."""
@@ -86,6 +86,8 @@ def remedies_of_causes(causes: Iterable[CauseRecord]) -> Iterator[Remedy]:
             yield Remedy("standard inputs", (), (cause.input_mean, cause.input_deviation))
         if cause.weights:
             yield Remedy("scale", cause.weights, cause.factors, cause.rms)
+        if cause.drawn:
+            yield Remedy("draw", cause.drawn, cause.deviations)
         if cause.zeros:
             yield Remedy("zeros", cause.zeros)
         if cause.module:
@@ -228,6 +230,15 @@ def _scale_text(remedy: Remedy) -> str:
     return f"{'; '.join(lines)}, {format_number(remedy.factors[0])} times as large as now"
 
 
+def _draw_text(remedy: Remedy) -> str:
+    groups: dict[str, float] = {}
+    for form, _, _ in with_stars(remedy.targets, remedy.targets):
+        groups[form] = next(d for n, d in zip(remedy.targets, remedy.factors) if _fits(form, n))
+    lines = [f"nn.init.normal_({_indexed(form)}, std={format_number(d)})" for form, d in groups.items()]
+    more = f" and {len(lines) - FEW} more" if len(lines) > FEW else ""
+    return f"draw each anew: {'; '.join(lines[:FEW])}{more}"
+
+
 def _fits(form: str, name: str) -> bool:
     parts, others = form.split("."), name.split(".")
     return len(parts) == len(others) and all(a == b or (a == "*" and b.isdecimal()) for a, b in zip(parts, others))
@@ -244,6 +255,7 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
     ),
     "output": lambda remedy: f"remove the factor {format_number(1 / remedy.factors[0])} in {', '.join(remedy.targets)}",
     "layer norm": lambda remedy: f"add a LayerNorm before {places(remedy.targets)}",
+    "draw": _draw_text,
     "zeros": lambda remedy: f"nn.init.zeros_({_code(remedy.targets)})",
     "standard inputs": lambda remedy: (
         f"standardize the inputs: (x - {format_number(remedy.factors[0])}) / {format_number(remedy.factors[1])}"

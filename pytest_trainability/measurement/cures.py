@@ -191,6 +191,11 @@ def _ones(remedy: Remedy, model: nn.Module) -> None:
         _parameter(model, name).fill_(1.0)
 
 
+def _draw(remedy: Remedy, model: nn.Module) -> None:
+    for name, deviation in zip(remedy.targets, remedy.factors):
+        _parameter(model, name).normal_(0.0, deviation)
+
+
 def _zeros(remedy: Remedy, model: nn.Module) -> None:
     for name in remedy.targets:
         _parameter(model, name).fill_(0.0)
@@ -259,4 +264,5 @@ _CHANGES = {
     "layer norm": _layer_norm,
     "standard inputs": _standard_inputs,
     "zeros": _zeros,
+    "draw": _draw,
 }

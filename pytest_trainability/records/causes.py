@@ -21,6 +21,10 @@ class CauseRecord:
     """Root mean square of each of them."""
     zeros: tuple[str, ...] = ()
     """Names of parameters that might be zero instead."""
+    drawn: tuple[str, ...] = ()
+    """Names of weights that are to be drawn anew."""
+    deviations: tuple[float, ...] = ()
+    """For each of them the standard deviation to draw it with."""
     module: str = ""
     """Name of a module in front of which a normalization might help; empty for none."""
     input_mean: float = 0.0

@@ -381,26 +381,24 @@ The name of a module is its path. The name of a function is the path of the call
 def _idle_causes(run: Run) -> tuple[CauseRecord, ...]:
     """Return why units are idle: inputs that are not standardized, else what makes the inputs of the idle activations."""
     calls: list[_ActivationCall] = run.capture.watched[_observe_activations].found
-    idle = [call for call in calls if call.saturated > IDLE]
-    found = [*input_causes(run)] if idle else []
-    if found or not idle:
+    found = [*input_causes(run)] if any(call.saturated > IDLE for call in calls) else []
+    if found:
         return tuple(found)
     signal = dependent_nodes(run.capture, run.graph)
-    products = [next(nearest_products(run.graph, signal, call.input[0]), None) for call in idle]
-    made = [(call, product) for call, product in zip(idle, products) if product is not None]
-    return tuple(_of_products(run, made))
+    products = [next(nearest_products(run.graph, signal, call.input[0]), None) for call in calls]
+    return tuple(_of_products(run, [(call, p) for call, p in zip(calls, products) if p is not None]))
 
 
 def _of_products(run: Run, made: Sequence[tuple[_ActivationCall, Product]]) -> Iterator[CauseRecord]:
     """Yield what products with weights and their biases have to do with idle activations."""
     names = {id(p): name for name, p in run.capture.model.named_parameters(remove_duplicate=False)}
-    constant = [names[id(p.weight)] for _, p in made if id(p.weight) in names and is_constant(p.weight)]
+    constant = {names[id(p.weight)]: p for _, p in made if id(p.weight) in names and is_constant(p.weight)}
     if constant:
-        yield CauseRecord(
-            f"constant weights: all entries of {constant[0]}{_more(constant)} are equal, and so are all units of a layer"
-        )
-    shifted = [(call, p) for call, p in made if id(p.bias) in names and _is_shifted(call, p)]
-    steep = [(call, p) for call, p in made if id(p.weight) in names and call.deviation > LARGE_DEVIATION]
+        text = f"constant weights: all entries of {next(iter(constant))}{_more([*constant])} are equal, and so are all units of a layer"
+        yield CauseRecord(text, drawn=(*constant,), deviations=tuple((2 / p.fan_in) ** 0.5 for p in constant.values()))
+    idle = [(call, p) for call, p in made if call.saturated > IDLE]
+    shifted = [(call, p) for call, p in idle if id(p.bias) in names and _is_shifted(call, p)]
+    steep = [(call, p) for call, p in idle if id(p.weight) in names and call.deviation > LARGE_DEVIATION]
     if shifted:
         call, product = shifted[0]
         biases = tuple(dict.fromkeys(names[id(p.bias)] for _, p in shifted))
