@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from ..records.causes import CauseRecord
 from ..records.factors import FactorRecord
@@ -22,23 +22,30 @@ LARGEST_FACTOR = 1e4
 FEW = 3
 """Number of weights up to which each is written with its scale."""
 
+RemedyKind: TypeAlias = (
+    'Literal["scale", "ones", "zeros", "draw", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs",'
+    ' "several"]'
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
     """A change of a model that may be tried on a copy of it."""
 
-    kind: Literal["scale", "ones", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs", "zeros", "draw"]
+    kind: RemedyKind
     targets: tuple[str, ...]
     """Names of the parameters that it changes, or of the modules for ``output`` and ``layer norm``."""
     factors: tuple[float, ...] = ()
-    """For each target the factor by which it is multiplied; for ``forget bias`` the new mean, for ``draw`` the standard deviation. For ``standard inputs`` the mean and
-    the standard deviation."""
+    """For each target the factor by which it is multiplied; for ``forget bias`` the new mean, for ``draw`` the standard
+    deviation. For ``standard inputs`` the mean and the standard deviation."""
     rms: tuple[float, ...] = ()
     """Root mean square of each parameter before the change."""
     adjustable: bool = False
     """Whether all factors may be raised to the same power until the gain is right."""
     is_minimal: bool = False
     """Whether the smallest power that satisfies the bound is wanted, rather than a log gain of zero."""
+    parts: tuple[Remedy, ...] = ()
+    """For ``several`` the changes that are made together."""
     note: str = ""
     """Reason or source, in a few words."""
 
@@ -46,6 +53,15 @@ class Remedy:
         """Return the remedy with every factor raised to a power."""
         factors = tuple(factor**exponent for factor in self.factors)
         return replace(self, factors=factors)
+
+    def without(self, names: Collection[str]) -> Remedy:
+        """Return the remedy for the other parameters."""
+        kept = [index for index, name in enumerate(self.targets) if name not in names]
+        if len(kept) == len(self.targets):
+            return self
+        each = ((values[i] for i in kept if i < len(values)) for values in (self.targets, self.factors, self.rms))
+        targets, factors, rms = map(tuple, each)
+        return replace(self, targets=targets, factors=factors, rms=rms)
 
     @property
     def text(self) -> str:
@@ -76,22 +92,37 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
 
 
 def remedies_of_causes(causes: Iterable[CauseRecord]) -> Iterator[Remedy]:
-    """Yield changes that might remove causes other than growth: inputs, the scale of weights, a normalization.
+    """Yield changes that might remove causes other than growth, each alone and then all of them together.
 
     Args:
         causes: Causes of what has failed.
     """
-    for cause in causes:
-        if cause.input_deviation:
-            yield Remedy("standard inputs", (), (cause.input_mean, cause.input_deviation))
-        if cause.weights:
-            yield Remedy("scale", cause.weights, cause.factors, cause.rms)
-        if cause.drawn:
-            yield Remedy("draw", cause.drawn, cause.deviations)
-        if cause.zeros:
-            yield Remedy("zeros", cause.zeros)
-        if cause.module:
-            yield Remedy("layer norm", (cause.module,))
+    found = list(dict.fromkeys(remedy for cause in causes for remedy in _of_cause(cause)))
+    yield from found
+    covered: set[str] = set()
+    parts = []
+    for remedy in found:
+        part = remedy.without(covered)
+        if part.kind != "layer norm" and (part.targets or part.kind == "standard inputs"):
+            parts.append(part)
+            covered |= {*part.targets}
+    if len(parts) > 1:
+        yield Remedy("several", tuple(sorted(covered)), parts=tuple(parts))
+
+
+def _of_cause(cause: CauseRecord) -> Iterator[Remedy]:
+    if cause.input_deviation:
+        yield Remedy("standard inputs", (), (cause.input_mean, cause.input_deviation))
+    if cause.weights:
+        yield Remedy("scale", cause.weights, cause.factors, cause.rms)
+    if cause.drawn:
+        yield Remedy("draw", cause.drawn, cause.deviations)
+    if cause.ones:
+        yield Remedy("ones", cause.ones)
+    if cause.zeros:
+        yield Remedy("zeros", cause.zeros)
+    if cause.module:
+        yield Remedy("layer norm", (cause.module,))
 
 
 def _of_single(factor: FactorRecord, factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -256,6 +287,7 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
     "output": lambda remedy: f"remove the factor {format_number(1 / remedy.factors[0])} in {', '.join(remedy.targets)}",
     "layer norm": lambda remedy: f"add a LayerNorm before {places(remedy.targets)}",
     "draw": _draw_text,
+    "several": lambda remedy: "; ".join(part.text for part in remedy.parts),
     "zeros": lambda remedy: f"nn.init.zeros_({_code(remedy.targets)})",
     "standard inputs": lambda remedy: (
         f"standardize the inputs: (x - {format_number(remedy.factors[0])}) / {format_number(remedy.factors[1])}"

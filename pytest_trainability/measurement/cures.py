@@ -96,6 +96,8 @@ def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -
         if any((remedy.kind, {*remedy.targets}) == (other.kind, {*other.targets}) for other in found):
             # Factors by layer, where one for all of them is enough.
             continue
+        if remedy.kind == "several" and found:
+            continue
         # A change that cannot be made or run is no cure: a module that cannot be copied, a layer that refuses another input.
         with suppress(Exception):
             adjusted = _adjusted(seed_runs, remedy, _target(seed_runs, failed, remedy)) if remedy.adjustable else remedy
@@ -196,6 +198,11 @@ def _draw(remedy: Remedy, model: nn.Module) -> None:
         _parameter(model, name).normal_(0.0, deviation)
 
 
+def _several(remedy: Remedy, model: nn.Module) -> None:
+    for part in remedy.parts:
+        _apply(part, model)
+
+
 def _zeros(remedy: Remedy, model: nn.Module) -> None:
     for name in remedy.targets:
         _parameter(model, name).fill_(0.0)
@@ -265,4 +272,5 @@ _CHANGES = {
     "standard inputs": _standard_inputs,
     "zeros": _zeros,
     "draw": _draw,
+    "several": _several,
 }

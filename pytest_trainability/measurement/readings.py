@@ -25,9 +25,7 @@ _READS = {
 }
 
 
-def read(
-    m: Measure, run: Run, tolerated: type[TrainabilityError] | None, *, presumes: Need[bool] | None = None
-) -> Any:
+def read(m: Measure, run: Run, tolerated: type[TrainabilityError] | None, *, presumes: Need[bool] | None = None) -> Any:
     """Return the reading of one measure from one run.
 
     Args:

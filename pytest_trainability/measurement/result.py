@@ -12,8 +12,8 @@ from torch import nn
 
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound, BoundLike, as_bound
-from ..checks.initial_values import IN_ROWS
 from ..checks.diagnosis import vanishing
+from ..checks.initial_values import IN_ROWS
 from ..checks.judged_elements import BY_PARAMETER, COVERAGE, judged_elements, untrained_text
 from ..checks.presets import find_preset
 from ..checks.tolerances import as_tolerance

@@ -54,8 +54,8 @@ class Measure:
         presumes: Need that says whether the model is meant to satisfy a bound: a preset bounds the measure only then, and a bound
             of the user in any case. All other needs must have the stage ``RERUN``, and are not computed if it is False. None, the
             default, for a measure that presets ask of every model.
-        explained_by: Need that explains a value outside of its bound, by :class:`~pytest_trainability.records.causes.CauseRecord`:
-            it is computed in one more run after a failure. None, the default, for no explanation.
+        explained_by: Need that explains a value outside of its bound: a tuple of
+            :class:`~pytest_trainability.records.causes.CauseRecord`, from one more run after a failure. None, the default, for no explanation.
 
     Raises:
         UsageError: An argument is not one of the values above, ``zero_by_design`` is set for another kind than a profile, or

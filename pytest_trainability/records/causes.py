@@ -19,6 +19,8 @@ class CauseRecord:
     """For each of them the factor that would give it the usual scale."""
     rms: tuple[float, ...] = ()
     """Root mean square of each of them."""
+    ones: tuple[str, ...] = ()
+    """Names of parameters that might be one instead."""
     zeros: tuple[str, ...] = ()
     """Names of parameters that might be zero instead."""
     drawn: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from ...records.factors import FactorKind, FactorRecord, SlopeRecord
 from ..capture.factors import factorized
 from ..capture.operators import MOVES, PRODUCTS, operator_name
 from ..capture.products import fan_in, leaves_read, root_mean_square
-from ..capture.recorder import Call, Edge
+from ..capture.recorder import Call
 from ..jacobian.factor_gains import FactorGain, factor_gains
 from ..jacobian.vjp import random_cotangents
 from ..torch_internals import output_metadata, saved

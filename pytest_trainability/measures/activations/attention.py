@@ -358,11 +358,12 @@ def _attention_cause(run: Run, sharp: Sequence[_Logits]) -> CauseRecord:
                 factors[names[id(product.weight)]] = logits.deviation**-0.5, product
     first = max(sharp, key=lambda logits: logits.deviation)
     root = math.sqrt(first.width)
-    text = f"the softmax of {first.path} is saturated, by logits of deviation {format_number(first.deviation)}, where 1 is usual: "
+    deviation = format_number(first.deviation)
+    text = f"the softmax of {first.path} is saturated, by logits of deviation {deviation}, where 1 is usual: "
     if first.scale > 2 / root:
         text += (
             f"the products of queries and keys are not divided by √{first.width} = {format_number(root)}, but multiplied by "
-            f"{format_number(first.scale)}"
+            f"about {format_number(first.scale)}"
         )
     else:
         text += "queries and keys have rms " + " and ".join(map(format_number, (first.query_rms, first.key_rms)))

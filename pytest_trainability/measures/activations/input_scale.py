@@ -28,7 +28,8 @@ def input_causes(run: Run) -> Iterator[CauseRecord]:
         if is_float(tensor) and tensor.numel() > 1 and root_mean_square(tensor) > LARGE:
             values: Tensor = tensor.detach().double()
             mean, deviation = float(values.mean()), float(values.std())
-            text = f"the inputs have mean {format_number(mean)} and standard deviation {format_number(deviation)}: standardize them"
+            sizes = f"mean {format_number(mean)} and standard deviation {format_number(deviation)}"
+            text = f"the inputs have {sizes}: standardize them"
             yield CauseRecord(text, input_mean=mean, input_deviation=deviation)
             return
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -394,7 +394,8 @@ def _of_products(run: Run, made: Sequence[tuple[_ActivationCall, Product]]) -> I
     names = {id(p): name for name, p in run.capture.model.named_parameters(remove_duplicate=False)}
     constant = {names[id(p.weight)]: p for _, p in made if id(p.weight) in names and is_constant(p.weight)}
     if constant:
-        text = f"constant weights: all entries of {next(iter(constant))}{_more([*constant])} are equal, and so are all units of a layer"
+        first = f"{next(iter(constant))}{_more([*constant])}"
+        text = f"constant weights: all entries of {first} are equal, and so are all units of a layer"
         yield CauseRecord(text, drawn=(*constant,), deviations=tuple((2 / p.fan_in) ** 0.5 for p in constant.values()))
     idle = [(call, p) for call, p in made if call.saturated > IDLE]
     shifted = [(call, p) for call, p in idle if id(p.bias) in names and _is_shifted(call, p)]
@@ -433,7 +434,9 @@ def _is_shifted(call: _ActivationCall, product: Product) -> bool:
     return abs(bias) > SHIFTED * call.deviation and abs(bias) > abs(call.mean) / 2
 
 
-IDLE_CAUSES: Need[tuple[CauseRecord, ...]] = Need("causes of idle units", _idle_causes, instruments=(_observe_activations,))
+IDLE_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
+    "causes of idle units", _idle_causes, instruments=(_observe_activations,)
+)
 """Which inputs, weights or biases make units dead or saturated."""
 
 

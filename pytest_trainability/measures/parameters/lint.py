@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from torch import nn
+import math
+
+from torch import Tensor, nn
 
 from ...engine.isolation import derived_seed
 from ...engine.runs.allocation import UNWRITTEN
 from ...engine.runs.building import built
 from ...engine.runs.drawing import observed_draws
 from ...engine.runs.run import Need, Run, Stage
+from ...init.description import initial_tensors
 from ...init.lint import NEVER_WRITTEN, in_order, seeded_inside, trained_entries, unusual_values
+from ...records.causes import CauseRecord
 from ..measure import declare
 from .initial_values import DESCRIPTION
 
@@ -41,7 +45,45 @@ SEEDED_INSIDE: Need[dict[str, str]] = Need("parameters that are not drawn again"
 """Drawn parameters that two builds with different seeds share, by name, with the reason. A finished module has none."""
 
 
-@declare("names", needs=[UNUSUAL, SEEDED_INSIDE, UNWRITTEN])
+def _unusual_causes(run: Run) -> tuple[CauseRecord, ...]:
+    """Return what usual values are, for the reasons that a change of values removes."""
+    parameters, values = initial_tensors(run.capture.model), run[DESCRIPTION].values
+    found: dict[str, list[str]] = {}
+    for name, reason in run[UNUSUAL].items():
+        found.setdefault(next((key for key in _CHANGES if key in reason), ""), []).append(name)
+    causes = []
+    gains = found.get(GAINS, [])
+    if gains:
+        shifts = [f"{name.rpartition('.')[0]}.bias" for name in gains if EXCHANGED in run[UNUSUAL][name]]
+        causes.append(CauseRecord(ones=tuple(gains)))
+        causes.append(CauseRecord(zeros=tuple(shifts)))
+    large = found.get(LARGE, [])
+    if large:
+        rms = [values[name].rms for name in large]
+        factors = [1 / (size * _root_of_inputs(parameters[name])) for name, size in zip(large, rms)]
+        causes.append(CauseRecord(weights=tuple(large), factors=tuple(factors), rms=tuple(rms)))
+    drawn = [name for key in (EQUAL, LOW_RANK) for name in found.get(key, [])]
+    if drawn:
+        deviations = tuple(1 / _root_of_inputs(parameters[name]) for name in drawn)
+        causes.append(CauseRecord(drawn=tuple(drawn), deviations=deviations))
+    return tuple(causes)
+
+
+def _root_of_inputs(weight: Tensor) -> float:
+    return math.sqrt(max(1, weight[0].numel())) if weight.dim() > 1 else 1.0
+
+
+GAINS, EXCHANGED, LARGE, EQUAL, LOW_RANK = "gain of a normalization", "exchanged", "is a gain of", "equal", "low-rank"
+_CHANGES = (GAINS, LARGE, EQUAL, LOW_RANK)
+"""Words of the reasons that a change of values removes."""
+
+UNUSUAL_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
+    "usual initial values", _unusual_causes, Stage.BUILD, requires=(UNUSUAL, DESCRIPTION)
+)
+"""Which values would be usual, without a text: the lines of the measure say what is unusual."""
+
+
+@declare("names", needs=[UNUSUAL, SEEDED_INSIDE, UNWRITTEN], explained_by=UNUSUAL_CAUSES)
 def unusual_parameters(run: Run) -> list[str]:
     """Return the parameters whose initial values no healthy model has, each with the reason, as ``"NAME: REASON"``.
 

@@ -330,7 +330,9 @@ def _duplicate_causes(run: Run) -> tuple[CauseRecord, ...]:
     return tuple(causes)
 
 
-DUPLICATE_CAUSES: Need[tuple[CauseRecord, ...]] = Need("causes of duplicates", _duplicate_causes, requires=(DUPLICATES,))
+DUPLICATE_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
+    "causes of duplicates", _duplicate_causes, requires=(DUPLICATES,)
+)
 """Whether weights were copied, or are constant."""
 
 
