@@ -20,7 +20,9 @@ LARGEST_FACTOR = 1e4
 """Largest factor, and inverse of the smallest one, by which a remedy rescales weights."""
 
 FEW = 3
-"""Number of weights up to which each is written with its scale."""
+"""Number of forms of names up to which each is written with its scale."""
+SAME_SIZE = 1.3
+"""Largest ratio of the scales of weights that are written as one."""
 
 RemedyKind: TypeAlias = (
     'Literal["scale", "ones", "zeros", "draw", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs",'
@@ -59,8 +61,8 @@ class Remedy:
         kept = [index for index, name in enumerate(self.targets) if name not in names]
         if len(kept) == len(self.targets):
             return self
-        each = ((values[i] for i in kept if i < len(values)) for values in (self.targets, self.factors, self.rms))
-        targets, factors, rms = map(tuple, each)
+        targets = tuple(self.targets[index] for index in kept)
+        factors, rms = (tuple(v[index] for index in kept if index < len(v)) for v in (self.factors, self.rms))
         return replace(self, targets=targets, factors=factors, rms=rms)
 
     @property
@@ -241,31 +243,27 @@ def _indexed(form: str) -> str:
 
 
 def _scale_text(remedy: Remedy) -> str:
-    groups: dict[str, list[tuple[float, float]]] = {}
-    forms = [
-        next(form for form, _, _ in with_stars(remedy.targets, remedy.targets) if _fits(form, n))
-        for n in remedy.targets
-    ]
+    forms = _forms(remedy.targets)
+    groups: dict[str, list[float]] = {}
     for form, rms, factor in zip(forms, remedy.rms, remedy.factors):
-        groups.setdefault(form, []).append((rms, factor))
-    if len({format_number(f, 2) for f in remedy.factors}) > 1 and len(remedy.targets) <= FEW:
-        pairs = zip(remedy.targets, remedy.rms, remedy.factors)
-        return "; ".join(f"nn.init.normal_({_indexed(n)}, std={format_number(rms * f)})" for n, rms, f in pairs)
-    if len({format_number(f, 2) for f in remedy.factors}) > 1:
+        groups.setdefault(form, []).append(rms * factor)
+    if len(groups) > FEW or not all(max(sizes) < SAME_SIZE * min(sizes) for sizes in groups.values()):
         each = [f"{name} × {format_number(f)}" for name, f in zip(remedy.targets, remedy.factors)]
         return "rescale " + ", ".join(each[:4]) + (f" and {len(each) - 4} more" if len(each) > 4 else "")
-    lines = []
-    for form, pairs in groups.items():
-        std = math.sqrt(sum((rms * factor) ** 2 for rms, factor in pairs) / len(pairs))
-        lines.append(f"nn.init.normal_({_indexed(form)}, std={format_number(std)})")
-    return f"{'; '.join(lines)}, {format_number(remedy.factors[0])} times as large as now"
+    stds = {form: math.sqrt(sum(size**2 for size in sizes) / len(sizes)) for form, sizes in groups.items()}
+    lines = [f"nn.init.normal_({_indexed(form)}, std={format_number(std)})" for form, std in stds.items()]
+    is_one = len({format_number(f, 2) for f in remedy.factors}) == 1
+    return "; ".join(lines) + (f", {format_number(remedy.factors[0])} times as large as now" if is_one else "")
+
+
+def _forms(names: Sequence[str]) -> list[str]:
+    """Return for each name the form, with stars for numbers, that it belongs to."""
+    return [next(form for form, _, _ in with_stars(names, names) if _fits(form, name)) for name in names]
 
 
 def _draw_text(remedy: Remedy) -> str:
-    groups: dict[str, float] = {}
-    for form, _, _ in with_stars(remedy.targets, remedy.targets):
-        groups[form] = next(d for n, d in zip(remedy.targets, remedy.factors) if _fits(form, n))
-    lines = [f"nn.init.normal_({_indexed(form)}, std={format_number(d)})" for form, d in groups.items()]
+    groups = dict(reversed([*zip(_forms(remedy.targets), remedy.factors)]))
+    lines = [f"nn.init.normal_({_indexed(form)}, std={format_number(d)})" for form, d in reversed(groups.items())]
     more = f" and {len(lines) - FEW} more" if len(lines) > FEW else ""
     return f"draw each anew: {'; '.join(lines[:FEW])}{more}"
 

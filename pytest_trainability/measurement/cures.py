@@ -28,6 +28,8 @@ MOST_TRIALS = 4
 """Number of runs of one seed in which the size of a change is adjusted."""
 CLOSE, CLOSE_NATS = 0.05, 0.5
 """Part of the distance to the target that may be left when the adjustment ends, and largest rest in nats."""
+NO_MATTER_OF_VALUES = frozenset({"backward_error", "leaked_targets", "unregistered_parameters", "unused_parameters"})
+"""Measures that no change of initial values or added normalization brings back."""
 MARGIN = 0.2
 """Distance that the target keeps from the ends of the bound, as a part of its width; in nats if it has one end only."""
 
@@ -91,6 +93,8 @@ def find_cures(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judg
 
 def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -> Iterator[Cure]:
     found: list[Remedy] = []
+    if {verdict.measure for verdict in failed} & NO_MATTER_OF_VALUES:
+        return
     causes = [cause for found_causes in seed_runs.causes.values() for cause in found_causes]
     for remedy in (*remedies_of_causes(causes), *remedies(seed_runs.factors or ())):
         if any((remedy.kind, {*remedy.targets}) == (other.kind, {*other.targets}) for other in found):

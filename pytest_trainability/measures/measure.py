@@ -55,7 +55,8 @@ class Measure:
             of the user in any case. All other needs must have the stage ``RERUN``, and are not computed if it is False. None, the
             default, for a measure that presets ask of every model.
         explained_by: Need that explains a value outside of its bound: a tuple of
-            :class:`~pytest_trainability.records.causes.CauseRecord`, from one more run after a failure. None, the default, for no explanation.
+            :class:`~pytest_trainability.records.causes.CauseRecord`, from one more run after a failure. None, the default, for no
+            explanation.
 
     Raises:
         UsageError: An argument is not one of the values above, ``zero_by_design`` is set for another kind than a profile, or

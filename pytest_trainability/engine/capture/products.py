@@ -28,6 +28,8 @@ class Product:
     """Number of inputs of one unit."""
     bias: Tensor | None
     """What is added to the product; None if there is none."""
+    behind: frozenset[str] = frozenset()
+    """Operators between the product and the result."""
 
 
 def leaves_read(graph: Graph, signal: Set[Node], nodes: Iterable[Node]) -> Iterator[Tensor]:
@@ -59,20 +61,21 @@ def nearest_products(graph: Graph, signal: Set[Node], node: Node) -> Iterator[Pr
         signal: Nodes that carry the signal.
         node: The node of the result.
     """
-    pending, seen = deque([(node, None)]), {node}
+    pending: deque[tuple[Node, Tensor | None, frozenset[str]]] = deque([(node, None, frozenset())])
+    seen = {node}
     while pending:
-        node, added = pending.popleft()
+        node, added, behind = pending.popleft()
         name = operator_name(node)
         leaves = list(leaves_read(graph, signal, [node])) if name in PRODUCTS or name == "Add" else []
         bias = next((leaf for leaf in leaves if leaf.dim() == 1), added)
         weight = next((leaf for leaf in leaves if leaf.dim() >= 2), None)
         if name in PRODUCTS and weight is not None:
             inputs = [edge for edge in graph.reads[node] if edge[0] in signal]
-            yield Product(node, weight, fan_in(weight, inputs), bias)
+            yield Product(node, weight, fan_in(weight, inputs), bias, behind)
         for producer, _ in graph.reads[node]:
             if producer in signal and producer not in seen:
                 seen.add(producer)
-                pending.append((producer, bias if name == "Add" else added))
+                pending.append((producer, bias if name == "Add" else added, behind | {name}))
 
 
 def fan_in(weight: Tensor, inputs: Sequence[Edge]) -> int:

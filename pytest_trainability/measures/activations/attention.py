@@ -360,7 +360,8 @@ def _attention_cause(run: Run, sharp: Sequence[_Logits]) -> CauseRecord:
     root = math.sqrt(first.width)
     deviation = format_number(first.deviation)
     text = f"the softmax of {first.path} is saturated, by logits of deviation {deviation}, where 1 is usual: "
-    if first.scale > 2 / root:
+    is_scaled = any(product.behind & {"Mul", "Div"} for _, product in factors.values())
+    if first.scale > 2 / root and not is_scaled:
         text += (
             f"the products of queries and keys are not divided by √{first.width} = {format_number(root)}, but multiplied by "
             f"about {format_number(first.scale)}"

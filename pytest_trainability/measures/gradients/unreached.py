@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import leaf_of
@@ -38,7 +38,7 @@ def _why(run: Run, path: str) -> str:
     return CUT_OFF
 
 
-def _texts(modules: dict[str, Sequence[str]]) -> Iterator[CauseRecord]:
+def _texts(modules: Mapping[str, Sequence[str]]) -> Iterator[CauseRecord]:
     for why, paths in modules.items():
         yield CauseRecord(f"{format_names(paths)}: {why}")
 

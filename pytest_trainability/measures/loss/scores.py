@@ -41,17 +41,16 @@ def _cause(run: Run, head: Product, spread: float) -> CauseRecord:
     name, rms = names.get(id(head.weight), "a weight"), root_mean_square(head.weight)
     module = name.rpartition(".")[0]
     gain = rms * math.sqrt(head.fan_in)
-    is_known = id(head.weight) in names
-    scale = {"weights": (name,), "factors": (1 / spread,), "rms": (rms,)} if is_known else {}
+    weights, factors, sizes = ((name,), (1 / spread,), (rms,)) if id(head.weight) in names else ((), (), ())
     text = f"scores of standard deviation {format_number(spread)}, where 1 costs half a nat: "
     if gain >= spread / gain:
         text += (
             f"{name} has rms {format_number(rms)} over {head.fan_in} inputs; an rms of {format_number(rms / spread)} gives "
             "scores of standard deviation 1"
         )
-        return CauseRecord(text, **scale)
+        return CauseRecord(text, weights, factors, sizes)
     text += f"{module or 'the head'} reads inputs of rms {format_number(spread / gain)}"
-    return CauseRecord(text, **scale, module=module, is_growth=grows_by(run) > GROWTH)
+    return CauseRecord(text, weights, factors, sizes, module=module, is_growth=grows_by(run) > GROWTH)
 
 
 SCORE_CAUSES: Need[tuple[CauseRecord, ...]] = Need("causes of large scores", _score_causes, requires=(STATE_RMS,))
