@@ -12,13 +12,15 @@ from ..records.causes import CauseRecord
 from ..records.factors import FactorRecord
 from ..records.names import with_stars
 from ..records.text import format_number
-from .diagnosis import outlier, places, usual_gain
+from .diagnosis import GROUP_SHARE, factor_groups, outlier, places, usual_gain
 
 __all__ = ["Remedy", "remedies", "remedies_of_causes"]
 
 LARGEST_FACTOR = 1e4
 """Largest factor, and inverse of the smallest one, by which a remedy rescales weights."""
 
+USUAL_EPS = 1e-5
+"""Constant that PyTorch's normalizations add to the variance."""
 FEW = 3
 """Number of forms of names up to which each is written with its scale."""
 SAME_SIZE = 1.3
@@ -26,7 +28,7 @@ SAME_SIZE = 1.3
 
 RemedyKind: TypeAlias = (
     'Literal["scale", "ones", "zeros", "draw", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs",'
-    ' "several"]'
+    ' "several", "padding", "eps", "shift"]'
 )
 
 
@@ -53,7 +55,7 @@ class Remedy:
 
     def to_the_power(self, exponent: float) -> Remedy:
         """Return the remedy with every factor raised to a power."""
-        factors = tuple(factor**exponent for factor in self.factors)
+        factors = tuple(f * exponent if self.kind == "shift" else f**exponent for f in self.factors)
         return replace(self, factors=factors)
 
     def without(self, names: Collection[str]) -> Remedy:
@@ -78,6 +80,9 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     Args:
         factors: Factors of the steps, in program order.
     """
+    blocked = next((factor for factor in factors if factor.gain == -math.inf), None)
+    if blocked is not None:
+        yield from _of_zeros(blocked)
     if not factors or not all(math.isfinite(factor.gain) for factor in factors):
         return
     single = outlier(factors)
@@ -85,6 +90,8 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     if specific:
         yield from specific
         return
+    yield from _parameters_of_slopes(factors)
+    yield from _epsilons(factors)
     yield from _gains_of_normalizations(factors)
     yield from _gates(factors)
     if any(factor.kind == "parallel" for factor in factors):
@@ -117,6 +124,10 @@ def _of_cause(cause: CauseRecord) -> Iterator[Remedy]:
         yield Remedy("standard inputs", (), (cause.input_mean, cause.input_deviation))
     if cause.weights:
         yield Remedy("scale", cause.weights, cause.factors, cause.rms)
+    if cause.multiplier:
+        yield Remedy("output", (cause.multiplier,), (1 / cause.factor,))
+    if cause.padding:
+        yield Remedy("padding", cause.padding)
     if cause.drawn:
         yield Remedy("draw", cause.drawn, cause.deviations)
     if cause.ones:
@@ -134,6 +145,37 @@ def _of_single(factor: FactorRecord, factors: Sequence[FactorRecord]) -> Iterato
         yield Remedy("scale", (factor.weight,), (change,), (factor.weight_rms,), note="as its peers")
     if factor.slopes is not None and factor.slopes.is_constant and factor.module and factor.is_whole_module:
         yield Remedy("output", (factor.module,), (1 / factor.slopes.high,))
+
+
+def _of_zeros(blocked: FactorRecord) -> Iterator[Remedy]:
+    """Yield that parameters start from one, where nothing passes because they are zero."""
+    if blocked.zero_parameters and blocked.weight not in blocked.zero_parameters:
+        yield Remedy("ones", blocked.zero_parameters)
+    elif blocked.kind == "normalization" and blocked.zero_parameters:
+        yield Remedy("ones", tuple(name for name in blocked.zero_parameters if not name.endswith("bias")))
+    elif blocked.zero_parameters and blocked.fan_in:
+        deviation = 1 / math.sqrt(blocked.fan_in)
+        yield Remedy("draw", blocked.zero_parameters, (deviation,) * len(blocked.zero_parameters))
+
+
+def _parameters_of_slopes(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield another start of a parameter that sets the slopes of factors, such as a decay, where these explain the growth."""
+    total = sum(factor.gain for factor in factors)
+    for group in factor_groups(factors):
+        is_named = group.gain * math.copysign(1, total) > GROUP_SHARE * abs(total)
+        members = [f for f in group.members if f.parameters] if group.first.kind == "entrywise" and is_named else []
+        means = {name: mean for f in members for name, mean in zip(f.parameters, f.parameter_means)}
+        if means and total:
+            step = math.copysign(0.5, -total)
+            yield Remedy("shift", tuple(means), (step,) * len(means), tuple(means.values()), adjustable=True)
+
+
+def _epsilons(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield the usual ε of normalizations, where it decides what they divide by."""
+    norms = [f for f in _with_branches(factors) if f.kind == "normalization" and f.eps > USUAL_EPS]
+    found = dict.fromkeys(f.module for f in norms if f.module and f.input_deviation**2 < 4 * f.eps)
+    if found:
+        yield Remedy("eps", tuple(found), (USUAL_EPS,) * len(found))
 
 
 def _gains_of_normalizations(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -247,12 +289,13 @@ def _scale_text(remedy: Remedy) -> str:
     groups: dict[str, list[float]] = {}
     for form, rms, factor in zip(forms, remedy.rms, remedy.factors):
         groups.setdefault(form, []).append(rms * factor)
-    if len(groups) > FEW or not all(max(sizes) < SAME_SIZE * min(sizes) for sizes in groups.values()):
+    is_one = len({format_number(f, 2) for f in remedy.factors}) == 1
+    alike = len(groups) <= FEW and all(max(sizes) < SAME_SIZE * min(sizes) for sizes in groups.values())
+    if not (is_one or alike):
         each = [f"{name} × {format_number(f)}" for name, f in zip(remedy.targets, remedy.factors)]
         return "rescale " + ", ".join(each[:4]) + (f" and {len(each) - 4} more" if len(each) > 4 else "")
     stds = {form: math.sqrt(sum(size**2 for size in sizes) / len(sizes)) for form, sizes in groups.items()}
     lines = [f"nn.init.normal_({_indexed(form)}, std={format_number(std)})" for form, std in stds.items()]
-    is_one = len({format_number(f, 2) for f in remedy.factors}) == 1
     return "; ".join(lines) + (f", {format_number(remedy.factors[0])} times as large as now" if is_one else "")
 
 
@@ -266,6 +309,15 @@ def _draw_text(remedy: Remedy) -> str:
     lines = [f"nn.init.normal_({_indexed(form)}, std={format_number(d)})" for form, d in reversed(groups.items())]
     more = f" and {len(lines) - FEW} more" if len(lines) > FEW else ""
     return f"draw each anew: {'; '.join(lines[:FEW])}{more}"
+
+
+def _one_each(remedy: Remedy) -> Iterator[tuple[str, float, float]]:
+    """Yield the first parameter of each form, its mean, and what is added to it."""
+    seen: set[str] = set()
+    for form, mean, delta in zip(_forms(remedy.targets), remedy.rms, remedy.factors):
+        if form not in seen:
+            seen.add(form)
+            yield form, mean, delta
 
 
 def _fits(form: str, name: str) -> bool:
@@ -285,6 +337,14 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
     "output": lambda remedy: f"remove the factor {format_number(1 / remedy.factors[0])} in {', '.join(remedy.targets)}",
     "layer norm": lambda remedy: f"add a LayerNorm before {places(remedy.targets)}",
     "draw": _draw_text,
+    "padding": lambda remedy: "; ".join(
+        f"nn.init.zeros_({_indexed(name)}[{_indexed(name.rpartition('.')[0])}.padding_idx])" for name in remedy.targets
+    ),
+    "eps": lambda remedy: f"eps={format_number(remedy.factors[0])} in {places(remedy.targets)}",
+    "shift": lambda remedy: "; ".join(
+        f"start {_indexed(name)} from {format_number(mean + delta)} instead of {format_number(mean)} on average"
+        for name, mean, delta in _one_each(remedy)
+    ),
     "several": lambda remedy: "; ".join(part.text for part in remedy.parts),
     "zeros": lambda remedy: f"nn.init.zeros_({_code(remedy.targets)})",
     "standard inputs": lambda remedy: (

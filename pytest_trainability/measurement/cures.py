@@ -166,10 +166,15 @@ def _adjusted(seed_runs: SeedRuns, remedy: Remedy, target: float) -> Remedy:
         if at_a == at_b:
             break
         exponent = b - (at_b - target) * (b - a) / (at_b - at_a)
-        if not max(abs(math.log(f)) for f in remedy.factors) * abs(exponent) < math.log(LARGEST_FACTOR):
+        if not _size(remedy) * abs(exponent) < math.log(LARGEST_FACTOR):
             break
     best = min(tried, key=lambda pair: abs(pair[1] - target) if math.isfinite(pair[1]) else math.inf)
     return remedy.to_the_power(best[0])
+
+
+def _size(remedy: Remedy) -> float:
+    """Return the logarithm of the largest factor, or the largest shift."""
+    return max(abs(f) if remedy.kind == "shift" else abs(math.log(f)) for f in remedy.factors)
 
 
 def _log_gain(runs: SeedRuns) -> float:
@@ -200,6 +205,26 @@ def _ones(remedy: Remedy, model: nn.Module) -> None:
 def _draw(remedy: Remedy, model: nn.Module) -> None:
     for name, deviation in zip(remedy.targets, remedy.factors):
         _parameter(model, name).normal_(0.0, deviation)
+
+
+def _padding(remedy: Remedy, model: nn.Module) -> None:
+    for name in remedy.targets:
+        table: Any = model.get_submodule(name.rpartition(".")[0])
+        _parameter(model, name)[table.padding_idx].fill_(0.0)
+
+
+def _eps(remedy: Remedy, model: nn.Module) -> None:
+    for name, eps in zip(remedy.targets, remedy.factors):
+        norm: Any = model.get_submodule(name)
+        if not hasattr(norm, "eps"):
+            msg = f"{name!r} must have an attribute eps. Change the constant where it is written."
+            raise LookupError(msg)
+        norm.eps = eps
+
+
+def _shift(remedy: Remedy, model: nn.Module) -> None:
+    for name, added in zip(remedy.targets, remedy.factors):
+        _parameter(model, name).add_(added)
 
 
 def _several(remedy: Remedy, model: nn.Module) -> None:
@@ -277,4 +302,7 @@ _CHANGES = {
     "zeros": _zeros,
     "draw": _draw,
     "several": _several,
+    "padding": _padding,
+    "eps": _eps,
+    "shift": _shift,
 }

@@ -187,8 +187,9 @@ def _cause(
     if before:
         return tuple(of_growth)
     asked = dict.fromkeys((*failed, *([DEAD_UNITS] if of_growth else ())))
-    others = [cause.text for name in asked for cause in seed_runs.causes.get(name, ()) if cause.text]
-    return (*at_end, *of_growth, *dict.fromkeys(() if at_end else others))
+    causes = [cause for name in asked for cause in seed_runs.causes.get(name, ()) if cause.text]
+    first, others = ([cause.text for cause in causes if cause.is_first is now] for now in (True, False))
+    return tuple(dict.fromkeys([*at_end, *(() if at_end else first), *of_growth, *(() if at_end else others)]))
 
 
 def is_caused_by_growth(

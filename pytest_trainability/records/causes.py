@@ -29,8 +29,16 @@ class CauseRecord:
     """For each of them the standard deviation to draw it with."""
     module: str = ""
     """Name of a module in front of which a normalization might help; empty for none."""
+    multiplier: str = ""
+    """Name of a module that does nothing but multiply by an unusual factor; empty for none."""
+    factor: float = 1.0
+    """This factor."""
+    padding: tuple[str, ...] = ()
+    """Names of tables whose padding row is not zero."""
     input_mean: float = 0.0
     input_deviation: float = 0.0
     """Mean and standard deviation of the model's inputs if these are not standardized; 0 otherwise."""
+    is_first: bool = False
+    """Whether the report prints it before the growth along the chain."""
     is_growth: bool = False
     """Whether states grow or shrink from step to step, so that the steps explain the failure."""

@@ -48,6 +48,10 @@ class FactorRecord:
     """Whether the module does nothing else to the signal."""
     parameters: tuple[str, ...] = ()
     """Names of the parameters that the operations read."""
+    parameter_means: tuple[float, ...] = ()
+    """Mean of each of them."""
+    zero_parameters: tuple[str, ...] = ()
+    """Trained parameters of the model that are zero, among those whose names differ from these by numbers only."""
     weight: str = ""
     """Name of the weight that the signal is multiplied with, or of the gain of a normalization; empty for other kinds."""
     weight_rms: float = math.nan

@@ -13,6 +13,7 @@ from torch.autograd.graph import Node
 
 from ...errors import InapplicableError
 from ...records.factors import FactorKind, FactorRecord, SlopeRecord
+from ...records.names import template
 from ..capture.factors import factorized
 from ..capture.operators import MOVES, PRODUCTS, operator_name
 from ..capture.products import fan_in, leaves_read, root_mean_square
@@ -70,6 +71,8 @@ class _Description:
             found.gain,
             module is not None and self._is_whole(module, nodes),
             tuple(self._names[id(p)] for p in parameters if id(p) in self._names),
+            tuple(float(p.detach().double().mean()) for p in parameters if id(p) in self._names),
+            tuple(self._zeros([self._names[id(p)] for p in parameters if id(p) in self._names])),
             branches=tuple(tuple(map(self.record, branch.factors)) for branch in found.branches),
             branch_gains=tuple(branch.gain for branch in found.branches),
             slopes=None if found.slopes is None else _slope_record(found.slopes),
@@ -80,6 +83,13 @@ class _Description:
         if record.kind == "normalization":
             return _with_normalization(self._with_weight(record, *parameters[:1]), nodes)
         return record
+
+    def _zeros(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield the trained parameters that are zero and have the same place in their module as one of these."""
+        forms = {template(name) for name in names}
+        for name, parameter in self.run.capture.model.named_parameters():
+            if template(name) in forms and parameter.requires_grad and not bool(parameter.detach().any()):
+                yield name
 
     def _with_weight(self, record: FactorRecord, weight: Tensor | None = None) -> FactorRecord:
         """Return the record with the name of a parameter and its root mean square."""

@@ -41,6 +41,9 @@ __all__ = ["ACTIVATIONS", "IDLE_CAUSES", "Slopes"]
 
 SATURATED = 0.01
 """A unit is saturated if its slope is below this fraction of the activation's largest slope."""
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+MOST_DROPPED = 0.6
+"""Share of dropped entries from which on dropout is a cause."""
 IDLE = 0.8
 """Share of saturated entries from which on an activation is explained."""
 SHIFTED = 1.0
@@ -382,11 +385,22 @@ def _idle_causes(run: Run) -> tuple[CauseRecord, ...]:
     """Return why units are idle: inputs that are not standardized, else what makes the inputs of the idle activations."""
     calls: list[_ActivationCall] = run.capture.watched[_observe_activations].found
     found = [*input_causes(run)] if any(call.saturated > IDLE for call in calls) else []
+    found = [*found, *_dropouts(run)]
     if found:
         return tuple(found)
     signal = dependent_nodes(run.capture, run.graph)
     products = [next(nearest_products(run.graph, signal, call.input[0]), None) for call in calls]
     return tuple(_of_products(run, [(call, p) for call, p in zip(calls, products) if p is not None]))
+
+
+def _dropouts(run: Run) -> Iterator[CauseRecord]:
+    """Yield that a module drops most entries: its argument is the share that is dropped, and not that which is kept."""
+    for call in run.capture.calls:
+        share = getattr(call.module, "p", 0.0) if isinstance(call.module, _DROPOUTS) and call.module.training else 0.0
+        if share > MOST_DROPPED:
+            name = f"{call.path} ({type(call.module).__name__})"
+            text = f"{name} drops {100 * share:.0f} % of the entries: its argument is the share to drop, not to keep"
+            yield CauseRecord(text, is_first=True)
 
 
 def _of_products(run: Run, made: Sequence[tuple[_ActivationCall, Product]]) -> Iterator[CauseRecord]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -313,9 +313,21 @@ def waking_step(run: Run) -> dict[str, float]:
     return {name: steps_of(label) for name, label in labels.items() if label not in {UNUSED, FROZEN}}
 
 
+def _zero_twice(zeros: Sequence[str], parameters: Mapping[str, Tensor]) -> CauseRecord:
+    text = f"{format_names(zeros)}: zero, and so is what multiplies them, so that none of them ever gets a gradient"
+    weights = [name for name in zeros if parameters[name].dim() > 1]
+    deviations = tuple(parameters[name][0].numel() ** -0.5 for name in weights)
+    gains = [name for name in zeros if parameters[name].dim() <= 1 and not name.endswith("bias")]
+    return CauseRecord(text, drawn=tuple(weights), deviations=deviations, ones=tuple(gains))
+
+
 def _asleep_causes(run: Run) -> tuple[CauseRecord, ...]:
     labels = run[GRADIENT_CLASSES].labels
     cancelled = [name for name, label in labels.items() if label == CANCELLED_WEIGHT]
+    parameters = dict(run.capture.model.named_parameters())
+    zeros = [name for name, label in labels.items() if label == DEAD and not bool(parameters[name].detach().any())]
+    if zeros:
+        return (_zero_twice(zeros, parameters),)
     if not cancelled:
         return ()
     text = (

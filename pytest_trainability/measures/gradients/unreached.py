@@ -24,7 +24,7 @@ def _unreached_causes(run: Run) -> tuple[CauseRecord, ...]:
     modules: dict[str, list[str]] = {}
     for path in dict.fromkeys(name.rpartition(".")[0] for name in unused):
         modules.setdefault(_why(run, path), []).append(path or type(run.capture.model).__name__)
-    return tuple(_texts(modules))
+    return tuple(_texts(modules, _first_reached(run, unused)))
 
 
 def _why(run: Run, path: str) -> str:
@@ -38,9 +38,28 @@ def _why(run: Run, path: str) -> str:
     return CUT_OFF
 
 
-def _texts(modules: Mapping[str, Sequence[str]]) -> Iterator[CauseRecord]:
+def _first_reached(run: Run, unused: Sequence[str]) -> str:
+    """Return the first module behind all of those that get no gradient, where the gradient stops; empty if there is none."""
+    owners = {name.rpartition(".")[0] for name in unused}
+    calls = [call for call in run.capture.calls if call.path and not call.inner]
+    numbers = [number for number, call in enumerate(calls) if call.path in owners]
+    behind = calls[numbers[-1] + 1 :] if numbers else []
+    around = [calls[numbers[-1]].parent] if numbers else []
+    while around and around[-1] is not None:
+        around.append(around[-1].parent)
+    entered = [call for call in behind if call not in around]
+    if not entered:
+        return ""
+    first = entered[0]
+    while first.parent is not None and first.parent.path and first.parent not in around:
+        first = first.parent
+    return first.path
+
+
+def _texts(modules: Mapping[str, Sequence[str]], stop: str) -> Iterator[CauseRecord]:
     for why, paths in modules.items():
-        yield CauseRecord(f"{format_names(paths)}: {why}")
+        where = f"the gradient stops in {stop}, or before it; " if stop and why == CUT_OFF else ""
+        yield CauseRecord(f"{where}{format_names(paths)}: {why}")
 
 
 UNREACHED_CAUSES: Need[tuple[CauseRecord, ...]] = Need("causes of missing gradients", _unreached_causes)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from ...engine.capture.chain import dependent_nodes
 from ...engine.capture.products import Product, nearest_products, root_mean_square
 from ...engine.capture.recorder import edge_of
 from ...engine.runs.common_needs import STATE_RMS, grows_by
 from ...engine.runs.run import Need, Run
+from ...engine.torch_internals import output_metadata
 from ...engine.trees import carries_gradient, tensors_in
 from ...records.causes import CauseRecord
 from ...records.text import format_number
@@ -33,16 +36,35 @@ def _score_causes(run: Run) -> tuple[CauseRecord, ...]:
     spread = float(scores.detach().double().std())
     if head is None or not spread >= CONFIDENT:
         return ()
-    return (_cause(run, head, spread),)
+    return (_cause(run, head, scores, spread),)
 
 
-def _cause(run: Run, head: Product, spread: float) -> CauseRecord:
+def _factor_behind(run: Run, head: Product, scores: Tensor) -> tuple[float, str]:
+    """Return the number that scores are multiplied by behind the head, and the module that does nothing else; 1 for none."""
+    edge, end = edge_of(scores), (head.node, 0)
+    shape = output_metadata(head.node)[0].shape
+    if edge == end or scores.shape != tuple(shape):
+        return 1.0, ""
+    u = torch.ones_like(scores)
+    (found,) = torch.autograd.grad([scores], [GradientEdge(*end)], [u], retain_graph=True, allow_unused=True)
+    if found is None or not torch.allclose(found, found.flatten()[0].expand_as(found)):
+        return 1.0, ""
+    calls = [call for call in run.capture.calls if edge in call.outputs and call.path and end in call.inputs]
+    return abs(float(found.flatten()[0])), next((call.path for call in calls), "")
+
+
+def _cause(run: Run, head: Product, scores: Tensor, spread: float) -> CauseRecord:
     names = {id(p): name for name, p in run.capture.model.named_parameters(remove_duplicate=False)}
     name, rms = names.get(id(head.weight), "a weight"), root_mean_square(head.weight)
     module = name.rpartition(".")[0]
     gain = rms * math.sqrt(head.fan_in)
     weights, factors, sizes = ((name,), (1 / spread,), (rms,)) if id(head.weight) in names else ((), (), ())
     text = f"scores of standard deviation {format_number(spread)}, where 1 costs half a nat: "
+    factor, multiplier = _factor_behind(run, head, scores)
+    if factor > 1 and spread / factor < CONFIDENT:
+        where = multiplier or type(run.capture.model).__name__
+        text += f"{where} multiplies what {module or 'the head'} returns by {format_number(factor)}"
+        return CauseRecord(text, weights, factors, sizes, multiplier=multiplier, factor=factor, is_first=True)
     if gain >= spread / gain:
         text += (
             f"{name} has rms {format_number(rms)} over {head.fan_in} inputs; an rms of {format_number(rms / spread)} gives "

@@ -62,6 +62,9 @@ def _unusual_causes(run: Run) -> tuple[CauseRecord, ...]:
         rms = [values[name].rms for name in large]
         factors = [1 / (size * _root_of_inputs(parameters[name])) for name, size in zip(large, rms)]
         causes.append(CauseRecord(weights=tuple(large), factors=tuple(factors), rms=tuple(rms)))
+    padding = found.get(PADDING, [])
+    if padding:
+        causes.append(CauseRecord(padding=tuple(padding)))
     drawn = [name for key in (EQUAL, LOW_RANK) for name in found.get(key, [])]
     if drawn:
         deviations = tuple(1 / _root_of_inputs(parameters[name]) for name in drawn)
@@ -73,8 +76,9 @@ def _root_of_inputs(weight: Tensor) -> float:
     return math.sqrt(max(1, weight[0].numel())) if weight.dim() > 1 else 1.0
 
 
-GAINS, EXCHANGED, LARGE, EQUAL, LOW_RANK = "gain of a normalization", "exchanged", "is a gain of", "equal", "low-rank"
-_CHANGES = (GAINS, LARGE, EQUAL, LOW_RANK)
+GAINS, EXCHANGED, LARGE, EQUAL = "gain of a normalization", "exchanged", "is a gain of", "equal"
+LOW_RANK, PADDING = "low-rank", "padding row"
+_CHANGES = (GAINS, LARGE, PADDING, EQUAL, LOW_RANK)
 """Words of the reasons that a change of values removes."""
 
 UNUSUAL_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
