@@ -51,7 +51,7 @@ class FactorRecord:
     parameter_means: tuple[float, ...] = ()
     """Mean of each of them."""
     zero_parameters: tuple[str, ...] = ()
-    """Trained parameters of the model that are zero, among those whose names differ from these by numbers only."""
+    """Trained parameters of the model that are zero and no biases, among those whose names differ from these by numbers only."""
     weight: str = ""
     """Name of the weight that the signal is multiplied with, or of the gain of a normalization; empty for other kinds."""
     weight_rms: float = math.nan

@@ -88,7 +88,8 @@ class _Description:
         """Yield the trained parameters that are zero and have the same place in their module as one of these."""
         forms = {template(name) for name in names}
         for name, parameter in self.run.capture.model.named_parameters():
-            if template(name) in forms and parameter.requires_grad and not bool(parameter.detach().any()):
+            may_be_zero = "bias" in name.rpartition(".")[2] or not parameter.requires_grad
+            if template(name) in forms and not may_be_zero and not bool(parameter.detach().any()):
                 yield name
 
     def _with_weight(self, record: FactorRecord, weight: Tensor | None = None) -> FactorRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.graph import Node
 
 from ...engine.capture.chain import dependent_nodes
 from ...engine.capture.function_mode import FunctionObserver, numbered
+from ...engine.capture.operators import PRODUCTS, operator_name
 from ...engine.capture.products import Product, is_constant, nearest_products, root_mean_square
 from ...engine.capture.recorder import Edge, Recorder, edge_of
 from ...engine.runs.run import Need, Run
@@ -24,7 +26,9 @@ from ...engine.torch_internals import (
     inputs_of_forward,
     intercepted_custom_functions,
     is_made_by,
+    output_metadata,
     parameter_table,
+    saved,
     version_of,
     without_torch_functions,
 )
@@ -389,8 +393,29 @@ def _idle_causes(run: Run) -> tuple[CauseRecord, ...]:
     if found:
         return tuple(found)
     signal = dependent_nodes(run.capture, run.graph)
+    constant = (c for call in calls if call.saturated > IDLE for c in _of_one_element(run, signal, call))
+    found = [cause for cause in (next(constant, None),) if cause is not None]
+    if found:
+        return tuple(found)
     products = [next(nearest_products(run.graph, signal, call.input[0]), None) for call in calls]
     return tuple(_of_products(run, [(call, p) for call, p in zip(calls, products) if p is not None]))
+
+
+def _of_one_element(run: Run, signal: Set[Node], call: _ActivationCall) -> Iterator[CauseRecord]:
+    """Yield that a normalization of groups of one element makes what an activation reads constant."""
+    node: Node | None = call.input[0]
+    while node is not None and operator_name(node) not in PRODUCTS:
+        inverse = next((t for i in (2, 1) if isinstance(t := saved(node, f"result{i}"), Tensor) and t.numel()), None)
+        if "Norm" in operator_name(node) and inverse is not None:
+            if inverse.numel() == math.prod(output_metadata(node)[0].shape):
+                place = run.graph.place[node]
+                calls = (c for c in run.capture.calls if c.path and not c.inner and c.start <= place < c.end)
+                name = next((f"{c.path} ({type(c.module).__name__})" for c in calls), operator_name(node))
+                text = f"{name} normalizes groups of one element, so that its output is constant"
+                yield CauseRecord(text, is_first=True)
+            return
+        behind = [producer for producer, _ in run.graph.reads[node] if producer in signal]
+        node = behind[0] if len(behind) == 1 else None
 
 
 def _dropouts(run: Run) -> Iterator[CauseRecord]:

@@ -317,7 +317,7 @@ def _zero_twice(zeros: Sequence[str], parameters: Mapping[str, Tensor]) -> Cause
     text = f"{format_names(zeros)}: zero, and so is what multiplies them, so that none of them ever gets a gradient"
     weights = [name for name in zeros if parameters[name].dim() > 1]
     deviations = tuple(parameters[name][0].numel() ** -0.5 for name in weights)
-    gains = [name for name in zeros if parameters[name].dim() <= 1 and not name.endswith("bias")]
+    gains = [name for name in zeros if parameters[name].dim() <= 1]
     return CauseRecord(text, drawn=tuple(weights), deviations=deviations, ones=tuple(gains))
 
 
@@ -325,7 +325,8 @@ def _asleep_causes(run: Run) -> tuple[CauseRecord, ...]:
     labels = run[GRADIENT_CLASSES].labels
     cancelled = [name for name, label in labels.items() if label == CANCELLED_WEIGHT]
     parameters = dict(run.capture.model.named_parameters())
-    zeros = [name for name, label in labels.items() if label == DEAD and not bool(parameters[name].detach().any())]
+    factors = [name for name, label in labels.items() if label == DEAD and "bias" not in name.rpartition(".")[2]]
+    zeros = [name for name in factors if not bool(parameters[name].detach().any())]
     if zeros:
         return (_zero_twice(zeros, parameters),)
     if not cancelled:
