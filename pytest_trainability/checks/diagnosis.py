@@ -17,6 +17,7 @@ __all__ = [
     "diagnose",
     "factor_groups",
     "is_about_growth",
+    "is_gru",
     "outlier",
     "places",
     "usual_gain",
@@ -363,7 +364,13 @@ def _gate_lines(group: FactorGroup) -> Iterator[str]:
     bias = group.first.forget_bias
     if math.isfinite(bias):
         kept = 1 / (1 + math.exp(-bias))
-        yield f"forget gates of mean bias {format_number(bias)} keep {format_number(kept)} of the cell per time step"
+        gates, state = ("update", "state") if is_gru(group.first) else ("forget", "cell")
+        yield f"{gates} gates of mean bias {format_number(bias)} keep {format_number(kept)} of the {state} per time step"
+
+
+def is_gru(factor: FactorRecord) -> bool:
+    """Return whether a factor is that of a GRU, whose update gate keeps the state."""
+    return factor.module_kind.startswith("GRU")
 
 
 def _normalization_lines(group: FactorGroup) -> Iterator[str]:

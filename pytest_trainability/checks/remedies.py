@@ -12,7 +12,7 @@ from ..records.causes import CauseRecord
 from ..records.factors import FactorRecord
 from ..records.names import with_stars
 from ..records.text import format_number
-from .diagnosis import GROUP_SHARE, factor_groups, outlier, places, usual_gain
+from .diagnosis import GROUP_SHARE, factor_groups, is_gru, outlier, places, usual_gain
 
 __all__ = ["Remedy", "remedies", "remedies_of_causes"]
 
@@ -28,7 +28,7 @@ SAME_SIZE = 1.3
 
 RemedyKind: TypeAlias = (
     'Literal["scale", "ones", "zeros", "draw", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs",'
-    ' "several", "padding", "eps", "shift"]'
+    ' "several", "padding", "eps", "shift", "update bias"]'
 )
 
 
@@ -187,16 +187,20 @@ def _gains_of_normalizations(factors: Sequence[FactorRecord]) -> Iterator[Remedy
 
 
 def _gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
-    """Yield orthogonal recurrent weights for each gate, and a larger forget bias, both for LSTMs."""
+    """Yield orthogonal recurrent weights for each gate of an LSTM, and a larger bias of the gate that keeps the state."""
     gated = {f.weight: f for f in factors if f.kind == "gated" and f.weight and math.isfinite(f.forget_bias)}
     if not gated:
         return
-    small = {name: f for name, f in gated.items() if not 0.9 < f.weight_rms * math.sqrt(f.fan_in) < 1.1}
+    are_gru = is_gru(next(iter(gated.values())))
+    small = {name: f for name, f in gated.items() if not are_gru and not 0.9 < f.weight_rms * math.sqrt(f.fan_in) < 1.1}
     if small:
         yield Remedy("orthogonal gates", tuple(small), rms=tuple(f.weight_rms for f in small.values()))
     biases = tuple(name.replace("weight_hh", "bias_ih") for name in gated)
     yield Remedy(
-        "forget bias", biases, (math.log(max(len(factors), 3) - 1),) * len(biases), note="ln(T - 1) for T steps"
+        "update bias" if are_gru else "forget bias",
+        biases,
+        (math.log(max(len(factors), 3) - 1),) * len(biases),
+        note="ln(T - 1) for T steps",
     )
 
 
@@ -335,6 +339,9 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
         f"a forget bias of {format_number(remedy.factors[0])}: the second quarter of {_code(remedy.targets)}"
     ),
     "output": lambda remedy: f"remove the factor {format_number(1 / remedy.factors[0])} in {', '.join(remedy.targets)}",
+    "update bias": lambda remedy: (
+        f"a bias of the update gate of {format_number(remedy.factors[0])}: the second third of {_code(remedy.targets)}"
+    ),
     "layer norm": lambda remedy: f"add a LayerNorm before {places(remedy.targets)}",
     "draw": _draw_text,
     "padding": lambda remedy: "; ".join(

@@ -248,6 +248,11 @@ def _forget_bias(remedy: Remedy, model: nn.Module) -> None:
         _parameter(model, name).chunk(4)[1].fill_(bias)
 
 
+def _update_bias(remedy: Remedy, model: nn.Module) -> None:
+    for name, bias in zip(remedy.targets, remedy.factors):
+        _parameter(model, name).chunk(3)[1].fill_(bias)
+
+
 def _output(remedy: Remedy, model: nn.Module) -> None:
     for name, factor in zip(remedy.targets, remedy.factors):
         model.get_submodule(name).register_forward_hook(_multiplied_by(factor))
@@ -305,4 +310,5 @@ _CHANGES = {
     "padding": _padding,
     "eps": _eps,
     "shift": _shift,
+    "update bias": _update_bias,
 }

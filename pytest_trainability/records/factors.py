@@ -59,7 +59,7 @@ class FactorRecord:
     fan_in: int = 0
     """Number of inputs of one unit of the weight."""
     forget_bias: float = math.nan
-    """Mean bias of an LSTM's forget gate; NaN for other modules."""
+    """Mean bias of an LSTM's forget gate, or of a GRU's update gate; NaN for other modules."""
     slopes: SlopeRecord | None = None
     """Slopes of a function of each entry."""
     group_size: int = 0

@@ -136,10 +136,11 @@ def _kind(found: FactorGain, operations: tuple[str, ...], *, has_weight: bool) -
         return "layout"
     if any("Norm" in name and name not in _ROOTS for name in operations) and not found.branches:
         return "normalization"
-    if found.slopes is not None:
-        return "entrywise"
+    # A recurrence that starts from a multiple of the identity acts on each entry alone, and is a product all the same.
     if has_weight and len(set(operations) - MOVES) == 1 and PRODUCTS & set(operations):
         return "weights"
+    if found.slopes is not None:
+        return "entrywise"
     if found.branches:
         return "parallel"
     if any(name.startswith(_ATTENTION) for name in operations):
@@ -150,12 +151,16 @@ def _kind(found: FactorGain, operations: tuple[str, ...], *, has_weight: bool) -
 
 
 def _forget_bias(call: Call | None) -> float:
-    """Return the mean over units of an LSTM's forget bias, the sum of ``bias_ih`` and ``bias_hh``; NaN for other modules."""
+    """Return the mean over units of the bias of the gate that keeps a state, the sum of ``bias_ih`` and ``bias_hh``.
+
+    It is the forget gate of an LSTM and the update gate of a GRU; NaN for other modules.
+    """
     module = None if call is None else call.module
-    if not isinstance(module, (nn.LSTM, nn.LSTMCell)) or not module.bias:
+    if not isinstance(module, (nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell)) or not module.bias:
         return math.nan
+    gates = 4 if isinstance(module, (nn.LSTM, nn.LSTMCell)) else 3
     biases = [p.detach() for path, p in module.named_parameters() if path.startswith("bias_")]
-    return sum(float(p.chunk(4)[1].float().mean()) for p in biases) / (len(biases) / 2)
+    return sum(float(p.chunk(gates)[1].float().mean()) for p in biases) / (len(biases) / 2)
 
 
 def _slope_record(slopes: Tensor) -> SlopeRecord:

@@ -29,7 +29,8 @@ def input_causes(run: Run) -> Iterator[CauseRecord]:
             values: Tensor = tensor.detach().double()
             mean, deviation = float(values.mean()), float(values.std())
             sizes = f"mean {format_number(mean)} and standard deviation {format_number(deviation)}"
-            text = f"the inputs have {sizes}: standardize them"
+            rms = format_number(root_mean_square(tensor))
+            text = f"the inputs have rms {rms} ({sizes}): standardize them"
             yield CauseRecord(text, input_mean=mean, input_deviation=deviation)
             return
 

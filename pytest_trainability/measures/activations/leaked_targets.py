@@ -11,10 +11,11 @@ from torch import Tensor, finfo
 from ...engine.isolation import preserved_model
 from ...engine.runs.run import Need, Run, Stage
 from ...engine.runs.state_hooks import visited_states
+from ...engine.trees import tensors_in
 from ...errors import InapplicableError
 from ...records.causes import CauseRecord
 from ..measure import declare
-from .token_targets import CAUSAL_MODEL, TOKEN_TARGETS, TokenTargets, scores_of
+from .token_targets import CAUSAL_MODEL, TOKEN_TARGETS, TokenTargets, observed_losses
 
 __all__ = ["LEAKED_TARGETS", "kept_positions"]
 
@@ -36,17 +37,31 @@ class _Comparison:
         self._kept = kept_positions(targets.samples, targets.positions)
         self._states: dict[tuple[int, int], Tensor] = {}
         self.leaking: set[int] = set()
+        self.output_leaks = self.loss_leaks = False
 
-    def examine(self) -> bool:
-        """Run twice, collect the steps that leak, and return whether the scores do behind the last one."""
+    def examine(self) -> None:
+        """Run twice, and find out which steps leak, and whether the output and the loss do behind the last one."""
         run, targets = self._run, self._targets
         with preserved_model(run.capture.model), visited_states(run.capture, run.chain, self._record):
-            before = targets.scores(scores_of(run, run.capture.inputs))
+            before = observed_losses(run, run.capture.inputs)
         with preserved_model(run.capture.model), visited_states(run.capture, run.chain, self._restore):
             changed = targets.replaced(run.capture.inputs, self._kept)
-            after = targets.scores(scores_of(run, changed))
-        counted = (self._kept[:, : targets.scored].to(before.device)) & targets.counted.to(before.device)
-        return _differ(before[counted], after[counted])
+            after = observed_losses(run, changed)
+        scores = [targets.scores(observed.calls) for observed in (before, after)]
+        counted = (self._kept[:, : targets.scored].to(scores[0].device)) & targets.counted.to(scores[0].device)
+        self.loss_leaks = _differ(scores[0][counted], scores[1][counted])
+        outputs = [self._output(observed.output) for observed in (before, after)]
+        kept = self._kept.to(scores[0].device)
+        self.output_leaks = self.loss_leaks and not (
+            outputs[0] is not None and outputs[1] is not None and not _differ(outputs[0][kept], outputs[1][kept])
+        )
+
+    def _output(self, output: Any) -> Tensor | None:
+        """Return the scores that the model itself returns, ``(samples, positions, classes)``; None if there are none."""
+        shape = (self._targets.samples, self._targets.positions)
+        found = (t for t in tensors_in(output) if t.is_floating_point() and t.dim() == 3)
+        turned = (t.detach().transpose(0, 1) if self._targets.axis == 0 else t.detach() for t in found)
+        return next((t for t in turned if tuple(t.shape[:2]) == shape), None)
 
     def _record(self, index: int, position: int, tensor: Tensor) -> None:
         self._states.setdefault((index, position), tensor.detach().clone())
@@ -90,8 +105,9 @@ def _leaked_targets(run: Run) -> list[str]:
         raise InapplicableError(msg)
     comparison = _Comparison(run, targets)
     names: tuple[Any, ...] = ("input", *run.chain.names)
-    leaks_behind = comparison.examine()
-    return [*(names[index] for index in sorted(comparison.leaking)), *(["output"] if leaks_behind else [])]
+    comparison.examine()
+    found = [names[index] for index in sorted(comparison.leaking)]
+    return [*found, *(["output" if comparison.output_leaks else "loss"] if comparison.loss_leaks else [])]
 
 
 LEAKED_TARGETS: Need[list[str]] = Need("leaked targets", _leaked_targets, Stage.RERUN, requires=(TOKEN_TARGETS,))
@@ -103,9 +119,12 @@ def _leak_causes(run: Run) -> tuple[CauseRecord, ...]:
     targets, leaking = run[TOKEN_TARGETS], run[LEAKED_TARGETS]
     if targets is None or not leaking:
         return ()
+    if leaking == ["loss"]:
+        text = "the loss asks each position for a token that it has read: scores and labels are not shifted by one position"
+        return (CauseRecord(text),)
     is_kept = (torch.arange(targets.positions) < targets.positions - 1).expand(targets.samples, -1)
-    before = targets.scores(scores_of(run, run.capture.inputs))
-    after = targets.scores(scores_of(run, targets.replaced(run.capture.inputs, is_kept)))
+    before = targets.scores(observed_losses(run, run.capture.inputs).calls)
+    after = targets.scores(observed_losses(run, targets.replaced(run.capture.inputs, is_kept)).calls)
     half = slice(0, targets.positions // 2)
     sees_all = _differ(before[:, half], after[:, half])
     seen = (
@@ -127,7 +146,8 @@ def leaked_targets(run: Run) -> list[str]:
     The loss is recognized by its targets: a cross-entropy of class numbers that equal the integer input, shifted by one position.
     The model then runs twice in evaluation mode. In the second run all tokens behind a position are others, and each sample has
     another such position. Every step reads what it did in the first run up to this position. A step leaks if its result there
-    differs by more than the round-off, and ``"output"`` stands for the scores behind the last step.
+    differs by more than the round-off. ``"output"`` stands for what follows the last step, and ``"loss"`` for a loss that compares
+    the scores of other positions.
 
     A preset asks for it only if the model also makes or holds a triangular mask. An encoder that a test gives such targets is not
     meant to be causal.

@@ -277,7 +277,7 @@ def _router_causes(run: Run) -> tuple[CauseRecord, ...]:
         f"the router in {first.path} prefers experts whatever the token: mean scores of its experts deviate by "
         f"{format_number(first.between)}, those of one expert over tokens by {format_number(first.within)}"
     )
-    return (CauseRecord(text + (f"; see {biases[0]}" if biases else ""), zeros=tuple(biases)),)
+    return (CauseRecord(text + (f"; see {biases[0]}" if biases else ""), zeros=tuple(biases), is_first=True),)
 
 
 ROUTER_CAUSES: Need[tuple[CauseRecord, ...]] = Need(

@@ -23,8 +23,8 @@ __all__ = [
     "UNORDERED_MODEL",
     "TokenTargets",
     "is_triangular",
+    "observed_losses",
     "other_tokens",
-    "scores_of",
 ]
 
 FEWEST = 4
@@ -113,13 +113,15 @@ def is_triangular(mask: Tensor) -> bool:
     return False
 
 
-class _CrossEntropies(TorchFunctionMode):
+class CrossEntropies(TorchFunctionMode):
     """Keeps the scores and the class numbers of every cross-entropy, and whether a triangular mask is used."""
 
     def __init__(self, *, looks_for_mask: bool) -> None:
         super().__init__()
         self.calls: list[tuple[Tensor, Tensor]] = []
         self.has_mask = False
+        self.output: Any = None
+        """Output of the model."""
         self._looks_for_mask = looks_for_mask
 
     def __torch_function__(
@@ -143,23 +145,23 @@ class _CrossEntropies(TorchFunctionMode):
         return result
 
 
-def scores_of(run: Run, inputs: Any) -> list[tuple[Tensor, Tensor]]:
-    """Return scores and targets of each cross-entropy in a run in evaluation mode, in the order of the calls.
+def observed_losses(run: Run, inputs: Any) -> CrossEntropies:
+    """Return the scores and targets of each cross-entropy in a run in evaluation mode, and the output of the model.
 
     Args:
         run: The run, at stage ``RERUN``.
         inputs: Inputs to run the model on.
     """
-    return _observed(run, inputs, looks_for_mask=False).calls
+    return _observed(run, inputs, looks_for_mask=False)
 
 
-def _observed(run: Run, inputs: Any, *, looks_for_mask: bool) -> _CrossEntropies:
-    objective, observer = Objective.of(run), _CrossEntropies(looks_for_mask=looks_for_mask)
+def _observed(run: Run, inputs: Any, *, looks_for_mask: bool) -> CrossEntropies:
+    objective, observer = Objective.of(run), CrossEntropies(looks_for_mask=looks_for_mask)
     objective.inputs = inputs
     with preserved_model(run.capture.model):
         run.capture.model.eval()
         with torch.enable_grad(), observer:
-            objective.outputs()
+            observer.output, _ = objective.outputs()
     return observer
 
 
@@ -233,8 +235,8 @@ def _knows_other_positions(run: Run) -> bool:
     ):
         return False
     is_kept = (torch.arange(found.positions) % 2 == 0).expand(found.samples, -1)
-    before = found.scores(scores_of(run, run.capture.inputs))
-    after = found.scores(scores_of(run, found.replaced(run.capture.inputs, is_kept)))
+    before = found.scores(observed_losses(run, run.capture.inputs).calls)
+    after = found.scores(observed_losses(run, found.replaced(run.capture.inputs, is_kept)).calls)
     kept = is_kept[:, : found.scored].to(before.device)
     return not torch.allclose(before[kept], after[kept], rtol=1e-4, atol=1e-4 * float(before.std()))
 

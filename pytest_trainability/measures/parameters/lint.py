@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -62,14 +63,26 @@ def _unusual_causes(run: Run) -> tuple[CauseRecord, ...]:
         rms = [values[name].rms for name in large]
         factors = [1 / (size * _root_of_inputs(parameters[name])) for name, size in zip(large, rms)]
         causes.append(CauseRecord(weights=tuple(large), factors=tuple(factors), rms=tuple(rms)))
+    drawn, ones, zeros = _for_unwritten(list(run[UNWRITTEN]), parameters)
+    if drawn or ones or zeros:
+        deviations = tuple(1 / _root_of_inputs(parameters[name]) for name in drawn)
+        causes.append(CauseRecord(drawn=drawn, deviations=deviations, ones=ones, zeros=zeros))
     padding = found.get(PADDING, [])
     if padding:
         causes.append(CauseRecord(padding=tuple(padding)))
-    drawn = [name for key in (EQUAL, LOW_RANK) for name in found.get(key, [])]
-    if drawn:
-        deviations = tuple(1 / _root_of_inputs(parameters[name]) for name in drawn)
-        causes.append(CauseRecord(drawn=tuple(drawn), deviations=deviations))
+    fresh = [name for key in (EQUAL, LOW_RANK, FROZEN) for name in found.get(key, [])]
+    if fresh:
+        deviations = tuple(1 / _root_of_inputs(parameters[name]) for name in fresh)
+        causes.append(CauseRecord(drawn=tuple(fresh), deviations=deviations))
     return tuple(causes)
+
+
+def _for_unwritten(names: Sequence[str], tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+    """Return which parameters that were never written to draw, and which to fill with ones and with zeros."""
+    trained = [name for name in names if isinstance(tensors.get(name), nn.Parameter)]
+    biases = [name for name in trained if "bias" in name.rpartition(".")[2]]
+    vectors = [name for name in trained if tensors[name].dim() < 2 and name not in biases]
+    return tuple(name for name in trained if tensors[name].dim() > 1 and name not in biases), (*vectors,), (*biases,)
 
 
 def _root_of_inputs(weight: Tensor) -> float:
@@ -77,12 +90,12 @@ def _root_of_inputs(weight: Tensor) -> float:
 
 
 GAINS, EXCHANGED, LARGE, EQUAL = "gain of a normalization", "exchanged", "is a gain of", "equal"
-LOW_RANK, PADDING = "low-rank", "padding row"
-_CHANGES = (GAINS, LARGE, PADDING, EQUAL, LOW_RANK)
+LOW_RANK, PADDING, FROZEN = "low-rank", "padding row", "frozen"
+_CHANGES = (GAINS, LARGE, PADDING, EQUAL, LOW_RANK, FROZEN)
 """Words of the reasons that a change of values removes."""
 
 UNUSUAL_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
-    "usual initial values", _unusual_causes, Stage.BUILD, requires=(UNUSUAL, DESCRIPTION)
+    "usual initial values", _unusual_causes, UNWRITTEN.stage, requires=(UNUSUAL, DESCRIPTION, UNWRITTEN)
 )
 """Which values would be usual, without a text: the lines of the measure say what is unusual."""
 
