@@ -66,7 +66,7 @@ class _Description:
             found.step,
             "" if module is None else module.path,
             type(self.run.capture.model if module is None else module.module).__name__,
-            _kind(found, operations, has_weight=weight is not None),
+            "gated" if _is_gated(module, operations) else _kind(found, operations, has_weight=weight is not None),
             operations,
             found.gain,
             module is not None and self._is_whole(module, nodes),
@@ -129,6 +129,11 @@ class _Description:
     def _signal(self) -> set[Node]:
         first = self.run.chain.cut.states[0]
         return self.run.graph.downstream(first) | {node for node, _ in first}
+
+
+def _is_gated(call: Call | None, operations: tuple[str, ...]) -> bool:
+    """Return whether a factor is a time step of a GRU, whose result is a sum of two paths."""
+    return call is not None and isinstance(call.module, (nn.GRU, nn.GRUCell)) and "Sigmoid" in operations
 
 
 def _kind(found: FactorGain, operations: tuple[str, ...], *, has_weight: bool) -> FactorKind:

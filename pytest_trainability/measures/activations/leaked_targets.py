@@ -146,8 +146,8 @@ def leaked_targets(run: Run) -> list[str]:
     The loss is recognized by its targets: a cross-entropy of class numbers that equal the integer input, shifted by one position.
     The model then runs twice in evaluation mode. In the second run all tokens behind a position are others, and each sample has
     another such position. Every step reads what it did in the first run up to this position. A step leaks if its result there
-    differs by more than the round-off. ``"output"`` stands for what follows the last step, and ``"loss"`` for a loss that compares
-    the scores of other positions.
+    differs by more than the round-off. ``"output"`` stands for what follows the last step, and ``"loss"`` for a loss that
+    compares the scores of other positions.
 
     A preset asks for it only if the model also makes or holds a triangular mask. An encoder that a test gives such targets is not
     meant to be causal.

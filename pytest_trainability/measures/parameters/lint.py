@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -63,7 +63,7 @@ def _unusual_causes(run: Run) -> tuple[CauseRecord, ...]:
         rms = [values[name].rms for name in large]
         factors = [1 / (size * _root_of_inputs(parameters[name])) for name, size in zip(large, rms)]
         causes.append(CauseRecord(weights=tuple(large), factors=tuple(factors), rms=tuple(rms)))
-    drawn, ones, zeros = _for_unwritten(list(run[UNWRITTEN]), parameters)
+    drawn, ones, zeros = _for_unwritten(run[UNWRITTEN], parameters)
     if drawn or ones or zeros:
         deviations = tuple(1 / _root_of_inputs(parameters[name]) for name in drawn)
         causes.append(CauseRecord(drawn=drawn, deviations=deviations, ones=ones, zeros=zeros))
@@ -77,7 +77,7 @@ def _unusual_causes(run: Run) -> tuple[CauseRecord, ...]:
     return tuple(causes)
 
 
-def _for_unwritten(names: Sequence[str], tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+def _for_unwritten(names: list[str], tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
     """Return which parameters that were never written to draw, and which to fill with ones and with zeros."""
     trained = [name for name in names if isinstance(tensors.get(name), nn.Parameter)]
     biases = [name for name in trained if "bias" in name.rpartition(".")[2]]
