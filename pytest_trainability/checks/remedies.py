@@ -164,7 +164,9 @@ def _parameters_of_slopes(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     for group in factor_groups(factors):
         is_named = group.gain * math.copysign(1, total) > GROUP_SHARE * abs(total)
         members = [f for f in group.members if f.parameters] if group.first.kind == "entrywise" and is_named else []
-        means = {name: mean for f in members for name, mean in zip(f.parameters, f.parameter_means)}
+        means = {
+            name: mean for f in members for name, mean in zip(f.parameters, f.parameter_means) if math.isfinite(mean)
+        }
         if means and total:
             step = math.copysign(0.5, -total)
             yield Remedy("shift", tuple(means), (step,) * len(means), tuple(means.values()), adjustable=True)

@@ -71,7 +71,7 @@ class _Description:
             found.gain,
             module is not None and self._is_whole(module, nodes),
             tuple(self._names[id(p)] for p in parameters if id(p) in self._names),
-            tuple(float(p.detach().double().mean()) for p in parameters if id(p) in self._names),
+            tuple(_mean(p) for p in parameters if id(p) in self._names),
             tuple(self._zeros([self._names[id(p)] for p in parameters if id(p) in self._names])),
             branches=tuple(tuple(map(self.record, branch.factors)) for branch in found.branches),
             branch_gains=tuple(branch.gain for branch in found.branches),
@@ -129,6 +129,11 @@ class _Description:
     def _signal(self) -> set[Node]:
         first = self.run.chain.cut.states[0]
         return self.run.graph.downstream(first) | {node for node, _ in first}
+
+
+def _mean(values: Tensor) -> float:
+    """Return the mean of a parameter; NaN if it is complex."""
+    return math.nan if values.is_complex() else float(values.detach().double().mean())
 
 
 def _is_gated(call: Call | None, operations: tuple[str, ...]) -> bool:
