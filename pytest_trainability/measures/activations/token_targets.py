@@ -102,6 +102,8 @@ def is_triangular(mask: Tensor) -> bool:
     if mask.dim() < 2 or mask.shape[-1] != mask.shape[-2] or not mask.shape[-1] >= FEWEST or mask.numel() > LARGEST:
         return False
     one = mask.detach().reshape(-1, *mask.shape[-2:])[0]
+    if bool((one[2, 1] == one[0, -1]) & (one[1, 2] == one[-1, 0])):
+        return False
     ranks = torch.arange(len(one), device=one.device)
     for turned in (one, one.T):
         above = turned[0, -1]
