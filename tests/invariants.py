@@ -255,6 +255,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "activation_rms": SIZE,
     "mode_gap": SIZE,
     "causal_leak": SHARE,
+    "leaked_targets": SIZE,
     "order_blindness": SHARE,
     "forward_log_gain": ANY,
     "update_ratio": SIZE,

@@ -733,7 +733,7 @@ REPORTED: tuple[ReportedFault, ...] = (
         "mlp",
         ignored_gradient,
         vectors,
-        preset=("log_gain",),
+        preset=("log_gain", "backward_error"),
     ),
     _reported(
         "straight-through",
@@ -793,7 +793,7 @@ REPORTED: tuple[ReportedFault, ...] = (
         masked,
         text,
         loss=token_loss,
-        why="no fault of the initialization. A test that changes the last token and compares earlier outputs sees it",
+        preset=("leaked_targets",),
     ),
     _reported(
         "stochastic-depth",
@@ -889,7 +889,7 @@ REPORTED: tuple[ReportedFault, ...] = (
         "mlp",
         partial(inserted, Scaled(0.2), Scaled(1.0)),
         vectors,
-        why="the gain of the wrong backward pass is closer to 0 than that of the right one. `torch.autograd.gradcheck` sees it",
+        preset=("backward_error",),
     ),
 )
 

@@ -17,6 +17,7 @@ __all__ = [
     "diagnose",
     "factor_groups",
     "is_about_growth",
+    "is_gru",
     "outlier",
     "places",
     "usual_gain",
@@ -115,7 +116,7 @@ def diagnose(
     blocked = vanishing(factors)
     for index in range(len(growth) - 1, -1, -1):
         if math.isnan(growth[index]) or growth[index] == math.inf:
-            return [_not_finite(names[index], not_finite)]
+            return [_not_finite(names[index], not_finite, factors)]
         if growth[index] == -math.inf:
             return [_blocked(blocked) if blocked is not None else f"{names[index]} passes no gradient"]
     if not factors or blocked is not None:
@@ -129,10 +130,18 @@ def diagnose(
     return [*_of_steps(growth, names), *_of_groups(factors, total, along)]
 
 
-def _not_finite(step: str, holders: Sequence[str]) -> str:
+def _not_finite(step: str, holders: Sequence[str], factors: Sequence[FactorRecord]) -> str:
     forward = [holder for holder in holders if not holder.startswith("gradient of ")]
     if forward:
         return f"first value that is not finite: {forward[0]}"
+    last = next((factor for factor in reversed(factors) if not factor.gain < math.inf), None)
+    if last is not None:
+        roots = (
+            " (the slope of a root is infinite at 0)"
+            if {"Sqrt", "Pow", "LinalgVectorNorm"} & {*last.operations}
+            else ""
+        )
+        return f"the gradient is not finite from {_named(last)} on: {' × '.join(last.operations[:6])}{roots}"
     return f"the gradient is not finite from {step} on: check this step for overflow or NaN"
 
 
@@ -146,6 +155,9 @@ def _blocked(factor: FactorRecord) -> str:
     place = _named(factor)
     if factor.group_size == 1:
         return f"{place} passes no gradient: it normalizes groups of one element, so that its output is constant"
+    zeros = [name for name in factor.zero_parameters if name in factor.parameters]
+    if zeros and factor.weight_rms != 0:
+        return f"{place} passes no gradient: {zeros[0]} is zero"
     if factor.kind == "weights" and factor.weight_rms == 0:
         return f"{place} passes no gradient: its weight {factor.weight} is zero"
     if factor.kind == "weights":
@@ -206,10 +218,14 @@ def _of_groups(factors: Sequence[FactorRecord], total: float, along: str) -> Ite
     """Yield lines on the groups of factors that explain a fair part of the total, largest first, and on the size of weights."""
     groups = factor_groups(factors)
     named = [group for group in groups if _is_named(group, total)]
+    needed = list(_needed_weights(groups, total, along))
+    # Half of the slopes of a ReLU are zero: the weights in front of it have to make up for this.
+    is_usual = any(group.first.slopes is not None and 0.3 < group.first.slopes.zeros < 0.7 for group in named)
+    yield from needed if is_usual else ()
     for group in sorted(named, key=lambda group: -abs(group.gain))[:2]:
         yield f"{_group_name(group)} {_group_effect(group, along)}: {_nats(group.gain, total)}"
         yield from _details(group)
-    yield from _needed_weights(groups, total, along)
+    yield from () if is_usual else needed
 
 
 def _needed_weights(groups: Sequence[FactorGroup], total: float, along: str) -> Iterator[str]:
@@ -228,8 +244,8 @@ def _needed_weights(groups: Sequence[FactorGroup], total: float, along: str) -> 
         now = largest.weight_rms
         what = "recurrent weights" if along == "time" else "weights"
         yield (
-            f"{what} of rms {format_number(now)} over {largest.first.fan_in} inputs: {at_slopes}a gain of 1 needs an rms of "
-            f"about {format_number(now * factor)}"
+            f"{what} of rms {format_number(now)} over {largest.first.fan_in} inputs in {largest.place}: {at_slopes}a gain of 1 "
+            f"needs an rms of about {format_number(now * factor)}"
         )
 
 
@@ -348,7 +364,13 @@ def _gate_lines(group: FactorGroup) -> Iterator[str]:
     bias = group.first.forget_bias
     if math.isfinite(bias):
         kept = 1 / (1 + math.exp(-bias))
-        yield f"forget gates of mean bias {format_number(bias)} keep {format_number(kept)} of the cell per time step"
+        gates, state = ("update", "state") if is_gru(group.first) else ("forget", "cell")
+        yield f"{gates} gates of mean bias {format_number(bias)} keep {format_number(kept)} of the {state} per time step"
+
+
+def is_gru(factor: FactorRecord) -> bool:
+    """Return whether a factor is that of a GRU, whose update gate keeps the state."""
+    return factor.module_kind.startswith("GRU")
 
 
 def _normalization_lines(group: FactorGroup) -> Iterator[str]:

@@ -62,6 +62,14 @@ E experts, k for each token, uses the equivalent of √(kE) experts. Common init
 without preference is above 0.8 from about a hundred tokens on."""
 
 
+_RIGHT_GRADIENT = 0.05
+"""Largest relative error of a gradient. A lost factor of 1.1 costs 0.09; what computes in float32 inside is far below."""
+
+
+_BLIND = 0.9999
+"""Largest blindness to the order of tokens. Only 1 means blind: with relative positions healthy models have 0.9 and more."""
+
+
 _NONE = at_most(0)
 
 
@@ -76,8 +84,14 @@ _ALWAYS = {
     "excess_loss": at_most(_WORST_GUESS),
     "untrained_fraction": COVERAGE,
     "asleep_parameters": _NONE,
+    "backward_error": at_most(_RIGHT_GRADIENT),
 }
-"""Bounds of every family."""
+"""Bounds of every family. ``backward_error`` is asked of models with custom autograd functions only."""
+
+
+_TOKENS = {"leaked_targets": _NONE, "order_blindness": at_most(_BLIND)}
+"""Asked of models whose loss gives each token a target: of those that predict the next one and have a causal mask, or of those
+whose scores depend on other positions."""
 
 
 _USED = {"unused_parameters": _NONE}
@@ -102,7 +116,7 @@ _SPREAD = {"attention_entropy": at_least(_LEAST_SPREAD), "expert_usage": at_leas
 PRESETS: dict[str, dict[str, Bound]] = {
     "mlp": {"log_gain": within(_SLOWEST, _PLAIN_GROWTH), **_ALWAYS, **_USED, **_AWAKE},
     "cnn": {"log_gain": within(_SLOWEST, _ROUND_OFF), **_ALWAYS, **_USED, **_AWAKE},
-    "transformer": {"log_gain": within(_SLOWEST, _ROUND_OFF), **_ALWAYS, **_SPREAD, **_ALONE},
+    "transformer": {"log_gain": within(_SLOWEST, _ROUND_OFF), **_ALWAYS, **_SPREAD, **_ALONE, **_TOKENS},
     "rnn": {"log_gain": within(-_ROUND_OFF, _PLAIN_GROWTH), **_ALWAYS, **_USED, **_ALONE},
 }
 """Bounds by the name of the family and the name of the measure."""

@@ -3,44 +3,69 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal
+from typing import Literal, TypeAlias
 
+from ..records.causes import CauseRecord
 from ..records.factors import FactorRecord
 from ..records.names import with_stars
 from ..records.text import format_number
-from .diagnosis import outlier, places, usual_gain
+from .diagnosis import GROUP_SHARE, factor_groups, is_gru, outlier, places, usual_gain
 
-__all__ = ["Remedy", "remedies"]
+__all__ = ["Remedy", "remedies", "remedies_of_causes"]
 
 LARGEST_FACTOR = 1e4
 """Largest factor, and inverse of the smallest one, by which a remedy rescales weights."""
+
+USUAL_EPS = 1e-5
+"""Constant that PyTorch's normalizations add to the variance."""
+FEW = 3
+"""Number of forms of names up to which each is written with its scale."""
+SAME_SIZE = 1.3
+"""Largest ratio of the scales of weights that are written as one."""
+
+RemedyKind: TypeAlias = (
+    'Literal["scale", "ones", "zeros", "draw", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs",'
+    ' "several", "padding", "eps", "shift", "update bias"]'
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
     """A change of a model that may be tried on a copy of it."""
 
-    kind: Literal["scale", "ones", "orthogonal gates", "forget bias", "output", "layer norm"]
+    kind: RemedyKind
     targets: tuple[str, ...]
     """Names of the parameters that it changes, or of the modules for ``output`` and ``layer norm``."""
     factors: tuple[float, ...] = ()
-    """For each target the factor by which it is multiplied; for ``forget bias`` the new mean."""
+    """For each target the factor by which it is multiplied; for ``forget bias`` the new mean, for ``draw`` the standard
+    deviation. For ``standard inputs`` the mean and the standard deviation."""
     rms: tuple[float, ...] = ()
     """Root mean square of each parameter before the change."""
     adjustable: bool = False
     """Whether all factors may be raised to the same power until the gain is right."""
     is_minimal: bool = False
     """Whether the smallest power that satisfies the bound is wanted, rather than a log gain of zero."""
+    parts: tuple[Remedy, ...] = ()
+    """For ``several`` the changes that are made together."""
     note: str = ""
     """Reason or source, in a few words."""
 
     def to_the_power(self, exponent: float) -> Remedy:
         """Return the remedy with every factor raised to a power."""
-        factors = tuple(factor**exponent for factor in self.factors)
+        factors = tuple(f * exponent if self.kind == "shift" else f**exponent for f in self.factors)
         return replace(self, factors=factors)
+
+    def without(self, names: Collection[str]) -> Remedy:
+        """Return the remedy for the other parameters."""
+        kept = [index for index, name in enumerate(self.targets) if name not in names]
+        if len(kept) == len(self.targets):
+            return self
+        targets = tuple(self.targets[index] for index in kept)
+        factors, rms = (tuple(v[index] for index in kept if index < len(v)) for v in (self.factors, self.rms))
+        return replace(self, targets=targets, factors=factors, rms=rms)
 
     @property
     def text(self) -> str:
@@ -55,6 +80,9 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     Args:
         factors: Factors of the steps, in program order.
     """
+    blocked = next((factor for factor in factors if factor.gain == -math.inf), None)
+    if blocked is not None:
+        yield from _of_zeros(blocked)
     if not factors or not all(math.isfinite(factor.gain) for factor in factors):
         return
     single = outlier(factors)
@@ -62,12 +90,52 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     if specific:
         yield from specific
         return
+    yield from _parameters_of_slopes(factors)
+    yield from _epsilons(factors)
     yield from _gains_of_normalizations(factors)
     yield from _gates(factors)
     if any(factor.kind == "parallel" for factor in factors):
         yield from _branches(factors)
     elif not any(factor.kind in {"normalization", "attention", "gated"} for factor in factors):
         yield from _weights(factors)
+
+
+def remedies_of_causes(causes: Iterable[CauseRecord]) -> Iterator[Remedy]:
+    """Yield changes that might remove causes other than growth, each alone and then all of them together.
+
+    Args:
+        causes: Causes of what has failed.
+    """
+    found = list(dict.fromkeys(remedy for cause in causes for remedy in _of_cause(cause)))
+    yield from found
+    covered: set[str] = set()
+    parts = []
+    for remedy in found:
+        part = remedy.without(covered)
+        if part.kind != "layer norm" and (part.targets or part.kind == "standard inputs"):
+            parts.append(part)
+            covered |= {*part.targets}
+    if len(parts) > 1:
+        yield Remedy("several", tuple(sorted(covered)), parts=tuple(parts))
+
+
+def _of_cause(cause: CauseRecord) -> Iterator[Remedy]:
+    if cause.input_deviation:
+        yield Remedy("standard inputs", (), (cause.input_mean, cause.input_deviation))
+    if cause.weights:
+        yield Remedy("scale", cause.weights, cause.factors, cause.rms)
+    if cause.multiplier:
+        yield Remedy("output", (cause.multiplier,), (1 / cause.factor,))
+    if cause.padding:
+        yield Remedy("padding", cause.padding)
+    if cause.drawn:
+        yield Remedy("draw", cause.drawn, cause.deviations)
+    if cause.ones:
+        yield Remedy("ones", cause.ones)
+    if cause.zeros:
+        yield Remedy("zeros", cause.zeros)
+    if cause.module:
+        yield Remedy("layer norm", (cause.module,))
 
 
 def _of_single(factor: FactorRecord, factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -79,6 +147,39 @@ def _of_single(factor: FactorRecord, factors: Sequence[FactorRecord]) -> Iterato
         yield Remedy("output", (factor.module,), (1 / factor.slopes.high,))
 
 
+def _of_zeros(blocked: FactorRecord) -> Iterator[Remedy]:
+    """Yield that parameters start from one, where nothing passes because they are zero."""
+    if blocked.zero_parameters and blocked.weight not in blocked.zero_parameters:
+        yield Remedy("ones", blocked.zero_parameters)
+    elif blocked.kind == "normalization" and blocked.zero_parameters:
+        yield Remedy("ones", tuple(name for name in blocked.zero_parameters if not name.endswith("bias")))
+    elif blocked.zero_parameters and blocked.fan_in:
+        deviation = 1 / math.sqrt(blocked.fan_in)
+        yield Remedy("draw", blocked.zero_parameters, (deviation,) * len(blocked.zero_parameters))
+
+
+def _parameters_of_slopes(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield another start of a parameter that sets the slopes of factors, such as a decay, where these explain the growth."""
+    total = sum(factor.gain for factor in factors)
+    for group in factor_groups(factors):
+        is_named = group.gain * math.copysign(1, total) > GROUP_SHARE * abs(total)
+        members = [f for f in group.members if f.parameters] if group.first.kind == "entrywise" and is_named else []
+        means = {
+            name: mean for f in members for name, mean in zip(f.parameters, f.parameter_means) if math.isfinite(mean)
+        }
+        if means and total:
+            step = math.copysign(0.5, -total)
+            yield Remedy("shift", tuple(means), (step,) * len(means), tuple(means.values()), adjustable=True)
+
+
+def _epsilons(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield the usual ε of normalizations, where it decides what they divide by."""
+    norms = [f for f in _with_branches(factors) if f.kind == "normalization" and f.eps > USUAL_EPS]
+    found = dict.fromkeys(f.module for f in norms if f.module and f.input_deviation**2 < 4 * f.eps)
+    if found:
+        yield Remedy("eps", tuple(found), (USUAL_EPS,) * len(found))
+
+
 def _gains_of_normalizations(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     """Yield that the gains of normalizations start at one, where they do not."""
     everywhere = [f for f in _with_branches(factors) if f.kind == "normalization" and f.weight]
@@ -88,16 +189,20 @@ def _gains_of_normalizations(factors: Sequence[FactorRecord]) -> Iterator[Remedy
 
 
 def _gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
-    """Yield orthogonal recurrent weights for each gate, and a larger forget bias, both for LSTMs."""
+    """Yield orthogonal recurrent weights for each gate of an LSTM, and a larger bias of the gate that keeps the state."""
     gated = {f.weight: f for f in factors if f.kind == "gated" and f.weight and math.isfinite(f.forget_bias)}
     if not gated:
         return
-    small = {name: f for name, f in gated.items() if not 0.9 < f.weight_rms * math.sqrt(f.fan_in) < 1.1}
+    are_gru = is_gru(next(iter(gated.values())))
+    small = {name: f for name, f in gated.items() if not are_gru and not 0.9 < f.weight_rms * math.sqrt(f.fan_in) < 1.1}
     if small:
         yield Remedy("orthogonal gates", tuple(small), rms=tuple(f.weight_rms for f in small.values()))
     biases = tuple(name.replace("weight_hh", "bias_ih") for name in gated)
     yield Remedy(
-        "forget bias", biases, (math.log(max(len(factors), 3) - 1),) * len(biases), note="ln(T - 1) for T steps"
+        "update bias" if are_gru else "forget bias",
+        biases,
+        (math.log(max(len(factors), 3) - 1),) * len(biases),
+        note="ln(T - 1) for T steps",
     )
 
 
@@ -186,21 +291,39 @@ def _indexed(form: str) -> str:
 
 
 def _scale_text(remedy: Remedy) -> str:
-    groups: dict[str, list[tuple[float, float]]] = {}
-    forms = [
-        next(form for form, _, _ in with_stars(remedy.targets, remedy.targets) if _fits(form, n))
-        for n in remedy.targets
-    ]
+    forms = _forms(remedy.targets)
+    groups: dict[str, list[float]] = {}
     for form, rms, factor in zip(forms, remedy.rms, remedy.factors):
-        groups.setdefault(form, []).append((rms, factor))
-    if len({format_number(f, 2) for f in remedy.factors}) > 1:
+        groups.setdefault(form, []).append(rms * factor)
+    is_one = len({format_number(f, 2) for f in remedy.factors}) == 1
+    alike = len(groups) <= FEW and all(max(sizes) < SAME_SIZE * min(sizes) for sizes in groups.values())
+    if not (is_one or alike):
         each = [f"{name} × {format_number(f)}" for name, f in zip(remedy.targets, remedy.factors)]
         return "rescale " + ", ".join(each[:4]) + (f" and {len(each) - 4} more" if len(each) > 4 else "")
-    lines = []
-    for form, pairs in groups.items():
-        std = math.sqrt(sum((rms * factor) ** 2 for rms, factor in pairs) / len(pairs))
-        lines.append(f"nn.init.normal_({_indexed(form)}, std={format_number(std)})")
-    return f"{'; '.join(lines)}, {format_number(remedy.factors[0])} times as large as now"
+    stds = {form: math.sqrt(sum(size**2 for size in sizes) / len(sizes)) for form, sizes in groups.items()}
+    lines = [f"nn.init.normal_({_indexed(form)}, std={format_number(std)})" for form, std in stds.items()]
+    return "; ".join(lines) + (f", {format_number(remedy.factors[0])} times as large as now" if is_one else "")
+
+
+def _forms(names: Sequence[str]) -> list[str]:
+    """Return for each name the form, with stars for numbers, that it belongs to."""
+    return [next(form for form, _, _ in with_stars(names, names) if _fits(form, name)) for name in names]
+
+
+def _draw_text(remedy: Remedy) -> str:
+    groups = dict(reversed([*zip(_forms(remedy.targets), remedy.factors)]))
+    lines = [f"nn.init.normal_({_indexed(form)}, std={format_number(d)})" for form, d in reversed(groups.items())]
+    more = f" and {len(lines) - FEW} more" if len(lines) > FEW else ""
+    return f"draw each anew: {'; '.join(lines[:FEW])}{more}"
+
+
+def _one_each(remedy: Remedy) -> Iterator[tuple[str, float, float]]:
+    """Yield the first parameter of each form, its mean, and what is added to it."""
+    seen: set[str] = set()
+    for form, mean, delta in zip(_forms(remedy.targets), remedy.rms, remedy.factors):
+        if form not in seen:
+            seen.add(form)
+            yield form, mean, delta
 
 
 def _fits(form: str, name: str) -> bool:
@@ -218,5 +341,22 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
         f"a forget bias of {format_number(remedy.factors[0])}: the second quarter of {_code(remedy.targets)}"
     ),
     "output": lambda remedy: f"remove the factor {format_number(1 / remedy.factors[0])} in {', '.join(remedy.targets)}",
+    "update bias": lambda remedy: (
+        f"a bias of the update gate of {format_number(remedy.factors[0])}: the second third of {_code(remedy.targets)}"
+    ),
     "layer norm": lambda remedy: f"add a LayerNorm before {places(remedy.targets)}",
+    "draw": _draw_text,
+    "padding": lambda remedy: "; ".join(
+        f"nn.init.zeros_({_indexed(name)}[{_indexed(name.rpartition('.')[0])}.padding_idx])" for name in remedy.targets
+    ),
+    "eps": lambda remedy: f"eps={format_number(remedy.factors[0])} in {places(remedy.targets)}",
+    "shift": lambda remedy: "; ".join(
+        f"start {_indexed(name)} from {format_number(mean + delta)} instead of {format_number(mean)} on average"
+        for name, mean, delta in _one_each(remedy)
+    ),
+    "several": lambda remedy: "; ".join(part.text for part in remedy.parts),
+    "zeros": lambda remedy: f"nn.init.zeros_({_code(remedy.targets)})",
+    "standard inputs": lambda remedy: (
+        f"standardize the inputs: (x - {format_number(remedy.factors[0])}) / {format_number(remedy.factors[1])}"
+    ),
 }

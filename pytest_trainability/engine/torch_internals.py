@@ -45,6 +45,7 @@ __all__ = [
     "changed_bases",
     "compiler_is_loaded",
     "convert",
+    "custom_function_of",
     "function_transforms_are_active",
     "hooks_skipped_without_gradient",
     "inputs_of_forward",
@@ -185,6 +186,14 @@ def is_custom(node: Node) -> bool:
     Its class derives from ``BackwardCFunction``, which is exported and not documented.
     """
     return isinstance(node, BackwardCFunction)
+
+
+def custom_function_of(node: Node) -> type[Function] | None:
+    """Return the ``torch.autograd.Function`` that made a node; None for a node of PyTorch's own operators.
+
+    Reads ``_forward_cls`` of the node's class. PyTorch documents no way from a node to its function.
+    """
+    return getattr(type(node), "_forward_cls", None) if is_custom(node) else None
 
 
 def owner_of(tensor: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
-from ..checks.remedies import LARGEST_FACTOR, Remedy, remedies
+from ..checks.remedies import LARGEST_FACTOR, Remedy, remedies, remedies_of_causes
 from ..engine.runs.recipe import ModelSource, Recipe
 from ..measures import MEASURES
 from ..records.estimates import Estimate
@@ -28,6 +28,8 @@ MOST_TRIALS = 4
 """Number of runs of one seed in which the size of a change is adjusted."""
 CLOSE, CLOSE_NATS = 0.05, 0.5
 """Part of the distance to the target that may be left when the adjustment ends, and largest rest in nats."""
+NO_MATTER_OF_VALUES = frozenset({"backward_error", "leaked_targets", "unregistered_parameters", "unused_parameters"})
+"""Measures that no change of initial values or added normalization brings back."""
 MARGIN = 0.2
 """Distance that the target keeps from the ends of the bound, as a part of its width; in nats if it has one end only."""
 
@@ -91,9 +93,14 @@ def find_cures(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judg
 
 def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -> Iterator[Cure]:
     found: list[Remedy] = []
-    for remedy in remedies(seed_runs.factors or ()):
+    if {verdict.measure for verdict in failed} & NO_MATTER_OF_VALUES:
+        return
+    causes = [cause for found_causes in seed_runs.causes.values() for cause in found_causes]
+    for remedy in (*remedies_of_causes(causes), *remedies(seed_runs.factors or ())):
         if any((remedy.kind, {*remedy.targets}) == (other.kind, {*other.targets}) for other in found):
             # Factors by layer, where one for all of them is enough.
+            continue
+        if remedy.kind == "several" and found:
             continue
         # A change that cannot be made or run is no cure: a module that cannot be copied, a layer that refuses another input.
         with suppress(Exception):
@@ -159,10 +166,15 @@ def _adjusted(seed_runs: SeedRuns, remedy: Remedy, target: float) -> Remedy:
         if at_a == at_b:
             break
         exponent = b - (at_b - target) * (b - a) / (at_b - at_a)
-        if not max(abs(math.log(f)) for f in remedy.factors) * abs(exponent) < math.log(LARGEST_FACTOR):
+        if not _size(remedy) * abs(exponent) < math.log(LARGEST_FACTOR):
             break
     best = min(tried, key=lambda pair: abs(pair[1] - target) if math.isfinite(pair[1]) else math.inf)
     return remedy.to_the_power(best[0])
+
+
+def _size(remedy: Remedy) -> float:
+    """Return the logarithm of the largest factor, or the largest shift."""
+    return max(abs(f) if remedy.kind == "shift" else abs(math.log(f)) for f in remedy.factors)
 
 
 def _log_gain(runs: SeedRuns) -> float:
@@ -190,6 +202,41 @@ def _ones(remedy: Remedy, model: nn.Module) -> None:
         _parameter(model, name).fill_(1.0)
 
 
+def _draw(remedy: Remedy, model: nn.Module) -> None:
+    for name, deviation in zip(remedy.targets, remedy.factors):
+        _parameter(model, name).normal_(0.0, deviation)
+
+
+def _padding(remedy: Remedy, model: nn.Module) -> None:
+    for name in remedy.targets:
+        table: Any = model.get_submodule(name.rpartition(".")[0])
+        _parameter(model, name)[table.padding_idx].fill_(0.0)
+
+
+def _eps(remedy: Remedy, model: nn.Module) -> None:
+    for name, eps in zip(remedy.targets, remedy.factors):
+        norm: Any = model.get_submodule(name)
+        if not hasattr(norm, "eps"):
+            msg = f"{name!r} must have an attribute eps. Change the constant where it is written."
+            raise LookupError(msg)
+        norm.eps = eps
+
+
+def _shift(remedy: Remedy, model: nn.Module) -> None:
+    for name, added in zip(remedy.targets, remedy.factors):
+        _parameter(model, name).add_(added)
+
+
+def _several(remedy: Remedy, model: nn.Module) -> None:
+    for part in remedy.parts:
+        _apply(part, model)
+
+
+def _zeros(remedy: Remedy, model: nn.Module) -> None:
+    for name in remedy.targets:
+        _parameter(model, name).fill_(0.0)
+
+
 def _orthogonal_gates(remedy: Remedy, model: nn.Module) -> None:
     for name in remedy.targets:
         for gate in _parameter(model, name).chunk(4):
@@ -199,6 +246,11 @@ def _orthogonal_gates(remedy: Remedy, model: nn.Module) -> None:
 def _forget_bias(remedy: Remedy, model: nn.Module) -> None:
     for name, bias in zip(remedy.targets, remedy.factors):
         _parameter(model, name).chunk(4)[1].fill_(bias)
+
+
+def _update_bias(remedy: Remedy, model: nn.Module) -> None:
+    for name, bias in zip(remedy.targets, remedy.factors):
+        _parameter(model, name).chunk(3)[1].fill_(bias)
 
 
 def _output(remedy: Remedy, model: nn.Module) -> None:
@@ -224,6 +276,18 @@ def _normalized_input(module: nn.Module, args: tuple[Any, ...]) -> Any:
     return (F.layer_norm(x, shape), *args[1:])
 
 
+def _standard_inputs(remedy: Remedy, model: nn.Module) -> None:
+    mean, deviation = remedy.factors
+
+    def one(value: Any) -> Any:
+        return (value - mean) / deviation if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def standardized(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tuple(map(one, args)), {name: one(value) for name, value in kwargs.items()}
+
+    model.register_forward_pre_hook(standardized, with_kwargs=True)
+
+
 def _parameter(model: nn.Module, name: str) -> Tensor:
     found = dict(model.named_parameters(remove_duplicate=False)).get(name)
     if found is None:
@@ -239,4 +303,12 @@ _CHANGES = {
     "forget bias": _forget_bias,
     "output": _output,
     "layer norm": _layer_norm,
+    "standard inputs": _standard_inputs,
+    "zeros": _zeros,
+    "draw": _draw,
+    "several": _several,
+    "padding": _padding,
+    "eps": _eps,
+    "shift": _shift,
+    "update bias": _update_bias,
 }

@@ -10,7 +10,7 @@ from typing import Any
 from ..checks.baselines import BaselineValues, NameSet, Series
 from ..checks.statistics import Level, estimate
 from ..checks.verdicts import Value
-from ..engine.runs.run import Run
+from ..engine.runs.run import Need, Run
 from ..errors import TrainabilityError, UsageError
 from ..measures import Measure
 from ..records.estimates import Estimate, Names, Profile, Spectrum
@@ -25,22 +25,25 @@ _READS = {
 }
 
 
-def read(m: Measure, run: Run, tolerated: type[TrainabilityError] | None) -> Any:
+def read(m: Measure, run: Run, tolerated: type[TrainabilityError] | None, *, presumes: Need[bool] | None = None) -> Any:
     """Return the reading of one measure from one run.
 
     Args:
         m: The measure.
         run: A run with the needs of the measure.
         tolerated: Class of errors that the measure may raise.
+        presumes: Need without which the measure is not read; None for no condition.
 
     Returns:
-        The reading; None if the measure raised a tolerated error.
+        The reading; None if the measure raised a tolerated error, or is not read.
 
     Raises:
         TrainabilityError: The measure raised an error that is not tolerated.
         UsageError: The measure returned something that is not of its kind.
     """
     try:
+        if presumes is not None and not run[presumes]:
+            return None
         found = m.read(run)
     except TrainabilityError as error:
         if tolerated is not None and isinstance(error, tolerated):

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound, BoundLike, as_bound
+from ..checks.diagnosis import vanishing
 from ..checks.initial_values import IN_ROWS
 from ..checks.judged_elements import BY_PARAMETER, COVERAGE, judged_elements, selected_elements, untrained_text
 from ..checks.presets import find_preset
@@ -31,7 +32,7 @@ from .context import Context
 from .cures import Cure, find_cures
 from .initialization import Initialization, verdict_on
 from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
-from .writing import check_record, entry, is_caused_by_growth
+from .writing import DEAD_UNITS, check_record, entry, is_caused_by_growth
 
 __all__ = ["Measurement"]
 
@@ -206,8 +207,10 @@ class Measurement(Attributes):
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
         failed = not all(verdict.holds for verdict in verdicts)
         self._cures = None
-        if failed and self._take_apart(verdicts) and self._shows_cures():
-            self.cures()
+        if failed:
+            self._find_causes(verdicts)
+            if self._shows_cures():
+                self.cures()
         self._report()
         if failed:
             raise TrainabilityFailure(explain(self._to_record(verdicts)))
@@ -368,7 +371,8 @@ class Measurement(Attributes):
         """
         failed = [verdict for verdict in self._verdicts.values() if not verdict.holds and verdict.measure in MEASURES]
         if self._cures is None:
-            self._cures = find_cures(self._seed_runs, failed, self._judge_again) if self._take_apart(failed) else ()
+            self._find_causes(failed)
+            self._cures = find_cures(self._seed_runs, failed, self._judge_again) if failed else ()
         return self._cures
 
     def _shows_cures(self) -> bool:
@@ -387,17 +391,17 @@ class Measurement(Attributes):
     def explain_failure(self) -> None:
         """Report again with the likely cause, after the test has failed by an assertion of its own."""
         verdicts = list(self._verdicts.values())
-        if self._seed_runs.factors is None and self._take_apart(verdicts):
+        if self._seed_runs.factors is None:
+            self._find_causes(verdicts)
             self._report()
 
-    def _take_apart(self, verdicts: Sequence[VerdictRecord]) -> bool:
-        """Find the factors of the steps if growth along the chain can have caused the failure; return whether it can."""
-        log_gain = self._seed_runs.values["log_gain"]
-        assert isinstance(log_gain, Estimate)
-        is_cause = is_caused_by_growth(verdicts, log_gain.mean, self._baseline)
-        if is_cause:
-            self._seed_runs.take_apart()
-        return is_cause
+    def _find_causes(self, verdicts: Sequence[VerdictRecord]) -> None:
+        """Find the factors of the steps if growth along the chain can have caused the failure, and other causes."""
+        self._seed_runs.ask_why(v.measure for v in verdicts if not v.holds and v.measure in MEASURES)
+        if is_caused_by_growth(verdicts, self._seed_runs, self._baseline):
+            blocked = vanishing(self._seed_runs.take_apart())
+            if blocked is not None and blocked.kind in {"entrywise", "other"}:
+                self._seed_runs.ask_why([DEAD_UNITS])
 
     def _report(self) -> None:
         """Report the values and verdicts so far to the session."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from statistics import fmean
@@ -26,6 +26,7 @@ from ..errors import InapplicableError, TrainabilityError, UsageError
 from ..init.description import ModelDescription
 from ..measures import MEASURES, Measure, companion_of
 from ..measures.parameters.initial_values import DESCRIPTION
+from ..records.causes import CauseRecord
 from ..records.factors import FactorRecord
 from ..records.gradient_classes import GradientClasses
 from .readings import assemble, read
@@ -80,6 +81,8 @@ class SeedRuns:
         """What baselines record beyond measures: the value of each seed, by the name of the need."""
         self.factors: tuple[FactorRecord, ...] | None = None
         """Factors of the steps on one seed, in program order; none if they cannot be found, None before they are asked for."""
+        self.causes: dict[str, tuple[CauseRecord, ...]] = {}
+        """Why bounds do not hold, by the name of the measure that was asked."""
 
     @property
     def common(self) -> Ensemble:
@@ -222,6 +225,30 @@ class SeedRuns:
                 self.factors = reading[FACTORS.name]
         return self.factors
 
+    def ask_why(self, names: Iterable[str]) -> None:
+        """Find out why the bounds of measures do not hold, in one more run of the seed whose log gain is typical.
+
+        Measures that explain nothing are left out. Where a cause cannot be found, for whatever reason, there is none.
+
+        Args:
+            names: Names of measures whose bounds do not hold.
+        """
+        asked = {name: need for name in names if (need := MEASURES[name].explained_by) is not None}
+        asked = {name: need for name, need in asked.items() if name not in self.causes}
+        self.causes.update(dict.fromkeys(asked, ()))
+        if not asked:
+            return
+        with suppress(Exception):
+            self._refuse_changed("the cause is found in another run", "Measure again.")
+            (reading,) = ensemble(
+                self.recipe,
+                (self.typical_seed(),),
+                set(asked.values()),
+                lambda run: {name: _causes(run, need) for name, need in asked.items()},
+                known=self._ensemble,
+            ).readings
+            self.causes.update(reading)
+
     def typical_seed(self) -> int:
         """Return the first seed without a finite log gain, else the one whose log gain is nearest to the mean."""
         gains = dict(zip(self.common.seeds, self.readings["log_gain"]))
@@ -255,10 +282,12 @@ class SeedRuns:
         described: bool = False,
     ) -> Ensemble:
         began = time.perf_counter()
-        needs = frozenset().union(*(m.needs for m in wanted))
+        # A preset asks only models that are meant to satisfy its bound.
+        presumed = {m.name: m.presumes for m in wanted if m.presumes is not None and m.name in tolerated}
+        needs = frozenset().union(*(m.needs for m in wanted if m.name not in presumed), presumed.values())
 
         def read_all(run: Run) -> dict[str, Any]:
-            found = {m.name: read(m, run, tolerated.get(m.name)) for m in wanted}
+            found = {m.name: read(m, run, tolerated.get(m.name), presumes=presumed.get(m.name)) for m in wanted}
             for need in RECORDED if described else ():
                 with suppress(TrainabilityError):
                     found[need.name] = run[need]
@@ -309,6 +338,12 @@ class SeedRuns:
     def _assemble(self, measures: Sequence[Measure]) -> None:
         measures = [self.with_unit_of_chain(m) for m in measures]
         self.values.update({m.name: assemble(m, self.readings[m.name], self.level) for m in measures})
+
+
+def _causes(run: Run, need: Need[tuple[CauseRecord, ...]]) -> tuple[CauseRecord, ...]:
+    with suppress(TrainabilityError):
+        return run[need]
+    return ()
 
 
 def tolerated_by(bounds: Mapping[str, Bound]) -> Tolerated:

@@ -31,8 +31,10 @@ from .context import Context
 from .readings import recorded
 from .seed_runs import SeedRuns
 
-__all__ = ["check_record", "entry", "is_caused_by_growth"]
+__all__ = ["DEAD_UNITS", "check_record", "entry", "is_caused_by_growth"]
 
+DEAD_UNITS = "dead_fraction"
+"""Measure that is asked for the cause where a function of each entry passes no gradient."""
 NOTEWORTHY = 5.0
 """Absolute log gain, in nats, from which a record without verdicts names a likely cause: the test may fail by a plain assert."""
 
@@ -114,7 +116,8 @@ def check_record(
     common, values = seed_runs.common, seed_runs.values
     log_gain, growth_rate = cast("Estimate", values["log_gain"]), cast("Profile", values["growth_rate"])
     growth = tuple(element.mean for element in growth_rate.values())
-    about_growth = is_caused_by_growth(verdicts, log_gain.mean, baseline)
+    about_growth = is_caused_by_growth(verdicts, seed_runs, baseline)
+    failed = [verdict.measure for verdict in verdicts if not verdict.holds]
     nonfinite = tuple(cast("Names", values.get("nonfinite", ())))
     of_gradients = tuple(_remarks_on_gradients(seed_runs, bounded))
     # Biases that a softmax or a normalization cancels are in most transformers, and nothing can be done about them.
@@ -140,7 +143,7 @@ def check_record(
         growth=growth,
         verdicts=tuple(verdicts),
         leaves_band=_leaves_band(seed_runs, verdicts, growth, tuple(growth_rate)),
-        cause=_cause(seed_runs, growth_rate, nonfinite, about_growth=about_growth),
+        cause=_cause(seed_runs, growth_rate, nonfinite, failed, about_growth=about_growth),
         cures=tuple(cures),
         notes=(*common.notes, *of_gradients) if are_harmless else common.notes,
         cautions=tuple(_cautions(seed_runs, () if are_harmless else of_gradients)),
@@ -162,9 +165,9 @@ def _lists(seed_runs: SeedRuns) -> Iterator[tuple[str, ...]]:
 
 
 def _cause(
-    seed_runs: SeedRuns, growth_rate: Profile, nonfinite: Sequence[str], *, about_growth: bool
+    seed_runs: SeedRuns, growth_rate: Profile, nonfinite: Sequence[str], failed: Sequence[str], *, about_growth: bool
 ) -> tuple[str, ...]:
-    """Return lines on the likely cause: the first value that is not finite, then growth along the chain.
+    """Return lines on the likely cause: the first value that is not finite, growth along the chain, then other causes.
 
     An output or a loss that is not finite comes first, unless a value before it is known not to be.
 
@@ -172,6 +175,7 @@ def _cause(
         seed_runs: Runs of all seeds.
         growth_rate: Growth rate of each step.
         nonfinite: The names of the measure ``nonfinite``; empty if it was not read.
+        failed: Names of the measures whose bounds do not hold.
         about_growth: Whether growth along the chain can have caused the failure.
     """
     common = seed_runs.common
@@ -181,17 +185,25 @@ def _cause(
     if about_growth or (before and at_end):
         growth = [element.mean for element in growth_rate.values()]
         of_growth = diagnose(growth, tuple(growth_rate), seed_runs.factors or (), before, along=common.along)
-    return tuple(of_growth) if before else (*at_end, *of_growth)
+    if before:
+        return tuple(of_growth)
+    asked = dict.fromkeys((*failed, *([DEAD_UNITS] if of_growth else ())))
+    causes = [cause for name in asked for cause in seed_runs.causes.get(name, ()) if cause.text]
+    first, others = ([cause.text for cause in causes if cause.is_first is now] for now in (True, False))
+    return tuple(dict.fromkeys([*at_end, *(() if at_end else first), *of_growth, *(() if at_end else others)]))
 
 
-def is_caused_by_growth(verdicts: Sequence[VerdictRecord], log_gain: float, baseline: BaselineRecord | None) -> bool:
+def is_caused_by_growth(
+    verdicts: Sequence[VerdictRecord], seed_runs: SeedRuns, baseline: BaselineRecord | None
+) -> bool:
     """Return whether growth along the chain can have caused a failure.
 
     Args:
         verdicts: The verdicts. Without any, the test may fail by a plain assertion.
-        log_gain: Log gain of the chain, nats.
+        seed_runs: Runs that have read ``log_gain``.
         baseline: Result of the comparison with the baseline, if there was one.
     """
+    log_gain = cast("Estimate", seed_runs.values["log_gain"]).mean
     if baseline is not None and all(verdict.holds for verdict in verdicts):
         # The failure, if any, is a change from the baseline.
         return False
@@ -199,7 +211,8 @@ def is_caused_by_growth(verdicts: Sequence[VerdictRecord], log_gain: float, base
         failed = [verdict for verdict in verdicts if not verdict.holds]
         # The verdict on an initialization contract is that of no measure.
         of_measures = [(v, MEASURES[v.measure]) for v in failed if v.measure in MEASURES]
-        return any(is_about_growth(v, m.explained_by_growth, log_gain) for v, m in of_measures)
+        of_states = any(cause.is_growth for v in failed for cause in seed_runs.causes.get(v.measure, ()))
+        return of_states or any(is_about_growth(v, m.explained_by_growth, log_gain) for v, m in of_measures)
     return not abs(log_gain) < NOTEWORTHY
 
 

@@ -40,6 +40,7 @@ class Attributes:
         causal_leak: Profile
         effective_rank: Profile
         largest_value: Profile
+        leaked_targets: Names
         mode_gap: Profile
         order_blindness: Estimate
         expert_usage: Profile

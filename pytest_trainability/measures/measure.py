@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from ..engine.runs.run import Need, Run, Stage
 from ..errors import UsageError
+from ..records.causes import CauseRecord
 
 __all__ = ["Along", "ExplainedByGrowth", "Kind", "Measure", "Reading", "Scale", "ZeroByDesign", "declare"]
 
@@ -50,9 +51,16 @@ class Measure:
         recorded: Chains, ``"depth"`` or ``"time"``, for which every baseline holds this measure, bounded or not.
         if_empty: Why a profile or spectrum has no element, for the report of a bound that has nothing to judge: a sentence
             without a full stop. Empty, the default, for no reason, or for frozen parameters where elements are parameters.
+        presumes: Need that says whether the model is meant to satisfy a bound: a preset bounds the measure only then, and a bound
+            of the user in any case. All other needs must have the stage ``RERUN``, and are not computed if it is False. None, the
+            default, for a measure that presets ask of every model.
+        explained_by: Need that explains a value outside of its bound: a tuple of
+            :class:`~pytest_trainability.records.causes.CauseRecord`, from one more run after a failure. None, the default, for no
+            explanation.
 
     Raises:
-        UsageError: An argument is not one of the values above, or ``zero_by_design`` is set for another kind than a profile.
+        UsageError: An argument is not one of the values above, ``zero_by_design`` is set for another kind than a profile, or
+            ``presumes`` for needs of an earlier stage than ``RERUN``.
     """
 
     name: str
@@ -68,6 +76,8 @@ class Measure:
     measured_with: str = ""
     recorded: frozenset[Along] = frozenset()
     if_empty: str = ""
+    presumes: Need[bool] | None = None
+    explained_by: Need[tuple[CauseRecord, ...]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "needs", frozenset(self.needs))
@@ -87,6 +97,9 @@ class Measure:
                 f"Measure {self.name!r}: zero_by_design needs kind='profile', whose elements are parameters or steps. "
                 f"Got kind={self.kind!r}."
             )
+            raise UsageError(msg)
+        if self.presumes is not None and any(need.stage is not Stage.RERUN for need in self.needs):
+            msg = f"Measure {self.name!r}: presumes requires that all needs have the stage RERUN."
             raise UsageError(msg)
 
     @property
@@ -115,6 +128,8 @@ def declare(
     measured_with: str = "",
     recorded: Collection[Along] = (),
     if_empty: str = "",
+    presumes: Need[bool] | None = None,
+    explained_by: Need[tuple[CauseRecord, ...]] | None = None,
 ) -> Callable[[Callable[[Run], Reading]], Measure]:
     """Return a decorator that turns a function of a run into a measure with the function's name.
 
@@ -148,6 +163,8 @@ def declare(
             measured_with=measured_with,
             recorded=frozenset(recorded),
             if_empty=if_empty,
+            presumes=presumes,
+            explained_by=explained_by,
         )
 
     return declared

@@ -48,6 +48,10 @@ class FactorRecord:
     """Whether the module does nothing else to the signal."""
     parameters: tuple[str, ...] = ()
     """Names of the parameters that the operations read."""
+    parameter_means: tuple[float, ...] = ()
+    """Mean of each of them."""
+    zero_parameters: tuple[str, ...] = ()
+    """Trained parameters of the model that are zero and no biases, among those whose names differ from these by numbers only."""
     weight: str = ""
     """Name of the weight that the signal is multiplied with, or of the gain of a normalization; empty for other kinds."""
     weight_rms: float = math.nan
@@ -55,7 +59,7 @@ class FactorRecord:
     fan_in: int = 0
     """Number of inputs of one unit of the weight."""
     forget_bias: float = math.nan
-    """Mean bias of an LSTM's forget gate; NaN for other modules."""
+    """Mean bias of an LSTM's forget gate, or of a GRU's update gate; NaN for other modules."""
     slopes: SlopeRecord | None = None
     """Slopes of a function of each entry."""
     group_size: int = 0

@@ -5,6 +5,8 @@ The faults are those of ``tests/faults.py``, each made by one argument of a buil
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from faults import FAULTS, measured
 
@@ -52,3 +54,31 @@ def test_shares_add_up_to_the_log_gain(number: int) -> None:
     factors = result._seed_runs.take_apart()
     # float32: a few units in the last place for each factor, whose logarithms are of order one.
     assert sum(factor.gain for factor in factors) == pytest.approx(result.log_gain.mean, abs=1e-6 * len(factors))
+
+
+# Number of the fault: what the report of the preset must say, and how a cure must begin.
+OF_PRESETS: dict[int, tuple[str, str]] = {
+    7: (
+        "constant weights: all entries of 0.weight (and 7 more) are equal",
+        "draw each anew: nn.init.normal_(model[i].weight",
+    ),
+    8: ("reads values of mean -1 and deviation", "nn.init.zeros_(model[i].bias)"),
+    10: ("the inputs have rms 14", "standardize the inputs: (x - 12"),
+    14: ("the module was copied after it was drawn", "draw each anew: nn.init.normal_(encoder.layers[i].self_attn"),
+    20: ("positions.weight and embedding.weight has rms 30", "nn.init.normal_(positions.weight, std=1)"),
+    31: ("*.inner (24), *.outer (24): run, but their results reach the loss without a gradient", ""),
+    36: ("see layers.0.feed_forward.router.bias", "nn.init.zeros_(layers[i].feed_forward.router.bias)"),
+}
+
+
+@pytest.mark.parametrize("number", OF_PRESETS)
+def test_the_cause_and_the_cure_of_what_a_preset_finds(number: int) -> None:
+    says, begins = OF_PRESETS[number]
+    fault = BY_NUMBER[number]
+    result = measured(fault, range(2))
+    with pytest.raises(TrainabilityFailure) as raised:
+        result.check(preset=fault.family)
+    text = " ".join(str(raised.value).split())
+    assert says in text[text.index("likely cause") :]
+    assert [cure.text.startswith(begins) for cure in result.cures()][:1] == ([True] if begins else [])
+    assert all(not math.isnan(cure.after) for cure in result.cures())

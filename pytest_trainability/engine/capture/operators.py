@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 
 from ..torch_internals import node_name
 
-__all__ = ["CONVOLUTIONS", "ENTRYWISE", "KERNELS", "LAYOUTS", "MOVES", "TRANSPOSES", "operator_name"]
+__all__ = ["CONVOLUTIONS", "ENTRYWISE", "KERNELS", "LAYOUTS", "MOVES", "PRODUCTS", "TRANSPOSES", "operator_name"]
 
 
 TRANSPOSES = frozenset({"T", "Transpose", "Permute", "Movedim"})
@@ -27,6 +27,8 @@ CONVOLUTIONS = frozenset(
     {"Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution", "SlowConv2D"}
 )
 """Operators that convolve, on any device."""
+PRODUCTS = CONVOLUTIONS | {"Addmm", "Mm", "Bmm", "Baddbmm", "Addbmm", "Mv", "Dot", "Linear", "MkldnnLinear"}
+"""Operators that multiply two tensors and sum."""
 
 ENTRYWISE = frozenset(
     {"Add", "Sub", "Rsub", "Mul", "Div", "Addcmul", "Where", "MaskedFill", "Cat", "Stack"}

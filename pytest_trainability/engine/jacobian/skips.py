@@ -7,9 +7,9 @@ from dataclasses import replace
 from ..capture.chain import Chain
 from .qr_sweep import QRSweep, qr_sweep
 from .trajectories import Trajectories
-from .vjp import random_cotangents
+from .vjp import pull_back, random_cotangents
 
-__all__ = ["log_gain_without_skips"]
+__all__ = ["log_gain_without_skips", "vanishes_without_skips"]
 
 
 def log_gain_without_skips(trajectories: Trajectories, sweep: QRSweep | None, seed: int) -> tuple[float, float] | None:
@@ -33,6 +33,22 @@ def log_gain_without_skips(trajectories: Trajectories, sweep: QRSweep | None, se
         return None
     with_skips = float(sweep.sums().mean()) if sweep is not None else _log_gain(trajectories, seed)
     return with_skips, _log_gain(replace(trajectories, chain=without), seed)
+
+
+def vanishes_without_skips(trajectories: Trajectories, seed: int) -> int | None:
+    """Return the number of the step that passes nothing of a random cotangent once skips are left out; None if there is none.
+
+    Args:
+        trajectories: The chain and its trajectories.
+        seed: Seed of the cotangent.
+    """
+    chain = _without_skips(trajectories.chain)
+    columns = random_cotangents(chain, 1, seed)
+    for index in range(len(chain), 0, -1):
+        columns = pull_back(chain, index, columns)
+        if not any(column is not None and bool(column.any()) for column in columns):
+            return index
+    return None
 
 
 def _without_skips(chain: Chain) -> Chain:

@@ -16,7 +16,7 @@ from ..linalg.norms import norm
 from .objective import functional, trainable_parameters
 from .run import Need, Run, Stage
 
-__all__ = ["OPERATIONS", "PARAMETER_GRADIENTS", "STATE_RMS", "SquareSums"]
+__all__ = ["OPERATIONS", "PARAMETER_GRADIENTS", "STATE_RMS", "SquareSums", "grows_by"]
 
 
 def _parameter_gradients(run: Run) -> dict[str, Tensor | None]:
@@ -70,3 +70,14 @@ OPERATIONS: Need[dict[str, tuple[str, ...]]] = Need(
     "operations of the steps", lambda run: operations_by_step(run.capture, run.graph, run.chain)
 )
 """Names of the operations that the signal passes, by step. No measure reads them, but baselines record them."""
+
+
+def grows_by(run: Run) -> float:
+    """Return the logarithm of the RMS of the last state over that of the first one; NaN if one is unknown or zero.
+
+    Args:
+        run: A run with the need :data:`STATE_RMS`.
+    """
+    first, *_, last = run.chain.cut.states
+    sizes = [run[STATE_RMS].root_mean_square(state) for state in (first, last)]
+    return math.log(sizes[1] / sizes[0]) if all(size > 0 for size in sizes) else math.nan

@@ -13,17 +13,18 @@ from torch.autograd.graph import Node
 
 from ...errors import InapplicableError
 from ...records.factors import FactorKind, FactorRecord, SlopeRecord
+from ...records.names import template
 from ..capture.factors import factorized
-from ..capture.operators import CONVOLUTIONS, MOVES, operator_name
-from ..capture.recorder import Call, Edge
+from ..capture.operators import MOVES, PRODUCTS, operator_name
+from ..capture.products import fan_in, leaves_read, root_mean_square
+from ..capture.recorder import Call
 from ..jacobian.factor_gains import FactorGain, factor_gains
 from ..jacobian.vjp import random_cotangents
-from ..torch_internals import leaf_of, output_metadata, saved
+from ..torch_internals import output_metadata, saved
 from .run import Need, Run
 
 __all__ = ["FACTORS"]
 
-_PRODUCTS = CONVOLUTIONS | {"Addmm", "Mm", "Bmm", "Baddbmm", "Addbmm", "Mv", "Dot", "Linear", "MkldnnLinear"}
 _ATTENTION = ("ScaledDotProduct", "Softmax", "FlashAttention")
 _ROOTS = {"Rsqrt", "Sqrt", "Std", "Var", "LinalgVectorNorm", "Norm", "StdMean", "VarMean"}
 """Operators of a normalization that is written by hand."""
@@ -65,32 +66,40 @@ class _Description:
             found.step,
             "" if module is None else module.path,
             type(self.run.capture.model if module is None else module.module).__name__,
-            _kind(found, operations, has_weight=weight is not None),
+            "gated" if _is_gated(module, operations) else _kind(found, operations, has_weight=weight is not None),
             operations,
             found.gain,
             module is not None and self._is_whole(module, nodes),
             tuple(self._names[id(p)] for p in parameters if id(p) in self._names),
+            tuple(_mean(p) for p in parameters if id(p) in self._names),
+            tuple(self._zeros([self._names[id(p)] for p in parameters if id(p) in self._names])),
             branches=tuple(tuple(map(self.record, branch.factors)) for branch in found.branches),
             branch_gains=tuple(branch.gain for branch in found.branches),
             slopes=None if found.slopes is None else _slope_record(found.slopes),
         )
         if record.kind in {"weights", "gated"} and weight is not None:
-            found_inputs = _fan_in(weight, found.factor.inputs)
+            found_inputs = fan_in(weight, found.factor.inputs)
             return replace(self._with_weight(record, weight), fan_in=found_inputs, forget_bias=_forget_bias(module))
         if record.kind == "normalization":
             return _with_normalization(self._with_weight(record, *parameters[:1]), nodes)
         return record
 
+    def _zeros(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield the trained parameters that are zero and have the same place in their module as one of these."""
+        forms = {template(name) for name in names}
+        for name, parameter in self.run.capture.model.named_parameters():
+            may_be_zero = "bias" in name.rpartition(".")[2] or not parameter.requires_grad
+            if template(name) in forms and not may_be_zero and not bool(parameter.detach().any()):
+                yield name
+
     def _with_weight(self, record: FactorRecord, weight: Tensor | None = None) -> FactorRecord:
         """Return the record with the name of a parameter and its root mean square."""
         if weight is None:
             return record
-        values = weight.detach()
-        square = float((values.abs() if values.is_complex() else values).double().square().mean())
         return replace(
             record,
             weight=self._names.get(id(weight), ""),
-            weight_rms=math.sqrt(square),
+            weight_rms=root_mean_square(weight),
         )
 
     def _performed_by(self, nodes: Iterable[Node]) -> Call | None:
@@ -107,24 +116,14 @@ class _Description:
 
     def _weight(self, nodes: Iterable[Node], parameters: Sequence[Tensor]) -> Tensor | None:
         """Return the first weight that a product reads, else the largest one; None if there is none."""
-        products = (node for node in nodes if operator_name(node) in _PRODUCTS)
+        products = (node for node in nodes if operator_name(node) in PRODUCTS)
         of_products = (p for node in products for p in self._read_by([node]) if p.dim() >= 2)
         others = sorted((p for p in parameters if p.dim() >= 2), key=lambda p: -p.numel())
         return next(chain(of_products, others), None)
 
     def _read_by(self, nodes: Iterable[Node]) -> Iterator[Tensor]:
-        """Yield the leaves that operations read from outside of the signal, such as a weight behind a transposition."""
-        pending = [edge[0] for node in nodes for edge in self.run.graph.reads[node] if edge[0] not in self._signal]
-        seen: set[Node] = set()
-        while pending:
-            node = pending.pop(0)
-            if node in seen:
-                continue
-            seen.add(node)
-            leaf = leaf_of(node)
-            if leaf is not None:
-                yield leaf
-            pending += [edge[0] for edge in self.run.graph.reads[node] if edge[0] not in self._signal]
+        """Yield the leaves that operations read from outside of the signal."""
+        return leaves_read(self.run.graph, self._signal, nodes)
 
     @cached_property
     def _signal(self) -> set[Node]:
@@ -132,40 +131,46 @@ class _Description:
         return self.run.graph.downstream(first) | {node for node, _ in first}
 
 
+def _mean(values: Tensor) -> float:
+    """Return the mean of a parameter; NaN if it is complex."""
+    return math.nan if values.is_complex() else float(values.detach().double().mean())
+
+
+def _is_gated(call: Call | None, operations: tuple[str, ...]) -> bool:
+    """Return whether a factor is a time step of a GRU, whose result is a sum of two paths."""
+    return call is not None and isinstance(call.module, (nn.GRU, nn.GRUCell)) and "Sigmoid" in operations
+
+
 def _kind(found: FactorGain, operations: tuple[str, ...], *, has_weight: bool) -> FactorKind:
     if set(operations) <= MOVES:
         return "layout"
     if any("Norm" in name and name not in _ROOTS for name in operations) and not found.branches:
         return "normalization"
+    # A recurrence that starts from a multiple of the identity acts on each entry alone, and is a product all the same.
+    if has_weight and len(set(operations) - MOVES) == 1 and PRODUCTS & set(operations):
+        return "weights"
     if found.slopes is not None:
         return "entrywise"
-    if has_weight and len(set(operations) - MOVES) == 1 and _PRODUCTS & set(operations):
-        return "weights"
     if found.branches:
         return "parallel"
     if any(name.startswith(_ATTENTION) for name in operations):
         return "attention"
-    if _ROOTS & set(operations) and not _PRODUCTS & set(operations):
+    if _ROOTS & set(operations) and not PRODUCTS & set(operations):
         return "normalization"
     return "gated" if has_weight and "Sigmoid" in operations else "other"
 
 
-def _fan_in(weight: Tensor, inputs: Sequence[Edge]) -> int:
-    """Return the number of inputs of one unit. A matrix may be stored the other way round, as in the GPT-2 of transformers."""
-    first, *rest = weight.shape
-    widths = {tuple(output_metadata(node)[number].shape)[-1:] for node, number in inputs}
-    if len(rest) == 1 and widths == {(first,)}:
-        return int(first)
-    return math.prod(rest)
-
-
 def _forget_bias(call: Call | None) -> float:
-    """Return the mean over units of an LSTM's forget bias, the sum of ``bias_ih`` and ``bias_hh``; NaN for other modules."""
+    """Return the mean over units of the bias of the gate that keeps a state, the sum of ``bias_ih`` and ``bias_hh``.
+
+    It is the forget gate of an LSTM and the update gate of a GRU; NaN for other modules.
+    """
     module = None if call is None else call.module
-    if not isinstance(module, (nn.LSTM, nn.LSTMCell)) or not module.bias:
+    if not isinstance(module, (nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell)) or not module.bias:
         return math.nan
+    gates = 4 if isinstance(module, (nn.LSTM, nn.LSTMCell)) else 3
     biases = [p.detach() for path, p in module.named_parameters() if path.startswith("bias_")]
-    return sum(float(p.chunk(4)[1].float().mean()) for p in biases) / (len(biases) / 2)
+    return sum(float(p.chunk(gates)[1].float().mean()) for p in biases) / (len(biases) / 2)
 
 
 def _slope_record(slopes: Tensor) -> SlopeRecord:

@@ -13,15 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
 
+from ...engine.capture.chain import dependent_nodes
 from ...engine.capture.function_mode import FunctionObserver, numbered
-from ...engine.capture.recorder import Recorder
+from ...engine.capture.products import Product, nearest_products, root_mean_square
+from ...engine.capture.recorder import Edge, Recorder, edge_of
 from ...engine.capture.results import opened_attention
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import WeakTensorKeyDictionary, without_torch_functions
-from ...engine.trees import tensors_in
+from ...engine.trees import carries_gradient, tensors_in
+from ...records.causes import CauseRecord
+from ...records.text import format_number
 from ..measure import declare
 
-__all__ = ["ATTENTION_ENTROPIES", "ATTENTION_LOGITS", "Entropy", "entropy_of"]
+__all__ = ["ATTENTION_CAUSES", "ATTENTION_ENTROPIES", "ATTENTION_LOGITS", "Entropy", "entropy_of"]
 
 
 AT_ONCE = 2**23
@@ -213,8 +217,10 @@ class _Attentions(FunctionObserver):
             return
         entropy = Entropy(self.path)
         with _without_graph(query):
-            _add_fused(entropy, _operands(*args, **kwargs))
+            operands = _operands(*args, **kwargs)
+            _add_fused(entropy, operands)
         self.found.append(entropy)
+        self.observe_fused_operands(entropy, query, args[1] if len(args) > 1 else kwargs["key"], operands)
 
     def _observe_softmax(self, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Tensor) -> None:
         scores = args[0] if args else kwargs["input"]
@@ -222,6 +228,7 @@ class _Attentions(FunctionObserver):
         if scores in self._scores and scores.dim() >= 3 and dim in {-1, scores.dim() - 1}:
             with _without_graph(scores):
                 self._weights[weights] = entropy_of(self.path, scores)
+            self.observe_scores(self._weights[weights], scores, self._scores[scores])
 
     def _follow(self, name: str, operands: Sequence[Tensor], result: Tensor) -> None:
         if name in _PRODUCTS:
@@ -229,13 +236,24 @@ class _Attentions(FunctionObserver):
                 if operand in self._weights and self._weights[operand] not in self.found:
                     self.found.append(self._weights[operand])
             if result.dim() >= 3 and not any(isinstance(operand, nn.Parameter) for operand in operands):
-                self._scores[result] = True
+                self._scores[result] = self.operands_of_product(operands)
         elif name not in _BREAKING:
             for table in (self._scores, self._weights):
                 for operand in operands if len(table) else ():
                     if operand in table and (operand.numel() == result.numel() or name in _PIECEWISE):
                         table[result] = table[operand]
                         break
+
+    # Attention is explained by a subclass, in a run of its own after a failure.
+    def operands_of_product(self, operands: Sequence[Tensor]) -> Any:
+        """Return what is to be known about the operands of a product that may give scores."""
+        return True
+
+    def observe_scores(self, entropy: Entropy, scores: Tensor, product: Any) -> None:
+        """Observe the scores of attention in plain operations, and what is known about their product."""
+
+    def observe_fused_operands(self, entropy: Entropy, query: Tensor, key: Tensor, operands: _Operands) -> None:
+        """Observe the operands of fused attention, as they are given and as they are multiplied."""
 
 
 @contextmanager
@@ -267,7 +285,108 @@ ATTENTION_LOGITS = Need("attention logits", _logits, instruments=(_Attentions,))
 order."""
 
 
-@declare("profile", needs=[ATTENTION_ENTROPIES], tolerance=0.05)
+# Causes -----------------------------------------------------------------------------------------------------------
+SHARP = 2.0
+"""Standard deviation of logits from which on attention is explained. That of standard queries and keys is 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Logits:
+    """Where the logits of one attention come from."""
+
+    path: str
+    deviation: float
+    """Standard deviation over the keys of a query."""
+    query_rms: float
+    key_rms: float
+    width: int
+    """Number of features of a query."""
+    query: Edge
+    key: Edge
+
+    @property
+    def scale(self) -> float:
+        """What the products of queries and keys are multiplied by, if these are independent."""
+        return self.deviation / (self.query_rms * self.key_rms * math.sqrt(self.width))
+
+
+class _ExplainedAttentions(_Attentions):
+    """Observes attention, and the sizes of queries, keys and logits."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(recorder)
+        self.logits: list[_Logits] = []
+
+    def operands_of_product(self, operands: Sequence[Tensor]) -> Any:
+        carrying = [tensor for tensor in operands if carries_gradient(tensor)]
+        if len(carrying) != 2:
+            return None
+        sizes = tuple(root_mean_square(tensor) for tensor in carrying)
+        return (*sizes, carrying[0].shape[-1], *map(edge_of, carrying))
+
+    def observe_scores(self, entropy: Entropy, scores: Tensor, product: Any) -> None:
+        if product is not None:
+            self._add(entropy.path, scores.detach(), *product)
+
+    def observe_fused_operands(self, entropy: Entropy, query: Tensor, key: Tensor, operands: _Operands) -> None:
+        if carries_gradient(query) and carries_gradient(key):
+            scores = operands.query[:1].double() @ operands.key[:1].double().transpose(-2, -1)
+            sizes = root_mean_square(query), root_mean_square(key)
+            self._add(entropy.path, scores, *sizes, query.shape[-1], edge_of(query), edge_of(key))
+
+    def _add(self, path: str, scores: Tensor, query: float, key: float, width: int, *edges: Edge) -> None:
+        values = scores.double().masked_fill(_masked(scores), math.nan)
+        spread = values - values.nanmean(dim=-1, keepdim=True)
+        deviation = math.sqrt(float(spread.square().nanmean()))
+        self.logits.append(_Logits(path, deviation, query, key, width, *edges))
+
+
+def _attention_causes(run: Run) -> tuple[CauseRecord, ...]:
+    logits: list[_Logits] = run.capture.watched[_ExplainedAttentions].logits
+    sharp = [found for found in logits if found.deviation > SHARP and found.query_rms * found.key_rms > 0]
+    return (_attention_cause(run, sharp),) if sharp else ()
+
+
+def _attention_cause(run: Run, sharp: Sequence[_Logits]) -> CauseRecord:
+    names = {id(p): name for name, p in run.capture.model.named_parameters(remove_duplicate=False)}
+    signal = dependent_nodes(run.capture, run.graph)
+    factors: dict[str, tuple[float, Product]] = {}
+    for logits in sharp:
+        for node, _ in (logits.query, logits.key):
+            product = next(nearest_products(run.graph, signal, node), None)
+            if product is not None and id(product.weight) in names:
+                factors[names[id(product.weight)]] = logits.deviation**-0.5, product
+    first = max(sharp, key=lambda logits: logits.deviation)
+    root = math.sqrt(first.width)
+    deviation = format_number(first.deviation)
+    text = f"the softmax of {first.path} is saturated, by logits of deviation {deviation}, where 1 is usual: "
+    is_scaled = any(product.behind & {"Mul", "Div"} for _, product in factors.values())
+    if first.scale > 2 / root and not is_scaled:
+        text += (
+            f"the products of queries and keys are not divided by √{first.width} = {format_number(root)}, but multiplied by "
+            f"about {format_number(first.scale)}"
+        )
+    else:
+        text += "queries and keys have rms " + " and ".join(map(format_number, (first.query_rms, first.key_rms)))
+        products = list(factors.items())[:1]
+        text += "".join(f"; {name} has {_size(product)}" for name, (_, product) in products)
+    scales = tuple(factor for factor, _ in factors.values())
+    return CauseRecord(text, tuple(factors), scales, tuple(root_mean_square(p.weight) for _, p in factors.values()))
+
+
+def _size(product: Product) -> str:
+    rms = root_mean_square(product.weight)
+    gain = format_number(rms * math.sqrt(product.fan_in))
+    return f"rms {format_number(rms)} over {product.fan_in} inputs, a gain of {gain}"
+
+
+ATTENTION_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
+    "causes of saturated attention", _attention_causes, instruments=(_ExplainedAttentions,)
+)
+"""Whether a missing scale, or the weights of queries and keys, saturate the softmax of attention."""
+
+
+@declare("profile", needs=[ATTENTION_ENTROPIES], tolerance=0.05, explained_by=ATTENTION_CAUSES)
 def attention_entropy(run: Run) -> dict[str, float]:
     """Return ``-Σ_j p_j ln p_j / ln n`` of each attention's weights, averaged over queries, heads and samples.
 
@@ -291,7 +410,7 @@ def attention_entropy(run: Run) -> dict[str, float]:
     return run[ATTENTION_ENTROPIES]
 
 
-@declare("profile", scale="log", needs=[ATTENTION_LOGITS], tolerance=0.3)
+@declare("profile", scale="log", needs=[ATTENTION_LOGITS], tolerance=0.3, explained_by=ATTENTION_CAUSES)
 def attention_logit_max(run: Run) -> dict[str, float]:
     """Return ``max |s_ij|`` of each attention, where ``softmax(s)`` are its weights, over queries, keys, heads and samples.
 

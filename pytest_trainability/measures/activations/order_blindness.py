@@ -15,6 +15,7 @@ from ...engine.runs.run import Need, Run, Stage
 from ...engine.trees import is_float, map_tensors, tensors_in
 from ...errors import InapplicableError
 from ..measure import declare
+from .token_targets import UNORDERED_MODEL
 
 __all__ = ["ORDER_BLINDNESS", "cycle", "with_patches_moved"]
 
@@ -127,7 +128,7 @@ ORDER_BLINDNESS: Need[float] = Need("order blindness", _order_blindness, Stage.R
 """The value of ``order_blindness``."""
 
 
-@declare("scalar", needs=[ORDER_BLINDNESS], tolerance=0.05)
+@declare("scalar", needs=[ORDER_BLINDNESS], tolerance=0.05, presumes=UNORDERED_MODEL)
 def order_blindness(run: Run) -> float:
     """Return how little the output changes when the positions of the input change places.
 

@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...engine.capture.chain import dependent_nodes
 from ...engine.capture.function_mode import FunctionObserver, numbered
-from ...engine.capture.recorder import Recorder
+from ...engine.capture.products import nearest_products
+from ...engine.capture.recorder import Edge, Recorder, edge_of
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import WeakTensorKeyDictionary, without_torch_functions
 from ...engine.trees import carries_gradient, tensors_in
+from ...records.causes import CauseRecord
+from ...records.text import format_number
 from ..measure import declare
 
-__all__ = ["EXPERT_USAGE", "usage_entropy"]
+__all__ = ["EXPERT_USAGE", "ROUTER_CAUSES", "usage_entropy"]
 
 
 MAX_EXPERTS = 1024
@@ -227,7 +231,62 @@ EXPERT_USAGE = Need("expert usage", _usage_entropies, instruments=(_Routers,))
 """Normalized entropy of the choices of each router, by the module that chooses, in program order."""
 
 
-@declare("profile", needs=[EXPERT_USAGE], tolerance=0.05)
+# Causes -----------------------------------------------------------------------------------------------------------
+UNEVEN = 2.0
+"""Spread of the experts' mean scores, relative to that of one expert's scores over tokens, from which on it is explained."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Preference:
+    """How the scores of one router differ."""
+
+    path: str
+    between: float
+    """Standard deviation over experts of their mean scores."""
+    within: float
+    """Standard deviation over tokens of the scores of one expert."""
+    scores: Edge
+
+
+class _ExplainedRouters(_Routers):
+    """Observes routers, and what their scores prefer."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(recorder)
+        self.preferences: list[_Preference] = []
+
+    def _choice(self, counts: Tensor, scores: Tensor) -> _Choice:
+        if carries_gradient(scores):
+            rows = scores.detach().double().flatten(0, -2)
+            between, within = float(rows.mean(0).std()), float(rows.std(0, correction=0).mean())
+            self.preferences.append(_Preference(self.path, between, within, edge_of(scores)))
+        return super()._choice(counts, scores)
+
+
+def _router_causes(run: Run) -> tuple[CauseRecord, ...]:
+    preferences: list[_Preference] = run.capture.watched[_ExplainedRouters].preferences
+    uneven = [found for found in preferences if found.between > UNEVEN * found.within]
+    if not uneven:
+        return ()
+    names = {id(p): name for name, p in run.capture.model.named_parameters(remove_duplicate=False)}
+    signal = dependent_nodes(run.capture, run.graph)
+    products = [next(nearest_products(run.graph, signal, found.scores[0]), None) for found in uneven]
+    biases = [names[id(p.bias)] for p in products if p is not None and p.bias is not None and bool(p.bias.any())]
+    first = uneven[0]
+    text = (
+        f"the router in {first.path} prefers experts whatever the token: mean scores of its experts deviate by "
+        f"{format_number(first.between)}, those of one expert over tokens by {format_number(first.within)}"
+    )
+    return (CauseRecord(text + (f"; see {biases[0]}" if biases else ""), zeros=tuple(biases), is_first=True),)
+
+
+ROUTER_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
+    "causes of unused experts", _router_causes, instruments=(_ExplainedRouters,)
+)
+"""Whether a router prefers experts whatever the token."""
+
+
+@declare("profile", needs=[EXPERT_USAGE], tolerance=0.05, explained_by=ROUTER_CAUSES)
 def expert_usage(run: Run) -> dict[str, float]:
     """Return ``(H - ln k) / (ln E - ln k)``, the normalized entropy of the choices of each mixture-of-experts router.
 

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import math
 
-from ...engine.runs.common_needs import STATE_RMS
-from ...engine.runs.run import Run
+from ...engine.runs.common_needs import STATE_RMS, grows_by
+from ...engine.runs.run import Need, Run
+from ...records.causes import CauseRecord
 from ..measure import declare
+from .input_scale import input_causes, table_causes
+
+__all__ = ["STATE_CAUSES"]
+
+GROWTH = math.log(4)
+"""Growth of the states along the chain, in nats, from which on it explains large ones."""
 
 
-@declare("profile", scale="log", needs=[STATE_RMS], tolerance=0.1, recorded=["depth"])
+def _state_causes(run: Run) -> tuple[CauseRecord, ...]:
+    growth = [CauseRecord(is_growth=True)] if grows_by(run) > GROWTH else []
+    return (*input_causes(run), *table_causes(run), *growth)
+
+
+STATE_CAUSES: Need[tuple[CauseRecord, ...]] = Need("causes of large states", _state_causes, requires=(STATE_RMS,))
+"""Whether the inputs, a table, or the growth from step to step make the states large."""
+
+
+@declare("profile", scale="log", needs=[STATE_RMS], tolerance=0.1, recorded=["depth"], explained_by=STATE_CAUSES)
 def activation_rms(run: Run) -> dict[str, float]:
     """Return ``√mean(x_l²)``, the root mean square of each state ``x_0 … x_L`` over batch, positions and channels.
 

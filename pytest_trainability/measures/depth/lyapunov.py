@@ -11,11 +11,13 @@ from torch import Tensor
 from ...engine.capture.recurrence import chain_along
 from ...engine.jacobian.qr_sweep import QRSweep, qr_sweep
 from ...engine.jacobian.sample_independence import find_trajectories
+from ...engine.jacobian.skips import vanishes_without_skips
 from ...engine.jacobian.vjp import loss_cotangent, random_cotangents
 from ...engine.runs.requirements import require_loss
 from ...engine.runs.run import Need, Run
 from ...engine.trees import batch_size
 from ...errors import CutError
+from ...records.causes import CauseRecord
 from ..measure import declare
 
 __all__ = ["LOSS_SWEEP", "RECURRENCES", "SWEEP", "exponents", "horizon"]
@@ -96,7 +98,35 @@ def _time_to_lose(nats: float, steps: Iterable[tuple[float, float]], average: fl
     return elapsed + remaining / -average if average < 0 else math.inf if average >= 0 else math.nan
 
 
-@declare("scalar", unit="nats", needs=[SWEEP], tolerance=0.3, explained_by_growth=1, recorded=["depth", "time"])
+def _cut_causes(run: Run) -> tuple[CauseRecord, ...]:
+    """Return the step behind which only paths around it carry a gradient."""
+    has_skips = any(segment.passing for segment in run.chain.cut.segments)
+    if run.chain.along != "depth" or not has_skips:
+        return ()
+    index = vanishes_without_skips(run.trajectories, run.seed)
+    if index is None:
+        return ()
+    behind, before = run.chain.names[index - 1], run.chain.names[index - 2] if index > 1 else "the inputs"
+    text = (
+        f"the gradient of {behind} does not reach {before}: what it reads cancels or is detached, as in a straight-through "
+        "estimator without detach; only paths around it carry a gradient"
+    )
+    return (CauseRecord(text, is_first=True),)
+
+
+CUT_CAUSES: Need[tuple[CauseRecord, ...]] = Need("causes of a cut", _cut_causes)
+"""Where the gradient stops that does not take a path around a step."""
+
+
+@declare(
+    "scalar",
+    unit="nats",
+    needs=[SWEEP],
+    tolerance=0.3,
+    explained_by_growth=1,
+    recorded=["depth", "time"],
+    explained_by=CUT_CAUSES,
+)
 def log_gain(run: Run) -> float:
     """Return the logarithm of the factor by which the whole chain amplifies a random cotangent of the last state.
 

@@ -13,7 +13,9 @@ import torch
 from ...engine.linalg.norms import norm
 from ...engine.runs.perturbed_runs import Changed, PerturbedRuns, Place, inner_product
 from ...engine.runs.run import Need, Run, Stage
+from ...records.causes import CauseRecord
 from ..measure import declare
+from .custom_functions import CUSTOM_BACKWARD, CUSTOM_FUNCTIONS
 
 __all__ = ["BACKWARD_ERRORS", "Comparison", "compared"]
 
@@ -97,6 +99,8 @@ class _Errors:
     """Of the part from the first state that a change of the place reaches."""
     reaches: int | None
     """Number of this state; None if the change reaches no state before the loss."""
+    ratios: tuple[float, float] = (math.nan, math.nan)
+    """Derivatives by autograd over finite differences, of the whole and of the part; NaN if they are undecided."""
 
     @property
     def agree(self) -> bool:
@@ -111,6 +115,8 @@ class _Examination:
         self._runs = runs
         self._single = {index for index, state in enumerate(run.chain.cut.states) if len(state) == 1}
         self._shared = _shared_modules(run)
+        self.ratios: dict[Place, float] = {}
+        """The derivative by autograd over the finite difference, for places that were examined by themselves."""
         self._floor = EPS * abs(runs.base.loss) / (2 * max(JOINT_STEPS)) / AGREES
         """Smallest derivative of the loss that a joint finite difference can confirm."""
 
@@ -166,10 +172,12 @@ class _Examination:
 
     def _own_error(self, place: Place, errors: _Errors, right: set[int]) -> float:
         """Return the error that arises between a place and the first state that it reaches, without those behind it."""
+        self.ratios[place] = errors.ratios[0]
         if errors.agree:
             return errors.loss if errors.loss <= AGREES else errors.step
         if errors.reaches is None or errors.reaches in right:
             return errors.loss
+        self.ratios[place] = errors.ratios[1]
         alone = errors.reaches in self._single and place not in self._shared
         return errors.step if alone else math.nan
 
@@ -178,7 +186,8 @@ class _Examination:
         if first.agree or (math.isnan(first.loss) and math.isnan(first.step)):
             return first
         every = (first, *(self._compare(place, number) for number in range(1, DIRECTIONS)))
-        return _Errors(_median([e.loss for e in every]), _median([e.step for e in every]), first.reaches)
+        losses, steps = [e.loss for e in every], [e.step for e in every]
+        return _Errors(_median(losses), _median(steps), first.reaches, first.ratios)
 
     def _compare(self, place: Place, number: int) -> _Errors:
         """Compare along one direction, with as many step sizes as it takes."""
@@ -200,22 +209,25 @@ class _Examination:
         runs = self._runs
         same = all(c.decided for c in (*before, *after))
 
-        def error(change: Callable[[Changed], float], round_off: float) -> float:
+        def error(change: Callable[[Changed], float], round_off: float) -> tuple[float, float]:
             found = compared(derivative, [*map(change, before)], [*map(change, after)], round_off)
-            return found.error if found.agrees or (found.decided and same) else math.nan
+            if not found.agrees and not (found.decided and same):
+                return math.nan, math.nan
+            return found.error, found.derivative / found.difference if found.difference else math.inf
 
         base = runs.base
-        whole = error(lambda changed: changed.loss - base.loss, EPS * abs(base.loss))
+        whole, ratio = error(lambda changed: changed.loss - base.loss, EPS * abs(base.loss))
         reaches = _first_difference(before[0], after[0], place)
         if reaches is None:
-            return _Errors(whole, whole, None)
+            return _Errors(whole, whole, None, (ratio, ratio))
         cotangents, state = runs.gradients[reaches], base.states[reaches]
 
         def change(changed: Changed) -> float:
             return inner_product(cotangents, [new - old for new, old in zip(changed.states[reaches], state)])
 
         products = [g * x for g, x in zip(cotangents, state) if g is not None]
-        return _Errors(whole, error(change, EPS * math.hypot(*(float(norm(p)) for p in products))), reaches)
+        step, step_ratio = error(change, EPS * math.hypot(*(float(norm(p)) for p in products)))
+        return _Errors(whole, step, reaches, (ratio, step_ratio))
 
 
 def _shared_modules(run: Run) -> set[str]:
@@ -265,7 +277,43 @@ BACKWARD_ERRORS: Need[dict[str, float]] = Need("backward errors", _backward_erro
 """Relative errors of gradients by step, then by module with parameters; those that are undecided are left out."""
 
 
-@declare("profile", needs=[BACKWARD_ERRORS], tolerance=0.01)
+WRONG = 0.01
+"""Error from which on a backward pass is explained."""
+
+
+def _backward_causes(run: Run) -> tuple[CauseRecord, ...]:
+    runs = PerturbedRuns(run, "backward_error")
+    with runs.entered():
+        examination = _Examination(run, runs)
+        errors = examination.errors()
+    names = (*run.chain.names, "output" if run.capture.loss is None else "loss")
+    steps = [place for place, error in errors.items() if isinstance(place, int) and error > WRONG]
+    others = [place for place, error in errors.items() if isinstance(place, str) and error > WRONG]
+    wrong: list[Place] = [*sorted(steps)] or [*others]
+    # A wrong function inside a step is found through the step, and through the parameters in front of it.
+    return tuple(
+        CauseRecord(_cause_text(run, names[p] if isinstance(p, int) else p, p, examination.ratios[p])) for p in wrong
+    )
+
+
+def _cause_text(run: Run, name: str, place: Place, ratio: float) -> str:
+    uses = [f for f in run[CUSTOM_FUNCTIONS] if f.step == name or (isinstance(place, str) and not f.module)]
+    functions = dict.fromkeys(f"{f.name} in {f.module}" if f.module else f.name for f in uses)
+    where = " or ".join(functions) or (f"the parameters of {place or 'the model'}" if isinstance(place, str) else name)
+    of = f"the backward pass of {where} is not the derivative of the forward pass: "
+    if not math.isfinite(ratio):
+        return f"{of}autograd's gradient is not zero, and the finite difference is"
+    along = f"along a random direction, autograd's derivative is {ratio:.4g} times the finite difference"
+    return f"{of}{along}, from both sides and for smaller steps, so that it is no kink"
+
+
+BACKWARD_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
+    "causes of wrong gradients", _backward_causes, Stage.RERUN, requires=(CUSTOM_FUNCTIONS,)
+)
+"""Which custom function has a wrong backward pass, and by which factor."""
+
+
+@declare("profile", needs=[BACKWARD_ERRORS], tolerance=0.01, presumes=CUSTOM_BACKWARD, explained_by=BACKWARD_CAUSES)
 def backward_error(run: Run) -> dict[str, float]:
     """Return the relative difference between gradients by autograd and finite differences, by step and by module.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from ...engine.runs.objective import Objective, trainable_parameters
 from ...engine.runs.run import Need, Run, Stage
 from ...engine.runs.training import Gradients, Training
 from ...errors import InapplicableError, TrainabilityError
+from ...records.causes import CauseRecord
 from ...records.gradient_classes import (
     CANCELLED,
     CANCELLED_WEIGHT,
@@ -27,8 +28,10 @@ from ...records.gradient_classes import (
     listed,
     waking,
 )
+from ...records.text import format_names
 from ..measure import declare
 from .round_off import RoundOff, is_zero, round_off, small_gradients
+from .unreached import UNREACHED_CAUSES
 
 __all__ = ["GRADIENT_CLASSES", "WAKING_LIMIT", "Classes", "cancelled_parameters"]
 
@@ -310,7 +313,38 @@ def waking_step(run: Run) -> dict[str, float]:
     return {name: steps_of(label) for name, label in labels.items() if label not in {UNUSED, FROZEN}}
 
 
-@declare("names", needs=[GRADIENT_CLASSES])
+def _zero_twice(zeros: Sequence[str], parameters: Mapping[str, Tensor]) -> CauseRecord:
+    text = f"{format_names(zeros)}: zero, and so is what multiplies them, so that none of them ever gets a gradient"
+    weights = [name for name in zeros if parameters[name].dim() > 1]
+    deviations = tuple(parameters[name][0].numel() ** -0.5 for name in weights)
+    gains = [name for name in zeros if parameters[name].dim() <= 1]
+    return CauseRecord(text, drawn=tuple(weights), deviations=deviations, ones=tuple(gains))
+
+
+def _asleep_causes(run: Run) -> tuple[CauseRecord, ...]:
+    labels = run[GRADIENT_CLASSES].labels
+    cancelled = [name for name, label in labels.items() if label == CANCELLED_WEIGHT]
+    parameters = dict(run.capture.model.named_parameters())
+    factors = [name for name, label in labels.items() if label == DEAD and "bias" not in name.rpartition(".")[2]]
+    zeros = [name for name in factors if not bool(parameters[name].detach().any())]
+    if zeros:
+        return (_zero_twice(zeros, parameters),)
+    if not cancelled:
+        return ()
+    text = (
+        f"{format_names(cancelled)}: the gradient is zero by algebra, as what the weight computes cancels: a softmax over a "
+        "single entry, or a share that is divided by itself"
+    )
+    return (CauseRecord(text),)
+
+
+ASLEEP_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
+    "causes of gradients that stay zero", _asleep_causes, Stage.RERUN, requires=(GRADIENT_CLASSES,)
+)
+"""Which weights cancel."""
+
+
+@declare("names", needs=[GRADIENT_CLASSES], explained_by=ASLEEP_CAUSES)
 def asleep_parameters(run: Run) -> list[str]:
     """Return the trainable parameters that get no gradient within three optimizer steps.
 
@@ -334,7 +368,7 @@ def asleep_parameters(run: Run) -> list[str]:
     return [name for name, label in run[GRADIENT_CLASSES].labels.items() if label in {DEAD, CANCELLED_WEIGHT}]
 
 
-@declare("scalar", needs=[GRADIENT_CLASSES], tolerance=0.1)
+@declare("scalar", needs=[GRADIENT_CLASSES], tolerance=0.1, explained_by=UNREACHED_CAUSES)
 def untrained_fraction(run: Run) -> float:
     """Return the share of trainable parameters that get no gradient, and not by design.
 

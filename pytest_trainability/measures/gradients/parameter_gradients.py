@@ -8,6 +8,7 @@ from ...engine.linalg.norms import norm
 from ...engine.runs.common_needs import PARAMETER_GRADIENTS
 from ...engine.runs.run import Run
 from ..measure import declare
+from .unreached import UNREACHED_CAUSES
 
 
 @declare(
@@ -70,7 +71,7 @@ def _ratio(above: float, below: float) -> float:
     return math.inf if above > 0 else math.nan
 
 
-@declare("names", needs=[PARAMETER_GRADIENTS], recorded=["depth", "time"])
+@declare("names", needs=[PARAMETER_GRADIENTS], explained_by=UNREACHED_CAUSES, recorded=["depth", "time"])
 def unused_parameters(run: Run) -> list[str]:
     """Return the trainable parameters on which the loss does not depend (the output, if the model has no loss).
 

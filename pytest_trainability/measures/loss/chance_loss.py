@@ -19,6 +19,7 @@ from ...engine.runs.run import Need, Run, Stage
 from ...engine.trees import carries_gradient, map_tensors, tensors_in
 from ...errors import InapplicableError
 from ..measure import declare
+from .scores import SCORE_CAUSES
 
 __all__ = ["CHANCE_LOSS", "ChanceLoss", "loss_of_run"]
 
@@ -204,7 +205,7 @@ def initial_loss(run: Run) -> float:
     return float(loss_of_run(run))
 
 
-@declare("scalar", unit="nats", needs=[CHANCE_LOSS], tolerance=0.05)
+@declare("scalar", unit="nats", needs=[CHANCE_LOSS], tolerance=0.05, explained_by=SCORE_CAUSES)
 def excess_loss(run: Run) -> float:
     """Return ``loss − ln(classes)``: the difference to the loss of a model that gives every class the same score.
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from ...engine.isolation import derived_seed
 from ...engine.runs.allocation import UNWRITTEN
 from ...engine.runs.building import built
 from ...engine.runs.drawing import observed_draws
 from ...engine.runs.run import Need, Run, Stage
+from ...init.description import initial_tensors
 from ...init.lint import NEVER_WRITTEN, in_order, seeded_inside, trained_entries, unusual_values
+from ...records.causes import CauseRecord
 from ..measure import declare
 from .initial_values import DESCRIPTION
 
@@ -41,7 +46,61 @@ SEEDED_INSIDE: Need[dict[str, str]] = Need("parameters that are not drawn again"
 """Drawn parameters that two builds with different seeds share, by name, with the reason. A finished module has none."""
 
 
-@declare("names", needs=[UNUSUAL, SEEDED_INSIDE, UNWRITTEN])
+def _unusual_causes(run: Run) -> tuple[CauseRecord, ...]:
+    """Return what usual values are, for the reasons that a change of values removes."""
+    parameters, values = initial_tensors(run.capture.model), run[DESCRIPTION].values
+    found: dict[str, list[str]] = {}
+    for name, reason in run[UNUSUAL].items():
+        found.setdefault(next((key for key in _CHANGES if key in reason), ""), []).append(name)
+    causes = []
+    gains = found.get(GAINS, [])
+    if gains:
+        shifts = [f"{name.rpartition('.')[0]}.bias" for name in gains if EXCHANGED in run[UNUSUAL][name]]
+        causes.append(CauseRecord(ones=tuple(gains)))
+        causes.append(CauseRecord(zeros=tuple(shifts)))
+    large = found.get(LARGE, [])
+    if large:
+        rms = [values[name].rms for name in large]
+        factors = [1 / (size * _root_of_inputs(parameters[name])) for name, size in zip(large, rms)]
+        causes.append(CauseRecord(weights=tuple(large), factors=tuple(factors), rms=tuple(rms)))
+    drawn, ones, zeros = _for_unwritten(run[UNWRITTEN], parameters)
+    if drawn or ones or zeros:
+        deviations = tuple(1 / _root_of_inputs(parameters[name]) for name in drawn)
+        causes.append(CauseRecord(drawn=drawn, deviations=deviations, ones=ones, zeros=zeros))
+    padding = found.get(PADDING, [])
+    if padding:
+        causes.append(CauseRecord(padding=tuple(padding)))
+    fresh = [name for key in (EQUAL, LOW_RANK, FROZEN) for name in found.get(key, [])]
+    if fresh:
+        deviations = tuple(1 / _root_of_inputs(parameters[name]) for name in fresh)
+        causes.append(CauseRecord(drawn=tuple(fresh), deviations=deviations))
+    return tuple(causes)
+
+
+def _for_unwritten(names: list[str], tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+    """Return which parameters that were never written to draw, and which to fill with ones and with zeros."""
+    trained = [name for name in names if isinstance(tensors.get(name), nn.Parameter)]
+    biases = [name for name in trained if "bias" in name.rpartition(".")[2]]
+    vectors = [name for name in trained if tensors[name].dim() < 2 and name not in biases]
+    return tuple(name for name in trained if tensors[name].dim() > 1 and name not in biases), (*vectors,), (*biases,)
+
+
+def _root_of_inputs(weight: Tensor) -> float:
+    return math.sqrt(max(1, weight[0].numel())) if weight.dim() > 1 else 1.0
+
+
+GAINS, EXCHANGED, LARGE, EQUAL = "gain of a normalization", "exchanged", "is a gain of", "equal"
+LOW_RANK, PADDING, FROZEN = "low-rank", "padding row", "frozen"
+_CHANGES = (GAINS, LARGE, PADDING, EQUAL, LOW_RANK, FROZEN)
+"""Words of the reasons that a change of values removes."""
+
+UNUSUAL_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
+    "usual initial values", _unusual_causes, UNWRITTEN.stage, requires=(UNUSUAL, DESCRIPTION, UNWRITTEN)
+)
+"""Which values would be usual, without a text: the lines of the measure say what is unusual."""
+
+
+@declare("names", needs=[UNUSUAL, SEEDED_INSIDE, UNWRITTEN], explained_by=UNUSUAL_CAUSES)
 def unusual_parameters(run: Run) -> list[str]:
     """Return the parameters whose initial values no healthy model has, each with the reason, as ``"NAME: REASON"``.
 

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from ...engine.capture.operators import CONVOLUTIONS, MOVES, operator_name
+from ...engine.capture.products import is_constant, root_mean_square
 from ...engine.linalg.norms import as_real
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import apply_node, leaf_of, output_metadata, saved
+from ...records.causes import CauseRecord
 from ..measure import declare
 
-__all__ = ["DUPLICATES", "equal_rows"]
+__all__ = ["DUPLICATES", "DUPLICATE_CAUSES", "equal_rows"]
 
 
 # Operators that read a parameter ----------------------------------------------------------------------------------
@@ -303,7 +305,38 @@ DUPLICATES: Need[list[str]] = Need("duplicate parameters", _duplicates)
 """``"NAME = EARLIER NAME"`` and ``"NAME: 64 equal rows"``, in the model's order."""
 
 
-@declare("names", needs=[DUPLICATES])
+def _duplicate_causes(run: Run) -> tuple[CauseRecord, ...]:
+    """Return which weights are copies and which ones break no symmetry."""
+    parameters = dict(run.capture.model.named_parameters(remove_duplicate=False))
+    found = run[DUPLICATES]
+    copies = dict(name.split(" = ") for name in found if " = " in name)
+    equal = {name.partition(": ")[0]: name.partition(": ")[2] for name in found if ": " in name}
+    causes = []
+    if copies:
+        later, first = next(iter(copies.items()))
+        text = (
+            f"{len(copies)} weights have the values of an earlier one, {later} those of {first}: the module was copied after it "
+            "was drawn, or drawn from the same seed"
+        )
+        sizes = tuple(root_mean_square(parameters[name]) for name in copies)
+        causes.append(CauseRecord(text, drawn=(*copies,), deviations=sizes))
+    if equal:
+        constant = [name for name in equal if is_constant(parameters[name])]
+        name = next(iter(constant or equal))
+        kind = "constant weights" if constant else "equal units"
+        text = f"{kind}: {name} has {equal[name]}, which get equal gradients and stay equal"
+        sizes = tuple(math.sqrt(2 / max(1, math.prod(parameters[name].shape[1:]))) for name in equal)
+        causes.append(CauseRecord(text, drawn=(*equal,), deviations=sizes))
+    return tuple(causes)
+
+
+DUPLICATE_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
+    "causes of duplicates", _duplicate_causes, requires=(DUPLICATES,)
+)
+"""Whether weights were copied, or are constant."""
+
+
+@declare("names", needs=[DUPLICATES], explained_by=DUPLICATE_CAUSES)
 def duplicate_parameters(run: Run) -> list[str]:
     """Return the weights that equal an earlier weight, and the weights whose units have equal rows.
 

@@ -221,7 +221,8 @@ def test_groups_explain_their_share_and_weights_are_compared_with_what_the_slope
     assert what == "every step multiplies the gradient by 0.264, steadily"
     assert weights == "20 × Linear (0, 2, …) multiply the gradient by 0.368 each: -20.0 of -26.7 nats"
     # exp(26.65 / 20) = 3.79 times as large.
-    assert needed == "weights of rms 0.125 over 64 inputs: at slopes of rms 0.7 a gain of 1 needs an rms of about 0.474"
+    needs = "at slopes of rms 0.7 a gain of 1 needs an rms of about 0.474"
+    assert needed == f"weights of rms 0.125 over 64 inputs in 20 × Linear (0, 2, …): {needs}"
 
 
 def test_an_activation_is_named_by_its_operations_and_slopes() -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_trainability.checks.remedies import Remedy, remedies
+from pytest_trainability.checks.remedies import Remedy, remedies, remedies_of_causes
+from pytest_trainability.records.causes import CauseRecord
 from pytest_trainability.records.factors import FactorRecord, SlopeRecord
 
 
@@ -134,3 +135,30 @@ def test_a_power_applies_to_every_factor() -> None:
     remedy = Remedy("scale", ("a", "b"), (4.0, 9.0), (1.0, 1.0), adjustable=True)
     assert remedy.to_the_power(0.5).factors == (2.0, 3.0)
     assert remedy.to_the_power(0.5).adjustable
+
+
+def test_causes_suggest_changes_alone_and_together() -> None:
+    causes = [
+        CauseRecord(weights=("a.weight",), factors=(0.5,), rms=(2.0,)),
+        CauseRecord(zeros=("0.bias", "1.bias")),
+        CauseRecord(weights=("a.weight", "b.weight"), factors=(0.1, 0.1), rms=(2.0, 2.0)),
+        CauseRecord(input_mean=128.0, input_deviation=74.0),
+        CauseRecord(multiplier="3", factor=20.0),
+        CauseRecord(padding=("table.weight",)),
+    ]
+    *alone, together = remedies_of_causes(causes)
+    assert [remedy.text for remedy in alone] == [
+        "nn.init.normal_(a.weight, std=1), 0.5 times as large as now",
+        "nn.init.zeros_(model[i].bias)",
+        "nn.init.normal_(a.weight, std=0.2); nn.init.normal_(b.weight, std=0.2), 0.1 times as large as now",
+        "standardize the inputs: (x - 128) / 74",
+        "remove the factor 20 in 3",
+        "nn.init.zeros_(table.weight[table.padding_idx])",
+    ]
+    # A weight that two causes name is changed once.
+    assert together.kind == "several" and together.text.count("a.weight") == 1 and "b.weight" in together.text
+
+
+def test_a_shift_is_multiplied_by_its_exponent() -> None:
+    remedy = Remedy("shift", ("cell.decay",), (0.5,), (1.0,))
+    assert remedy.to_the_power(4).text == "start cell.decay from 3 instead of 1 on average"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_trainability import UsageError
-from pytest_trainability.measures import STATE_RMS, SWEEP, Measure, declare
+from pytest_trainability.measures import STATE_RMS, SWEEP, Measure, Need, Stage, declare
 
 
 def constant(run: Any) -> float:
@@ -50,6 +50,14 @@ def test_defaults_ask_for_nothing() -> None:
 def test_a_measure_is_hashable_when_needs_are_a_list() -> None:
     listed: Any = [SWEEP]
     assert len({Measure("constant", "scalar", "", "linear", listed, constant)}) == 1
+
+
+def test_what_presumes_something_may_only_run_the_model_again() -> None:
+    condition: Any = Need("condition", lambda run: True, Stage.RERUN)
+    again: Any = Need("again", lambda run: 1.0, Stage.RERUN)
+    assert declare("scalar", needs=[again], presumes=condition)(constant).presumes is condition
+    with pytest.raises(UsageError, match="presumes requires that all needs have the stage RERUN"):
+        declare("scalar", needs=[SWEEP], presumes=condition)(constant)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -1,0 +1,44 @@
+"""Records of why a bound does not hold where the growth of gradients along the chain does not explain it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["CauseRecord"]
+
+
+@dataclass(frozen=True, slots=True)
+class CauseRecord:
+    """Why a bound of a measure does not hold, and what might change that."""
+
+    text: str = ""
+    """What the report prints; empty if only the growth along the chain is to be explained."""
+    weights: tuple[str, ...] = ()
+    """Names of parameters with an unusual scale."""
+    factors: tuple[float, ...] = ()
+    """For each of them the factor that would give it the usual scale."""
+    rms: tuple[float, ...] = ()
+    """Root mean square of each of them."""
+    ones: tuple[str, ...] = ()
+    """Names of parameters that might be one instead."""
+    zeros: tuple[str, ...] = ()
+    """Names of parameters that might be zero instead."""
+    drawn: tuple[str, ...] = ()
+    """Names of weights that are to be drawn anew."""
+    deviations: tuple[float, ...] = ()
+    """For each of them the standard deviation to draw it with."""
+    module: str = ""
+    """Name of a module in front of which a normalization might help; empty for none."""
+    multiplier: str = ""
+    """Name of a module that does nothing but multiply by an unusual factor; empty for none."""
+    factor: float = 1.0
+    """This factor."""
+    padding: tuple[str, ...] = ()
+    """Names of tables whose padding row is not zero."""
+    input_mean: float = 0.0
+    input_deviation: float = 0.0
+    """Mean and standard deviation of the model's inputs if these are not standardized; 0 otherwise."""
+    is_first: bool = False
+    """Whether the report prints it before the growth along the chain."""
+    is_growth: bool = False
+    """Whether states grow or shrink from step to step, so that the steps explain the failure."""
