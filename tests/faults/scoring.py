@@ -106,15 +106,18 @@ def preset_report(case: Case, found: Measurement, measuring: float) -> Report:
     return Report(tuple(flags), tuple(lines_of(found._to_record(list(flags.values())))), seconds)
 
 
+SYMPTOMS = {"nonfinite", "asleep_parameters", "unused_parameters", "interacting_samples"}
+"""Measures whose names are symptoms. The names of the others come with the reason, or are one."""
+
+
 def lines_of(record: CheckRecord) -> Iterator[str]:
-    """Yield what a failed check says: names with their reasons, the likely cause, then values with the worst place."""
+    """Yield what a failed check says: names with their reasons, the likely cause, symptoms, then values with the worst place."""
     named = [verdict for verdict in record.verdicts if verdict.names]
-    for verdict in named:
-        yield from (f"{verdict.measure}: {name}" for name in verdict.names)
+    reasons = [verdict for verdict in named if verdict.measure not in SYMPTOMS]
+    yield from (f"{verdict.measure}: {name}" for verdict in reasons for name in verdict.names)
     yield from record.cause
-    for verdict in record.verdicts:
-        if verdict not in named:
-            yield f"{verdict.measure}: {_worst(verdict)} {verdict.remark}"
+    yield from (f"{v.measure}: {name}" for v in named if v not in reasons for name in v.names)
+    yield from (f"{v.measure}: {_worst(v)} {v.remark}" for v in record.verdicts if v not in named)
 
 
 def _worst(verdict: VerdictRecord) -> str:

@@ -27,7 +27,7 @@ def transposed(wrong: bool) -> nn.Module:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.ReLU()]
-    seed = nn.Sequential(nn.Flatten(), nn.Linear(192, 256), nn.Unflatten(1, (256, 1, 1)))
+    seed = nn.Sequential(nn.Flatten(), nn.Linear(192, 256), nn.ReLU(), nn.Unflatten(1, (256, 1, 1)))
     return Pooled(seed, nn.Sequential(*layers), 16)
 
 
@@ -65,7 +65,7 @@ def normed_tower(*, eps: float = 1e-5, gain: float = 1.0) -> nn.Module:
     he(layer for layer in layers if isinstance(layer, nn.Conv2d))
     stem = conv(3, CHANNELS, bias=True)
     gaussian(1.0, [stem])
-    return Pooled(stem, nn.Sequential(*layers))
+    return Pooled(nn.Sequential(stem, nn.ReLU()), nn.Sequential(*layers))
 
 
 def depthwise(wrong: bool) -> nn.Module:
@@ -116,7 +116,7 @@ def one_feature(wrong: bool) -> nn.Module:
     he(layers)
     stem = conv(3, CHANNELS, bias=True)
     body = nn.Sequential(layers[0], nn.ReLU(), layers[1], OneFeatureNorm(wrong=wrong), nn.ReLU(), layers[2], nn.ReLU())
-    return Pooled(stem, body)
+    return Pooled(nn.Sequential(stem, nn.ReLU()), body)
 
 
 class PooledOverBatch(Pooled):

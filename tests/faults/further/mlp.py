@@ -256,7 +256,7 @@ def neighbours(wrong: bool) -> nn.Module:
 def dropped(wrong: bool) -> nn.Module:
     """Build a tower with dropout, whose argument is the share that is dropped, and not that which is kept."""
     layers = [*tower(4, nn.ReLU, he)]
-    drop = nn.Dropout(0.98 if wrong else 0.02)
+    drop = nn.Dropout(0.9 if wrong else 0.1)
     return nn.Sequential(*layers[:4], drop, *layers[4:])
 
 

@@ -48,10 +48,11 @@ class TwiceScaled(Attention):
 
     def __init__(self, wrong: bool) -> None:
         super().__init__()
-        self.factor = (WIDTH // self.heads) ** -0.5 if wrong else 1.0
+        self.wrong = wrong
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q * self.factor, k, v, is_causal=True)
+        q = q / math.sqrt(q.shape[-1]) if self.wrong else q
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 class Masked(Attention):
@@ -350,7 +351,7 @@ _text = partial(twins, family="transformer", task=text, loss=token_loss)
 
 CASES: tuple[Case, ...] = (
     _text(
-        "attention-scaled-twice", build=with_attention(TwiceScaled), right=Right(_ATTENTION, r"scale|\bMul\b|constant")
+        "attention-scaled-twice", build=with_attention(TwiceScaled), right=Right(_ATTENTION, r"scale|\b(Mul|Div)\b|constant")
     ),
     _text(
         "mask-of-ones",
