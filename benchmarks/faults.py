@@ -42,7 +42,7 @@ from torchvision_for_cpu import declare_torchvision_operators
 declare_torchvision_operators()
 
 from faults import HEALTHY, MORE_HEALTHY, SCORED, Case, changed, flagged, half, measured
-from faults.scoring import OF_BASELINES, Score, breaks_contract, score, with_training
+from faults.scoring import OF_BASELINES, Score, breaks_contract, score, with_cures_tried, with_training
 
 from pytest_trainability.measurement import Measurement
 
@@ -137,10 +137,10 @@ SUMS: tuple[tuple[str, Column, str], ...] = (
         lambda s: found_at_all(s) or bool(s.contract or s.asked) if s.visible else None,
         "",
     ),
-    ("place right, of what preset or lint find", lambda s: s.place if s.preset else None, ""),
-    ("place right, of what is found", lambda s: s.place, "0.90"),
-    ("cause right, of what preset or lint find", lambda s: s.cause if s.preset else None, ""),
-    ("cause right, of what is found", lambda s: s.cause, "0.80"),
+    ("place right, of what preset or lint find", lambda s: s.place if s.preset and s.visible else None, ""),
+    ("place right, of what is found", lambda s: s.place if s.visible else None, "0.90"),
+    ("cause right, of what preset or lint find", lambda s: s.cause if s.preset and s.visible else None, ""),
+    ("cause right, of what is found", lambda s: s.cause if s.visible else None, "0.80"),
     ("cure brings the measure back, where there is a cure", lambda s: s.back, ""),
     ("… and trains no worse than the twin", lambda s: None if s.back is None else bool(s.trains), "0.70"),
     (
@@ -185,8 +185,8 @@ def misses(scores: Sequence[Score]) -> Iterator[str]:
             "found by a recommended bound or a contract only",
             lambda s: s.visible and not found_at_all(s) and bool(s.contract or s.asked),
         ),
-        ("wrong or no place", lambda s: s.place is False),
-        ("wrong or no cause", lambda s: s.cause is False),
+        ("wrong or no place", lambda s: s.visible and s.place is False),
+        ("wrong or no cause", lambda s: s.visible and s.cause is False),
         ("no cure found", lambda s: s.has_cure and bool(s.preset) and not s.cures),
         ("cure does not hold on other seeds", lambda s: s.back is False and bool(s.cures)),
         ("cured model trains worse", lambda s: bool(s.back) and s.trains is False),
@@ -222,6 +222,11 @@ def run_scores(cases: Sequence[Case], results: Results, *, train: bool, steps: i
     for case in cases:
         if case.id not in results.scores:
             results.add(score(case, twin_of=measured_twin, half=half(case)))
+            print(row(results.scores[case.id]), flush=True)
+    for case in cases if train else ():
+        found = results.scores[case.id]
+        if found.back is None and found.has_cure and found.preset:
+            results.add(with_cures_tried(case, found, steps=steps))
             print(row(results.scores[case.id]), flush=True)
     for case in cases:
         found = results.scores[case.id]

@@ -427,7 +427,7 @@ REPORTED: tuple[ReportedFault, ...] = (
         vectors,
         loss=None,
         preset=("log_gain",),
-        right=Right(("Linear", "Swish"), r"weights of rms|slopes of rms", cure=True),
+        right=Right(("Linear", "Swish", "*.weight"), r"weights of rms|slopes of rms", cure=True),
     ),
     _reported(
         "global-skip",

@@ -231,6 +231,17 @@ class Score:
     baseline_lines: list[str]
 
 
+def _on_preset(case: Case) -> tuple[Report, tuple[Cure, ...]]:
+    """Return the report of the preset, and the cures. A model that cannot be measured is reported, too: by an error."""
+    began = time.process_time()
+    try:
+        found = measured(case, OF_PRESETS)
+    except TrainabilityError as error:
+        return Report(("error",), (f"error: {error}",), time.process_time() - began), ()
+    report = preset_report(case, found, time.process_time() - began)
+    return report, found.cures() if report.flags else ()
+
+
 def score(case: Case, *, twin_of: Callable[[Case], Measurement], half: str) -> Score:
     """Score one fault, without its contract and without training.
 
@@ -241,11 +252,11 @@ def score(case: Case, *, twin_of: Callable[[Case], Measurement], half: str) -> S
     """
     assert case.right is not None
     assert case.twin is not None
-    began = time.process_time()
-    found = measured(case, OF_PRESETS)
-    report = preset_report(case, found, time.process_time() - began)
-    now = measured(case, OF_BASELINES, bounds={})
-    against = baseline_report(now, changed(twin_of(case.twin), now))
+    report, cures = _on_preset(case)
+    against = Report()
+    with suppress(TrainabilityError):
+        now = measured(case, OF_BASELINES, bounds={})
+        against = baseline_report(now, changed(twin_of(case.twin), now))
     known = known_names(case)
     best = report if report.flags else against
     return Score(
@@ -255,7 +266,7 @@ def score(case: Case, *, twin_of: Callable[[Case], Measurement], half: str) -> S
         visible=case.right.visible,
         has_cure=case.right.cure,
         preset=list(report.flags),
-        lint=[name for name in report.flags if MEASURES[name].kind == "names"],
+        lint=[name for name in report.flags if name in MEASURES and MEASURES[name].kind == "names"],
         contract=None,
         baseline=list(against.flags),
         asked=[] if report.flags else recommended(case),
@@ -263,7 +274,7 @@ def score(case: Case, *, twin_of: Callable[[Case], Measurement], half: str) -> S
         cause=best.cause_is_right(case, known) if best.flags else None,
         baseline_place=against.place_is_right(case, known) if against.flags else None,
         baseline_cause=against.cause_is_right(case, known) if against.flags else None,
-        cures=[asdict(cure) for cure in found.cures()] if report.flags else [],
+        cures=[asdict(cure) for cure in cures],
         back=None,
         trains=None,
         worse=None,
@@ -273,16 +284,21 @@ def score(case: Case, *, twin_of: Callable[[Case], Measurement], half: str) -> S
     )
 
 
-def with_training(case: Case, found: Score, *, steps: int | None = None) -> Score:
-    """Return a score with what training shows: of the fault, of its twin and of the cured model.
+def with_cures_tried(case: Case, found: Score, *, steps: int | None = None) -> Score:
+    """Return a score with what its cures bring about, on other seeds and in training.
 
     Args:
         case: The fault.
         found: Its score.
         steps: Training steps; None for those of the family.
     """
+    if not (found.has_cure and found.preset):
+        return found
     cures = [Cure(**{**cure, "remedy": Remedy(**cure["remedy"])}) for cure in found.cures]
-    back = trains = None
-    if found.has_cure and found.preset:
-        back, trains = cure_is_right(case, cures, found.preset, steps)
-    return replace(found, back=back, trains=trains, worse=trains_worse(case, steps=steps))
+    back, trains = cure_is_right(case, cures, found.preset, steps)
+    return replace(found, back=back, trains=trains)
+
+
+def with_training(case: Case, found: Score, *, steps: int | None = None) -> Score:
+    """Return a score with whether the fault trains worse than its twin."""
+    return replace(found, worse=trains_worse(case, steps=steps))

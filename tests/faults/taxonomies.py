@@ -53,7 +53,7 @@ FAULTS: tuple[Case, ...] = (
         TANH_TWIN,
         partial(tower, 40, nn.Tanh, partial(gaussian, 0.7)),
         "log_gain",
-        right=Right(("Linear",), r"weights of rms", cure=True),
+        right=Right(("Linear", "*.weight"), r"weights of rms", cure=True),
     ),
     _fault(
         2,
@@ -61,7 +61,7 @@ FAULTS: tuple[Case, ...] = (
         TANH_TWIN,
         partial(tower, 40, nn.Tanh, partial(gaussian, 2.0)),
         "log_gain",
-        right=Right(("Linear",), r"weights of rms", cure=True),
+        right=Right(("Linear", "*.weight"), r"weights of rms", cure=True),
     ),
     _fault(
         3,
@@ -69,7 +69,7 @@ FAULTS: tuple[Case, ...] = (
         RELU_TWIN,
         partial(tower, 40, nn.ReLU, framework_default),
         "log_gain",
-        right=Right(("Linear",), r"weights of rms", cure=True),
+        right=Right(("Linear", "*.weight"), r"weights of rms", cure=True),
     ),
     _fault(
         4,
@@ -77,7 +77,7 @@ FAULTS: tuple[Case, ...] = (
         RELU_TWIN,
         partial(tower, 40, nn.ReLU, xavier),
         "log_gain",
-        right=Right(("Linear", "ReLU"), r"weights of rms|slopes of rms 0\.7", cure=True),
+        right=Right(("Linear", "ReLU", "*.weight"), r"weights of rms|slopes of rms 0\.7", cure=True),
     ),
     _fault(
         5,
@@ -86,7 +86,7 @@ FAULTS: tuple[Case, ...] = (
         partial(tower, 60, nn.ReLU, partial(gaussian, math.sqrt(WIDTH))),
         "nonfinite",
         "log_gain",
-        right=Right(("Linear",), r"weights of rms|not finite", cure=True),
+        right=Right(("Linear", "*.weight"), r"weights of rms|not finite", cure=True),
     ),
     _fault(
         6,
@@ -200,7 +200,9 @@ FAULTS: tuple[Case, ...] = (
         "attention_entropy",
         "log_gain",
         right=Right(
-            ("*attention*", "Attention"), r"scores|logits|scale|attention_entropy|constant of the forward", cure=True
+            ("*attention*", "Attention", "layers.*"),
+            r"scores|logits|scale|attention_entropy|constant of the forward",
+            cure=True,
         ),
     ),
     _fault(

@@ -351,7 +351,9 @@ _text = partial(twins, family="transformer", task=text, loss=token_loss)
 
 CASES: tuple[Case, ...] = (
     _text(
-        "attention-scaled-twice", build=with_attention(TwiceScaled), right=Right(_ATTENTION, r"scale|\b(Mul|Div)\b|constant")
+        "attention-scaled-twice",
+        build=with_attention(TwiceScaled),
+        right=Right(_ATTENTION, r"scale|\b(Mul|Div)\b|constant"),
     ),
     _text(
         "mask-of-ones",
