@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -417,9 +418,9 @@ class Between(nn.Module):
 
 
 def inserted(right: nn.Module, mistake: nn.Module, wrong: bool) -> nn.Module:
-    """Build a tower with a module between its third and its fourth layer."""
+    """Build a tower with a copy of a module between its third and its fourth layer."""
     layers = [*tower(6, nn.ReLU, he)]
-    return nn.Sequential(*layers[:6], mistake if wrong else right, *layers[6:])
+    return nn.Sequential(*layers[:6], deepcopy(mistake if wrong else right), *layers[6:])
 
 
 # Wrong backward passes --------------------------------------------------------------------------------------------

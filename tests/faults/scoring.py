@@ -58,7 +58,7 @@ class Report:
         """Return whether the first line that names a part of the model names one that is at fault."""
         assert case.right is not None
         for line in self.lines:
-            named = [word for word in words(line) if word in known]
+            named = named_in(line, known)
             if named:
                 return any(fits(word, pattern) for word in named for pattern in case.right.place)
         return False
@@ -69,7 +69,7 @@ class Report:
         if any(re.search(case.right.cause, line) for line in self.lines):
             return True
         of_model = [line for line in self.lines if line.startswith(("initial values", "modules"))]
-        named = [word for line in of_model[:1] for word in words(line) if word in known]
+        named = [word for line in of_model[:1] for word in named_in(line, known)]
         return any(fits(word, pattern) for word in named for pattern in case.right.place)
 
 
@@ -77,6 +77,12 @@ def words(line: str) -> list[str]:
     """Return the words of a line that may be names; counts such as ``3 ×`` and numbers with a decimal point are none."""
     line = re.sub(r"\d+ ×|[-+]?\d+\.\d+\S*|\d+ (of|nats|%|times|inputs)\b", " ", line)
     return [word.rstrip(".:") for word in re.split(r"[\s(),;]+", line) if word.rstrip(".:")]
+
+
+def named_in(line: str, known: Collection[str]) -> list[str]:
+    """Return the words of a line that name a part of a model, or an element of a list or of a sequence in it."""
+    found = (word.replace("[", ".").replace("]", "") for word in words(line))
+    return [word for word in found if word in known or re.sub(r"\.(\d+|\*)$", "", word) in known]
 
 
 def fits(word: str, pattern: str) -> bool:
@@ -257,7 +263,7 @@ def score(case: Case, *, twin_of: Callable[[Case], Measurement], half: str) -> S
     with suppress(TrainabilityError):
         now = measured(case, OF_BASELINES, bounds={})
         against = baseline_report(now, changed(twin_of(case.twin), now))
-    known = known_names(case)
+    known = known_names(case) | known_names(case.twin)
     best = report if report.flags else against
     return Score(
         name=case.id,
