@@ -5,7 +5,7 @@
     .venv-competitors/bin/pip install pytest-torch torchtest2 torchmortem torch-audit traintools syndset model-clinic guardtower
     .venv-competitors/bin/python benchmarks/competitors.py --save FILE             # a few hours on one core; can be interrupted
     .venv-competitors/bin/python benchmarks/competitors.py --save FILE --every 4   # a quarter of the faults
-    .venv-competitors/bin/python benchmarks/competitors.py --save FILE --table     # the table of the results
+    .venv-competitors/bin/python benchmarks/competitors.py --save FILE --table --record   # its table, into docs/faults.md
     python benchmarks/competitors.py --tiny                                        # checks in seconds that it runs
 
 Each package is called as its README says, with the batch, the loss and the optimizer of the case. What it reports as a warning or
@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "examples")]
 
 from faults import HEALTHY, MORE_HEALTHY, SCORED, Case, flagged, half, measured
+from faults.pages import write_between
 from faults.training import BUDGETS
 
 WATCHED_STEPS = 20
@@ -199,6 +200,7 @@ PACKAGES: dict[str, Callable[[Setting], Findings]] = {
     "guardtower": guardtower,
 }
 OURS = "pytest-trainability"
+PAGE = ROOT / "docs" / "faults.md"
 
 
 def found_by(package: str, case: Case, number: int) -> list[str]:
@@ -317,7 +319,8 @@ def main() -> int:
         "--packages", nargs="+", choices=[OURS, *PACKAGES], help="default: this project and those installed"
     )
     parser.add_argument("--save", type=Path, help="file of results, which is continued")
-    parser.add_argument("--table", action="store_true", help="print the table of the file")
+    parser.add_argument("--table", action="store_true", help="print the table of the file, without running anything")
+    parser.add_argument("--record", action="store_true", help="write the table to docs/faults.md")
     parser.add_argument("--tiny", action="store_true", help="one fault, one list: checks that it runs")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -331,7 +334,10 @@ def main() -> int:
         cases = [case for case in cases if case.id in names]
     packages = given.packages or [OURS, *installed()]
     results = read(given.save) if given.table else run(cases, packages, 1 if given.tiny else given.lists, given.save)
-    print("\n".join(table(results)))
+    text = "\n".join(table(results))
+    print(text)
+    if given.record:
+        write_between(PAGE, "competitors", text)
     return 0
 
 

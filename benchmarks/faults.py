@@ -42,6 +42,7 @@ from torchvision_for_cpu import declare_torchvision_operators
 declare_torchvision_operators()
 
 from faults import HEALTHY, MORE_HEALTHY, SCORED, Case, changed, flagged, half, measured
+from faults.pages import write_between
 from faults.scoring import OF_BASELINES, Score, breaks_contract, score, with_cures_tried, with_training
 
 from pytest_trainability.measurement import Measurement
@@ -252,11 +253,10 @@ def report(results: Results) -> str:
 
 
 def record(results: Results) -> None:
-    """Replace what follows the mark in the page."""
-    text, mark = PAGE.read_text(encoding="utf-8"), "<!-- results -->\n"
+    """Write the results into the page."""
     rows = [row(results.scores[case.id]) for case in SCORED if case.id in results.scores]
-    found = "\n".join([report(results), "", "## All faults", "", HEAD, *rows])
-    PAGE.write_text(f"{text.partition(mark)[0]}{mark}\n{found}\n", encoding="utf-8")
+    found = "\n".join([report(results), "", "### All faults", "", HEAD, *rows])
+    write_between(PAGE, "results", found)
 
 
 def main() -> int:
