@@ -139,7 +139,7 @@ def encoder_decoder() -> nn.Module:
             self.out = nn.Conv2d(32, 16, 3, padding=1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.out(torch.cat([x, self.up(self.down(x))], dim=1))
+            return F.silu(self.out(torch.cat([x, self.up(self.down(x))], dim=1)))
 
     return Pooled(nn.Conv2d(3, 16, 3, padding=1), UNet())
 
