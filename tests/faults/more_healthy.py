@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 from .cases import CLASSES, WIDTH, Case, images, sequence, text, token_loss, vectors
 from .convolutions import CHANNELS, Pooled, conv
 from .healthy import from_transformers
-from .recurrent import Reader, rnn
+from .recurrent import Loop, Reader, rnn
 from .towers import Branch, gaussian, shallow, tower, weight_layers
 from .transformers import GPT, Attention, FeedForward, Layer, ViT
 
@@ -318,20 +318,17 @@ def zero_vit_head() -> nn.Module:
 # Recurrence -------------------------------------------------------------------------------------------------------
 
 
-class Minimal(nn.Module):
-    """A gated linear recurrence, step by step, that keeps 0.98 of its state (Feng and others, 2024)."""
+class MinimalCell(nn.Module):
+    """One step of a gated linear recurrence that keeps 0.98 of its state (Feng and others, 2024)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate, self.inner, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
+        self.gate, self.inner = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         nn.init.constant_(self.gate.bias, 4.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.zeros(len(x), WIDTH)
-        for step in x.unbind(1):
-            kept = self.gate(step).sigmoid()
-            h = kept * h + (1 - kept) * self.inner(step)
-        return self.head(h)
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        kept = self.gate(x).sigmoid()
+        return kept * h + (1 - kept) * self.inner(x)
 
 
 def gru() -> nn.Module:
@@ -395,7 +392,7 @@ MORE_HEALTHY: tuple[Case, ...] = (
     _gpt("frozen embedding", frozen_embedding),
     Case("MLP-Mixer", "transformer", MixerNet, images),
     Case("ViT with a head of zeros", "transformer", zero_vit_head, images),
-    _rnn("minimal gated recurrence", Minimal),
+    _rnn("minimal gated recurrence", lambda: Loop(MinimalCell())),
     _rnn("GRU that keeps its state", gru),
     _rnn("tanh RNN of gain 0.95", partial(rnn, 0.95)),
     from_transformers("gpt-neox", "transformer"),

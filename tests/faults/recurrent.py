@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from .cases import CLASSES, WIDTH
@@ -37,3 +38,17 @@ def lstm(forget_bias: float | None) -> nn.Module:
         nn.init.constant_(layer.bias_ih_l0.data.chunk(4)[1], forget_bias)
         nn.init.zeros_(layer.bias_hh_l0.data.chunk(4)[1])
     return Reader(layer)
+
+
+class Loop(nn.Module):
+    """Applies a cell step by step; its state may be detached at each."""
+
+    def __init__(self, cell: nn.Module, *, detached: bool = False) -> None:
+        super().__init__()
+        self.cell, self.head, self.detached = cell, nn.Linear(WIDTH, CLASSES), detached
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), WIDTH)
+        for step in x.unbind(1):
+            h = self.cell(step, h.detach() if self.detached else h)
+        return self.head(h)

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..cases import CLASSES, WIDTH, Case, Right, sequence, twins
-from ..recurrent import Reader
+from ..cases import WIDTH, Case, Right, sequence, twins
+from ..recurrent import Loop, Reader
 
 short = partial(sequence, length=30)
 
@@ -57,20 +57,6 @@ def time_axis(wrong: bool) -> nn.Module:
     """Build a layer that reads along the second dimension, or along the samples."""
     layer = nn.GRU(WIDTH, WIDTH, batch_first=not wrong)
     return Reader(layer)
-
-
-class Loop(nn.Module):
-    """Applies a cell step by step; its state may be detached at each."""
-
-    def __init__(self, cell: nn.Module, *, detached: bool = False) -> None:
-        super().__init__()
-        self.cell, self.head, self.detached = cell, nn.Linear(WIDTH, CLASSES), detached
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.zeros(len(x), WIDTH)
-        for step in x.unbind(1):
-            h = self.cell(step, h.detach() if self.detached else h)
-        return self.head(h)
 
 
 def detached_state(wrong: bool) -> nn.Module:
