@@ -281,7 +281,9 @@ def share(results: dict[Key, list[str]], package: str, cases: Sequence[Case], ju
 
 
 def table(results: dict[Key, list[str]]) -> Iterator[str]:
-    ran = {case for _, _, case in results}
+    """Yield the table of the cases that every package has been run on."""
+    packages = list(dict.fromkeys(who for who, _, _ in results))
+    ran = set.intersection(*({case for who, _, case in results if who == package} for package in packages))
     visible = [case for case in SCORED if case.right is not None and case.right.visible and case.id in ran]
     twins = {case.twin.id: case.twin for case in visible if case.twin is not None}
     healthy = [case for case in (*HEALTHY, *MORE_HEALTHY) if case.id in ran and case.id not in twins]
@@ -295,7 +297,7 @@ def table(results: dict[Key, list[str]]) -> Iterator[str]:
     )
     yield f"| package | {' | '.join(f'{name} ({len(cases)})' for name, cases, _ in columns)} |"
     yield f"|---|{'---|' * len(columns)}"
-    for package in dict.fromkeys(who for who, _, _ in results):
+    for package in packages:
         cells = [share(results, package, cases, judge) for _, cases, judge in columns]
         yield f"| {package} | {' | '.join(cells)} |"
 

@@ -142,7 +142,12 @@ SUMS: tuple[tuple[str, Column, str], ...] = (
     ("place right, of what is found", lambda s: s.place if s.visible else None, "0.90"),
     ("cause right, of what preset or lint find", lambda s: s.cause if s.preset and s.visible else None, ""),
     ("cause right, of what is found", lambda s: s.cause if s.visible else None, "0.80"),
-    ("cure brings the measure back, where there is a cure", lambda s: s.back, ""),
+    (
+        "cure offered, of what preset or lint find and has one",
+        lambda s: bool(s.cures) if s.has_cure and s.preset else None,
+        "",
+    ),
+    ("… brings the measure back on other seeds", lambda s: s.back, ""),
     ("… and trains no worse than the twin", lambda s: None if s.back is None else bool(s.trains), "0.70"),
     (
         "the same, of all visible faults that have a cure",

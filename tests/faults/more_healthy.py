@@ -202,7 +202,7 @@ def dense_net() -> nn.Module:
 
 def standardized() -> nn.Module:
     layers = [part for _ in range(5) for part in (Standardized(16, 16, 3), nn.ReLU())]
-    return Pooled(conv(3, CHANNELS), nn.Sequential(*layers))
+    return Pooled(nn.Sequential(conv(3, CHANNELS), nn.ReLU()), nn.Sequential(*layers))
 
 
 # Transformers -----------------------------------------------------------------------------------------------------
