@@ -36,7 +36,7 @@ bench: $(VENV)/.demo ## Print cost ratios, measured side by side in one run
 flakes: $(VENV)/.test ## Count how often verdicts and baselines are wrong on healthy models
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/flakes.py
 
-faults: $(VENV)/.test ## Which faults the presets flag, and which train worse
+faults: $(VENV)/.test ## Score the faults: found, place, cause and cure right, trains worse
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/faults.py
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/reported_faults.py
 

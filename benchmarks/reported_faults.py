@@ -4,7 +4,7 @@
     python benchmarks/reported_faults.py causal-leak  # some of them, by name
     python benchmarks/reported_faults.py --tiny       # checks in a few seconds that it runs
 
-The models are those of ``tests/reported_faults.py``. Each line shows the bounds of the family's preset that the flawed model
+The models are those of ``tests/faults/reported.py``. Each line shows the bounds of the family's preset that the flawed model
 violates on eight seeds, and the measures that differ from the baseline of the healthy twin, on the same seeds and at the
 tolerances of the measures. For faults that no preset flags, a bound that separates the twins is checked on both, and the reason
 is printed.
@@ -23,8 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from faults import changed, flagged, measured
-from reported_faults import REPORTED, ReportedFault, holds
+from faults import REPORTED, ReportedFault, changed, flagged, holds, measured
 
 SEEDS = range(8)
 TINY = ("second-bias", "softmax-of-one")

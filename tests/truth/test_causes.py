@@ -1,6 +1,6 @@
 """Causes of known faults: the place, the reason and the cure are those of the fault, and the shares add up to the log gain.
 
-The faults are those of ``tests/faults.py``, each made by one argument of a builder that also makes its healthy twin.
+The faults are those of ``tests/faults``, each made by one argument of a builder that also makes its healthy twin.
 """
 
 from __future__ import annotations

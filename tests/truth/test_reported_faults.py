@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import Case, changed, flagged, measured
-from reported_faults import REPORTED, ReportedFault, Scaled, holds
+from faults import REPORTED, Case, ReportedFault, Scaled, changed, flagged, holds, measured
 
 from pytest_trainability import measure
 

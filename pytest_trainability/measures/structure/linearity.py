@@ -180,7 +180,7 @@ def _linear_steps(run: Run) -> list[str]:
 
     A weight layer and the weight layer before it are equal to one layer if the second one reads only the output of the first one,
     through linear operators, and nothing else reads it. A step that contains modules is expected to be nonlinear if another
-    step of its class is nonlinear, or if the step before it has the same class and is linear as well.
+    module of its class is nonlinear, or if the step before it has the same class and is linear as well.
     """
     chain = run.chain
     if chain.along == "time":
@@ -189,7 +189,10 @@ def _linear_steps(run: Run) -> list[str]:
     readers = run.graph.consumers()
     linear = [_is_linear(signal, step.outputs, state) for step, state in zip(chain.steps, chain.cut.states)]
     classes = [type_before_parametrizations(step.module) for step in chain.steps]
-    nonlinear_classes = {cls for cls, is_linear in zip(classes, linear) if not is_linear}
+    # A class is nonlinear by what its modules do, and not by activations between them.
+    nonlinear_classes = {
+        cls for cls, step in zip(classes, chain.steps) if not _is_linear(signal, step.outputs, step.inputs)
+    }
     found = []
     for index, (name, step) in enumerate(zip(chain.names, chain.steps)):
         before = chain.steps[index - 1] if index else None
@@ -279,7 +282,7 @@ def linear_steps(run: Run) -> list[str]:
 
     Two layers without an activation between them are equal to one layer: ``W₂ (W₁ x + b₁) + b₂``. A weight layer is listed if it
     reads only the output of the weight layer before it, through linear operators, and nothing else reads that output. A step
-    that contains modules is listed if it is linear and another step of its class is not, or if the step before it has the same
+    that contains modules is listed if it is linear and another module of its class is not, or if the step before it has the same
     class and is linear as well. Bottlenecks (LoRA) and separable convolutions are linear by design, and are not listed.
 
     It misleads if a linear operator is unknown to it, or if a normalization with statistics of the batch lies between two

@@ -261,6 +261,27 @@ def test_linear_blocks_among_nonlinear_ones_are_listed() -> None:
     assert linear_steps(blocks(0, 3), vectors, steps="layers") == ["0.outer", "3.outer"]
 
 
+class Adapted(nn.Module):
+    """A layer and a low-rank product, without an activation in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2), nn.Linear(2, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def test_modules_that_are_linear_by_design_are_listed_only_without_an_activation_between() -> None:
+    """The first one is linear from the input on, and the others are not. They are linear themselves, all of them."""
+
+    def build(*between: nn.Module) -> nn.Module:
+        return nn.Sequential(*[layer for activation in between for layer in (Adapted(), activation)])
+
+    assert linear_steps(lambda: build(nn.Tanh(), nn.Tanh(), nn.Tanh()), vectors) == []
+    assert linear_steps(lambda: build(nn.Tanh(), nn.Identity(), nn.Tanh()), vectors, steps=Adapted) == ["4"]
+
+
 @pytest.mark.parametrize("steps", ["auto", "layers"])
 @pytest.mark.parametrize("name", [*FAMILIES, "resnet", "xlnet", "electra", "detr"])
 def test_no_step_of_a_real_model_is_linear(name: str, steps: str) -> None:
