@@ -10,6 +10,7 @@ __all__ = [
     "CutError",
     "InapplicableError",
     "ModelError",
+    "ReportError",
     "TrainabilityError",
     "TrainabilityFailure",
     "UsageError",
@@ -45,6 +46,10 @@ class CutError(TrainabilityError):
 
 class BaselineError(TrainabilityError):
     """A baseline file cannot be read or written. The file is left unchanged."""
+
+
+class ReportError(TrainabilityError):
+    """The file of a report cannot be read or written, or is no report. Nothing is overwritten."""
 
 
 class TrainabilityFailure(AssertionError):

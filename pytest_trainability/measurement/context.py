@@ -46,3 +46,9 @@ class Context:
     """Whether the measurement will probably be compared with a baseline: then initial values are read when the models are run."""
     bounded_on_command_line_only: frozenset[str] = frozenset()
     """Measures that only the command line bounds. Baselines do not record them."""
+    file: str = ""
+    """Path of the test's file, relative to the root of the session."""
+    line: int = 0
+    """Line of the test, counted from 1; 0 if it is not known."""
+    detailed: bool = False
+    """Whether records hold all values, the modules and the initial values, for a file that shows them."""

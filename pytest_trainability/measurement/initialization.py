@@ -236,6 +236,8 @@ def contract_record(
         verdicts=(verdict_on(judgement),),
         reproduce=context.reproduce,
         along="",
+        file=context.file,
+        line=context.line,
     )
 
 

@@ -168,7 +168,7 @@ class SeedRuns:
         Raises:
             UsageError: The inputs or the parameters have changed since the first run.
         """
-        if len(self._descriptions) != len(self.common.seeds):
+        if len(self.known_descriptions) != len(self.common.seeds):
             self._refuse_changed("a baseline records the initial values", "Measure again.")
             found = ensemble(
                 self.recipe,
@@ -179,6 +179,11 @@ class SeedRuns:
                 built_only=True,
             )
             self._descriptions = tuple(reading[DESCRIPTION.name] for reading in found.readings)
+        return self._descriptions
+
+    @property
+    def known_descriptions(self) -> tuple[ModelDescription, ...]:
+        """Descriptions that were read so far; none if nothing has asked for them."""
         return self._descriptions
 
     def take_apart(self) -> tuple[FactorRecord, ...]:

@@ -29,6 +29,7 @@ from ..records.text import format_finite, format_names
 from .context import Context
 from .readings import recorded
 from .seed_runs import SeedRuns
+from .values import details
 
 __all__ = ["check_record", "entry", "is_caused_by_growth"]
 
@@ -147,6 +148,9 @@ def check_record(
         baseline=baseline,
         along=common.along,
         lists=tuple(_lists(seed_runs)),
+        file=context.file,
+        line=context.line,
+        **(details(seed_runs) if context.detailed else {}),
     )
 
 

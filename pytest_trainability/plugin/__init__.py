@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import options
+from . import options, report_files
 from .baseline_writer import BaselineWriter, refuse_partial_prune
 from .baselines import BASELINE_REQUESTS, BASELINES, Baselines
 from .collected import COLLECTED, Collected, send_collected
@@ -21,6 +21,7 @@ from .cures import CureWriter
 from .extensions import forget_measures
 from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_assertions, trainability
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
+from .reports import ReportWriter
 from .summary import Summary
 from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
 
@@ -51,13 +52,16 @@ def pytest_configure(config: pytest.Config) -> None:
         "use the trainability fixture get the marker automatically.",
     )
     options.read(config)
+    report_files.refuse_unusable(config)
     refuse_partial_prune(config)
     config.stash[BASELINES] = Baselines(config)
     config.stash[COLLECTED] = Collected()
     if not hasattr(config, "workerinput"):
         writer = BaselineWriter(config)
         config.pluginmanager.register(writer, "trainability-baseline-writer")
-        config.pluginmanager.register(Summary(config, writer), "trainability-summary")
+        summary = Summary(config, writer)
+        config.pluginmanager.register(summary, "trainability-summary")
+        config.pluginmanager.register(ReportWriter(config, summary), "trainability-reports")
         if config.stash[options.SETTINGS].cure == "patch":
             config.pluginmanager.register(CureWriter(config), "trainability-cures")
 

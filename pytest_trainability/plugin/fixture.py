@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from functools import partial
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from .extensions import added_environment, chosen_steps
 from .options import SETTINGS, options_given
 from .paths import relative_path
 from .randomness import seeded_late_user
+from .report_files import is_detailed
 from .swallowed import UNEXPECTED
 
 if TYPE_CHECKING:
@@ -203,6 +205,7 @@ class Trainability:
         workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
         settings = self._item.config.stash[SETTINGS]
         command = self._command()
+        file, line = place_of(self._item)
         return context(
             test=node_id(self._item),
             name=key,
@@ -218,6 +221,9 @@ class Trainability:
             environment=partial(added_environment, self._item.config),
             baseline=partial(self._item.config.stash[BASELINES].check, self._item, command, key),
             expects_baseline=self._item.config.stash[BASELINES].has(self._item),
+            file=file,
+            line=line,
+            detailed=is_detailed(self._item.config),
         )
 
     def _command(self) -> str:
@@ -226,6 +232,12 @@ class Trainability:
         _, separator, name = node_id(self._item).partition("::")
         file = relative_path(self._item.path, config.invocation_params.dir)
         return shlex.join(["pytest", f"{file}{separator}{name}", *options_given(config)])
+
+
+def place_of(item: pytest.Item) -> tuple[str, int]:
+    """Return the path of a test's file, relative to the root of the session, and its line, counted from 1; 0 if unknown."""
+    file, line, _ = item.location
+    return PurePath(file).as_posix(), 0 if line is None else line + 1
 
 
 def _first(*values: Any) -> Any:

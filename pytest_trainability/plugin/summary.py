@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..records.reports import CheckRecord
-    from ..records.session import Outcome
+    from ..records.session import Outcome, SessionRecord
     from .baseline_writer import BaselineWriter
 
 __all__ = ["Summary"]
@@ -50,6 +50,19 @@ class Summary:
 
     def _missing(self) -> bool:
         return sum(self._measured.values()) < self._required and not self._collect_only
+
+    def session_record(self) -> SessionRecord:
+        """Return everything that reports show. Baselines are known once the writer of baselines has finished the session."""
+        from ..records.reports import CheckRecord
+        from ..records.session import CheckOutcome, SessionRecord
+
+        checks = [
+            CheckOutcome(*check)
+            for records, outcome in self._found.values()
+            for check in _blamed([CheckRecord.from_plain(plain) for plain in records], outcome)
+        ]
+        measured = sum(self._measured.values())
+        return SessionRecord(tuple(checks), (), self._writer.summary, self._required, measured)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print one line per check, the details of failures, and the changes to baselines, unless there is nothing to print."""

@@ -139,6 +139,8 @@ class BaselineRecord:
     """Whether initial values and modules were compared. A baseline of an earlier version has none."""
     operations_compared: bool = False
     """Whether operations were compared."""
+    old_values: tuple[ValueRecord, ...] = ()
+    """Values of the baseline; empty unless a file of the session shows them."""
 
     @property
     def holds(self) -> bool:
@@ -274,7 +276,8 @@ class CheckRecord:
         baseline = given["baseline"]
         if baseline is not None:
             changes = tuple(_rebuilt(BaselineChange, change) for change in baseline["changes"])
-            baseline = replace(_rebuilt(BaselineRecord, baseline), changes=changes)
+            old_values = tuple(_value(value) for value in baseline["old_values"])
+            baseline = replace(_rebuilt(BaselineRecord, baseline), changes=changes, old_values=old_values)
         verdicts = tuple(_rebuilt(VerdictRecord, verdict) for verdict in given["verdicts"])
         return replace(
             _rebuilt(cls, given),

@@ -57,7 +57,11 @@ class SessionRecord:
     measured: int = 0
     """Number of models that count for it."""
     environment: Mapping[str, Any] = field(default_factory=dict)
-    """Versions, platform, devices, date and command line."""
+    """Versions, platform, devices and command line."""
+    created: str = ""
+    """Date and time of the end of the session, such as ``2026-11-30T03:50:00+00:00``."""
+    exit_status: int = 0
+    """Exit status of the session."""
 
 
 def status(record: CheckRecord, outcome: Outcome) -> Status:
