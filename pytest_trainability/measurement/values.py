@@ -13,7 +13,7 @@ from ..checks.module_changes import folded_modules
 from ..checks.statistics import CONFIDENCE, Level, estimate
 from ..measures import MEASURES, Measure
 from ..records.estimates import Estimate, Names, Profile
-from ..records.names import expanded
+from ..records.names import expanded, number_of_names
 from ..records.values import ElementRecord, ModuleRecord, TensorRecord, ValueRecord
 from .seed_runs import SeedRuns
 
@@ -37,9 +37,9 @@ def details(seed_runs: SeedRuns) -> dict[str, Any]:
     modules = folded_modules(known[0].modules) if known else {}
     return {
         "values": tuple(value_records(seed_runs)),
-        "modules": tuple(ModuleRecord(name, kind, len(expanded(name))) for name, kind in modules.items()),
+        "modules": tuple(ModuleRecord(name, kind, number_of_names(name)) for name, kind in modules.items()),
         "tensors": tuple(
-            TensorRecord(name, len(expanded(name)), row.shape, row.rms, row.mean, looks="")
+            TensorRecord(name, number_of_names(name), row.shape, row.rms, row.mean, looks="")
             for name, row in rows.items()
         ),
     }

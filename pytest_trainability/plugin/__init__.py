@@ -15,6 +15,7 @@ import pytest
 from . import options, report_files
 from .baseline_writer import BaselineWriter, refuse_partial_prune
 from .baselines import BASELINE_REQUESTS, BASELINES, Baselines
+from .ci import add_properties
 from .collected import COLLECTED, Collected, send_collected
 from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
 from .cures import CureWriter
@@ -180,6 +181,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the records of a test to its report, as plain data that can be sent to another process."""
     explain_assertions(item, call)
+    if call.when == "call" and item.stash.get(RECORDS, {}) and report_files.writes_properties(item.config):
+        add_properties(item, list(item.stash[RECORDS].values()))
     report = yield
     if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
         from ..records.reports import plain

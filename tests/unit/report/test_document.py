@@ -179,13 +179,20 @@ def test_a_value_of_a_wrong_type_is_refused_anywhere(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"growth": [1.0]}, "one growth rate for each step"),
-        ({"modules": [{"name": "a.{0-99999999}", "kind": "x", "count": 1}]}, "patterns of fewer names"),
+        (
+            {"modules": [{"name": "a.{0-99999999}", "kind": "x", "count": 1}]},
+            "patterns that stand for at most 10000000 names",
+        ),
+        (
+            {"modules": [{"name": f"a.{{0-{'9' * 5000}}}", "kind": "x", "count": 1}]},
+            "patterns that stand for at most 10000000 names",
+        ),
         (
             {"modules": [{"name": f"a{i}.{{0-999998}}", "kind": "x", "count": 1} for i in range(11)]},
             "patterns that stand for at most 10000000 names",
         ),
     ],
-    ids=["growth", "one pattern", "many patterns"],
+    ids=["growth", "one pattern", "a long number", "many patterns"],
 )
 def test_parts_that_contradict_each_other_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     found = document(session(check("passed", verdict())))
