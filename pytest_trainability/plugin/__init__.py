@@ -23,6 +23,7 @@ from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_asser
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .summary import Summary
 from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
+from .unmeasured import NOT_MEASURED, error_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -120,6 +121,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     item.stash[MEASUREMENTS] = []
     item.stash[TAKEN] = item.stash[CALLED] = item.stash[JUDGED] = False
     item.stash[BASELINE_REQUESTS] = []
+    item.stash[NOT_MEASURED] = []
     item.stash[UNEXPECTED] = Unexpected()
     with _failure_is_shown(item):
         return (yield)
@@ -177,6 +179,8 @@ def pytest_runtest_makereport(
     """Attach the records of a test to its report, as plain data that can be sent to another process."""
     explain_assertions(item, call)
     report = yield
+    if (error := error_of(item, call)) is not None:
+        report.trainability_error = error  # type: ignore[attr-defined]
     if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
         from ..records.reports import plain
 

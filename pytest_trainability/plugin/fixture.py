@@ -18,6 +18,7 @@ from .options import SETTINGS, options_given
 from .paths import relative_path
 from .randomness import seeded_late_user
 from .swallowed import UNEXPECTED
+from .unmeasured import NOT_MEASURED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,6 +94,9 @@ class Trainability:
         except TrainabilityError as error:
             # The message describes the error, and the cause has the traceback of the model; frames of this package do not help.
             raise error.with_traceback(None) from error.__cause__
+        except Exception as error:
+            self._item.stash.setdefault(NOT_MEASURED, []).append(error)
+            raise
         self._item.stash[JUDGED] = True
         self._item.stash.setdefault(MEASUREMENTS, []).append(measurement)
         if bounds:
@@ -172,6 +176,9 @@ class Trainability:
             return size_sweep_in(self._context(Context, given.get("name")), along, build, sizes, inputs, **given)
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
+        except Exception as error:
+            self._item.stash.setdefault(NOT_MEASURED, []).append(error)
+            raise
 
     def _with_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call, with seeds, device and dtype from the nearest marker, command line or ini file."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..records.reports import BaselineRecord, BaselineSummary, CheckRecord, VerdictRecord
-from ..records.session import Outcome
+from ..records.session import ErrorRecord, Outcome, SessionRecord
 from ..records.text import visible
 from .explain import (
     bound_text,
@@ -41,29 +41,44 @@ class Line:
 
 
 def section(
-    checks: Sequence[tuple[CheckRecord, Outcome]],
+    session: SessionRecord,
     *,
     width: int = 80,
     verbosity: int = 0,
     encoding: str | None = "utf-8",
 ) -> list[Line]:
-    """Return the lines of the section, without newlines.
+    """Return the lines of the section, without newlines; none for a session without checks and errors.
 
     Args:
-        checks: Records with their outcomes.
+        session: The checks with the outcomes of their tests, and what could not be measured.
         width: Columns of the terminal. Only commands to copy exceed it.
         verbosity: Below 0, only failures and updated baselines are listed. Above 0, every bound and the growth along the chain
             are shown as well.
         encoding: Encoding of the terminal. ASCII is used if it is None or cannot represent a line.
     """
     width = max(width, NARROWEST)
+    checks = [(check.record, check.outcome) for check in session.checks]
     listed = [check for check in checks if verbosity >= 0 or _is_broken(*check) or _is_updated(check[0])]
     lines = list(_groups(listed, width, verbosity)) if listed else []
+    lines += _errors(session.errors, width)
     for record, outcome in checks:
         if _is_broken(record, outcome):
             lines += _details(record, width, verbosity)
-    lines.append(_total(checks))
+    if checks or session.errors:
+        lines.append(_total(checks, len(session.errors)))
     return _encoded(lines, encoding)
+
+
+def _errors(errors: Sequence[ErrorRecord], width: int) -> Iterator[Line]:
+    """Yield a row for each measurement that could not be made, with its error, under the file of its test."""
+    files = dict.fromkeys(error.test.partition("::")[0] for error in errors)
+    for file in files:
+        yield from _heading(file, "could not be measured", width)
+        for error in errors:
+            where, _, test = error.test.partition("::")
+            if where == file:
+                name = cut_left(visible(test), width // 2)
+                yield Line(_cut_right(visible(f"  ! {name}  {error.error}: {error.message}"), width), "red")
 
 
 def _groups(checks: Sequence[tuple[CheckRecord, Outcome]], width: int, verbosity: int) -> Iterator[Line]:
@@ -237,13 +252,14 @@ def _details(record: CheckRecord, width: int, verbosity: int) -> Iterable[Line]:
         yield Line("  " + text)
 
 
-def _total(checks: Sequence[tuple[CheckRecord, Outcome]]) -> Line:
+def _total(checks: Sequence[tuple[CheckRecord, Outcome]], errors: int) -> Line:
     expected = sum(outcome == "xfailed" for _, outcome in checks)
     broken = sum(_is_broken(record, outcome) for record, outcome in checks)
     seconds = math.fsum(record.seconds for record, _ in checks)
-    xfailed = f", {expected} expected to fail" if expected else ""
-    text = f"{len(checks) - broken - expected} of {len(checks)} hold{xfailed}, measured in {seconds:.1f} s"
-    return Line(text, "red" if broken else "green")
+    further = [f"{expected} expected to fail"] if expected else []
+    further += [f"{errors} could not be measured"] if errors else []
+    holding = f"{len(checks) - broken - expected} of {len(checks) + errors} hold"
+    return Line(", ".join([holding, *further, f"measured in {seconds:.1f} s"]), "red" if broken or errors else "green")
 
 
 def _cut_right(text: str, width: int) -> str:

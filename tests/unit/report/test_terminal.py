@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +15,17 @@ from pytest_trainability.records.reports import (
     CheckRecord,
     VerdictRecord,
 )
-from pytest_trainability.records.session import Outcome
-from pytest_trainability.report.terminal import Line, baselines, section
+from pytest_trainability.records.session import CheckOutcome, ErrorRecord, Outcome, SessionRecord
+from pytest_trainability.report import terminal
+from pytest_trainability.report.terminal import Line, baselines
 
 MakeRecord = Callable[..., CheckRecord]
 MakeVerdict = Callable[..., VerdictRecord]
+
+
+def section(checks: Sequence[tuple[CheckRecord, Outcome]], **options: Any) -> list[Line]:
+    """Return the lines of a session with these checks."""
+    return terminal.section(SessionRecord(tuple(CheckOutcome(*check) for check in checks)), **options)
 
 
 def rows(lines: list[Line]) -> list[Line]:
@@ -73,6 +79,17 @@ def test_an_expected_failure_is_no_failure(make_record: MakeRecord, make_verdict
     # There are no details, and with -q no line.
     assert not any("must" in line.text for line in lines)
     assert len(section([(bad, "xfailed")], verbosity=-1)) == 1
+
+
+def test_what_could_not_be_measured_is_listed_and_counted(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    errors = [ErrorRecord(f"test_init.py::test_{i}", "ModelError", "the model raised an error") for i in range(2)]
+    held = CheckOutcome(make_record(make_verdict(holds=True)), "passed")
+    lines = terminal.section(SessionRecord((held,), tuple(errors)))
+    assert [line.text for line in lines if line.text.startswith("  ! ")] == [
+        "  ! test_0  ModelError: the model raised an error",
+        "  ! test_1  ModelError: the model raised an error",
+    ]
+    assert lines[-1] == Line("1 of 3 hold, 2 could not be measured, measured in 0.2 s", "red")
 
 
 def test_checks_with_the_same_conditions_share_a_heading(make_record: MakeRecord) -> None:
