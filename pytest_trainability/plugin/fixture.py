@@ -219,6 +219,7 @@ class Trainability:
             confidence=settings.confidence,
             reproduce=command,
             tolerances=tolerances_of(self._item),
+            full=self._item.config.get_verbosity() > 0,
             cure=settings.cure,
             bounded_on_command_line_only=bounded_on_command_line_only(self._item),
             choose_steps=partial(chosen_steps, self._item.config),

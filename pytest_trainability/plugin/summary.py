@@ -28,6 +28,8 @@ class Summary:
         self._found: dict[str, tuple[list[dict[str, Any]], Outcome]] = {}
         self._errors: dict[str, dict[str, Any]] = {}
         """Error by test, of tests that could not measure."""
+        self._explained: dict[str, list[tuple[str, str]]] = {}
+        """Test and name of each measurement whose failure is explained in the traceback of a report."""
         self._measured: dict[str, int] = {}
         """Number of models by test, for the required number."""
 
@@ -37,6 +39,9 @@ class Summary:
             self._found.pop(report.nodeid, None)
             self._errors.pop(report.nodeid, None)
             self._measured.pop(report.nodeid, None)
+            self._explained.pop(report.nodeid, None)
+        for test, name in getattr(report, "trainability_explained", ()):
+            self._explained.setdefault(report.nodeid, []).append((test, name))
         if report.failed and hasattr(report, "trainability_error"):
             self._errors[report.nodeid] = report.trainability_error
         records = getattr(report, "trainability", ())
@@ -44,8 +49,10 @@ class Summary:
             expected = hasattr(report, "wasxfail")
             xfailed = report.skipped and expected
             self._found[report.nodeid] = records, "failed" if report.failed else "xfailed" if xfailed else "passed"
-            # A model counts if its test could have failed the session: not one that skips or is expected to fail.
-            self._measured[report.nodeid] = 0 if report.skipped or expected else len(records)
+            # A model counts if its test could have failed the session: not one that skips or is expected to fail, and not one
+            # of which the test has judged nothing.
+            asserting = sum(bool(r["verdicts"] or r["baseline"] is not None or r["asserted"]) for r in records)
+            self._measured[report.nodeid] = 0 if report.skipped or expected else asserting
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -82,18 +89,30 @@ class Summary:
             and (baselines is None or baselines == type(baselines)())
         ):
             return
+        from ..records.session import counts
         from ..report.terminal import Line, section
         from ..report.terminal import baselines as lines_of_baselines
 
         writer = terminalreporter._tw
         width, encoding = writer.fullwidth, getattr(writer._file, "encoding", None)
         session = self.session_record()
-        lines = section(session, width=width, verbosity=terminalreporter.verbosity, encoding=encoding)
+        shows_tracebacks = terminalreporter.config.option.tbstyle not in {"no", "line"}
+        lines = section(
+            session,
+            width=width,
+            verbosity=terminalreporter.verbosity,
+            encoding=encoding,
+            explained={check for checks in self._explained.values() for check in checks if shows_tracebacks},
+            errors_explained=shows_tracebacks,
+        )
         if baselines is not None:
             lines += lines_of_baselines(baselines, width=width, encoding=encoding)
         if self._missing():
-            measured = sum(self._measured.values())
-            lines.append(Line(f"{measured} measured, --trainability-require={self._required}: too few", "red"))
+            count = counts(session.checks)["nothing asserted"]
+            idle = f" ({count} with nothing asserted)" if count else ""
+            lines.append(
+                Line(f"{session.measured} measured{idle}, --trainability-require={self._required}: too few", "red")
+            )
         terminalreporter.ensure_newline()
         terminalreporter.section("trainability")
         for line in lines:

@@ -1,4 +1,4 @@
-"""Measurements that could not be made: tests that raised an error of this package, or one of the model while it was measured."""
+"""Exceptions of tests: measurements that could not be made, and what pytest shows of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .collected import node_id
 from .collection import MARKER
 from .paths import relative_path
 
-__all__ = ["NOT_MEASURED", "error_of"]
+__all__ = ["NOT_MEASURED", "error_of", "explained_checks", "shorten_summary"]
 
 NOT_MEASURED = pytest.StashKey["list[BaseException]"]()
 """Exceptions that calls of the fixture have raised, other than failed checks. The test may expect some of them."""
@@ -47,3 +47,40 @@ def error_of(item: pytest.Item, call: pytest.CallInfo[None]) -> dict[str, Any] |
         )
     )
     return found
+
+
+def explained_checks(error: BaseException) -> list[str]:
+    """Return the names of the measurements whose failures the traceback of an exception explains, with those that led to it.
+
+    Args:
+        error: The exception that ended a phase of a test.
+    """
+    from ..errors import TrainabilityFailure
+
+    found: list[str] = []
+    known: set[int] = set()
+    shown: BaseException | None = error
+    while shown is not None and id(shown) not in known:
+        known.add(id(shown))
+        if isinstance(shown, TrainabilityFailure) and shown.check is not None:
+            found.append(shown.check)
+        shown = shown.__cause__ or (None if shown.__suppress_context__ else shown.__context__)
+    return found
+
+
+def shorten_summary(report: pytest.TestReport, error: BaseException) -> None:
+    """Let pytest's summary line begin with the first line of an error of this package, instead of the path of its class.
+
+    The message stands whole in the traceback. With ``-vv``, and in CI, pytest would print it again in its summary.
+
+    Args:
+        report: The report of the phase that the error has ended.
+        error: The error.
+    """
+    from ..errors import TrainabilityError, TrainabilityFailure
+
+    place = getattr(report.longrepr, "reprcrash", None)
+    if place is None or not isinstance(error, (TrainabilityError, TrainabilityFailure)):
+        return
+    first = str(error).split("\n", 1)[0]
+    place.message = first if isinstance(error, TrainabilityFailure) else f"{type(error).__name__}: {first}"
