@@ -80,7 +80,7 @@ def tolerances_of(options: argparse.Namespace) -> dict[str, float]:
 
 def say(line: str, file: TextIO | None = None) -> None:
     """Print one line. Names in it may come from an artifact."""
-    from ..report.explain import shown_in
+    from ..report.layout import shown_in
 
     file = file or sys.stdout
     print(shown_in(line, getattr(file, "encoding", None)), file=file)
@@ -88,7 +88,7 @@ def say(line: str, file: TextIO | None = None) -> None:
 
 def emit(text: str) -> None:
     """Print a text that is written for another program, in ASCII if the terminal cannot represent it."""
-    from ..report.explain import to_ascii
+    from ..report.layout import to_ascii
 
     try:
         text.encode(sys.stdout.encoding or "ascii")

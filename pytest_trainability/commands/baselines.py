@@ -136,7 +136,7 @@ def _differing(measured: Contents, committed: Contents, tolerances: Mapping[str,
 
 
 def _print(file: str, differences: Sequence[Difference]) -> None:
-    from ..report.explain import change_lines
+    from ..report.changes import change_lines
 
     width = shutil.get_terminal_size().columns - 4
     say(file)

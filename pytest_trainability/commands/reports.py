@@ -192,8 +192,8 @@ def _changes(old: SessionRecord, new: SessionRecord, options: argparse.Namespace
 
 
 def _print(change: SessionChange) -> None:
+    from ..report.changes import change_lines
     from ..report.comment import change_text
-    from ..report.explain import change_lines
 
     name = f" ({change.name})" if change.name else ""
     status = change_text(change) if change.old else f"new: {change.new}"

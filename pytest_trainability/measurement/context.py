@@ -40,6 +40,8 @@ class Context:
     """Returns the keys that plugins add to a baseline's environment; numbers are compared within one environment."""
     baseline: Callable[[str, Entry, Mapping[str, float]], BaselineRecord] | None = None
     """Compares the entry of a model with its baseline, given name, entry and tolerances; None outside pytest."""
+    full: bool = False
+    """Whether the message of a failure lists all elements, instead of the first ones."""
     cure: str = "auto"
     """Whether the report of a failure looks for cures: ``"auto"`` for small models only, ``"off"`` never, else always."""
     expects_baseline: bool = False

@@ -23,7 +23,7 @@ from ..checks.verdicts import Value, first_outside
 from ..engine.runs.finiteness import faults, remarks
 from ..errors import UsageError
 from ..measures import MEASURES, Measure
-from ..records.estimates import Estimate, Names, Profile
+from ..records.estimates import Estimate, Names, Profile, value_text
 from ..records.reports import BaselineRecord, CheckRecord, CureRecord, VerdictRecord
 from ..records.text import format_finite, format_names
 from .context import Context
@@ -33,6 +33,10 @@ from .values import details
 
 __all__ = ["check_record", "entry", "is_caused_by_growth"]
 
+NOT_LISTED = frozenset(
+    ("log_gain", "growth_rate", "unused_parameters", "gradient_classes", "untrained_fraction", "nonfinite")
+)
+"""Measures of every run whose values other parts of a report show."""
 NOTEWORTHY = 5.0
 """Absolute log gain, in nats, from which a record without verdicts names a likely cause: the test may fail by a plain assert."""
 
@@ -99,6 +103,7 @@ def check_record(
     bounded: Mapping[str, Value],
     baseline: BaselineRecord | None,
     cures: Sequence[CureRecord] = (),
+    asserted: bool = False,
 ) -> CheckRecord:
     """Return the record of a measurement and its verdicts.
 
@@ -110,6 +115,7 @@ def check_record(
         bounded: Values of the measures that have bounds.
         baseline: Result of the comparison with the baseline, if there was one.
         cures: Changes that bring what has failed inside its bounds.
+        asserted: Whether the test has read a value.
     """
     common, values = seed_runs.common, seed_runs.values
     log_gain, growth_rate = cast("Estimate", values["log_gain"]), cast("Profile", values["growth_rate"])
@@ -137,6 +143,10 @@ def check_record(
         log_gain_low=log_gain.low,
         log_gain_high=log_gain.high,
         log_gain_finite=format_finite(log_gain.values),
+        log_gain_spread=log_gain.spread,
+        gradient_of=common.gradient_of,
+        asserted=asserted,
+        readings=tuple((n, value_text(v)) for n, v in values.items() if n not in NOT_LISTED and n not in bounded),
         growth=growth,
         verdicts=tuple(verdicts),
         leaves_band=_leaves_band(seed_runs, verdicts, growth, tuple(growth_rate)),

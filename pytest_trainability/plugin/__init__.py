@@ -16,8 +16,8 @@ from . import options, report_files
 from .baseline_writer import BaselineWriter, refuse_partial_prune
 from .baselines import BASELINE_REQUESTS, BASELINES, Baselines
 from .ci import add_properties
-from .collected import COLLECTED, Collected, send_collected
-from .collection import mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
+from .collected import COLLECTED, Collected, node_id, send_collected
+from .collection import MARKER, mark_users, refuse_unmeasured, usage_error_of_worker, validate_markers
 from .cures import CureWriter
 from .extensions import forget_measures
 from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_assertions, trainability
@@ -25,6 +25,7 @@ from .randomness import preserved_generators, seed_generators, seeded_fixture, s
 from .reports import ReportWriter
 from .summary import Summary
 from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
+from .unmeasured import NOT_MEASURED, error_of, explained_checks, shorten_summary
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -125,6 +126,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     item.stash[MEASUREMENTS] = []
     item.stash[TAKEN] = item.stash[CALLED] = item.stash[JUDGED] = False
     item.stash[BASELINE_REQUESTS] = []
+    item.stash[NOT_MEASURED] = []
     item.stash[UNEXPECTED] = Unexpected()
     with _failure_is_shown(item):
         return (yield)
@@ -184,6 +186,12 @@ def pytest_runtest_makereport(
     if call.when == "call" and item.stash.get(RECORDS, {}) and report_files.writes_properties(item.config):
         add_properties(item, list(item.stash[RECORDS].values()))
     report = yield
+    if (error := error_of(item, call)) is not None:
+        report.trainability_error = error  # type: ignore[attr-defined]
+    if call.excinfo is not None and item.get_closest_marker(MARKER) is not None:
+        explained = [(node_id(item), name) for name in explained_checks(call.excinfo.value)]
+        report.trainability_explained = explained  # type: ignore[attr-defined]
+        shorten_summary(report, call.excinfo.value)
     if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
         from ..records.reports import plain
 
@@ -201,6 +209,6 @@ def pytest_assertrepr_compare(config: pytest.Config, op: str, left: Any, right: 
     """Explain a failing comparison of a profile or spectrum with a number."""
     if "pytest_trainability.records.estimates" not in {type(left).__module__, type(right).__module__}:
         return None
-    from ..report.explain import explain_comparison
+    from ..report.comparisons import explain_comparison
 
     return explain_comparison(op, left, right, full=config.get_verbosity() > 0)

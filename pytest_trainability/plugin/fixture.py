@@ -20,6 +20,7 @@ from .paths import relative_path
 from .randomness import seeded_late_user
 from .report_files import is_detailed
 from .swallowed import UNEXPECTED
+from .unmeasured import NOT_MEASURED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,6 +96,9 @@ class Trainability:
         except TrainabilityError as error:
             # The message describes the error, and the cause has the traceback of the model; frames of this package do not help.
             raise error.with_traceback(None) from error.__cause__
+        except Exception as error:
+            self._item.stash.setdefault(NOT_MEASURED, []).append(error)
+            raise
         self._item.stash[JUDGED] = True
         self._item.stash.setdefault(MEASUREMENTS, []).append(measurement)
         if bounds:
@@ -174,6 +178,9 @@ class Trainability:
             return size_sweep_in(self._context(Context, given.get("name")), along, build, sizes, inputs, **given)
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
+        except Exception as error:
+            self._item.stash.setdefault(NOT_MEASURED, []).append(error)
+            raise
 
     def _with_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call, with seeds, device and dtype from the nearest marker, command line or ini file."""
@@ -215,6 +222,7 @@ class Trainability:
             confidence=settings.confidence,
             reproduce=command,
             tolerances=tolerances_of(self._item),
+            full=self._item.config.get_verbosity() > 0,
             cure=settings.cure,
             bounded_on_command_line_only=bounded_on_command_line_only(self._item),
             choose_steps=partial(chosen_steps, self._item.config),

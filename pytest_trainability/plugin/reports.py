@@ -99,7 +99,7 @@ class ReportWriter:
         """Name the files, say which ones could not be written, and annotate the lines of failed tests."""
         if not self._lines and not self._commands:
             return
-        from ..report.explain import shown_in, to_ascii
+        from ..report.layout import shown_in, to_ascii
 
         encoding = getattr(terminalreporter._tw._file, "encoding", None)
         for line, failed in self._lines:

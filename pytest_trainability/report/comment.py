@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from ..records.session import NOT_MEASURED, SessionChange, SessionRecord
-from .explain import change_lines, explain_lines
+from .changes import change_lines
+from .explain import explain_lines
 from .markdown import MARKS, WIDTH, block, cell, code, error_lines, folded, verdict_line
 
 __all__ = ["baseline_changes", "change_text", "comment_text"]

@@ -105,14 +105,18 @@ def _check(check: CheckOutcome, used: set[str]) -> dict[str, Any]:
         "steps": {"text": written["steps"], "names": written["step_names"], "along": record.along},
         "conditions": {key: written[key] for key in conditions},
         "seconds": _seconds(record.seconds),
-        "log_gain": {**dict(zip(("mean", "low", "high"), of_chain)), "finite": record.log_gain_finite},
+        "log_gain": {
+            **dict(zip(("mean", "low", "high"), of_chain)),
+            "finite": record.log_gain_finite,
+            "spread": record.log_gain_spread,
+        },
         **{key: written[key] for key in ("growth", "leaves_band")},
         "verdicts": [
             {**fields, "text": verdict.value_text, "bound": bound_text(verdict)}
             for fields, verdict in zip(written["verdicts"], record.verdicts)
         ],
         "baseline": None if record.baseline is None else _baseline(record.baseline, written["baseline"]),
-        **{key: written[key] for key in ("cause", "cures", "notes", "cautions", "lists")},
+        **{key: written[key] for key in ("cause", "cures", "notes", "cautions", "lists", "readings")},
         "reproduce": reproduce_command(record) if record.reproduce else "",
         "explanation": explain_lines(record, width=WIDTH) if is_explained else [],
         **{key: written[key] for key in ("values", "modules", "tensors")},

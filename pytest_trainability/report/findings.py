@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 from ..records.session import CheckOutcome, SessionRecord
 from ..records.text import visible
-from .explain import bound_text, change_lines
+from .changes import change_lines
+from .explain import bound_text
 
 __all__ = ["Finding", "findings", "gitlab_text", "sarif_text", "workflow_commands"]
 

@@ -39,7 +39,10 @@ def session_of(found: Mapping[str, Any]) -> SessionRecord:
 def _check(check: Mapping[str, Any]) -> CheckRecord:
     """Return the record of a check, whose command has neither seeds nor device: both are added when it is printed."""
     gain, steps = check["log_gain"], check["steps"]
-    of_chain = {"log_gain": gain["mean"], **{f"log_gain_{key}": gain[key] for key in ("low", "high", "finite")}}
+    of_chain = {
+        "log_gain": gain["mean"],
+        **{f"log_gain_{key}": gain[key] for key in ("low", "high", "finite", "spread")},
+    }
     of_steps = {"steps": steps["text"], "step_names": steps["names"], "along": steps["along"]}
     record = _rebuilt(CheckRecord, {**check, **check["conditions"], **of_chain, **of_steps, "reproduce": ""})
     return replace(record, reproduce=check["reproduce"].removesuffix(reproduce_command(record)))
