@@ -6,8 +6,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from ..records.session import NOT_MEASURED, SessionChange, SessionRecord
+from ..records.text import visible
 from .changes import change_lines
 from .explain import explain_lines
+from .layout import cut_left, cut_right
 from .markdown import MARKS, WIDTH, block, cell, code, error_lines, folded, verdict_line
 
 __all__ = ["baseline_changes", "change_text", "comment_text"]
@@ -16,6 +18,12 @@ LARGEST = 60_000
 """Largest number of characters. GitHub takes 65,536."""
 MOST_ROWS = 10
 """Number of checks that the table and the details show."""
+LONGEST_CELL = 300
+"""Number of characters of a cell."""
+MOST_LINES = 60
+"""Number of lines of the details of one check."""
+LONGEST_LINE = 200
+"""Number of characters of a line of them. Commands and long names exceed the width that lines are wrapped at."""
 MOST_TESTS = 10
 """Number of tests that the command to accept names. For more, it is the command for all of them."""
 
@@ -110,7 +118,7 @@ def _mark(change: SessionChange) -> str:
 
 
 def _title(change: SessionChange) -> str:
-    return f"{change.test} ({change.name})" if change.name else change.test
+    return cut_left(f"{change.test} ({change.name})" if change.name else change.test, LONGEST_CELL)
 
 
 def _cell_of_changes(change: SessionChange) -> str:
@@ -126,10 +134,6 @@ def _cell_of_changes(change: SessionChange) -> str:
     return ""
 
 
-LONGEST_CELL = 300
-"""Number of characters of a cell."""
-
-
 def _details(change: SessionChange) -> str:
     """Return the folded details of a change; empty if the table shows everything."""
     lines = change_lines(change.changes, WIDTH, full=True)
@@ -138,11 +142,11 @@ def _details(change: SessionChange) -> str:
     elif change.check is not None and change.check.status == "failed":
         explained = explain_lines(change.check.record, width=WIDTH)
         lines = [*lines, *(["", *explained] if lines else explained)]
-    return folded(_title(change), block(lines[:MOST_LINES])) if lines else ""
-
-
-MOST_LINES = 60
-"""Number of lines of the details of one check."""
+    return (
+        folded(_title(change), block(cut_right(visible(line), LONGEST_LINE) for line in lines[:MOST_LINES]))
+        if lines
+        else ""
+    )
 
 
 def _accepting(changes: Sequence[SessionChange]) -> Iterator[str]:
