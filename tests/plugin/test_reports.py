@@ -66,6 +66,14 @@ def run(suite: Pytester, *arguments: str) -> RunResult:
     return suite.runpytest_inprocess("-p", "no:xdist", *QUIET, *arguments)
 
 
+def run_with(suite: Pytester, xdist: list[str], *arguments: str) -> RunResult:
+    """Run a session with workers, or in this process without them."""
+    if "-n" not in xdist:
+        return run(suite, *arguments)
+    pytest.importorskip("xdist", reason="workers come with pytest-xdist")
+    return suite.runpytest_subprocess(*xdist, *QUIET, *arguments)
+
+
 def report(suite: Pytester, name: str = "report.json") -> dict[str, Any]:
     return read_document(suite.path / name)
 
@@ -84,7 +92,10 @@ def test_the_file_has_every_check_with_values_modules_and_place(suite: Pytester)
     assert statuses == ["held", "failed", "nothing asserted", "nothing asserted", "expected failure"]
     assert found["summary"]["exit_status"] == 1
     first = found["checks"][0]
-    assert (first["file"], SUITE.splitlines()[first["line"] - 2]) == ("test_it.py", "def test_holds(trainability):")
+    assert (first["file"], SUITE.splitlines()[first["line"]]) == (
+        "test_it.py",
+        "@pytest.mark.trainability(log_gain=within(100))",
+    )
     values = {value["measure"]: value for value in first["values"]}
     assert values["growth_rate"]["by"] == values["activation_rms"]["by"] == "step"
     assert values["gradient_norm"]["by"] == "parameter"
@@ -107,7 +118,7 @@ def without_times(found: dict[str, Any]) -> dict[str, Any]:
 
 def test_workers_write_the_same_file(suite: Pytester) -> None:
     pytest.importorskip("xdist", reason="workers come with pytest-xdist")
-    suite.runpytest_subprocess(*QUIET, "-p", "no:xdist", "--trainability-json=one.json")
+    run(suite, "--trainability-json=one.json")
     suite.runpytest_subprocess(*QUIET, "-n", "2", "--trainability-json=two.json")
     assert without_times(report(suite, "one.json")) == without_times(report(suite, "two.json"))
     keys = [list(check) for name in ("one.json", "two.json") for check in report(suite, name)["checks"]]
@@ -155,7 +166,8 @@ def test_an_ini_value_is_relative_to_its_file(suite: Pytester, monkeypatch: pyte
 
 def test_a_session_that_was_interrupted_writes_what_it_has(suite: Pytester) -> None:
     suite.makepyfile(test_it=SUITE + "\n\ndef test_stop():\n    raise KeyboardInterrupt\n")
-    suite.runpytest_subprocess("-p", "no:xdist", *QUIET, "-k", "holds or stop", "--trainability-json=report.json")
+    options = ("-k", "holds or stop", "--trainability-json=report.json")
+    suite.inline_run("-p", "no:xdist", *QUIET, *options, no_reraise_ctrlc=True)
     assert report(suite)["summary"]["checks"] == 1
     assert report(suite)["summary"]["exit_status"] == 2
 
@@ -248,9 +260,7 @@ def test_a_green_session_has_no_findings(suite: Pytester) -> None:
 
 @pytest.mark.parametrize("xdist", [["-p", "no:xdist"], ["-n", "2"]], ids=" ".join)
 def test_properties_reach_the_file_of_junit(suite: Pytester, xdist: list[str]) -> None:
-    if "-n" in xdist:
-        pytest.importorskip("xdist", reason="workers come with pytest-xdist")
-    suite.runpytest_subprocess(*xdist, *QUIET, "--trainability-junit", "--junitxml=x.xml", "-k", "fails or holds")
+    run_with(suite, xdist, "--trainability-junit", "--junitxml=x.xml", "-k", "fails or holds")
     cases = ElementTree.parse(suite.path / "x.xml").iter("testcase")
     found = {case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")} for case in cases}
     assert found["test_fails"]["trainability.gradient_norm"].endswith("must lie in [5, 6]: does not hold")
@@ -277,9 +287,7 @@ def runner(suite: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
 
 @pytest.mark.parametrize("xdist", [["-p", "no:xdist"], ["-n", "2"]], ids=" ".join)
 def test_github_gets_one_summary_and_one_annotation_for_each_failure(runner: Pytester, xdist: list[str]) -> None:
-    if "-n" in xdist:
-        pytest.importorskip("xdist", reason="workers come with pytest-xdist")
-    result = runner.runpytest_subprocess(*xdist, *QUIET)
+    result = run_with(runner, xdist)
     summary = (runner.path / "summary.md").read_text(encoding="utf-8")
     assert summary.startswith("# Earlier\n## ✘ trainability: 1 failed, ")
     assert summary.count("## ") == 1
@@ -287,7 +295,7 @@ def test_github_gets_one_summary_and_one_annotation_for_each_failure(runner: Pyt
     assert {command["command"] for command in found} == {"error"}
     failed = [command for command in found if "test_fails" in command["message"]]
     (error,) = failed
-    line = SUITE.splitlines().index("def test_fails(trainability):")
+    line = SUITE.splitlines().index("@pytest.mark.trainability(log_gain=within(0.1), gradient_norm=within(5, 6))")
     assert (error["file"], int(error["line"])) == (f"{runner.path.name}/test_it.py", line)
     assert "log_gain" in error["message"] and "gradient_norm" in error["message"]
     assert not [command for command in found if "test_expected" in command["message"]]
