@@ -100,7 +100,7 @@ def test_the_workflow_for_github_reports_a_pull_request(shell: Pytester) -> None
     steps = {step["name"]: step["run"] for step in GITHUB["jobs"]["trainability"]["steps"] if "name" in step}
     code, log = executed(steps["Measure"], workspace, **variables)
     (error,) = commands_in(log)
-    assert (code, error["file"], error["line"]) == (1, "test_it.py", "5"), log
+    assert (code, error["file"], error["line"]) == (1, "test_it.py", "6"), log
     assert summary.read_text(encoding="utf-8").startswith("## ✘ trainability: 1 failed")
     jsonschema.Draft202012Validator(SARIF).validate(json.loads((workspace / "report.sarif").read_text("utf-8")))
     before = summary.read_bytes()
@@ -126,7 +126,7 @@ def test_the_job_for_gitlab_writes_its_reports(shell: Pytester) -> None:
     reports = job["artifacts"]["reports"]
     issues = json.loads((workspace / reports["codequality"]).read_text("utf-8"))
     jsonschema.Draft202012Validator(GITLAB).validate(issues)
-    assert issues[0]["location"] == {"path": "test_it.py", "lines": {"begin": 5}}
+    assert issues[0]["location"] == {"path": "test_it.py", "lines": {"begin": 6}}
     names = {p.get("name") for p in ElementTree.parse(workspace / reports["junit"]).iter("property")}
     assert {"trainability.log_gain", "trainability.model"} <= names
     assert all((workspace / path).is_file() for path in job["artifacts"]["paths"])
