@@ -85,6 +85,24 @@ def refuse_unusable(config: pytest.Config) -> None:
             msg = f"{_given(config, name)[1]} must name a file that can be written. {trouble}"
             raise pytest.UsageError(msg)
     _refuse_same(config, paths)
+    if "html" in paths:
+        _refuse_missing_package()
+
+
+def _refuse_missing_package() -> None:
+    """Refuse to write a page without the package that it needs.
+
+    Raises:
+        pytest.UsageError: It is not installed.
+    """
+    from ..errors import ReportError
+    from ..report.formats import html_writer
+
+    try:
+        html_writer()
+    except ReportError as error:
+        msg = f"--trainability-html: {error}"
+        raise pytest.UsageError(msg) from None
 
 
 def _trouble(path: Path) -> str:

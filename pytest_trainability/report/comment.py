@@ -89,7 +89,7 @@ def _within(head: str, details: Sequence[str]) -> str:
     for detail in details:
         if detail and len(text) + len(detail) + len(left_out) + 3 > LARGEST:
             return f"{text}{left_out}\n"
-        text += f"\n{detail}\n" if detail else ""
+        text += f"\n\n{detail}" if detail else ""
     return f"{text.rstrip()}\n"
 
 
@@ -141,7 +141,9 @@ def _details(change: SessionChange) -> str:
         lines = error_lines(change.error)
     elif change.check is not None and change.check.status == "failed":
         explained = explain_lines(change.check.record, width=WIDTH)
-        lines = [*lines, *(["", *explained] if lines else explained)]
+        baseline = change.check.record.baseline
+        has_changes = not lines or (baseline is not None and baseline.changes == change.changes)
+        lines = explained if has_changes else [*lines, "", *explained]
     return (
         folded(_title(change), block(cut_right(visible(line), LONGEST_LINE) for line in lines[:MOST_LINES]))
         if lines

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from ..errors import ReportError
 from ..records.session import SessionRecord
 from .document import document, rendered
 from .findings import findings, gitlab_text, sarif_text
 from .markdown import markdown_page
 
-__all__ = ["html_text", "report_text"]
+__all__ = ["html_text", "html_writer", "report_text"]
 
 
 def report_text(kind: str, session: SessionRecord, prefix: str = "") -> str:
@@ -32,7 +35,7 @@ def report_text(kind: str, session: SessionRecord, prefix: str = "") -> str:
     return html_text(found) if kind == "html" else rendered(found)
 
 
-def html_text(found: dict[str, object]) -> str:
+def html_text(found: Mapping[str, Any]) -> str:
     """Return a report as a page.
 
     Args:
@@ -41,10 +44,19 @@ def html_text(found: dict[str, object]) -> str:
     Raises:
         ReportError: The page needs a package that is not installed.
     """
+    return html_writer()(found)
+
+
+def html_writer() -> Callable[[Mapping[str, Any]], str]:
+    """Return the function that writes a page.
+
+    Raises:
+        ReportError: It needs a package that is not installed.
+    """
     try:
         from .html import page  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         msg = f"a page needs a package that is not installed: pip install 'pytest-trainability[html]'. {error}"
         raise ReportError(msg) from None
-    text: str = page(found)
-    return text
+    found: Callable[[Mapping[str, Any]], str] = page
+    return found

@@ -16,7 +16,7 @@ LARGEST = 1_000_000
 MARKS = {
     "held": "✔",
     "marginal": "✔ marginal",
-    "nothing asserted": "– nothing asserted",
+    "nothing asserted": "○ nothing asserted",
     "failed": "✘ failed",
     "expected failure": "x expected to fail",
     NOT_MEASURED: "! not measured",

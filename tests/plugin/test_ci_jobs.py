@@ -50,8 +50,6 @@ def shell(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
     (tools / "sitecustomize.py").write_text(f"import sys\nsys.path[:0] = {[str(root), *known]!r}\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tools))
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly -p no:xdist --tb=no --trainability-cure=off")
-    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "CI_PROJECT_DIR"):
-        monkeypatch.delenv(name, raising=False)
     return project
 
 

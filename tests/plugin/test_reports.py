@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree
 
@@ -14,8 +15,6 @@ from ci_formats import GITLAB, SARIF, commands_in
 from pytest_trainability.report.document import read_document, schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from _pytest.pytester import Pytester, RunResult
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -54,10 +53,8 @@ QUIET = ("--trainability-cure=off", "--tb=no")
 
 
 @pytest.fixture
-def suite(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pytester]:
+def suite(project: Pytester) -> Pytester:
     """A project outside of any CI service."""
-    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "CI_PROJECT_DIR"):
-        monkeypatch.delenv(name, raising=False)
     project.makepyfile(test_it=SUITE)
     return project
 
@@ -201,6 +198,15 @@ def test_a_file_that_cannot_be_written_is_refused_before_a_test_runs(
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert message in " ".join(result.stderr.str().split())
     assert "test session starts" not in result.stdout.str()
+
+
+def test_a_page_without_its_package_is_refused_before_a_test_runs(
+    suite: Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pytest_trainability.report.html", None)
+    result = suite.runpytest_inprocess("-p", "no:xdist", "--trainability-html=page.html")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--trainability-html: a page needs a package*pip install*"])
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
