@@ -15,6 +15,8 @@ from ci_formats import GITLAB, SARIF, commands_in
 from pytest_trainability.report.document import read_document, schema
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from _pytest.pytester import Pytester, RunResult
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -115,8 +117,10 @@ def without_times(found: dict[str, Any]) -> dict[str, Any]:
 
 def test_workers_write_the_same_file(suite: Pytester) -> None:
     pytest.importorskip("xdist", reason="workers come with pytest-xdist")
-    run(suite, "--trainability-json=one.json")
-    suite.runpytest_subprocess(*QUIET, "-n", "2", "--trainability-json=two.json")
+    run(suite, "--trainability-json=one.json", "--trainability-junit", "--junitxml=one.xml")
+    options = ("--trainability-json=two.json", "--trainability-junit", "--junitxml=two.xml")
+    suite.runpytest_subprocess(*QUIET, "-n", "2", *options)
+    assert properties(suite.path / "one.xml") == properties(suite.path / "two.xml")
     assert without_times(report(suite, "one.json")) == without_times(report(suite, "two.json"))
     keys = [list(check) for name in ("one.json", "two.json") for check in report(suite, name)["checks"]]
     assert all(each == keys[0] for each in keys)
@@ -264,11 +268,15 @@ def test_a_green_session_has_no_findings(suite: Pytester) -> None:
     jsonschema.Draft202012Validator(SARIF).validate(json.loads((suite.path / "x.sarif").read_text()))
 
 
-@pytest.mark.parametrize("xdist", [["-p", "no:xdist"], ["-n", "2"]], ids=" ".join)
-def test_properties_reach_the_file_of_junit(suite: Pytester, xdist: list[str]) -> None:
-    run_with(suite, xdist, "--trainability-junit", "--junitxml=x.xml", "-k", "fails or holds")
-    cases = ElementTree.parse(suite.path / "x.xml").iter("testcase")
-    found = {case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")} for case in cases}
+def properties(path: Path) -> dict[str | None, dict[str | None, str | None]]:
+    """Return the properties of each test in a file of JUnit."""
+    cases = ElementTree.parse(path).iter("testcase")
+    return {case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")} for case in cases}
+
+
+def test_properties_reach_the_file_of_junit(suite: Pytester) -> None:
+    run(suite, "--trainability-junit", "--junitxml=x.xml", "-k", "fails or holds")
+    found = properties(suite.path / "x.xml")
     assert found["test_fails"]["trainability.gradient_norm"].endswith("must lie in [5, 6]: does not hold")
     assert "must lie in [-100, 100]" in found["test_holds"]["trainability.log_gain"]
 
