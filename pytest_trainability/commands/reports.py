@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,25 +113,36 @@ def _session(found: dict[str, Any]) -> SessionRecord:
     return session_of(found)
 
 
-def _section(session: SessionRecord, verbosity: int) -> list[str]:
-    """Return the lines of the section.
+@contextmanager
+def _consistent() -> Iterator[None]:
+    """Turn the error of a report whose values contradict each other, which a schema cannot see, into one line.
 
     Raises:
-        ReportError: The values of the report contradict each other.
+        ReportError: The values contradict each other.
+        TrainabilityError: It was raised inside, and passes unchanged.
     """
-    from ..errors import ReportError
+    from ..errors import ReportError, TrainabilityError
+
+    try:
+        yield
+    except TrainabilityError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, LookupError) as error:
+        msg = f"the report cannot be used: its values contradict each other. {type(error).__name__}: {error}."
+        raise ReportError(msg) from None
+
+
+def _section(session: SessionRecord, verbosity: int) -> list[str]:
+    """Return the lines of the section."""
     from ..report.terminal import baselines, section
 
     layout: dict[str, Any] = {
         "width": min(shutil.get_terminal_size().columns, LARGEST_WIDTH),
         "encoding": getattr(sys.stdout, "encoding", None),
     }
-    try:
+    with _consistent():
         lines = section(session, verbosity=verbosity, **layout)
         lines += [] if session.baselines is None else baselines(session.baselines, **layout)
-    except (ValueError, ArithmeticError, LookupError) as error:
-        msg = f"the report cannot be shown: its values contradict each other. {type(error).__name__}: {error}."
-        raise ReportError(msg) from None
     return [line.text for line in lines] or ["nothing was measured"]
 
 
@@ -138,7 +151,10 @@ def html(options: argparse.Namespace) -> int:
     from ..report.formats import html_text
 
     path = _output(options)
-    write(path, html_text(_read(options.reports)))
+    found = _read(options.reports)
+    with _consistent():
+        text = html_text(found)
+    write(path, text)
     say(f"{path} written")
     return 0
 
@@ -167,28 +183,21 @@ def compare(options: argparse.Namespace) -> int:
         return compare_folder(argparse.Namespace(**{**vars(options), "measured": options.old}))
     old, new = (_session(_read([path])) for path in (options.old, options.new))
     changes = _changes(old, new, options)
-    for change in changes:
-        _print(change)
+    with _consistent():
+        for change in changes:
+            _print(change)
     if not changes:
         say(UNCHANGED)
     return DIFFERS if changes else 0
 
 
 def _changes(old: SessionRecord, new: SessionRecord, options: argparse.Namespace) -> tuple[SessionChange, ...]:
-    """Return what differs between two sessions.
-
-    Raises:
-        ReportError: The values of a report contradict each other.
-    """
+    """Return what differs between two sessions."""
     from ..checks.session_changes import session_changes
-    from ..errors import ReportError
 
     tolerances = tolerances_of(options)
-    try:
+    with _consistent():
         return session_changes(old, new, tolerances)
-    except (ValueError, ArithmeticError, LookupError) as error:
-        msg = f"the reports cannot be compared: their values contradict each other. {type(error).__name__}: {error}."
-        raise ReportError(msg) from None
 
 
 def _print(change: SessionChange) -> None:
@@ -220,11 +229,10 @@ def comment(options: argparse.Namespace) -> int:
         msg = f"comment must get one report or two. Got {len(options.reports)}. Merge the reports of one branch first."
         raise UsageError(msg)
     new = _session(_read(options.reports[-1:]))
-    if len(options.reports) == 2:
-        old = _session(_read(options.reports[:1]))
-        text = comment_text(new, _changes(old, new, options), against="the target branch")
-    else:
-        text = comment_text(new, baseline_changes(new), against="the baselines")
+    old = _session(_read(options.reports[:1])) if len(options.reports) == 2 else None
+    changes = baseline_changes(new) if old is None else _changes(old, new, options)
+    with _consistent():
+        text = comment_text(new, changes, against="the baselines" if old is None else "the target branch")
     if options.output is None:
         emit(text)
     else:

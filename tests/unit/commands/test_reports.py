@@ -125,11 +125,14 @@ def test_what_is_no_report_is_refused_in_one_line_and_nothing_is_overwritten(
     assert Path("kept").read_text(encoding="utf-8") == "kept"
 
 
-def test_values_that_contradict_each_other_are_an_error_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    found = json.loads(Path("green.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("words", [["show", "odd.json"], ["comment", "green.json", "odd.json"]], ids=" ".join)
+def test_values_that_contradict_each_other_are_an_error_and_no_traceback(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    found = json.loads(Path("red.json").read_text(encoding="utf-8"))
     found["checks"][0]["verdicts"][0] |= {"marginal": True, "seeds_needed": "nan"}
     Path("odd.json").write_text(json.dumps(found), encoding="utf-8")
-    assert main(["show", "odd.json"]) == CANNOT
+    assert main(words) == CANNOT
     assert "its values contradict each other" in capsys.readouterr().err
 
 
