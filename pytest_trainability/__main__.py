@@ -1,8 +1,8 @@
-"""``python -m pytest_trainability``: compare and accept numbers that another machine has measured."""
+"""``python -m pytest_trainability``: see :mod:`pytest_trainability.commands`."""
 
 import sys
 
-from .plugin.command import main
+from .commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,6 +10,7 @@ __all__ = [
     "CutError",
     "InapplicableError",
     "ModelError",
+    "ReportError",
     "TrainabilityError",
     "TrainabilityFailure",
     "UsageError",
@@ -47,13 +48,25 @@ class BaselineError(TrainabilityError):
     """A baseline file cannot be read or written. The file is left unchanged."""
 
 
+class ReportError(TrainabilityError):
+    """The file of a report cannot be read or written, or is no report. Nothing is overwritten."""
+
+
 class TrainabilityFailure(AssertionError):
     """A check failed: a bound does not hold, or a measurement differs from its baseline.
 
-    The message lists every bound that does not hold.
+    The first line of the message is the shortest true sentence about it. The others list every bound that does not hold.
+
+    Args:
+        message: The message.
+        check: Name of the measurement within its test; None where the failure belongs to no record of a session.
     """
 
     __module__ = "pytest_trainability"
+
+    def __init__(self, message: str = "", *, check: str | None = None) -> None:
+        super().__init__(message)
+        self.check = check
 
     def __str__(self) -> str:
         return _escaped(super().__str__())

@@ -45,10 +45,14 @@ images = torch.linspace(-1, 1, 32).reshape(4, 8)
 '''
 
 
+OF_CI = ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "CI_PROJECT_DIR")
+"""Variables of CI services. A session that sees them would write to the summary of the job that runs the tests."""
+
+
 @pytest.fixture
 def pytester(pytester: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
     """Sessions inside a test: independent of the session that runs the test, and of other plugins."""
-    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "NO_COLOR", "FORCE_COLOR"):
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "NO_COLOR", "FORCE_COLOR", *OF_CI):
         monkeypatch.delenv(name, raising=False)
     # pytest-randomly would shuffle the tests, and load numpy.
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")

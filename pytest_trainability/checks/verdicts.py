@@ -63,6 +63,7 @@ def judge(
         finite=format_finite(worst.values),
         worst_finite=tuple(format_finite(element.values) for element in outside),
         names=value.names if isinstance(value, Names) and outside else (),
+        spread=worst.spread,
     )
 
 

@@ -176,7 +176,10 @@ def measure_in(
     until = until or {}
     seeds = as_seeds(given["seeds"])
     seed_runs = SeedRuns(
-        recipe, seeds[:1] if recipe.fixed else seeds, context.confidence, described=context.expects_baseline
+        recipe,
+        seeds[:1] if recipe.fixed else seeds,
+        context.confidence,
+        described=context.expects_baseline or context.detailed,
     )
     measurement = Measurement(seed_runs, given["name"] or factory_name(model), context)
     wanted = (find_measure(name, where="measures=") for name in (*DEFAULT, *measures, *until, *_ALWAYS))

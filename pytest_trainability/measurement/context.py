@@ -40,9 +40,17 @@ class Context:
     """Returns the keys that plugins add to a baseline's environment; numbers are compared within one environment."""
     baseline: Callable[[str, Entry, Mapping[str, float]], BaselineRecord] | None = None
     """Compares the entry of a model with its baseline, given name, entry and tolerances; None outside pytest."""
+    full: bool = False
+    """Whether the message of a failure lists all elements, instead of the first ones."""
     cure: str = "auto"
     """Whether the report of a failure looks for cures: ``"auto"`` for small models only, ``"off"`` never, else always."""
     expects_baseline: bool = False
     """Whether a comparison with a baseline is probable: then the first runs read initial values and operations."""
     bounded_on_command_line_only: frozenset[str] = frozenset()
     """Measures that only the command line bounds. Baselines do not record them."""
+    file: str = ""
+    """Path of the test's file, relative to the root of the session."""
+    line: int = 0
+    """Line of the test, counted from 1; 0 if it is not known."""
+    detailed: bool = False
+    """Whether records hold all values, the modules and the initial values, for a file that shows them."""

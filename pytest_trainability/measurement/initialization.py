@@ -60,7 +60,7 @@ class Initialization:
         model: ModelSource,
         seeds: tuple[int, ...],
         name: str,
-        judged: Callable[[Judgement, float], None] = lambda judgement, seconds: None,
+        judged: Callable[[Judgement, float], str | None] = lambda judgement, seconds: None,
     ) -> None:
         self._model = model
         self._name = name
@@ -155,9 +155,9 @@ class Initialization:
             judgement = judge_contract(contract, self._model, self.seeds)
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
-        self._judged(judgement, time.perf_counter() - began)
+        check = self._judged(judgement, time.perf_counter() - began)
         if not judgement.holds:
-            raise TrainabilityFailure(failure_text(judgement, self._name))
+            raise TrainabilityFailure(failure_text(judgement, self._name), check=check)
 
 
 def initialization(
@@ -200,12 +200,13 @@ def initialization_in(
     """
     found = initialization(model, seeds=seeds, name=name)
 
-    def judged(judgement: Judgement, seconds: float) -> None:
+    def judged(judgement: Judgement, seconds: float) -> str:
         where = context(name)
         is_module = isinstance(model, nn.Module)
         where.report(
             contract_record(judgement, where, name or factory_name(model), is_module=is_module, seconds=seconds)
         )
+        return where.name
 
     return Initialization(model, found.seeds, name or factory_name(model), judged)
 
@@ -236,6 +237,8 @@ def contract_record(
         verdicts=(verdict_on(judgement),),
         reproduce=context.reproduce,
         along="",
+        file=context.file,
+        line=context.line,
     )
 
 

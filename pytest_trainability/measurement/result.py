@@ -67,6 +67,8 @@ class Measurement(Attributes):
         self._bounds: dict[str, Bound] = {}
         """Bounds that were judged, by measure."""
         self._baseline: BaselineRecord | None = None
+        self._asserted = False
+        """Whether a value was read: the test may assert on it."""
         self._cures: tuple[Cure, ...] | None = None
         """Cures of the verdicts that do not hold; None before they are looked for."""
 
@@ -80,14 +82,18 @@ class Measurement(Attributes):
                 self.run([MEASURES[name]])
             except TrainabilityError as error:
                 raise error.with_traceback(None) from error.__cause__
+        if not self._asserted:
+            self._asserted = True
+            self._report()
         return self._seed_runs.values[name]
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *MEASURES})
 
     def __repr__(self) -> str:
-        text = f"{self.name}: {self.steps}, {self.frame}, {self.mode} mode, {self.device}, log gain {self.log_gain!r}"
-        return f"<{visible(text)}>"
+        log_gain = self._seed_runs.values["log_gain"]
+        where = f"{self.frame}, {self.mode} mode, {self.device}, gradient of {self.gradient_of}"
+        return f"<{visible(f'{self.name}: {self.steps}, {where}, log gain {log_gain!r}')}>"
 
     @property
     def name(self) -> str:
@@ -123,6 +129,11 @@ class Measurement(Attributes):
     def dtype(self) -> str:
         """Floating type of the parameters, such as ``"float32"``."""
         return self._seed_runs.common.dtype
+
+    @property
+    def gradient_of(self) -> str:
+        """What was differentiated: ``"the loss"``, or ``"a random functional of the output"`` where there is no loss."""
+        return self._seed_runs.common.gradient_of
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -213,7 +224,7 @@ class Measurement(Attributes):
                 self.cures()
         self._report()
         if failed:
-            raise TrainabilityFailure(explain(self._to_record(verdicts)))
+            raise self._failure(explain(self._to_record(verdicts), full=self._context.full))
 
     def _with_coverage(self, bounds: Mapping[Measure, Bound]) -> Mapping[Measure, Bound]:
         """Return the bounds, and the one on parameters without a gradient if a bound on gradients shows little without it."""
@@ -249,7 +260,10 @@ class Measurement(Attributes):
         """Return a remark with the loss of a uniform guess, which the initial loss of a classifier should equal."""
         if "excess_loss" not in self._seed_runs.values:
             return ""
-        chance_loss = self.initial_loss.mean - self.excess_loss.mean
+        loss, excess = (self._seed_runs.values[name] for name in ("initial_loss", "excess_loss"))
+        assert isinstance(loss, Estimate)
+        assert isinstance(excess, Estimate)
+        chance_loss = loss.mean - excess.mean
         return f"a guess among {math.exp(chance_loss):.0f} classes costs {chance_loss:.4g}"
 
     def check_baseline(self, *measures: str, **tolerances: float) -> None:
@@ -295,7 +309,11 @@ class Measurement(Attributes):
             raise error.with_traceback(None) from error.__cause__
         self._report()
         if not self._baseline.holds:
-            raise TrainabilityFailure(explain_baseline(self._to_record(list(self._verdicts.values()))))
+            record = self._to_record(list(self._verdicts.values()))
+            raise self._failure(explain_baseline(record, full=self._context.full))
+
+    def _failure(self, message: str) -> TrainabilityFailure:
+        return TrainabilityFailure(message, check=self._context.name)
 
     @property
     def initialization(self) -> Initialization:
@@ -309,11 +327,12 @@ class Measurement(Attributes):
         seeds = self.seeds[:1] if isinstance(model, nn.Module) else self.seeds
         return Initialization(model, seeds, self.name, self._note_contract)
 
-    def _note_contract(self, judgement: Judgement, seconds: float) -> None:
+    def _note_contract(self, judgement: Judgement, seconds: float) -> str:
         self._seed_runs.seconds += seconds
         verdict = verdict_on(judgement)
         self._verdicts[verdict.measure] = verdict
         self._report()
+        return self._context.name
 
     def check_initialization(self, contract: Mapping[str, RuleLike]) -> None:
         """Build the model of each seed again, and check its parameters against a contract.
@@ -411,7 +430,14 @@ class Measurement(Attributes):
         bounded = {name: self._seed_runs.values[name] for name in self._bounds}
         cures = [CureRecord(cure.text, cure.measure, cure.before, cure.after) for cure in self._cures or ()]
         return check_record(
-            self._seed_runs, self.name, self._context, verdicts, bounded=bounded, baseline=self._baseline, cures=cures
+            self._seed_runs,
+            self.name,
+            self._context,
+            verdicts,
+            bounded=bounded,
+            baseline=self._baseline,
+            cures=cures,
+            asserted=self._asserted,
         )
 
 

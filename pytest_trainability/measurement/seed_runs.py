@@ -206,6 +206,11 @@ class SeedRuns:
             self._of_baselines[need.name] = tuple(reading[need.name] for reading in found.readings)
         return self._of_baselines[need.name]
 
+    @property
+    def known_descriptions(self) -> tuple[ModelDescription, ...]:
+        """Descriptions that were read so far; none if nothing has asked for them."""
+        return self._of_baselines.get(DESCRIPTION.name, ())
+
     def take_apart(self) -> tuple[FactorRecord, ...]:
         """Return the factors of the steps, from one more run of the seed whose log gain is typical.
 

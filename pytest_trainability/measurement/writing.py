@@ -24,17 +24,22 @@ from ..checks.verdicts import Value, first_outside
 from ..engine.runs.finiteness import faults, remarks
 from ..errors import UsageError
 from ..measures import MEASURES, Measure
-from ..records.estimates import Estimate, Names, Profile
+from ..records.estimates import Estimate, Names, Profile, value_text
 from ..records.reports import BaselineRecord, CheckRecord, CureRecord, VerdictRecord
 from ..records.text import format_finite, format_names
 from .context import Context
 from .readings import recorded
 from .seed_runs import SeedRuns
+from .values import details
 
 __all__ = ["DEAD_UNITS", "check_record", "entry", "is_caused_by_growth"]
 
 DEAD_UNITS = "dead_fraction"
 """Measure that is asked for the cause where a function of each entry passes no gradient."""
+NOT_LISTED = frozenset(
+    ("log_gain", "growth_rate", "unused_parameters", "gradient_classes", "untrained_fraction", "nonfinite")
+)
+"""Measures of every run whose values other parts of a report show."""
 NOTEWORTHY = 5.0
 """Absolute log gain, in nats, from which a record without verdicts names a likely cause: the test may fail by a plain assert."""
 
@@ -101,6 +106,7 @@ def check_record(
     bounded: Mapping[str, Value],
     baseline: BaselineRecord | None,
     cures: Sequence[CureRecord] = (),
+    asserted: bool = False,
 ) -> CheckRecord:
     """Return the record of a measurement and its verdicts.
 
@@ -112,6 +118,7 @@ def check_record(
         bounded: Values of the measures that have bounds.
         baseline: Result of the comparison with the baseline, if there was one.
         cures: Changes that bring what has failed inside its bounds.
+        asserted: Whether the test has read a value.
     """
     common, values = seed_runs.common, seed_runs.values
     log_gain, growth_rate = cast("Estimate", values["log_gain"]), cast("Profile", values["growth_rate"])
@@ -140,6 +147,10 @@ def check_record(
         log_gain_low=log_gain.low,
         log_gain_high=log_gain.high,
         log_gain_finite=format_finite(log_gain.values),
+        log_gain_spread=log_gain.spread,
+        gradient_of=common.gradient_of,
+        asserted=asserted,
+        readings=tuple((n, value_text(v)) for n, v in values.items() if n not in NOT_LISTED and n not in bounded),
         growth=growth,
         verdicts=tuple(verdicts),
         leaves_band=_leaves_band(seed_runs, verdicts, growth, tuple(growth_rate)),
@@ -151,6 +162,9 @@ def check_record(
         baseline=baseline,
         along=common.along,
         lists=tuple(_lists(seed_runs)),
+        file=context.file,
+        line=context.line,
+        **(details(seed_runs) if context.detailed else {}),
     )
 
 

@@ -12,17 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import options
+from . import options, report_files
 from .baseline_writer import BaselineWriter, refuse_partial_prune
 from .baselines import BASELINE_REQUESTS, BASELINES, Baselines
-from .collected import COLLECTED, Collected, send_collected
-from .collection import mark_users, refuse_invalid, refuse_unmeasured, usage_error_of_worker, validate_markers
+from .ci import add_properties
+from .collected import COLLECTED, Collected, node_id, send_collected
+from .collection import (
+    MARKER,
+    mark_users,
+    refuse_invalid,
+    refuse_unmeasured,
+    usage_error_of_worker,
+    validate_markers,
+)
 from .cures import CureWriter
 from .extensions import forget_measures
 from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_assertions, trainability
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
+from .reports import ReportWriter
 from .summary import Summary
 from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
+from .unmeasured import NOT_MEASURED, error_of, explained_checks, shorten_summary
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -51,13 +61,16 @@ def pytest_configure(config: pytest.Config) -> None:
         "use the trainability fixture get the marker automatically.",
     )
     options.read(config)
+    report_files.refuse_unusable(config)
     refuse_partial_prune(config)
     config.stash[BASELINES] = Baselines(config)
     config.stash[COLLECTED] = Collected()
     if not hasattr(config, "workerinput"):
         writer = BaselineWriter(config)
         config.pluginmanager.register(writer, "trainability-baseline-writer")
-        config.pluginmanager.register(Summary(config, writer), "trainability-summary")
+        summary = Summary(config, writer)
+        config.pluginmanager.register(summary, "trainability-summary")
+        config.pluginmanager.register(ReportWriter(config, summary), "trainability-reports")
         if config.stash[options.SETTINGS].cure == "patch":
             config.pluginmanager.register(CureWriter(config), "trainability-cures")
 
@@ -120,6 +133,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     item.stash[MEASUREMENTS] = []
     item.stash[TAKEN] = item.stash[CALLED] = item.stash[JUDGED] = False
     item.stash[BASELINE_REQUESTS] = []
+    item.stash[NOT_MEASURED] = []
     item.stash[UNEXPECTED] = Unexpected()
     with _failure_is_shown(item):
         return (yield)
@@ -177,7 +191,15 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the records of a test to its report, as plain data that can be sent to another process."""
     explain_assertions(item, call)
+    if call.when == "call" and item.stash.get(RECORDS, {}) and report_files.writes_properties(item.config):
+        add_properties(item, list(item.stash[RECORDS].values()))
     report = yield
+    if (error := error_of(item, call)) is not None:
+        report.trainability_error = error  # type: ignore[attr-defined]
+    if call.excinfo is not None and item.get_closest_marker(MARKER) is not None:
+        explained = [(node_id(item), name) for name in explained_checks(call.excinfo.value)]
+        report.trainability_explained = explained  # type: ignore[attr-defined]
+        shorten_summary(report, call.excinfo.value)
     if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
         from ..records.reports import plain
 
@@ -195,6 +217,6 @@ def pytest_assertrepr_compare(config: pytest.Config, op: str, left: Any, right: 
     """Explain a failing comparison of a profile or spectrum with a number."""
     if "pytest_trainability.records.estimates" not in {type(left).__module__, type(right).__module__}:
         return None
-    from ..report.explain import explain_comparison
+    from ..report.comparisons import explain_comparison
 
     return explain_comparison(op, left, right, full=config.get_verbosity() > 0)

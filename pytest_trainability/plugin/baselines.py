@@ -11,6 +11,7 @@ import pytest
 from .collected import node_id
 from .options import SETTINGS
 from .paths import from_text, relative_path, to_text
+from .report_files import is_detailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..checks.baseline_files import Contents
     from ..checks.baselines import Entry
     from ..records.reports import BaselineChange, BaselineRecord
+    from ..records.values import ValueRecord
 
 __all__ = ["BASELINES", "BASELINE_REQUESTS", "BaselineRequest", "Baselines"]
 
@@ -72,6 +74,7 @@ class Baselines:
     def __init__(self, config: pytest.Config) -> None:
         self._mode = config.stash[SETTINGS].baseline
         self._root = config.rootpath
+        self._detailed = is_detailed(config)
         self._files: dict[Path, Contents] = {}
 
     def check(
@@ -161,7 +164,15 @@ class Baselines:
             measures=tuple(request.entry.measures),
             model_compared=old is not None and bool(old.modules and request.entry.modules),
             operations_compared=old is not None and bool(old.operations and request.entry.operations),
+            old_values=() if old is None or not self._detailed else _values_of(old),
         )
+
+
+def _values_of(entry: Entry) -> tuple[ValueRecord, ...]:
+    """Return the values of a baseline for a file that shows them."""
+    from ..measurement.values import old_value_records
+
+    return old_value_records(entry)
 
 
 def _refuse_name(item: pytest.Item, name: str) -> NoReturn:

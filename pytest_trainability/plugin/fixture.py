@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from functools import partial
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,9 @@ from .extensions import added_environment, chosen_steps
 from .options import SETTINGS, options_given
 from .paths import relative_path
 from .randomness import seeded_late_user
+from .report_files import is_detailed
 from .swallowed import UNEXPECTED
+from .unmeasured import NOT_MEASURED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,6 +98,9 @@ class Trainability:
         except TrainabilityError as error:
             # The message describes the error, and the cause has the traceback of the model; frames of this package do not help.
             raise error.with_traceback(None) from error.__cause__
+        except Exception as error:
+            self._item.stash.setdefault(NOT_MEASURED, []).append(error)
+            raise
         self._item.stash[JUDGED] = True
         self._item.stash.setdefault(MEASUREMENTS, []).append(measurement)
         if bounds:
@@ -174,6 +180,9 @@ class Trainability:
             return size_sweep_in(self._context(Context, given.get("name")), along, build, sizes, inputs, **given)
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
+        except Exception as error:
+            self._item.stash.setdefault(NOT_MEASURED, []).append(error)
+            raise
 
     def _bounds_among(self, options: dict[str, Any]) -> dict[str, Bound]:
         """Take the bounds out of the keyword arguments of a call, and return them by measure."""
@@ -214,6 +223,7 @@ class Trainability:
         workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
         settings = self._item.config.stash[SETTINGS]
         command = self._command()
+        file, line = place_of(self._item)
         return context(
             test=node_id(self._item),
             name=key,
@@ -223,12 +233,16 @@ class Trainability:
             confidence=settings.confidence,
             reproduce=command,
             tolerances=tolerances_of(self._item),
+            full=self._item.config.get_verbosity() > 0,
             cure=settings.cure,
             bounded_on_command_line_only=bounded_on_command_line_only(self._item),
             choose_steps=partial(chosen_steps, self._item.config),
             environment=partial(added_environment, self._item.config),
             baseline=partial(self._item.config.stash[BASELINES].check, self._item, command, key),
             expects_baseline=self._item.config.stash[BASELINES].expects(self._item),
+            file=file,
+            line=line,
+            detailed=is_detailed(self._item.config),
         )
 
     def _command(self) -> str:
@@ -237,6 +251,12 @@ class Trainability:
         _, separator, name = node_id(self._item).partition("::")
         file = relative_path(self._item.path, config.invocation_params.dir)
         return shlex.join(["pytest", f"{file}{separator}{name}", *options_given(config)])
+
+
+def place_of(item: pytest.Item) -> tuple[str, int]:
+    """Return the path of a test's file, relative to the root of the session, and its line, counted from 1; 0 if unknown."""
+    file, line, _ = item.location
+    return PurePath(file).as_posix(), 0 if line is None else line + 1
 
 
 def _first(*values: Any) -> Any:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from . import report_files
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -127,6 +129,7 @@ def declare(parser: pytest.Parser) -> None:
         help="Write the measured numbers into this folder, in the format of the baselines, for the commands python -m "
         "pytest_trainability compare and accept.",
     )
+    report_files.declare(parser, group)
     group.addoption(
         f"--{PREFIX}-require",
         dest=f"{PREFIX}_require",

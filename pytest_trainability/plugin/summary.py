@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..records.reports import CheckRecord
-    from ..records.session import Outcome
+    from ..records.session import Outcome, SessionRecord
     from .baseline_writer import BaselineWriter
 
 __all__ = ["Summary"]
@@ -26,6 +26,10 @@ class Summary:
         self._collect_only = config.option.collectonly
         self._writer = writer
         self._found: dict[str, tuple[list[dict[str, Any]], Outcome]] = {}
+        self._errors: dict[str, dict[str, Any]] = {}
+        """Error by test, of tests that could not measure."""
+        self._explained: dict[str, list[tuple[str, str]]] = {}
+        """Test and name of each measurement whose failure is explained in the traceback of a report."""
         self._measured: dict[str, int] = {}
         """Number of models by test, for the required number."""
 
@@ -33,14 +37,22 @@ class Summary:
         """Store the records of a test's report; discard those of an earlier attempt."""
         if report.when == "setup":
             self._found.pop(report.nodeid, None)
+            self._errors.pop(report.nodeid, None)
             self._measured.pop(report.nodeid, None)
+            self._explained.pop(report.nodeid, None)
+        for test, name in getattr(report, "trainability_explained", ()):
+            self._explained.setdefault(report.nodeid, []).append((test, name))
+        if report.failed and hasattr(report, "trainability_error"):
+            self._errors[report.nodeid] = report.trainability_error
         records = getattr(report, "trainability", ())
         if records:
             expected = hasattr(report, "wasxfail")
             xfailed = report.skipped and expected
             self._found[report.nodeid] = records, "failed" if report.failed else "xfailed" if xfailed else "passed"
-            # A model counts if its test could have failed the session: not one that skips or is expected to fail.
-            self._measured[report.nodeid] = 0 if report.skipped or expected else len(records)
+            # A model counts if its test could have failed the session: not one that skips or is expected to fail, and not one
+            # of which the test has judged nothing.
+            asserting = sum(bool(r["verdicts"] or r["baseline"] is not None or r["asserted"]) for r in records)
+            self._measured[report.nodeid] = 0 if report.skipped or expected else asserting
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -51,37 +63,70 @@ class Summary:
     def _missing(self) -> bool:
         return sum(self._measured.values()) < self._required and not self._collect_only
 
+    def session_record(self) -> SessionRecord:
+        """Return everything that reports show. Baselines are known once the writer of baselines has finished the session."""
+        from ..records.reports import CheckRecord
+        from ..records.session import CheckOutcome, ErrorRecord, SessionRecord
+
+        checks = [
+            CheckOutcome(*check)
+            for test, (records, outcome) in self._found.items()
+            for check in _blamed(
+                [CheckRecord.from_plain(plain) for plain in records], outcome, is_error=test in self._errors
+            )
+        ]
+        errors = [ErrorRecord(**plain) for plain in self._errors.values()]
+        measured = sum(self._measured.values())
+        return SessionRecord(tuple(checks), tuple(errors), self._writer.summary, self._required, measured)
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print one line per check, the details of failures, and the changes to baselines, unless there is nothing to print."""
         baselines = self._writer.summary
-        if not self._found and not self._missing() and (baselines is None or baselines == type(baselines)()):
+        if (
+            not self._found
+            and not self._errors
+            and not self._missing()
+            and (baselines is None or baselines == type(baselines)())
+        ):
             return
-        from ..records.reports import CheckRecord
+        from ..records.session import counts
         from ..report.terminal import Line, section
         from ..report.terminal import baselines as lines_of_baselines
 
-        checks = [
-            check
-            for records, outcome in self._found.values()
-            for check in _blamed([CheckRecord.from_plain(plain) for plain in records], outcome)
-        ]
         writer = terminalreporter._tw
         width, encoding = writer.fullwidth, getattr(writer._file, "encoding", None)
-        lines = section(checks, width=width, verbosity=terminalreporter.verbosity, encoding=encoding) if checks else []
+        session = self.session_record()
+        shows_tracebacks = terminalreporter.config.option.tbstyle not in {"no", "line"}
+        lines = section(
+            session,
+            width=width,
+            verbosity=terminalreporter.verbosity,
+            encoding=encoding,
+            explained={check for checks in self._explained.values() for check in checks if shows_tracebacks},
+            errors_explained=shows_tracebacks,
+        )
         if baselines is not None:
             lines += lines_of_baselines(baselines, width=width, encoding=encoding)
         if self._missing():
-            measured = sum(self._measured.values())
-            lines.append(Line(f"{measured} measured, --trainability-require={self._required}: too few", "red"))
+            count = counts(session.checks)["nothing asserted"]
+            idle = f" ({count} with nothing asserted)" if count else ""
+            lines.append(
+                Line(f"{session.measured} measured{idle}, --trainability-require={self._required}: too few", "red")
+            )
         terminalreporter.ensure_newline()
         terminalreporter.section("trainability")
         for line in lines:
             _write(terminalreporter, line)
 
 
-def _blamed(records: Sequence[CheckRecord], outcome: Outcome) -> list[tuple[CheckRecord, Outcome]]:
-    """Return each check of a test with its outcome: if some checks do not hold, the failure is theirs and not the others'."""
-    explained = any(not record.holds for record in records)
+def _blamed(
+    records: Sequence[CheckRecord], outcome: Outcome, *, is_error: bool = False
+) -> list[tuple[CheckRecord, Outcome]]:
+    """Return each check of a test with its outcome.
+
+    If some checks do not hold, or the test raised an error of this package, the failure is theirs and not the others'.
+    """
+    explained = is_error or any(not record.holds for record in records)
     return [(record, "passed" if explained and record.holds else outcome) for record in records]
 
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from numbers import Real
+from statistics import stdev
 from typing import Any, Literal, TypeVar, overload
 
 from .names import unmatched
-from .text import format_finite, format_value, visible
+from .text import format_finite, format_names, format_spread, visible
 
-__all__ = ["Estimate", "Listed", "Names", "Profile", "Spectrum", "Steps", "selected"]
+__all__ = ["Estimate", "Listed", "Names", "Profile", "Spectrum", "Steps", "selected", "value_text"]
 
 
 _Item = TypeVar("_Item")
@@ -40,15 +41,15 @@ class Listed(Sequence[_Item]):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Estimate:
-    """One number, averaged over seeds, with its confidence interval.
+    """One number, averaged over seeds, with its confidence interval. It prints with the spread between seeds.
 
     An estimate compares and computes like the float :attr:`mean`. Arithmetic with a number returns an estimate, so that
-    a failing ``assert abs(result.lyapunov_max) < 0.1`` shows mean, interval and number of seeds. Arithmetic with another
+    a failing ``assert abs(result.lyapunov_max) < 0.1`` shows mean, spread and number of seeds. Arithmetic with another
     estimate returns a float, because their intervals do not add up in general.
 
     >>> x = Estimate(mean=-0.25, low=-0.31, high=-0.19, values=(-0.25, -0.24, -0.26), unit="nats/step")
     >>> x
-    -0.250 ± 0.060 nats/step (3 seeds)
+    -0.250 ± 0.010 nats/step (3 seeds)
     >>> abs(x) < 0.3, x + 1 > 0.5, float(x)
     (True, True, -0.25)
     """
@@ -184,10 +185,20 @@ class Estimate:
         """Half the width of the interval; NaN with one seed."""
         return (self.high - self.low) / 2
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation between seeds, of the logarithms if ``scale`` is ``"log"``.
+
+        NaN with one seed, or if a value has no finite number or logarithm.
+        """
+        values = self.values
+        if len(values) < 2 or not all(map(math.isfinite, values)) or (self.scale == "log" and min(values) <= 0):
+            return math.nan
+        return stdev(map(math.log, values) if self.scale == "log" else values)
+
     def __str__(self) -> str:
-        return format_value(
-            self.mean, self.low, self.high, unit=self.unit, scale=self.scale, finite=format_finite(self.values)
-        )
+        finite = format_finite(self.values)
+        return format_spread(self.mean, self.spread, unit=self.unit, scale=self.scale, finite=finite)
 
     def __repr__(self) -> str:
         if math.isnan(self.mean) and format_finite(self.values):
@@ -467,3 +478,25 @@ class Names(Listed[str]):
 
     def __repr__(self) -> str:
         return visible(f"Names({self.names!r}, counts={self.counts!r})")
+
+
+def value_text(value: Estimate | Spectrum | Profile | Names) -> str:
+    """Return the value of a measure as text for one line of a report: a long one by its extremes.
+
+    >>> value_text(Spectrum(tuple(Estimate(x, x, x, (x,), unit="nats/step") for x in (0.1, -0.5))))
+    '0.1, -0.5 nats/step'
+    >>> value_text(Names(("a", "b"), (2,)))
+    '2: a, b'
+    """
+    if isinstance(value, Estimate):
+        return str(value)
+    if not len(value):
+        return "none"
+    if isinstance(value, Names):
+        return f"{len(value)}: {format_names(value.names)}"
+    if isinstance(value, Spectrum):
+        return repr(value).removeprefix("Spectrum(").removesuffix(")").replace("[", "").replace("]", "")
+    low, high = value.min, value.max
+    if len(value) == 1:
+        return f"{low} ({low.name})"
+    return f"{low} ({low.name}) to {high} ({high.name})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ __all__ = [
     "expanded",
     "folded",
     "in_order_of",
+    "number_of_names",
     "of_form",
     "template",
     "unmatched",
@@ -102,16 +104,26 @@ def expanded(pattern: str) -> list[str]:
     ['blocks.0.w', 'blocks.1.w', 'blocks.3.w']
 
     Raises:
-        ValueError: The pattern stands for more than ``MOST_NAMES`` names.
+        ValueError: The pattern stands for more than ``MOST_NAMES`` names, or a number has thousands of digits.
     """
-    choices = [_choices(piece) for piece in _SETS.split(pattern)]
-    count = 1
-    for choice in choices:
-        count *= len(choice)
-    if count > MOST_NAMES:
+    if number_of_names(pattern) > MOST_NAMES:
         msg = f"{pattern!r} stands for more than {MOST_NAMES} names"
         raise ValueError(msg)
-    return ["".join(parts) for parts in product(*choices)]
+    return ["".join(parts) for parts in product(*map(_choices, _SETS.split(pattern)))]
+
+
+def number_of_names(pattern: str) -> int:
+    """Return the number of names that a pattern stands for, without writing them out.
+
+    >>> number_of_names("blocks.{0-11}.w"), number_of_names("a.{0-99999999}.{0-9}"), number_of_names("head")
+    (12, 1000000000, 1)
+
+    Raises:
+        ValueError: A number has thousands of digits.
+    """
+    # The length of a range has to fit into 64 bits.
+    numbers = ([max(span.stop - span.start, 0) for span in _spans(part)] for part in _SETS.split(pattern))
+    return math.prod(sum(sizes) or 1 for sizes in numbers)
 
 
 def in_order_of(names: Iterable[str], by_pattern: Mapping[str, _Value]) -> dict[str, _Value]:
@@ -231,15 +243,16 @@ def _ranges(numbers: Sequence[int]) -> Iterator[str]:
 
 
 def _choices(part: str) -> Sequence[str]:
+    return [str(number) for span in _spans(part) for number in span] or [part]
+
+
+def _spans(part: str) -> list[range]:
+    """Return the ranges of numbers that a part of a pattern stands for; none if it is not a set of numbers."""
     found = _NUMBERS.fullmatch(part)
     if found is None:
-        return [part]
+        return []
     ranges = (item.partition("-") for item in found[0][1:-1].split(","))
-    spans = [range(int(first), int(last or first) + 1) for first, _, last in ranges]
-    if sum(map(len, spans)) > MOST_NAMES:
-        msg = f"{part!r} stands for more than {MOST_NAMES} names"
-        raise ValueError(msg)
-    return [str(number) for span in spans for number in span]
+    return [range(int(first), int(last or first) + 1) for first, _, last in ranges]
 
 
 def unmatched(patterns: Iterable[str], names: Collection[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from .text import format_value
+from .text import format_number, format_spread
 from .values import ElementRecord, ModuleRecord, TensorRecord, ValueRecord
 
 __all__ = ["BaselineChange", "BaselineRecord", "BaselineSummary", "CheckRecord", "CureRecord", "VerdictRecord", "plain"]
@@ -56,14 +56,18 @@ class VerdictRecord:
     """Names that were counted, for a measure of names that does not hold."""
     selection: str = ""
     """Patterns of the elements that were judged, such as ``without *.bias``; empty if all were."""
+    spread: float = math.nan
+    """Standard deviation of the value between seeds, of its logarithms for a log-scale measure; NaN with one seed."""
 
     @property
     def value_text(self) -> str:
-        """The value with its interval, unit and remark."""
-        text = format_value(
-            self.value, self.value_low, self.value_high, unit=self.unit, scale=self.scale, finite=self.finite
+        """The value with the spread between seeds, its unit and remark, and its interval if the verdict is marginal."""
+        text = format_spread(self.value, self.spread, unit=self.unit, scale=self.scale, finite=self.finite)
+        ends = (
+            f"mean within [{format_number(self.value_low)}, {format_number(self.value_high)}]" if self.marginal else ""
         )
-        return f"{text} ({self.remark})" if self.remark else text
+        added = ", ".join(part for part in (ends, self.remark) if part)
+        return f"{text} ({added})" if added else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,8 @@ class BaselineRecord:
     """Whether initial values and modules were compared. A baseline of an earlier version has none."""
     operations_compared: bool = False
     """Whether operations were compared."""
+    old_values: tuple[ValueRecord, ...] = ()
+    """Values of the baseline; empty unless a file of the session shows them."""
 
     @property
     def holds(self) -> bool:
@@ -233,6 +239,10 @@ class CheckRecord:
     """Names that notes and cautions shorten: what they have in common, then the names."""
     log_gain_finite: str = ""
     """Number of seeds on which the log gain is finite, such as ``finite on 1 of 8 seeds``; empty if it is on all or none."""
+    log_gain_spread: float = math.nan
+    """Standard deviation of the log gain between seeds, nats; NaN with one seed."""
+    readings: tuple[tuple[str, str], ...] = ()
+    """Measures that were read and have no bound, each with its value as text."""
     gradient_of: str = ""
     """What was differentiated: ``"the loss"`` or ``"a random functional of the output"``; empty for a contract alone."""
     asserted: bool = False
@@ -250,10 +260,8 @@ class CheckRecord:
 
     @property
     def log_gain_text(self) -> str:
-        """The log gain with its interval."""
-        return format_value(
-            self.log_gain, self.log_gain_low, self.log_gain_high, unit="nats", finite=self.log_gain_finite
-        )
+        """The log gain with the spread between seeds."""
+        return format_spread(self.log_gain, self.log_gain_spread, unit="nats", finite=self.log_gain_finite)
 
     @property
     def holds(self) -> bool:
@@ -276,7 +284,8 @@ class CheckRecord:
         baseline = given["baseline"]
         if baseline is not None:
             changes = tuple(_rebuilt(BaselineChange, change) for change in baseline["changes"])
-            baseline = replace(_rebuilt(BaselineRecord, baseline), changes=changes)
+            old_values = tuple(_value(value) for value in baseline["old_values"])
+            baseline = replace(_rebuilt(BaselineRecord, baseline), changes=changes, old_values=old_values)
         verdicts = tuple(_rebuilt(VerdictRecord, verdict) for verdict in given["verdicts"])
         return replace(
             _rebuilt(cls, given),

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .reports import BaselineSummary, CheckRecord
+from .reports import BaselineChange, BaselineSummary, CheckRecord
 
-__all__ = ["CheckOutcome", "ErrorRecord", "Outcome", "SessionRecord", "Status", "counts", "status"]
+__all__ = [
+    "BAD",
+    "NOT_MEASURED",
+    "CheckOutcome",
+    "ErrorRecord",
+    "Outcome",
+    "SessionChange",
+    "SessionRecord",
+    "Status",
+    "counts",
+    "source_order",
+    "status",
+]
 
 Outcome = Literal["passed", "failed", "xfailed"]
 """Outcome of a test as far as a check is concerned."""
@@ -57,7 +70,63 @@ class SessionRecord:
     measured: int = 0
     """Number of models that count for it."""
     environment: Mapping[str, Any] = field(default_factory=dict)
-    """Versions, platform, devices, date and command line."""
+    """Versions, platform, devices and command line."""
+    created: str = ""
+    """Date and time of the end of the session, such as ``2026-11-30T03:50:00+00:00``."""
+    exit_status: int = 0
+    """Exit status of the session."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChange:
+    """A check that differs between two sessions."""
+
+    test: str
+    """Node id of the test."""
+    name: str
+    """Name of the measurement within the test."""
+    old: str
+    """Status in the old session, or ``not measured``; empty if the old session has no such check."""
+    new: str
+    """Status in the new session in the same words; empty if the new session has no such check."""
+    changes: tuple[BaselineChange, ...] = ()
+    """Numbers and names that have changed."""
+    check: CheckOutcome | None = None
+    """The check in the new session; None if there is none, or it could not be measured."""
+    error: ErrorRecord | None = None
+    """Why it could not be measured in the new session."""
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the check fails, or could not be measured, and did not before."""
+        return self.new in BAD and self.old not in BAD
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the check failed, or could not be measured, and does no longer."""
+        return self.old in BAD and self.new not in {*BAD, ""}
+
+
+NOT_MEASURED = "not measured"
+"""Stands for the status of a measurement that could not be made."""
+BAD = ("failed", NOT_MEASURED)
+"""Statuses that fail a session."""
+
+
+def source_order(file: str, line: int, test: str) -> tuple[str, int, list[tuple[int, str]]]:
+    """Return a key that sorts tests as they stand in the source, and parameters by their numbers.
+
+    >>> sorted(["test_a[10]", "test_a[9]"], key=lambda test: source_order("test_a.py", 1, test))
+    ['test_a[9]', 'test_a[10]']
+
+    Args:
+        file: File of the test.
+        line: Its line.
+        test: Its node id.
+    """
+    # A number without its leading zeros is larger than another one if it is longer, or has the same length and comes later.
+    parts = (part.lstrip("0") if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", test)))
+    return file, line, [(len(part) if index % 2 else 0, part) for index, part in enumerate(parts)]
 
 
 def status(record: CheckRecord, outcome: Outcome) -> Status:

@@ -12,6 +12,7 @@ __all__ = [
     "format_finite",
     "format_names",
     "format_number",
+    "format_spread",
     "format_value",
     "short_repr",
     "short_text",
@@ -108,17 +109,38 @@ def format_finite(values: Iterable[float | None]) -> str:
     return f"finite on {finite} of {len(known)} seeds" if 0 < finite < len(known) else ""
 
 
-def format_value(
-    mean: float, low: float, high: float, *, unit: str = "", scale: str = "linear", finite: str = ""
-) -> str:
-    """Return a mean with its interval as text: ``-14.4 ± 0.3 nats``, or ``3e-09 ×/÷ 1.5`` for a log-scale measure.
+def format_spread(mean: float, spread: float, *, unit: str = "", scale: str = "linear", finite: str = "") -> str:
+    """Return a mean with the spread between seeds as text, in the form of :func:`format_value`.
 
     Args:
         mean: Mean over seeds.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
+        spread: Standard deviation between seeds, of the logarithms if ``scale`` is ``"log"``; NaN if it is not known.
+        unit: Unit of both.
+        scale: ``"log"`` if the spread is a ratio.
+        finite: Text of :func:`format_finite`. It replaces a mean that is NaN.
+
+    >>> format_spread(-14.41, 0.12, unit="nats"), format_spread(3e-9, 0.4, scale="log")
+    ('-14.41 ± 0.12 nats', '3.00e-09 ×/÷ 1.5')
+    """
+    if scale == "log":
+        factor = math.exp(spread) if spread < 700 else math.inf
+        low, high = mean / factor, mean * factor
+    else:
+        low, high = mean - spread, mean + spread
+    return format_value(mean, low, high, unit=unit, scale=scale, finite=finite)
+
+
+def format_value(
+    mean: float, low: float, high: float, *, unit: str = "", scale: str = "linear", finite: str = ""
+) -> str:
+    """Return a mean with a symmetric range as text: ``-14.4 ± 0.3 nats``, or ``3e-09 ×/÷ 1.5`` for a log-scale measure.
+
+    Args:
+        mean: Mean over seeds.
+        low: Lower end of the range.
+        high: Upper end of the range.
         unit: Unit of the three.
-        scale: ``"log"`` if the interval is a ratio.
+        scale: ``"log"`` if the range is a ratio.
         finite: Text of :func:`format_finite`. It replaces a mean that is NaN.
 
     >>> format_value(-14.41, -14.7, -14.12, unit="nats"), format_value(3e-9, 2e-9, 4.5e-9, scale="log")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ..records.reports import CheckRecord
 from ..records.text import format_number, visible
+from .markdown import code
 
 __all__ = ["cures_page"]
 
@@ -28,22 +29,12 @@ Each change was tried on copies of the model, on the seeds of the failed check. 
 
 
 def _lines(record: CheckRecord) -> Iterator[str]:
-    yield f"\n## {_code(record.test)}\n"
-    yield f"Model {_code(record.model)}, {visible(record.steps)}, measured in {record.mode} mode.\n"
+    yield f"\n## {code(record.test)}\n"
+    yield f"Model {code(record.model)}, {visible(record.steps)}, measured in {record.mode} mode.\n"
     yield from (f"- likely cause: {_escaped(line)}" for line in record.cause)
     for cure in record.cures:
-        yield f"\n{_code(cure.text)}\n"
+        yield f"\n{code(cure.text)}\n"
         yield f"{cure.measure}: {format_number(cure.before)} → {format_number(cure.after)}"
-
-
-def _code(text: str) -> str:
-    """Return a text as inline code, whatever backticks it contains."""
-    text = visible(text)
-    ticks = "`"
-    while ticks in text:
-        ticks += "`"
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{ticks}{pad}{text}{pad}{ticks}"
 
 
 def _escaped(text: str) -> str:

@@ -1,83 +1,110 @@
-"""Text for a failed check: bounds, changes from the baseline, and a small picture of the growth along the chain."""
+"""Text for a failed check: the bounds that do not hold, where and why, and how to repeat the check."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from numbers import Real
-from operator import attrgetter, itemgetter
-from typing import Any
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 from ..checks.bounds import Bound
-from ..records.estimates import Profile, Spectrum
-from ..records.names import alike, and_more, expanded
-from ..records.reports import BaselineChange, BaselineRecord, CheckRecord, VerdictRecord
-from ..records.text import format_names, format_number, visible
+from ..records.names import alike, and_more
+from ..records.reports import CheckRecord, VerdictRecord
+from ..records.text import format_number, visible
+from .changes import baseline_headline, baseline_lines, change_lines
+from .layout import LABEL_WIDTH, SPARKLINE_WIDTH, WORST_NAMED, cut_left, labelled, shown_in, sparkline
 
 __all__ = [
-    "baseline_lines",
     "bound_text",
     "change_lines",
     "cut_left",
     "depth_line",
     "explain",
     "explain_baseline",
-    "explain_comparison",
     "explain_lines",
+    "headline",
     "labelled",
     "marginal_text",
     "seeds_text",
     "shown_in",
-    "sparkline",
     "stopped_early",
-    "to_ascii",
 ]
 
-BARS = "▁▂▃▄▅▆▇█"
-SPARKLINE_WIDTH = 24
-LABEL_WIDTH = 15
 SEEDS_WIDTH = 12
 """Number of characters above which a list of seeds is summarized."""
-WORST_SHOWN, WORST_NAMED = 5, 2
-"""Number of elements that a failed comparison lists, and that a line names."""
 MOST_SEEDS_NAMED = 10_000
 """Number of seeds above which a marginal verdict is not worth settling."""
+SHORTEST_NAME = 12
+"""Number of characters to which the name of an element is shortened at most."""
 LARGEST_PERCENTAGE = 1.05
 """Largest ratio that is shown in percent."""
 
 
-def explain(record: CheckRecord, *, width: int = 80) -> str:
-    """Return the message of a failed check: value and bound, where and why it fails, and how to repeat it.
+def explain(record: CheckRecord, *, width: int = 80, full: bool = False) -> str:
+    """Return the message of a failed check: first the shortest true sentence, then where and why it fails, and how to repeat it.
 
     Args:
         record: Record with at least one verdict that does not hold.
         width: Number of columns to wrap at. Long names and commands exceed it.
+        full: Whether all elements are listed, instead of the first ones.
     """
-    failed = [verdict.measure for verdict in record.verdicts if not verdict.holds]
-    head = f"{record.model}: {' and '.join(failed)} out of bounds"
-    return _message(head, record, explain_lines(record, width=width - 2), width)
+    return _message(headline(record, width=width), record, explain_lines(record, width=width - 2, full=full), width)
 
 
-def explain_baseline(record: CheckRecord, *, width: int = 80) -> str:
+def explain_baseline(record: CheckRecord, *, width: int = 80, full: bool = False) -> str:
     """Return the message of a measurement that differs from its baseline or has none.
 
     Args:
         record: Record with a baseline that does not hold.
         width: Number of columns to wrap at. Long names and commands exceed it.
+        full: Whether all elements are listed, instead of the first ones.
     """
     assert record.baseline is not None
-    missing = record.baseline.status == "missing"
-    head = f"{record.model}: {'no baseline' if missing else 'changed since the baseline'}"
-    lines = [
-        *baseline_lines(record.baseline, steps=record.step_names, width=width - 2),
-        *_cause_lines(record, width - 2),
-    ]
-    return _message(head, record, lines, width)
+    lines = baseline_lines(record.baseline, steps=record.step_names, width=width - 2, full=full)
+    lines += [*_cause_lines(record, width - 2), *_note_lines(record, width - 2)]
+    return _message(baseline_headline(record.baseline), record, lines, width)
 
 
 def _message(head: str, record: CheckRecord, lines: Sequence[str], width: int) -> str:
     lines = [*labelled("measured", measured_on(record), width - 2), *lines]
     return "\n".join([visible(head), *("  " + line for line in lines)])
+
+
+def headline(record: CheckRecord, *, width: int = 80) -> str:
+    """Return the shortest true sentence about a check that does not hold, such as ``log_gain -23.0 must lie in [-5, 5]``.
+
+    Args:
+        record: Record with a verdict or a baseline that does not hold.
+        width: Number of columns to which names are shortened.
+    """
+    failed = [verdict for verdict in record.verdicts if not verdict.holds]
+    if not failed:
+        assert record.baseline is not None, "the record does not hold"
+        return baseline_headline(record.baseline)
+    first, *others = failed
+    named = f"; {' and '.join(v.measure for v in others)} {'fail' if len(others) > 1 else 'fails'}, too"
+    more = "" if not others else named if len(_sentence(first, 0)) + len(named) <= width else f"; {len(others)} more"
+    return _sentence(first, width - len(more)) + more
+
+
+def _sentence(verdict: VerdictRecord, width: int) -> str:
+    """Return the sentence about one verdict; the name of its worst element is shortened to the width."""
+    bound = bound_text(verdict)
+    if verdict.elements == 0:
+        return f"{verdict.measure}: nothing was measured, {bound}"
+    if verdict.finite and math.isnan(verdict.value):
+        return f"{verdict.measure} is {verdict.finite}, {bound}"
+    value = f"{verdict.measure} {_outside_text(verdict)}"
+    room = max(width - len(value) - len(bound) - 4, SHORTEST_NAME)
+    return f"{value} ({cut_left(verdict.where, room)}) {bound}" if verdict.where else f"{value} {bound}"
+
+
+def _outside_text(verdict: VerdictRecord) -> str:
+    """Return a value outside its bound with three digits, or with as many as show that it lies outside."""
+    value = verdict.value
+    if not math.isfinite(value) or value.is_integer():
+        return format_number(value)
+    texts = (f"{value:#.{digits}g}".rstrip(".") for digits in range(3, 18))
+    return next(text for text in texts if not Bound(verdict.low, verdict.high).holds(float(text)))
 
 
 def explain_lines(record: CheckRecord, *, width: int, full: bool = False) -> list[str]:
@@ -98,12 +125,19 @@ def explain_lines(record: CheckRecord, *, width: int, full: bool = False) -> lis
     lines += labelled("leaves band", record.leaves_band, width)
     lines += _cause_lines(record, width)
     lines += cure_lines(record, width)
-    # An output that is not finite is a caution where the test passes, and the likely cause where it fails.
-    for note in (*(caution for caution in record.cautions if caution not in record.cause), *record.notes):
-        lines += labelled("note", note, width)
+    lines += _note_lines(record, width)
     if record.reproduce:
         lines += labelled("reproduce", reproduce_command(record))
     return lines
+
+
+def _note_lines(record: CheckRecord, width: int) -> list[str]:
+    """Return labelled lines on the limits of the measurement.
+
+    An output that is not finite is a caution where the test passes, and the likely cause where it fails.
+    """
+    cautions = (caution for caution in record.cautions if caution not in record.cause)
+    return [line for note in (*cautions, *record.notes) for line in labelled("note", note, width)]
 
 
 def _cause_lines(record: CheckRecord, width: int) -> list[str]:
@@ -124,191 +158,14 @@ def cure_lines(record: CheckRecord, width: int) -> list[str]:
     return lines
 
 
-def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int, full: bool = False) -> list[str]:
-    """Return labelled lines on the place of the baseline, its changes, and the command that records it.
-
-    Args:
-        baseline: The comparison.
-        steps: Names of the steps of the chain, in program order.
-        width: Number of columns to wrap at.
-        full: Whether all elements that have changed are listed.
-    """
-    entry = f"{baseline.entry} in {baseline.file}"
-    if baseline.status == "missing":
-        return [
-            *labelled("baseline", f"none for {entry}. Record it and commit the file.", width),
-            *labelled("to record", baseline.command),
-        ]
-    recorded = f", recorded with {baseline.recorded_with}" if baseline.recorded_with else ""
-    lines = labelled("baseline", entry + recorded, width)
-    lines += labelled("model", _unchanged_text(baseline, steps), width)
-    lines += change_lines(baseline.changes, width, full=full)
-    if baseline.status == "changed":
-        lines += labelled("if intended", baseline.command)
-    return lines
-
-
-def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
-    """Return where the cause must be if neither initial values nor modules have changed; empty if they have."""
-    changed = {change.measure for change in baseline.changes}
-    if not baseline.model_compared or not changed or not changed.isdisjoint(OF_MODEL[:2]):
-        return ""
-    places = {name: place for place, name in enumerate(steps)}
-    unchanged = "initial values and modules"
-    if OPERATIONS in changed:
-        unchanged += " unchanged" if changed - {OPERATIONS} else " unchanged, all numbers within tolerance"
-        operated = [
-            name for c in baseline.changes if c.measure == OPERATIONS for p in c.elements for name in expanded(p)
-        ]
-        return f"{unchanged}: the forward code changed{_first(operated, places)}"
-    moved = [change.element for change in baseline.changes if change.element in places]
-    if baseline.operations_compared:
-        what = "a constant of the forward pass"
-        unchanged = "initial values, modules and operations"
-    else:
-        what = "the forward pass"
-    return f"{unchanged} unchanged: {what}, the loss or the inputs changed{_first(moved, places)}"
-
-
-def _first(names: Sequence[str], places: Mapping[str, int]) -> str:
-    """Return the first of some steps as text; without a step among them, the place that they name; empty for none."""
-    first = min((name for name in names if name in places), key=places.__getitem__, default="")
-    return f", first at {first}" if first else f" {names[0]}" if names else ""
-
-
-def change_lines(changes: Sequence[BaselineChange], width: int, *, full: bool = False) -> list[str]:
-    """Return labelled lines on each measure that has changed.
-
-    Args:
-        changes: The changes.
-        width: Number of columns to wrap at.
-        full: Whether all elements that have changed are listed.
-    """
-    lines: list[str] = []
-    for measure in dict.fromkeys(change.measure for change in changes):
-        of_measure = [change for change in changes if change.measure == measure]
-        texts = model_change_texts(of_measure) if measure in OF_MODEL else change_texts(of_measure)
-        for text in texts:
-            lines += labelled(measure, text, width)
-        if full:
-            lines += [line for text in _all_changes(of_measure) for line in labelled("", text, width)]
-    return lines
-
-
-def _all_changes(changes: Sequence[BaselineChange]) -> list[str]:
-    """Return a text for each element that has changed, and for each pattern of names; none if there is only one."""
-    texts = [
-        text
-        for change in changes
-        for text in (change.elements or ([f"{change.element} ({change.old_to_new})"] if change.element else []))
-    ]
-    stand_for_many = (len(_names_of(change, element)) > 1 for change in changes for element in change.elements)
-    return texts if len(texts) > 1 or any(stand_for_many) else []
-
-
-OPERATIONS = "operations"
-OF_MODEL = ("initial values", "modules", OPERATIONS)
-"""Comparisons of the model itself, whose changes are causes. All others are consequences."""
-
-
-def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:
-    """Return texts on changes of initial values or modules: one for each group of names that changed alike."""
-    moved = _shortened([_model_change_text(change) for change in changes if change.kind == "moved"])
-    others = [_names_text(change) for change in changes if change.kind != "moved"]
-    if moved and not others and changes[0].measure != OPERATIONS:
-        moved[-1] += ", all others unchanged"
-    return [*moved, *others]
-
-
-def _model_change_text(change: BaselineChange) -> str:
-    of = f" ({change.count} of {change.considered})" if change.considered > 1 else ""
-    if change.measure == OPERATIONS and "" in (change.old_text, change.new_text):
-        return f"{change.element}: {change.old_text or change.new_text} {'gone' if change.old_text else 'new'}{of}"
-    if change.old_text:
-        return f"{change.element}: {change.old_to_new}{of}"
-    if math.isnan(change.shift):
-        return f"{change.element}: {'no longer finite' if math.isnan(change.new) else 'finite again'}{of}"
-    if change.unit == "mean" or not math.isfinite(change.shift):
-        what = "mean" if change.unit == "mean" else "rms"
-        return f"{change.element}: {what} {change.old:.3g} → {change.new:.3g}{of}"
-    return f"{change.element} ×{format_number(math.exp(change.shift))}{of}: rms {change.old:.3g} → {change.new:.3g}"
-
-
-def _shortened(texts: Sequence[str]) -> list[str]:
-    """Return the first texts, and the number of those that are left out."""
-    left = len(texts) - WORST_SHOWN
-    return [*texts[:WORST_SHOWN], *([f"and {left} more"] if left > 0 else [])]
-
-
-def change_texts(changes: Sequence[BaselineChange]) -> list[str]:
-    """Return texts on the changes of one measure: names that vanished or are new, then numbers that moved, old → new."""
-    moved = [change for change in changes if change.kind == "moved"]
-    texts = [_names_text(change) for change in changes if change.kind != "moved"]
-    return [*texts, *([_moved_text(moved)] if moved else [])]
-
-
-def _names_text(change: BaselineChange) -> str:
-    is_new = change.kind == "new"
-    if not change.elements:
-        return "not in the baseline" if is_new else "no longer measured"
-    names = [name for element in change.elements for name in _names_of(change, element)]
-    return f"{len(names)} {'new' if is_new else 'gone'}: {format_names(names, WORST_NAMED)}"
-
-
-def _names_of(change: BaselineChange, element: str) -> list[str]:
-    """Return the names that an element stands for: one, unless it is a pattern of initial values, modules or steps."""
-    return expanded(element) if change.measure in OF_MODEL else [element]
-
-
-def _moved_text(moved: Sequence[BaselineChange]) -> str:
-    largest = moved[0]
-    if not largest.element:
-        return f"{largest.old_to_new}: {shift_text(largest)}"
-    groups = alike(moved, lambda change: f"{change.element}: {change.old_text} {change.new_text}")
-    worst = ", ".join(
-        f"{group[0].element} ({group[0].old_to_new}){and_more([change.element for change in group])}"
-        for group in groups[:WORST_NAMED]
-    )
-    more = ", …" if len(groups) > WORST_NAMED else ""
-    if largest.old_text:
-        return f"{len(moved)} of {largest.considered} changed: {worst}{more}"
-    return f"{len(moved)} of {largest.considered} moved, {shift_text(largest)}: {worst}{more}"
-
-
-def _finiteness_text(change: BaselineChange) -> str:
-    """Return what has changed if other seeds are finite than in the baseline."""
-    if change.old_finite and change.new_finite:
-        return "finite on other seeds"
-    if change.new_finite:
-        return "no longer finite on every seed" if math.isfinite(change.old) else "finite on some seeds now"
-    if change.old_finite:
-        return "finite on every seed again" if math.isfinite(change.new) else "no longer finite on any seed"
-    return "finite on one side only"
-
-
-def shift_text(change: BaselineChange) -> str:
-    """Return ``by 1.55, more than 0.3`` or, for a log-scale measure, ``2.1 times larger, more than 1.35``."""
-    if change.scale == "log" and (change.old == 0) != (change.new == 0):
-        return "no longer zero" if change.old == 0 else "zero now"
-    if not math.isfinite(change.shift):
-        return _finiteness_text(change)
-    if change.scale == "log":
-        factor, most = (format_number(_exp(abs(value))) for value in (change.shift, change.tolerance))
-        return f"{factor} times {'larger' if change.shift > 0 else 'smaller'}, more than {most}"
-    return f"by {format_number(change.shift)}, more than {format_number(change.tolerance)}"
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
-
-
 def measured_on(record: CheckRecord) -> str:
-    """Return ``12 × GPT2Block, per sample, train mode, float32 on cpu, seeds 0-3, settled after 2``."""
+    """Return ``Tower: 12 × GPT2Block, per sample, train mode, float32 on cpu, seeds 0-3, settled after 2``."""
     parts = [
-        record.steps,
+        f"{record.model}: {record.steps}" if record.model else record.steps,
         record.frame,
         f"{record.mode} mode",
         f"{record.dtype} on {record.device}",
+        *([f"gradient of {record.gradient_of}"] if record.gradient_of else []),
         seeds_text(record),
     ]
     if stopped_early(record):
@@ -375,7 +232,8 @@ def _worst_text(verdict: VerdictRecord) -> str:
     finite = (*verdict.worst_finite, *[""] * len(verdict.worst))
     groups = alike([(*worst, seeds) for worst, seeds in zip(verdict.worst, finite)], itemgetter(0))
     texts = (_worst_of(*group[0]) + and_more([name for name, _, _ in group]) for group in groups[:WORST_NAMED])
-    return f"{verdict.violations} of {verdict.elements} outside, worst {', '.join(texts)}"
+    more = ", …" if len(groups) > WORST_NAMED else ""
+    return f"{verdict.violations} of {verdict.elements} outside, worst {', '.join(texts)}{more}"
 
 
 def _full_lists(verdict: VerdictRecord, width: int) -> Iterator[str]:
@@ -435,11 +293,6 @@ def depth_line(record: CheckRecord, width: int) -> str:
     return f"{last} {sparkline(accumulated(record.growth), bars)} {first}"
 
 
-def cut_left(text: str, width: int) -> str:
-    """Shorten a text to its end, in which names differ."""
-    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
-
-
 def accumulated(growth: Sequence[float]) -> list[float]:
     """Return the log gain from the last state to each state before it, in nats; it starts with 0 at the last state."""
     total, found = 0.0, [0.0]
@@ -447,90 +300,3 @@ def accumulated(growth: Sequence[float]) -> list[float]:
         total += rate
         found.append(total)
     return found
-
-
-def sparkline(values: Sequence[float], width: int = SPARKLINE_WIDTH) -> str:
-    """Return bars between the smallest and the largest value, and ``×`` for values that are not finite.
-
-    The full height is a range of at least one, so that noise does not look like a trend.
-    """
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return "×" * min(len(values), width)
-    if len(values) > width:
-        values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
-    low, span = min(finite), max(max(finite) - min(finite), 1.0)
-    offset = (span - (max(finite) - low)) / 2
-    steps = len(BARS) - 1
-    return "".join(
-        BARS[round((value - low + offset) / span * steps)] if math.isfinite(value) else "×" for value in values
-    )
-
-
-def labelled(label: str, text: str, width: int = 0) -> list[str]:
-    """Return the lines of a text behind a label, wrapped at a width if one is given. A long label gets a separate line."""
-    if not text:
-        return []
-    label, lines = visible(label), [""]
-    for word in visible(text).split(" "):
-        if width and lines[-1] and len(lines[-1]) + len(word) + 1 > width - LABEL_WIDTH:
-            lines.append("")
-        lines[-1] += (" " if lines[-1] else "") + word
-    head = [label] if len(label) >= LABEL_WIDTH else []
-    return head + [f"{label if i == 0 and not head else '':<{LABEL_WIDTH - 1}} {line}" for i, line in enumerate(lines)]
-
-
-_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
-_COMPARISONS = {"<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__}
-
-
-def explain_comparison(op: str, left: Any, right: Any, *, full: bool = False) -> list[str] | None:
-    """Return the elements of a profile or spectrum that do not satisfy a failed comparison with a number.
-
-    Args:
-        op: The operator.
-        left: Its left side.
-        right: Its right side.
-        full: Whether all elements are listed.
-
-    Returns:
-        Lines for pytest, or None for other comparisons.
-    """
-    if isinstance(right, (Profile, Spectrum)):
-        op, left, right = _MIRRORED.get(op, op), right, left
-    if op not in _COMPARISONS or not isinstance(left, (Profile, Spectrum)) or not isinstance(right, Real):
-        return None
-    head = f"{left!r} {op} {right!r}"
-    elements = list(left.values()) if isinstance(left, Profile) else list(left)
-    if not elements:
-        kind = "profile" if isinstance(left, Profile) else "spectrum"
-        return [head, f"The {kind} is empty: no element to compare. Check the names or patterns that selected it."]
-    outside = [e for e in elements if not _COMPARISONS[op](e.mean, float(right))]
-    outside.sort(key=lambda e: e.mean if op in {">", ">="} else -e.mean)
-    count = f"{len(outside)} of {len(elements)} elements are not {op} {right!r}; the worst:"
-    groups = [[e] for e in outside] if full else alike(outside, attrgetter("name"))[:WORST_SHOWN]
-    texts = (f"{group[0].name}: {group[0]}{and_more([e.name for e in group])}" for group in groups)
-    return [*map(visible, (head, count)), *(f"  {visible(text)}" for text in texts)]
-
-
-_ASCII = str.maketrans(
-    {"±": "+-", "≥": ">=", "≤": "<=", "×": "x", "÷": "/", "−": "-", "–": "-", "·": "|", "…": "...", "→": "->", "›": ">"}
-    | {"✔": "+", "✘": "x"}
-    | dict(zip(BARS, "_.-~=+*#"))
-)
-
-
-def shown_in(text: str, encoding: str | None) -> str:
-    """Return a line to print: escaped by :func:`visible`, and in ASCII if the encoding is unknown or cannot represent it."""
-    text = visible(text)
-    try:
-        text.encode(encoding or "ascii")
-    except (UnicodeError, LookupError):
-        # The characters of a sparkline become '#', among others.
-        return visible(to_ascii(text))
-    return text
-
-
-def to_ascii(text: str) -> str:
-    """Replace every character that ASCII lacks by a similar one or an escape."""
-    return text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")

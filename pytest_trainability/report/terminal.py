@@ -1,27 +1,18 @@
-"""The section in the terminal: one line per check, and the details of failures."""
+"""The section in the terminal: one line per check, and the details of failures that pytest has not shown."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..records.reports import BaselineRecord, BaselineSummary, CheckRecord, VerdictRecord
-from ..records.session import Outcome
+from ..records.session import CheckOutcome, ErrorRecord, SessionRecord, Status, counts
 from ..records.text import visible
-from .explain import (
-    bound_text,
-    change_lines,
-    cut_left,
-    depth_line,
-    explain_lines,
-    labelled,
-    marginal_text,
-    seeds_text,
-    shown_in,
-    stopped_early,
-)
+from .changes import change_lines
+from .explain import bound_text, depth_line, explain_lines, marginal_text, seeds_text, stopped_early
+from .layout import cut_left, cut_right, labelled, shown_in
 
 __all__ = ["Line", "baselines", "section"]
 
@@ -40,48 +31,97 @@ class Line:
     color: Color = ""
 
 
+SIGNS: dict[Status, tuple[str, Color]] = {
+    "held": ("✔", "green"),
+    "marginal": ("✔", "yellow"),
+    "nothing asserted": ("○", "yellow"),
+    "failed": ("✘", "red"),
+    "expected failure": ("x", "yellow"),
+}
+NOT_MEASURED = "!"
+"""Sign of a measurement that could not be made."""
+
+
 def section(
-    checks: Sequence[tuple[CheckRecord, Outcome]],
+    session: SessionRecord,
     *,
     width: int = 80,
     verbosity: int = 0,
     encoding: str | None = "utf-8",
+    explained: Collection[tuple[str, str]] = (),
+    errors_explained: bool = False,
 ) -> list[Line]:
-    """Return the lines of the section, without newlines.
+    """Return the lines of the section, without newlines; none for a session without checks and errors.
 
     Args:
-        checks: Records with their outcomes.
+        session: The checks with the outcomes of their tests, and what could not be measured.
         width: Columns of the terminal. Only commands to copy exceed it.
-        verbosity: Below 0, only failures and updated baselines are listed. Above 0, every bound and the growth along the chain
-            are shown as well.
+        verbosity: Below 0, only failures and updated baselines are listed. Above 0, every bound, the values of the default
+            measures and the growth along the chain are shown as well.
         encoding: Encoding of the terminal. ASCII is used if it is None or cannot represent a line.
+        explained: Test and name of each failed check whose explanation pytest has printed, so that it is not repeated.
+        errors_explained: Whether pytest has printed the errors.
     """
     width = max(width, NARROWEST)
-    listed = [check for check in checks if verbosity >= 0 or _is_broken(*check) or _is_updated(check[0])]
+    listed = [
+        check for check in session.checks if verbosity >= 0 or check.status == "failed" or _is_updated(check.record)
+    ]
     lines = list(_groups(listed, width, verbosity)) if listed else []
-    for record, outcome in checks:
-        if _is_broken(record, outcome):
-            lines += _details(record, width, verbosity)
-    lines.append(_total(checks))
+    lines += _errors(session.errors, width, explained=errors_explained)
+    for check in session.checks:
+        if check.status == "failed" and (check.record.test, check.record.name) not in explained:
+            lines += _details(check.record, width, verbosity)
+    if session.checks or session.errors:
+        lines.append(_total(session))
     return _encoded(lines, encoding)
 
 
-def _groups(checks: Sequence[tuple[CheckRecord, Outcome]], width: int, verbosity: int) -> Iterator[Line]:
+def _groups(checks: Sequence[CheckOutcome], width: int, verbosity: int) -> Iterator[Line]:
     """Yield the rows of all checks, grouped by file and conditions under a heading."""
-    groups: dict[tuple[str, str], list[tuple[CheckRecord, Outcome]]] = {}
-    for record, outcome in checks:
-        groups.setdefault((record.test.partition("::")[0], _conditions(record)), []).append((record, outcome))
-    columns = _widths([record for record, _ in checks], width)
+    groups: dict[tuple[str, tuple[str, ...]], list[CheckOutcome]] = {}
+    for check in checks:
+        key = check.record.test.partition("::")[0], _conditions(check.record)
+        groups.setdefault(key, []).append(check)
+    columns = _widths([check.record for check in checks], width)
     for (file, conditions), members in sorted(groups.items(), key=lambda group: group[0][0]):
-        if any(stopped_early(record) for record, _ in members):
-            conditions += " at most"
+        if any(stopped_early(check.record) for check in members):
+            conditions = tuple(f"{c} at most" if c.startswith(("seed", "finished")) else c for c in conditions)
         yield from _heading(file, conditions, width)
-        yield from _rows(members, columns, width, verbosity)
+        for check in members:
+            yield from _row(check, columns, width, verbosity)
 
 
-def _heading(file: str, conditions: str, width: int) -> list[Line]:
-    head = f"{file} · {conditions}"
-    return [Line(head)] if len(head) <= width else [Line(cut_left(file, width)), Line(_cut_right(conditions, width))]
+def _heading(file: str, conditions: Sequence[str], width: int) -> list[Line]:
+    """Return the lines of a heading: file and conditions, broken between two conditions where they do not fit."""
+    lines = [cut_left(visible(file), width)]
+    for condition in map(visible, conditions):
+        if len(lines[-1]) + len(condition) + 3 <= width:
+            lines[-1] += f" · {condition}"
+        else:
+            lines.append(cut_right(f"  {condition}", width))
+    return [Line(line) for line in lines]
+
+
+def _errors(errors: Sequence[ErrorRecord], width: int, *, explained: bool) -> Iterator[Line]:
+    """Yield a row for each measurement that could not be made, under the file of its test.
+
+    Args:
+        errors: The errors.
+        width: Number of columns.
+        explained: Whether pytest has printed the errors: then a row holds the beginning of the message, else all of it.
+    """
+    for file in dict.fromkeys(error.test.partition("::")[0] for error in errors):
+        yield from _heading(file, ["could not be measured"], width)
+        for error in errors:
+            where, _, test = error.test.partition("::")
+            if where != file:
+                continue
+            row = f"  {NOT_MEASURED} {cut_left(visible(test), width // 2)}  "
+            if explained:
+                yield Line(cut_right(row + visible(f"{error.error}: {error.message}"), width), "red")
+            else:
+                yield Line(row.rstrip(), "red")
+                yield from (Line("      " + line) for line in labelled(error.error, error.message, width - 6))
 
 
 def _encoded(lines: Iterable[Line], encoding: str | None) -> list[Line]:
@@ -132,19 +172,15 @@ def _unused(summary: BaselineSummary) -> Iterator[tuple[str, Color]]:
         yield "--trainability-prune removes them", ""
 
 
-def _is_broken(record: CheckRecord, outcome: Outcome) -> bool:
-    """Whether a bound or the baseline does not hold, or the test failed for another reason, such as a plain assert."""
-    return outcome == "failed" or (outcome == "passed" and not record.holds)
-
-
 def _is_updated(record: CheckRecord) -> bool:
     return record.baseline is not None and record.baseline.status == "updated"
 
 
-def _conditions(record: CheckRecord) -> str:
+def _conditions(record: CheckRecord) -> tuple[str, ...]:
     if not record.along:
-        return f"not run · {seeds_text(record)}"
-    return " · ".join((record.device, record.dtype, record.mode, record.frame, seeds_text(record)))
+        return "not run", seeds_text(record)
+    gradient = [f"gradient of {record.gradient_of}"] if record.gradient_of else []
+    return (record.device, record.dtype, record.mode, record.frame, seeds_text(record), *gradient)
 
 
 def _widths(records: Sequence[CheckRecord], width: int) -> tuple[int, int, int]:
@@ -155,40 +191,42 @@ def _widths(records: Sequence[CheckRecord], width: int) -> tuple[int, int, int]:
     return min(max(len(_title(record)) for record in records), left - steps), steps, gain
 
 
-def _rows(
-    members: Sequence[tuple[CheckRecord, Outcome]], columns: tuple[int, int, int], width: int, verbosity: int
-) -> Iterator[Line]:
-    """Yield a row with test, steps and log gain for each check, and the remarks on it."""
-    for record, outcome in members:
-        mark, color = _mark(record, outcome)
-        cells = cut_left(_title(record), columns[0]), _cut_right(record.steps, columns[1]), _gain(record)
-        test, steps, gain = (f"{cell:{align}{size}}" for cell, align, size in zip(cells, "<<>", columns))
-        yield Line(f"  {mark} {test}  {steps}  {gain}", "yellow" if color == "green" and _marginal(record) else color)
-        for remark in _remarks(record, width - 6, verbosity):
-            yield Line("      " + remark.text, remark.color)
+def _row(check: CheckOutcome, columns: tuple[int, int, int], width: int, verbosity: int) -> Iterator[Line]:
+    """Yield a row with sign, test, steps and log gain, and the remarks on the check."""
+    record, (sign, color) = check.record, SIGNS[check.status]
+    cells = cut_left(_title(record), columns[0]), cut_right(visible(record.steps), columns[1]), _gain(record)
+    test, steps, gain = (f"{cell:{align}{size}}" for cell, align, size in zip(cells, "<<>", columns))
+    yield Line(f"  {sign} {test}  {steps}  {gain}", color)
+    remarks = list(_remarks(check, width - 6, verbosity))
+    if verbosity > 0 and len(record.steps) > columns[1]:
+        remarks += map(Line, labelled("steps", record.steps, width - 6))
+    yield from (Line("      " + remark.text, remark.color) for remark in remarks)
 
 
-def _marginal(record: CheckRecord) -> list[VerdictRecord]:
-    """Return the marginal verdicts that hold. Those that do not hold are marked in the details."""
-    return [verdict for verdict in record.verdicts if verdict.holds and verdict.marginal]
-
-
-def _remarks(record: CheckRecord, width: int, verbosity: int) -> Iterator[Line]:
-    for verdict in _marginal(record):
-        text = f"{verdict.value_text}, {bound_text(verdict)}{marginal_text(verdict)}"
-        yield from (Line(line, "yellow") for line in labelled(verdict.measure, text, width))
+def _remarks(check: CheckOutcome, width: int, verbosity: int) -> Iterator[Line]:
+    """Yield the remarks below a row. What the explanation of a failure says is not repeated."""
+    record, failed = check.record, check.status == "failed"
+    for verdict in record.verdicts:
+        if verbosity > 0 or (verdict.holds and verdict.marginal):
+            yield from _bound(verdict, width, signed=verbosity > 0)
     if record.baseline is not None:
         yield from map(Line, _baseline(record.baseline, width, verbosity))
-    for caution in record.cautions:
+    for caution in () if failed else record.cautions:
         yield from (Line(line, "yellow") for line in labelled("note", caution, width))
     if verbosity > 0:
-        yield from map(Line, _verbose(record, width))
+        yield from map(Line, _verbose(record, width, explained=failed))
 
 
-def _mark(record: CheckRecord, outcome: Outcome) -> tuple[str, Color]:
-    if outcome == "xfailed":
-        return "x", "yellow"
-    return ("✘", "red") if _is_broken(record, outcome) else ("✔", "green")
+def _bound(verdict: VerdictRecord, width: int, *, signed: bool) -> Iterator[Line]:
+    """Yield the lines on one bound: value, bound and worst element, behind a sign if bounds that fail are listed, too."""
+    if verdict.elements == 0:
+        text = f"nothing was measured, {bound_text(verdict)}"
+    else:
+        where = f", worst {verdict.where}" if verdict.where and signed else ""
+        text = f"{verdict.value_text}, {bound_text(verdict)}{where}{marginal_text(verdict) if verdict.holds else ''}"
+    sign, color = SIGNS["failed" if not verdict.holds else "marginal" if verdict.marginal else "held"]
+    label = f"{sign} {verdict.measure}" if signed else verdict.measure
+    yield from (Line(line, "" if color == "green" else color) for line in labelled(label, text, width))
 
 
 def _baseline(baseline: BaselineRecord, width: int, verbosity: int) -> Iterable[str]:
@@ -215,13 +253,20 @@ def _gain(record: CheckRecord) -> str:
     return f"log gain {record.log_gain_text}"
 
 
-def _verbose(record: CheckRecord, width: int) -> Iterable[str]:
-    for verdict in record.verdicts:
-        where = f", worst {verdict.where}" if verdict.where else ""
-        yield from labelled(verdict.measure, f"{verdict.value_text}, {bound_text(verdict)}{where}", width)
-    yield from labelled(f"along {record.along}", depth_line(record, width - 18))
-    for note in record.notes:
-        yield from labelled("note", note, width)
+def _verbose(record: CheckRecord, width: int, *, explained: bool) -> Iterator[str]:
+    """Yield what is shown with ``-v`` only.
+
+    Args:
+        record: The record.
+        width: Number of columns.
+        explained: Whether the explanation of a failure shows the growth along the chain and the notes.
+    """
+    for measure, value in record.readings:
+        yield from labelled(measure, value, width)
+    if not explained:
+        yield from labelled(f"along {record.along}", depth_line(record, width - 18))
+        for note in record.notes:
+            yield from labelled("note", note, width)
     for title, *names in record.lists:
         yield from labelled("", f"{title}: {', '.join(names)}", width)
     if stopped_early(record):
@@ -237,14 +282,15 @@ def _details(record: CheckRecord, width: int, verbosity: int) -> Iterable[Line]:
         yield Line("  " + text)
 
 
-def _total(checks: Sequence[tuple[CheckRecord, Outcome]]) -> Line:
-    expected = sum(outcome == "xfailed" for _, outcome in checks)
-    broken = sum(_is_broken(record, outcome) for record, outcome in checks)
-    seconds = math.fsum(record.seconds for record, _ in checks)
-    xfailed = f", {expected} expected to fail" if expected else ""
-    text = f"{len(checks) - broken - expected} of {len(checks)} hold{xfailed}, measured in {seconds:.1f} s"
-    return Line(text, "red" if broken else "green")
-
-
-def _cut_right(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _total(session: SessionRecord) -> Line:
+    found = counts(session.checks)
+    seconds = math.fsum(check.record.seconds for check in session.checks)
+    further = (
+        (idle := found["nothing asserted"], "assert nothing" if idle > 1 else "asserts nothing"),
+        (found["expected failure"], "expected to fail"),
+        (len(session.errors), "could not be measured"),
+    )
+    holding = f"{found['held'] + found['marginal']} of {len(session.checks) + len(session.errors)} hold"
+    parts = [holding, *(f"{count} {what}" for count, what in further if count), f"measured in {seconds:.1f} s"]
+    broken = found["failed"] or session.errors
+    return Line(", ".join(parts), "red" if broken else "yellow" if found["nothing asserted"] else "green")

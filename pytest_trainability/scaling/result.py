@@ -170,7 +170,7 @@ class Scaling:
         self._sweep.verdicts[self.measure, self.summary, names, self.sizes] = verdict, reading
         self._sweep.report(self.cautions())
         if not verdict.holds:
-            raise TrainabilityFailure(self._explain(verdict, reading))
+            raise TrainabilityFailure(self._explain(verdict, reading), check=context.name)
 
     @property
     def reading(self) -> str:
@@ -269,7 +269,8 @@ class Scaling:
     def _explain(self, verdict: VerdictRecord, reading: str) -> str:
         """Return the message of a failed check."""
         record = self._sweep.to_record([verdict], self.cautions())
-        lines = explain(replace(record, notes=(), cautions=(), reproduce=""), width=_WIDTH).splitlines()
+        plain = replace(record, notes=(), cautions=(), reproduce="")
+        lines = explain(plain, width=_WIDTH, full=self._sweep.context.full).splitlines()
         more = self._table(verdict.where)
         more += labelled("reading", reading, _WIDTH - 2)
         for note in (*record.cautions, *self._sweep.measurements[-1].notes):

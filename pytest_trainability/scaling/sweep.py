@@ -213,6 +213,8 @@ class SizeSweep:
             log_gain_low=last.log_gain.low,
             log_gain_high=last.log_gain.high,
             log_gain_finite=format_finite(last.log_gain.values),
+            log_gain_spread=last.log_gain.spread,
+            gradient_of=last.gradient_of,
             growth=(),
             verdicts=tuple(verdicts),
             notes=(*(failed or [self.reading]), f"the log gain is that of {self.along} {self.sizes[-1]}", *last.notes),

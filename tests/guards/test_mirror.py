@@ -13,7 +13,9 @@ PACKAGE = Path(pytest_trainability.__file__).parent
 UNIT = Path(__file__).parents[1] / "unit"
 
 ELSEWHERE = {
-    "__main__": "a line that calls plugin/command, which tests/plugin/test_baselines.py runs as a command",
+    "__main__": "a line that calls commands, which tests/plugin/test_contracts.py runs as a command",
+    "commands/baselines": "tests/plugin/test_baselines.py runs it on folders that sessions have written",
+    "commands/contract": "tests/plugin/test_contracts.py runs it on models in files",
     "measures/attributes": "generated: tests/guards/test_documented.py",
 }
 """Source files without a unit test of their name, and why."""

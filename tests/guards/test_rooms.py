@@ -77,7 +77,8 @@ TABLE = {
         inside=f"report {HEAVY}",
         third_party_inside="torch numpy xdist",
     ),
-    "__main__": row("plugin"),
+    "commands": row("commands plugin/paths checks report records errors", inside=HEAVY),
+    "__main__": row("commands"),
     "__init__": row("", inside=f"report checks records errors {HEAVY}"),
 }
 LOADS_BY_NAME = {"__init__", "measures/__init__", "sources/places", "sources/models"}
@@ -328,6 +329,16 @@ PLANTED = {
     ),
     "facade knows pytest": ("measurement/result.py", "def f():\n    import pytest", "must not import pytest"),
     "sweeps take graphs apart": ("scaling/sweep.py", "from ..engine.jacobian.vjp import x", "must not import engine"),
+    "commands load measures": (
+        "commands/a.py",
+        "from ..measures import MEASURES",
+        "commands must not import measures at",
+    ),
+    "commands ask the plugin": (
+        "commands/a.py",
+        "def f():\n    from ..plugin.options import x",
+        "commands must not import plugin/options",
+    ),
     "package is eager": ("__init__.py", "from .records.text import x", "__init__ must not import records/text at"),
     "package loads itself": ("engine/trees.py", "import pytest_trainability", "must not import __init__"),
     "unknown third party": ("engine/trees.py", "import pandas", "engine/trees must not import pandas"),

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trainability.plugin import command, paths
+from pytest_trainability import commands as command
+from pytest_trainability.plugin import paths
 
 if TYPE_CHECKING:
     from _pytest.pytester import Pytester, RunResult

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trainability.plugin import command
+from pytest_trainability import commands as command
 
 if TYPE_CHECKING:
     from _pytest.pytester import Pytester

@@ -29,6 +29,7 @@ def verdict(**changes: Any) -> VerdictRecord:
         "marginal": False,
         "margin": -9.4,
         "violations": 1,
+        "spread": 0.3,
     }
     return VerdictRecord(**{**given, **changes})
 
@@ -52,6 +53,7 @@ def record(*verdicts: VerdictRecord, **changes: Any) -> CheckRecord:
         "log_gain": -14.4,
         "log_gain_low": -14.7,
         "log_gain_high": -14.1,
+        "log_gain_spread": 0.3,
         "growth": (-3.6, -3.6, -3.6, -3.6),
         "reproduce": "pytest test_init.py::test_tower",
     }

@@ -68,6 +68,8 @@ class Ensemble:
     """``"train"`` or ``"eval"``."""
     device: str
     dtype: str
+    gradient_of: str
+    """The function whose gradient is measured: ``"the loss"`` or ``"a random functional of the output"``."""
     along: str
     """``"depth"`` or ``"time"``."""
     time: float | None
@@ -118,6 +120,7 @@ def described(
         mode="train" if capture.model.training else "eval",
         device=str(capture.device),
         dtype=str(dtype).removeprefix("torch."),
+        gradient_of="a random functional of the output" if capture.loss is None else "the loss",
         along=chain.along,
         time=sum(chain.durations) if chain.durations else None,
         parameters=sum(parameter.numel() for parameter in capture.model.parameters()),

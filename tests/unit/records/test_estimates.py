@@ -144,7 +144,7 @@ def test_a_mean_over_seeds_of_which_some_are_nan_is_written_as_such() -> None:
 
 def test_the_repr_counts_seeds() -> None:
     assert repr(Estimate(0.5, NAN, NAN, (0.5,), unit="nats")) == "+0.5 nats (1 seed)"
-    assert repr(one(2.0, name="fc.weight")) == "2.00 ± 0.50 (fc.weight, 2 seeds)"
+    assert repr(one(2.0, name="fc.weight")) == "2.00 ± 0.71 (fc.weight, 2 seeds)"
 
 
 PROFILE = Profile({"a": one(1.0, name="a"), "b": one(3.0, name="b"), "c": one(2.0, name="c")})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +15,21 @@ from pytest_trainability.records.reports import (
     CheckRecord,
     VerdictRecord,
 )
-from pytest_trainability.records.session import Outcome
-from pytest_trainability.report.terminal import Line, baselines, section
+from pytest_trainability.records.session import CheckOutcome, ErrorRecord, Outcome, SessionRecord
+from pytest_trainability.report import terminal
+from pytest_trainability.report.terminal import Line, baselines
 
 MakeRecord = Callable[..., CheckRecord]
 MakeVerdict = Callable[..., VerdictRecord]
 
 
+def section(checks: Sequence[tuple[CheckRecord, Outcome]], **options: Any) -> list[Line]:
+    """Return the lines of a session with these checks."""
+    return terminal.section(SessionRecord(tuple(CheckOutcome(*check) for check in checks)), **options)
+
+
 def rows(lines: list[Line]) -> list[Line]:
-    return [line for line in lines if line.text.startswith(("  ✔ ", "  ✘ ", "  x "))]
+    return [line for line in lines if line.text.startswith(("  ✔ ", "  ○ ", "  ✘ ", "  x "))]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +39,7 @@ def rows(lines: list[Line]) -> list[Line]:
         (True, True, "passed", "✔", "yellow"),
         (False, False, "failed", "✘", "red"),
         (False, True, "failed", "✘", "red"),
-        (None, False, "passed", "✔", "green"),
+        (None, False, "passed", "○", "yellow"),
         (None, False, "failed", "✘", "red"),
         # The failure was caught, for instance by pytest.raises.
         (False, False, "passed", "✘", "red"),
@@ -73,6 +79,68 @@ def test_an_expected_failure_is_no_failure(make_record: MakeRecord, make_verdict
     # There are no details, and with -q no line.
     assert not any("must" in line.text for line in lines)
     assert len(section([(bad, "xfailed")], verbosity=-1)) == 1
+
+
+def test_what_could_not_be_measured_is_listed_and_counted(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    errors = [ErrorRecord(f"test_init.py::test_{i}", "ModelError", "the model raised an error") for i in range(2)]
+    held = CheckOutcome(make_record(make_verdict(holds=True)), "passed")
+    session = SessionRecord((held,), tuple(errors))
+    lines = terminal.section(session, errors_explained=True)
+    assert [line.text for line in lines if line.text.startswith("  ! ")] == [
+        "  ! test_0  ModelError: the model raised an error",
+        "  ! test_1  ModelError: the model raised an error",
+    ]
+    assert lines[-1] == Line("1 of 3 hold, 2 could not be measured, measured in 0.2 s", "red")
+    # Where pytest has not shown them, the messages are not cut.
+    long = tuple(replace(error, message="no way " * 30) for error in errors)
+    text = " ".join(line.text for line in terminal.section(replace(session, errors=long)))
+    assert " ".join(text.split()).count("no way") == 60
+
+
+def test_a_failure_that_pytest_has_explained_is_one_line(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    record = make_record(make_verdict(), cautions=("a caution",), notes=("a note",))
+    session = SessionRecord((CheckOutcome(record, "failed"),))
+    explained = terminal.section(session, explained={(record.test, record.name)})
+    assert [line.text.split()[0] for line in explained] == ["test_init.py", "✘", "0"]
+    verbose = "\n".join(
+        line.text for line in terminal.section(session, explained={(record.test, record.name)}, verbosity=1)
+    )
+    assert "✘ log_gain     -14.40 ± 0.30 nats, must lie in [-5, 5]" in verbose
+    assert not any(part in verbose for part in ("a caution", "a note", "reproduce", "along"))
+    text = "\n".join(line.text for line in terminal.section(session, verbosity=1))
+    assert [text.count(part) for part in ("a caution", "a note", "reproduce", "along")] == [1, 1, 1, 1]
+
+
+def test_a_measurement_without_an_assertion_is_counted(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    lines = section([(make_record(), "passed"), (make_record(make_verdict(holds=True)), "passed")])
+    assert lines[-1] == Line("1 of 2 hold, 1 asserts nothing, measured in 0.5 s", "yellow")
+    assert section([(make_record(asserted=True), "passed")])[-1].color == "green"
+
+
+def test_verbose_shows_what_was_read_and_the_whole_steps(make_record: MakeRecord) -> None:
+    record = make_record(readings=(("gradient_norm", "1e-9 (a) to 2 (b)"),), steps="9 × " + "y" * 40)
+    plain, verbose = ("\n".join(line.text for line in section([(record, "passed")], verbosity=v)) for v in (0, 1))
+    assert "gradient_norm  1e-9 (a) to 2 (b)" in verbose
+    assert "gradient_norm" not in plain
+    assert "y…" in plain
+    assert f"steps          {record.steps}" in verbose
+
+
+def test_a_heading_says_which_gradient_was_measured(make_record: MakeRecord) -> None:
+    record = make_record(gradient_of="a random functional of the output")
+    wide, narrow = (section([(record, "passed")], width=width) for width in (120, 80))
+    assert wide[0].text.endswith("seeds 0-3 · gradient of a random functional of the output")
+    assert [line.text for line in narrow[:2]] == [
+        "test_init.py · cpu · float32 · train · per sample · seeds 0-3",
+        "  gradient of a random functional of the output",
+    ]
+
+
+def test_failures_and_expected_failures_differ_in_ascii(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    bad = make_record(make_verdict())
+    checks = [(bad, "failed"), (bad, "xfailed"), (make_record(), "passed"), (make_record(asserted=True), "passed")]
+    signs = [line.text[2] for line in section(checks, encoding="ascii") if line.text[3:7] == " tes"]
+    assert len(set(signs)) == 4
 
 
 def test_checks_with_the_same_conditions_share_a_heading(make_record: MakeRecord) -> None:
@@ -143,7 +211,7 @@ def test_every_line_can_be_written_on_the_terminal(
 
 
 def test_signs_are_shown_if_the_encoding_has_them(make_record: MakeRecord) -> None:
-    assert any("✔" in line.text for line in section([(make_record(), "passed")], encoding="utf-8"))
+    assert any("✔" in line.text for line in section([(make_record(asserted=True), "passed")], encoding="utf-8"))
 
 
 @pytest.mark.parametrize("changes", [{"growth": (), "step_names": ()}, {"log_gain": float("-inf")}, {"seconds": 0.0}])
@@ -168,7 +236,8 @@ def test_a_marginal_pass_names_the_seeds_that_would_settle_it(
     lines = section([(make_record(verdict), "passed")])
     text = " ".join(" ".join(line.text.split()) for line in lines if line.color == "yellow")
     assert text.endswith(
-        "log_gain -14.40 ± 0.30 nats, must lie in [-14.5, 5], marginal: about 23 seeds would settle it"
+        "log_gain -14.40 ± 0.30 nats (mean within [-14.7, -14.1]), must lie in [-14.5, 5], "
+        "marginal: about 23 seeds would settle it"
     )
 
 
@@ -366,4 +435,4 @@ def test_long_steps_get_two_fifths_of_the_row(make_record: MakeRecord) -> None:
     (row,) = rows(section([(record, "passed")], width=120))
     assert len(row.text) == 120
     assert f"  24 × {'y' * 28}…  log gain" in row.text
-    assert f"  ✔ …{'x' * 50}  24" in row.text
+    assert f"  ○ …{'x' * 50}  24" in row.text

@@ -1,0 +1,161 @@
+"""Writing the reports of a session, in one process, at its end."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import sys
+from dataclasses import replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .ci import append_summary, github_annotations, is_on_github, repository_prefix
+from .report_files import report_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..records.session import CheckOutcome, SessionRecord
+    from .summary import Summary
+
+__all__ = ["ReportWriter"]
+
+
+class ReportWriter:
+    """Writes the reports that the options ask for. A report that cannot be written fails the session, and loses nothing else."""
+
+    def __init__(self, config: pytest.Config, summary: Summary) -> None:
+        self._config = config
+        self._summary = summary
+        self._paths = report_paths(config)
+        self._lines: list[tuple[str, bool]] = []
+        """Lines for the terminal, and whether they are about a report that could not be written."""
+        self._commands: list[str] = []
+        """Workflow commands for the log of GitHub Actions."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write after other plugins have settled the exit status, and before the terminal reports.
+
+        The JSON file comes last, so that it has the exit status of a session in which another report could not be written.
+        """
+        if self._config.option.collectonly or not (self._paths or is_on_github()):
+            return
+        found = self._summary.session_record()
+        for kind, path in self._paths.items():
+            self._write(kind, path, self._complete(found, session.exitstatus))
+            self._fail(session)
+        if is_on_github():
+            self._tell_github(self._complete(found, session.exitstatus))
+            self._fail(session)
+
+    def _fail(self, session: pytest.Session) -> None:
+        """Fail the session if a report could not be written."""
+        passed = session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}
+        if passed and any(failed for _, failed in self._lines):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _complete(self, found: SessionRecord, exit_status: int) -> SessionRecord:
+        """Return the session with its environment and date, and its checks in the order of the source."""
+        return replace(
+            found,
+            checks=tuple(sorted(found.checks, key=lambda check: _place(check.record))),
+            errors=tuple(sorted(found.errors, key=_place)),
+            environment=_environment(self._config, found.checks),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            exit_status=int(exit_status),
+        )
+
+    def _tell_github(self, record: SessionRecord) -> None:
+        """Append to the summary of the step, and keep the annotations for the terminal."""
+        try:
+            append_summary(record)
+        except OSError as error:
+            self._lines.append((f"GITHUB_STEP_SUMMARY could not be written. {_reason(error)}", True))
+        self._commands = github_annotations(self._config, record)
+
+    def _write(self, kind: str, path: Path, record: SessionRecord) -> None:
+        """Write one report, or note the reason why this is not possible."""
+        from ..checks.atomic_files import replace_file
+        from ..errors import ReportError
+        from ..report.formats import report_text
+
+        try:
+            text = report_text(kind, record, repository_prefix(self._config.rootpath))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, text)
+        except (OSError, ReportError) as error:
+            self._lines.append((f"the report {path} could not be written. {_reason(error)}", True))
+        else:
+            self._lines.append((f"report written to {path}", False))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Name the files, say which ones could not be written, and annotate the lines of failed tests."""
+        if not self._lines and not self._commands:
+            return
+        from ..report.layout import shown_in, to_ascii
+
+        encoding = getattr(terminalreporter._tw._file, "encoding", None)
+        for line, failed in self._lines:
+            text = shown_in(line, encoding)
+            if failed:
+                terminalreporter.write_line(text, red=True)
+            elif terminalreporter.verbosity >= 0:
+                terminalreporter.write_line(text)
+        for command in self._commands:
+            terminalreporter.write_line(command if _encodable(command, encoding) else to_ascii(command))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+
+
+def _encodable(text: str, encoding: str | None) -> bool:
+    try:
+        text.encode(encoding or "ascii")
+    except (UnicodeError, LookupError):
+        return False
+    return True
+
+
+def _place(record: Any) -> Any:
+    from ..records.session import source_order
+
+    return source_order(record.file, record.line, record.test)
+
+
+def _environment(config: pytest.Config, checks: Iterable[CheckOutcome]) -> dict[str, Any]:
+    """Return versions, machine and command line."""
+    packages = ("pytest", "torch", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+        "pytest_trainability": _version("pytest-trainability"),
+        "platform": f"{sys.platform} {platform.machine()}",
+        "processor": _processor(),
+        "devices": sorted({check.record.device for check in checks}),
+        "command": shlex.join(["pytest", *map(str, config.invocation_params.args)]),
+        "threads": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or ""),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    """Return the name of the processor; empty where the system does not say."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        found = None
+    return found[1].strip() if found else ""

@@ -1,0 +1,232 @@
+"""Text on what has changed since a baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from pytest_trainability.records.reports import BaselineChange, BaselineRecord, CheckRecord, VerdictRecord
+from pytest_trainability.report.changes import change_lines, change_texts
+from pytest_trainability.report.explain import (
+    explain_baseline,
+)
+
+NAN, INF = math.nan, math.inf
+SOME = "finite on 1 of 8 seeds"
+MakeRecord = Callable[..., CheckRecord]
+MakeVerdict = Callable[..., VerdictRecord]
+
+
+def test_a_change_of_finiteness_has_no_shift() -> None:
+    dead = BaselineChange("log_gain", "moved", old=-1.5, new=-INF, shift=NAN, tolerance=0.3, unit="nats")
+    assert change_lines([dead], 80) == ["log_gain       -1.5 → -inf nats: finite on one side only"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (BaselineChange("x", "vanished"), "no longer measured"),
+        (BaselineChange("x", "new"), "not in the baseline"),
+        (BaselineChange("x", "vanished", elements=("a",)), "1 gone: a"),
+        (BaselineChange("x", "new", elements=("a", "b", "c")), "3 new: a, b, …"),
+        (
+            BaselineChange("x", "moved", old=1.0, new=0.5, shift=-0.5, tolerance=0.25),
+            "1 → 0.5: by -0.5, more than 0.25",
+        ),
+        (
+            BaselineChange("x", "moved", old=2.0, new=1.0, shift=-math.log(2), tolerance=0.1, scale="log"),
+            "2 → 1: 2 times smaller, more than 1.11",
+        ),
+        (
+            BaselineChange("x", "moved", old=1.0, new=INF, shift=800.0, tolerance=0.1, scale="log"),
+            "1 → inf: inf times larger, more than 1.11",
+        ),
+        (
+            BaselineChange("x", "moved", old=0.0, new=1.0, shift=9.0, tolerance=0.1, scale="log"),
+            "0 → 1: no longer zero",
+        ),
+        (BaselineChange("x", "moved", old=1.0, new=0.0, shift=-9.0, tolerance=0.1, scale="log"), "1 → 0: zero now"),
+        (BaselineChange("x", "moved", old=1.0, new=0.0, scale="log"), "1 → 0: zero now"),
+        (
+            BaselineChange("x", "moved", old=1.0, new=NAN, new_finite=SOME),
+            f"1 → {SOME}: no longer finite on every seed",
+        ),
+        (BaselineChange("x", "moved", old=NAN, old_finite=SOME, new=1.0), f"{SOME} → 1: finite on every seed again"),
+        (BaselineChange("x", "moved", old=NAN, new=NAN, new_finite=SOME), f"nan → {SOME}: finite on some seeds now"),
+        (
+            BaselineChange("x", "moved", old=NAN, old_finite=SOME, new=INF),
+            f"{SOME} → inf: no longer finite on any seed",
+        ),
+        (
+            BaselineChange("x", "moved", old=NAN, old_finite=SOME, new=NAN, new_finite=SOME),
+            f"{SOME} → {SOME}: finite on other seeds",
+        ),
+    ],
+)
+def test_a_change_is_described(change: BaselineChange, text: str) -> None:
+    assert change_texts([change]) == [text]
+
+
+MODEL_CHANGES: dict[str, tuple[BaselineChange, str]] = {
+    "a factor": (
+        BaselineChange(
+            "initial values", "moved", "b.*.w", old=0.02, new=0.08, shift=math.log(4), count=12, considered=12
+        ),
+        "initial values b.*.w ×4 (12 of 12): rms 0.02 → 0.08",
+    ),
+    "one tensor": (
+        BaselineChange("initial values", "moved", "head", old=0.02, new=0.0204, shift=math.log(1.02)),
+        "initial values head ×1.02: rms 0.02 → 0.0204",
+    ),
+    "zero now": (
+        BaselineChange("initial values", "moved", "head", old=0.02, new=0.0, shift=-INF),
+        "initial values head: rms 0.02 → 0",
+    ),
+    "a mean": (
+        BaselineChange("initial values", "moved", "head", old=0.0, new=1.0, shift=1.0, unit="mean"),
+        "initial values head: mean 0 → 1",
+    ),
+    "not finite": (
+        BaselineChange("initial values", "moved", "inv", old=1.0, new=NAN, shift=NAN),
+        "initial values inv: no longer finite",
+    ),
+    "finite again": (
+        BaselineChange("initial values", "moved", "inv", old=NAN, new=1.0, shift=NAN),
+        "initial values inv: finite again",
+    ),
+    "a shape": (
+        BaselineChange("initial values", "moved", "w", old_text="shape 2×3", new_text="shape 2×4"),
+        "initial values w: shape 2×3 → shape 2×4",
+    ),
+    "a class": (
+        BaselineChange("modules", "moved", "b.*.act", old_text="GELU", new_text="Sigmoid", count=2, considered=12),
+        "modules        b.*.act: GELU → Sigmoid (2 of 12)",
+    ),
+    "an operation": (
+        BaselineChange("operations", "moved", "b.*", old_text="Gelu", new_text="Relu", count=2, considered=12),
+        "operations     b.*: Gelu → Relu (2 of 12)",
+    ),
+    "an operation that is gone": (
+        BaselineChange("operations", "moved", "b.3", old_text="Add"),
+        "operations     b.3: Add gone",
+    ),
+    "a new operation": (
+        BaselineChange("operations", "moved", "b.3", new_text="Mul"),
+        "operations     b.3: Mul new",
+    ),
+    "gone": (BaselineChange("modules", "vanished", elements=("b.3.ln2",)), "modules        1 gone: b.3.ln2"),
+}
+
+
+@pytest.mark.parametrize(("change", "line"), MODEL_CHANGES.values(), ids=MODEL_CHANGES.keys())
+def test_changes_of_the_model_have_one_line(change: BaselineChange, line: str) -> None:
+    rest = ", all others unchanged" if change.kind == "moved" and change.measure != "operations" else ""
+    assert change_lines([change], 200) == [line + rest]
+
+
+def test_many_changes_of_the_model_are_counted() -> None:
+    changes = [
+        BaselineChange("initial values", "moved", f"w{i}", old=1.0, new=2.0, shift=math.log(2)) for i in range(9)
+    ]
+    assert change_lines(changes, 100)[-1] == "initial values and 4 more, all others unchanged"
+
+
+def moved_norms(count: int) -> list[BaselineChange]:
+    how = {"old": 1.0, "new": 2.0, "shift": math.log(2), "tolerance": 0.3, "scale": "log", "considered": 24}
+    return [BaselineChange("gradient_norm", "moved", f"blocks.{i}.w", **how) for i in range(count)]
+
+
+@pytest.mark.parametrize("width", [78, 200])
+def test_elements_that_moved_are_folded(width: int) -> None:
+    lines = change_lines(moved_norms(12), width)
+    assert " ".join(" ".join(lines).split()) == (
+        "gradient_norm 12 of 24 moved, 2 times larger, more than 1.35: blocks.0.w (1 → 2) and 11 more blocks.*.w"
+    )
+    assert all(len(line) <= width for line in lines)
+    full = change_lines(moved_norms(12), width, full=True)
+    assert [line.strip() for line in full[len(lines) :]] == [f"blocks.{i}.w (1 → 2)" for i in range(12)]
+    assert change_lines(moved_norms(1), width, full=True) == change_lines(moved_norms(1), width)
+
+
+def test_parameters_of_another_class_are_folded_if_they_changed_alike() -> None:
+    labels = ["dead", "dead", "waking at step 1", "dead"]
+    changes = [
+        BaselineChange("gradient_classes", "moved", f"b.{i}.w", old_text="signal", new_text=label, considered=9)
+        for i, label in enumerate(labels)
+    ]
+    assert change_texts(changes) == [
+        "4 of 9 changed: b.0.w (signal → dead) and 2 more b.*.w, b.2.w (signal → waking at step 1)"
+    ]
+
+
+def test_names_that_are_gone_are_counted_one_by_one_and_listed_as_patterns() -> None:
+    gone = BaselineChange("initial values", "vanished", elements=("blocks.{0-11}.ln.weight", "head"))
+    assert change_lines([gone], 100) == ["initial values 13 gone: blocks.*.ln.weight (12), head"]
+    assert [line.strip() for line in change_lines([gone], 100, full=True)[1:]] == ["blocks.{0-11}.ln.weight", "head"]
+    # Names of measures are names, whatever they look like.
+    odd = BaselineChange("unused_parameters", "new", elements=("w.{0-99999999}",))
+    assert change_lines([odd], 100, full=True) == ["unused_parameters", "               1 new: w.{0-99999999}"]
+
+
+def forward_changed(element: str, *folded: str) -> BaselineChange:
+    return BaselineChange("operations", "moved", element, elements=folded, old_text="Gelu", new_text="Relu")
+
+
+SHIFTS = [
+    BaselineChange("activation_rms", "moved", name, old=1.0, new=2.0, shift=shift, tolerance=0.1, scale="log")
+    for name, shift in (("b.3", 0.9), ("b.2", 0.7))
+]
+
+
+UNCHANGED: dict[str, tuple[dict[str, bool], list[BaselineChange], str]] = {
+    # The first step in program order is named, although a later one has moved more.
+    "numbers": (
+        {"model_compared": True},
+        SHIFTS,
+        "initial values and modules unchanged: the forward pass, the loss or the inputs changed, first at b.2",
+    ),
+    "an old baseline": ({}, SHIFTS, ""),
+    "no operation": (
+        {"model_compared": True, "operations_compared": True},
+        SHIFTS,
+        (
+            "initial values, modules and operations unchanged: a constant of the forward pass, the loss or the inputs changed, "
+            "first at b.2"
+        ),
+    ),
+    "operations": (
+        {"model_compared": True, "operations_compared": True},
+        [forward_changed("b.3", "b.3"), forward_changed("b.*", "b.{1,10}"), *SHIFTS],
+        "initial values and modules unchanged: the forward code changed, first at b.1",
+    ),
+    "operations only": (
+        {"model_compared": True, "operations_compared": True},
+        [forward_changed("b.3", "b.3")],
+        "initial values and modules unchanged, all numbers within tolerance: the forward code changed, first at b.3",
+    ),
+    "operations outside of the steps": (
+        {"model_compared": True, "operations_compared": True},
+        [forward_changed("after the last step", "after the last step"), *SHIFTS],
+        "initial values and modules unchanged: the forward code changed after the last step",
+    ),
+    "a module": (
+        {"model_compared": True, "operations_compared": True},
+        [
+            BaselineChange("modules", "moved", "b.1.act", old_text="GELU", new_text="ReLU"),
+            forward_changed("b.1", "b.1"),
+        ],
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize(("compared", "changes", "text"), UNCHANGED.values(), ids=UNCHANGED.keys())
+def test_an_unchanged_model_points_to_the_code(
+    make_record: MakeRecord, compared: dict[str, bool], changes: list[BaselineChange], text: str
+) -> None:
+    baseline = BaselineRecord("changed", "f.json", "t › T", tuple(changes), **compared)
+    record = make_record(step_names=tuple(f"b.{i}" for i in range(12)), baseline=baseline)
+    lines = [line for line in explain_baseline(record, width=200).splitlines() if line.startswith("  model ")]
+    assert lines == ([f"  model          {text}"] if text else [])
