@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from ..engine.runs.finiteness import remarks
 from ..errors import BoundError, TrainabilityError, TrainabilityFailure, UsageError
 from ..init.check import Judgement
 from ..init.rules import RuleLike
-from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along, suggest_measure
+from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along
 from ..measures.attributes import Attributes
 from ..records.estimates import Estimate, Profile, Spectrum, Steps
 from ..records.reports import BaselineRecord, CheckRecord, CureRecord, VerdictRecord
@@ -30,6 +31,7 @@ from ..report.explain import explain, explain_baseline
 from .context import Context
 from .cures import Cure, find_cures
 from .initialization import Initialization, verdict_on
+from .presentation import Presentation
 from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
 from .writing import check_record, entry, is_caused_by_growth
 
@@ -37,11 +39,13 @@ __all__ = ["Measurement"]
 
 FROZEN = "no parameter gets a gradient, because all are frozen or none is used"
 """Why a measure by parameter has no element."""
+NOT_STORED = frozenset(("gradient_classes", "nonfinite", "untrained_fraction"))
+"""Measures that explain other ones, and are neither shown nor compared by themselves."""
 SMALL, SHORT = 10**7, 200
 """Largest numbers of parameters and of steps for which the report of a failure looks for cures, in several more runs."""
 
 
-class Measurement(Attributes):
+class Measurement(Presentation, Attributes):
     """Result of :func:`pytest_trainability.measure`, with one attribute per measure.
 
     The type of an attribute follows from the kind of its measure: ``Estimate``, ``Spectrum``, ``Profile`` or ``Names``. A measure
@@ -73,7 +77,9 @@ class Measurement(Attributes):
 
     def __getattr__(self, name: str) -> Value:
         if name.startswith("_") or name not in MEASURES:
-            msg = f"a measurement has no attribute {name!r}. {suggest_measure(name)}"
+            near = difflib.get_close_matches(name, dir(self), n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "dir() of it lists all measures."
+            msg = f"a measurement has no attribute {name!r}. {hint}"
             raise AttributeError(msg)
         if name not in self._seed_runs.values:
             self.run([MEASURES[name]])
@@ -152,8 +158,14 @@ class Measurement(Attributes):
 
         Raises:
             InapplicableError: A measure does not apply to the model, and that is not tolerated.
+            KeyboardInterrupt: Ctrl-C. The seeds that were drawn before are reported to the session, and in the message.
         """
         if self._seed_runs.run(wanted, until=until, tolerated=tolerated):
+            if self._seed_runs.common.interrupted:
+                self._report()
+                drawn = f"{len(self.seeds)} of {len(self._seed_runs.seeds_requested)} seeds were drawn"
+                msg = f"{drawn}: {self!r}"
+                raise KeyboardInterrupt(msg)
             self._locate_nonfinite()
             self._report()
 
@@ -320,12 +332,12 @@ class Measurement(Attributes):
         seeds = self.seeds[:1] if isinstance(model, nn.Module) else self.seeds
         return Initialization(model, seeds, self.name, self._note_contract)
 
-    def _note_contract(self, judgement: Judgement, seconds: float) -> str:
+    def _note_contract(self, judgement: Judgement, seconds: float) -> CheckRecord:
         self._seed_runs.seconds += seconds
         verdict = verdict_on(judgement)
         self._verdicts[verdict.measure] = verdict
         self._report()
-        return self._context.name
+        return self._to_record([verdict])
 
     def check_initialization(self, contract: Mapping[str, RuleLike]) -> None:
         """Build the model of each seed again, and check its parameters against a contract.
@@ -353,6 +365,36 @@ class Measurement(Attributes):
         named = [m for name in (*bounded, *names) if (m := find_measure(name, where=where)).name not in IN_ROWS]
         always = recorded_along(self._seed_runs.common.along)
         return [*(m for m in always if m.name not in MAY_FAIL or m.name in self._seed_runs.values), *named]
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of the measures that were read so far."""
+        return tuple(self._seed_runs.values)
+
+    def entry_with(self, names: Sequence[str], others: Sequence[str]) -> Entry:
+        """Return the entry of a baseline with the measures of every run, with some more, and with those that others have, too.
+
+        Args:
+            names: Measures to read if they are not known.
+            others: Measures to store if they are known.
+
+        Raises:
+            InapplicableError: A measure does not apply to the model.
+            UsageError: The inputs or the parameters have changed since the first run.
+        """
+        known = [name for name in self.measured if name in others and name not in NOT_STORED]
+        chosen = [MEASURES[name] for name in dict.fromkeys([*known, *names]) if name not in IN_ROWS]
+        self.run(chosen)
+        return entry(self._seed_runs, chosen, {})
+
+    def _shown_record(self) -> CheckRecord:
+        return self._to_record(list(self._verdicts.values()))
+
+    def _shown_values(self) -> Mapping[str, Value]:
+        return {name: value for name, value in self._seed_runs.values.items() if name not in NOT_STORED}
+
+    def _shown_bounds(self) -> Mapping[str, Bound]:
+        return self._bounds
 
     def _entry(self, measures: Sequence[Measure]) -> Entry:
         """Return the entry that a baseline stores for this measurement."""

@@ -20,8 +20,9 @@ from .collection import MARKER, mark_users, refuse_unmeasured, usage_error_of_wo
 from .cures import CureWriter
 from .extensions import forget_measures
 from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_assertions, trainability
+from .progress import PROGRESS, Progress
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
-from .summary import Summary
+from .summary import SUMMARY, Summary
 from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
 from .unmeasured import NOT_MEASURED, error_of, explained_checks, shorten_summary
 
@@ -55,10 +56,13 @@ def pytest_configure(config: pytest.Config) -> None:
     refuse_partial_prune(config)
     config.stash[BASELINES] = Baselines(config)
     config.stash[COLLECTED] = Collected()
+    config.stash[PROGRESS] = Progress(config)
+    config.pluginmanager.register(config.stash[PROGRESS], "trainability-progress")
     if not hasattr(config, "workerinput"):
         writer = BaselineWriter(config)
         config.pluginmanager.register(writer, "trainability-baseline-writer")
-        config.pluginmanager.register(Summary(config, writer), "trainability-summary")
+        config.stash[SUMMARY] = Summary(config, writer)
+        config.pluginmanager.register(config.stash[SUMMARY], "trainability-summary")
         if config.stash[options.SETTINGS].cure == "patch":
             config.pluginmanager.register(CureWriter(config), "trainability-cures")
 
@@ -109,9 +113,16 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Restore the global random generators after a test that measures."""
-    with preserved_generators(item):
-        return (yield)
+    """Restore the global random generators after a test that measures. Ctrl-C keeps what was measured."""
+    try:
+        with preserved_generators(item):
+            return (yield)
+    except KeyboardInterrupt:
+        if SUMMARY in item.config.stash:
+            item.config.stash[SUMMARY].keep(item, item.stash.get(RECORDS, {}).values())
+        raise
+    finally:
+        item.config.stash[PROGRESS].finish()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

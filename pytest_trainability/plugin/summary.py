@@ -9,13 +9,13 @@ import pytest
 from .options import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ..records.reports import CheckRecord
     from ..records.session import Outcome, SessionRecord
     from .baseline_writer import BaselineWriter
 
-__all__ = ["Summary"]
+__all__ = ["SUMMARY", "Summary"]
 
 
 class Summary:
@@ -53,6 +53,12 @@ class Summary:
             # of which the test has judged nothing.
             asserting = sum(bool(r["verdicts"] or r["baseline"] is not None or r["asserted"]) for r in records)
             self._measured[report.nodeid] = 0 if report.skipped or expected else asserting
+
+    def keep(self, item: pytest.Item, records: Iterable[CheckRecord]) -> None:
+        """Store the records of a test that Ctrl-C has ended. It has no report."""
+        found = [record.to_plain() for record in records]
+        if found:
+            self._found[item.nodeid] = found, "passed"
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -96,7 +102,8 @@ class Summary:
         writer = terminalreporter._tw
         width, encoding = writer.fullwidth, getattr(writer._file, "encoding", None)
         session = self.session_record()
-        shows_tracebacks = terminalreporter.config.option.tbstyle not in {"no", "line"}
+        option = terminalreporter.config.option
+        shows_tracebacks = option.tbstyle not in {"no", "line"} and not option.no_summary
         lines = section(
             session,
             width=width,
@@ -117,6 +124,9 @@ class Summary:
         terminalreporter.section("trainability")
         for line in lines:
             _write(terminalreporter, line)
+
+
+SUMMARY = pytest.StashKey[Summary]()
 
 
 def _blamed(

@@ -87,6 +87,8 @@ class Ensemble:
     """Result of ``read`` for each seed."""
     not_finite: tuple[tuple[NotFinite, ...], ...] = ()
     """Entries of the output and of the loss that are not finite, for each seed."""
+    interrupted: bool = False
+    """Whether Ctrl-C has ended the runs before all seeds were drawn."""
     operations: tuple[Mapping[str, tuple[str, ...]], ...] = ()
     """Names of the operations that the signal passes, by step, for each seed."""
     draws: tuple[str, ...] = ()
