@@ -76,13 +76,18 @@ class Measurement(Presentation, Attributes):
         """Cures of the verdicts that do not hold; None before they are looked for."""
 
     def __getattr__(self, name: str) -> Value:
+        __tracebackhide__ = True
         if name.startswith("_") or name not in MEASURES:
             near = difflib.get_close_matches(name, dir(self), n=1)
             hint = f"Did you mean {near[0]!r}?" if near else "dir() of it lists all measures."
             msg = f"a measurement has no attribute {name!r}. {hint}"
             raise AttributeError(msg)
         if name not in self._seed_runs.values:
-            self.run([MEASURES[name]])
+            try:
+                self.run([MEASURES[name]])
+            except TrainabilityError as error:
+                # The message describes the error; frames of this package do not help.
+                raise error.with_traceback(None) from error.__cause__
         if not self._asserted:
             self._asserted = True
             self._report()
