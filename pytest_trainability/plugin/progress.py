@@ -51,6 +51,8 @@ class Progress:
         """Parts of the line: model, seed and what is computed now; empty while nothing is measured."""
         self._began: float | None = None
         """When the first measurement of the present test began."""
+        self._is_paused = False
+        """Whether a debugger reads from the terminal."""
         self._stop: Callable[[], None] = lambda: None
         self._folder: Path | None = None
         """Folder for the lines of the workers, in their controller."""
@@ -118,7 +120,7 @@ class Progress:
     def _show(self) -> None:
         assert self._screen is not None
         seconds = time.monotonic() - (self._began or 0.0)
-        if self._text and seconds >= AFTER:
+        if self._text and seconds >= AFTER and not self._is_paused:
             seed, now = self._text.get("seed", "1"), self._text.get("now", "")
             self._screen.show(f"{self._text['model']}: seed {seed}, {now} ({seconds:.0f} s)", seconds)
 
@@ -162,6 +164,15 @@ class Progress:
         with self._hidden():
             return (yield)
 
+    def pytest_enter_pdb(self) -> None:
+        """Leave the terminal to the debugger."""
+        self.watch("", "end", "")
+        self._is_paused = True
+
+    def pytest_leave_pdb(self) -> None:
+        """Go on after the debugger."""
+        self._is_paused = False
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
         """Stop."""
@@ -188,8 +199,8 @@ def _screen(config: pytest.Config) -> Screen | None:
         descriptor = os.dup(reporter._tw._file.fileno())
     except (OSError, ValueError, AttributeError):
         return None
-    is_terminal = os.isatty(descriptor) and os.environ.get("TERM") != "dumb"
-    if is_terminal and config.option.capture != "no":
+    is_terminal = os.isatty(descriptor) and os.name == "posix" and os.environ.get("TERM") != "dumb"
+    if is_terminal and not _tests_write(config):
         return _StatusLine(reporter, descriptor)
     if is_terminal:
         return _Lines(reporter, descriptor, EVERY_LINE, first=0.0)
@@ -197,6 +208,12 @@ def _screen(config: pytest.Config) -> Screen | None:
         return _Lines(reporter, descriptor, EVERY_LINE_IN_CI, first=EVERY_LINE_IN_CI)
     os.close(descriptor)
     return None
+
+
+def _tests_write(config: pytest.Config) -> bool:
+    """Return whether tests write to the terminal while they run, by themselves or by live logging."""
+    live = config.getini("log_cli") or config.option.log_cli_level is not None
+    return bool(live) or config.option.capture in {"no", "tee-sys"}
 
 
 class _Terminal:
