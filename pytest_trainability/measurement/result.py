@@ -82,15 +82,21 @@ class Measurement(Presentation, Attributes):
             hint = f"Did you mean {near[0]!r}?" if near else "dir() of it lists all measures."
             msg = f"a measurement has no attribute {name!r}. {hint}"
             raise AttributeError(msg)
-        if name not in self._seed_runs.values:
-            try:
-                self.run([MEASURES[name]])
-            except TrainabilityError as error:
-                # The message describes the error; frames of this package do not help.
-                raise error.with_traceback(None) from error.__cause__
-        if not self._asserted:
-            self._asserted = True
+        was_asserted, is_known = self._asserted, name in self._seed_runs.values
+        self._asserted = True
+        try:
+            value = self._value(name)
+        except TrainabilityError as error:
+            # The message describes the error; frames of this package do not help.
+            raise error.with_traceback(None) from error.__cause__
+        if is_known and not was_asserted:
             self._report()
+        return value
+
+    def _value(self, name: str) -> Value:
+        """Return the value of a measure, on behalf of this package: the test does not assert on it."""
+        if name not in self._seed_runs.values:
+            self.run([MEASURES[name]])
         return self._seed_runs.values[name]
 
     def __dir__(self) -> list[str]:
@@ -270,7 +276,7 @@ class Measurement(Presentation, Attributes):
         """Return a remark with the loss of a uniform guess, which the initial loss of a classifier should equal."""
         if "excess_loss" not in self._seed_runs.values:
             return ""
-        loss, excess = (self._seed_runs.values[name] for name in ("initial_loss", "excess_loss"))
+        loss, excess = self._value("initial_loss"), self._value("excess_loss")
         assert isinstance(loss, Estimate)
         assert isinstance(excess, Estimate)
         chance_loss = loss.mean - excess.mean

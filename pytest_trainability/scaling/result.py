@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 
 from ..checks.bounds import BoundLike, as_bound
 from ..checks.statistics import estimate
@@ -86,10 +85,12 @@ class Scaling(SweepPresentation):
     @cached_property
     def local_slopes(self) -> tuple[Estimate | Profile, ...]:
         """Slopes between each size and the next. For a power law they are equal."""
-        return tuple(
-            replace(self, sizes=pair, values=self.values[i : i + 2])._slope
-            for i, pair in enumerate(pairwise(self.sizes))
-        )
+        return tuple(map(self._slope_after, range(len(self.sizes) - 1)))
+
+    def _slope_after(self, index: int) -> Estimate | Profile:
+        """Return the slope between a size and the next."""
+        pair = slice(index, index + 2)
+        return self._of_each(lambda name: self._slope_of(self._at(name)[pair], self.sizes[pair]))
 
     @property
     def last(self) -> Scaling:
