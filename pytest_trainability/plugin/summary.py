@@ -102,8 +102,7 @@ class Summary:
         writer = terminalreporter._tw
         width, encoding = writer.fullwidth, getattr(writer._file, "encoding", None)
         session = self.session_record()
-        option = terminalreporter.config.option
-        shows_tracebacks = option.tbstyle not in {"no", "line"} and not option.no_summary
+        shows_tracebacks = _shows_tracebacks(terminalreporter.config)
         lines = section(
             session,
             width=width,
@@ -124,6 +123,12 @@ class Summary:
         terminalreporter.section("trainability")
         for line in lines:
             _write(terminalreporter, line)
+
+
+def _shows_tracebacks(config: pytest.Config) -> bool:
+    """Return whether pytest prints whole messages of failures. With ``--tb=line`` it does since one of the versions 9."""
+    hiding = {"no"} if pytest.version_tuple >= (9, 2) else {"no", "line"}
+    return config.option.tbstyle not in hiding and not config.option.no_summary
 
 
 SUMMARY = pytest.StashKey[Summary]()
