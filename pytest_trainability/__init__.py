@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .measurement import Measurement, add_measure, measure
+    from .measurement.comparison import Comparison, compare
     from .measurement.cures import Cure
     from .measurement.initialization import Initialization, initialization
     from .measures.measure import Measure
@@ -37,6 +38,7 @@ _HOME = {
     "BaselineError": "errors",
     "Bound": "checks.bounds",
     "BoundError": "errors",
+    "Comparison": "measurement.comparison",
     "Cure": "measurement.cures",
     "CutError": "errors",
     "Estimate": "records.estimates",
@@ -64,6 +66,7 @@ _HOME = {
     "add_measure": "measurement",
     "at_least": "checks.bounds",
     "at_most": "checks.bounds",
+    "compare": "measurement.comparison",
     "depth_sweep": "scaling",
     "initialization": "measurement.initialization",
     "lyapunov_spectrum": "dynamics.lyapunov",
@@ -76,6 +79,7 @@ __all__ = [
     "BaselineError",
     "Bound",
     "BoundError",
+    "Comparison",
     "Cure",
     "CutError",
     "Estimate",
@@ -103,6 +107,7 @@ __all__ = [
     "add_measure",
     "at_least",
     "at_most",
+    "compare",
     "depth_sweep",
     "initialization",
     "lyapunov_spectrum",

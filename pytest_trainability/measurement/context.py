@@ -40,6 +40,8 @@ class Context:
     """Returns the keys that plugins add to a baseline's environment; numbers are compared within one environment."""
     baseline: Callable[[str, Entry, Mapping[str, float]], BaselineRecord] | None = None
     """Compares the entry of a model with its baseline, given name, entry and tolerances; None outside pytest."""
+    watch: Callable[[str, str, str], None] = lambda model, part, text: None
+    """Receives the name of the model and what is going on: see :class:`~pytest_trainability.engine.runs.recipe.Recipe`."""
     full: bool = False
     """Whether the message of a failure lists all elements, instead of the first ones."""
     cure: str = "auto"

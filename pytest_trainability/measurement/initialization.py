@@ -27,7 +27,9 @@ from ..init.words import failure_text, first_fault
 from ..records.initial_values import InitialValues
 from ..records.reports import CheckRecord, VerdictRecord
 from ..records.text import visible
+from ..report.explain import reproduce_command
 from ..report.initial_values import initial_table
+from ..report.layout import labelled
 from .context import Context
 from .options import factory_name, refuse_no_model
 
@@ -60,7 +62,7 @@ class Initialization:
         model: ModelSource,
         seeds: tuple[int, ...],
         name: str,
-        judged: Callable[[Judgement, float], str | None] = lambda judgement, seconds: None,
+        judged: Callable[[Judgement, float], CheckRecord | None] = lambda judgement, seconds: None,
     ) -> None:
         self._model = model
         self._name = name
@@ -155,9 +157,12 @@ class Initialization:
             judgement = judge_contract(contract, self._model, self.seeds)
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
-        check = self._judged(judgement, time.perf_counter() - began)
+        record = self._judged(judgement, time.perf_counter() - began)
         if not judgement.holds:
-            raise TrainabilityFailure(failure_text(judgement, self._name), check=check)
+            lines = [failure_text(judgement, self._name)]
+            if record is not None and record.reproduce:
+                lines += (f"  {line}" for line in labelled("reproduce", reproduce_command(record)))
+            raise TrainabilityFailure("\n".join(lines), check=None if record is None else record.name)
 
 
 def initialization(
@@ -200,13 +205,12 @@ def initialization_in(
     """
     found = initialization(model, seeds=seeds, name=name)
 
-    def judged(judgement: Judgement, seconds: float) -> str:
+    def judged(judgement: Judgement, seconds: float) -> CheckRecord:
         where = context(name)
         is_module = isinstance(model, nn.Module)
-        where.report(
-            contract_record(judgement, where, name or factory_name(model), is_module=is_module, seconds=seconds)
-        )
-        return where.name
+        record = contract_record(judgement, where, name or factory_name(model), is_module=is_module, seconds=seconds)
+        where.report(record)
+        return record
 
     return Initialization(model, found.seeds, name or factory_name(model), judged)
 

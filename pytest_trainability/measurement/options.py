@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
@@ -82,6 +83,7 @@ def as_recipe(context: Context, model: Any, inputs: Any, options: Options) -> Re
         train=options["train"],
         threads=context.threads,
         choose_steps=context.choose_steps,
+        watch=partial(context.watch, options["name"] or factory_name(model)),
         optimizer=as_optimizer(options["optimizer"]),
         classes=None if classes is None else as_count("classes", classes, least=2),
     )

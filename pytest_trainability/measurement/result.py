@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from ..engine.runs.finiteness import remarks
 from ..errors import BoundError, TrainabilityError, TrainabilityFailure, UsageError
 from ..init.check import Judgement
 from ..init.rules import RuleLike
-from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along, suggest_measure
+from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along
 from ..measures.attributes import Attributes
 from ..records.estimates import Estimate, Profile, Spectrum, Steps
 from ..records.reports import BaselineRecord, CheckRecord, CureRecord, VerdictRecord
@@ -31,6 +32,7 @@ from ..report.explain import explain, explain_baseline
 from .context import Context
 from .cures import Cure, find_cures
 from .initialization import Initialization, verdict_on
+from .presentation import Presentation
 from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
 from .writing import DEAD_UNITS, check_record, entry, is_caused_by_growth
 
@@ -38,11 +40,13 @@ __all__ = ["Measurement"]
 
 FROZEN = "no parameter gets a gradient, because all are frozen or none is used"
 """Why a measure by parameter has no element."""
+NOT_STORED = frozenset(("gradient_classes", "nonfinite", "untrained_fraction"))
+"""Measures that explain other ones, and are neither shown nor compared by themselves."""
 SMALL, SHORT = 10**7, 200
 """Largest numbers of parameters and of steps for which the report of a failure looks for cures, in several more runs."""
 
 
-class Measurement(Attributes):
+class Measurement(Presentation, Attributes):
     """Result of :func:`pytest_trainability.measure`, with one attribute per measure.
 
     The type of an attribute follows from the kind of its measure: ``Estimate``, ``Spectrum``, ``Profile`` or ``Names``. A measure
@@ -73,18 +77,27 @@ class Measurement(Attributes):
         """Cures of the verdicts that do not hold; None before they are looked for."""
 
     def __getattr__(self, name: str) -> Value:
+        __tracebackhide__ = True
         if name.startswith("_") or name not in MEASURES:
-            msg = f"a measurement has no attribute {name!r}. {suggest_measure(name)}"
+            near = difflib.get_close_matches(name, dir(self), n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "dir() of it lists all measures."
+            msg = f"a measurement has no attribute {name!r}. {hint}"
             raise AttributeError(msg)
-        if name not in self._seed_runs.values:
-            __tracebackhide__ = True
-            try:
-                self.run([MEASURES[name]])
-            except TrainabilityError as error:
-                raise error.with_traceback(None) from error.__cause__
-        if not self._asserted:
-            self._asserted = True
+        was_asserted, is_known = self._asserted, name in self._seed_runs.values
+        self._asserted = True
+        try:
+            value = self._value(name)
+        except TrainabilityError as error:
+            # The message describes the error; frames of this package do not help.
+            raise error.with_traceback(None) from error.__cause__
+        if is_known and not was_asserted:
             self._report()
+        return value
+
+    def _value(self, name: str) -> Value:
+        """Return the value of a measure, on behalf of this package: the test does not assert on it."""
+        if name not in self._seed_runs.values:
+            self.run([MEASURES[name]])
         return self._seed_runs.values[name]
 
     def __dir__(self) -> list[str]:
@@ -157,8 +170,14 @@ class Measurement(Attributes):
 
         Raises:
             InapplicableError: A measure does not apply to the model, and that is not tolerated.
+            KeyboardInterrupt: Ctrl-C. The seeds that were drawn before are reported to the session, and in the message.
         """
         if self._seed_runs.run(wanted, until=until, tolerated=tolerated):
+            if self._seed_runs.common.interrupted:
+                self._report()
+                drawn = f"{len(self.seeds)} of {len(self._seed_runs.seeds_requested)} seeds were drawn"
+                msg = f"{drawn}: {self!r}"
+                raise KeyboardInterrupt(msg)
             self._locate_nonfinite()
             self._report()
 
@@ -260,7 +279,7 @@ class Measurement(Attributes):
         """Return a remark with the loss of a uniform guess, which the initial loss of a classifier should equal."""
         if "excess_loss" not in self._seed_runs.values:
             return ""
-        loss, excess = (self._seed_runs.values[name] for name in ("initial_loss", "excess_loss"))
+        loss, excess = self._value("initial_loss"), self._value("excess_loss")
         assert isinstance(loss, Estimate)
         assert isinstance(excess, Estimate)
         chance_loss = loss.mean - excess.mean
@@ -327,12 +346,12 @@ class Measurement(Attributes):
         seeds = self.seeds[:1] if isinstance(model, nn.Module) else self.seeds
         return Initialization(model, seeds, self.name, self._note_contract)
 
-    def _note_contract(self, judgement: Judgement, seconds: float) -> str:
+    def _note_contract(self, judgement: Judgement, seconds: float) -> CheckRecord:
         self._seed_runs.seconds += seconds
         verdict = verdict_on(judgement)
         self._verdicts[verdict.measure] = verdict
         self._report()
-        return self._context.name
+        return self._to_record([verdict])
 
     def check_initialization(self, contract: Mapping[str, RuleLike]) -> None:
         """Build the model of each seed again, and check its parameters against a contract.
@@ -360,6 +379,36 @@ class Measurement(Attributes):
         named = [m for name in (*bounded, *names) if (m := find_measure(name, where=where)).name not in IN_ROWS]
         always = recorded_along(self._seed_runs.common.along)
         return [*(m for m in always if m.name not in MAY_FAIL or m.name in self._seed_runs.values), *named]
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of the measures that were read so far."""
+        return tuple(self._seed_runs.values)
+
+    def entry_with(self, names: Sequence[str], others: Sequence[str]) -> Entry:
+        """Return the entry of a baseline with the measures of every run, with some more, and with those that others have, too.
+
+        Args:
+            names: Measures to read if they are not known.
+            others: Measures to store if they are known.
+
+        Raises:
+            InapplicableError: A measure does not apply to the model.
+            UsageError: The inputs or the parameters have changed since the first run.
+        """
+        known = [name for name in self.measured if name in others and name not in NOT_STORED]
+        chosen = [MEASURES[name] for name in dict.fromkeys([*known, *names]) if name not in IN_ROWS]
+        self.run(chosen)
+        return entry(self._seed_runs, chosen, {})
+
+    def _shown_record(self) -> CheckRecord:
+        return self._to_record(list(self._verdicts.values()))
+
+    def _shown_values(self) -> Mapping[str, Value]:
+        return {name: value for name, value in self._seed_runs.values.items() if name not in NOT_STORED}
+
+    def _shown_bounds(self) -> Mapping[str, Bound]:
+        return self._bounds
 
     def _entry(self, measures: Sequence[Measure]) -> Entry:
         """Return the entry that a baseline stores for this measurement."""

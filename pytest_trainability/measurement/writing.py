@@ -140,7 +140,7 @@ def check_record(
         device=common.device,
         dtype=common.dtype,
         seeds=common.seeds,
-        seeds_requested=seed_runs.seeds_requested,
+        seeds_requested=common.seeds if common.interrupted else seed_runs.seeds_requested,
         fixed=seed_runs.recipe.fixed,
         seconds=seed_runs.seconds,
         log_gain=log_gain.mean,
@@ -237,6 +237,9 @@ def _cautions(seed_runs: SeedRuns, of_gradients: Sequence[str]) -> Iterator[str]
         seed_runs: Runs of all seeds.
         of_gradients: Remarks on the classes of gradients.
     """
+    if seed_runs.common.interrupted:
+        drawn, requested = len(seed_runs.common.seeds), len(seed_runs.seeds_requested)
+        yield f"interrupted after {drawn} of {requested} seeds: no bound was judged"
     yield from remarks(seed_runs.common.not_finite)
     unused, left_out = cast("Names", seed_runs.values["unused_parameters"]), seed_runs.common.steps.left_out
     if unused:

@@ -28,9 +28,10 @@ from .collection import (
 from .cures import CureWriter
 from .extensions import forget_measures
 from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_assertions, trainability
+from .progress import PROGRESS, Progress
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .reports import ReportWriter
-from .summary import Summary
+from .summary import SUMMARY, Summary
 from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
 from .unmeasured import NOT_MEASURED, error_of, explained_checks, shorten_summary
 
@@ -65,10 +66,12 @@ def pytest_configure(config: pytest.Config) -> None:
     refuse_partial_prune(config)
     config.stash[BASELINES] = Baselines(config)
     config.stash[COLLECTED] = Collected()
+    config.stash[PROGRESS] = Progress(config)
+    config.pluginmanager.register(config.stash[PROGRESS], "trainability-progress")
     if not hasattr(config, "workerinput"):
         writer = BaselineWriter(config)
         config.pluginmanager.register(writer, "trainability-baseline-writer")
-        summary = Summary(config, writer)
+        summary = config.stash[SUMMARY] = Summary(config, writer)
         config.pluginmanager.register(summary, "trainability-summary")
         config.pluginmanager.register(ReportWriter(config, summary), "trainability-reports")
         if config.stash[options.SETTINGS].cure == "patch":
@@ -121,9 +124,16 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Restore the global random generators after a test that measures."""
-    with preserved_generators(item):
-        return (yield)
+    """Restore the global random generators after a test that measures. Ctrl-C keeps what was measured."""
+    try:
+        with preserved_generators(item):
+            return (yield)
+    except KeyboardInterrupt:
+        if SUMMARY in item.config.stash:
+            item.config.stash[SUMMARY].keep(item, item.stash.get(RECORDS, {}).values())
+        raise
+    finally:
+        item.config.stash[PROGRESS].finish()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

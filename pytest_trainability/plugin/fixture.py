@@ -17,6 +17,7 @@ from .collection import bounded_on_command_line_only, bounds_of, marker_settings
 from .extensions import added_environment, chosen_steps
 from .options import SETTINGS, options_given
 from .paths import relative_path
+from .progress import PROGRESS
 from .randomness import seeded_late_user
 from .report_files import is_detailed
 from .swallowed import UNEXPECTED
@@ -233,6 +234,7 @@ class Trainability:
             confidence=settings.confidence,
             reproduce=command,
             tolerances=tolerances_of(self._item),
+            watch=self._item.config.stash[PROGRESS].watch,
             full=self._item.config.get_verbosity() > 0,
             cure=settings.cure,
             bounded_on_command_line_only=bounded_on_command_line_only(self._item),

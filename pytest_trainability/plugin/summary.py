@@ -9,13 +9,13 @@ import pytest
 from .options import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ..records.reports import CheckRecord
     from ..records.session import Outcome, SessionRecord
     from .baseline_writer import BaselineWriter
 
-__all__ = ["Summary"]
+__all__ = ["SUMMARY", "Summary"]
 
 
 class Summary:
@@ -53,6 +53,12 @@ class Summary:
             # of which the test has judged nothing.
             asserting = sum(bool(r["verdicts"] or r["baseline"] is not None or r["asserted"]) for r in records)
             self._measured[report.nodeid] = 0 if report.skipped or expected else asserting
+
+    def keep(self, item: pytest.Item, records: Iterable[CheckRecord]) -> None:
+        """Store the records of a test that Ctrl-C has ended. It has no report."""
+        found = [record.to_plain() for record in records]
+        if found:
+            self._found[item.nodeid] = found, "passed"
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -96,7 +102,7 @@ class Summary:
         writer = terminalreporter._tw
         width, encoding = writer.fullwidth, getattr(writer._file, "encoding", None)
         session = self.session_record()
-        shows_tracebacks = terminalreporter.config.option.tbstyle not in {"no", "line"}
+        shows_tracebacks = _shows_tracebacks(terminalreporter.config)
         lines = section(
             session,
             width=width,
@@ -117,6 +123,15 @@ class Summary:
         terminalreporter.section("trainability")
         for line in lines:
             _write(terminalreporter, line)
+
+
+def _shows_tracebacks(config: pytest.Config) -> bool:
+    """Return whether pytest prints whole messages of failures. With ``--tb=line`` it does since one of the versions 9."""
+    hiding = {"no"} if pytest.version_tuple >= (9, 2) else {"no", "line"}
+    return config.option.tbstyle not in hiding and not config.option.no_summary
+
+
+SUMMARY = pytest.StashKey[Summary]()
 
 
 def _blamed(

@@ -63,11 +63,13 @@ class VerdictRecord:
     def value_text(self) -> str:
         """The value with the spread between seeds, its unit and remark, and its interval if the verdict is marginal."""
         text = format_spread(self.value, self.spread, unit=self.unit, scale=self.scale, finite=self.finite)
-        ends = (
-            f"mean within [{format_number(self.value_low)}, {format_number(self.value_high)}]" if self.marginal else ""
-        )
-        added = ", ".join(part for part in (ends, self.remark) if part)
-        return f"{text} ({added})" if added else text
+        if self.remark:
+            text += f" ({self.remark})"
+        return f"{text}, mean within {self._interval}" if self.marginal else text
+
+    @property
+    def _interval(self) -> str:
+        return f"[{format_number(self.value_low)}, {format_number(self.value_high)}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ def baseline_headline(baseline: BaselineRecord) -> str:
     """
     if baseline.status == "missing":
         return f"no baseline for {baseline.entry}"
+    if not baseline.changes:
+        return f"changed since the baseline {baseline.entry}"
     first, *others = dict.fromkeys(change.measure for change in baseline.changes)
     of_first = [change for change in baseline.changes if change.measure == first]
     text = (model_change_texts if first in OF_MODEL else change_texts)(of_first)[0]

@@ -24,6 +24,7 @@ __all__ = [
     "headline",
     "labelled",
     "marginal_text",
+    "reproduce_command",
     "seeds_text",
     "shown_in",
     "stopped_early",

@@ -89,4 +89,4 @@ def shown_in(text: str, encoding: str | None) -> str:
 
 def to_ascii(text: str) -> str:
     """Replace every character that ASCII lacks by a similar one or an escape."""
-    return text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
+    return text.replace("×/÷", "x or /").translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 
 from ..checks.bounds import BoundLike, as_bound
 from ..checks.statistics import estimate
@@ -20,6 +19,7 @@ from ..records.text import format_names, format_number, visible
 from ..report.explain import explain, labelled, reproduce_command
 from .arguments import CHANGE, SUMMARIES, Along, Patterns, Summary, refuse_measure
 from .fits import fit, is_linear_in_size, ordinates, why_no_slope
+from .presentation import SweepPresentation
 from .sweep import SizeSweep
 
 __all__ = ["Scaling", "scaling_of"]
@@ -30,7 +30,7 @@ _WIDTH = 80
 
 
 @dataclass(frozen=True, repr=False)
-class Scaling:
+class Scaling(SweepPresentation):
     """How a measure scales with the width or the depth of a model: the slope of a line over ``ln size``.
 
     ``ln value ≈ slope · ln size + c`` for a log-scale measure, and ``value ≈ slope · ln size + c`` for others, by least squares
@@ -68,7 +68,7 @@ class Scaling:
         """The measurement at each size."""
         return tuple(self._sweep.measurements[self._sweep.sizes.index(size)] for size in self.sizes)
 
-    @cached_property
+    @property
     def slope(self) -> Estimate | Profile:
         """Least-squares slope over ``ln size``, fitted for each seed: an estimate, or one for each element of a profile.
 
@@ -76,15 +76,22 @@ class Scaling:
         change of the value per factor of e in size, in the unit of the measure. It is NaN, and violates every bound, where a
         value is not finite, or is zero and the measure log-scale.
         """
+        self._sweep.note_read(self.cautions())
+        return self._slope
+
+    @cached_property
+    def _slope(self) -> Estimate | Profile:
         return self._of_each(lambda name: self._slope_of(self._at(name), self.sizes))
 
     @cached_property
     def local_slopes(self) -> tuple[Estimate | Profile, ...]:
         """Slopes between each size and the next. For a power law they are equal."""
-        return tuple(
-            replace(self, sizes=pair, values=self.values[i : i + 2]).slope
-            for i, pair in enumerate(pairwise(self.sizes))
-        )
+        return tuple(map(self._slope_after, range(len(self.sizes) - 1)))
+
+    def _slope_after(self, index: int) -> Estimate | Profile:
+        """Return the slope between a size and the next."""
+        pair = slice(index, index + 2)
+        return self._of_each(lambda name: self._slope_of(self._at(name)[pair], self.sizes[pair]))
 
     @property
     def last(self) -> Scaling:
@@ -164,9 +171,9 @@ class Scaling:
             given = as_bound(bound, measure=what, where=f"check() in {context.test}" if context.test else "check()")
         except BoundError as error:
             raise error.with_traceback(None) from error.__cause__
-        verdict = judge(what, self.slope, given, level=self._sweep.level)
+        verdict = judge(what, self._slope, given, level=self._sweep.level)
         reading = self._read(verdict.where)
-        names = () if isinstance(self.slope, Estimate) else tuple(self.slope)
+        names = () if isinstance(self._slope, Estimate) else tuple(self._slope)
         self._sweep.verdicts[self.measure, self.summary, names, self.sizes] = verdict, reading
         self._sweep.report(self.cautions())
         if not verdict.holds:
@@ -175,17 +182,23 @@ class Scaling:
     @property
     def reading(self) -> str:
         """The slope in words; for a profile, the steepest slope."""
-        if isinstance(self.slope, Estimate):
-            return visible(self._read(self.slope.name))
+        if isinstance(self._slope, Estimate):
+            return visible(self._read(self._slope.name))
         return visible(
-            self._read(max(self.slope.values(), key=lambda e: math.inf if math.isnan(e.mean) else abs(e.mean)).name)
+            self._read(max(self._slope.values(), key=lambda e: math.inf if math.isnan(e.mean) else abs(e.mean)).name)
         )
 
     def __str__(self) -> str:
         return f"{self.reading} ({self.along}s {', '.join(map(str, self.sizes))})"
 
     def __repr__(self) -> str:
-        return visible(f"<{self.measure} over {self.along}s {', '.join(map(str, self.sizes))}: slope {self.slope!r}>")
+        return visible(f"<{self.measure} over {self.along}s {', '.join(map(str, self.sizes))}: slope {self._slope!r}>")
+
+    def _shown_slope(self) -> Estimate | Profile:
+        return self._slope
+
+    def _shown_reading(self) -> str:
+        return self.reading
 
     # Elements
 

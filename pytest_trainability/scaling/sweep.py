@@ -49,6 +49,8 @@ class SizeSweep:
         self.members: list[Member] = []
         self.verdicts: dict[Any, tuple[VerdictRecord, str]] = {}
         """Verdicts on the slopes so far, each with the slope in words."""
+        self.asserted = False
+        """Whether a slope was read: the test may assert on it."""
         self.reading = ""
         """The slope of the requested measure in words."""
 
@@ -190,6 +192,16 @@ class SizeSweep:
         """
         self.context.report(self.to_record([verdict for verdict, _ in self.verdicts.values()], cautions))
 
+    def note_read(self, cautions: Iterable[str]) -> None:
+        """Report that the test has read a slope, and may assert on it.
+
+        Args:
+            cautions: Remarks on what the slope does not cover.
+        """
+        if not self.asserted:
+            self.asserted = True
+            self.report(cautions)
+
     def to_record(self, verdicts: Sequence[VerdictRecord], cautions: Iterable[str]) -> CheckRecord:
         """Return the record of the size sweep, as one check of the session."""
         last = self.measurements[-1]
@@ -215,6 +227,7 @@ class SizeSweep:
             log_gain_finite=format_finite(last.log_gain.values),
             log_gain_spread=last.log_gain.spread,
             gradient_of=last.gradient_of,
+            asserted=self.asserted,
             growth=(),
             verdicts=tuple(verdicts),
             notes=(*(failed or [self.reading]), f"the log gain is that of {self.along} {self.sizes[-1]}", *last.notes),

@@ -29,6 +29,7 @@ OTHERS = {
     "records/estimates.py": {"_affine"},
     "engine/capture/ode_solvers.py": {"_replace"},
     "plugin/collection.py": {"_fixtureinfo"},
+    "plugin/progress.py": {"_tw", "_file"},
     "plugin/randomness.py": {"_pyfuncitem"},
     "plugin/summary.py": {"_tw", "_file"},
 }

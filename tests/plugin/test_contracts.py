@@ -235,7 +235,7 @@ def test_a_contract_alone_is_a_check_of_the_session(project: Pytester, workers: 
             "*This test has passed, although initialization of wrong failed*",
             "*although initialization of measurement 2 failed*",
             "  initialization * faults (*std 0.* times too large*",
-            "  reproduce *test_suite.py::test_fails_alone *--trainability-seeds=0-3*",
+            "E *reproduce *test_suite.py::test_fails_alone *--trainability-seeds=0-3*",
             "1 of 7 hold, *",
         ]
     )

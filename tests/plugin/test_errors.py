@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,3 +69,138 @@ def test_measurements_that_raised_are_listed_and_counted(project: Pytester, work
     assert any(" could not be measured, " in line and "4 could" in line for line in lines)
     # The checks of a test that raised our error are not to blame; those of a test with another error are.
     assert {line.split()[1] for line in lines if line.startswith("  ✘ ")} == {"test_other_error"}
+
+
+def test_the_traceback_of_a_measure_that_does_not_apply_ends_in_the_test(project: Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        from small_nets import images, net
+        def test_it(trainability):
+            assert trainability(net, images, seeds=1).initial_loss < 3
+        """
+    )
+    result = project.runpytest_inprocess("--tb=short")
+    result.assert_outcomes(failed=1)
+    assert {line.partition(":")[0] for line in result.outlines if re.search(r"\.py:\d", line)} == {"test_it.py"}
+    assert any(
+        re.match(r"FAILED test_it.py::test_it - InapplicableError: initial_loss", line) for line in result.outlines
+    )
+
+
+TOLD_ONCE = """
+import pytest
+from pytest_trainability import within
+from small_nets import images, net
+
+@pytest.mark.trainability(log_gain=within(0.5))
+def test_it(trainability):
+    trainability(net, images, seeds=2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        ((), "traceback"),
+        (("-q",), "traceback"),
+        (("-vv",), "traceback"),
+        (("--tb=short",), "traceback"),
+        (("--tb=line",), "either"),
+        (("--tb=no",), "section"),
+        (("--no-summary",), "section"),
+    ],
+    ids=["plain", "quiet", "verbose", "short", "line", "no traceback", "no summary"],
+)
+@pytest.mark.parametrize("ci", [True, False], ids=["CI", "elsewhere"])
+def test_a_failure_is_explained_once(
+    project: Pytester, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], where: str, ci: bool
+) -> None:
+    for name in ("CI", "BUILD_NUMBER"):
+        monkeypatch.delenv(name, raising=False)
+    if ci:
+        monkeypatch.setenv("CI", "true")
+    project.makepyfile(test_it=TOLD_ONCE)
+    result = project.runpytest_inprocess(*arguments)
+    result.assert_outcomes(failed=1)
+    lines = result.outlines
+    for label in ("along depth", "likely cause", "reproduce"):
+        found = [line for line in lines if re.match(rf"(E +| +){label} ", line)]
+        assert len(found) == 1, label
+        assert where == "either" or found[0].startswith("E") == (where == "traceback"), label
+    last = [line for line in lines if line.startswith("FAILED test_it.py::test_it - ")]
+    assert len(last) == ("--no-summary" not in arguments)
+    assert all(re.search(r" - log_gain -\d\.\d\d must lie in \[-0.5, 0.5\]$", line) for line in last)
+
+
+def test_a_failure_that_was_swallowed_is_explained_in_the_section(project: Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        import contextlib
+        from small_nets import images, net
+        def test_it(trainability):
+            with contextlib.suppress(AssertionError):
+                trainability(net, images, seeds=4).check(log_gain=(-0.5, 0.5))
+        """
+    )
+    result = project.runpytest_inprocess()
+    result.assert_outcomes(failed=1)
+    result.stdout.re_match_lines([r"  log_gain +-\S+ ± \S+ nats, must lie in \[-0.5, 0.5\]: .*", "  likely cause .*"])
+
+
+def test_what_asserts_nothing_is_not_counted_for_the_required_number(project: Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        from small_nets import images, net, tower
+        from pytest_trainability import width_sweep
+        def test_idle(trainability):
+            trainability(net, images, seeds=1)
+        def test_bound(trainability):
+            trainability(net, images, seeds=1).check(log_gain=(-99, 99))
+        def test_assertion(trainability):
+            assert trainability(net, images, seeds=1).gradient_norm > 0
+        """
+    )
+    result = project.runpytest_inprocess("--trainability-require=3")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        [
+            "  ○ test_idle *",
+            "  ✔ test_bound *",
+            "  ✔ test_assertion *",
+            "2 of 3 hold, 1 asserts nothing, *",
+            "2 measured (1 with nothing asserted), --trainability-require=3: too few",
+        ]
+    )
+    assert project.runpytest_inprocess("--trainability-require=2").ret == pytest.ExitCode.OK
+
+
+def test_the_section_says_which_gradient_was_measured(project: Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+        import torch
+        from torch import nn
+        from small_nets import images, net
+
+        class Own(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = net()
+            def forward(self, x):
+                y = self.net(x)
+                return {"loss": y.square().mean(), "logits": y}
+
+        def test_functional(trainability):
+            trainability(net, images, seeds=1)
+        def test_given(trainability):
+            trainability(net, images, seeds=1, loss=lambda y: y.square().mean())
+        def test_own(trainability):
+            trainability(Own, images, seeds=1)
+        """
+    )
+    lines = project.runpytest_inprocess("-q").outlines + project.runpytest_inprocess().outlines
+    section = "\n".join(lines)
+    functional, loss = re.split(r"gradient of the loss", section)[0], re.split(r"gradient of the loss", section)[1]
+    assert "gradient of a random functional of the output" in functional
+    assert "test_functional" in functional
+    assert "test_given" in loss
+    assert "test_own" in loss

@@ -129,7 +129,7 @@ def test_workers_find_the_same_numbers(suite: Pytester) -> None:
 
     def numbers(*arguments: str) -> list[str]:
         lines = suite.runpytest("--trainability-baseline=new", *arguments).outlines
-        return sorted(" ".join(line.split()[1:]) for line in lines if re.match(r"  [✔✘x] ", line))
+        return sorted(" ".join(line.split()[1:]) for line in lines if re.match(r"  [✔○✘x] ", line))
 
     alone = numbers("-p", "no:xdist")
     assert len(alone) == 4

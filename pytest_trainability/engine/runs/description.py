@@ -87,6 +87,8 @@ class Ensemble:
     """Result of ``read`` for each seed."""
     not_finite: tuple[tuple[NotFinite, ...], ...] = ()
     """Entries of the output and of the loss that are not finite, for each seed."""
+    interrupted: bool = False
+    """Whether Ctrl-C has ended the runs before all seeds were drawn."""
     draws: tuple[str, ...] = ()
     """Two digests per seed, separated by a space. The first one is of the CPU generators after the build of the model and of the
     inputs' shapes and means: it is equal where the same seed drew as many numbers, for the same inputs. The second one is of the

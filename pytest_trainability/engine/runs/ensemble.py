@@ -69,7 +69,8 @@ def ensemble(
         enough: Function of all readings so far that decides after each seed whether to stop.
 
     Returns:
-        The description of the runs, with the readings of each seed.
+        The description of the runs, with the readings of each seed. If Ctrl-C ends the first runs of a recipe after some seeds,
+        it describes those and is marked as interrupted.
 
     Raises:
         ModelError: The model cannot be built or run, or its output carries no gradient.
@@ -86,23 +87,33 @@ def ensemble(
         or (device_of(recipe.model) if isinstance(recipe.model, nn.Module) else None)
         or torch.device("cpu")
     )
-    for seed in seeds:
-        with preserved_world(), default_device(device):
-            if recipe.threads is not None and recipe.threads < torch.get_num_threads():
-                torch.set_num_threads(recipe.threads)
-            with built(recipe, seed, previous) as (model, drawn), freed_in_order() as nodes:
-                before = Run(seed, recipe.for_model(model), Capture(model))
-                before.fulfil(frozenset(need for need in wanted if need.stage is Stage.BUILD))
-                if known is not None and built_only:
-                    readings.append(read(before))
-                    continue
-                known, reading, capture, drew = _read_once(before, wanted, read, known, nodes)
-                readings.append(reading)
-                not_finite.append(entries_not_finite(capture))
-                draws.append(f"{digest(drawn, *outlines(capture.inputs))} {drew}")
-                del capture
-        if enough(readings):
-            break
+    interrupted, first = False, known is None
+    try:
+        for number, seed in enumerate(seeds, 1):
+            recipe.watch("seed", f"{number} of {len(seeds)}")
+            with preserved_world(), default_device(device):
+                if recipe.threads is not None and recipe.threads < torch.get_num_threads():
+                    torch.set_num_threads(recipe.threads)
+                recipe.watch("now", "building and running the model")
+                with built(recipe, seed, previous) as (model, drawn), freed_in_order() as nodes:
+                    before = Run(seed, recipe.for_model(model), Capture(model))
+                    before.fulfil(frozenset(need for need in wanted if need.stage is Stage.BUILD))
+                    if known is not None and built_only:
+                        readings.append(read(before))
+                        continue
+                    known, reading, capture, drew = _read_once(before, wanted, read, known, nodes)
+                    not_finite.append(entries_not_finite(capture))
+                    draws.append(f"{digest(drawn, *outlines(capture.inputs))} {drew}")
+                    readings.append(reading)
+                    del capture
+            if enough(readings):
+                break
+    except KeyboardInterrupt:
+        interrupted = first and len(readings) == len(draws) > 0
+        if not interrupted:
+            raise
+    finally:
+        recipe.watch("end", "")
     assert known is not None, "there is at least one seed"
     if not draws:
         return replace(known, readings=tuple(readings))
@@ -112,6 +123,7 @@ def ensemble(
         readings=tuple(readings),
         draws=tuple(draws),
         not_finite=tuple(not_finite),
+        interrupted=interrupted,
     )
 
 

@@ -53,6 +53,8 @@ class Recipe:
     """Maximum number of threads; None leaves torch's setting."""
     choose_steps: Callable[[nn.Module], StepChoice | None] = lambda model: None
     """Returns the plugins' step choice for a model where ``steps`` is ``"auto"``, or None."""
+    watch: Callable[[str, str], None] = lambda part, text: None
+    """Receives what is going on: ``"seed"`` with its number, ``"now"`` with what is computed, and ``"end"``."""
     steps_from_plugin: bool = False
     """Whether a plugin chose ``steps``."""
     warmup: int = 0

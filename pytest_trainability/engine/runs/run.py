@@ -178,6 +178,7 @@ class Run:
         needs = needs - self.found.keys() - self.unmet.keys()
         for need in sorted(needs, key=lambda need: (need.stage, need.name)):
             self._stage = need.stage
+            self.recipe.watch("now", need.name)
             try:
                 self[need]
             except TrainabilityError as error:

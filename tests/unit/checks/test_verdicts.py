@@ -150,7 +150,8 @@ def test_a_verdict_has_the_values_of_its_estimate() -> None:
     e = estimate([1.0, 2.0, 3.0], unit="nats")
     verdict = judge("log_gain", e, within(3))
     assert (verdict.value, verdict.value_low, verdict.value_high, verdict.unit) == (e.mean, e.low, e.high, "nats")
-    assert verdict.value_text == str(e)
+    assert verdict.value_text == f"{e}, mean within [-3.73, 7.73]", "the interval decides"
+    assert judge("log_gain", e, within(99)).value_text == str(e)
 
 
 @pytest.mark.parametrize(

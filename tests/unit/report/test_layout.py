@@ -101,6 +101,7 @@ def test_bars_differ_in_ascii() -> None:
         ("größe ± 1", "latin-1", "größe ± 1"),
         ("a → b", "latin-1", "a -> b"),
         ("1 ± 2 ×", "ascii", "1 +- 2 x"),
+        ("1 ×/÷ 2", "ascii", "1 x or / 2"),
         ("1 ± 2", "no such encoding", "1 +- 2"),
         ("plain", "ascii", "plain"),
     ],

@@ -236,7 +236,7 @@ def test_a_marginal_pass_names_the_seeds_that_would_settle_it(
     lines = section([(make_record(verdict), "passed")])
     text = " ".join(" ".join(line.text.split()) for line in lines if line.color == "yellow")
     assert text.endswith(
-        "log_gain -14.40 ± 0.30 nats (mean within [-14.7, -14.1]), must lie in [-14.5, 5], "
+        "log_gain -14.40 ± 0.30 nats, mean within [-14.7, -14.1], must lie in [-14.5, 5], "
         "marginal: about 23 seeds would settle it"
     )
 

@@ -101,9 +101,9 @@ def test_the_message_of_a_failure():
     with pytest.raises(TrainabilityFailure) as failure:
         found.check(within(0.1))
     assert str(failure.value).splitlines() == [
-        "Sequential: slope of activation_rms out of bounds",
-        "  measured       widths 4, 16, 64, per sample, train mode, float32 on cpu, seed",
-        "                 0",
+        "slope of activation_rms 0.500 (0) must lie in [-0.1, 0.1]",
+        "  measured       Sequential: widths 4, 16, 64, per sample, train mode, float32",
+        "                 on cpu, gradient of a random functional of the output, seed 0",
         "  slope of activation_rms",
         "                 0.5, must lie in [-0.1, 0.1]: 5 times too large",
         "                 2 of 3 outside, worst 0 0.5, 1 0.25",
