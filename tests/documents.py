@@ -179,7 +179,8 @@ def check(
         "conditions": {"frame": "per sample", "mode": "train", "device": "cpu", "dtype": "float32",
                        "gradient_of": "a random functional of the output", "seeds": list(range(SEEDS)),
                        "seeds_requested": list(range(SEEDS)), "fixed": False},
-        "seconds": 0.4, "log_gain": {"mean": _written(mean), "low": _written(low), "high": _written(high), "finite": ""},
+        "seconds": 0.4, "log_gain": {"mean": _written(mean), "low": _written(low), "high": _written(high), "finite": "",
+                                     "spread": 0.3},
         "growth": [_written(_mean(row)[0]) for row in growth.values()], "leaves_band": leaves, "verdicts": verdicts,
         "baseline": compared,
         "cause": [] if holds else [f"every step multiplies the gradient by {math.exp(rate):.3g}, steadily",
@@ -215,6 +216,6 @@ def document(checks: list[dict[str, Any]], errors: list[dict[str, Any]] | None =
         "summary": {"checks": len(checks), **counts, "not measured": len(errors),
                     "seconds": sum(one["seconds"] for one in checks), "required": 0, "measured": len(checks),
                     "exit_status": 1 if counts["failed"] or errors else 0},
-        "checks": checks, "errors": errors, "baselines": None,
+        "checks": checks, "errors": errors, "baselines": None, "shards": [],
     }  # fmt: skip
     return found | others

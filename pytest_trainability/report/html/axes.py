@@ -15,6 +15,8 @@ SIZE = 1000
 """Width and height of a chart in its coordinates, which start at the top left corner."""
 LARGEST = 1e300
 """Magnitude above which values are drawn as if they had this one: differences of larger ones overflow."""
+LEAST_DECADES = 0.1
+"""Smallest range of a logarithmic axis, in decades."""
 MOST_TICKS = 5
 EDGE, PADDING, ROOM = 22, 40, 110
 """Distance from an edge to the values that have no place on the axis, to the others, and to the others if both are drawn."""
@@ -100,6 +102,9 @@ class Axis:
             yield from ((value, format_number(value)) for value in found if not self.passes(value))
             return
         low, high = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
+        if (high - low) / MOST_TICKS <= 0:
+            # A logarithmic axis at the smallest numbers of a computer.
+            return
         step = _step(high - low)
         for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1):
             yield k * step, format_number(k * step, 4)
@@ -119,7 +124,7 @@ def axis_of(values: Iterable[float], *, log: bool = False, span: float = 0.0) ->
     known = list(values)
     scaled = [_scaled(value, log=log) for value in known if math.isfinite(value) and (value > 0 or not log)]
     low, high = (min(scaled), max(scaled)) if scaled else (0.0, 1.0)
-    least = max(span, 1e-6 * max(abs(low), abs(high)), 1e-300)
+    least = max(span, LEAST_DECADES if log else max(1e-6 * max(abs(low), abs(high)), 1e-300))
     if high - low < least:
         middle = (low + high) / 2
         low, high = middle - least / 2, middle + least / 2
@@ -137,9 +142,8 @@ def axis_of(values: Iterable[float], *, log: bool = False, span: float = 0.0) ->
 
 
 def _scaled(value: float, *, log: bool) -> float:
-    if log:
-        return math.log10(value)
-    return value if -LARGEST < value < LARGEST else math.copysign(LARGEST, value)
+    within = value if -LARGEST < value < LARGEST else math.copysign(LARGEST, value)
+    return math.log10(within) if log else within
 
 
 def _step(span: float) -> float:

@@ -169,11 +169,11 @@ def _gain_text(check: Mapping[str, Any]) -> str:
     if not check["steps"]["along"]:
         return ""
     gain = check["log_gain"]
-    mean, half = number(gain["mean"]), (number(gain["high"]) - number(gain["low"])) / 2
+    mean, spread = number(gain["mean"]), number(gain["spread"])
     if math.isnan(mean) and gain["finite"]:
         return str(gain["finite"])
-    spread = f" ± {format_number(half, 2)}" if math.isfinite(half) and half > 0 else ""
-    return f"{mean:+.3g}{spread} nats"
+    around = f" ± {format_number(spread, 2)}" if math.isfinite(spread) and spread > 0 else ""
+    return f"{mean:+.3g}{around} nats"
 
 
 def _headline(check: Mapping[str, Any]) -> str:

@@ -56,6 +56,7 @@ def page(document: Mapping[str, Any]) -> str:
         shortfall=_shortfall(document["summary"]),
         rows=[_safe(row) for row in _rows(environment, listed)],
         baselines=list(_baseline_lines(document["baselines"])),
+        shards=list(_shard_lines(document["shards"])),
         style=_safe(_asset("check.css")),
         page_style=_safe(_asset("page.css")),
         script=_safe(script),
@@ -156,6 +157,14 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         text = ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
         if text:
             yield name.replace("_", " "), text
+
+
+def _shard_lines(shards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each session of which the report was merged."""
+    for shard in shards:
+        environment = shard["environment"]
+        versions = [f"{name} {environment[name]}" for name in ("python", "torch", "platform") if environment[name]]
+        yield ", ".join([shard["created"], *versions, *environment["devices"]])
 
 
 def _baseline_lines(summary: Mapping[str, Any] | None) -> Iterator[str]:
