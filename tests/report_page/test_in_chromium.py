@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from pytest_trainability.report.html import page as page_of
 from pytest_trainability.report.html import panel
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+REQUIRED = bool(os.environ.get("REQUIRE_CHROMIUM"))
+"""Whether the tests fail without Chromium, as in continuous integration."""
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
     *("--disable-sync", "--no-first-run"),
@@ -23,7 +26,7 @@ HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.h
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.skipif(not (CHROMIUM or REQUIRED), reason="needs Chromium: apt-get install chromium"),
 ]
 Show = Callable[..., Any]
 

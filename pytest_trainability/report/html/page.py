@@ -23,7 +23,7 @@ except ImportError:
 
 __all__ = ["page", "panel"]
 
-PLAIN_SIZE = 2_000_000
+PLAIN_SIZE = 500_000
 """Number of characters of checks that are written as they are. Those of further checks are compressed until they are opened."""
 LARGEST_SIZE = 14_000_000
 """Number of characters of all checks above which the last ones leave details out."""
