@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types docs generated bench flakes faults generated-networks matrix newest oldest clean
+.PHONY: demo test lint types docs generated sample bench flakes faults generated-networks matrix newest oldest clean
 
 demo: $(VENV)/.demo ## Run the examples: green models, red ones, and the report
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -26,6 +26,9 @@ docs: $(VENV)/.dev
 
 generated: $(VENV)/.dev ## Write what follows from the declarations of the measures: typed attributes, the index of pages
 	$(VENV)/bin/python docs/generate.py
+
+sample: $(VENV)/.demo ## Write the report of the examples into the documentation
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python docs/sample.py
 
 bench: $(VENV)/.demo ## Print cost ratios, measured side by side in one run
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/cost.py

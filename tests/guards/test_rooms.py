@@ -65,6 +65,7 @@ TABLE = {
     **{f"measures/{f}": replace(FAMILY, rooms=FAMILY.rooms | {f"measures/{f}"}) for f in FAMILIES},
     "dynamics": row("dynamics engine checks records errors", "torch"),
     "report": row("report records checks/bounds errors", "pytest"),
+    "report/html": row("report/html records errors", "jinja2 markupsafe"),
     "measurement": row("measurement measures init engine/runs engine/isolation checks report records errors", "torch"),
     "scaling": row(
         "scaling measurement measures engine/runs engine/isolation engine/torch_internals checks report records errors",
@@ -273,6 +274,11 @@ PLANTED = {
         "report must not import measurement",
     ),
     "report judges": ("report/a.py", "from ..checks.verdicts import judge", "report must not import checks/verdicts"),
+    "page writes terminals": (
+        "report/html/a.py",
+        "from ..terminal import section",
+        "report/html must not import report/terminal",
+    ),
     "checks know tensors": ("checks/verdicts.py", "def f():\n    import torch", "checks must not import torch"),
     "checks load scipy": ("checks/statistics.py", "from scipy import stats", "checks must not import scipy at import"),
     "checks ask the engine": ("checks/a.py", "from ..engine.trees import x", "checks must not import engine/trees"),
