@@ -34,7 +34,9 @@ class Parts(HTMLParser):
 def unpacked(text: str) -> str:
     """Return a page with what it holds compressed."""
     return re.sub(
-        r'<script type="text/plain">([^<]+)</script>', lambda found: gzip.decompress(base64.b64decode(found[1])).decode(), text
+        r'<script type="text/plain">([^<]+)</script>',
+        lambda found: gzip.decompress(base64.b64decode(found[1])).decode(),
+        text,
     )
 
 
@@ -79,9 +81,9 @@ def shown(text: str) -> set[str]:
 def test_the_sample_is_current() -> None:
     sample = SAMPLE.read_text(encoding="utf-8")
     assert assets(sample) == assets(of_every_kind()), REMEDY
-    assert {part for part in parts(of_every_kind()) if part[0] in {"main", "figure", "table", "section", "details"}} <= (
-        parts(sample) | {("details", "check unasserted"), ("details", "check marginal")}
-    ), REMEDY
+    assert {
+        part for part in parts(of_every_kind()) if part[0] in {"main", "figure", "table", "section", "details"}
+    } <= (parts(sample) | {("details", "check unasserted"), ("details", "check marginal")}), REMEDY
     assert shown(sample) == examples(), REMEDY
     assert len(sample) < LARGEST
 
