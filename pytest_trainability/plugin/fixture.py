@@ -20,7 +20,7 @@ from .paths import relative_path
 from .progress import PROGRESS
 from .randomness import seeded_late_user
 from .report_files import is_detailed
-from .swallowed import UNEXPECTED
+from .swallowed import UNEXPECTED, Unexpected
 from .unmeasured import NOT_MEASURED
 
 if TYPE_CHECKING:
@@ -275,5 +275,7 @@ def explain_assertions(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     if measurements and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
         for measurement in measurements:
             measurement.explain_failure()
+        # The report of the causes is no new failure.
+        item.stash[UNEXPECTED] = Unexpected()
     if measurements and call.when == "call":
         item.stash[MEASUREMENTS] = []

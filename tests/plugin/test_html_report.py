@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.importorskip("pytest_trainability.report.formats", reason="needs the files of reports")
-
 if TYPE_CHECKING:
     from _pytest.pytester import Pytester
 

@@ -72,7 +72,7 @@ class Change:
     @property
     def size_text(self) -> str:
         """How many tolerances the value has moved by."""
-        return f"{format_number(self.size, 2)} × tolerance" if math.isfinite(self.size) else ""
+        return f"{float(format_number(self.size, 2)):,.6g} × tolerance" if math.isfinite(self.size) else ""
 
     @property
     def percent(self) -> float:
@@ -173,7 +173,7 @@ def _gain_text(check: Mapping[str, Any]) -> str:
     if math.isnan(mean) and gain["finite"]:
         return str(gain["finite"])
     around = f" ± {format_number(spread, 2)}" if math.isfinite(spread) and spread > 0 else ""
-    return f"{mean:+.3g}{around} nats"
+    return f"{mean:{'' if math.isnan(mean) else '+'}.3g}{around} nats"
 
 
 def _headline(check: Mapping[str, Any]) -> str:
@@ -186,7 +186,8 @@ def _headline(check: Mapping[str, Any]) -> str:
     if baseline and baseline["status"] == "changed":
         changes = list(_changes(baseline))
         more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
-        return f"changed since the baseline: {changes[0].measure} {changes[0].where} {changes[0].text}{more}"
+        what = " ".join(filter(None, (changes[0].measure, changes[0].where, changes[0].text))) if changes else "nothing"
+        return f"changed since the baseline: {what}{more}"
     if check["status"] == "failed":
         return "the test failed, and every bound holds"
     return next(
@@ -231,7 +232,7 @@ def _marginal(verdict: Mapping[str, Any]) -> str:
 def _changes(baseline: Mapping[str, Any] | None) -> list[Change]:
     """Return the changes from the baseline, the largest in units of its tolerance first."""
     found = [
-        Change(change["measure"], _where(change), change["text"], tuple(change["elements"]), _size(change))
+        Change(change["measure"], _where(change), _moved(change), tuple(change["elements"]), _size(change))
         for change in (baseline["changes"] if baseline else ())
     ]
     return sorted(found, key=lambda change: -change.size)
@@ -242,6 +243,11 @@ def _where(change: Mapping[str, Any]) -> str:
         return str(change["element"])
     what = "new" if change["kind"] == "new" else "gone"
     return f"{change['count']} {what}" if change["elements"] else what
+
+
+def _moved(change: Mapping[str, Any]) -> str:
+    """Return old → new; empty for names that vanished or are new, which have no numbers."""
+    return str(change["text"]) if change["kind"] == "moved" else ""
 
 
 def _size(change: Mapping[str, Any]) -> float:

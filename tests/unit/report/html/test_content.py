@@ -28,6 +28,8 @@ def test_headlines_of_other_checks():
     assert (
         content(changed).headline == "changed since the baseline: initial values h.*.mlp.weight 0.02 → 0.04 and 1 more"
     )
+    changed["baseline"]["changes"] = [change("modules", math.nan, math.nan, math.nan, kind="new", elements=["h.2"])]
+    assert content(changed).headline == "changed since the baseline: modules 1 new"
     changed["baseline"]["status"] = "missing"
     assert content(changed).headline == "no baseline"
 
@@ -36,6 +38,7 @@ def test_changes_are_sorted_by_their_size_in_tolerances():
     one = check("a::b", rate=0.1, old_rate=0.0)
     one["baseline"]["changes"] = [
         change("log_gain", 0.0, 3.0, 1.0),
+        change("activation_rms", 0.0, 1386.3, 1.0),
         change("gradient_norm", 1.0, 9.0, 1.0, shift=-8.0),
         change("unused_parameters", math.nan, math.nan, math.nan, kind="new", elements=["a", "b"], count=2),
         change("loss_log_gain", 0.0, math.inf, 0.3, shift=math.nan),
@@ -43,11 +46,11 @@ def test_changes_are_sorted_by_their_size_in_tolerances():
     ]
     changes = content(one).changes
     assert [found.measure for found in changes] == [
-        *("unused_parameters", "loss_log_gain", "excess_loss", "gradient_norm", "log_gain")
+        *("unused_parameters", "loss_log_gain", "excess_loss", "activation_rms", "gradient_norm", "log_gain")
     ]
-    assert [found.size_text for found in changes] == ["", "", "", "8 × tolerance", "3 × tolerance"]
+    assert [found.size_text for found in changes] == ["", "", "", "1,400 × tolerance", "8 × tolerance", "3 × tolerance"]
     assert changes[0].where == "2 new" and changes[0].elements == ("a", "b")
-    assert [0 < found.percent <= 100 for found in changes] == [True] * 5
+    assert [0 < found.percent <= 100 for found in changes] == [True] * 6
 
 
 def test_every_bound_has_a_picture_also_where_it_holds():
@@ -125,7 +128,8 @@ def test_initial_values_before_and_after_are_drawn_with_the_gradients():
 
 
 @pytest.mark.parametrize(
-    ("mean", "finite", "text"), [("nan", "finite on 1 of 4 seeds", "finite on 1 of 4 seeds"), ("-inf", "", "-inf nats")]
+    ("mean", "finite", "text"),
+    [("nan", "finite on 1 of 4 seeds", "finite on 1 of 4 seeds"), ("-inf", "", "-inf nats"), ("nan", "", "nan nats")],
 )
 def test_gains_that_are_not_finite(mean, finite, text):
     gain = {"mean": mean, "low": "nan", "high": "nan", "finite": finite, "spread": "nan"}
