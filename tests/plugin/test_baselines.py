@@ -81,8 +81,8 @@ def entries(project: Pytester, name: str = "test_suite") -> dict[str, Any]:
 
 
 def joined(result: RunResult) -> str:
-    """Return the output with wrapped lines joined."""
-    return re.sub(r"\s+", " ", result.stdout.str())
+    """Return the output with wrapped lines joined, without the mark of the lines of an error."""
+    return re.sub(r"\s+", " ", re.sub(r"^E ", "  ", result.stdout.str(), flags=re.MULTILINE))
 
 
 def test_missing_baseline_fails_and_names_the_command_that_records_it(suite: Pytester) -> None:
@@ -672,7 +672,7 @@ def test_models_of_tests_that_cannot_fail_do_not_count(project: Pytester) -> Non
         from small_nets import images, net
 
         def test_counts(trainability):
-            trainability(net, images, seeds=1)
+            assert trainability(net, images, seeds=1).log_gain < 100
 
         @pytest.mark.xfail
         def test_fails(trainability):
@@ -942,7 +942,7 @@ def test_the_check_of_a_known_baseline_builds_each_model_once(project: Pytester)
             print(f"built {len(BUILT)} times")
         """
     )
-    assert "built 16 times" in joined(run(project, "--trainability-baseline=new", "-s"))
+    assert "built 8 times" in joined(run(project, "--trainability-baseline=new", "-s"))
     result = run(project, "-s")
     result.assert_outcomes(passed=1)
     assert "built 8 times" in joined(result)
