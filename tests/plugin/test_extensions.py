@@ -78,8 +78,8 @@ def test_without_the_plugin_the_measure_is_unknown(example: pytest.Pytester) -> 
         """
     )
     result = example.runpytest_subprocess()
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*unknown measure 'gradient_kurtosis'.*"])
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*unknown measure 'gradient_kurtosis'.*"])
 
 
 def test_measures_are_removed_at_the_end_of_the_session(example: pytest.Pytester) -> None:
