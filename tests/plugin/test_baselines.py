@@ -690,7 +690,7 @@ def test_models_of_tests_that_cannot_fail_do_not_count(project: Pytester) -> Non
     assert run(project, "--trainability-require=1").ret == 0
     result = run(project, "--trainability-require=2")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert "1 measured (1 with nothing asserted), --trainability-require=2: too few" in joined(result)
+    assert "1 measured (2 with nothing asserted), --trainability-require=2: too few" in joined(result)
 
 
 def test_a_session_that_measures_nothing_does_not_satisfy_the_requirement(project: Pytester) -> None:
