@@ -65,22 +65,19 @@ def test_preset_of_the_ini_file_and_a_bound_that_replaces_its_bound(suite: pytes
     suite.runpytest_subprocess().assert_outcomes(passed=5)
 
 
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        (
-            ["--trainability-preset=mpl"],
-            "--trainability-preset: Unknown preset 'mpl'. Did you mean 'mlp'?",
-        ),
-        ([], "the marker of test_it.py::test_it: Unknown preset 'resnet'."),
-    ],
-)
-def test_unknown_preset_is_a_usage_error(pytester: pytest.Pytester, given: list[str], says: str) -> None:
-    marker = "" if given else "@pytest.mark.trainability(preset='resnet')\n"
-    pytester.makepyfile(test_it=f"import pytest\n{marker}def test_it(trainability): pass")
-    result = pytester.runpytest_subprocess(*given)
+def test_unknown_preset_of_the_command_line_is_a_usage_error(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(trainability): pass")
+    result = pytester.runpytest_subprocess("--trainability-preset=mpl")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert says in result.stderr.str()
+    assert "--trainability-preset: Unknown preset 'mpl'. Did you mean 'mlp'?" in result.stderr.str()
+
+
+def test_unknown_preset_of_a_marker_fails_the_test(pytester: pytest.Pytester) -> None:
+    marked = "@pytest.mark.trainability(preset='resnet')\ndef test_it(trainability): pass"
+    pytester.makepyfile(test_it=f"import pytest\n{marked}")
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(failed=1)
+    assert "the marker of test_it.py::test_it: Unknown preset 'resnet'." in result.stdout.str()
 
 
 def test_preset_of_a_marker_without_a_measurement_fails_the_test(pytester: pytest.Pytester) -> None:

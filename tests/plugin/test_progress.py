@@ -132,6 +132,8 @@ def interrupted():
     global count
     count += 1
     if count == 3:
+        # A job in the background ignores the signal.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
     return net()
 

@@ -60,15 +60,15 @@ def test_the_report(suite: Pytester) -> None:
     result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines(
         [
+            "E *log_gain       -*nats, must lie in [[]-5, 5]:*outside",
+            "E *along time     RNN[[]59] *RNN[[]0]",
+            "E *leaves band    at RNN[[]*], * of 60 steps from the output",
+            "E *likely cause   every step multiplies the gradient by*",
+            "*Tanh in RNN has slopes of rms 0.*",
+            "*recurrent weights of rms 0.* over 16 inputs in RNN:*",
             "*test_lstm *60 × LSTM*log gain*nats",
             "*test_rnn *60 × RNN*log gain*nats",
             "*test_pendulum*pendulum*50 × step*log gain*nats",
-            "  log_gain       -*nats, must lie in [[]-5, 5]:*outside",
-            "  along time     RNN[[]59] *RNN[[]0]",
-            "  leaves band    at RNN[[]*], * of 60 steps from the output",
-            "  likely cause   every step multiplies the gradient by*",
-            "*Tanh in RNN has slopes of rms 0.*",
-            "*recurrent weights of rms 0.* over 16 inputs:*",
         ]
     )
     begin = next(i for i, line in enumerate(result.outlines) if re.fullmatch("=+ trainability =+", line))
@@ -101,7 +101,7 @@ def test_baseline_along_time_is_small_and_holds(suite: Pytester) -> None:
     suite.runpytest("-k", "baseline", "-p", "no:xdist").assert_outcomes(passed=1)
     result = baseline_test_after(suite, "gain=0.7", "gain=0.8")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["  log_gain *→*", "  lyapunov_max *→* nats/step*"])
+    result.stdout.fnmatch_lines(["E *log_gain *→*", "E *lyapunov_max *→* nats/step*"])
 
 
 def test_longer_sequence_is_a_change(suite: Pytester) -> None:
@@ -109,7 +109,7 @@ def test_longer_sequence_is_a_change(suite: Pytester) -> None:
     suite.runpytest("--trainability-baseline=new", "-k", "baseline", "-p", "no:xdist").assert_outcomes(passed=1)
     result = baseline_test_after(suite, "randn(4, 60, 8", "randn(4, 80, 8")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["  chain *gone: 60 × RNN", "  chain *new: 80 × RNN"])
+    result.stdout.fnmatch_lines(["E *chain *gone: 60 × RNN", "E *chain *new: 80 × RNN"])
 
 
 def test_marker_refuses_arguments_of_the_fixture(project: Pytester) -> None:
