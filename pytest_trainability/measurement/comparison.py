@@ -58,7 +58,7 @@ def compare(old: Measurement, new: Measurement, *measures: str, **tolerances: fl
     ...     layer = torch.nn.Linear(16, 16, bias=False)
     ...     torch.nn.init.normal_(layer.weight, std=std)
     ...     return layer
-    >>> a, b = (measure(lambda: net(std), torch.ones(4, 16), name="net") for std in (0.1, 0.4))
+    >>> a, b = (measure(lambda std=std: net(std), torch.ones(4, 16), name="net") for std in (0.1, 0.4))
     >>> found = compare(a, b)
     >>> [change.measure for change in found][:2], compare(a, a)
     (['initial values', 'lyapunov_max'], <net → net: nothing has changed>)

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_trainability.checks.baselines import Entry, NameSet, Series, compare
 from pytest_trainability.checks.class_changes import class_changes
-from pytest_trainability.report.explain import change_texts
+from pytest_trainability.report.changes import change_texts
 
 ENVIRONMENT = {"device": "cpu", "dtype": "float32", "platform": "linux", "torch": "2.6", "threads": "1"}
 
