@@ -22,7 +22,7 @@ CHANGING = {
     "measures.activations.attention": {"Entropy"},
     "measures.activations.routing": {"_Choice", "_Scores"},
     "measures.activations.similarity": {"Similarities"},
-    "measures.activations.slopes": {"_ModuleCall"},
+    "measures.activations.activation_calls": {"_ModuleCall"},
     "measures.depth.residual_branches": {"_BranchAdditions", "_Sizes"},
     "measures.gradients.fp8": {"ResultCounts"},
     "measures.gradients.half_precision": {"StateEntries"},
