@@ -11,16 +11,14 @@ from pkgutil import resolve_name
 from typing import Any
 
 from ..checks.bounds import Bound
-from ..checks.judged_elements import BY_PARAMETER
 from ..checks.verdicts import Value, first_outside
 from ..errors import UsageError
-from ..measures import MEASURES
-from ..records.estimates import Estimate, Names, Profile, Spectrum, value_text
-from ..records.reports import CheckRecord, plain
+from ..records.estimates import Estimate, Names, Profile, value_text
+from ..records.reports import CheckRecord
 from ..records.session import CheckOutcome, SessionRecord
 from ..records.text import visible
-from ..records.values import ElementRecord, ValueRecord
-from ..report.explain import bound_text, explain_lines, reproduce_command
+from ..report.document import check_in_full
+from ..report.explain import bound_text
 from ..report.terminal import section
 
 __all__ = ["Presentation", "frame_of", "optional"]
@@ -30,9 +28,12 @@ BAND = (0.05, 0.95)
 
 
 class Presentation:
-    """What shows a measurement outside of a session. The measurement provides its record, values and bounds."""
+    """What shows a measurement outside of a session. The measurement provides its record, values, details and bounds."""
 
     def _shown_record(self) -> CheckRecord:
+        raise NotImplementedError
+
+    def _shown_details(self) -> dict[str, Any]:
         raise NotImplementedError
 
     def _shown_values(self) -> Mapping[str, Value]:
@@ -62,9 +63,8 @@ class Presentation:
         >>> json.dumps(result.to_dict(), allow_nan=False)  # doctest: +SKIP
         """
         record = self._shown_record()
-        values = (_value_record(name, value, record.step_names) for name, value in self._shown_values().items())
-        found: dict[str, Any] = _encoded(_as_check(replace(record, values=tuple(values))))
-        return found
+        detailed = replace(record, test=record.test or record.model, **self._shown_details())
+        return {**check_in_full(CheckOutcome(detailed, "passed")), "test": record.test}
 
     def to_frame(self, *measures: str) -> Any:
         """Return the values as a pandas data frame: a row for each measure, element and seed.
@@ -184,61 +184,6 @@ def _elements(value: Value) -> Sequence[Estimate]:
     if isinstance(value, Names):
         return []
     return list(value.values()) if isinstance(value, Profile) else list(value)
-
-
-def _value_record(name: str, value: Value, steps: Sequence[str]) -> ValueRecord:
-    m = MEASURES[name]
-    if isinstance(value, Names):
-        return ValueRecord(name, "names", m.unit, m.scale, "", names=value.names)
-    elements = tuple(ElementRecord(e.name, e.mean, e.low, e.high, e.values) for e in _elements(value))
-    if isinstance(value, Estimate):
-        return ValueRecord(name, "estimate", m.unit, m.scale, "", elements)
-    if isinstance(value, Spectrum):
-        return ValueRecord(name, "spectrum", m.unit, m.scale, "exponent", elements)
-    by_step = {element.name for element in elements} <= {"input", *steps}
-    by = "parameter" if m.zero_by_design in BY_PARAMETER else "step" if by_step else "other"
-    return ValueRecord(name, "profile", m.unit, m.scale, by, elements)  # type: ignore[arg-type]
-
-
-def _as_check(record: CheckRecord) -> dict[str, Any]:
-    """Return a check in the shape of the JSON report."""
-    check, written = CheckOutcome(record, "passed"), record.to_plain()
-    conditions = ("frame", "mode", "device", "dtype", "gradient_of", "seeds", "seeds_requested", "fixed")
-    return {
-        "id": f"{record.test} › {record.name}" if record.name else record.test or record.model,
-        **{key: written[key] for key in ("test", "name", "file", "line")},
-        "status": check.status,
-        "outcome": check.outcome,
-        **{key: written[key] for key in ("asserted", "model")},
-        "steps": {"text": record.steps, "names": written["step_names"], "along": record.along},
-        "conditions": {key: written[key] for key in conditions},
-        "seconds": record.seconds,
-        "log_gain": {
-            "mean": record.log_gain,
-            "low": record.log_gain_low,
-            "high": record.log_gain_high,
-            "finite": record.log_gain_finite,
-            "spread": record.log_gain_spread,
-        },
-        **{key: written[key] for key in ("growth", "leaves_band")},
-        "verdicts": [
-            {**fields, "text": verdict.value_text, "bound": bound_text(verdict)}
-            for fields, verdict in zip(written["verdicts"], record.verdicts)
-        ],
-        "baseline": written["baseline"],
-        **{key: written[key] for key in ("cause", "cures", "notes", "cautions", "lists", "readings")},
-        "reproduce": reproduce_command(record) if record.reproduce else "",
-        "explanation": [] if record.holds else explain_lines(record, width=100),
-        **{key: written[key] for key in ("values", "modules", "tensors")},
-    }
-
-
-def _encoded(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(float(value))
-    if isinstance(value, dict):
-        return {key: _encoded(item) for key, item in value.items()}
-    return [_encoded(item) for item in value] if isinstance(value, (list, tuple)) else plain(value)
 
 
 def _courses(growth: Profile, seeds: int) -> Iterator[list[float]]:

@@ -6,8 +6,8 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 
@@ -15,31 +15,30 @@ from ..checks.baselines import Entry
 from ..checks.bounds import Bound, BoundLike, as_bound
 from ..checks.diagnosis import vanishing
 from ..checks.initial_values import IN_ROWS
-from ..checks.judged_elements import BY_PARAMETER, COVERAGE, judged_elements, selected_elements, untrained_text
 from ..checks.presets import find_preset
 from ..checks.tolerances import as_tolerance
-from ..checks.verdicts import Value, judge
+from ..checks.verdicts import Value
 from ..engine.runs.finiteness import remarks
 from ..errors import BoundError, TrainabilityError, TrainabilityFailure, UsageError
 from ..init.check import Judgement
 from ..init.rules import RuleLike
 from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_along
 from ..measures.attributes import Attributes
-from ..records.estimates import Estimate, Profile, Spectrum, Steps
+from ..records.estimates import Profile, Steps
 from ..records.reports import BaselineRecord, CheckRecord, CureRecord, VerdictRecord
 from ..records.text import visible
 from ..report.explain import explain, explain_baseline
 from .context import Context
 from .cures import Cure, find_cures
 from .initialization import Initialization, verdict_on
+from .judging import applicable_bounds, verdict_of
 from .presentation import Presentation
 from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
+from .values import details
 from .writing import DEAD_UNITS, check_record, entry, is_caused_by_growth
 
 __all__ = ["Measurement"]
 
-FROZEN = "no parameter gets a gradient, because all are frozen or none is used"
-"""Why a measure by parameter has no element."""
 NOT_STORED = frozenset(("gradient_classes", "nonfinite", "untrained_fraction"))
 """Measures that explain other ones, and are neither shown nor compared by themselves."""
 SMALL, SHORT = 10**7, 200
@@ -229,11 +228,10 @@ class Measurement(Presentation, Attributes):
 
     def _judge(self, bounds: Mapping[Measure, Bound]) -> None:
         __tracebackhide__ = True
-        values = self._seed_runs.values
-        bounds = {m: b for m, b in bounds.items() if not (b.if_any and _is_empty(values.get(m.name)))}
-        bounds = self._with_coverage(bounds)
+        bounds = applicable_bounds(bounds, self._seed_runs.values)
         self._bounds.update({m.name: bound for m, bound in bounds.items()})
-        verdicts = [verdict for m, bound in bounds.items() if (verdict := self._verdict(m, bound)) is not None]
+        found = (verdict_of(self._seed_runs, m, bound) for m, bound in bounds.items())
+        verdicts = [verdict for verdict in found if verdict is not None]
         self._verdicts.update({verdict.measure: verdict for verdict in verdicts})
         failed = not all(verdict.holds for verdict in verdicts)
         self._cures = None
@@ -244,46 +242,6 @@ class Measurement(Presentation, Attributes):
         self._report()
         if failed:
             raise self._failure(explain(self._to_record(verdicts), full=self._context.full))
-
-    def _with_coverage(self, bounds: Mapping[Measure, Bound]) -> Mapping[Measure, Bound]:
-        """Return the bounds, and the one on parameters without a gradient if a bound on gradients shows little without it."""
-        coverage, found = MEASURES["untrained_fraction"], self._seed_runs.values.get("untrained_fraction")
-        about_gradients = any(m.zero_by_design in BY_PARAMETER for m in bounds)
-        if not about_gradients or coverage in bounds or not isinstance(found, Estimate) or COVERAGE.holds(found.mean):
-            return bounds
-        return {coverage: COVERAGE, **bounds}
-
-    def _verdict(self, m: Measure, bound: Bound, seed_runs: SeedRuns | None = None) -> VerdictRecord | None:
-        """Return the verdict on one measure.
-
-        Args:
-            m: The measure.
-            bound: Its bound.
-            seed_runs: Runs that have read it; by default those of this measurement.
-
-        Returns:
-            The verdict; None where all branches are zero by design, so that there is nothing to judge.
-        """
-        seed_runs = seed_runs or self._seed_runs
-        value, classes = selected_elements(m.name, seed_runs.values[m.name], bound), seed_runs.gradient_classes
-        judged = judged_elements(m.zero_by_design, value, classes)
-        if _is_empty(judged) and not _is_empty(value):
-            return None
-        verdict = replace(judge(m.name, judged, bound, scale=m.scale, level=seed_runs.level), selection=bound.selection)
-        remarks = {"initial_loss": self._chance_loss(), "untrained_fraction": untrained_text(classes)}
-        if not verdict.elements:
-            return replace(verdict, remark=m.if_empty or (FROZEN if m.zero_by_design in BY_PARAMETER else ""))
-        return replace(verdict, remark=remarks.get(m.name, ""))
-
-    def _chance_loss(self) -> str:
-        """Return a remark with the loss of a uniform guess, which the initial loss of a classifier should equal."""
-        if "excess_loss" not in self._seed_runs.values:
-            return ""
-        loss, excess = self._value("initial_loss"), self._value("excess_loss")
-        assert isinstance(loss, Estimate)
-        assert isinstance(excess, Estimate)
-        chance_loss = loss.mean - excess.mean
-        return f"a guess among {math.exp(chance_loss):.0f} classes costs {chance_loss:.4g}"
 
     def check_baseline(self, *measures: str, **tolerances: float) -> None:
         """Compare with the baseline that is committed next to the test, in ``__trainability__/<test module>.json``.
@@ -404,6 +362,9 @@ class Measurement(Presentation, Attributes):
     def _shown_record(self) -> CheckRecord:
         return self._to_record(list(self._verdicts.values()))
 
+    def _shown_details(self) -> dict[str, Any]:
+        return details(self._seed_runs)
+
     def _shown_values(self) -> Mapping[str, Value]:
         return {name: value for name, value in self._seed_runs.values.items() if name not in NOT_STORED}
 
@@ -453,7 +414,7 @@ class Measurement(Presentation, Attributes):
         """Return the verdicts on what has failed, measured on the runs of a changed model."""
         failed = [name for name, verdict in self._verdicts.items() if not verdict.holds and name in MEASURES]
         seed_runs.run([MEASURES[name] for name in (*failed, "log_gain", "gradient_norm", "gradient_classes")])
-        found = (self._verdict(MEASURES[name], self._bounds[name], seed_runs) for name in failed)
+        found = (verdict_of(seed_runs, MEASURES[name], self._bounds[name]) for name in failed)
         return [verdict for verdict in found if verdict is not None]
 
     def explain_failure(self) -> None:
@@ -488,8 +449,3 @@ class Measurement(Presentation, Attributes):
             cures=cures,
             asserted=self._asserted,
         )
-
-
-def _is_empty(value: Value | None) -> bool:
-    """Return whether a value has no element to judge."""
-    return value is None or (isinstance(value, (Profile, Spectrum)) and not len(value))

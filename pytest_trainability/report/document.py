@@ -18,7 +18,7 @@ from ..records.session import CheckOutcome, SessionRecord, counts
 from .explain import bound_text, explain_lines, reproduce_command
 from .schema import Check, InvalidError, validator
 
-__all__ = ["SCHEMA", "VERSION", "document", "read_document", "rendered", "schema", "summary_of"]
+__all__ = ["SCHEMA", "VERSION", "check_in_full", "document", "read_document", "rendered", "schema", "summary_of"]
 
 VERSION = 1
 """Version of the format that is written and read."""
@@ -91,6 +91,16 @@ def document(session: SessionRecord) -> dict[str, Any]:
     return found
 
 
+def check_in_full(check: CheckOutcome) -> dict[str, Any]:
+    """Return a check as in a report, with all digits of its numbers.
+
+    Args:
+        check: The check.
+    """
+    found: dict[str, Any] = _encoded(_check(check, set()), rounds=False)
+    return found
+
+
 def _check(check: CheckOutcome, used: set[str]) -> dict[str, Any]:
     record = check.record
     written = record.to_plain()
@@ -148,14 +158,16 @@ def _seconds(seconds: float) -> float:
     return round(seconds, 3)
 
 
-def _encoded(value: Any) -> Any:
-    """Return plain data with rounded numbers, and words for those that are not finite. Surrogates are escaped."""
-    if isinstance(value, float):
-        return _rounded(value) if math.isfinite(value) else str(float(value))
+def _encoded(value: Any, *, rounds: bool = True) -> Any:
+    """Return plain data, by default with rounded numbers, and words for those that are not finite. Surrogates are escaped."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if isinstance(value, float) and rounds:
+        return _rounded(value)
     if isinstance(value, dict):
-        return {plain(key): _encoded(item) for key, item in value.items()}
+        return {plain(key): _encoded(item, rounds=rounds) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_encoded(item) for item in value]
+        return [_encoded(item, rounds=rounds) for item in value]
     return plain(value)
 
 
