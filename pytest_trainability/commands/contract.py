@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
-from typing import Any
 
 from .arguments import DIFFERS, Subparsers, declared, say
 
@@ -25,32 +23,13 @@ def write_contract(options: argparse.Namespace) -> int:
     """Print the contract of a model, and check it on as many other seeds."""
     from ..checks.statistics import as_seeds
     from ..measurement.contracts import checked_contract
+    from ..sources.places import imported
 
-    text, trouble = checked_contract(_factory(options.build), as_seeds(options.seeds), options.name)
+    build = imported(options.build, what="the factory", form="MODULE:FACTORY")
+    text, trouble = checked_contract(build, as_seeds(options.seeds), options.name)
     print(text, end="")
     if trouble:
         say("pytest_trainability: this contract does not hold on other seeds. Correct it by hand:", file=sys.stderr)
         for line in trouble.splitlines():
             say(line, file=sys.stderr)
     return DIFFERS if trouble else 0
-
-
-def _factory(place: str) -> Any:
-    """Return the factory that ``package.module:build`` names. Modules of the current folder come first.
-
-    Raises:
-        UsageError: There is no such module or name.
-    """
-    from pkgutil import resolve_name
-
-    from ..errors import UsageError
-
-    sys.path.insert(0, str(Path.cwd()))
-    if ":" not in place:
-        msg = f"the factory must be given as MODULE:FACTORY, such as package.module:build. Got {place!r}."
-        raise UsageError(msg)
-    try:
-        return resolve_name(place)
-    except (ImportError, AttributeError, ValueError) as error:
-        msg = f"{place!r} must name a factory of a model. Importing it raised {type(error).__name__}: {error}."
-        raise UsageError(msg) from error

@@ -99,7 +99,7 @@ class ReportWriter:
         """Name the files, say which ones could not be written, and annotate the lines of failed tests."""
         if not self._lines and not self._commands:
             return
-        from ..report.layout import shown_in, to_ascii
+        from ..report.layout import is_encodable, shown_in, to_ascii
 
         encoding = getattr(terminalreporter._tw._file, "encoding", None)
         for line, failed in self._lines:
@@ -109,19 +109,11 @@ class ReportWriter:
             elif terminalreporter.verbosity >= 0:
                 terminalreporter.write_line(text)
         for command in self._commands:
-            terminalreporter.write_line(command if _encodable(command, encoding) else to_ascii(command))
+            terminalreporter.write_line(command if is_encodable(command, encoding) else to_ascii(command))
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
-
-
-def _encodable(text: str, encoding: str | None) -> bool:
-    try:
-        text.encode(encoding or "ascii")
-    except (UnicodeError, LookupError):
-        return False
-    return True
 
 
 def _place(record: Any) -> Any:

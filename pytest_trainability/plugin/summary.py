@@ -25,7 +25,7 @@ class Summary:
         self._required = config.stash[SETTINGS].require
         self._collect_only = config.option.collectonly
         self._writer = writer
-        self._found: dict[str, tuple[list[dict[str, Any]], Outcome]] = {}
+        self._found: dict[str, tuple[list[CheckRecord], Outcome]] = {}
         self._errors: dict[str, dict[str, Any]] = {}
         """Error by test, of tests that could not measure."""
         self._explained: dict[str, list[tuple[str, str]]] = {}
@@ -44,20 +44,22 @@ class Summary:
             self._explained.setdefault(report.nodeid, []).append((test, name))
         if report.failed and hasattr(report, "trainability_error"):
             self._errors[report.nodeid] = report.trainability_error
-        records = getattr(report, "trainability", ())
-        if records:
+        sent = getattr(report, "trainability", ())
+        if sent:
+            from ..records.reports import CheckRecord
+
+            records = [CheckRecord.from_plain(plain) for plain in sent]
             expected = hasattr(report, "wasxfail")
             xfailed = report.skipped and expected
             self._found[report.nodeid] = records, "failed" if report.failed else "xfailed" if xfailed else "passed"
             # A model counts if its test could have failed the session: not one that skips or is expected to fail, and not one
             # of which the test has judged nothing.
-            asserting = sum(bool(r["verdicts"] or r["baseline"] is not None or r["asserted"]) for r in records)
+            asserting = sum(record.asserts for record in records)
             self._measured[report.nodeid] = 0 if report.skipped or expected else asserting
 
     def keep(self, item: pytest.Item, records: Iterable[CheckRecord]) -> None:
         """Store the records of a test that Ctrl-C has ended. It has no report."""
-        found = [record.to_plain() for record in records]
-        if found:
+        if found := list(records):
             self._found[item.nodeid] = found, "passed"
 
     @pytest.hookimpl(tryfirst=True)
@@ -71,15 +73,12 @@ class Summary:
 
     def session_record(self) -> SessionRecord:
         """Return everything that reports show. Baselines are known once the writer of baselines has finished the session."""
-        from ..records.reports import CheckRecord
         from ..records.session import CheckOutcome, ErrorRecord, SessionRecord
 
         checks = [
             CheckOutcome(*check)
             for test, (records, outcome) in self._found.items()
-            for check in _blamed(
-                [CheckRecord.from_plain(plain) for plain in records], outcome, is_error=test in self._errors
-            )
+            for check in _blamed(records, outcome, is_error=test in self._errors)
         ]
         errors = [ErrorRecord(**plain) for plain in self._errors.values()]
         measured = sum(self._measured.values())

@@ -15,6 +15,7 @@ __all__ = [
     "WORST_SHOWN",
     "cut_left",
     "cut_right",
+    "is_encodable",
     "labelled",
     "shown_in",
     "sparkline",
@@ -79,12 +80,17 @@ _ASCII = str.maketrans(
 def shown_in(text: str, encoding: str | None) -> str:
     """Return a line to print: escaped by :func:`visible`, and in ASCII if the encoding is unknown or cannot represent it."""
     text = visible(text)
+    # The characters of a sparkline become '#', among others.
+    return text if is_encodable(text, encoding) else visible(to_ascii(text))
+
+
+def is_encodable(text: str, encoding: str | None) -> bool:
+    """Return whether an encoding is known and can represent a text; None is ASCII."""
     try:
         text.encode(encoding or "ascii")
     except (UnicodeError, LookupError):
-        # The characters of a sparkline become '#', among others.
-        return visible(to_ascii(text))
-    return text
+        return False
+    return True
 
 
 def to_ascii(text: str) -> str:

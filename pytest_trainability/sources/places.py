@@ -13,19 +13,20 @@ from ..errors import UsageError
 __all__ = ["imported"]
 
 
-def imported(place: str, *, what: str) -> Any:
+def imported(place: str, *, what: str, form: str = "MODULE:NAME") -> Any:
     """Return the object at ``package.module:name``. Modules of the current folder come first.
 
     Args:
         place: Name of a module, a colon, and the name of an object in it, which may have dots.
         what: What is named, for the messages, such as ``"the model"``.
+        form: The form of a place, for the messages.
 
     Raises:
         UsageError: The text has another form, the module cannot be imported, or has no such name. The message gives the nearest.
     """
     module, colon, name = place.partition(":")
     if not (module and colon and name):
-        msg = f"{what} must be given as MODULE:NAME, such as package.module:build. Got {place!r}."
+        msg = f"{what} must be given as {form}, such as package.module:build. Got {place!r}."
         raise UsageError(msg)
     here = str(Path.cwd())
     if here not in sys.path:
@@ -33,13 +34,13 @@ def imported(place: str, *, what: str) -> Any:
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:
-        msg = f"{what} must be importable. Importing {module!r} of {place!r} raised {type(error).__name__}: {error}"
+        msg = f"{what} must be importable: {place!r}. Importing it raised {type(error).__name__}: {error}"
         raise UsageError(msg) from error
     for part in name.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, dir(found), n=3)
             hint = f" Nearest: {', '.join(near)}." if near else ""
-            msg = f"{what} must exist. {place!r} names nothing: there is no {part!r}.{hint}"
+            msg = f"{what} must exist: {place!r}. Importing it raised AttributeError: there is no {part!r}.{hint}"
             raise UsageError(msg)
         found = getattr(found, part)
     return found
