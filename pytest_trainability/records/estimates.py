@@ -69,6 +69,9 @@ class Estimate:
     scale: Literal["linear", "log"] = "linear"
     """``"linear"`` if values are averaged, ``"log"`` if their logarithms are averaged."""
 
+    __array_priority__ = 1.0
+    """Numbers of NumPy leave arithmetic to the estimate. Before NumPy 2 they warn when its interval is NaN."""
+
     def __float__(self) -> float:
         return self.mean
 

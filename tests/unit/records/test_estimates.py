@@ -27,6 +27,14 @@ def parts(e: Estimate) -> tuple[float, float, float, tuple[float, ...]]:
     return e.mean, e.low, e.high, e.values
 
 
+def test_numbers_of_numpy_leave_arithmetic_to_an_estimate_without_an_interval() -> None:
+    """NumPy before 2 would do it by itself, and warn of the NaN at the ends."""
+    e = Estimate(mean=0.25, low=NAN, high=NAN, values=(0.25,))
+    difference = np.float64(0.5) - e
+    assert isinstance(difference, Estimate)
+    assert (difference.mean, (np.float64(0.5) + e).mean) == (0.25, 0.75)
+
+
 COMPARISONS = [operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne]
 
 
