@@ -356,6 +356,7 @@ class Tracer:
         self.file = file
         self.imports: dict[str, Called] = {}
         self.found: dict[str, tuple[float, Called]] = {}
+        self.failed = ""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_make_collect_report(self, collector: pytest.Collector) -> Generator[None, object, object]:
@@ -374,7 +375,12 @@ class Tracer:
             finally:
                 self.found[item.nodeid] = time.perf_counter() - begins, called
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed = f"{report.nodeid}\n{report.longreprtext}"
+
     def pytest_unconfigure(self) -> None:
+        self.file.with_suffix(".failed").write_text(self.failed, encoding="utf-8")
         found = {
             test: (seconds, sorted(called | self.imports.get(test.partition("::")[0], set())))
             for test, (seconds, called) in self.found.items()
@@ -386,7 +392,7 @@ def traced(file: str, tests: list[str]) -> dict[str, list[tuple[str, int]]]:
     """Run tests without a fault, and return the functions that each calls, by test: the fastest test first."""
     untouched = Mutant(PACKAGE / "errors.py", 0, "no fault", (PACKAGE / "errors.py").read_text(encoding="utf-8"))
     if outcome(untouched, tests, math.inf, tracer=Tracer(Path(file))) != "survived":
-        sys.exit(f"The tests must pass without a fault, and one fails. Run: pytest -x {' '.join(tests)}")
+        sys.exit(f"The tests must pass without a fault. One fails: {Path(file).with_suffix('.failed').read_text('utf-8')}")
     found = json.loads(Path(file).read_text(encoding="utf-8"))
     return {
         test: [tuple(call) for call in calls] for test, (_, calls) in sorted(found.items(), key=lambda item: item[1][0])
