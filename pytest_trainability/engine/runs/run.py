@@ -155,6 +155,18 @@ class Run:
         found: _Found = self.found[need]
         return found
 
+    def of_first_seed(self, name: str, find: Callable[[], _Found]) -> _Found:
+        """Return what the first seed found about the architecture, which no other seed can change.
+
+        Args:
+            name: Name of the need.
+            find: Called for the first seed only.
+        """
+        if name not in self.findings:
+            self.findings[name] = find()
+        found: _Found = self.findings[name]
+        return found
+
     @contextmanager
     def _put_back(self) -> Iterator[None]:
         """Undo what another run of the model, the loss or an optimizer changes."""

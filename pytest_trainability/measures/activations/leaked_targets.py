@@ -103,6 +103,11 @@ def _leaked_targets(run: Run) -> list[str]:
             f"{type(run.capture.model).__name__} has no such loss. Do not request it."
         )
         raise InapplicableError(msg)
+    # Masks and shifts belong to the code, and the comparison takes two forward passes.
+    return run.of_first_seed(LEAKED_TARGETS.name, lambda: _leaking_steps(run, targets))
+
+
+def _leaking_steps(run: Run, targets: TokenTargets) -> list[str]:
     comparison = _Comparison(run, targets)
     names: tuple[Any, ...] = ("input", *run.chain.names)
     comparison.examine()
@@ -151,6 +156,8 @@ def leaked_targets(run: Run) -> list[str]:
 
     A preset asks for it only if the model also makes or holds a triangular mask. An encoder that a test gives such targets is not
     meant to be causal.
+
+    The first seed decides for all, because masks and shifts belong to the code.
 
     It misleads if a step uses random numbers in evaluation mode.
 

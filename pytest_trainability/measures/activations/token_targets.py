@@ -236,6 +236,10 @@ def _knows_other_positions(run: Run) -> bool:
         or any(p.requires_grad and p.dim() > 1 and not bool(p.any()) for p in parameters)
     ):
         return False
+    return run.of_first_seed(UNORDERED_MODEL.name, lambda: _scores_depend_on_others(run, found))
+
+
+def _scores_depend_on_others(run: Run, found: TokenTargets) -> bool:
     is_kept = (torch.arange(found.positions) % 2 == 0).expand(found.samples, -1)
     before = found.scores(observed_losses(run, run.capture.inputs).calls)
     after = found.scores(observed_losses(run, found.replaced(run.capture.inputs, is_kept)).calls)

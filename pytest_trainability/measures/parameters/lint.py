@@ -32,14 +32,16 @@ UNUSUAL: Need[dict[str, str]] = Need(
 def _seeded_inside(run: Run) -> dict[str, str]:
     if isinstance(run.recipe.model, nn.Module):
         return {}
-    # The first seed decides for all: each comparison takes one more build.
-    known: dict[str, dict[str, str]] = run.findings.setdefault(SEEDED_INSIDE.name, {})
-    if "reasons" not in known:
-        first, other = trained_entries(run.capture.model), derived_seed(run.seed, "another build")
-        with observed_draws() as draws, built(run.recipe, other, []) as (model, _):
-            is_another = model is not run.capture.model
-            known["reasons"] = seeded_inside(first, trained_entries(model), draws.of(model)) if is_another else {}
-    return known["reasons"]
+    # Each comparison takes one more build.
+    return run.of_first_seed(SEEDED_INSIDE.name, lambda: _shared_with_another_build(run))
+
+
+def _shared_with_another_build(run: Run) -> dict[str, str]:
+    first, other = trained_entries(run.capture.model), derived_seed(run.seed, "another build")
+    with observed_draws() as draws, built(run.recipe, other, []) as (model, _):
+        if model is run.capture.model:
+            return {}
+        return seeded_inside(first, trained_entries(model), draws.of(model))
 
 
 SEEDED_INSIDE: Need[dict[str, str]] = Need("parameters that are not drawn again", _seeded_inside, Stage.RERUN)

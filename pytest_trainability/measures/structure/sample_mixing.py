@@ -10,13 +10,30 @@ from torch import Tensor, finfo
 from ...engine.capture.chain import Chain
 from ...engine.isolation import generator_of
 from ...engine.jacobian.trajectories import Division, Trajectories, possible_divisions
-from ...engine.jacobian.vjp import gaussian_state, pull_back
+from ...engine.jacobian.vjp import Cotangents, gaussian_state, pull_back
 from ...engine.runs.run import Need, Run
 from ...engine.trees import batch_size
 from ...errors import InapplicableError
 from ..measure import declare
 
-__all__ = ["INTERACTING_STEPS", "mixes_samples", "separating_subsets"]
+__all__ = ["INTERACTING_STEPS", "mixes_samples", "separating_powers", "separating_subsets"]
+
+LEVELS = 16
+"""Number of different powers of two by which samples are scaled at once; the largest one is far from overflow."""
+
+
+def separating_powers(samples: int) -> Iterator[Tensor]:
+    """Yield powers of two for each sample such that for any samples a ≠ b, their powers differ in one of the tensors.
+
+    Two numbers differ in at least one digit to the base :data:`LEVELS`, which is the exponent.
+
+    Yields:
+        Numbers ``(samples,)`` in float64, from 1 to ``2 ** (LEVELS - 1)``.
+    """
+    numbers = torch.arange(samples, device="cpu")
+    while int(numbers.max()) > 0:
+        yield 2.0 ** (numbers % LEVELS).double()
+        numbers = numbers // LEVELS
 
 
 def separating_subsets(samples: int) -> Iterator[Tensor]:
@@ -38,23 +55,39 @@ def separating_subsets(samples: int) -> Iterator[Tensor]:
 def mixes_samples(trajectories: Trajectories, index: int, seed: int) -> bool | None:
     """Whether step ``index`` (1 … L) pulls a cotangent on some samples back to other samples.
 
-    A Gaussian cotangent of the state after the step is restricted to each of the :func:`separating_subsets` and pulled back,
-    which finds every pair of samples. A norm on other samples counts if it exceeds the working precision relative to the
-    largest norm.
+    A Gaussian cotangent of the state after the step is pulled back, as it is and with each sample multiplied by a power of two.
+    If samples are independent, each result is multiplied by the same power, bit for bit. Otherwise the cotangent is restricted
+    to each of the :func:`separating_subsets`, which finds every pair of samples. A norm on other samples counts if it exceeds
+    the working precision relative to the largest norm.
 
     Returns:
         None if the pulled back cotangent is not finite.
     """
+    sent = _gaussian_cotangent(trajectories.chain, index, seed)
+    if _scales_with_samples(trajectories, index, sent):
+        return False
+    return _reaches_other_samples(trajectories, index, sent)
+
+
+def _scales_with_samples(trajectories: Trajectories, index: int, sent: Cotangents) -> bool:
+    """Whether powers of two on the samples of a cotangent are exactly those of what is pulled back."""
+    division = trajectories.division
+    returned = _pulled_back(trajectories, index, sent)
+    if not bool(division.norms(returned).isfinite().all()):
+        return False
+    for powers in separating_powers(division.count):
+        scaled = _pulled_back(trajectories, index, _multiplied(division, sent, powers))
+        pairs = zip(scaled, _multiplied(division, returned, powers))
+        if any(a is not None and b is not None and not torch.equal(a, b) for a, b in pairs):
+            return False
+    return True
+
+
+def _reaches_other_samples(trajectories: Trajectories, index: int, sent: Cotangents) -> bool | None:
     chain, division = trajectories.chain, trajectories.division
-    drawn = _gaussian_cotangent(chain, index, seed)
-    has_samples = [len(shape) > 0 for shape, _ in chain.shapes(index - 1)]
     eps = max(finfo(dtype).eps for state in (index - 1, index) for _, dtype in chain.shapes(state))
     for subset in separating_subsets(division.count):
-        sent = [None if column is None else division.multiply(column, subset.double()).unsqueeze(0) for column in drawn]
-        returned = pull_back(chain, index, sent)
-        norms = division.norms(
-            [column[0] for column, kept in zip(returned, has_samples) if kept and column is not None]
-        )
+        norms = division.norms(_pulled_back(trajectories, index, _multiplied(division, sent, subset.double())))
         if not bool(norms.isfinite().all()):
             return None
         if norms[~subset].max() > eps * norms.max():
@@ -62,7 +95,21 @@ def mixes_samples(trajectories: Trajectories, index: int, seed: int) -> bool | N
     return False
 
 
-def _gaussian_cotangent(chain: Chain, index: int, seed: int) -> list[Tensor | None]:
+def _multiplied(division: Division, columns: Cotangents, factors: Tensor) -> Cotangents:
+    return [None if column is None else division.multiply(column, factors) for column in columns]
+
+
+def _pulled_back(trajectories: Trajectories, index: int, columns: Cotangents) -> Cotangents:
+    """Pull back one cotangent of a state, and return that of the state before; None for tensors that belong to no sample."""
+    chain = trajectories.chain
+    returned = pull_back(chain, index, [None if column is None else column.unsqueeze(0) for column in columns])
+    return [
+        None if column is None or not shape else column[0]
+        for column, (shape, _) in zip(returned, chain.shapes(index - 1))
+    ]
+
+
+def _gaussian_cotangent(chain: Chain, index: int, seed: int) -> Cotangents:
     """Draw a Gaussian cotangent of a state; None for tensors without dimensions, which belong to no sample (a loss)."""
     columns = gaussian_state(chain, index, generator_of(seed, f"interaction {index}"))
     return [column if column.dim() else None for column in columns]

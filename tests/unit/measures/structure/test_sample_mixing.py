@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import faults
 import models
@@ -12,8 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from pytest_trainability import measure
+from pytest_trainability.engine.capture.chain import Chain
+from pytest_trainability.engine.jacobian.vjp import Cotangents, pull_back
 from pytest_trainability.errors import InapplicableError
-from pytest_trainability.measures.structure.sample_mixing import separating_subsets
+from pytest_trainability.measures.structure import sample_mixing
+from pytest_trainability.measures.structure.sample_mixing import separating_powers, separating_subsets
 
 WIDTH, BATCH = 8, 5
 
@@ -52,6 +58,52 @@ def test_separating_subsets_separate_every_pair(samples):
     assert len(found) == 2 * (samples - 1).bit_length()
     for a, b in itertools.permutations(range(samples), 2):
         assert any(a in subset and b not in subset for subset in found)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 15, 16, 17, 300])
+def test_separating_powers_differ_for_every_pair(samples):
+    found = list(separating_powers(samples))
+    assert len(found) == sum(samples > 16**n for n in range(3))
+    assert len({tuple(powers[i].item() for powers in found) for i in range(samples)}) == samples
+    assert all(1 <= power <= 2**15 and math.log2(power).is_integer() for powers in found for power in powers.tolist())
+
+
+class Normalized(torch.autograd.Function):
+    """A gradient of norm 1 for each sample, which is not linear in the gradient that arrives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1e-30)
+
+
+def test_a_gradient_that_is_normalized_sample_by_sample_mixes_nothing():
+    def build() -> nn.Module:
+        return nn.Sequential(Mixing(), Mixing(Normalized.apply), Mixing())
+
+    result = measure(build, torch.randn(BATCH, WIDTH), steps=Mixing, measures=["interacting_samples"])
+    assert list(result.interacting_samples) == []
+
+
+@pytest.mark.parametrize("samples", [2, 5, 16, 17, 40])
+def test_independent_samples_take_one_pass_for_each_digit(samples, monkeypatch):
+    passes = Counter[int]()
+
+    def counted(chain: Chain, index: int, columns: Cotangents) -> Cotangents:
+        passes[index] += 1
+        return pull_back(chain, index, columns)
+
+    monkeypatch.setattr(sample_mixing, "pull_back", counted)
+    measure(
+        lambda: nn.Sequential(Mixing(), Mixing()),
+        torch.randn(samples, WIDTH),
+        seeds=1,
+        measures=["interacting_samples"],
+    )
+    assert set(passes.values()) == {2 if samples <= 16 else 3}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
