@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types docs generated sample bench flakes faults generated-networks matrix newest oldest clean
+.PHONY: demo test lint types docs generated sample bench flakes faults generated-networks matrix newest oldest package clean
 
 demo: $(VENV)/.demo ## Run the examples: green models, red ones, and the report
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -17,6 +17,7 @@ test: $(VENV)/.test ## Run all tests
 lint: $(VENV)/.dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 types: $(VENV)/.dev
 	$(RUN) mypy
@@ -24,10 +25,11 @@ types: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(RUN) sphinx -W --keep-going -q docs build/docs
 
-generated: $(VENV)/.dev ## Write what follows from the declarations of the measures: typed attributes, the index of pages
+generated: $(VENV)/.dev ## Write what follows from declarations and results: typed attributes, the index of pages, cited figures
 	$(VENV)/bin/python docs/generate.py
+	$(VENV)/bin/python docs/figures.py
 
-sample: $(VENV)/.demo ## Write the report of the examples into the documentation
+sample: $(VENV)/.test $(VENV)/.demo ## Write the report of the examples into the documentation
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python docs/sample.py
 
 bench: $(VENV)/.demo ## Print cost ratios, measured side by side in one run
@@ -54,6 +56,14 @@ newest: .venv-newest/.test ## Run all tests with the newest PyTorch and pytest, 
 
 oldest: .venv-oldest/.test ## Run all tests with the oldest supported versions, in a separate environment
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest --numprocesses=auto
+
+# The wheel is built from the source distribution, so that this one is complete as well.
+package: $(VENV)/.dev ## Build the distributions, check them, and run tests of the installed wheel away from the sources
+	rm -rf dist
+	$(RUN) build --outdir dist .
+	$(RUN) twine check --strict dist/*
+	$(VENV)/bin/check-wheel-contents dist/*.whl
+	$(VENV)/bin/python tests/package.py dist/*.whl
 
 clean:
 	rm -rf $(VENV) .venv-newest .venv-oldest build dist
