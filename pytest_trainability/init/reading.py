@@ -115,8 +115,7 @@ def _read(piece: Piece, pattern: str, known: Mapping[str, Tensor]) -> Reading:
     tensor, rule = piece.tensor, piece.rule
     statistics = statistics_of(tensor)
     if statistics.not_finite:
-        share = f"{statistics.not_finite:,} of {statistics.count:,}"
-        return _plain(piece, pattern, f"{share} entries are NaN or infinite")
+        return _plain(piece, pattern, look_of(statistics))
     if isinstance(rule, Fixed):
         return _plain(piece, pattern, _difference(rule.values(piece.place), tensor, statistics))
     if isinstance(rule, Copied):
@@ -148,6 +147,8 @@ def look_of(found: TensorStatistics) -> str:
     >>> look_of(statistics_of(torch.zeros(3)))
     'all entries are 0'
     """
+    if found.not_finite:
+        return f"{found.not_finite:,} of {found.count:,} entries are NaN or infinite"
     if found.is_constant:
         return f"all entries are {found.low:.3g}"
     kind = ""

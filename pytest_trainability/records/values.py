@@ -57,4 +57,4 @@ class TensorRecord:
     rms: float
     mean: float
     looks: str
-    """What it looks like, such as ``normal``; empty if it was not asked."""
+    """What the first of them looks like on the first seed, such as ``all entries are 0``."""

@@ -390,6 +390,9 @@ class _Shown:
         for title, found in zip(titles, self.norms()):
             if found:
                 yield column_of(title, self.parameters(), found)
+        looks = {name: one["looks"] for one in self.check["tensors"] for name in expand(one["name"])}
+        if any(looks.values()):
+            yield Column("entries", tuple(looks.get(name, "") for name in self.parameters()), is_text=True)
         for values in self.of_parameters():
             yield from self._columns(values, self.parameters()) if values.measure != NORM else ()
 

@@ -85,7 +85,7 @@ def test_charts_are_ordered_and_share_their_names_with_tables():
     steps, parameters = one.tables[:2]
     assert (steps.axis, steps.names, len(steps.rows)) == ("steps", ("h.0", "h.1", "h.2"), one.charts[0].count)
     assert (parameters.axis, len(parameters.rows)) == ("parameters", one.charts[1].count)
-    assert [column.title for column in parameters.columns] == ["gradient norm", "rms"]
+    assert [column.title for column in parameters.columns] == ["gradient norm", "rms", "entries"]
     assert parameters.rows[0][0] == "wte.weight" and parameters.rows[0][2] == "0.02"
 
 
