@@ -207,10 +207,14 @@ def test_a_file_that_cannot_be_written_is_refused_before_a_test_runs(
 def test_a_page_without_its_package_is_refused_before_a_test_runs(
     suite: Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pytest_trainability.report.html", None)
+    for name in ("pytest_trainability.report.html", "pytest_trainability.report.html.page"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     result = suite.runpytest_inprocess("-p", "no:xdist", "--trainability-html=page.html")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--trainability-html: a page needs a package*pip install*"])
+    result.stderr.fnmatch_lines(
+        ["*--trainability-html: HTML needs the package jinja2, *pip install 'pytest-trainability?html?'"]
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")

@@ -17,8 +17,8 @@ from .content import STATUSES, Content, Status, Trouble, content, troubles
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
-except ImportError:
-    msg = "HTML needs the package jinja2, which is not installed. Install it with: pip install 'pytest-trainability[html]'"
+except ImportError as error:
+    msg = f"HTML needs the package jinja2, which cannot be imported: {error}. Install it: pip install 'pytest-trainability[html]'"
     raise ImportError(msg) from None
 
 __all__ = ["page", "panel"]

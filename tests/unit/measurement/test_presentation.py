@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_trainability import Measurement, TrainabilityFailure, UsageError, measure, within
+from pytest_trainability import Measurement, TrainabilityFailure, measure, within
 from pytest_trainability.measurement import presentation
-from pytest_trainability.measurement.presentation import Presentation, optional
+from pytest_trainability.measurement.presentation import Presentation
 
 
 def tower() -> nn.Module:
@@ -94,11 +94,6 @@ def test_an_unknown_attribute_does_not_list_all_measures(result: Measurement) ->
     with pytest.raises(AttributeError) as caught:
         getattr(result, "xyzzy")  # noqa: B009 - the attribute does not exist
     assert len(str(caught.value)) < 120
-
-
-def test_a_package_that_is_missing_is_named() -> None:
-    with pytest.raises(UsageError, match=r"plot\(\) needs no_such_package.*pip install no_such_package"):
-        optional("no_such_package.inside", "plot()")
 
 
 def test_the_frame_has_a_row_for_each_measure_element_and_seed(result: Measurement) -> None:
