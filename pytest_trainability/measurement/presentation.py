@@ -112,6 +112,9 @@ class Presentation:
             ylabel="log gain (nats)",
             title=f"{record.model}: {record.steps}",
         )
+        if broken := sum(not math.isfinite(course[-1]) for course in courses):
+            text = f"not finite on {broken} of {len(courses)} seeds"
+            axes.text(0.5, 0.5, text, color="C3", ha="center", transform=axes.transAxes)
         axes.legend()
         return axes
 

@@ -131,20 +131,29 @@ class SessionChange:
         return self.old in BAD and self.new not in {*BAD, ""}
 
 
-def source_order(file: str, line: int, test: str) -> tuple[str, int, list[tuple[int, str]]]:
+_NUMBERS = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)")
+
+
+def source_order(file: str, line: int, test: str) -> tuple[str, int, list[tuple[float, int, str]]]:
     """Return a key that sorts tests as they stand in the source, and parameters by their numbers.
 
     >>> sorted(["test_a[10]", "test_a[9]"], key=lambda test: source_order("test_a.py", 1, test))
     ['test_a[9]', 'test_a[10]']
+    >>> sorted(["test_a[0.2]", "test_a[0.05]", "test_a[1e-05]"], key=lambda test: source_order("test_a.py", 1, test))
+    ['test_a[1e-05]', 'test_a[0.05]', 'test_a[0.2]']
 
     Args:
         file: File of the test.
         line: Its line.
         test: Its node id.
     """
-    # A number without its leading zeros is larger than another one if it is longer, or has the same length and comes later.
-    parts = (part.lstrip("0") if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", test)))
-    return file, line, [(len(part) if index % 2 else 0, part) for index, part in enumerate(parts)]
+    # Whole numbers that are too large for a float differ in length, or in their digits.
+    parts = enumerate(_NUMBERS.split(test))
+    return (
+        file,
+        line,
+        [(float(part) if index % 2 else 0.0, len(part) if index % 2 else 0, part) for index, part in parts],
+    )
 
 
 def status(record: CheckRecord, outcome: Outcome) -> Status:

@@ -283,6 +283,8 @@ def test_properties_reach_the_file_of_junit(suite: Pytester) -> None:
     found = properties(suite.path / "x.xml")
     assert found["test_fails"]["trainability.gradient_norm"].endswith("must lie in [5, 6]: does not hold")
     assert "must lie in [-100, 100]" in found["test_holds"]["trainability.log_gain"]
+    names = [p.get("name") for p in next(ElementTree.parse(suite.path / "x.xml").iter("testcase")).iter("property")]
+    assert sorted(names) == sorted(set(names)), "readers of JUnit's XML keep one of several properties of a name"
 
 
 def test_without_the_option_junit_gets_no_properties(suite: Pytester) -> None:

@@ -118,6 +118,18 @@ def test_the_plot_has_a_line_for_each_seed_that_ends_at_its_log_gain() -> None:
     assert result.plot(axes) is axes
 
 
+def test_the_plot_says_on_how_many_seeds_the_gain_is_not_finite() -> None:
+    pytest.importorskip("matplotlib", reason="plot() needs matplotlib").use("agg")
+
+    def build() -> nn.Module:
+        model = tower()
+        nn.init.constant_(model[4].bias, math.nan)
+        return model
+
+    texts = [text.get_text() for text in measure(build, torch.ones(4, 8), seeds=3).plot().texts]
+    assert texts == ["not finite on 3 of 3 seeds"]
+
+
 def test_a_course_is_the_running_sum_of_growth_rates(result: Measurement) -> None:
     courses = list(presentation._courses(result.growth_rate, 3))
     assert [course[0] for course in courses] == [0.0] * 3

@@ -14,6 +14,7 @@ from pytest_trainability.records.session import (
     SessionRecord,
     Status,
     counts,
+    source_order,
     status,
 )
 
@@ -46,6 +47,21 @@ def test_the_status_of_a_check(
 def test_a_baseline_or_an_assertion_of_the_test_asserts_something(make_record: Callable[..., CheckRecord]) -> None:
     assert status(make_record(baseline=BaselineRecord("same", "a.json", "a")), "passed") == "held"
     assert status(make_record(asserted=True), "passed") == "held"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a[9]", "a[10]"],
+        ["a[1e-05]", "a[0.0001]", "a[0.05]", "a[0.2]", "a[1.0]", "a[3]"],
+        ["a[2-0.5]", "a[10-0.25]", "a[10-0.5]"],
+        ["a[9" + "0" * 400 + "]", "a[1" + "0" * 401 + "]"],
+        ["a", "b1", "b2x", "b3"],
+    ],
+)
+def test_parameters_are_in_the_order_of_their_numbers(names: list[str]) -> None:
+    backwards = names[::-1]
+    assert sorted(backwards, key=lambda name: source_order("test_a.py", 1, name)) == names
 
 
 def test_statuses_that_nothing_has_are_counted_as_zero() -> None:
