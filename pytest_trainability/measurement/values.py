@@ -12,7 +12,7 @@ from ..checks.judged_elements import BY_PARAMETER
 from ..checks.module_changes import folded_modules
 from ..checks.statistics import CONFIDENCE, Level, estimate
 from ..init.description import ModelDescription
-from ..init.reading import look_of
+from ..init.reading import form_of
 from ..measures import MEASURES, Measure
 from ..records.estimates import Estimate, Names, Profile
 from ..records.names import expanded, number_of_names
@@ -48,8 +48,8 @@ def details(seed_runs: SeedRuns) -> dict[str, Any]:
 
 
 def _look(pattern: str, first: ModelDescription) -> str:
-    """Return what the first tensor of a pattern looks like on the first seed."""
-    return look_of(first.values[expanded(pattern)[0]])
+    """Return how the entries of the first tensor of a pattern are distributed on the first seed."""
+    return form_of(first.values[expanded(pattern)[0]])
 
 
 def value_records(seed_runs: SeedRuns) -> list[ValueRecord]:

@@ -57,4 +57,4 @@ class TensorRecord:
     rms: float
     mean: float
     looks: str
-    """What the first of them looks like on the first seed, such as ``all entries are 0``."""
+    """How the entries of the first of them are distributed on the first seed, such as ``all entries are 0``; empty if unknown."""

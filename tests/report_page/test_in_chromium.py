@@ -289,7 +289,7 @@ def test_packed_checks_are_unpacked_when_they_are_opened(show: Show, monkeypatch
 
 
 def test_badges_do_not_cover_the_strips_of_the_module_tree_on_a_phone(show: Show) -> None:
-    tab = show(page_of(document([check("tests/test_a.py::test_gain", rate=-2.0)])), width=390)
+    tab = show(page_of(document([check("tests/test_a.py::test_gain", rate=-2.0)])), width=320)
     badge = tab.locator(".module .badge").first.bounding_box()
     strip = tab.locator(".module", has=tab.locator(".badge")).locator(".strip").first.bounding_box()
     assert badge["x"] + badge["width"] <= strip["x"]

@@ -87,7 +87,7 @@ def test_a_record_holds_details_only_if_a_file_shows_them() -> None:
     weights = [tensor for tensor in detailed.tensors if tensor.name.endswith("weight")]
     assert sum(tensor.count for tensor in weights) == 3
     assert all(tensor.shape == (8, 8) and 0.1 < tensor.rms < 0.3 for tensor in weights)
-    assert all(tensor.looks.startswith("mean ") for tensor in weights)
+    assert all(tensor.looks == "" for tensor in weights), "64 entries are too few to tell"
     assert detailed.log_gain == plain.log_gain, "reading more must not change the numbers"
 
 
@@ -103,7 +103,7 @@ def test_tensors_say_what_their_entries_look_like() -> None:
     looks = {tensor.name: tensor.looks for tensor in found[-1].tensors}
     assert looks["0.bias"] == "all entries are 0"
     assert "uniform within ±0.35" in looks["0.weight"], "PyTorch's default: 1 / sqrt(8)"
-    assert looks["1.weight"].endswith("std 0.02, like a normal distribution")
+    assert looks["1.weight"] == "like a normal distribution"
 
 
 def test_without_a_description_there_are_no_modules() -> None:
