@@ -6,6 +6,7 @@ import math
 import random
 from typing import Any
 
+from pytest_trainability.records.session import counts as status_counts
 from pytest_trainability.records.text import format_value
 
 __all__ = ["baseline", "change", "check", "document", "error", "estimate", "profile", "spectrum", "verdict"]
@@ -174,7 +175,7 @@ def check(
     found = {
         "id": test, "test": test, "name": "", "file": test.partition("::")[0], "line": 12,
         "status": "failed" if not holds or compared else "held" if verdicts else "nothing asserted",
-        "outcome": "passed" if holds and not compared else "failed", "model": "GPT2Model",
+        "outcome": "passed" if holds and not compared else "failed", "failure": "", "model": "GPT2Model",
         "steps": {"text": f"{layers} × GPT2Block", "names": steps, "along": "depth"},
         "conditions": {"frame": "per sample", "mode": "train", "device": "cpu", "dtype": "float32",
                        "gradient_of": "a random functional of the output", "seeds": list(range(SEEDS)),
@@ -196,26 +197,28 @@ def check(
     return found | others
 
 
-def error(test: str, message: str) -> dict[str, Any]:
+def error(test: str, message: str, *, expected: bool = False) -> dict[str, Any]:
     """Return a measurement that could not be made."""
-    return {"test": test, "error": "InapplicableError", "message": message, "file": test.partition("::")[0], "line": 7}
+    return {
+        "test": test, "error": "InapplicableError", "message": message, "file": test.partition("::")[0], "line": 7,
+        "expected": expected,
+    }  # fmt: skip
 
 
 def document(checks: list[dict[str, Any]], errors: list[dict[str, Any]] | None = None, **others: Any) -> dict[str, Any]:
     """Return the document of a session."""
     errors = errors or []
-    counts = dict.fromkeys(("held", "marginal", "nothing asserted", "failed", "expected failure"), 0)
-    for one in checks:
-        counts[one["status"]] += 1
+    of_errors = ["expected failure" if one["expected"] else "not measured" for one in errors]
+    counts = status_counts([*(one["status"] for one in checks), *of_errors])
     found = {
         "schema": "https://example.org/report-1.json", "version": 1, "created": "2026-11-30T03:50:00+00:00",
         "tool": "pytest-trainability 0.1.0",
         "environment": {"python": "3.11.7", "pytest": "9.2.0", "torch": "2.13.0", "numpy": "2.4.0",
                         "pytest_trainability": "0.1.0", "platform": "Linux-6.1-x86_64", "processor": "x86_64",
                         "devices": ["cpu"], "command": "pytest tests", "threads": 2},
-        "summary": {"checks": len(checks), **counts, "not measured": len(errors),
+        "summary": {"checks": len(checks), **counts,
                     "seconds": sum(one["seconds"] for one in checks), "required": 0, "measured": len(checks),
-                    "exit_status": 1 if counts["failed"] or errors else 0},
+                    "exit_status": 1 if counts["failed"] or counts["not measured"] else 0},
         "checks": checks, "errors": errors, "baselines": None, "shards": [],
     }  # fmt: skip
     return found | others

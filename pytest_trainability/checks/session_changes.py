@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from ..records.reports import BaselineChange, CheckRecord
-from ..records.session import NOT_MEASURED, CheckOutcome, ErrorRecord, SessionChange, SessionRecord
+from ..records.session import CheckOutcome, ErrorRecord, SessionChange, SessionRecord
 from ..records.values import TensorRecord, ValueRecord
 from .baselines import BaselineValues, Entry, NameSet, Series, compare
 from .initial_values import InitialRow
@@ -52,7 +52,7 @@ def _by_name(session: SessionRecord) -> dict[tuple[str, str, int], CheckOutcome 
 def _status(item: CheckOutcome | ErrorRecord | None) -> str:
     if item is None:
         return ""
-    return item.status if isinstance(item, CheckOutcome) else NOT_MEASURED
+    return item.status
 
 
 def _change(

@@ -98,13 +98,10 @@ def _output(options: argparse.Namespace) -> Path:
 
 def show(options: argparse.Namespace) -> int:
     """Print a report as the terminal shows its session."""
-    from ..records.session import BAD, NOT_MEASURED
-
     session = _session(_read(options.reports))
     for line in _section(session, options.verbose - options.quiet):
         say(line)
-    statuses = {check.status for check in session.checks} | ({NOT_MEASURED} if session.errors else set())
-    return DIFFERS if statuses & set(BAD) else 0
+    return DIFFERS if session.is_bad else 0
 
 
 def _session(found: dict[str, Any]) -> SessionRecord:

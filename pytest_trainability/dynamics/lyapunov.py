@@ -17,13 +17,14 @@ from ..engine.runs.arguments import as_count
 from ..engine.trees import map_tensors, tensors_in
 from ..errors import ModelError, UsageError
 from ..records.estimates import Estimate, Listed, Spectrum
+from .presentation import MapPresentation
 from .tangent import Map, random_frame, tangent_sweep
 
 __all__ = ["LyapunovExponents", "lyapunov_spectrum"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class LyapunovExponents(Listed[Estimate]):
+class LyapunovExponents(MapPresentation, Listed[Estimate]):
     """Lyapunov exponents of a map, largest first: a sequence of estimates, with their history along the trajectory."""
 
     spectrum: Spectrum
@@ -52,6 +53,9 @@ class LyapunovExponents(Listed[Estimate]):
                 return j + (total / abs(exponent.mean) if math.isfinite(exponent.mean) else 0.0)
             total += exponent.mean
         return math.nan
+
+    def _shown(self) -> tuple[Spectrum, tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...], float]:
+        return self.spectrum, self.local, self.history, self.kaplan_yorke_dimension
 
     def __repr__(self) -> str:
         return f"LyapunovExponents({len(self.local)} steps: {repr(self.spectrum).removeprefix('Spectrum(')}"

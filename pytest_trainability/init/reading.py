@@ -16,7 +16,10 @@ from .rules import Anything, Copied, Drawn, Fixed, Orthogonal, Piece, Rule, Rule
 from .significance import SMALLEST_BLOCK, Sample, column_probability, entry_probability, rounding_of, sample_of
 from .statistics import TensorStatistics, is_readable, statistics_of
 
-__all__ = ["Reading", "distance_from_orthogonal", "look_of", "read_model", "without_ends"]
+__all__ = ["Reading", "distance_from_orthogonal", "form_of", "look_of", "read_model", "without_ends"]
+
+FEW = 1000
+"""Number of entries below which their distribution cannot be told."""
 
 PAIRED = 256
 """Entries of one tensor that are compared with those of another one."""
@@ -115,8 +118,7 @@ def _read(piece: Piece, pattern: str, known: Mapping[str, Tensor]) -> Reading:
     tensor, rule = piece.tensor, piece.rule
     statistics = statistics_of(tensor)
     if statistics.not_finite:
-        share = f"{statistics.not_finite:,} of {statistics.count:,}"
-        return _plain(piece, pattern, f"{share} entries are NaN or infinite")
+        return _plain(piece, pattern, look_of(statistics))
     if isinstance(rule, Fixed):
         return _plain(piece, pattern, _difference(rule.values(piece.place), tensor, statistics))
     if isinstance(rule, Copied):
@@ -148,22 +150,34 @@ def look_of(found: TensorStatistics) -> str:
     >>> look_of(statistics_of(torch.zeros(3)))
     'all entries are 0'
     """
+    form = form_of(found)
+    if found.not_finite or found.is_constant:
+        return form
+    return ", ".join(part for part in (f"mean {found.mean:.3g}, std {found.std:.3g}", form) if part)
+
+
+def form_of(found: TensorStatistics) -> str:
+    """Return in words how entries are distributed; empty if they are too few to tell.
+
+    >>> form_of(statistics_of(torch.linspace(-1, 1, 5000)))
+    'uniform within ±1'
+    """
+    if found.not_finite:
+        return f"{found.not_finite:,} of {found.count:,} entries are NaN or infinite"
     if found.is_constant:
         return f"all entries are {found.low:.3g}"
-    kind = ""
-    if found.count >= 1000:
-        largest = found.largest / found.rms
-        if found.kurtosis < 2 and abs(largest - math.sqrt(3)) < 0.05:
-            kind = f", uniform within ±{found.largest:.3g}"
-        elif found.zeros > 0.05 * found.count:
-            kind = f", {100 * found.zeros / found.count:.3g} % zeros"
-        elif largest < 2.5:
-            kind = f", cut off at {largest:.2f} standard deviations"
-        elif abs(found.kurtosis - 3) > 6 * math.sqrt(24 / found.count):
-            kind = f", kurtosis {found.kurtosis:.3g}, largest entry {largest:.1f} standard deviations"
-        else:
-            kind = ", like a normal distribution"
-    return f"mean {found.mean:.3g}, std {found.std:.3g}{kind}"
+    if found.count < FEW:
+        return ""
+    largest = found.largest / found.rms
+    if found.kurtosis < 2 and abs(largest - math.sqrt(3)) < 0.05:
+        return f"uniform within ±{found.largest:.3g}"
+    if found.zeros > 0.05 * found.count:
+        return f"{100 * found.zeros / found.count:.3g} % zeros"
+    if largest < 2.5:
+        return f"cut off at {largest:.2f} standard deviations"
+    if abs(found.kurtosis - 3) > 6 * math.sqrt(24 / found.count):
+        return f"kurtosis {found.kurtosis:.3g}, largest entry {largest:.1f} standard deviations"
+    return "like a normal distribution"
 
 
 def _paired(sample: Sample) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,16 +11,16 @@ from typing import Any
 
 from ..checks.bounds import Bound
 from ..checks.verdicts import Value, first_outside
-from ..errors import UsageError
 from ..records.estimates import Estimate, Names, Profile, value_text
 from ..records.reports import CheckRecord
 from ..records.session import CheckOutcome, SessionRecord
 from ..records.text import visible
 from ..report.document import check_in_full
 from ..report.explain import bound_text
+from ..report.exports import frame_of, html_table, new_axes
 from ..report.terminal import section
 
-__all__ = ["Presentation", "frame_of", "optional"]
+__all__ = ["Presentation"]
 
 BAND = (0.05, 0.95)
 """Quantiles over seeds that a plot shades."""
@@ -96,8 +95,7 @@ class Presentation:
         Raises:
             UsageError: matplotlib is not installed.
         """
-        if axes is None:
-            _, axes = optional("matplotlib.pyplot", "plot()").subplots()
+        axes = new_axes(axes)
         record, growth = self._shown_record(), self._shown_values()["growth_rate"]
         assert isinstance(growth, Profile)
         courses = list(_courses(growth, len(record.seeds)))
@@ -114,6 +112,9 @@ class Presentation:
             ylabel="log gain (nats)",
             title=f"{record.model}: {record.steps}",
         )
+        if broken := sum(not math.isfinite(course[-1]) for course in courses):
+            text = f"not finite on {broken} of {len(courses)} seeds"
+            axes.text(0.5, 0.5, text, color="C3", ha="center", transform=axes.transAxes)
         axes.legend()
         return axes
 
@@ -135,33 +136,8 @@ class Presentation:
             verdict = verdicts.get(name)
             judged = ("", "") if verdict is None else (bound_text(verdict), "yes" if verdict.holds else "no")
             rows.append((name, value_text(value) if verdict is None else verdict.value_text, *judged))
-        head, *body = ("".join(f"<td>{html.escape(visible(cell))}</td>" for cell in row) for row in rows)
         title = f"{record.model}: {record.steps}, {record.frame}, {record.mode} mode, gradient of {record.gradient_of}"
-        lines = [f"<caption>{html.escape(visible(title))}</caption>", f"<tr>{head}</tr>"]
-        return f"<table>{''.join([*lines, *(f'<tr>{row}</tr>' for row in body)])}</table>"
-
-
-def optional(module: str, what: str) -> Any:
-    """Return a module of a package that this one does not require.
-
-    Raises:
-        UsageError: The package is not installed.
-    """
-    try:
-        return resolve_name(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        msg = f"{what} needs {package}, which cannot be imported: {error}. Install it: pip install {package}."
-        raise UsageError(msg) from None
-
-
-def frame_of(rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> Any:
-    """Return rows as a pandas data frame.
-
-    Raises:
-        UsageError: pandas is not installed.
-    """
-    return optional("pandas", "to_frame()").DataFrame(list(rows), columns=list(columns))
+        return html_table(title, rows)
 
 
 def _session(record: CheckRecord) -> SessionRecord:

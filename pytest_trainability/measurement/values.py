@@ -11,6 +11,8 @@ from ..checks.initial_values import initial_rows
 from ..checks.judged_elements import BY_PARAMETER
 from ..checks.module_changes import folded_modules
 from ..checks.statistics import CONFIDENCE, Level, estimate
+from ..init.description import ModelDescription
+from ..init.reading import form_of
 from ..measures import MEASURES, Measure
 from ..records.estimates import Estimate, Names, Profile
 from ..records.names import expanded, number_of_names
@@ -39,10 +41,15 @@ def details(seed_runs: SeedRuns) -> dict[str, Any]:
         "values": tuple(value_records(seed_runs)),
         "modules": tuple(ModuleRecord(name, kind, number_of_names(name)) for name, kind in modules.items()),
         "tensors": tuple(
-            TensorRecord(name, number_of_names(name), row.shape, row.rms, row.mean, looks="")
+            TensorRecord(name, number_of_names(name), row.shape, row.rms, row.mean, _look(name, known[0]))
             for name, row in rows.items()
         ),
     }
+
+
+def _look(pattern: str, first: ModelDescription) -> str:
+    """Return how the entries of the first tensor of a pattern are distributed on the first seed."""
+    return form_of(first.values[expanded(pattern)[0]])
 
 
 def value_records(seed_runs: SeedRuns) -> list[ValueRecord]:

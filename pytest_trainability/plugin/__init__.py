@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = ["trainability"]
 
+SENT = pytest.StashKey["list[Any]"]()
+"""The records of a test that its last report carried."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the command line options and the ini values of the same names."""
@@ -144,6 +147,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     item.stash[TAKEN] = item.stash[CALLED] = item.stash[JUDGED] = False
     item.stash[BASELINE_REQUESTS] = []
     item.stash[NOT_MEASURED] = []
+    item.stash[SENT] = []
     item.stash[UNEXPECTED] = Unexpected()
     with _failure_is_shown(item):
         return (yield)
@@ -201,7 +205,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the records of a test to its report, as plain data that can be sent to another process."""
     explain_assertions(item, call)
-    if call.when == "call" and item.stash.get(RECORDS, {}) and report_files.writes_properties(item.config):
+    if item.stash.get(RECORDS, {}) and report_files.writes_properties(item.config):
         add_properties(item, list(item.stash[RECORDS].values()))
     report = yield
     if (error := error_of(item, call)) is not None:
@@ -210,10 +214,10 @@ def pytest_runtest_makereport(
         explained = [(node_id(item), name) for name in explained_checks(call.excinfo.value)]
         report.trainability_explained = explained  # type: ignore[attr-defined]
         shorten_summary(report, call.excinfo.value)
-    if item.stash.get(RECORDS, {}) and (call.when == "call" or (call.when == "setup" and report.failed)):
+    if _carries_records(item, report):
         from ..records.reports import plain
 
-        records = list(item.stash[RECORDS].values())
+        records = item.stash[SENT] = list(item.stash[RECORDS].values())
         if call.excinfo is not None and not call.excinfo.errisinstance((AssertionError, pytest.fail.Exception)):
             # Growth along the chain does not explain an error.
             records = [replace(record, cause=()) for record in records]
@@ -221,6 +225,14 @@ def pytest_runtest_makereport(
         requests = [request.to_plain() for request in item.stash[BASELINE_REQUESTS]]
         report.trainability_baseline_requests = requests  # type: ignore[attr-defined]
     return report
+
+
+def _carries_records(item: pytest.Item, report: pytest.TestReport) -> bool:
+    """Return whether a report carries the records: that of a call, a setup that ended the test, a teardown that measured more."""
+    records = list(item.stash.get(RECORDS, {}).values())
+    if report.when == "teardown":
+        return records != item.stash.get(SENT, [])
+    return bool(records) and (report.when == "call" or not report.passed)
 
 
 def pytest_assertrepr_compare(config: pytest.Config, op: str, left: Any, right: Any) -> list[str] | None:

@@ -85,7 +85,7 @@ def add_properties(item: pytest.Item, records: list[CheckRecord]) -> None:
     for record in records:
         start = f"{PREFIX}.{record.name}." if record.name else f"{PREFIX}."
         found.append((f"{start}model", record.model))
-        if record.along:
+        if record.along and "log_gain" not in {verdict.measure for verdict in record.verdicts}:
             found.append((f"{start}log_gain", record.log_gain_text))
         for verdict in record.verdicts:
             holds = "" if verdict.holds else ": does not hold"

@@ -277,5 +277,5 @@ def explain_assertions(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
             measurement.explain_failure()
         # The report of the causes is no new failure.
         item.stash[UNEXPECTED] = Unexpected()
-    if measurements and call.when == "call":
+    if measurements and call.when != "setup":
         item.stash[MEASUREMENTS] = []

@@ -9,13 +9,16 @@ import pytest
 from .options import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ..records.reports import CheckRecord
-    from ..records.session import Outcome, SessionRecord
+    from ..records.session import CheckOutcome, Outcome, SessionRecord
     from .baseline_writer import BaselineWriter
 
 __all__ = ["SUMMARY", "Summary"]
+
+LONGEST_MESSAGE = 300
+"""Number of characters to which the message of a failure is shortened."""
 
 
 class Summary:
@@ -32,30 +35,39 @@ class Summary:
         """Test and name of each measurement whose failure is explained in the traceback of a report."""
         self._measured: dict[str, int] = {}
         """Number of models by test, for the required number."""
+        self._excused: set[str] = set()
+        """Tests that skip or are expected to fail."""
+        self._failures: dict[str, str] = {}
+        """First line of pytest's message by test that failed."""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Store the records of a test's report; discard those of an earlier attempt."""
         if report.when == "setup":
-            self._found.pop(report.nodeid, None)
-            self._errors.pop(report.nodeid, None)
-            self._measured.pop(report.nodeid, None)
-            self._explained.pop(report.nodeid, None)
+            for known in (self._found, self._errors, self._measured, self._explained, self._failures):
+                known.pop(report.nodeid, None)
+            self._excused.discard(report.nodeid)
+        if report.failed:
+            self._failures.setdefault(report.nodeid, _message(report))
+        expected = hasattr(report, "wasxfail")
+        xfailed = report.skipped and expected
+        if report.skipped or expected:
+            self._excused.add(report.nodeid)
         for test, name in getattr(report, "trainability_explained", ()):
             self._explained.setdefault(report.nodeid, []).append((test, name))
-        if report.failed and hasattr(report, "trainability_error"):
-            self._errors[report.nodeid] = report.trainability_error
+        if (report.failed or xfailed) and hasattr(report, "trainability_error"):
+            self._errors[report.nodeid] = {**report.trainability_error, "expected": xfailed}
         sent = getattr(report, "trainability", ())
         if sent:
             from ..records.reports import CheckRecord
 
             records = [CheckRecord.from_plain(plain) for plain in sent]
-            expected = hasattr(report, "wasxfail")
-            xfailed = report.skipped and expected
-            self._found[report.nodeid] = records, "failed" if report.failed else "xfailed" if xfailed else "passed"
+            before: Outcome = self._found.get(report.nodeid, ((), "passed"))[1]
+            outcome: Outcome = "failed" if report.failed else "xfailed" if xfailed else before
+            self._found[report.nodeid] = records, outcome
             # A model counts if its test could have failed the session: not one that skips or is expected to fail, and not one
             # of which the test has judged nothing.
             asserting = sum(record.asserts for record in records)
-            self._measured[report.nodeid] = 0 if report.skipped or expected else asserting
+            self._measured[report.nodeid] = 0 if report.nodeid in self._excused else asserting
 
     def keep(self, item: pytest.Item, records: Iterable[CheckRecord]) -> None:
         """Store the records of a test that Ctrl-C has ended. It has no report."""
@@ -73,12 +85,12 @@ class Summary:
 
     def session_record(self) -> SessionRecord:
         """Return everything that reports show. Baselines are known once the writer of baselines has finished the session."""
-        from ..records.session import CheckOutcome, ErrorRecord, SessionRecord
+        from ..records.session import ErrorRecord, SessionRecord
 
         checks = [
-            CheckOutcome(*check)
+            check
             for test, (records, outcome) in self._found.items()
-            for check in _blamed(records, outcome, is_error=test in self._errors)
+            for check in _blamed(records, outcome, self._failures.get(test, ""), is_error=test in self._errors)
         ]
         errors = [ErrorRecord(**plain) for plain in self._errors.values()]
         measured = sum(self._measured.values())
@@ -94,7 +106,6 @@ class Summary:
             and (baselines is None or baselines == type(baselines)())
         ):
             return
-        from ..records.session import counts
         from ..report.terminal import Line, section
         from ..report.terminal import baselines as lines_of_baselines
 
@@ -113,7 +124,7 @@ class Summary:
         if baselines is not None:
             lines += lines_of_baselines(baselines, width=width, encoding=encoding)
         if self._missing():
-            count = counts(session.checks)["nothing asserted"]
+            count = session.counts["nothing asserted"]
             idle = f" ({count} with nothing asserted)" if count else ""
             lines.append(
                 Line(f"{session.measured} measured{idle}, --trainability-require={self._required}: too few", "red")
@@ -134,14 +145,25 @@ SUMMARY = pytest.StashKey[Summary]()
 
 
 def _blamed(
-    records: Sequence[CheckRecord], outcome: Outcome, *, is_error: bool = False
-) -> list[tuple[CheckRecord, Outcome]]:
-    """Return each check of a test with its outcome.
+    records: Sequence[CheckRecord], outcome: Outcome, failure: str, *, is_error: bool
+) -> Iterator[CheckOutcome]:
+    """Yield each check of a test with its outcome, and with what the test failed by if no bound explains it.
 
     If some checks do not hold, or the test raised an error of this package, the failure is theirs and not the others'.
     """
+    from ..records.session import CheckOutcome
+
     explained = is_error or any(not record.holds for record in records)
-    return [(record, "passed" if explained and record.holds else outcome) for record in records]
+    for record in records:
+        own: Outcome = "passed" if explained and record.holds else outcome
+        yield CheckOutcome(record, own, failure if own == "failed" and record.holds else "")
+
+
+def _message(report: pytest.TestReport) -> str:
+    """Return the first line of pytest's message on a failure."""
+    place = getattr(report.longrepr, "reprcrash", None)
+    text = str(report.longrepr or "") if place is None else str(place.message)
+    return text.strip().partition("\n")[0][:LONGEST_MESSAGE]
 
 
 def _write(terminalreporter: pytest.TerminalReporter, line: Any) -> None:

@@ -499,6 +499,10 @@ def value_text(value: Estimate | Spectrum | Profile | Names) -> str:
         return f"{len(value)}: {format_names(value.names)}"
     if isinstance(value, Spectrum):
         return repr(value).removeprefix("Spectrum(").removesuffix(")").replace("[", "").replace("]", "")
+    if broken := [element.name for element in value.values() if math.isnan(element.mean)]:
+        others = Profile({name: element for name, element in value.items() if name not in broken})
+        text = f"no number in {len(broken)} of {len(value)}: {format_names(broken)}"
+        return f"{text}; else {value_text(others)}" if others else text
     low, high = value.min, value.max
     if len(value) == 1:
         return f"{low} ({low.name})"

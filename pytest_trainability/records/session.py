@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 from .reports import BaselineChange, BaselineSummary, CheckRecord
 
@@ -25,8 +25,12 @@ __all__ = [
 
 Outcome = Literal["passed", "failed", "xfailed"]
 """Outcome of a test as far as a check is concerned."""
-Status = Literal["held", "marginal", "nothing asserted", "failed", "expected failure"]
-"""What a report shows for a check; :func:`status` derives it, and no report judges again."""
+Status = Literal["held", "marginal", "nothing asserted", "failed", "expected failure", "not measured"]
+"""What a report shows for a check, or for a measurement that could not be made. No report judges again."""
+NOT_MEASURED: Final = "not measured"
+"""Stands for the status of a measurement that could not be made."""
+BAD = ("failed", NOT_MEASURED)
+"""Statuses that fail a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class CheckOutcome:
 
     record: CheckRecord
     outcome: Outcome
+    failure: str = ""
+    """First line of pytest's message if the test failed although every bound of the check holds, else empty."""
 
     @property
     def status(self) -> Status:
@@ -55,6 +61,13 @@ class ErrorRecord:
     """Path of the test's file, relative to the root of the session."""
     line: int = 0
     """Line of the test, counted from 1; 0 if it is not known."""
+    expected: bool = False
+    """Whether the test was expected to fail."""
+
+    @property
+    def status(self) -> Status:
+        """The status that reports show."""
+        return "expected failure" if self.expected else NOT_MEASURED
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +77,7 @@ class SessionRecord:
     checks: tuple[CheckOutcome, ...] = ()
     """In the order of the session."""
     errors: tuple[ErrorRecord, ...] = ()
+    """In the order of the session. Those of tests that were expected to fail are no failures."""
     baselines: BaselineSummary | None = None
     required: int = 0
     """Number of models that the session had to measure."""
@@ -75,6 +89,16 @@ class SessionRecord:
     """Date and time of the end of the session, such as ``2026-11-30T03:50:00+00:00``."""
     exit_status: int = 0
     """Exit status of the session."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of checks and of errors by status, those with none included."""
+        return counts([*(check.status for check in self.checks), *(error.status for error in self.errors)])
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether a check has failed, or could not be measured."""
+        return any(self.counts[status] for status in BAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,26 +131,29 @@ class SessionChange:
         return self.old in BAD and self.new not in {*BAD, ""}
 
 
-NOT_MEASURED = "not measured"
-"""Stands for the status of a measurement that could not be made."""
-BAD = ("failed", NOT_MEASURED)
-"""Statuses that fail a session."""
+_NUMBERS = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)")
 
 
-def source_order(file: str, line: int, test: str) -> tuple[str, int, list[tuple[int, str]]]:
+def source_order(file: str, line: int, test: str) -> tuple[str, int, list[tuple[float, int, str]]]:
     """Return a key that sorts tests as they stand in the source, and parameters by their numbers.
 
     >>> sorted(["test_a[10]", "test_a[9]"], key=lambda test: source_order("test_a.py", 1, test))
     ['test_a[9]', 'test_a[10]']
+    >>> sorted(["test_a[0.2]", "test_a[0.05]", "test_a[1e-05]"], key=lambda test: source_order("test_a.py", 1, test))
+    ['test_a[1e-05]', 'test_a[0.05]', 'test_a[0.2]']
 
     Args:
         file: File of the test.
         line: Its line.
         test: Its node id.
     """
-    # A number without its leading zeros is larger than another one if it is longer, or has the same length and comes later.
-    parts = (part.lstrip("0") if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", test)))
-    return file, line, [(len(part) if index % 2 else 0, part) for index, part in enumerate(parts)]
+    # Whole numbers that are too large for a float differ in length, or in their digits.
+    parts = enumerate(_NUMBERS.split(test))
+    return (
+        file,
+        line,
+        [(float(part) if index % 2 else 0.0, len(part) if index % 2 else 0, part) for index, part in parts],
+    )
 
 
 def status(record: CheckRecord, outcome: Outcome) -> Status:
@@ -145,9 +172,13 @@ def status(record: CheckRecord, outcome: Outcome) -> Status:
     return "marginal" if any(verdict.marginal for verdict in record.verdicts) else "held"
 
 
-def counts(checks: Iterable[CheckOutcome]) -> dict[Status, int]:
-    """Return the number of checks by status, those with none included."""
-    found: dict[Status, int] = {"held": 0, "marginal": 0, "nothing asserted": 0, "failed": 0, "expected failure": 0}
-    for check in checks:
-        found[check.status] += 1
+def counts(statuses: Iterable[str]) -> dict[str, int]:
+    """Return how often each status occurs, those that do not occur included.
+
+    Args:
+        statuses: Statuses of checks and errors.
+    """
+    found: dict[str, int] = dict.fromkeys(get_args(Status), 0)
+    for one in statuses:
+        found[one] += 1
     return found

@@ -57,4 +57,4 @@ class TensorRecord:
     rms: float
     mean: float
     looks: str
-    """What it looks like, such as ``normal``; empty if it was not asked."""
+    """How the entries of the first of them are distributed on the first seed, such as ``all entries are 0``; empty if unknown."""

@@ -39,7 +39,9 @@ def baseline_changes(session: SessionRecord) -> tuple[SessionChange, ...]:
         for check in session.checks
         if (baseline := check.record.baseline) is not None and (baseline.changes or not baseline.holds)
     ]
-    errors = [SessionChange(error.test, "", "", NOT_MEASURED, error=error) for error in session.errors]
+    errors = [
+        SessionChange(error.test, "", "", error.status, error=error) for error in session.errors if not error.expected
+    ]
     return (*found, *errors)
 
 
@@ -131,6 +133,8 @@ def _cell_of_changes(change: SessionChange) -> str:
         return cell(error_lines(change.error)[0][:LONGEST_CELL])
     if change.check is not None and (failed := [v for v in change.check.record.verdicts if not v.holds]):
         return cell(f"{failed[0].measure} {failed[0].value_text}"[:LONGEST_CELL])
+    if change.check is not None and change.check.failure:
+        return cell(change.check.failure[:LONGEST_CELL])
     return ""
 
 

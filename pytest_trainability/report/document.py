@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 from ..errors import ReportError
 from ..records.names import MOST_NAMES, number_of_names
 from ..records.reports import BaselineRecord, BaselineSummary, plain
-from ..records.session import CheckOutcome, SessionRecord, counts
+from ..records.session import NOT_MEASURED, CheckOutcome, SessionRecord, counts
 from .explain import bound_text, explain_lines, reproduce_command
 from .schema import Check, InvalidError, validator
 
@@ -74,8 +73,7 @@ def document(session: SessionRecord) -> dict[str, Any]:
             "environment": environment,
             "summary": {
                 "checks": len(session.checks),
-                **counts(session.checks),
-                "not measured": len(session.errors),
+                **session.counts,
                 "seconds": _seconds(math.fsum(check.record.seconds for check in session.checks)),
                 "required": session.required,
                 "measured": session.measured,
@@ -112,6 +110,7 @@ def _check(check: CheckOutcome, used: set[str]) -> dict[str, Any]:
         **{key: written[key] for key in ("test", "name", "file", "line")},
         "status": check.status,
         "outcome": check.outcome,
+        "failure": check.failure,
         **{key: written[key] for key in ("asserted", "model")},
         "steps": {"text": written["steps"], "names": written["step_names"], "along": record.along},
         "conditions": {key: written[key] for key in conditions},
@@ -199,17 +198,17 @@ def _in_one_line(value: Any) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
-def summary_of(checks: list[dict[str, Any]], errors: list[Any]) -> dict[str, Any]:
+def summary_of(checks: list[dict[str, Any]], errors: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the counted part of the summary of a report.
 
     Args:
         checks: Checks of the report.
         errors: Its errors.
     """
-    by_status = Counter(dict.fromkeys(map(str, counts([])), 0))
-    by_status.update(check["status"] for check in checks)
+    of_errors = ("expected failure" if error["expected"] else NOT_MEASURED for error in errors)
+    by_status = counts([*(check["status"] for check in checks), *of_errors])
     seconds = math.fsum(float(check["seconds"]) for check in checks)
-    return {"checks": len(checks), **by_status, "not measured": len(errors), "seconds": _seconds(seconds)}
+    return {"checks": len(checks), **by_status, "seconds": _seconds(seconds)}
 
 
 # Reading --------------------------------------------------------------------------------------------------------------

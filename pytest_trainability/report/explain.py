@@ -9,6 +9,7 @@ from operator import itemgetter
 from ..checks.bounds import Bound
 from ..records.names import alike, and_more
 from ..records.reports import CheckRecord, VerdictRecord
+from ..records.session import CheckOutcome
 from ..records.text import format_number, visible
 from .changes import baseline_headline, baseline_lines, change_lines
 from .layout import LABEL_WIDTH, SPARKLINE_WIDTH, WORST_NAMED, cut_left, labelled, shown_in, sparkline
@@ -21,6 +22,7 @@ __all__ = [
     "explain",
     "explain_baseline",
     "explain_lines",
+    "failure_lines",
     "headline",
     "labelled",
     "marginal_text",
@@ -130,6 +132,16 @@ def explain_lines(record: CheckRecord, *, width: int, full: bool = False) -> lis
     if record.reproduce:
         lines += labelled("reproduce", reproduce_command(record))
     return lines
+
+
+def failure_lines(check: CheckOutcome, width: int) -> list[str]:
+    """Return labelled lines on what the test of a check failed by; none if the bounds of the check explain it.
+
+    Args:
+        check: The check.
+        width: Number of columns to wrap at.
+    """
+    return labelled("failed by", check.failure, width)
 
 
 def _note_lines(record: CheckRecord, width: int) -> list[str]:

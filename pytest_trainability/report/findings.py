@@ -52,6 +52,8 @@ def findings(session: SessionRecord, prefix: str = "") -> list[Finding]:
     """
     found = [finding for check in session.checks if check.status == "failed" for finding in _of_check(check, prefix)]
     for error in session.errors:
+        if error.expected:
+            continue
         place = _place(error.file, error.test, prefix)
         message = visible(f"{error.error}: {error.message}".replace("\n", " "))
         found.append(Finding(visible(error.test), error.error, message, place, max(error.line, 1)))
@@ -67,7 +69,7 @@ def _of_check(check: CheckOutcome, prefix: str) -> Iterator[Finding]:
         lines = change_lines(record.baseline.changes, WIDTH)
         texts = [" ".join(line.split()) for line in lines] or ["there is no baseline"]
         reasons.append(("baseline", f"changed since the baseline: {'; '.join(texts)}" if lines else texts[0]))
-    for rule, text in reasons or [("assertion", "an assertion of the test failed")]:
+    for rule, text in reasons or [("assertion", check.failure or "the test failed")]:
         yield Finding(test, rule, visible(f"{record.model}: {text}"), *place)
 
 
@@ -187,7 +189,7 @@ def sarif_text(found: Sequence[Finding], version: str) -> str:
 
 
 def _rule_text(rule: str) -> str:
-    known = {"baseline": "The model has changed since its baseline.", "assertion": "An assertion of the test failed."}
+    known = {"baseline": "The model has changed since its baseline.", "assertion": "The test must pass."}
     if re.search("Error$|Exception$", rule):
         return "The model could not be measured."
     return known.get(rule, f"The bound on {rule} must hold.")

@@ -56,7 +56,6 @@ def html_writer() -> Callable[[Mapping[str, Any]], str]:
     try:
         from .html import page  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
-        msg = f"a page needs a package that is not installed: pip install 'pytest-trainability[html]'. {error}"
-        raise ReportError(msg) from None
+        raise ReportError(str(error)) from None
     found: Callable[[Mapping[str, Any]], str] = page
     return found

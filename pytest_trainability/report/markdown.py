@@ -5,15 +5,15 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..records.session import NOT_MEASURED, CheckOutcome, ErrorRecord, SessionRecord, counts
+from ..records.session import NOT_MEASURED, CheckOutcome, ErrorRecord, SessionRecord
 from ..records.text import visible
-from .explain import bound_text, explain_lines
+from .explain import bound_text, explain_lines, failure_lines
 
 __all__ = ["block", "cell", "code", "folded", "markdown_page", "verdict_line"]
 
 LARGEST = 1_000_000
 """Largest size of a page in bytes. The summary of a job may have 1 MiB, with what other steps write."""
-MARKS = {
+MARKS: dict[str, str] = {
     "held": "✔",
     "marginal": "✔ marginal",
     "nothing asserted": "○ nothing asserted",
@@ -22,10 +22,17 @@ MARKS = {
     NOT_MEASURED: "! not measured",
 }
 """What a table shows for a status."""
-_ORDER = ("failed", NOT_MEASURED, "marginal", "nothing asserted", "expected failure", "held")
+_ORDER: tuple[str, ...] = (
+    "failed",
+    NOT_MEASURED,
+    "marginal",
+    "nothing asserted",
+    "expected failure",
+    "held",
+)
 MOST_LINES = 20
 """Number of lines on baselines."""
-_WORDS = {
+_WORDS: dict[str, str] = {
     NOT_MEASURED: "could not be measured",
     "expected failure": "expected to fail",
     "nothing asserted": "without an assertion",
@@ -79,8 +86,7 @@ def verdict_line(session: SessionRecord) -> str:
     Args:
         session: The session.
     """
-    by_status = {str(status): number for status, number in counts(session.checks).items()}
-    by_status[NOT_MEASURED] = len(session.errors)
+    by_status = session.counts
     found = [f"{by_status[status]} {_WORDS.get(status, status)}" for status in _ORDER if by_status[status]]
     return ", ".join(found) if found else "nothing was measured"
 
@@ -92,8 +98,7 @@ def markdown_page(session: SessionRecord, *, largest: int = LARGEST) -> str:
         session: The session.
         largest: Largest size in bytes. What does not fit is left out and counted.
     """
-    is_bad = bool(session.errors) or any(check.status == "failed" for check in session.checks)
-    head = [f"## {'✘' if is_bad else '✔'} trainability: {verdict_line(session)}", ""]
+    head = [f"## {'✘' if session.is_bad else '✔'} trainability: {verdict_line(session)}", ""]
     rows = sorted(_rows(session), key=lambda row: _ORDER.index(row[0]))
     # Explanations get at least half of the room.
     table, room = _fitting([row for _, row in rows], largest // 2, "rows")
@@ -122,7 +127,7 @@ def _rows(session: SessionRecord) -> Iterator[tuple[str, str]]:
         cells = [cell(title(check)), cell(record.model), cell(record.steps), cell(gain)]
         yield check.status, f"| {MARKS[check.status]} | {' | '.join(cells)} |"
     for error in session.errors:
-        yield NOT_MEASURED, f"| {MARKS[NOT_MEASURED]} | {cell(error.test)} | {cell(error.error)} | | |"
+        yield error.status, f"| {MARKS[error.status]} | {cell(error.test)} | {cell(error.error)} | | |"
 
 
 def title(check: CheckOutcome) -> str:
@@ -134,7 +139,8 @@ def title(check: CheckOutcome) -> str:
 def _details(session: SessionRecord) -> Iterator[str]:
     for check in session.checks:
         if check.status == "failed":
-            yield folded(title(check), block(explain_lines(check.record, width=WIDTH))) + "\n"
+            lines = [*failure_lines(check, WIDTH), *explain_lines(check.record, width=WIDTH)]
+            yield folded(title(check), block(lines)) + "\n"
     for error in session.errors:
         yield folded(error.test, block(error_lines(error))) + "\n"
     for check in session.checks:
@@ -142,6 +148,8 @@ def _details(session: SessionRecord) -> Iterator[str]:
             marginal = (verdict for verdict in check.record.verdicts if verdict.marginal)
             lines = [f"{verdict.measure} {verdict.value_text}, {bound_text(verdict)}" for verdict in marginal]
             yield folded(f"{title(check)}: marginal", block(lines)) + "\n"
+        if check.status != "failed" and check.record.cautions:
+            yield folded(f"{title(check)}: note", block(check.record.cautions)) + "\n"
 
 
 def error_lines(error: ErrorRecord) -> list[str]:

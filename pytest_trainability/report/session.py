@@ -25,7 +25,7 @@ def session_of(found: Mapping[str, Any]) -> SessionRecord:
     """
     summary, baselines = found["summary"], found["baselines"]
     return SessionRecord(
-        checks=tuple(CheckOutcome(_check(check), check["outcome"]) for check in found["checks"]),
+        checks=tuple(CheckOutcome(_check(check), check["outcome"], check["failure"]) for check in found["checks"]),
         errors=tuple(_rebuilt(ErrorRecord, error) for error in found["errors"]),
         baselines=None if baselines is None else _rebuilt(BaselineSummary, baselines),
         required=summary["required"],

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..records.reports import BaselineRecord, BaselineSummary, CheckRecord, VerdictRecord
-from ..records.session import CheckOutcome, ErrorRecord, SessionRecord, Status, counts
+from ..records.session import CheckOutcome, ErrorRecord, SessionRecord, Status
 from ..records.text import visible
 from .changes import change_lines
-from .explain import bound_text, depth_line, explain_lines, marginal_text, seeds_text, stopped_early
+from .explain import bound_text, depth_line, explain_lines, failure_lines, marginal_text, seeds_text, stopped_early
 from .layout import cut_left, cut_right, labelled, shown_in
 
 __all__ = ["Line", "baselines", "section"]
@@ -37,9 +37,8 @@ SIGNS: dict[Status, tuple[str, Color]] = {
     "nothing asserted": ("○", "yellow"),
     "failed": ("✘", "red"),
     "expected failure": ("x", "yellow"),
+    "not measured": ("!", "red"),
 }
-NOT_MEASURED = "!"
-"""Sign of a measurement that could not be made."""
 
 
 def section(
@@ -67,10 +66,11 @@ def section(
         check for check in session.checks if verbosity >= 0 or check.status == "failed" or _is_updated(check.record)
     ]
     lines = list(_groups(listed, width, verbosity)) if listed else []
-    lines += _errors(session.errors, width, explained=errors_explained)
+    errors = [error for error in session.errors if verbosity >= 0 or not error.expected]
+    lines += _errors(errors, width, explained=errors_explained)
     for check in session.checks:
         if check.status == "failed" and (check.record.test, check.record.name) not in explained:
-            lines += _details(check.record, width, verbosity)
+            lines += _details(check, width, verbosity, traceback=errors_explained)
     if session.checks or session.errors:
         lines.append(_total(session))
     return _encoded(lines, encoding)
@@ -116,11 +116,12 @@ def _errors(errors: Sequence[ErrorRecord], width: int, *, explained: bool) -> It
             where, _, test = error.test.partition("::")
             if where != file:
                 continue
-            row = f"  {NOT_MEASURED} {cut_left(visible(test), width // 2)}  "
-            if explained:
-                yield Line(cut_right(row + visible(f"{error.error}: {error.message}"), width), "red")
+            sign, color = SIGNS[error.status]
+            row = f"  {sign} {cut_left(visible(test), width // 2)}  "
+            if explained or error.expected:
+                yield Line(cut_right(row + visible(f"{error.error}: {error.message}"), width), color)
             else:
-                yield Line(row.rstrip(), "red")
+                yield Line(row.rstrip(), color)
                 yield from (Line("      " + line) for line in labelled(error.error, error.message, width - 6))
 
 
@@ -274,23 +275,32 @@ def _verbose(record: CheckRecord, width: int, *, explained: bool) -> Iterator[st
     yield from labelled("took", f"{record.seconds:.1f} s")
 
 
-def _details(record: CheckRecord, width: int, verbosity: int) -> Iterable[Line]:
-    """Yield the explanation of a failed check, under the name of its test."""
+def _details(check: CheckOutcome, width: int, verbosity: int, *, traceback: bool) -> Iterable[Line]:
+    """Yield the explanation of a failed check, under the name of its test.
+
+    Args:
+        check: The check.
+        width: Number of columns.
+        verbosity: Above 0, all elements are listed.
+        traceback: Whether pytest has printed what the test failed by.
+    """
+    record = check.record
     yield Line("")
     yield Line(cut_left(f"{record.test} ({record.name})" if record.name else record.test, width), "red")
-    for text in explain_lines(record, width=width - 2, full=verbosity > 0):
+    failure = [] if traceback else failure_lines(check, width - 2)
+    for text in (*failure, *explain_lines(record, width=width - 2, full=verbosity > 0)):
         yield Line("  " + text)
 
 
 def _total(session: SessionRecord) -> Line:
-    found = counts(session.checks)
+    found = session.counts
     seconds = math.fsum(check.record.seconds for check in session.checks)
     further = (
+        (found["failed"], "failed"),
         (idle := found["nothing asserted"], "assert nothing" if idle > 1 else "asserts nothing"),
         (found["expected failure"], "expected to fail"),
-        (len(session.errors), "could not be measured"),
+        (found["not measured"], "could not be measured"),
     )
     holding = f"{found['held'] + found['marginal']} of {len(session.checks) + len(session.errors)} hold"
     parts = [holding, *(f"{count} {what}" for count, what in further if count), f"measured in {seconds:.1f} s"]
-    broken = found["failed"] or session.errors
-    return Line(", ".join(parts), "red" if broken else "yellow" if found["nothing asserted"] else "green")
+    return Line(", ".join(parts), "red" if session.is_bad else "yellow" if found["nothing asserted"] else "green")

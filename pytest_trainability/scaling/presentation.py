@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import html
-import math
 from typing import Any
 
-from ..measurement.presentation import frame_of, optional
 from ..records.estimates import Estimate, Profile
-from ..records.text import visible
+from ..report.exports import frame_of, html_table, new_axes, plain_estimate
 
 __all__ = ["SweepPresentation"]
 
@@ -31,6 +28,14 @@ class SweepPresentation:
     def _shown_reading(self) -> str:
         raise NotImplementedError
 
+    def _shown_table(self, name: str) -> list[str]:
+        raise NotImplementedError
+
+    def report(self) -> str:
+        """Return the slope in words, then the values of each element by size, and the slopes between them, as lines of text."""
+        lines = (line for name in _by_name(self._shown_slope()) for line in self._shown_table(name))
+        return "\n".join([self._shown_reading(), *lines])
+
     def _elements(self) -> list[dict[str, Estimate]]:
         """Return the elements of each size by name; the element of a scalar has the empty name."""
         return [_by_name(value) for value in self.values]
@@ -48,7 +53,11 @@ class SweepPresentation:
             "seeds": list(self.seeds),
             "reading": self._shown_reading(),
             "elements": [
-                {"name": name, "slope": _plain(slope), "values": [_plain(at[name]) for at in self._elements()]}
+                {
+                    "name": name,
+                    "slope": plain_estimate(slope),
+                    "values": [plain_estimate(at[name]) for at in self._elements()],
+                }
                 for name, slope in slopes.items()
             ],
         }
@@ -79,8 +88,7 @@ class SweepPresentation:
         Raises:
             UsageError: matplotlib is not installed.
         """
-        if axes is None:
-            _, axes = optional("matplotlib.pyplot", "plot()").subplots()
+        axes = new_axes(axes)
         slopes = _by_name(self._shown_slope())
         for index, (name, slope) in enumerate(slopes.items()):
             color, elements = f"C{index % 10}", [at[name] for at in self._elements()]
@@ -101,19 +109,8 @@ class SweepPresentation:
             [name or self.measure, *(str(at[name]) for at in self._elements()), str(slope)]
             for name, slope in _by_name(self._shown_slope()).items()
         ]
-        lines = ("".join(f"<td>{html.escape(visible(cell))}</td>" for cell in row) for row in (head, *rows))
-        caption = html.escape(self._shown_reading())
-        return f"<table><caption>{caption}</caption>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+        return html_table(self._shown_reading(), [head, *rows])
 
 
 def _by_name(value: Estimate | Profile) -> dict[str, Estimate]:
     return {"": value} if isinstance(value, Estimate) else dict(value)
-
-
-def _plain(value: Estimate) -> dict[str, Any]:
-    numbers = {"mean": value.mean, "low": value.low, "high": value.high}
-    return {**{key: _number(number) for key, number in numbers.items()}, "values": [_number(v) for v in value.values]}
-
-
-def _number(value: float) -> float | str:
-    return float(value) if math.isfinite(value) else str(float(value))

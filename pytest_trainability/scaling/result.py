@@ -200,6 +200,9 @@ class Scaling(SweepPresentation):
     def _shown_reading(self) -> str:
         return self.reading
 
+    def _shown_table(self, name: str) -> list[str]:
+        return self._table(name)
+
     # Elements
 
     def _profiles(self) -> tuple[Profile, ...]:

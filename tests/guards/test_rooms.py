@@ -63,7 +63,7 @@ TABLE = {
     "init": row(f"init engine/isolation records {GROUND}", "torch", third_party_inside="scipy"),
     "measures": row("measures engine/runs records errors", "torch"),
     **{f"measures/{f}": replace(FAMILY, rooms=FAMILY.rooms | {f"measures/{f}"}) for f in FAMILIES},
-    "dynamics": row("dynamics engine checks records errors", "torch"),
+    "dynamics": row("dynamics engine checks report records errors", "torch"),
     "report": row("report records checks/bounds errors", "pytest"),
     "report/html": row("report/html records errors", "jinja2 markupsafe"),
     "measurement": row("measurement measures init engine/runs engine/isolation checks report records errors", "torch"),

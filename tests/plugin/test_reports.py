@@ -207,10 +207,14 @@ def test_a_file_that_cannot_be_written_is_refused_before_a_test_runs(
 def test_a_page_without_its_package_is_refused_before_a_test_runs(
     suite: Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pytest_trainability.report.html", None)
+    for name in ("pytest_trainability.report.html", "pytest_trainability.report.html.page"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     result = suite.runpytest_inprocess("-p", "no:xdist", "--trainability-html=page.html")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--trainability-html: a page needs a package*pip install*"])
+    result.stderr.fnmatch_lines(
+        ["*--trainability-html: HTML needs the package jinja2, *pip install 'pytest-trainability?html?'"]
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
@@ -279,6 +283,8 @@ def test_properties_reach_the_file_of_junit(suite: Pytester) -> None:
     found = properties(suite.path / "x.xml")
     assert found["test_fails"]["trainability.gradient_norm"].endswith("must lie in [5, 6]: does not hold")
     assert "must lie in [-100, 100]" in found["test_holds"]["trainability.log_gain"]
+    names = [p.get("name") for p in next(ElementTree.parse(suite.path / "x.xml").iter("testcase")).iter("property")]
+    assert sorted(names) == sorted(set(names)), "readers of JUnit's XML keep one of several properties of a name"
 
 
 def test_without_the_option_junit_gets_no_properties(suite: Pytester) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,24 @@ def test_packed_checks_are_unpacked_when_they_are_opened(show: Show, monkeypatch
     held.locator("figure .plot").first.hover()
     assert held.locator("tr.on").count() == 1
     assert held.locator("[data-copy]").first.is_visible()
+
+
+def test_badges_do_not_cover_the_strips_of_the_module_tree_on_a_phone(show: Show) -> None:
+    tab = show(page_of(document([check("tests/test_a.py::test_gain", rate=-2.0)])), width=320)
+    badge = tab.locator(".module .badge").first.bounding_box()
+    strip = tab.locator(".module", has=tab.locator(".badge")).locator(".strip").first.bounding_box()
+    assert badge["x"] + badge["width"] <= strip["x"]
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_the_parts_of_a_row_do_not_overlap_on_a_phone(show: Show, width: int) -> None:
+    long = check("tests/test_a.py::test_free", bounds=None, status="nothing asserted")
+    long["log_gain"].update(mean=123456.789, spread=0.000123)
+    tab = show(page_of(document([long])), width=width)
+    boxes = [tab.locator(f".check > summary > .{name}").bounding_box() for name in ("status", "gain", "took")]
+    for left, right in pairwise(boxes):
+        assert left["x"] + left["width"] <= right["x"]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_without_a_script_the_checks_can_be_read(show: Show) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...records.text import format_number
+from ...records.text import format_number, format_spread
 from .axes import number
 from .charts import Chart, Interval, Limits, Series, course, gradients, heat_strip, interval, profile, spectrum
 from .tables import INPUT, Column, Element, Table, Values, column_of, expand, values_of
@@ -92,7 +92,7 @@ class Content:
     """Place in the document."""
     title: str
     headline: str
-    """The shortest true sentence about what is wrong; empty if nothing is."""
+    """The shortest true sentence about what is wrong or limited; empty if nothing is."""
     gain: str
     margin: float
     """Smallest distance to a bound in units of its width or of the spread; infinite without a bound."""
@@ -169,14 +169,11 @@ def _gain_text(check: Mapping[str, Any]) -> str:
     if not check["steps"]["along"]:
         return ""
     gain = check["log_gain"]
-    mean, spread = number(gain["mean"]), number(gain["spread"])
-    if math.isnan(mean) and gain["finite"]:
-        return str(gain["finite"])
-    around = f" ± {format_number(spread, 2)}" if math.isfinite(spread) and spread > 0 else ""
-    return f"{mean:{'' if math.isnan(mean) else '+'}.3g}{around} nats"
+    return format_spread(number(gain["mean"]), number(gain["spread"]), unit="nats", finite=gain["finite"])
 
 
 def _headline(check: Mapping[str, Any]) -> str:
+    """Return what is wrong in one sentence; of a check that passes, what is marginal, or the first limit of its verdict."""
     for verdict in check["verdicts"]:
         if not verdict["holds"]:
             return f"{verdict['measure']} {verdict['text']} {verdict['bound']}"
@@ -189,10 +186,9 @@ def _headline(check: Mapping[str, Any]) -> str:
         what = " ".join(filter(None, (changes[0].measure, changes[0].where, changes[0].text))) if changes else "nothing"
         return f"changed since the baseline: {what}{more}"
     if check["status"] == "failed":
-        return "the test failed, and every bound holds"
-    return next(
-        (f"{v['measure']} {v['text']} {v['bound']}: {_marginal(v)}" for v in check["verdicts"] if v["marginal"]), ""
-    )
+        return str(check["failure"]) or "the test failed"
+    marginal = [f"{v['measure']} {v['text']} {v['bound']}: {_marginal(v)}" for v in check["verdicts"] if v["marginal"]]
+    return next(iter([*marginal, *check["cautions"]]), "")
 
 
 # Bounds and changes --------------------------------------------------------------------------------------------------
@@ -394,6 +390,9 @@ class _Shown:
         for title, found in zip(titles, self.norms()):
             if found:
                 yield column_of(title, self.parameters(), found)
+        looks = {name: one["looks"] for one in self.check["tensors"] for name in expand(one["name"])}
+        if any(looks.values()):
+            yield Column("entries", tuple(looks.get(name, "") for name in self.parameters()), is_text=True)
         for values in self.of_parameters():
             yield from self._columns(values, self.parameters()) if values.measure != NORM else ()
 
@@ -414,7 +413,11 @@ class Trouble:
     anchor: str
     error: Mapping[str, Any]
     order: int
-    status: Status = STATUSES["not measured"]
+
+    @property
+    def status(self) -> Status:
+        """How it is shown."""
+        return STATUSES["expected failure" if self.error["expected"] else "not measured"]
 
 
 def troubles(errors: Iterable[Mapping[str, Any]], start: int) -> list[Trouble]:

@@ -17,8 +17,8 @@ from .content import STATUSES, Content, Status, Trouble, content, troubles
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
-except ImportError:
-    msg = "HTML needs the package jinja2, which is not installed. Install it with: pip install 'pytest-trainability[html]'"
+except ImportError as error:
+    msg = f"HTML needs the package jinja2, which cannot be imported: {error}. Install it: pip install 'pytest-trainability[html]'"
     raise ImportError(msg) from None
 
 __all__ = ["page", "panel"]
@@ -124,10 +124,10 @@ def _verdict(summary: Mapping[str, Any]) -> str:
         summary["nothing asserted"],
         summary["expected failure"],
     )
-    if not total:
-        return f"{errors} could not be measured" if errors else "Nothing was measured"
     plural = "s" if total > 1 else ""
-    if failed:
+    if not total:
+        parts = []
+    elif failed:
         parts = [f"{failed} of {total} check{plural} failed"]
     elif holding == total:
         parts = [f"All {total} checks hold" if total > 1 else "The check holds"]
@@ -137,7 +137,7 @@ def _verdict(summary: Mapping[str, Any]) -> str:
         parts += [f"{silent} assert{'s' if silent == 1 else ''} nothing"] if silent else []
         parts += [f"{expected} fail{'s' if expected == 1 else ''} as expected"] if expected else []
     parts += [f"{errors} could not be measured"] if errors else []
-    return ", ".join(parts)
+    return ", ".join(parts) or "Nothing was measured"
 
 
 def _counts(summary: Mapping[str, Any]) -> Iterator[tuple[Status, int]]:

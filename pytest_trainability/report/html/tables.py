@@ -92,10 +92,11 @@ def expand(pattern: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of numbers in a table."""
+    """A column of numbers or texts in a table."""
 
     title: str
     cells: tuple[str, ...]
+    is_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ def test_looks() -> None:
         assert look_of(statistics_of(part)).endswith(look)
     assert "kurtosis" in look_of(statistics_of(entries**3))
     assert look_of(statistics_of(torch.ones(3))) == "all entries are 1"
+    assert look_of(statistics_of(torch.tensor([1.0, math.nan, math.inf]))) == "2 of 3 entries are NaN or infinite"
 
 
 @pytest.mark.parametrize(

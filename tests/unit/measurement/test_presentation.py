@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_trainability import Measurement, TrainabilityFailure, UsageError, measure, within
+from pytest_trainability import Measurement, TrainabilityFailure, measure, within
 from pytest_trainability.measurement import presentation
-from pytest_trainability.measurement.presentation import Presentation, optional
+from pytest_trainability.measurement.presentation import Presentation
 
 
 def tower() -> nn.Module:
@@ -96,11 +96,6 @@ def test_an_unknown_attribute_does_not_list_all_measures(result: Measurement) ->
     assert len(str(caught.value)) < 120
 
 
-def test_a_package_that_is_missing_is_named() -> None:
-    with pytest.raises(UsageError, match=r"plot\(\) needs no_such_package.*pip install no_such_package"):
-        optional("no_such_package.inside", "plot()")
-
-
 def test_the_frame_has_a_row_for_each_measure_element_and_seed(result: Measurement) -> None:
     pytest.importorskip("pandas", reason="to_frame() needs pandas")
     frame = result.to_frame("log_gain", "gradient_norm")
@@ -121,6 +116,18 @@ def test_the_plot_has_a_line_for_each_seed_that_ends_at_its_log_gain() -> None:
     assert list(median.get_ydata()) == [sorted(column)[1] for column in zip(*(line.get_ydata() for line in of_seeds))]
     assert mark.get_xdata()[0] == 1, "every step multiplies by about a half: the first one leaves the bound"
     assert result.plot(axes) is axes
+
+
+def test_the_plot_says_on_how_many_seeds_the_gain_is_not_finite() -> None:
+    pytest.importorskip("matplotlib", reason="plot() needs matplotlib").use("agg")
+
+    def build() -> nn.Module:
+        model = tower()
+        nn.init.constant_(model[4].bias, math.nan)
+        return model
+
+    texts = [text.get_text() for text in measure(build, torch.ones(4, 8), seeds=3).plot().texts]
+    assert texts == ["not finite on 3 of 3 seeds"]
 
 
 def test_a_course_is_the_running_sum_of_growth_rates(result: Measurement) -> None:

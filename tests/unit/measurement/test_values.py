@@ -87,7 +87,23 @@ def test_a_record_holds_details_only_if_a_file_shows_them() -> None:
     weights = [tensor for tensor in detailed.tensors if tensor.name.endswith("weight")]
     assert sum(tensor.count for tensor in weights) == 3
     assert all(tensor.shape == (8, 8) and 0.1 < tensor.rms < 0.3 for tensor in weights)
+    assert all(tensor.looks == "" for tensor in weights), "64 entries are too few to tell"
     assert detailed.log_gain == plain.log_gain, "reading more must not change the numbers"
+
+
+def test_tensors_say_what_their_entries_look_like() -> None:
+    def build() -> nn.Module:
+        model = nn.Sequential(nn.Linear(8, 128), nn.Linear(128, 128))
+        nn.init.zeros_(model[0].bias)
+        nn.init.normal_(model[1].weight, std=0.02)
+        return model
+
+    found: list[CheckRecord] = []
+    measure_in(Context(report=found.append, detailed=True), build, X, seeds=2)
+    looks = {tensor.name: tensor.looks for tensor in found[-1].tensors}
+    assert looks["0.bias"] == "all entries are 0"
+    assert "uniform within ±0.35" in looks["0.weight"], "PyTorch's default: 1 / sqrt(8)"
+    assert looks["1.weight"] == "like a normal distribution"
 
 
 def test_without_a_description_there_are_no_modules() -> None:

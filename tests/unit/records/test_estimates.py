@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pytest_trainability import Estimate, Names, Profile, Spectrum, Steps
-from pytest_trainability.records.estimates import selected
+from pytest_trainability.records.estimates import selected, value_text
 
 NAN, INF = math.nan, math.inf
 
@@ -274,3 +274,10 @@ def test_an_estimate_is_rounded_like_its_mean() -> None:
     x = Estimate(7.46, 7.0, 8.0, (7.46,))
     assert (round(x, 1), round(x)) == (7.5, 7)
     assert type(round(x)) is int
+
+
+def test_the_text_of_a_profile_counts_the_elements_that_are_no_number() -> None:
+    one, two, nan = (Estimate(x, x, x, (x,), name=name) for x, name in ((1.0, "a"), (2.0, "b"), (math.nan, "c.0")))
+    assert value_text(Profile({"a": one, "b": two})) == "1 (a) to 2 (b)"
+    assert value_text(Profile({"a": one, "c.0": nan})) == "no number in 1 of 2: c.0; else 1 (a)"
+    assert value_text(Profile({"c.0": nan})) == "no number in 1 of 1: c.0"

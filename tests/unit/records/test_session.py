@@ -7,7 +7,16 @@ from collections.abc import Callable
 import pytest
 
 from pytest_trainability.records.reports import BaselineRecord, CheckRecord, VerdictRecord
-from pytest_trainability.records.session import CheckOutcome, Outcome, Status, counts, status
+from pytest_trainability.records.session import (
+    CheckOutcome,
+    ErrorRecord,
+    Outcome,
+    SessionRecord,
+    Status,
+    counts,
+    source_order,
+    status,
+)
 
 Make = Callable[..., VerdictRecord]
 
@@ -40,6 +49,36 @@ def test_a_baseline_or_an_assertion_of_the_test_asserts_something(make_record: C
     assert status(make_record(asserted=True), "passed") == "held"
 
 
-def test_statuses_that_no_check_has_are_counted_as_zero(make_record: Callable[..., CheckRecord]) -> None:
-    found = counts([CheckOutcome(make_record(), "passed"), CheckOutcome(make_record(), "failed")])
-    assert found == {"held": 0, "marginal": 0, "nothing asserted": 1, "failed": 1, "expected failure": 0}
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a[9]", "a[10]"],
+        ["a[1e-05]", "a[0.0001]", "a[0.05]", "a[0.2]", "a[1.0]", "a[3]"],
+        ["a[2-0.5]", "a[10-0.25]", "a[10-0.5]"],
+        ["a[9" + "0" * 400 + "]", "a[1" + "0" * 401 + "]"],
+        ["a", "b1", "b2x", "b3"],
+    ],
+)
+def test_parameters_are_in_the_order_of_their_numbers(names: list[str]) -> None:
+    backwards = names[::-1]
+    assert sorted(backwards, key=lambda name: source_order("test_a.py", 1, name)) == names
+
+
+def test_statuses_that_nothing_has_are_counted_as_zero() -> None:
+    none = {"held": 0, "marginal": 0, "nothing asserted": 0, "failed": 0, "expected failure": 0, "not measured": 0}
+    assert counts([]) == none
+    assert counts(["failed", "nothing asserted", "failed"]) == {**none, "failed": 2, "nothing asserted": 1}
+
+
+def test_a_session_is_bad_if_a_check_failed_or_an_unexpected_error_occurred(
+    make_record: Callable[..., CheckRecord],
+) -> None:
+    held, failed = CheckOutcome(make_record(asserted=True), "passed"), CheckOutcome(make_record(), "failed")
+    error, expected = (ErrorRecord("t", "ModelError", "no", expected=each) for each in (False, True))
+    assert [SessionRecord(*items).is_bad for items in (((held,), (expected,)), ((failed,),), ((), (error,)))] == [
+        False,
+        True,
+        True,
+    ]
+    counted = SessionRecord((held, failed), (error, expected)).counts
+    assert (counted["held"], counted["failed"], counted["not measured"], counted["expected failure"]) == (1, 1, 1, 1)

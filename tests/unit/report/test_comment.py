@@ -67,7 +67,8 @@ def test_without_a_changed_baseline_there_is_nothing_to_accept() -> None:
 
 def test_changes_of_baselines_and_errors_are_those_of_the_session() -> None:
     error = ErrorRecord("t.py::test_e", "ModelError", "no")
-    found = baseline_changes(session(check("passed", verdict()), changed(), errors=(error,)))
+    expected = ErrorRecord("t.py::test_x", "ModelError", "no", expected=True)
+    found = baseline_changes(session(check("passed", verdict()), changed(), errors=(error, expected)))
     assert [(c.test.partition("::")[2], c.new, len(c.changes)) for c in found] == [
         *(("test_changed", "failed", 2), ("test_e", "not measured", 0))
     ]

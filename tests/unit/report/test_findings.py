@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from ci_formats import GITLAB, SARIF, commands_in
@@ -36,7 +37,15 @@ def test_a_missing_baseline_says_so() -> None:
 
 
 def test_expected_failures_and_green_checks_are_none() -> None:
-    assert findings(session(check("xfailed", BROKEN), check("passed", verdict()), check())) == []
+    error = ErrorRecord("t.py::test_e", "ModelError", "no", expected=True)
+    assert findings(session(check("xfailed", BROKEN), check("passed", verdict()), check(), errors=(error,))) == []
+
+
+def test_a_failure_that_no_bound_explains_says_what_pytest_says() -> None:
+    held = check("failed", verdict(holds=True))
+    told, unknown = findings(session(replace(held, failure="KeyError: 'a'"), held))
+    assert (told.rule, told.message) == ("assertion", "Tower: KeyError: 'a'")
+    assert unknown.message == "Tower: the test failed"
 
 
 def test_files_stand_below_the_root_of_the_repository() -> None:

@@ -67,7 +67,7 @@ def test_each_check_has_a_line_in_its_color(
 def test_the_total_counts_checks_that_hold(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
     good, bad = make_record(make_verdict(holds=True)), make_record(make_verdict())
     assert section([(good, "passed"), (bad, "failed"), (good, "passed")])[-1] == Line(
-        "2 of 3 hold, measured in 0.8 s", "red"
+        "2 of 3 hold, 1 failed, measured in 0.8 s", "red"
     )
     assert section([(good, "passed")])[-1] == Line("1 of 1 hold, measured in 0.2 s", "green")
 
@@ -95,6 +95,25 @@ def test_what_could_not_be_measured_is_listed_and_counted(make_record: MakeRecor
     long = tuple(replace(error, message="no way " * 30) for error in errors)
     text = " ".join(line.text for line in terminal.section(replace(session, errors=long)))
     assert " ".join(text.split()).count("no way") == 60
+
+
+def test_an_expected_error_is_a_row_and_no_failure(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    error = ErrorRecord("test_init.py::test_e", "ModelError", "no " * 50, expected=True)
+    session = SessionRecord((CheckOutcome(make_record(make_verdict(holds=True)), "passed"),), (error,))
+    *_, row, total = terminal.section(session)
+    assert row.text.startswith("  x test_e  ModelError: no no")
+    assert (len(row.text), row.color) == (80, "yellow"), "one line, as nothing has to be done about it"
+    assert total == Line("1 of 2 hold, 1 expected to fail, measured in 0.2 s", "green")
+    assert terminal.section(session, verbosity=-1) == [total]
+
+
+def test_what_a_test_failed_by_is_shown_where_pytest_has_not(
+    make_record: MakeRecord, make_verdict: MakeVerdict
+) -> None:
+    record = make_record(make_verdict(holds=True))
+    session = SessionRecord((CheckOutcome(record, "failed", "KeyError: 'a'"),))
+    texts = [[line.text for line in terminal.section(session, errors_explained=shown)] for shown in (False, True)]
+    assert ["  failed by      KeyError: 'a'" in text for text in texts] == [True, False]
 
 
 def test_a_failure_that_pytest_has_explained_is_one_line(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:

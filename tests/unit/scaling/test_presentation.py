@@ -28,6 +28,13 @@ def test_the_dictionary_holds_values_and_slopes(scaling: Scaling) -> None:
     assert first["slope"]["mean"] == scaling.slope["input"].mean
 
 
+def test_the_report_has_the_slope_and_the_values_of_each_element_by_size(scaling: Scaling) -> None:
+    first, *lines = scaling.report().splitlines()
+    assert first == scaling.reading
+    assert sum(line.startswith("by width") for line in lines) == len(scaling.slope)
+    assert all(any(line.split()[:1] == [str(size)] for line in lines) for size in scaling.sizes)
+
+
 def test_the_table_has_a_row_for_each_element(scaling: Scaling) -> None:
     text = scaling._repr_html_()
     assert text.count("<tr>") == 1 + len(scaling.slope)

@@ -18,7 +18,9 @@ def test_the_headline_is_the_first_bound_that_fails():
 def test_headlines_of_other_checks():
     held = check("a::b")
     assert content(held).headline == ""
-    assert content(held | {"status": "failed"}).headline == "the test failed, and every bound holds"
+    assert content(held | {"status": "failed"}).headline == "the test failed"
+    assert content(held | {"status": "failed", "failure": "assert 1 > 2"}).headline == "assert 1 > 2"
+    assert content(held | {"cautions": ["the output is not finite"]}).headline == "the output is not finite"
     marginal = check("a::b", status="marginal")
     marginal["verdicts"][0].update(marginal=True, seeds_needed=23.2)
     assert content(marginal).headline.endswith("must lie in [-5, 5]: marginal: about 24 seeds would settle it")
@@ -83,7 +85,7 @@ def test_charts_are_ordered_and_share_their_names_with_tables():
     steps, parameters = one.tables[:2]
     assert (steps.axis, steps.names, len(steps.rows)) == ("steps", ("h.0", "h.1", "h.2"), one.charts[0].count)
     assert (parameters.axis, len(parameters.rows)) == ("parameters", one.charts[1].count)
-    assert [column.title for column in parameters.columns] == ["gradient norm", "rms"]
+    assert [column.title for column in parameters.columns] == ["gradient norm", "rms", "entries"]
     assert parameters.rows[0][0] == "wte.weight" and parameters.rows[0][2] == "0.02"
 
 
@@ -148,6 +150,8 @@ def test_scalars_and_names_are_listed():
 
 def test_errors_have_a_status_and_different_anchors():
     found = troubles([error("a::b", "no loss"), error("a::b", "no loss")], 5)
+    assert [one.status.word for one in found] == ["error", "error"]
+    assert troubles([error("a::b", "no loss", expected=True)], 0)[0].status.word == "expected"
     assert [one.order for one in found] == [5, 6]
     assert len({one.anchor for one in found}) == 2
     assert found[0].status is STATUSES["not measured"] and found[0].status.is_red

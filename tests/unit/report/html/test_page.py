@@ -127,6 +127,14 @@ def test_the_verdict_is_a_true_sentence(counts, verdict_text):
         assert f"{count} {key}</a>" in text
 
 
+def test_an_expected_error_is_an_expected_failure():
+    expected = error("a::b", "no loss", expected=True)
+    text = page(document([check("a::c", layers=2)], [expected]))
+    assert "<h1>The check holds, 1 fails as expected</h1>" in text
+    assert 'data-is="expected"' in text
+    assert "<h1>1 fails as expected</h1>" in page(document([], [expected]))
+
+
 def test_errors_alone():
     text = page(document([], [error("test_a.py::test_a", "The model has no loss.\nPass one.")]))
     assert "<h1>1 could not be measured</h1>" in text
