@@ -28,6 +28,7 @@ from .collection import (
 from .cures import CureWriter
 from .extensions import forget_measures
 from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_assertions, trainability
+from .gate import add_files_of_root, gate_file
 from .progress import PROGRESS, Progress
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .reports import ReportWriter
@@ -37,6 +38,7 @@ from .unmeasured import NOT_MEASURED, error_of, explained_checks, shorten_summar
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from pathlib import Path
 
 __all__ = ["trainability"]
 
@@ -62,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "use the trainability fixture get the marker automatically.",
     )
     options.read(config)
+    add_files_of_root(config)
     report_files.refuse_unusable(config)
     refuse_partial_prune(config)
     config.stash[BASELINES] = Baselines(config)
@@ -92,6 +95,11 @@ def pytest_make_collect_report(
         report = yield
     collector.config.stash[COLLECTED].add_file(collector, complete=report.passed)
     return report
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect the tests that a file holds as tables."""
+    return gate_file(file_path, parent)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -1,0 +1,53 @@
+"""The family of a model, by the layers that it has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+__all__ = ["family_of"]
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_CONVOLUTION = (nn.modules.conv._ConvNd,)
+_ATTENTION = ("attention", "attn")
+_WORDS = {
+    "transformer": "attention",
+    "rnn": "recurrent layers",
+    "cnn": "convolutions",
+    "mlp": "no other layers with weights",
+}
+
+
+def family_of(model: nn.Module) -> tuple[str, str]:
+    """Return the preset that suits a model, and the layers that tell so.
+
+    Attention makes a transformer. Otherwise the layers with most parameters decide: convolutions, recurrent layers or others.
+
+    >>> family_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+    ('cnn', 'convolutions')
+
+    Args:
+        model: The model. It may be on the meta device.
+    """
+    sizes: Counter[str] = Counter()
+    for module in model.modules():
+        kind = _kind_of(module)
+        if kind == "transformer":
+            return kind, _WORDS[kind]
+        sizes[kind] += sum(p.numel() for p in module.parameters(recurse=kind != "")) if kind else 0
+    family = "rnn" if sizes["rnn"] > sizes["cnn"] else "cnn" if sizes["cnn"] else "mlp"
+    return family, _WORDS[family]
+
+
+def _kind_of(module: Any) -> str:
+    """Return the family to which a layer belongs; empty for layers of every family."""
+    name = type(module).__name__.lower()
+    if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer)) or any(
+        word in name for word in _ATTENTION
+    ):
+        return "transformer"
+    if isinstance(module, _RECURRENT):
+        return "rnn"
+    return "cnn" if isinstance(module, _CONVOLUTION) else ""
