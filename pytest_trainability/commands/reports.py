@@ -101,7 +101,7 @@ def show(options: argparse.Namespace) -> int:
     from ..records.session import BAD, NOT_MEASURED
 
     session = _session(_read(options.reports))
-    for line in _section(session, options.verbose - options.quiet):
+    for line in section_lines(session, options.verbose - options.quiet):
         say(line)
     statuses = {check.status for check in session.checks} | ({NOT_MEASURED} if session.errors else set())
     return DIFFERS if statuses & set(BAD) else 0
@@ -132,8 +132,8 @@ def _consistent() -> Iterator[None]:
         raise ReportError(msg) from None
 
 
-def _section(session: SessionRecord, verbosity: int) -> list[str]:
-    """Return the lines of the section."""
+def section_lines(session: SessionRecord, verbosity: int) -> list[str]:
+    """Return the lines that the terminal section of a session has, as wide as the terminal."""
     from ..report.terminal import baselines, section
 
     layout: dict[str, Any] = {

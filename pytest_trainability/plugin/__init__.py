@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import options, report_files
+from . import command_line, options, report_files
 from .baseline_writer import BaselineWriter, refuse_partial_prune
 from .baselines import BASELINE_REQUESTS, BASELINES, Baselines
 from .ci import add_properties
@@ -46,6 +46,7 @@ __all__ = ["trainability"]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the command line options and the ini values of the same names."""
     options.declare(parser)
+    command_line.declare(parser.getgroup(options.PREFIX))
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -64,6 +65,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "use the trainability fixture get the marker automatically.",
     )
     options.read(config)
+    command_line.refuse_incomplete(config)
+    command_line.add_model(config)
     add_files_of_root(config)
     report_files.refuse_unusable(config)
     refuse_partial_prune(config)

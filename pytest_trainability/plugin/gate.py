@@ -22,13 +22,14 @@ from .randomness import SEED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from ..gate.keys import Condition
     from ..gate.reading import GateTest
     from ..records.calls import Call
     from ..sources.requests import Request
 
-__all__ = ["BASELINE_FILE", "GateFile", "GateItem", "add_files_of_root", "gate_file"]
+__all__ = ["BASELINE_FILE", "GateFile", "GateItem", "add_files_of_root", "gate_file", "placed", "seeded_imports"]
 
 _FILE = "trainability.toml"
 _PROJECT = "pyproject.toml"
@@ -38,7 +39,7 @@ BASELINE_FILE = pytest.StashKey[Path]()
 
 def add_files_of_root(config: pytest.Config) -> None:
     """Collect the files of the root as well where the ini value ``testpaths`` chooses what is collected."""
-    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or not config.args:
         return
     chosen = [config.invocation_params.dir / argument for argument in config.args]
     for name in (_FILE, _PROJECT):
@@ -134,7 +135,7 @@ class GateFile(pytest.Module):
     def _item(
         self, test: GateTest, name: str, arguments: dict[str, Any], marks: list[pytest.MarkDecorator]
     ) -> GateItem:
-        function = _placed(partial(_measured, test, self.path.parent, arguments), self.path, test.line, test.name)
+        function = placed(partial(_measured, test, self.path.parent, arguments), str(self.path), test.line, test.name)
         marker = getattr(pytest.mark, MARKER)(**test.settings)
         for mark in (marker, *marks, *_skips(test.skip)):
             function = mark(function)
@@ -157,6 +158,8 @@ class GateItem(pytest.Function):
 
     line = 1
     """Line of the table, counted from 1."""
+    source = ""
+    """Name under which tracebacks show the place of the test; empty for that of its file."""
 
     def reportinfo(self) -> tuple[Path, int, str]:
         """Return file, line from 0 on, and name."""
@@ -168,9 +171,9 @@ class GateItem(pytest.Function):
         for traceback, *_ in getattr(shown, "chain", ()):
             for entry in traceback.reprentries:
                 place = getattr(entry, "reprfileloc", None)
-                if place is not None and place.path.endswith(self.path.name):
+                if place is not None and place.path.endswith(self.source or self.path.name):
                     entry.reprfuncargs = None
-                    entry.lines = [line for line in entry.lines if line.strip()]
+                    entry.lines = [line for line in entry.lines if line.strip(" ^")]
         return shown
 
 
@@ -194,10 +197,10 @@ def _has_device(name: str) -> bool:
     return torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available()
 
 
-def _placed(run: Callable[[Any], None], path: Path, line: int, name: str) -> Callable[[Any], None]:
+def placed(run: Callable[[Any], None], file: str, line: int, name: str) -> Callable[[Any], None]:
     """Return a function of the fixture whose code stands at a line of a file, so that tracebacks lead there."""
     function = lambda trainability: run(trainability)  # noqa: E731 - on one line, which is moved
-    code: CodeType = function.__code__.replace(co_filename=str(path), co_firstlineno=line, co_name=name)
+    code: CodeType = function.__code__.replace(co_filename=file, co_firstlineno=line, co_name=name)
     return FunctionType(code, {}, name, None, function.__closure__)
 
 
@@ -224,11 +227,9 @@ def _measured(test: GateTest, folder: Path, arguments: dict[str, Any], trainabil
 
 
 def _requested(test: GateTest, arguments: dict[str, Any]) -> Request:
-    """Return the measurement of a test. Modules are imported with seeded generators, as those of Python tests are."""
-    from ..engine import isolation
     from ..sources.requests import IN_FILE, requested
 
-    with isolation.seeded_unless_seeded(isolation.derived_seed(SEED, "module")):
+    with seeded_imports():
         return requested(
             test.model,
             inputs=test.inputs,
@@ -237,3 +238,10 @@ def _requested(test: GateTest, arguments: dict[str, Any]) -> Request:
             parameters=arguments,
             words=IN_FILE,
         )
+
+
+def seeded_imports() -> AbstractContextManager[None]:
+    """Return a context in which modules are imported with seeded generators, as the modules of Python tests are."""
+    from ..engine import isolation
+
+    return isolation.seeded_unless_seeded(isolation.derived_seed(SEED, "module"))

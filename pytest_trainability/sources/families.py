@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["family_of"]
+__all__ = ["family_of", "family_of_source"]
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _CONVOLUTION = (nn.modules.conv._ConvNd,)
@@ -21,12 +22,12 @@ _WORDS = {
 
 
 def family_of(model: nn.Module) -> tuple[str, str]:
-    """Return the preset that suits a model, and the layers that tell so.
+    """Return the preset that suits a model, and why.
 
     Attention makes a transformer. Otherwise the layers with most parameters decide: convolutions, recurrent layers or others.
 
     >>> family_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
-    ('cnn', 'convolutions')
+    ('cnn', 'it has convolutions')
 
     Args:
         model: The model. It may be on the meta device.
@@ -39,6 +40,24 @@ def family_of(model: nn.Module) -> tuple[str, str]:
         sizes[kind] += sum(p.numel() for p in module.parameters(recurse=kind != "")) if kind else 0
     family = "rnn" if sizes["rnn"] > sizes["cnn"] else "cnn" if sizes["cnn"] else "mlp"
     return family, _WORDS[family]
+
+
+def family_of_source(source: Any) -> tuple[str, str]:
+    """Return the preset that suits what a factory builds, or a finished module, and why.
+
+    The factory is called on the meta device if possible. One that raises an error will raise it again where it is shown.
+    """
+    if isinstance(source, nn.Module):
+        return family_of(source)
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                model = source()
+        except Exception:
+            continue
+        if isinstance(model, nn.Module):
+            return family_of(model)
+    return family_of(nn.Module())
 
 
 def _kind_of(module: Any) -> str:

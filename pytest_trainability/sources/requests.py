@@ -15,7 +15,7 @@ from .inputs import drawn_inputs, is_place
 from .losses import named_loss, needs_target
 from .models import NamedModel, named_model
 
-__all__ = ["IN_FILE", "ON_COMMAND_LINE", "Request", "Words", "requested"]
+__all__ = ["IN_FILE", "ON_COMMAND_LINE", "Request", "Words", "pytest_options", "requested"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,19 @@ def requested(
         raise UsageError(msg)
     found = drawn_inputs(inputs) if inputs else _declared(named, model, words)
     return Request(build, _generated(found), _generated(drawn_inputs(targets)) if targets else None, function)
+
+
+def pytest_options(
+    model: str, *, inputs: Sequence[str] = (), targets: Sequence[str] = (), loss: str = "", steps: str = ""
+) -> list[str]:
+    """Return the options with which pytest measures the same model."""
+    return [
+        f"--trainability-model={model}",
+        *(f"--trainability-input={text}" for text in inputs),
+        *(f"--trainability-targets={text}" for text in targets),
+        *([f"--trainability-loss={loss}"] if loss else []),
+        *([f"--trainability-steps={steps}"] if steps else []),
+    ]
 
 
 def _with_arguments(named: NamedModel, text: str, parameters: Mapping[str, Any], words: Words) -> Any:
