@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .arguments import DIFFERS, PROGRAM, Subparsers, declared, say, write
 from .reports import section_lines
@@ -76,14 +76,17 @@ def declare(commands: Subparsers) -> None:
 
 def look(options: argparse.Namespace) -> int:
     """Measure a model, judge the bounds of a preset, and print and write the report."""
+    from ..checks.presets import find_preset
     from ..records.session import BAD
     from ..report.formats import report_text
+    from ..sources.families import family_of_source
     from ..sources.requests import requested
 
     _refuse_unwritable(options)
     request = requested(options.model, inputs=options.inputs, targets=options.targets, loss=options.loss)
-    bounds = _bounds(options, request.build)
-    session = _session(options, request, bounds)
+    preset, reason = (options.preset, "") if options.preset else family_of_source(request.build)
+    session = _session(options, request, find_preset(preset, where="--preset"))
+    say(f"preset {preset}: {reason}" if reason else f"preset {preset}")
     for line in section_lines(session, 1):
         say(line)
     for kind in ("html", "json"):
@@ -107,17 +110,6 @@ def _refuse_unwritable(options: argparse.Namespace) -> None:
         if options.json is not None and options.html.resolve() == options.json.resolve():
             msg = f"--html and --json must name different files. Both name {options.html}."
             raise UsageError(msg)
-
-
-def _bounds(options: argparse.Namespace, build: Any) -> dict[str, Bound]:
-    """Return the bounds of the preset, and say which one it is."""
-    from ..checks.presets import find_preset
-    from ..sources.families import family_of_source
-
-    preset, reason = (options.preset, "") if options.preset else family_of_source(build)
-    bounds = find_preset(preset, where="--preset")
-    say(f"preset {preset}: {reason}" if reason else f"preset {preset}")
-    return bounds
 
 
 def _session(options: argparse.Namespace, request: Request, bounds: dict[str, Bound]) -> SessionRecord:

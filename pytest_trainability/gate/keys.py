@@ -206,8 +206,16 @@ def _device_of_condition(value: str) -> str:
     return value
 
 
+def _modules(value: Any, complain: Complain) -> tuple[str, ...]:
+    expected = "the name of a module, such as 'timm', or a list of names"
+    if isinstance(value, dict):
+        _refuse(complain, expected, value)
+        return ()
+    return _texts(expected)(value, complain)
+
+
 CONDITIONS: dict[str, Callable[[Any, Complain], Any]] = {
-    "missing": _texts("the name of a module, such as 'timm', or a list of names"),
+    "missing": _modules,
     "unless": _checked(_device_of_condition, "a device: 'cuda' or 'mps'", str),
     "reason": _text("a text"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,8 +20,9 @@ Inputs = Callable[[torch.Generator], Any]
 def declared_inputs(source: Any) -> Inputs | None:
     """Return a function that makes the inputs which a model declares; None if it declares none.
 
-    A Lightning module has ``example_input_array``, a model of timm the size of its images in ``default_cfg``, and a model of
-    transformers its main input and its configuration. Language models of transformers get their inputs as labels.
+    A Lightning module has ``example_input_array``, a model of timm the size of its images in ``default_cfg``, a model of
+    transformers its main input and its configuration, and other models may have ``dummy_inputs``. Language models of transformers
+    get their inputs as labels.
 
     Args:
         source: A factory, which is called on the meta device, or a module.
@@ -35,20 +37,31 @@ def declared_inputs(source: Any) -> Inputs | None:
             # It will be built, and fail, where the error is shown.
             return None
     if getattr(model, "example_input_array", None) is not None:
-        return _as_declared(model.example_input_array, source)
+        return _as_declared("example_input_array", source)
     settings = getattr(model, "default_cfg", None)
     if isinstance(settings, Mapping) and "input_size" in settings:
         size = tuple(settings["input_size"])
         return lambda generator: torch.randn(BATCH, *size, generator=generator)
     if hasattr(model, "main_input_name") and hasattr(model, "config"):
-        return _of_transformers(model)
-    return None
+        found = _of_transformers(model)
+        if found is not None:
+            return found
+    return _as_declared("dummy_inputs", source) if _has_dummy_inputs(model) else None
 
 
-def _as_declared(example: Any, source: Any) -> Inputs:
+def _has_dummy_inputs(model: nn.Module) -> bool:
+    """Whether a model has inputs of this name: some of transformers and diffusers do, and some raise an error instead."""
+    try:
+        return getattr(model, "dummy_inputs", None) is not None
+    except Exception:
+        return False
+
+
+def _as_declared(name: str, source: Any) -> Inputs:
     def inputs(generator: torch.Generator) -> Any:
         # On the meta device the example holds no numbers.
-        return example if isinstance(source, nn.Module) else source().example_input_array
+        found = getattr(source if isinstance(source, nn.Module) else source(), name)
+        return found() if inspect.isroutine(found) else found
 
     return inputs
 

@@ -14,10 +14,10 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _CONVOLUTION = (nn.modules.conv._ConvNd,)
 _ATTENTION = ("attention", "attn")
 _WORDS = {
-    "transformer": "attention",
-    "rnn": "recurrent layers",
-    "cnn": "convolutions",
-    "mlp": "no other layers with weights",
+    "transformer": "it has attention",
+    "rnn": "it has recurrent layers",
+    "cnn": "it has convolutions",
+    "mlp": "it has neither attention, convolutions nor recurrence",
 }
 
 

@@ -77,8 +77,7 @@ def _losses() -> dict[str, Any]:
 
 
 def _is_loss(name: str, found: Any) -> bool:
-    is_named = name.endswith(("_loss", "_cross_entropy")) or name in {"cross_entropy", "kl_div"}
-    return callable(found) and is_named and "with_logits_" not in name and not name.startswith("_")
+    return callable(found) and name.endswith(("_loss", "cross_entropy", "kl_div", "_with_logits")) and name[0] != "_"
 
 
 def _cross_entropy(output: Any, target: Tensor) -> Tensor:
