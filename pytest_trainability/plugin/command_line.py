@@ -10,7 +10,7 @@ import pytest
 
 from .collection import bounds_of, marker_settings
 from .fixture import COMMAND
-from .gate import GateItem, placed, seeded_imports
+from .gate import CodelessModule, GateItem, placed, seeded_imports
 from .options import SETTINGS
 
 if TYPE_CHECKING:
@@ -101,10 +101,8 @@ def _given(config: pytest.Config) -> dict[str, Any]:
     }
 
 
-class CommandLine(pytest.Module):
-    """Collects the item of the model. It is a module without an object and without a file."""
-
-    obj = None
+class CommandLine(CodelessModule):
+    """Collects the item of the model."""
 
     def collect(self) -> Iterator[CommandLineItem]:
         """Yield the item."""

@@ -10,7 +10,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from ..records.calls import Call
     from ..sources.requests import Request
 
-__all__ = ["BASELINE_FILE", "GateFile", "GateItem", "add_files_of_root", "gate_file", "placed", "seeded_imports"]
+__all__ = [
+    "BASELINE_FILE",
+    "CodelessModule",
+    "GateFile",
+    "GateItem",
+    "add_files_of_root",
+    "gate_file",
+    "placed",
+    "seeded_imports",
+]
 
 _FILE = "trainability.toml"
 _PROJECT = "pyproject.toml"
@@ -44,8 +53,14 @@ def add_files_of_root(config: pytest.Config) -> None:
     chosen = [config.invocation_params.dir / argument for argument in config.args]
     for name in (_FILE, _PROJECT):
         path = config.rootpath / name
-        if _holds_tests(path) and not any(path.is_relative_to(folder) for folder in chosen):
+        is_chosen = any(path.is_relative_to(folder) for folder in chosen)
+        if _holds_tests(path) and not is_chosen and not _is_ignored(path, config):
             config.args.append(str(path))
+
+
+def _is_ignored(path: Path, config: pytest.Config) -> bool:
+    """Whether an option or a conftest leaves a file out. pytest does not ask for files that are named."""
+    return bool(config.hook.pytest_ignore_collect(collection_path=path, config=config))
 
 
 def _holds_tests(path: Path) -> bool:
@@ -68,10 +83,15 @@ def gate_file(path: Path, parent: pytest.Collector) -> GateFile | None:
     return None
 
 
-class GateFile(pytest.Module):
-    """Collects the tests of a file. It is a module without an object, as pytest's collector of doctests in text files."""
+class CodelessModule(pytest.Module):
+    """Collects tests that are no functions of a module. Fixtures of modules and plugins find an empty module in their place."""
 
-    obj = None
+    def _getobj(self) -> ModuleType:
+        return ModuleType(self.path.stem)
+
+
+class GateFile(CodelessModule):
+    """Collects the tests of a file."""
 
     def collect(self) -> Iterator[GateItem]:
         """Yield an item for each case of each test.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 __all__ = ["declared_inputs"]
 
-BATCH, LENGTH, AUDIO = 4, 32, 16000
-"""Number of samples, of tokens in a text, and of values in a piece of audio."""
+BATCH, LENGTH, AUDIO, FRAMES = 4, 32, 16000, 200
+"""Number of samples, of tokens in a text, and of values and frames in a piece of audio."""
 
 Inputs = Callable[[torch.Generator], Any]
 
@@ -43,14 +43,12 @@ def declared_inputs(source: Any) -> Inputs | None:
         size = tuple(settings["input_size"])
         return lambda generator: torch.randn(BATCH, *size, generator=generator)
     if hasattr(model, "main_input_name") and hasattr(model, "config"):
-        found = _of_transformers(model)
-        if found is not None:
-            return found
+        return _of_transformers(model)
     return _as_declared("dummy_inputs", source) if _has_dummy_inputs(model) else None
 
 
 def _has_dummy_inputs(model: nn.Module) -> bool:
-    """Whether a model has inputs of this name: some of transformers and diffusers do, and some raise an error instead."""
+    """Whether a model has inputs of this name. The property of some models raises an error instead."""
     try:
         return getattr(model, "dummy_inputs", None) is not None
     except Exception:
@@ -81,8 +79,7 @@ def _of_transformers(model: Any) -> Inputs | None:
     if name == "input_values":
         drawn["input_values"] = lambda g: torch.randn(BATCH, AUDIO, generator=g)
     if name == "input_features":
-        bins, length = config.num_mel_bins, 2 * getattr(config, "max_source_positions", 500)
-        drawn["input_features"] = lambda g: torch.randn(BATCH, bins, length, generator=g)
+        drawn["input_features"] = _features(config)
     if not drawn:
         return None
     labels = _labels(model, drawn)
@@ -94,6 +91,14 @@ def _of_transformers(model: Any) -> Inputs | None:
     return inputs
 
 
+def _features(config: Any) -> Callable[[torch.Generator], Tensor]:
+    """Return a function that makes spectrograms: as long as the model demands, or frames first where it takes any length."""
+    if hasattr(config, "input_feat_per_channel"):
+        return lambda g: torch.randn(BATCH, FRAMES, config.input_feat_per_channel, generator=g)
+    length = 2 * getattr(config, "max_source_positions", 500)
+    return lambda g: torch.randn(BATCH, config.num_mel_bins, length, generator=g)
+
+
 def _part(config: Any, name: str) -> Any:
     part = getattr(config, name, None)
     return config if part is None or isinstance(part, Mapping) else part
@@ -102,11 +107,16 @@ def _part(config: Any, name: str) -> Any:
 def _labels(model: Any, drawn: Mapping[str, Any]) -> Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]:
     """Return a function that makes the labels by which a model computes its own loss; none for other heads."""
     kind = type(model).__name__
-    if kind.endswith(("LMHeadModel", "ForCausalLM", "ForConditionalGeneration")) and set(drawn) == {"input_ids"}:
+    if kind.endswith(("LMHeadModel", "ForCausalLM", "ForConditionalGeneration", "MTModel")) and set(drawn) == {
+        "input_ids"
+    }:
         return lambda found, generator: {"labels": found["input_ids"].clone()}
     if kind.endswith("ForImageClassification"):
         count = model.config.num_labels
         return lambda found, generator: {"labels": torch.randint(count, (BATCH,), generator=generator)}
+    if kind.endswith("ForConditionalGeneration") and getattr(model.config, "is_encoder_decoder", False):
+        vocabulary = model.config.vocab_size
+        return lambda found, generator: {"labels": torch.randint(vocabulary, (BATCH, LENGTH), generator=generator)}
     if getattr(model.config, "is_encoder_decoder", False) and "input_ids" in drawn:
         return lambda found, generator: {"decoder_input_ids": found["input_ids"].clone()}
     return lambda found, generator: {}

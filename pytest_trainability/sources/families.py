@@ -11,10 +11,11 @@ from torch import nn
 __all__ = ["family_of", "family_of_source"]
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_CONVOLUTION = (nn.modules.conv._ConvNd,)
-_ATTENTION = ("attention", "attn")
+_CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_ATTENTION = ("attention", "attn", "multihead", "transformer", "mixer", "mamba")
+"""Parts of the names of classes that mix tokens."""
 _WORDS = {
-    "transformer": "it has attention",
+    "transformer": "it mixes tokens, as by attention",
     "rnn": "it has recurrent layers",
     "cnn": "it has convolutions",
     "mlp": "it has neither attention, convolutions nor recurrence",
@@ -24,7 +25,8 @@ _WORDS = {
 def family_of(model: nn.Module) -> tuple[str, str]:
     """Return the preset that suits a model, and why.
 
-    Attention makes a transformer. Otherwise the layers with most parameters decide: convolutions, recurrent layers or others.
+    Attention, or what takes its place, makes a transformer. Otherwise the layers with most parameters decide: convolutions,
+    recurrent layers or others.
 
     >>> family_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
     ('cnn', 'it has convolutions')

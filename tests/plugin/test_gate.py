@@ -241,6 +241,7 @@ def test_the_files_of_the_root_are_found_with_testpaths(gate: Pytester) -> None:
     assert items(gate) == [*inner, *ALL, "pyproject.toml::a"]
     assert items(gate, "tests") == inner
     assert items(gate, "pyproject.toml") == ["pyproject.toml::a"]
+    assert items(gate, "--ignore=pyproject.toml", "--ignore=trainability.toml") == inner
 
 
 def test_pyproject_counts_in_the_root_only(gate: Pytester) -> None:
@@ -290,14 +291,14 @@ def test_targets_and_loss(gate: Pytester) -> None:
 def test_fixtures_that_are_used_everywhere_are_set_up(gate: Pytester) -> None:
     gate.makeconftest(
         "import pytest\nused = []\n"
-        "@pytest.fixture(autouse=True, scope='module')\ndef of_module(): used.append('module')\n"
+        "@pytest.fixture(autouse=True, scope='module')\ndef of_module(request): used.append(request.module.__name__)\n"
         "@pytest.fixture(autouse=True)\ndef of_test(request): used.append(request.node.name)\n"
         "def pytest_sessionfinish(): print(used)\n"
     )
     one_test(gate, "")
     result = gate.runpytest_inprocess("-s")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*'module', 'a'*"])
+    result.stdout.fnmatch_lines(["*'trainability', 'a'*"])
 
 
 def test_a_finished_module_has_the_same_weights_in_every_session(gate: Pytester) -> None:
@@ -356,5 +357,8 @@ def test_the_last_failures_are_run_again(gate: Pytester) -> None:
 
 
 def test_workers_measure_the_same(gate: Pytester) -> None:
+    """The file of the root among them, which ``testpaths`` does not choose."""
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    gate.mkdir("tests")
+    gate.makeini("[pytest]\ntestpaths = tests\nmarkers =\n    slow\n    timeout\n")
     gate.runpytest_inprocess("-n", "2").assert_outcomes(passed=2, failed=1, xfailed=1, skipped=2)

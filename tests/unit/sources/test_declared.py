@@ -41,7 +41,7 @@ def test_other_models_declare_nothing() -> None:
 
 
 class Dummies(nn.Linear):
-    """Declares its inputs as models of diffusers do, or raises an error, as some models of transformers do."""
+    """Declares its inputs by a property, which may raise an error."""
 
     def __init__(self, *, dummies: object = None) -> None:
         super().__init__(3, 3)

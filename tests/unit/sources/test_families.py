@@ -23,7 +23,11 @@ MODELS = {
 
 
 class SelfAttention(nn.Linear):
-    """Has attention by its name only."""
+    """Mixes tokens by its name only."""
+
+
+class MambaMixer(nn.Linear):
+    """The same."""
 
 
 @pytest.mark.parametrize(
@@ -35,8 +39,9 @@ def test_the_layers_decide(family: str, model: nn.Module) -> None:
     assert family_of_source(lambda: model)[0] == family
 
 
-def test_attention_is_known_by_its_name() -> None:
-    assert family_of(nn.Sequential(SelfAttention(3, 3))) == ("transformer", "it has attention")
+@pytest.mark.parametrize("layer", [SelfAttention, MambaMixer])
+def test_layers_that_mix_tokens_are_known_by_their_names(layer: type[nn.Linear]) -> None:
+    assert family_of(nn.Sequential(layer(3, 3))) == ("transformer", "it mixes tokens, as by attention")
 
 
 def test_a_factory_that_refuses_the_meta_device_is_called_again() -> None:

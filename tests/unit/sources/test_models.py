@@ -33,6 +33,16 @@ def test_small_models_of_transformers_run_on_inputs_of_their_own(kind: str) -> N
     assert abs(result.log_gain) < 20
 
 
+@pytest.mark.parametrize("kind", ["whisper", "speech_to_text", "marian", "moonshine"])
+def test_encoders_with_decoders_are_whole_and_compute_a_loss(kind: str) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    named = named_model(f"hf-tiny:{kind}")
+    model = named.build()
+    assert type(model).__name__.endswith(("ForConditionalGeneration", "MTModel")) and named.inputs is not None
+    found = model(**named.inputs(torch.Generator().manual_seed(0)))
+    assert torch.isfinite(found.loss)
+
+
 def test_the_default_configuration_is_not_reduced() -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
     with torch.device("meta"):
