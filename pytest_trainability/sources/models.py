@@ -113,8 +113,18 @@ def _library(name: str, *, install: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        msg = f"{name} must be importable: pip install {install}. Importing it raised {type(error).__name__}: {error}"
+        msg = f"{name} must be importable: pip install {install}. Importing it raised {_reason(error)}"
         raise UsageError(msg) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the error that led to another one, in one line, with advice on a library that was built for another PyTorch."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if "torchvision::" in text:
+        text += ". This torchvision was built for another PyTorch: install both together, or uninstall torchvision."
+    return text
 
 
 def _transformers(name: str, text: str) -> tuple[Any, Any]:
@@ -157,9 +167,9 @@ def _auto_class(library: Any, config: Any, text: str) -> Any:
             # The configuration has no such head.
             if "Unrecognized configuration class" in str(error):
                 continue
-            reason = f"{type(error).__name__}: {error}"
+            reason = _reason(error)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = _reason(error)
         else:
             return auto
         msg = f"the configuration of {text!r} must build a model. {auto.__name__}.from_config raised {reason}"
