@@ -50,19 +50,20 @@ def declare(group: pytest.OptionGroup) -> None:
 
 
 def refuse_incomplete(config: pytest.Config) -> None:
-    """Refuse options that need a model.
+    """Refuse empty options, and options that need a model.
 
     Raises:
-        pytest.UsageError: There is no model, or it is empty.
+        pytest.UsageError: There is one.
     """
-    model = config.getoption("trainability_model")
-    given = [name for name, *_ in _DECLARED if config.getoption(f"trainability_{name}")]
-    if model is None and given:
-        msg = f"--trainability-{given[0]} must come with --trainability-model."
-        raise pytest.UsageError(msg)
-    if model is not None and not model.strip():
-        msg = f"--trainability-model must name a model, such as package.module:build. Got {model!r}."
-        raise pytest.UsageError(msg)
+    given = {name: config.getoption(f"trainability_{name}") for name in ("model", *(name for name, *_ in _DECLARED))}
+    texts = {name: value if isinstance(value, list) else [value] for name, value in given.items() if value is not None}
+    for name, values in texts.items():
+        if not all(map(str.strip, values)):
+            msg = f"--trainability-{name} must have a value. Got {values[-1]!r}."
+            raise pytest.UsageError(msg)
+        if "model" not in texts:
+            msg = f"--trainability-{name} must come with --trainability-model."
+            raise pytest.UsageError(msg)
 
 
 def add_model(config: pytest.Config) -> None:

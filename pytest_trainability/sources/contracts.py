@@ -45,7 +45,8 @@ def named_contract(given: str | Mapping[str, str], folder: Path) -> Mapping[str,
 def _rule(pattern: str, text: str) -> Any:
     rules: dict[str, Callable[..., Any]] = {name: getattr(init, name) for name in init.__all__ if name != "Rule"}
     try:
-        return evaluated(text.removeprefix("init."), rules)
+        # With and without the name of the module.
+        return evaluated(text, {**rules, **{f"init.{name}": rule for name, rule in rules.items()}})
     except ValueError as error:
         msg = f"the contract: the rule of {pattern!r} must be one of pytest_trainability.init, such as zeros(). {error}"
         raise UsageError(msg) from None

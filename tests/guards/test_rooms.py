@@ -275,6 +275,14 @@ PLANTED = {
         "report must not import measurement",
     ),
     "report judges": ("report/a.py", "from ..checks.verdicts import judge", "report must not import checks/verdicts"),
+    "file of tests knows tensors": ("gate/a.py", "def f():\n    import torch", "gate must not import torch"),
+    "file of tests loads measures": (
+        "gate/a.py",
+        "from ..measures import MEASURES",
+        "gate must not import measures at",
+    ),
+    "file of tests asks the plugin": ("gate/a.py", "def f():\n    from ..plugin import x", "must not import plugin"),
+    "names ask the plugin": ("sources/a.py", "def f():\n    from ..plugin import x", "sources must not import plugin"),
     "page writes terminals": (
         "report/html/a.py",
         "from ..terminal import section",

@@ -59,7 +59,9 @@ def test_targets_and_loss(project: Pytester) -> None:
     ("arguments", "said"),
     [
         ((INPUT,), "--trainability-input must come with --trainability-model."),
-        (("--trainability-model= ",), "--trainability-model must name a model, such as package.module:build. Got ' '."),
+        (("--trainability-model= ",), "--trainability-model must have a value. Got ' '."),
+        ((TOWER, INPUT, "--trainability-loss="), "--trainability-loss must have a value. Got ''."),
+        ((TOWER, INPUT, "--trainability-input= "), "--trainability-input must have a value. Got ' '."),
     ],
 )
 def test_options_that_name_nothing_are_refused(project: Pytester, arguments: tuple[str, ...], said: str) -> None:

@@ -15,6 +15,11 @@ def test_rules_by_patterns() -> None:
     assert repr(found) == repr({"*.bias": init.zeros(), "norm.*": init.ones(), "**": init.normal(std=0.02)})
 
 
+def test_rules_of_rules_are_read(tmp_path: Path) -> None:
+    text = "init.packed(init.zeros(), normal(std=0.5))"
+    assert repr(named_contract({"**": text}, tmp_path)) == repr({"**": init.packed(init.zeros(), init.normal(std=0.5))})
+
+
 def test_a_file_is_relative_to_the_folder(tmp_path: Path) -> None:
     (tmp_path / "contracts.py").write_text(
         "from pytest_trainability import init\nCONTRACT = {'**': init.zeros()}\nOTHER = {'**': init.ones()}\nNONE = 3\n"
