@@ -116,7 +116,8 @@ ALL = [*TOWERS, *(f"trainability.toml::{name}" for name in ("broken", "known", "
     ],
 )
 def test_tests_are_selected_as_others(gate: Pytester, arguments: tuple[str, ...], selected: list[str]) -> None:
-    assert items(gate, *arguments) == selected
+    # The order of the tests that a name without parameters selects depends on the version of pytest.
+    assert sorted(items(gate, *arguments)) == sorted(selected)
 
 
 def test_a_session(gate: Pytester) -> None:
