@@ -10,6 +10,7 @@ from numbers import Real
 from typing import Any, TypeAlias, overload
 
 from ..errors import BoundError
+from ..records.calls import evaluated
 from ..records.text import short_repr
 from .tolerances import as_float
 
@@ -238,16 +239,20 @@ _ONE_SIDED = re.compile(r"(>=|<=|≥|≤)\s*(\S+)")
 
 
 _SELECTION = re.compile(r"\s(matching|excluding)\s")
+_CALL = re.compile(r"\w+\(.*\)", re.DOTALL)
 
 
 def parse_bound(text: str) -> Bound:
     """Return the bound that a text describes: ``"[-0.05, 0.05]"``, ``"[1e-6, ]"``, ``">= 1e-6"`` or ``"<= 0.9"``.
 
-    Patterns may follow, separated by commas: ``">= 1e-6 matching *.weight excluding head.*, *.norm.*"``.
+    Patterns may follow, separated by commas: ``">= 1e-6 matching *.weight excluding head.*, *.norm.*"``. The text can also be
+    the call that makes the bound in Python: ``"within(3)"`` or ``"at_least(1e-6, excluding='*.bias')"``.
 
     Raises:
         BoundError: The text has another form, or its bound is invalid.
     """
+    if _CALL.fullmatch(text.strip()):
+        return _called(text)
     interval, *words = (part.strip() for part in _SELECTION.split(text))
     patterns: Any = {word: tuple(p.strip() for p in given.split(",")) for word, given in zip(words[::2], words[1::2])}
     if match := _INTERVAL.fullmatch(interval):
@@ -256,8 +261,20 @@ def parse_bound(text: str) -> Bound:
     if match := _ONE_SIDED.fullmatch(interval):
         end = _end(match[2], text)
         return Bound(low=end, **patterns) if match[1] in {">=", "≥"} else Bound(high=end, **patterns)
-    msg = f"a bound must be written as [low, high], >= low or <= high. Got {text!r}."
+    msg = f"a bound must be written as [low, high], >= low or <= high, or as in Python: within(3). Got {text!r}."
     raise BoundError(msg)
+
+
+def _called(text: str) -> Bound:
+    """Return the bound that a call makes."""
+    try:
+        bound: Bound = evaluated(text, {"within": within, "at_least": at_least, "at_most": at_most})
+    except BoundError:
+        raise
+    except ValueError as error:
+        msg = f"a bound such as {text!r} must be a call of within, at_least or at_most: {error}"
+        raise BoundError(msg) from None
+    return bound
 
 
 def _end(part: str, text: str) -> float | None:
@@ -268,6 +285,9 @@ def _end(part: str, text: str) -> float | None:
     except ValueError:
         msg = f"the ends of a bound must be numbers. Got {part!r} in {text!r}."
         raise BoundError(msg) from None
+
+
+_LINE = re.compile(r"\s*(\w+)\s*(?:=(?!=)\s*)?((?:[\[><≥≤]|\b(?:within|at_least|at_most)\().*)")
 
 
 def parse_bounds(lines: list[str], *, where: str) -> dict[str, Bound]:
@@ -285,7 +305,7 @@ def parse_bounds(lines: list[str], *, where: str) -> dict[str, Bound]:
     """
     bounds: dict[str, Bound] = {}
     for line in lines:
-        match = re.fullmatch(r"\s*(\w+)\s*(?:=(?!=)\s*)?([\[><≥≤].*)", line)
+        match = _LINE.fullmatch(line)
         if match is None:
             msg = f"{where} must hold lines such as 'lyapunov_max = [-0.05, 0.05]' or 'gradient_norm >= 1e-6'. Got {line!r}."
             raise BoundError(msg)

@@ -99,7 +99,7 @@ def _output(options: argparse.Namespace) -> Path:
 def show(options: argparse.Namespace) -> int:
     """Print a report as the terminal shows its session."""
     session = _session(_read(options.reports))
-    for line in _section(session, options.verbose - options.quiet):
+    for line in section_lines(session, options.verbose - options.quiet):
         say(line)
     return DIFFERS if session.is_bad else 0
 
@@ -129,8 +129,8 @@ def _consistent() -> Iterator[None]:
         raise ReportError(msg) from None
 
 
-def _section(session: SessionRecord, verbosity: int) -> list[str]:
-    """Return the lines of the section."""
+def section_lines(session: SessionRecord, verbosity: int) -> list[str]:
+    """Return the lines that the terminal section of a session has, as wide as the terminal."""
     from ..report.terminal import baselines, section
 
     layout: dict[str, Any] = {

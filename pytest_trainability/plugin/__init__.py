@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import options, report_files
+from . import command_line, options, report_files
 from .baseline_writer import BaselineWriter, refuse_partial_prune
 from .baselines import BASELINE_REQUESTS, BASELINES, Baselines
 from .ci import add_properties
@@ -28,6 +28,7 @@ from .collection import (
 from .cures import CureWriter
 from .extensions import forget_measures
 from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_assertions, trainability
+from .gate import add_files_of_root, gate_file
 from .progress import PROGRESS, Progress
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .reports import ReportWriter
@@ -37,6 +38,7 @@ from .unmeasured import NOT_MEASURED, error_of, explained_checks, shorten_summar
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from pathlib import Path
 
 __all__ = ["trainability"]
 
@@ -47,6 +49,7 @@ SENT = pytest.StashKey["list[Any]"]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the command line options and the ini values of the same names."""
     options.declare(parser)
+    command_line.declare(parser.getgroup(options.PREFIX))
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -65,6 +68,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "use the trainability fixture get the marker automatically.",
     )
     options.read(config)
+    command_line.refuse_incomplete(config)
+    command_line.add_model(config)
+    add_files_of_root(config)
     report_files.refuse_unusable(config)
     refuse_partial_prune(config)
     config.stash[BASELINES] = Baselines(config)
@@ -95,6 +101,11 @@ def pytest_make_collect_report(
         report = yield
     collector.config.stash[COLLECTED].add_file(collector, complete=report.passed)
     return report
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect the tests that a file holds as tables."""
+    return gate_file(file_path, parent)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from .collected import node_id
+from .gate import BASELINE_FILE
 from .options import SETTINGS
 from .paths import from_text, relative_path, to_text
 from .report_files import is_detailed
@@ -97,13 +98,12 @@ class Baselines:
             BaselineError: The file cannot be read.
             UsageError: Another measurement of the test has the same name.
         """
-        from ..checks.baseline_files import baseline_path
         from ..checks.baselines import compare
 
         requests = item.stash[BASELINE_REQUESTS]
         if any(request.name == name and request.key != key for request in requests):
             _refuse_name(item, name)
-        path, test = baseline_path(item.path), node_id(item).partition("::")[2]
+        path, test = _path_of(item), node_id(item).partition("::")[2]
         old = self._find(path, test, name, entry)
         changes = () if old is None else compare(old, entry, tolerances)
         torch = "" if old is None else _other_torch(old, entry)
@@ -116,12 +116,12 @@ class Baselines:
 
         An invalid file is an error only where it is compared.
         """
-        from ..checks.baseline_files import baseline_path, read_baselines
+        from ..checks.baseline_files import read_baselines
         from ..errors import BaselineError
 
         if self._mode != "check":
             return True
-        path, test = baseline_path(item.path), node_id(item).partition("::")[2]
+        path, test = _path_of(item), node_id(item).partition("::")[2]
         try:
             if path not in self._files:
                 self._files[path] = read_baselines(path)
@@ -166,6 +166,13 @@ class Baselines:
             operations_compared=old is not None and bool(old.operations and request.entry.operations),
             old_values=() if old is None or not self._detailed else _values_of(old),
         )
+
+
+def _path_of(item: pytest.Item) -> Path:
+    """Return the file with the baselines of a test: that of its module, unless the test names another one."""
+    from ..checks.baseline_files import baseline_path
+
+    return item.stash.get(BASELINE_FILE, None) or baseline_path(item.path)
 
 
 def _values_of(entry: Entry) -> tuple[ValueRecord, ...]:

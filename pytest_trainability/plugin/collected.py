@@ -39,7 +39,7 @@ class Collected:
 
     def __init__(self) -> None:
         self.files: dict[Path, set[bool]] = {}
-        """Kinds of tests that were collected from each file: doctests (True) and other tests (False)."""
+        """Kinds of tests that were collected from each file: Python tests (False), and doctests or tables (True)."""
         self.tests: dict[str, Path] = {}
         """File of every test by node id, including deselected tests. Any of them may take the fixture while it runs."""
         self.measuring: set[str] = set()
@@ -86,8 +86,8 @@ class Collected:
 
 
 def _is_doctest(collector: pytest.Collector) -> bool:
-    """Whether a collector reads doctests, from a module or from a text file."""
-    return type(collector).__name__ in {"DoctestModule", "DoctestTextfile"}
+    """Whether a collector reads doctests, from a module or from a text file, or tests that are tables: all but Python tests."""
+    return type(collector).__name__ in {"DoctestModule", "DoctestTextfile", "GateFile"}
 
 
 COLLECTED = pytest.StashKey[Collected]()

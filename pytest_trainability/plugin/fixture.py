@@ -35,7 +35,17 @@ if TYPE_CHECKING:
     from ..scaling import Scaling
     from ..scaling.arguments import Along
 
-__all__ = ["CALLED", "JUDGED", "MEASUREMENTS", "RECORDS", "TAKEN", "Trainability", "explain_assertions", "trainability"]
+__all__ = [
+    "CALLED",
+    "COMMAND",
+    "JUDGED",
+    "MEASUREMENTS",
+    "RECORDS",
+    "TAKEN",
+    "Trainability",
+    "explain_assertions",
+    "trainability",
+]
 
 TAKEN = pytest.StashKey[bool]()
 """Whether a test has taken the fixture."""
@@ -45,6 +55,8 @@ JUDGED = pytest.StashKey[bool]()
 """Whether the bounds of a test's marker were judged on at least one model. The result of a size sweep is checked separately."""
 MEASUREMENTS = pytest.StashKey["list[Measurement]"]()
 """The measurements of a test, until its report is made."""
+COMMAND = pytest.StashKey["list[str]"]()
+"""Options that make the test, of one that is made by options."""
 RECORDS = pytest.StashKey["dict[str, CheckRecord]"]()
 """The records of a test, by the name of the measurement."""
 
@@ -250,6 +262,8 @@ class Trainability:
     def _command(self) -> str:
         """Return the command that runs this test alone, from the folder in which this session was started."""
         config = self._item.config
+        if (command := self._item.stash.get(COMMAND, None)) is not None:
+            return shlex.join(["pytest", *command, *options_given(config)])
         _, separator, name = node_id(self._item).partition("::")
         file = relative_path(self._item.path, config.invocation_params.dir)
         return shlex.join(["pytest", f"{file}{separator}{name}", *options_given(config)])

@@ -222,13 +222,9 @@ def _confidence(given: Any) -> float:
 
 
 def _device(given: Any) -> str:
-    """Check the spelling only. Whether the device is available is known when a model is measured."""
-    from ..errors import UsageError
+    from ..checks.devices import as_device_name
 
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(given)):
-        msg = f"the device must be auto, cpu, cuda, cuda:N or mps. Got {given!r}."
-        raise UsageError(msg)
-    return str(given)
+    return as_device_name(given)
 
 
 def _dtype(given: Any) -> str:

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 import shlex
-import sys
 from dataclasses import replace
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +13,7 @@ from .ci import append_summary, github_annotations, is_on_github, repository_pre
 from .report_files import report_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from ..records.session import CheckOutcome, SessionRecord
+    from ..records.session import SessionRecord
     from .summary import Summary
 
 __all__ = ["ReportWriter"]
@@ -63,12 +55,15 @@ class ReportWriter:
 
     def _complete(self, found: SessionRecord, exit_status: int) -> SessionRecord:
         """Return the session with its environment and date, and its checks in the order of the source."""
+        from ..report.environment import environment, now
+
+        command = shlex.join(["pytest", *map(str, self._config.invocation_params.args)])
         return replace(
             found,
             checks=tuple(sorted(found.checks, key=lambda check: _place(check.record))),
             errors=tuple(sorted(found.errors, key=_place)),
-            environment=_environment(self._config, found.checks),
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            environment=environment(command, (check.record.device for check in found.checks)),
+            created=now(),
             exit_status=int(exit_status),
         )
 
@@ -120,34 +115,3 @@ def _place(record: Any) -> Any:
     from ..records.session import source_order
 
     return source_order(record.file, record.line, record.test)
-
-
-def _environment(config: pytest.Config, checks: Iterable[CheckOutcome]) -> dict[str, Any]:
-    """Return versions, machine and command line."""
-    packages = ("pytest", "torch", "numpy")
-    return {
-        "python": platform.python_version(),
-        **{name: _version(name) for name in packages},
-        "pytest_trainability": _version("pytest-trainability"),
-        "platform": f"{sys.platform} {platform.machine()}",
-        "processor": _processor(),
-        "devices": sorted({check.record.device for check in checks}),
-        "command": shlex.join(["pytest", *map(str, config.invocation_params.args)]),
-        "threads": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or ""),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def _processor() -> str:
-    """Return the name of the processor; empty where the system does not say."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except (OSError, UnicodeDecodeError):
-        found = None
-    return found[1].strip() if found else ""

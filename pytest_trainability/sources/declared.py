@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 __all__ = ["declared_inputs"]
 
-BATCH, LENGTH, AUDIO = 4, 32, 16000
-"""Number of samples, of tokens in a text, and of values in a piece of audio."""
+BATCH, LENGTH, AUDIO, FRAMES = 4, 32, 16000, 200
+"""Number of samples, of tokens in a text, and of values and frames in a piece of audio."""
 
 Inputs = Callable[[torch.Generator], Any]
 
@@ -19,8 +20,9 @@ Inputs = Callable[[torch.Generator], Any]
 def declared_inputs(source: Any) -> Inputs | None:
     """Return a function that makes the inputs which a model declares; None if it declares none.
 
-    A Lightning module has ``example_input_array``, a model of timm the size of its images in ``default_cfg``, and a model of
-    transformers its main input and its configuration. Language models of transformers get their inputs as labels.
+    A Lightning module has ``example_input_array``, a model of timm the size of its images in ``default_cfg``, a model of
+    transformers its main input and its configuration, and other models may have ``dummy_inputs``. Language models of transformers
+    get their inputs as labels.
 
     Args:
         source: A factory, which is called on the meta device, or a module.
@@ -35,20 +37,29 @@ def declared_inputs(source: Any) -> Inputs | None:
             # It will be built, and fail, where the error is shown.
             return None
     if getattr(model, "example_input_array", None) is not None:
-        return _as_declared(model.example_input_array, source)
+        return _as_declared("example_input_array", source)
     settings = getattr(model, "default_cfg", None)
     if isinstance(settings, Mapping) and "input_size" in settings:
         size = tuple(settings["input_size"])
         return lambda generator: torch.randn(BATCH, *size, generator=generator)
     if hasattr(model, "main_input_name") and hasattr(model, "config"):
         return _of_transformers(model)
-    return None
+    return _as_declared("dummy_inputs", source) if _has_dummy_inputs(model) else None
 
 
-def _as_declared(example: Any, source: Any) -> Inputs:
+def _has_dummy_inputs(model: nn.Module) -> bool:
+    """Whether a model has inputs of this name. The property of some models raises an error instead."""
+    try:
+        return getattr(model, "dummy_inputs", None) is not None
+    except Exception:
+        return False
+
+
+def _as_declared(name: str, source: Any) -> Inputs:
     def inputs(generator: torch.Generator) -> Any:
         # On the meta device the example holds no numbers.
-        return example if isinstance(source, nn.Module) else source().example_input_array
+        found = getattr(source if isinstance(source, nn.Module) else source(), name)
+        return found() if inspect.isroutine(found) else found
 
     return inputs
 
@@ -68,8 +79,7 @@ def _of_transformers(model: Any) -> Inputs | None:
     if name == "input_values":
         drawn["input_values"] = lambda g: torch.randn(BATCH, AUDIO, generator=g)
     if name == "input_features":
-        bins, length = config.num_mel_bins, 2 * getattr(config, "max_source_positions", 500)
-        drawn["input_features"] = lambda g: torch.randn(BATCH, bins, length, generator=g)
+        drawn["input_features"] = _features(config)
     if not drawn:
         return None
     labels = _labels(model, drawn)
@@ -81,6 +91,14 @@ def _of_transformers(model: Any) -> Inputs | None:
     return inputs
 
 
+def _features(config: Any) -> Callable[[torch.Generator], Tensor]:
+    """Return a function that makes spectrograms: as long as the model demands, or frames first where it takes any length."""
+    if hasattr(config, "input_feat_per_channel"):
+        return lambda g: torch.randn(BATCH, FRAMES, config.input_feat_per_channel, generator=g)
+    length = 2 * getattr(config, "max_source_positions", 500)
+    return lambda g: torch.randn(BATCH, config.num_mel_bins, length, generator=g)
+
+
 def _part(config: Any, name: str) -> Any:
     part = getattr(config, name, None)
     return config if part is None or isinstance(part, Mapping) else part
@@ -89,11 +107,16 @@ def _part(config: Any, name: str) -> Any:
 def _labels(model: Any, drawn: Mapping[str, Any]) -> Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]:
     """Return a function that makes the labels by which a model computes its own loss; none for other heads."""
     kind = type(model).__name__
-    if kind.endswith(("LMHeadModel", "ForCausalLM", "ForConditionalGeneration")) and set(drawn) == {"input_ids"}:
+    if kind.endswith(("LMHeadModel", "ForCausalLM", "ForConditionalGeneration", "MTModel")) and set(drawn) == {
+        "input_ids"
+    }:
         return lambda found, generator: {"labels": found["input_ids"].clone()}
     if kind.endswith("ForImageClassification"):
         count = model.config.num_labels
         return lambda found, generator: {"labels": torch.randint(count, (BATCH,), generator=generator)}
+    if kind.endswith("ForConditionalGeneration") and getattr(model.config, "is_encoder_decoder", False):
+        vocabulary = model.config.vocab_size
+        return lambda found, generator: {"labels": torch.randint(vocabulary, (BATCH, LENGTH), generator=generator)}
     if getattr(model.config, "is_encoder_decoder", False) and "input_ids" in drawn:
         return lambda found, generator: {"decoder_input_ids": found["input_ids"].clone()}
     return lambda found, generator: {}

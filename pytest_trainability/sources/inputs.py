@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import UsageError
 from .places import imported
 
-__all__ = ["Drawn", "drawn_inputs", "parse_tensor"]
+__all__ = ["Drawn", "drawn_inputs", "is_place", "parse_tensor"]
 
 _FORM = re.compile(r"(?:(ids|mask|float):)?(\d+(?:x\d+)*)(?:<(\d+))?")
 """Kind, sizes and number of ids."""
@@ -75,7 +75,7 @@ def drawn_inputs(texts: Sequence[str]) -> Any:
     Raises:
         UsageError: A text has another form, or only some have a name.
     """
-    if len(texts) == 1 and _is_place(texts[0]):
+    if len(texts) == 1 and is_place(texts[0]):
         return imported(texts[0], what="the inputs")
     named = [match for text in texts if (match := _NAMED.fullmatch(text))]
     if named and len(named) < len(texts):
@@ -87,8 +87,10 @@ def drawn_inputs(texts: Sequence[str]) -> Any:
     return _positional([parse_tensor(text) for text in texts])
 
 
-def _is_place(text: str) -> bool:
-    return ":" in text and _FORM.fullmatch(text) is None and not text.startswith(("ids:", "mask:", "float:"))
+def is_place(text: str) -> bool:
+    """Return whether a text names an object, ``package.module:batch``, and describes no tensor."""
+    is_drawn = _FORM.fullmatch(text) is not None or text.startswith(("ids:", "mask:", "float:"))
+    return ":" in text and "=" not in text and not is_drawn
 
 
 def _named(tensors: dict[str, Drawn]) -> Callable[[torch.Generator], dict[str, Tensor]]:

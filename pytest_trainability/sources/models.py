@@ -32,6 +32,8 @@ _AUTO_CLASSES = (
     "",
 )
 """Auto classes of transformers, in the order in which they are tried."""
+_OF_ENCODER_AND_DECODER = ("ForPreTraining", "ForSeq2SeqLM", "ForSpeechSeq2Seq")
+"""Those that are tried first for encoders with decoders, of which the others build a half."""
 _TINY = {
     64: (
         "hidden_size",
@@ -69,7 +71,7 @@ _TINY = {
         "num_experts",
     ),
     16: ("head_dim", "d_kv"),
-    1000: ("vocab_size",),
+    1000: ("vocab_size", "decoder_vocab_size"),
     32: ("image_size",),
     8: ("patch_size",),
 }
@@ -111,8 +113,18 @@ def _library(name: str, *, install: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        msg = f"{name} must be importable: pip install {install}. Importing it raised {type(error).__name__}: {error}"
+        msg = f"{name} must be importable: pip install {install}. Importing it raised {_reason(error)}"
         raise UsageError(msg) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the error that led to another one, in one line, with advice on a library that was built for another PyTorch."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if "torchvision::" in text:
+        text += ". This torchvision was built for another PyTorch: install both together, or uninstall torchvision."
+    return text
 
 
 def _transformers(name: str, text: str) -> tuple[Any, Any]:
@@ -129,9 +141,11 @@ def _transformers(name: str, text: str) -> tuple[Any, Any]:
         raise UsageError(msg) from error
     if text.startswith("hf-tiny:"):
         _shrink(config)
-    if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
-        # A checkpoint sets it. The model needs it to make the decoder's inputs of the labels.
-        config.decoder_start_token_id = getattr(config, "pad_token_id", None) or 0
+    if getattr(config, "is_encoder_decoder", False):
+        # A checkpoint sets them. The model needs them to make the decoder's inputs of the labels.
+        for token in ("pad_token_id", "decoder_start_token_id"):
+            if getattr(config, token, None) is None:
+                setattr(config, token, getattr(config, "pad_token_id", None) or 0)
     auto = _auto_class(library, config, text)
 
     def build() -> nn.Module:
@@ -143,7 +157,8 @@ def _transformers(name: str, text: str) -> tuple[Any, Any]:
 
 def _auto_class(library: Any, config: Any, text: str) -> Any:
     """Return the first auto class that builds a model of a configuration; the model is built on the meta device."""
-    for suffix in _AUTO_CLASSES:
+    first = _OF_ENCODER_AND_DECODER if getattr(config, "is_encoder_decoder", False) else ()
+    for suffix in (*first, *_AUTO_CLASSES):
         auto: Any = getattr(library, f"AutoModel{suffix}")
         try:
             with torch.device("meta"):
@@ -152,9 +167,9 @@ def _auto_class(library: Any, config: Any, text: str) -> Any:
             # The configuration has no such head.
             if "Unrecognized configuration class" in str(error):
                 continue
-            reason = f"{type(error).__name__}: {error}"
+            reason = _reason(error)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = _reason(error)
         else:
             return auto
         msg = f"the configuration of {text!r} must build a model. {auto.__name__}.from_config raised {reason}"

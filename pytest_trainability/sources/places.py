@@ -35,7 +35,8 @@ def imported(place: str, *, what: str, form: str = "MODULE:NAME") -> Any:
         found: Any = importlib.import_module(module)
     except Exception as error:
         msg = f"{what} must be importable: {place!r}. Importing it raised {type(error).__name__}: {error}"
-        raise UsageError(msg) from error
+        is_misspelt = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        raise UsageError(msg) from (None if is_misspelt else error)
     for part in name.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, dir(found), n=3)

@@ -222,3 +222,34 @@ def test_bounds_on_different_elements_are_not_joined() -> None:
         parse_bounds(["gradient_norm >= 1 excluding *.bias", "gradient_norm <= 3"], where="tox.ini")
     joined = parse_bounds(["gradient_norm >= 1 excluding *.bias", "gradient_norm <= 3 excluding *.bias"], where="")
     assert joined == {"gradient_norm": within(1, 3, excluding="*.bias")}
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        ("within(3)", within(3)),
+        (" within(-1, 2) ", within(-1, 2)),
+        ("at_least(1e-6, excluding='*.bias')", at_least(1e-6, excluding="*.bias")),
+        ("at_most(inf, matching=['a', 'b'])", at_most(math.inf, matching=["a", "b"])),
+    ],
+)
+def test_a_bound_is_written_as_in_python(text: str, bound: Bound) -> None:
+    assert parse_bound(text) == bound
+    assert parse_bounds([f"log_gain = {text.strip()}"], where="ini") == {"log_gain": bound}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("withn(3)", "Did you mean 'within'?"),
+        ("within()", "the ends of a bound must be numbers"),
+        ("within(x)", "its arguments must be numbers"),
+        ("at_least(2, 3)", "at_least() does not take these arguments"),
+        ("within(2, 1)", "the lower end of a bound must not exceed the upper one"),
+        ("print(3)", "unknown function 'print'"),
+    ],
+)
+def test_other_calls_are_no_bounds(text: str, said: str) -> None:
+    with pytest.raises(BoundError) as caught:
+        parse_bound(text)
+    assert said in str(caught.value)

@@ -38,3 +38,26 @@ def test_a_model_of_timm_has_the_size_of_its_images() -> None:
 def test_other_models_declare_nothing() -> None:
     assert declared_inputs(nn.Linear(3, 3)) is None
     assert declared_inputs(lambda: 1 / 0) is None
+
+
+class Dummies(nn.Linear):
+    """Declares its inputs by a property, which may raise an error."""
+
+    def __init__(self, *, dummies: object = None) -> None:
+        super().__init__(3, 3)
+        self.dummies = dummies
+
+    @property
+    def dummy_inputs(self) -> object:
+        if isinstance(self.dummies, Exception):
+            raise self.dummies
+        return self.dummies
+
+
+def test_other_models_may_have_dummy_inputs() -> None:
+    example = {"x": torch.ones(2, 3)}
+    for dummies in (example, lambda: example):
+        inputs = declared_inputs(Dummies(dummies=dummies))
+        assert inputs is not None and inputs(GENERATOR) is example
+    assert declared_inputs(Dummies()) is None
+    assert declared_inputs(Dummies(dummies=NotImplementedError())) is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pytest_trainability.errors import UsageError
-from pytest_trainability.sources.inputs import Drawn, drawn_inputs, parse_tensor
+from pytest_trainability.sources.inputs import Drawn, drawn_inputs, is_place, parse_tensor
 
 
 def drawn(*texts: str, seed: int = 0) -> object:
@@ -58,3 +58,10 @@ def test_a_place_names_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     assert drawn_inputs(["batch_of_inputs:batch"]) == [1, 2]
+
+
+def test_a_named_tensor_is_no_place() -> None:
+    """Alone, too."""
+    assert list(drawn("input_ids=ids:2x40<3")) == ["input_ids"]
+    assert is_place("package.module:batch")
+    assert not any(map(is_place, ("8x3", "ids:8<3", "ids:8", "mask:8", "x=ids:8<3", "batch")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def test_small_models_of_transformers_run_on_inputs_of_their_own(kind: str) -> N
     result = measure(named.build, named.inputs, seeds=1)
     assert result.steps.description == steps
     assert abs(result.log_gain) < 20
+
+
+@pytest.mark.parametrize("kind", ["whisper", "speech_to_text", "marian", "moonshine"])
+def test_encoders_with_decoders_are_whole_and_compute_a_loss(kind: str) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    named = named_model(f"hf-tiny:{kind}")
+    model = named.build()
+    assert type(model).__name__.endswith(("ForConditionalGeneration", "MTModel")) and named.inputs is not None
+    found = model(**named.inputs(torch.Generator().manual_seed(0)))
+    assert torch.isfinite(found.loss)
 
 
 def test_the_default_configuration_is_not_reduced() -> None:
@@ -89,3 +100,20 @@ def test_a_place_names_a_factory_a_class_or_a_module(tmp_path: Path, monkeypatch
         UsageError, match=r"^the model must be a factory, a class or a torch\.nn\.Module\. .* of class int"
     ):
         named_model("nets_by_place:number")
+
+
+def test_the_first_error_is_told_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where transformers imports a torchvision that does not fit: it raises another error, which says nothing."""
+    first = "raise RuntimeError('operator torchvision::nms does not exist')"
+    (tmp_path / "timm.py").write_text(
+        f"try:\n    {first}\nexcept RuntimeError as error:\n    raise ImportError('x') from error\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UsageError) as caught:
+        named_model("timm:resnet18")
+    assert str(caught.value) == (
+        "timm must be importable: pip install timm. Importing it raised RuntimeError: operator torchvision::nms does not exist. "
+        "This torchvision was built for another PyTorch: install both together, or uninstall torchvision."
+    )

@@ -1,0 +1,163 @@
+"""A first look at a model: the whole report, without a test file."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import DIFFERS, PROGRAM, Subparsers, declared, say, write
+from .reports import section_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..checks.bounds import Bound
+    from ..measurement import Measurement
+    from ..records.reports import CheckRecord
+    from ..records.session import Outcome, SessionRecord
+    from ..sources.requests import Request
+
+__all__ = ["declare", "look"]
+
+
+def declare(commands: Subparsers) -> None:
+    """Declare the command ``look``."""
+    text = "Measure a model and print the whole report. Exit status 1 if a bound of its preset does not hold."
+    example = "look package.module:build --input 8x3x224x224"
+    command = declared(commands, "look", text, example, look)
+    command.add_argument(
+        "model",
+        metavar="MODEL",
+        help="package.module:build (a factory, a class or a module), hf:MODEL_TYPE or hf-tiny:MODEL_TYPE (of transformers, from "
+        "the configuration), timm:NAME or torchvision:NAME. Nothing is downloaded.",
+    )
+    command.add_argument(
+        "--input",
+        dest="inputs",
+        action="append",
+        default=[],
+        metavar="INPUT",
+        help="8x3x224x224 (normal numbers), 'ids:4x128<50257' (whole numbers below 50257), mask:4x128 (ones), or MODULE:NAME of "
+        "a batch, a DataLoader or a function. Once for each argument of the model; its name may stand before, as in "
+        "'input_ids=ids:4x128<50257' (default: what the model declares).",
+    )
+    command.add_argument(
+        "--target",
+        dest="targets",
+        action="append",
+        default=[],
+        metavar="TARGET",
+        help="Second argument of the loss, in the same forms, such as 'ids:8<1000'.",
+    )
+    command.add_argument(
+        "--loss",
+        default="",
+        metavar="LOSS",
+        help="cross_entropy, mse, nn.CrossEntropyLoss or MODULE:NAME (default: the loss of the model, else a random functional "
+        "of its output).",
+    )
+    command.add_argument(
+        "--steps", default="", metavar="STEPS", help="auto, blocks, layers, time, or names of modules."
+    )
+    command.add_argument("--seeds", default=None, metavar="SEEDS", help="Such as 8, 0-7 or 0,3,5 (default: 4).")
+    command.add_argument(
+        "--preset", default=None, metavar="FAMILY", help="mlp, cnn, transformer or rnn (default: by layers)."
+    )
+    command.add_argument(
+        "--device", default=None, metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps (default: auto)."
+    )
+    command.add_argument("--dtype", default=None, metavar="DTYPE", help="Floating type (default: unchanged).")
+    command.add_argument("--html", type=Path, default=None, metavar="FILE", help="Write the report as a page.")
+    command.add_argument("--json", type=Path, default=None, metavar="FILE", help="Write everything as JSON.")
+
+
+def look(options: argparse.Namespace) -> int:
+    """Measure a model, judge the bounds of a preset, and print and write the report."""
+    from ..checks.presets import find_preset
+    from ..records.session import BAD
+    from ..report.formats import report_text
+    from ..sources.families import family_of_source
+    from ..sources.requests import requested
+
+    _refuse_unwritable(options)
+    request = requested(options.model, inputs=options.inputs, targets=options.targets, loss=options.loss)
+    preset, reason = (options.preset, "") if options.preset else family_of_source(request.build)
+    session = _session(options, request, find_preset(preset, where="--preset"))
+    say(f"preset {preset}: {reason}" if reason else f"preset {preset}")
+    for line in section_lines(session, 1):
+        say(line)
+    for kind in ("html", "json"):
+        if (path := getattr(options, kind)) is not None:
+            write(path, report_text(kind, session))
+            say(f"{path} written")
+    return DIFFERS if session.checks[0].status in BAD else 0
+
+
+def _refuse_unwritable(options: argparse.Namespace) -> None:
+    """Refuse to measure for a page that cannot be made, or into one file for two reports.
+
+    Raises:
+        UsageError: Both reports have the same path.
+    """
+    from ..errors import UsageError
+    from ..report.formats import html_writer
+
+    if options.html is not None:
+        html_writer()
+        if options.json is not None and options.html.resolve() == options.json.resolve():
+            msg = f"--html and --json must name different files. Both name {options.html}."
+            raise UsageError(msg)
+
+
+def _session(options: argparse.Namespace, request: Request, bounds: dict[str, Bound]) -> SessionRecord:
+    """Measure the model, judge the bounds, and return a session with this check alone."""
+    from ..errors import TrainabilityFailure
+    from ..records.session import CheckOutcome, SessionRecord
+    from ..report.environment import environment, now
+
+    records: list[CheckRecord] = []
+    measurement = _measurement(options, request, bounds, records.append)
+    outcome: Outcome = "passed"
+    try:
+        measurement.check(preset=None, **bounds)
+    except TrainabilityFailure:
+        outcome = "failed"
+    return SessionRecord(
+        checks=(CheckOutcome(records[-1], outcome),),
+        measured=1,
+        environment=environment(shlex.join([*PROGRAM.split(), *sys.argv[1:]]), [records[-1].device]),
+        created=now(),
+        exit_status=DIFFERS if outcome == "failed" else 0,
+    )
+
+
+def _measurement(
+    options: argparse.Namespace, request: Request, bounds: dict[str, Bound], report: Callable[[CheckRecord], None]
+) -> Measurement:
+    from ..checks.statistics import as_seeds
+    from ..measurement import Context, measure_in
+    from ..sources.requests import pytest_options
+
+    given = {name: getattr(options, name) for name in ("inputs", "targets", "loss", "steps")}
+    preset = [f"--trainability-preset={options.preset}"] if options.preset else []
+    context = Context(
+        test=f"look::{options.model}",
+        report=report,
+        reproduce=shlex.join(["pytest", *pytest_options(options.model, **given), *preset]),
+        detailed=True,
+    )
+    return measure_in(
+        context,
+        request.build,
+        request.inputs,
+        until=bounds,
+        target=request.target,
+        loss=request.loss,
+        steps=options.steps or "auto",
+        seeds=as_seeds(options.seeds),
+        device=options.device,
+        dtype=options.dtype,
+    )

@@ -1,0 +1,222 @@
+"""Reading ``trainability.toml``, or ``[tool.trainability]`` in ``pyproject.toml``: the tests in it, or all errors in it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from ..records.calls import Call
+from ..records.text import visible
+from .keys import KEYS, Condition, nearest
+from .places import key_lines, line_of
+
+__all__ = ["FILE", "GateError", "GateTest", "InvalidGateError", "read_gate", "table_of"]
+
+FILE = "trainability.toml"
+_NAME = re.compile(r"[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class GateError:
+    """What is wrong at a key of a file."""
+
+    line: int
+    """Counted from 1."""
+    key: str
+    """Key with dots; empty for the file."""
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+
+class InvalidGateError(Exception):
+    """A file has errors.
+
+    Args:
+        errors: All of them, in the order of their lines.
+    """
+
+    def __init__(self, errors: list[GateError]) -> None:
+        super().__init__("\n".join(f"line {error.line}: {error}" for error in errors))
+        self.errors = errors
+
+
+@dataclass(frozen=True, slots=True)
+class GateTest:
+    """A test of a file: the values of its keys, or their defaults."""
+
+    name: str
+    line: int
+    """Line of its table, counted from 1."""
+    model: str
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """Line of each of its keys."""
+    inputs: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    loss: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the measurement: steps, exponents and train."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What a marker would set: seeds, device, dtype, preset, bounds by measure, and tolerances."""
+    contract: Any = None
+    """A text that names a contract, a table of rules, or None."""
+    baseline: bool | str = False
+    marks: tuple[Call, ...] = ()
+    skip: Condition | None = None
+    parameters: Mapping[str, list[Any]] = field(default_factory=dict)
+
+    def cases(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the name of each case with its arguments of the factory: ``gpt[width=64]``, or ``gpt`` without parameters."""
+        if not self.parameters:
+            yield self.name, {}
+            return
+        choices = (
+            [(name, index, value) for index, value in enumerate(values)] for name, values in self.parameters.items()
+        )
+        for case in itertools.product(*choices):
+            label = "-".join(f"{name}={_label(value, index)}" for name, index, value in case)
+            yield f"{self.name}[{label}]", {name: value for name, _, value in case}
+
+
+def _label(value: Any, index: int) -> str:
+    """Return a value in a name, as the file writes it; the number of its place for lists and tables."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(index) if isinstance(value, (list, dict)) else visible(str(value)).replace("::", ":")
+
+
+def table_of(path: Path, text: str) -> tuple[Mapping[str, Any], tuple[str, ...]] | None:
+    """Return the table of a file that holds tests, and its key; None for a ``pyproject.toml`` without one.
+
+    Raises:
+        InvalidGateError: The file is no TOML.
+    """
+    try:
+        table: Any = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"\(at line (\d+)", str(error))
+        at_end = text.count("\n") + 1
+        raise InvalidGateError(
+            [GateError(int(line[1]) if line else at_end, "", f"the file is no valid TOML: {error}")]
+        ) from None
+    if path.name == FILE:
+        return table, ()
+    found = table.get("tool", {}).get("trainability")
+    return None if found is None else (found, ("tool", "trainability"))
+
+
+def read_gate(path: Path) -> list[GateTest]:
+    """Return the tests of a file.
+
+    Args:
+        path: ``trainability.toml`` or ``pyproject.toml``.
+
+    Returns:
+        The tests, in the order of the file; none for a ``pyproject.toml`` without them.
+
+    Raises:
+        InvalidGateError: The file has errors. It holds all of them.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidGateError(
+            [GateError(1, "", f"the file cannot be read. {type(error).__name__}: {error}")]
+        ) from None
+    found = table_of(path, text)
+    return [] if found is None else _Reader(text, found[1]).tests(found[0])
+
+
+class _Reader:
+    """Reads the tests of one file, and collects its errors."""
+
+    def __init__(self, text: str, prefix: tuple[str, ...]) -> None:
+        self._lines = key_lines(text)
+        self._prefix = prefix
+        self._errors: list[GateError] = []
+
+    def tests(self, table: Any) -> list[GateTest]:
+        found = list(self._tests(table))
+        if self._errors:
+            raise InvalidGateError(sorted(self._errors, key=lambda error: error.line))
+        return found
+
+    def _complain(self, message: str, *key: str) -> None:
+        shown = ".".join(part if re.fullmatch(r"[\w-]+", part) else f'"{part}"' for part in (*self._prefix, *key))
+        self._errors.append(GateError(self._line(*key), shown, message))
+
+    def _line(self, *key: str) -> int:
+        return line_of(self._lines, (*self._prefix, *key))
+
+    def _tests(self, table: Any) -> Iterator[GateTest]:
+        if not isinstance(table, dict):
+            self._complain("it must be a table. Write [tool.trainability.test.NAME].")
+            return
+        header = ".".join([*self._prefix, "test", "NAME"])
+        for key in (key for key in table if key != "test"):
+            self._complain(f"unknown key {key!r}. Tests are tables [{header}].", key)
+        tests = table.get("test", {})
+        if not isinstance(tests, dict):
+            self._complain(f"it must be a table of tests, [{header}].", "test")
+            return
+        for name, given in tests.items():
+            test = self._test(name, given)
+            if test is not None:
+                yield test
+
+    def _test(self, name: str, given: Any) -> GateTest | None:
+        if not isinstance(given, dict):
+            self._complain(f"it must be a table: [test.NAME] with the key model. Got {given!r}.", "test", name)
+            return None
+        if not _NAME.fullmatch(name):
+            self._complain("the name of a test must have letters, digits, '_', '-' and '.' only.", "test", name)
+        if "model" not in given:
+            self._complain("it must have the key model, such as model = 'package.module:build'.", "test", name)
+        before = len(self._errors)
+        values = {key: self._value(name, key, value) for key, value in given.items()}
+        self._compare(name, given)
+        if len(self._errors) > before or "model" not in given:
+            return None
+        lines = {key: self._line("test", name, key) for key in given}
+        return _test_of(name, self._line("test", name), lines, values)
+
+    def _value(self, name: str, key: str, value: Any) -> Any:
+        if key not in KEYS:
+            self._complain(f"unknown key {key!r}. {nearest(key, KEYS)}", "test", name, key)
+            return None
+        return KEYS[key](value, lambda message, *below: self._complain(message, "test", name, key, *below))
+
+    def _compare(self, name: str, given: Mapping[str, Any]) -> None:
+        """Complain about keys that contradict each other."""
+        if "targets" in given and "loss" not in given:
+            self._complain(
+                "targets must come with the loss that takes them. Write loss as well.", "test", name, "targets"
+            )
+        if "tolerances" in given and not given.get("baseline"):
+            message = "tolerances must come with a baseline. Write baseline = true as well."
+            self._complain(message, "test", name, "tolerances")
+        library = str(given.get("model", "")).partition(":")[0]
+        if "parameters" in given and library in {"hf", "hf-tiny", "timm", "torchvision"}:
+            message = f"a model of {library}: takes no parameters. Name a factory: model = 'package.module:build'."
+            self._complain(message, "test", name, "parameters")
+
+
+_OPTIONS = ("steps", "exponents", "train")
+_SETTINGS = ("seeds", "device", "dtype", "preset", "tolerances")
+
+
+def _test_of(name: str, line: int, lines: dict[str, int], values: dict[str, Any]) -> GateTest:
+    settings = {key: values.pop(key) for key in _SETTINGS if key in values} | values.pop("bounds", {})
+    options = {key: values.pop(key) for key in _OPTIONS if key in values}
+    return GateTest(name, line, lines=lines, options=options, settings=settings, **values)

@@ -1,0 +1,74 @@
+"""The family of a model, by the layers that it has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["family_of", "family_of_source"]
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_ATTENTION = ("attention", "attn", "multihead", "transformer", "mixer", "mamba")
+"""Parts of the names of classes that mix tokens."""
+_WORDS = {
+    "transformer": "it mixes tokens, as by attention",
+    "rnn": "it has recurrent layers",
+    "cnn": "it has convolutions",
+    "mlp": "it has neither attention, convolutions nor recurrence",
+}
+
+
+def family_of(model: nn.Module) -> tuple[str, str]:
+    """Return the preset that suits a model, and why.
+
+    Attention, or what takes its place, makes a transformer. Otherwise the layers with most parameters decide: convolutions,
+    recurrent layers or others.
+
+    >>> family_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+    ('cnn', 'it has convolutions')
+
+    Args:
+        model: The model. It may be on the meta device.
+    """
+    sizes: Counter[str] = Counter()
+    for module in model.modules():
+        kind = _kind_of(module)
+        if kind == "transformer":
+            return kind, _WORDS[kind]
+        sizes[kind] += sum(p.numel() for p in module.parameters(recurse=kind != "")) if kind else 0
+    family = "rnn" if sizes["rnn"] > sizes["cnn"] else "cnn" if sizes["cnn"] else "mlp"
+    return family, _WORDS[family]
+
+
+def family_of_source(source: Any) -> tuple[str, str]:
+    """Return the preset that suits what a factory builds, or a finished module, and why.
+
+    The factory is called on the meta device if possible. One that raises an error will raise it again where it is shown.
+    """
+    if isinstance(source, nn.Module):
+        return family_of(source)
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                model = source()
+        except Exception:
+            continue
+        if isinstance(model, nn.Module):
+            return family_of(model)
+    return family_of(nn.Module())
+
+
+def _kind_of(module: Any) -> str:
+    """Return the family to which a layer belongs; empty for layers of every family."""
+    name = type(module).__name__.lower()
+    if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer)) or any(
+        word in name for word in _ATTENTION
+    ):
+        return "transformer"
+    if isinstance(module, _RECURRENT):
+        return "rnn"
+    return "cnn" if isinstance(module, _CONVOLUTION) else ""
