@@ -26,6 +26,7 @@ from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_a
 from ..measures.attributes import Attributes
 from ..records.estimates import Profile, Steps
 from ..records.reports import BaselineRecord, CheckRecord, CureRecord, VerdictRecord
+from ..records.suggestions import Suggestion
 from ..records.text import visible
 from ..report.explain import explain, explain_baseline
 from .context import Context
@@ -34,6 +35,7 @@ from .initialization import Initialization, verdict_on
 from .judging import applicable_bounds, verdict_of
 from .presentation import Presentation
 from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
+from .suggesting import suggestions_of
 from .values import details
 from .writing import DEAD_UNITS, check_record, entry, is_caused_by_growth
 
@@ -358,6 +360,20 @@ class Measurement(Presentation, Attributes):
         chosen = [MEASURES[name] for name in dict.fromkeys([*known, *names]) if name not in IN_ROWS]
         self.run(chosen)
         return entry(self._seed_runs, chosen, {})
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a finished module was measured, which is one draw of its weights."""
+        return self._seed_runs.recipe.fixed
+
+    def suggestions(self, defaults: Sequence[str] = ()) -> tuple[Suggestion, ...]:
+        """Return for each measure that was read the bound that its values over seeds support.
+
+        Args:
+            defaults: Measures whose present bound comes from a preset, the command line or the ini file.
+        """
+        failing = [name for name, verdict in self._verdicts.items() if not verdict.holds]
+        return suggestions_of(self._seed_runs, self._bounds, failing, defaults)
 
     def _shown_record(self) -> CheckRecord:
         return self._to_record(list(self._verdicts.values()))

@@ -31,6 +31,7 @@ from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_asser
 from .progress import PROGRESS, Progress
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .reports import ReportWriter
+from .suggestions import SuggestionWriter, suggestions_for
 from .summary import SUMMARY, Summary
 from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
 from .unmeasured import NOT_MEASURED, error_of, explained_checks, shorten_summary
@@ -69,6 +70,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[PROGRESS] = Progress(config)
     config.pluginmanager.register(config.stash[PROGRESS], "trainability-progress")
     if not hasattr(config, "workerinput"):
+        if config.stash[options.SETTINGS].suggest:
+            # What is registered first prints last.
+            config.pluginmanager.register(SuggestionWriter(), "trainability-suggestions")
         writer = BaselineWriter(config)
         config.pluginmanager.register(writer, "trainability-baseline-writer")
         summary = config.stash[SUMMARY] = Summary(config, writer)
@@ -200,10 +204,13 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the records of a test to its report, as plain data that can be sent to another process."""
+    suggestions = suggestions_for(item, call)
     explain_assertions(item, call)
     if call.when == "call" and item.stash.get(RECORDS, {}) and report_files.writes_properties(item.config):
         add_properties(item, list(item.stash[RECORDS].values()))
     report = yield
+    if suggestions:
+        report.trainability_suggestions = suggestions  # type: ignore[attr-defined]
     if (error := error_of(item, call)) is not None:
         report.trainability_error = error  # type: ignore[attr-defined]
     if call.excinfo is not None and item.get_closest_marker(MARKER) is not None:

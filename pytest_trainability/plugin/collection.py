@@ -22,6 +22,7 @@ __all__ = [
     "MEASURING",
     "bounded_on_command_line_only",
     "bounds_of",
+    "is_bound",
     "mark_users",
     "marker_settings",
     "refuse_invalid",
@@ -174,7 +175,7 @@ def refuse_unmeasured(item: pytest.Item, *, taken: bool, called: bool, judged: b
         judged: Whether a model was measured by a call of the fixture.
     """
     own = [marker for marker in item.own_markers if marker.name == MARKER]
-    if not judged and any(_is_bound(name) or name == _PRESET for marker in own for name in marker.kwargs):
+    if not judged and any(is_bound(name) or name == _PRESET for marker in own for name in marker.kwargs):
         pytest.fail(
             "the bounds of the trainability marker must be judged on a model. This test has measured no model. Take the fixture "
             "as an argument and call trainability(model, inputs); for a size sweep, call check() of its result.",
@@ -205,7 +206,7 @@ _ARGUMENTS = {
 """Arguments of the fixture, which a marker cannot set."""
 
 
-def _is_bound(name: str) -> bool:
+def is_bound(name: str) -> bool:
     """Whether a keyword of the marker is a bound."""
     return name not in {*_MARKER_SETTINGS, _TOLERANCES}
 
@@ -242,7 +243,7 @@ def _read_bound(item: pytest.Item, name: str | None, value: Any) -> dict[str, Bo
     if name is None:
         msg = f"{where} must have bounds by name, as in trainability(log_gain=within(3)). Got {value!r}."
         raise BoundError(msg)
-    if not _is_bound(name):
+    if not is_bound(name):
         return {}
     return {find_measure(name, where=where).name: as_bound(value, measure=name, where=where)}
 

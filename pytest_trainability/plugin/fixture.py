@@ -95,7 +95,9 @@ class Trainability:
             own = self._bounds_among(options)
             given = self._with_settings(options)
             bounds = {**bounds_of(self._item), **own}
-            measurement = measure_in(self._context(Context, given.get("name")), model, inputs, until=bounds, **given)
+            # Suggestions rest on all seeds.
+            until = {} if self._item.config.stash[SETTINGS].suggest else bounds
+            measurement = measure_in(self._context(Context, given.get("name")), model, inputs, until=until, **given)
         except TrainabilityError as error:
             # The message describes the error, and the cause has the traceback of the model; frames of this package do not help.
             raise error.with_traceback(None) from error.__cause__
