@@ -6,13 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import baselines, contract, measures, reports
+from . import baselines, contract, measures, reports, start
 from .arguments import CANNOT, DIFFERS, PROGRAM, say
 
 __all__ = ["CANNOT", "DIFFERS", "main"]
 
-DESCRIPTION = """Show, merge and compare reports of pytest --trainability-json; accept measured baselines; write the
-initialization contract of a model; explain measures."""
+DESCRIPTION = """Show, merge and compare reports of pytest --trainability-json; accept measured baselines; write a first
+test of a model, or its initialization contract; explain measures."""
 STATUSES = """exit status:
   0 if nothing has failed or changed, 1 if something has, 2 if a file, folder or argument cannot be used. In the last case
   nothing is written."""
@@ -44,6 +44,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (reports, baselines, contract, measures):
+    for room in (reports, baselines, contract, measures, start):
         room.declare(commands)
     return parser

@@ -387,6 +387,13 @@ class Measurement(Presentation, Attributes):
     def _shown_bounds(self) -> Mapping[str, Bound]:
         return self._bounds
 
+    def baseline_entry(self) -> Entry:
+        """Return the entry that :meth:`check_baseline` records."""
+        wanted = self._recorded_measures(where="check_baseline()")
+        self.complete()
+        self.run(wanted)
+        return self._entry(wanted)
+
     def _entry(self, measures: Sequence[Measure]) -> Entry:
         """Return the entry that a baseline stores for this measurement."""
         return entry(self._seed_runs, measures, self._context.environment())

@@ -12,7 +12,7 @@ import pytest
 import pytest_trainability
 from pytest_trainability.commands import CANNOT, main
 
-COMMANDS = ("show", "html", "merge", "compare", "comment", "accept", "contract", "explain", "measures")
+COMMANDS = ("show", "html", "merge", "compare", "comment", "accept", "contract", "explain", "measures", "start")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
