@@ -375,6 +375,14 @@ class Measurement(Presentation, Attributes):
         failing = [name for name, verdict in self._verdicts.items() if not verdict.holds]
         return suggestions_of(self._seed_runs, self._bounds, failing, defaults)
 
+    def in_context(self, context: Context) -> Measurement:
+        """Return the same runs as a measurement of another test, with its own verdicts."""
+        return Measurement(self._seed_runs, self._name, context)
+
+    def has_runs_of(self, other: Measurement) -> bool:
+        """Return whether both judge the same runs."""
+        return self._seed_runs is other._seed_runs
+
     def _shown_record(self) -> CheckRecord:
         return self._to_record(list(self._verdicts.values()))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import pytest
 
@@ -31,6 +32,7 @@ from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_asser
 from .progress import PROGRESS, Progress
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .reports import ReportWriter
+from .shared import SHARED, judge_shared, trainability_factory, wide_scope_explained
 from .suggestions import SuggestionWriter, suggestions_for
 from .summary import SUMMARY, Summary
 from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
@@ -39,7 +41,7 @@ from .unmeasured import NOT_MEASURED, error_of, explained_checks, shorten_summar
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-__all__ = ["trainability"]
+__all__ = ["trainability", "trainability_factory"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,6 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
     refuse_partial_prune(config)
     config.stash[BASELINES] = Baselines(config)
     config.stash[COLLECTED] = Collected()
+    config.stash[SHARED] = WeakValueDictionary()
     config.stash[PROGRESS] = Progress(config)
     config.pluginmanager.register(config.stash[PROGRESS], "trainability-progress")
     if not hasattr(config, "workerinput"):
@@ -149,7 +152,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     item.stash[BASELINE_REQUESTS] = []
     item.stash[NOT_MEASURED] = []
     item.stash[UNEXPECTED] = Unexpected()
-    with _failure_is_shown(item):
+    with _failure_is_shown(item), wide_scope_explained():
         return (yield)
 
 
@@ -174,13 +177,16 @@ def pytest_fixture_setup(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Seed the body of a test that measures: it draws the same numbers in every session."""
+    """Judge shared measurements. Seed the body of a test that measures: it draws the same numbers in every session."""
+    __tracebackhide__ = True
+    judge_shared(pyfuncitem)
     seed_generators(pyfuncitem, "body")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Seed a test that measures and is not a function, such as a doctest. Fail a test whose bounds are invalid or not judged."""
+    __tracebackhide__ = True
     refuse_invalid(item)
     seed_generators(item, "body")
     with _failure_is_shown(item):

@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 MARKER = "trainability"
+FIXTURES = frozenset((MARKER, "trainability_factory"))
+"""Fixtures that measure."""
 MEASURING = pytest.StashKey[bool]()
 """Whether a test of this session measures."""
 INVALID = pytest.StashKey["tuple[str, ...]"]()
@@ -48,7 +50,8 @@ def mark_users(item: pytest.Item) -> None:
     A test can also take the fixture while it runs, by ``request.getfixturevalue("trainability")``, or in a doctest by
     ``getfixture("trainability")``. Such a call in the test or in one of its fixtures is found in their code.
     """
-    if item.get_closest_marker(MARKER) is None and (MARKER in getattr(item, "fixturenames", ()) or _takes_later(item)):
+    takes = FIXTURES.intersection(getattr(item, "fixturenames", ()))
+    if item.get_closest_marker(MARKER) is None and (takes or _takes_later(item)):
         item.add_marker(MARKER)
 
 
@@ -178,7 +181,8 @@ def refuse_unmeasured(item: pytest.Item, *, taken: bool, called: bool, judged: b
     if not judged and any(is_bound(name) or name == _PRESET for marker in own for name in marker.kwargs):
         pytest.fail(
             "the bounds of the trainability marker must be judged on a model. This test has measured no model. Take the fixture "
-            "as an argument and call trainability(model, inputs); for a size sweep, call check() of its result.",
+            "as an argument and call trainability(model, inputs), or trainability(measurement) for one of trainability_factory; "
+            "for a size sweep, call check() of its result.",
             pytrace=False,
         )
     if taken and not called and (bounds := bounds_of(item)):
