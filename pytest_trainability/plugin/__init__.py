@@ -9,7 +9,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import pytest
 
@@ -32,7 +31,7 @@ from .fixture import CALLED, JUDGED, MEASUREMENTS, RECORDS, TAKEN, explain_asser
 from .progress import PROGRESS, Progress
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .reports import ReportWriter
-from .shared import SHARED, judge_shared, trainability_factory, wide_scope_explained
+from .shared import SHARED, SharedMeasurements, judge_shared, trainability_factory, wide_scope_explained
 from .suggestions import SuggestionWriter, suggestions_for
 from .summary import SUMMARY, Summary
 from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
@@ -69,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
     refuse_partial_prune(config)
     config.stash[BASELINES] = Baselines(config)
     config.stash[COLLECTED] = Collected()
-    config.stash[SHARED] = WeakValueDictionary()
+    config.stash[SHARED] = SharedMeasurements()
     config.stash[PROGRESS] = Progress(config)
     config.pluginmanager.register(config.stash[PROGRESS], "trainability-progress")
     if not hasattr(config, "workerinput"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import pytest
 
@@ -13,16 +14,38 @@ from .fixture import Trainability, context_settings, with_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from weakref import WeakValueDictionary
 
     from torch import nn
 
     from ..measurement import Measurement
 
-__all__ = ["SHARED", "TrainabilityFactory", "judge_shared", "trainability_factory", "wide_scope_explained"]
+__all__ = [
+    "SHARED",
+    "SharedMeasurements",
+    "TrainabilityFactory",
+    "judge_shared",
+    "trainability_factory",
+    "wide_scope_explained",
+]
 
-SHARED = pytest.StashKey["WeakValueDictionary[int, Measurement]"]()
-"""Measurements that no test owns, by the identity of their objects."""
+
+class SharedMeasurements:
+    """The measurements of a session that no test owns. They live as long as the fixtures that hold them."""
+
+    def __init__(self) -> None:
+        self._found: WeakValueDictionary[int, Measurement] = WeakValueDictionary()
+
+    def add(self, measurement: Measurement) -> None:
+        """Note a measurement."""
+        self._found[id(measurement)] = measurement
+
+    def find(self, value: Any) -> Measurement | None:
+        """Return a value that is one of them; None for another value."""
+        found = self._found.get(id(value))
+        return found if found is value else None
+
+
+SHARED = pytest.StashKey[SharedMeasurements]()
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +101,7 @@ class TrainabilityFactory:
             found = measure_in(Context(**context_settings(self._config)), model, inputs, **given)
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
-        self._config.stash[SHARED][id(found)] = found
+        self._config.stash[SHARED].add(found)
         return found
 
 
@@ -94,9 +117,10 @@ def judge_shared(item: pytest.Function) -> None:
         return
     shared = item.config.stash[SHARED]
     for name, value in item.funcargs.items():
-        if shared.get(id(value)) is value:
-            refuse_other_settings(item, value)
-            item.funcargs[name] = Trainability(item)(value)
+        found = shared.find(value)
+        if found is not None:
+            refuse_other_settings(item, found)
+            item.funcargs[name] = Trainability(item)(found)
 
 
 def refuse_other_settings(item: pytest.Item, shared: Measurement) -> None:
