@@ -153,7 +153,8 @@ class Measurement(Presentation, Attributes):
     def notes(self) -> tuple[str, ...]:
         """Remarks on what the numbers cover, such as layers before the chain, first those on outputs that are not finite."""
         common = self._seed_runs.common
-        return (*remarks(common.not_finite), *common.cautions, *common.notes)
+        of_seeds = (self._seed_runs.caution,) if self._seed_runs.caution else ()
+        return (*remarks(common.not_finite), *of_seeds, *common.cautions, *common.notes)
 
     @property
     def seconds(self) -> float:

@@ -21,7 +21,7 @@ from .progress import PROGRESS
 from .randomness import seeded_late_user
 from .report_files import is_detailed
 from .swallowed import UNEXPECTED, Unexpected
-from .unmeasured import NOT_MEASURED
+from .unmeasured import NOT_MEASURED, cause_in_user_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,10 +117,12 @@ class Trainability:
                 given = self._with_settings(options)
                 # Suggestions rest on all seeds.
                 until = {} if self._item.config.stash[SETTINGS].suggest else bounds
-                measurement = measure_in(self._context(Context, given.get("name")), model, inputs, until=until, **given)
+                by_default = options.get("seeds", marker_settings(self._item).get("seeds")) is None
+                context = self._context(Context, given.get("name"), seeds_by_default=by_default)
+                measurement = measure_in(context, model, inputs, until=until, **given)
         except TrainabilityError as error:
             # The message describes the error, and the cause has the traceback of the model; frames of this package do not help.
-            raise error.with_traceback(None) from error.__cause__
+            raise error.with_traceback(None) from cause_in_user_code(error)
         except Exception as error:
             self._item.stash.setdefault(NOT_MEASURED, []).append(error)
             raise
@@ -165,7 +167,7 @@ class Trainability:
         try:
             return initialization_in(partial(self._context, Context), model, seeds=given["seeds"], name=given["name"])
         except TrainabilityError as error:
-            raise error.with_traceback(None) from error.__cause__
+            raise error.with_traceback(None) from cause_in_user_code(error)
 
     def width_sweep(
         self, build: Callable[[int], nn.Module], widths: Sequence[int], inputs: Any = None, **arguments: Any
@@ -204,7 +206,7 @@ class Trainability:
         try:
             return size_sweep_in(self._context(Context, given.get("name")), along, build, sizes, inputs, **given)
         except TrainabilityError as error:
-            raise error.with_traceback(None) from error.__cause__
+            raise error.with_traceback(None) from cause_in_user_code(error)
         except Exception as error:
             self._item.stash.setdefault(NOT_MEASURED, []).append(error)
             raise
@@ -241,7 +243,7 @@ class Trainability:
         """Return the arguments of a call, with seeds, device and dtype from the nearest marker, command line or ini file."""
         return with_settings(self._item.config, given, marker_settings(self._item))
 
-    def _context(self, context: Callable[..., Any], name: str | None) -> Any:
+    def _context(self, context: Callable[..., Any], name: str | None, **further: Any) -> Any:
         """Return the context of a measurement: its name within the test, the settings, and the receivers of its results."""
         records = self._item.stash.setdefault(RECORDS, {})
         if getattr(getattr(self._item, "obj", None), "is_hypothesis_test", False):
@@ -270,6 +272,7 @@ class Trainability:
             file=file,
             line=line,
             **context_settings(self._item.config),
+            **further,
         )
 
     def _command(self) -> str:

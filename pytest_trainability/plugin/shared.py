@@ -11,6 +11,7 @@ import pytest
 from .collected import node_id
 from .collection import MARKER, marker_settings
 from .fixture import Trainability, context_settings, with_settings
+from .unmeasured import cause_in_user_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,9 +99,10 @@ class TrainabilityFactory:
             raise UsageError(msg)
         try:
             given = with_settings(self._config, options, {})
-            found = measure_in(Context(**context_settings(self._config)), model, inputs, **given)
+            context = Context(**context_settings(self._config), seeds_by_default=options.get("seeds") is None)
+            found = measure_in(context, model, inputs, **given)
         except TrainabilityError as error:
-            raise error.with_traceback(None) from error.__cause__
+            raise error.with_traceback(None) from cause_in_user_code(error)
         self._config.stash[SHARED].add(found)
         return found
 
