@@ -69,9 +69,9 @@ def _takes_later(item: pytest.Item) -> bool:
 
 
 def _names_fixture(code: CodeType) -> bool:
-    """Whether a function or a function inside it calls ``getfixturevalue`` and holds the name of the fixture."""
+    """Whether a function or a function inside it calls ``getfixturevalue`` and holds the name of a fixture that measures."""
     inner = [part for part in code.co_consts if isinstance(part, CodeType)]
-    if "getfixturevalue" in code.co_names and MARKER in code.co_consts:
+    if "getfixturevalue" in code.co_names and FIXTURES.intersection(code.co_consts):
         return True
     return any(_names_fixture(part) for part in inner)
 

@@ -179,3 +179,13 @@ def test_an_error_of_the_model_is_listed_for_each_test(project: pytest.Pytester)
     result = project.runpytest_inprocess()
     result.assert_outcomes(errors=4)
     result.stdout.fnmatch_lines(["*4 could not be measured*"])
+
+
+def test_a_factory_that_is_taken_while_the_test_runs_is_found(project: pytest.Pytester) -> None:
+    body = """
+def test_x(request):
+    factory = request.getfixturevalue("trainability_factory")
+    assert factory(net, torch.ones(4, 8).cumsum(0), seeds=2).log_gain < 0
+"""
+    project.makepyfile(test_it=source() + body)
+    project.runpytest_inprocess("-m", "trainability", "-k", "test_x").assert_outcomes(passed=1, deselected=4)
