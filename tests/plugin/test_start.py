@@ -135,3 +135,15 @@ def test_inputs_and_a_finished_module_of_the_user(
     text = (project.path / "tests" / "test_trainability_my_net.py").read_text(encoding="utf-8")
     assert "from shop.net import module, batch" in text
     project.runpytest_inprocess("tests").assert_outcomes(passed=2)
+
+
+def test_a_model_of_a_library_brings_its_inputs(project: Pytester) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    assert main(("start", "hf-tiny:gpt2", "--seeds", "3")) == 0
+    text = (project.path / "tests" / "test_trainability_gpt2.py").read_text(encoding="utf-8")
+    assert (
+        'MODEL = named_model("hf-tiny:gpt2")' in text
+        and 'trainability(MODEL.build, MODEL.inputs, seeds=3, name="gpt2")' in text
+    )
+    assert "sys.path" not in text
+    project.runpytest_inprocess("tests").assert_outcomes(passed=2)
