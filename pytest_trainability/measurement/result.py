@@ -380,9 +380,10 @@ class Measurement(Presentation, Attributes):
         """Return the same runs as a measurement of another test, with its own verdicts."""
         return Measurement(self._seed_runs, self._name, context)
 
-    def has_runs_of(self, other: Measurement) -> bool:
-        """Return whether both judge the same runs."""
-        return self._seed_runs is other._seed_runs
+    @property
+    def runs_identity(self) -> int:
+        """A number that measurements of the same runs share, and no others while they live."""
+        return id(self._seed_runs)
 
     def _shown_record(self) -> CheckRecord:
         return self._to_record(list(self._verdicts.values()))

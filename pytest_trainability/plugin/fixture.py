@@ -227,7 +227,7 @@ class Trainability:
                 "it is measured."
             )
             raise UsageError(msg)
-        known = (one for one in self._item.stash.get(MEASUREMENTS, []) if one.has_runs_of(shared))
+        known = (one for one in self._item.stash.get(MEASUREMENTS, []) if one.runs_identity == shared.runs_identity)
         return next(known, None) or shared.in_context(self._context(Context, options.get("name")))
 
     def _bounds_among(self, options: dict[str, Any]) -> dict[str, Bound]:
