@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .measurement.initialization import Initialization, initialization
     from .measures.measure import Measure
     from .plugin.fixture import Trainability
+    from .plugin.shared import TrainabilityFactory
     from .records.estimates import Estimate, Names, Profile, Spectrum, Steps
     from .records.initial_values import InitialValues
     from .scaling import Scaling, depth_sweep, width_sweep
@@ -61,6 +62,7 @@ _HOME = {
     "Steps": "records.estimates",
     "Trainability": "plugin.fixture",
     "TrainabilityError": "errors",
+    "TrainabilityFactory": "plugin.shared",
     "TrainabilityFailure": "errors",
     "UsageError": "errors",
     "add_measure": "measurement",
@@ -102,6 +104,7 @@ __all__ = [
     "Steps",
     "Trainability",
     "TrainabilityError",
+    "TrainabilityFactory",
     "TrainabilityFailure",
     "UsageError",
     "add_measure",

@@ -25,6 +25,7 @@ __all__ = [
     "as_confidence",
     "as_seeds",
     "estimate",
+    "prediction_interval",
     "seeds_to_settle",
 ]
 
@@ -125,6 +126,19 @@ def _spread(values: Sequence[float], mean: float) -> float:
 
 def _half_width(spread: float, count: int, level: Level) -> float:
     return _quantile(count - 1, level.at(count)) * spread / math.sqrt(count)
+
+
+def prediction_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    """Return the center and the half-width of Student's prediction interval for one further draw.
+
+    Args:
+        values: Finite values of earlier draws, two or more.
+        confidence: Probability that the interval covers one further draw from the same normal distribution.
+
+    Source: Hahn & Meeker, Statistical Intervals (Wiley 1991), section 4.7.
+    """
+    mean, count = math.fsum(values) / len(values), len(values)
+    return mean, _quantile(count - 1, confidence) * _spread(values, mean) * math.sqrt(1 + 1 / count)
 
 
 def seeds_to_settle(value: Estimate, end: float, *, level: Level) -> float:

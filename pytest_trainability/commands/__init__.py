@@ -6,13 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import baselines, contract, look, measures, reports
+from . import baselines, contract, look, measures, reports, start
 from .arguments import CANNOT, DIFFERS, PROGRAM, say
 
 __all__ = ["CANNOT", "DIFFERS", "main"]
 
-DESCRIPTION = """Take a first look at a model; show, merge and compare reports of pytest --trainability-json; accept measured
-baselines; write the initialization contract of a model; explain measures."""
+DESCRIPTION = """Take a first look at a model; write a first test of it, or its initialization contract; show, merge and
+compare reports of pytest --trainability-json; accept measured baselines; explain measures."""
 STATUSES = """exit status:
   0 if nothing has failed or changed, 1 if something has, 2 if a file, folder or argument cannot be used. In the last case
   nothing is written."""
@@ -44,6 +44,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (look, reports, baselines, contract, measures):
+    for room in (look, start, reports, baselines, contract, measures):
         room.declare(commands)
     return parser

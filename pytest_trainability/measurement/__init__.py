@@ -181,6 +181,11 @@ def measure_in(
         context.confidence,
         described=context.expects_baseline or context.detailed,
     )
+    if recipe.fixed and len(seeds) > 1 and given["seeds"] is not None and not context.seeds_by_default:
+        seed_runs.caution = (
+            f"{len(seeds)} seeds were asked for, and one was drawn: a finished module is one draw of its weights. Pass a "
+            "factory, such as lambda: Net(), to draw more"
+        )
     measurement = Measurement(seed_runs, given["name"] or factory_name(model), context)
     wanted = (find_measure(name, where="measures=") for name in (*DEFAULT, *measures, *until, *_ALWAYS))
     measurement.run(list(wanted), until=until)

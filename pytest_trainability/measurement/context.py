@@ -54,5 +54,7 @@ class Context:
     """Path of the test's file, relative to the root of the session."""
     line: int = 0
     """Line of the test, counted from 1; 0 if it is not known."""
+    seeds_by_default: bool = False
+    """Whether the number of seeds comes from the command line or the ini file, which apply to finished modules as well."""
     detailed: bool = False
     """Whether records hold all values, the modules and the initial values, for a file that shows them."""

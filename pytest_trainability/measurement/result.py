@@ -26,6 +26,7 @@ from ..measures import MEASURES, Measure, companion_of, find_measure, recorded_a
 from ..measures.attributes import Attributes
 from ..records.estimates import Profile, Steps
 from ..records.reports import BaselineRecord, CheckRecord, CureRecord, VerdictRecord
+from ..records.suggestions import Suggestion
 from ..records.text import visible
 from ..report.explain import explain, explain_baseline
 from .context import Context
@@ -34,6 +35,7 @@ from .initialization import Initialization, verdict_on
 from .judging import applicable_bounds, verdict_of
 from .presentation import Presentation
 from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
+from .suggesting import suggestions_of
 from .values import details
 from .writing import DEAD_UNITS, check_record, entry, is_caused_by_growth
 
@@ -151,7 +153,8 @@ class Measurement(Presentation, Attributes):
     def notes(self) -> tuple[str, ...]:
         """Remarks on what the numbers cover, such as layers before the chain, first those on outputs that are not finite."""
         common = self._seed_runs.common
-        return (*remarks(common.not_finite), *common.cautions, *common.notes)
+        of_seeds = (self._seed_runs.caution,) if self._seed_runs.caution else ()
+        return (*remarks(common.not_finite), *of_seeds, *common.cautions, *common.notes)
 
     @property
     def seconds(self) -> float:
@@ -359,6 +362,29 @@ class Measurement(Presentation, Attributes):
         self.run(chosen)
         return entry(self._seed_runs, chosen, {})
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a finished module was measured, which is one draw of its weights."""
+        return self._seed_runs.recipe.fixed
+
+    def suggestions(self, defaults: Sequence[str] = ()) -> tuple[Suggestion, ...]:
+        """Return for each measure that was read the bound that its values over seeds support.
+
+        Args:
+            defaults: Measures whose present bound comes from a preset, the command line or the ini file.
+        """
+        failing = [name for name, verdict in self._verdicts.items() if not verdict.holds]
+        return suggestions_of(self._seed_runs, self._bounds, failing, defaults)
+
+    def in_context(self, context: Context) -> Measurement:
+        """Return the same runs as a measurement of another test, with its own verdicts."""
+        return Measurement(self._seed_runs, self._name, context)
+
+    @property
+    def runs_identity(self) -> int:
+        """A number that measurements of the same runs share, and no others while they live."""
+        return id(self._seed_runs)
+
     def _shown_record(self) -> CheckRecord:
         return self._to_record(list(self._verdicts.values()))
 
@@ -370,6 +396,13 @@ class Measurement(Presentation, Attributes):
 
     def _shown_bounds(self) -> Mapping[str, Bound]:
         return self._bounds
+
+    def baseline_entry(self) -> Entry:
+        """Return the entry that :meth:`check_baseline` records."""
+        wanted = self._recorded_measures(where="check_baseline()")
+        self.complete()
+        self.run(wanted)
+        return self._entry(wanted)
 
     def _entry(self, measures: Sequence[Measure]) -> Entry:
         """Return the entry that a baseline stores for this measurement."""

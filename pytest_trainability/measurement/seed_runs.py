@@ -73,6 +73,8 @@ class SeedRuns:
         """One reading per seed, by measure."""
         self.values: dict[str, Value] = {}
         self.seconds = 0.0
+        self.caution = ""
+        """What a user should know about the seeds; empty for nothing."""
         self._inapplicable: set[str] = set()
         """Measures that were tolerated to have no value, and have none."""
         self._fingerprint = fingerprint(recipe)

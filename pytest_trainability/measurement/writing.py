@@ -241,6 +241,8 @@ def _cautions(seed_runs: SeedRuns, of_gradients: Sequence[str]) -> Iterator[str]
         drawn, requested = len(seed_runs.common.seeds), len(seed_runs.seeds_requested)
         yield f"interrupted after {drawn} of {requested} seeds: no bound was judged"
     yield from remarks(seed_runs.common.not_finite)
+    if seed_runs.caution:
+        yield seed_runs.caution
     unused, left_out = cast("Names", seed_runs.values["unused_parameters"]), seed_runs.common.steps.left_out
     if unused:
         count = f"{len(unused)} parameters get" if len(unused) > 1 else "1 parameter gets"

@@ -32,6 +32,8 @@ from .gate import add_files_of_root, gate_file
 from .progress import PROGRESS, Progress
 from .randomness import preserved_generators, seed_generators, seeded_fixture, seeded_module
 from .reports import ReportWriter
+from .shared import SHARED, SharedMeasurements, judge_shared, trainability_factory, wide_scope_explained
+from .suggestions import SuggestionWriter, suggestions_for
 from .summary import SUMMARY, Summary
 from .swallowed import UNEXPECTED, Unexpected, refuse_swallowed
 from .unmeasured import NOT_MEASURED, error_of, explained_checks, shorten_summary
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from pathlib import Path
 
-__all__ = ["trainability"]
+__all__ = ["trainability", "trainability_factory"]
 
 SENT = pytest.StashKey["list[Any]"]()
 """The records of a test that its last report carried."""
@@ -75,9 +77,13 @@ def pytest_configure(config: pytest.Config) -> None:
     refuse_partial_prune(config)
     config.stash[BASELINES] = Baselines(config)
     config.stash[COLLECTED] = Collected()
+    config.stash[SHARED] = SharedMeasurements()
     config.stash[PROGRESS] = Progress(config)
     config.pluginmanager.register(config.stash[PROGRESS], "trainability-progress")
     if not hasattr(config, "workerinput"):
+        if config.stash[options.SETTINGS].suggest:
+            # What is registered first prints last.
+            config.pluginmanager.register(SuggestionWriter(), "trainability-suggestions")
         writer = BaselineWriter(config)
         config.pluginmanager.register(writer, "trainability-baseline-writer")
         summary = config.stash[SUMMARY] = Summary(config, writer)
@@ -160,7 +166,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     item.stash[NOT_MEASURED] = []
     item.stash[SENT] = []
     item.stash[UNEXPECTED] = Unexpected()
-    with _failure_is_shown(item):
+    with _failure_is_shown(item), wide_scope_explained():
         return (yield)
 
 
@@ -185,13 +191,16 @@ def pytest_fixture_setup(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Seed the body of a test that measures: it draws the same numbers in every session."""
+    """Judge shared measurements. Seed the body of a test that measures: it draws the same numbers in every session."""
+    __tracebackhide__ = True
+    judge_shared(pyfuncitem)
     seed_generators(pyfuncitem, "body")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Seed a test that measures and is not a function, such as a doctest. Fail a test whose bounds are invalid or not judged."""
+    __tracebackhide__ = True
     refuse_invalid(item)
     seed_generators(item, "body")
     with _failure_is_shown(item):
@@ -215,10 +224,13 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the records of a test to its report, as plain data that can be sent to another process."""
+    suggestions = suggestions_for(item, call)
     explain_assertions(item, call)
     if item.stash.get(RECORDS, {}) and report_files.writes_properties(item.config):
         add_properties(item, list(item.stash[RECORDS].values()))
     report = yield
+    if suggestions:
+        report.trainability_suggestions = suggestions  # type: ignore[attr-defined]
     if (error := error_of(item, call)) is not None:
         report.trainability_error = error  # type: ignore[attr-defined]
     if call.excinfo is not None and item.get_closest_marker(MARKER) is not None:

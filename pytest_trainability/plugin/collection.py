@@ -22,6 +22,7 @@ __all__ = [
     "MEASURING",
     "bounded_on_command_line_only",
     "bounds_of",
+    "is_bound",
     "mark_users",
     "marker_settings",
     "refuse_invalid",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 MARKER = "trainability"
+FIXTURES = frozenset((MARKER, "trainability_factory"))
+"""Fixtures that measure."""
 MEASURING = pytest.StashKey[bool]()
 """Whether a test of this session measures."""
 INVALID = pytest.StashKey["tuple[str, ...]"]()
@@ -47,7 +50,8 @@ def mark_users(item: pytest.Item) -> None:
     A test can also take the fixture while it runs, by ``request.getfixturevalue("trainability")``, or in a doctest by
     ``getfixture("trainability")``. Such a call in the test or in one of its fixtures is found in their code.
     """
-    if item.get_closest_marker(MARKER) is None and (MARKER in getattr(item, "fixturenames", ()) or _takes_later(item)):
+    takes = FIXTURES.intersection(getattr(item, "fixturenames", ()))
+    if item.get_closest_marker(MARKER) is None and (takes or _takes_later(item)):
         item.add_marker(MARKER)
 
 
@@ -65,9 +69,9 @@ def _takes_later(item: pytest.Item) -> bool:
 
 
 def _names_fixture(code: CodeType) -> bool:
-    """Whether a function or a function inside it calls ``getfixturevalue`` and holds the name of the fixture."""
+    """Whether a function or a function inside it calls ``getfixturevalue`` and holds the name of a fixture that measures."""
     inner = [part for part in code.co_consts if isinstance(part, CodeType)]
-    if "getfixturevalue" in code.co_names and MARKER in code.co_consts:
+    if "getfixturevalue" in code.co_names and FIXTURES.intersection(code.co_consts):
         return True
     return any(_names_fixture(part) for part in inner)
 
@@ -174,10 +178,11 @@ def refuse_unmeasured(item: pytest.Item, *, taken: bool, called: bool, judged: b
         judged: Whether a model was measured by a call of the fixture.
     """
     own = [marker for marker in item.own_markers if marker.name == MARKER]
-    if not judged and any(_is_bound(name) or name == _PRESET for marker in own for name in marker.kwargs):
+    if not judged and any(is_bound(name) or name == _PRESET for marker in own for name in marker.kwargs):
         pytest.fail(
             "the bounds of the trainability marker must be judged on a model. This test has measured no model. Take the fixture "
-            "as an argument and call trainability(model, inputs); for a size sweep, call check() of its result.",
+            "as an argument and call trainability(model, inputs), or trainability(measurement) for one of trainability_factory; "
+            "for a size sweep, call check() of its result.",
             pytrace=False,
         )
     if taken and not called and (bounds := bounds_of(item)):
@@ -205,7 +210,7 @@ _ARGUMENTS = {
 """Arguments of the fixture, which a marker cannot set."""
 
 
-def _is_bound(name: str) -> bool:
+def is_bound(name: str) -> bool:
     """Whether a keyword of the marker is a bound."""
     return name not in {*_MARKER_SETTINGS, _TOLERANCES}
 
@@ -242,7 +247,7 @@ def _read_bound(item: pytest.Item, name: str | None, value: Any) -> dict[str, Bo
     if name is None:
         msg = f"{where} must have bounds by name, as in trainability(log_gain=within(3)). Got {value!r}."
         raise BoundError(msg)
-    if not _is_bound(name):
+    if not is_bound(name):
         return {}
     return {find_measure(name, where=where).name: as_bound(value, measure=name, where=where)}
 

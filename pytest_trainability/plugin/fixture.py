@@ -21,7 +21,7 @@ from .progress import PROGRESS
 from .randomness import seeded_late_user
 from .report_files import is_detailed
 from .swallowed import UNEXPECTED, Unexpected
-from .unmeasured import NOT_MEASURED
+from .unmeasured import NOT_MEASURED, cause_in_user_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,8 +43,10 @@ __all__ = [
     "RECORDS",
     "TAKEN",
     "Trainability",
+    "context_settings",
     "explain_assertions",
     "trainability",
+    "with_settings",
 ]
 
 TAKEN = pytest.StashKey[bool]()
@@ -59,6 +61,10 @@ COMMAND = pytest.StashKey["list[str]"]()
 """Options that make the test, of one that is made by options."""
 RECORDS = pytest.StashKey["dict[str, CheckRecord]"]()
 """The records of a test, by the name of the measurement."""
+
+
+_MISSING = object()
+"""Stands for inputs that are not given."""
 
 
 @pytest.fixture
@@ -77,8 +83,8 @@ class Trainability:
 
     def __call__(
         self,
-        model: nn.Module | type[nn.Module] | Callable[[], nn.Module],
-        inputs: Any,
+        model: nn.Module | type[nn.Module] | Callable[[], nn.Module] | Measurement,
+        inputs: Any = _MISSING,
         **options: Any,
     ) -> Measurement:
         """Measure a model, and judge the bounds of the call, the test's marker, the command line and the ini file.
@@ -86,8 +92,9 @@ class Trainability:
         >>> trainability(Net, batch, log_gain=within(3))  # doctest: +SKIP
 
         Args:
-            model: A factory, which is called once per seed, or a finished module.
-            inputs: The batch, or a function that draws one from a generator.
+            model: A factory, which is called once per seed; a finished module; or a measurement of ``trainability_factory``,
+                which is judged without further runs.
+            inputs: The batch, or a function that draws one from a generator. A measurement has its inputs.
             **options: Further arguments of :func:`pytest_trainability.measure`, and bounds by measure as in
                 :meth:`Measurement.check`, which take precedence over other bounds. Defaults of ``seeds``, ``device`` and
                 ``dtype`` are the values of the nearest marker, the command line or the ini file.
@@ -100,22 +107,32 @@ class Trainability:
         """
         __tracebackhide__ = True
         from ..errors import TrainabilityError
-        from ..measurement import Context, measure_in
+        from ..measurement import Context, Measurement, measure_in
 
         self._item.stash[CALLED] = True
         try:
             own = self._bounds_among(options)
-            given = self._with_settings(options)
             bounds = {**bounds_of(self._item), **own}
-            measurement = measure_in(self._context(Context, given.get("name")), model, inputs, until=bounds, **given)
+            if isinstance(model, Measurement):
+                measurement = self._of_this_test(model, inputs, options)
+            else:
+                _refuse_missing(inputs)
+                given = self._with_settings(options)
+                # Suggestions rest on all seeds.
+                until = {} if self._item.config.stash[SETTINGS].suggest else bounds
+                by_default = options.get("seeds", marker_settings(self._item).get("seeds")) is None
+                context = self._context(Context, given.get("name"), seeds_by_default=by_default)
+                measurement = measure_in(context, model, inputs, until=until, **given)
         except TrainabilityError as error:
             # The message describes the error, and the cause has the traceback of the model; frames of this package do not help.
-            raise error.with_traceback(None) from error.__cause__
+            raise error.with_traceback(None) from cause_in_user_code(error)
         except Exception as error:
             self._item.stash.setdefault(NOT_MEASURED, []).append(error)
             raise
         self._item.stash[JUDGED] = True
-        self._item.stash.setdefault(MEASUREMENTS, []).append(measurement)
+        known = self._item.stash.setdefault(MEASUREMENTS, [])
+        if not any(measurement is one for one in known):
+            known.append(measurement)
         if bounds:
             measurement.check(preset=None, **bounds)
         return measurement
@@ -153,7 +170,7 @@ class Trainability:
         try:
             return initialization_in(partial(self._context, Context), model, seeds=given["seeds"], name=given["name"])
         except TrainabilityError as error:
-            raise error.with_traceback(None) from error.__cause__
+            raise error.with_traceback(None) from cause_in_user_code(error)
 
     def width_sweep(
         self, build: Callable[[int], nn.Module], widths: Sequence[int], inputs: Any = None, **arguments: Any
@@ -192,10 +209,29 @@ class Trainability:
         try:
             return size_sweep_in(self._context(Context, given.get("name")), along, build, sizes, inputs, **given)
         except TrainabilityError as error:
-            raise error.with_traceback(None) from error.__cause__
+            raise error.with_traceback(None) from cause_in_user_code(error)
         except Exception as error:
             self._item.stash.setdefault(NOT_MEASURED, []).append(error)
             raise
+
+    def _of_this_test(self, shared: Measurement, inputs: Any, options: Mapping[str, Any]) -> Measurement:
+        """Return a measurement as one of this test, in whose name it is reported. Nothing is run.
+
+        Raises:
+            UsageError: There are further arguments than bounds and a name.
+        """
+        from ..errors import UsageError
+        from ..measurement import Context
+
+        further = [*([] if inputs is _MISSING else ["inputs"]), *(name for name in options if name != "name")]
+        if further:
+            msg = (
+                f"a measurement that has been made is only judged again. It does not take {', '.join(further)}: pass them where "
+                "it is measured."
+            )
+            raise UsageError(msg)
+        known = (one for one in self._item.stash.get(MEASUREMENTS, []) if one.runs_identity == shared.runs_identity)
+        return next(known, None) or shared.in_context(self._context(Context, options.get("name")))
 
     def _bounds_among(self, options: dict[str, Any]) -> dict[str, Bound]:
         """Take the bounds out of the keyword arguments of a call, and return them by measure."""
@@ -208,16 +244,9 @@ class Trainability:
 
     def _with_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call, with seeds, device and dtype from the nearest marker, command line or ini file."""
-        from ..records.reports import plain
+        return with_settings(self._item.config, given, marker_settings(self._item))
 
-        settings, marked = self._item.config.stash[SETTINGS], marker_settings(self._item)
-        set_elsewhere = {
-            name: _first(given.get(name), marked.get(name), getattr(settings, name))
-            for name in ("seeds", "device", "dtype")
-        }
-        return {**given, **set_elsewhere, "name": None if given.get("name") is None else plain(given["name"])}
-
-    def _context(self, context: Callable[..., Any], name: str | None) -> Any:
+    def _context(self, context: Callable[..., Any], name: str | None, **further: Any) -> Any:
         """Return the context of a measurement: its name within the test, the settings, and the receivers of its results."""
         records = self._item.stash.setdefault(RECORDS, {})
         if getattr(getattr(self._item, "obj", None), "is_hypothesis_test", False):
@@ -232,31 +261,21 @@ class Trainability:
             records[key] = record
             self._item.stash[UNEXPECTED].note(key, record)
 
-        worker = re.search(r"\d+$", os.environ.get("PYTEST_XDIST_WORKER", ""))
-        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-        settings = self._item.config.stash[SETTINGS]
         command = self._command()
         file, line = place_of(self._item)
         return context(
             test=node_id(self._item),
             name=key,
             report=keep,
-            worker=int(worker[0]) if worker else 0,
-            threads=max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None,
-            confidence=settings.confidence,
             reproduce=command,
             tolerances=tolerances_of(self._item),
-            watch=self._item.config.stash[PROGRESS].watch,
-            full=self._item.config.get_verbosity() > 0,
-            cure=settings.cure,
             bounded_on_command_line_only=bounded_on_command_line_only(self._item),
-            choose_steps=partial(chosen_steps, self._item.config),
-            environment=partial(added_environment, self._item.config),
             baseline=partial(self._item.config.stash[BASELINES].check, self._item, command, key),
             expects_baseline=self._item.config.stash[BASELINES].expects(self._item),
             file=file,
             line=line,
-            detailed=is_detailed(self._item.config),
+            **context_settings(self._item.config),
+            **further,
         )
 
     def _command(self) -> str:
@@ -267,6 +286,55 @@ class Trainability:
         _, separator, name = node_id(self._item).partition("::")
         file = relative_path(self._item.path, config.invocation_params.dir)
         return shlex.join(["pytest", f"{file}{separator}{name}", *options_given(config)])
+
+
+def with_settings(config: pytest.Config, given: Mapping[str, Any], marked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call, with seeds, device and dtype of the marker, the command line or the ini file.
+
+    Args:
+        config: The session.
+        given: Arguments of the call.
+        marked: Settings of the marker.
+    """
+    from ..records.reports import plain
+
+    settings = config.stash[SETTINGS]
+    set_elsewhere = {
+        name: _first(given.get(name), marked.get(name), getattr(settings, name))
+        for name in ("seeds", "device", "dtype")
+    }
+    return {**given, **set_elsewhere, "name": None if given.get("name") is None else plain(given["name"])}
+
+
+def context_settings(config: pytest.Config) -> dict[str, Any]:
+    """Return the parts of a context that all measurements of a session share."""
+    worker = re.search(r"\d+$", os.environ.get("PYTEST_XDIST_WORKER", ""))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    settings = config.stash[SETTINGS]
+    return {
+        "worker": int(worker[0]) if worker else 0,
+        "threads": max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None,
+        "confidence": settings.confidence,
+        "watch": config.stash[PROGRESS].watch,
+        "full": config.get_verbosity() > 0,
+        "cure": settings.cure,
+        "choose_steps": partial(chosen_steps, config),
+        "environment": partial(added_environment, config),
+        "detailed": is_detailed(config),
+    }
+
+
+def _refuse_missing(inputs: Any) -> None:
+    """Refuse a call without inputs.
+
+    Raises:
+        UsageError: They are missing.
+    """
+    if inputs is _MISSING:
+        from ..errors import UsageError
+
+        msg = "trainability() needs the inputs of the model: trainability(model, inputs)."
+        raise UsageError(msg)
 
 
 def place_of(item: pytest.Item) -> tuple[str, int]:

@@ -75,6 +75,8 @@ class Settings:
     """One of :data:`CURE_MODES`."""
     measured: str | None
     """Folder for the measured numbers, in the format of the baselines."""
+    suggest: bool
+    """Whether to print the bounds that the measured numbers support."""
     require: int
     """Minimum number of measured models."""
 
@@ -129,6 +131,13 @@ def declare(parser: pytest.Parser) -> None:
         help="Write the measured numbers into this folder, in the format of the baselines, for the commands python -m "
         "pytest_trainability compare and accept.",
     )
+    group.addoption(
+        f"--{PREFIX}-suggest",
+        dest=f"{PREFIX}_suggest",
+        action="store_true",
+        help="Print for each test that measures the marker whose bounds its numbers support, with the margin that the seeds "
+        "justify. All seeds are drawn. Present bounds are never widened.",
+    )
     report_files.declare(parser, group)
     group.addoption(
         f"--{PREFIX}-require",
@@ -161,6 +170,7 @@ def read(config: pytest.Config) -> None:
         prune=config.getoption(f"{PREFIX}_prune"),
         cure=config.getoption(f"{PREFIX}_cure"),
         measured=_folder(config.getoption(f"{PREFIX}_measured")),
+        suggest=config.getoption(f"{PREFIX}_suggest"),
         require=_required(config.getoption(f"{PREFIX}_require")),
     )
 

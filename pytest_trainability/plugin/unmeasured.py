@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import pytest
@@ -10,10 +12,28 @@ from .collected import node_id
 from .collection import MARKER
 from .paths import relative_path
 
-__all__ = ["NOT_MEASURED", "error_of", "explained_checks", "shorten_summary"]
+__all__ = ["NOT_MEASURED", "cause_in_user_code", "error_of", "explained_checks", "shorten_summary"]
 
 NOT_MEASURED = pytest.StashKey["list[BaseException]"]()
 """Exceptions that calls of the fixture have raised, other than failed checks. The test may expect some of them."""
+
+
+def cause_in_user_code(error: BaseException) -> BaseException | None:
+    """Return the cause of an error if its traceback shows more than this package and PyTorch's engine; else None.
+
+    The message of the error quotes its cause. Frames that a user has not written do not help.
+    """
+    cause = error.__cause__
+    if cause is None or cause.__traceback__ is None:
+        return cause
+    files = (Path(frame.f_code.co_filename) for frame, _ in walk_tb(cause.__traceback__))
+    return cause if any(not _is_internal(file) for file in files) else None
+
+
+def _is_internal(file: Path) -> bool:
+    """Whether a file belongs to this package or to the engine of autograd."""
+    package = Path(__file__).parents[1]
+    return file.is_relative_to(package) or file.parts[-3:-1] == ("torch", "autograd")
 
 
 def error_of(item: pytest.Item, call: pytest.CallInfo[None]) -> dict[str, Any] | None:

@@ -310,6 +310,7 @@ class Profile(_Elements, Mapping[str, Estimate]):
         return tuple(self.estimates.values())
 
     def __getitem__(self, name: str) -> Estimate:
+        __tracebackhide__ = True
         try:
             return self.estimates[name]
         except KeyError:
@@ -344,6 +345,7 @@ class Profile(_Elements, Mapping[str, Estimate]):
         >>> list(profile.matching("*.weight"))
         ['a.weight']
         """
+        __tracebackhide__ = True
         return selected(self, patterns, keep=True)
 
     def excluding(self, *patterns: str) -> Profile:
@@ -364,9 +366,11 @@ class Profile(_Elements, Mapping[str, Estimate]):
         >>> list(profile.excluding("*key.bias"))
         ['key.weight']
         """
+        __tracebackhide__ = True
         return selected(self, patterns, keep=False)
 
     def _extreme(self, choose: Callable[..., str]) -> str:
+        __tracebackhide__ = True
         if not self.estimates:
             msg = (
                 "The profile is empty: it has no `.min` and no `.max`. Check the patterns that were given to `matching` and "
@@ -383,6 +387,7 @@ class Profile(_Elements, Mapping[str, Estimate]):
         Raises:
             ValueError: The profile is empty.
         """
+        __tracebackhide__ = True
         return self._extreme(min)
 
     @property
@@ -392,6 +397,7 @@ class Profile(_Elements, Mapping[str, Estimate]):
         Raises:
             ValueError: The profile is empty.
         """
+        __tracebackhide__ = True
         return self._extreme(max)
 
     @property
@@ -401,6 +407,7 @@ class Profile(_Elements, Mapping[str, Estimate]):
         Raises:
             ValueError: The profile is empty.
         """
+        __tracebackhide__ = True
         return self.estimates[self.argmin]
 
     @property
@@ -410,6 +417,7 @@ class Profile(_Elements, Mapping[str, Estimate]):
         Raises:
             ValueError: The profile is empty.
         """
+        __tracebackhide__ = True
         return self.estimates[self.argmax]
 
     def __repr__(self) -> str:
@@ -430,6 +438,7 @@ def selected(profile: Profile, patterns: Sequence[str], *, keep: bool, every: bo
     Raises:
         ValueError: A pattern matches no name.
     """
+    __tracebackhide__ = True
     if every and (message := unmatched(patterns, profile)):
         raise ValueError(message)
     matching = {name for name in profile if any(fnmatchcase(name, pattern) for pattern in patterns)}

@@ -16,6 +16,7 @@ ELSEWHERE = {
     "__main__": "a line that calls commands, which tests/plugin/test_contracts.py runs as a command",
     "commands/baselines": "tests/plugin/test_baselines.py runs it on folders that sessions have written",
     "commands/contract": "tests/plugin/test_contracts.py runs it on models in files",
+    "commands/start": "tests/plugin/test_start.py runs it on models in files, and the tests that it writes",
     "measures/attributes": "generated: tests/guards/test_documented.py",
 }
 """Source files without a unit test of their name, and why."""

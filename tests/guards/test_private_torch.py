@@ -32,6 +32,7 @@ OTHERS = {
     "plugin/progress.py": {"_tw", "_file"},
     "plugin/randomness.py": {"_pyfuncitem"},
     "plugin/reports.py": {"_tw", "_file"},
+    "plugin/suggestions.py": {"_tw", "_file"},
     "plugin/summary.py": {"_tw", "_file"},
 }
 """Private attributes of other objects than PyTorch's, by file: an estimate's, a named tuple's, pytest's."""

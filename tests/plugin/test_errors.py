@@ -204,3 +204,61 @@ def test_the_section_says_which_gradient_was_measured(project: Pytester) -> None
     assert "test_functional" in functional
     assert "test_given" in loss
     assert "test_own" in loss
+
+
+FRAMES = {
+    "a backward pass inside the model": (
+        """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+
+    def forward(self, x):
+        out = self.body(x)
+        out.sum().backward()
+        return out
+
+def test_it(trainability):
+    trainability(Net, torch.randn(4, 8))
+""",
+        "Net frees it: it calls backward() or autograd.grad() inside forward(). Move that call out of forward(), or pass",
+    ),
+    "a factory that needs arguments": (
+        "def test_it(trainability):\n    trainability(nn.Linear, torch.randn(4, 8))\n",
+        "Give it its arguments in a lambda: lambda: Linear(...).",
+    ),
+    "a pattern that matches nothing": (
+        """
+def test_it(trainability):
+    result = trainability(lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), torch.randn(4, 8), seeds=1)
+    assert result.gradient_norm.excluding("*.bais") > 0
+""",
+        "No name matches the pattern '*.bais'. Nearest: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FRAMES)
+def test_a_mistake_is_shown_at_the_line_of_the_test_without_internal_frames(project: Pytester, case: str) -> None:
+    code, message = FRAMES[case]
+    project.makepyfile(test_it=f"import torch\nfrom torch import nn\n\n{code}")
+    text = project.runpytest_inprocess().stdout.str()
+    assert message in text
+    assert "direct cause" not in text and "pytest_trainability/" not in text
+
+
+def test_the_frames_of_the_model_are_shown(project: Pytester) -> None:
+    code = """
+import torch
+from torch import nn
+
+class Net(nn.Linear):
+    def forward(self, x):
+        raise ValueError("in the model")
+
+def test_it(trainability):
+    trainability(lambda: Net(8, 8), torch.randn(4, 8))
+"""
+    project.makepyfile(test_it=code)
+    project.runpytest_inprocess().stdout.fnmatch_lines(['>       raise ValueError("in the model")'])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from towers import F64
 
-from pytest_trainability import lyapunov_spectrum, measure
+from pytest_trainability import ModelError, lyapunov_spectrum, measure
 
 torchdiffeq = pytest.importorskip("torchdiffeq", reason="torchdiffeq is not installed")
 
@@ -147,3 +147,13 @@ def test_an_adaptive_solver_ends_where_it_is_told_to(calls, tolerance):
     assert result.log_gain == pytest.approx(calls, abs=20 * calls * tolerance)
     assert result.loss_log_gain == pytest.approx(calls, abs=20 * calls * tolerance)
     assert result.lyapunov_max == pytest.approx(1, abs=20 * tolerance)
+
+
+def test_an_adjoint_that_cannot_be_solved_says_what_to_do():
+    """What contracts fast explodes on the way back, and an adaptive step becomes zero."""
+    flow = Flow(lambda t, y: -10 * y - y**3, 9.0, torchdiffeq.odeint_adjoint, adjoint_params=())
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), flow).double()
+    with pytest.raises(
+        ModelError, match=r"AssertionError: underflow in dt .* Loosen its tolerances .* instead of odeint_adj"
+    ):
+        measure(model, torch.ones(2, 3, dtype=F64))

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -257,11 +258,23 @@ def _translated(
             "autograd.grad() inside forward(). Move that call out of forward(), or pass retain_graph=True to it."
         )
     if arose_in_backward(error):
+        advice = (
+            "The solver of its differential equation failed on the way back. Loosen its tolerances (rtol, atol) or fix its step, "
+            "or use odeint instead of odeint_adjoint."
+            if _is_of_solver(error)
+            else "Check the backward methods of torch.autograd.Function and the gradient hooks that the model uses."
+        )
         return ModelError(
-            f"the backward pass of {name} must run. It raised {type(error).__name__}: {sentence(error)} Check the backward "
-            "methods of torch.autograd.Function and the gradient hooks that the model uses."
+            f"the backward pass of {name} must run. It raised {type(error).__name__}: {sentence(error)} {advice}"
         )
     return None
+
+
+def _is_of_solver(error: Exception) -> bool:
+    """Return whether an error was raised by torchdiffeq, which solves the adjoint equation in the backward pass."""
+    return any(
+        frame.f_globals.get("__name__", "").startswith("torchdiffeq.") for frame, _ in walk_tb(error.__traceback__)
+    )
 
 
 def _cut(

@@ -12,7 +12,7 @@ import pytest
 import pytest_trainability
 from pytest_trainability.commands import CANNOT, main
 
-COMMANDS = ("look", "show", "html", "merge", "compare", "comment", "accept", "contract", "explain", "measures")
+COMMANDS = ("look", "start", "show", "html", "merge", "compare", "comment", "accept", "contract", "explain", "measures")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

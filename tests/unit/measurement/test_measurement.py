@@ -87,3 +87,16 @@ def test_an_unknown_measure_is_refused_with_the_nearest_one() -> None:
 
 def test_intervals_need_two_seeds() -> None:
     assert math.isnan(measure(tower, X, seeds=1).log_gain.half_width)
+
+
+def test_seeds_of_a_finished_module_are_said_to_be_one_draw() -> None:
+    said = "5 seeds were asked for, and one was drawn: a finished module is one draw of its weights. Pass a factory"
+    assert measure(tower(), X, seeds=5).notes[0].startswith(said)
+    assert said in " ".join(measure(tower(), X, seeds=5).report().split())
+    for result in (measure(tower(), X), measure(tower(), X, seeds=[3]), measure(tower, X, seeds=5)):
+        assert not any("asked for" in note for note in result.notes)
+
+
+def test_seeds_of_the_command_line_are_no_request_for_one_module() -> None:
+    result = measure_in(Context(seeds_by_default=True), tower(), X, seeds=5)
+    assert not any("asked for" in note for note in result.notes)
