@@ -30,6 +30,7 @@ from ...records.gradient_classes import (
 )
 from ...records.text import format_names
 from ..measure import declare
+from .few_units import are_few_units
 from .round_off import RoundOff, is_zero, round_off, small_gradients
 from .unreached import UNREACHED_CAUSES
 
@@ -352,7 +353,9 @@ def asleep_parameters(run: Run) -> list[str]:
     dimensions, such as a router whose scores are divided by their own sum. Parameters behind a zero-initialized branch, gate or
     head get a gradient within these steps, and are not listed; ``waking_step`` reports when. The listed parameters are behind
     dead units, or behind a zero whose own gradient is zero, such as a zero before a ReLU. Biases that a softmax or a
-    normalization cancels are not listed, and neither are ``unused_parameters``, which have no path from the loss.
+    normalization cancels are not listed, and neither are ``unused_parameters``, which have no path from the loss. The list is
+    empty if all of them belong to layers of fewer than ten units that the gradient passes by, such as the excitation of a small
+    network: a draw leaves so few units dead by chance.
 
     It misleads where one batch does not use all of the model: an expert without tokens, an embedding of tokens that do not occur.
 
@@ -365,7 +368,19 @@ def asleep_parameters(run: Run) -> list[str]:
 
     Source: Lu, Shin, Su & Karniadakis, Commun. Comput. Phys. 28, 1671 (2020), for ReLU networks that are born dead.
     """
-    return [name for name, label in run[GRADIENT_CLASSES].labels.items() if label in {DEAD, CANCELLED_WEIGHT}]
+    found = [name for name, label in run[GRADIENT_CLASSES].labels.items() if label in {DEAD, CANCELLED_WEIGHT}]
+    return [] if found and _are_dead_by_chance(run) else found
+
+
+def _are_dead_by_chance(run: Run) -> bool:
+    """Return whether all parameters without a gradient belong to a few dead units, which the gradient passes by."""
+    labels = run[GRADIENT_CLASSES].labels
+    if CANCELLED_WEIGHT in labels.values():
+        return False
+    parameters = dict(run.capture.model.named_parameters())
+    asleep = {name: parameters[name] for name, label in labels.items() if label == DEAD}
+    awake = {id(parameters[name]) for name, label in labels.items() if label == SIGNAL}
+    return are_few_units(asleep) and any(id(p) in awake for p in _first_parameters(run))
 
 
 @declare("scalar", needs=[GRADIENT_CLASSES], tolerance=0.1, explained_by=UNREACHED_CAUSES)
