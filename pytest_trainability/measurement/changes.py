@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..checks.remedies import Remedy
@@ -78,20 +82,21 @@ class _Before:
 
     def restore(self, target: Tensor | nn.Module) -> None:
         if isinstance(target, Tensor):
+            assert self.values is not None
             target.data.copy_(self.values)
             return
         for table, hooks in zip((target._forward_hooks, target._forward_pre_hooks), self.hooks):
             table.clear()
             table.update(hooks)
         if self.eps is not None:
-            target.eps = self.eps
+            target.__setattr__("eps", self.eps)
 
 
 class _Trial:
     """Changes that are undone. Models that are gone need no undoing, and are not kept."""
 
     def __init__(self) -> None:
-        self._before: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._before: Any = WeakIdKeyDictionary()
         """The :class:`_Before` of each parameter and module."""
 
     def change(self, model: nn.Module, remedy: Remedy) -> None:
@@ -167,8 +172,8 @@ def _zeros(remedy: Remedy, model: nn.Module) -> None:
 
 
 def _orthogonal_gates(remedy: Remedy, model: nn.Module) -> None:
-    for name in remedy.targets:
-        for gate in _parameter(model, name).chunk(4):
+    for name, gates in zip(remedy.targets, remedy.factors):
+        for gate in _parameter(model, name).chunk(round(gates)):
             nn.init.orthogonal_(gate)
 
 
@@ -189,6 +194,59 @@ def _output(remedy: Remedy, model: nn.Module) -> None:
 
 def _multiplied_by(factor: float) -> Callable[[nn.Module, Any, Any], Any]:
     return lambda module, args, output: output * factor if isinstance(output, Tensor) else None
+
+
+def _inline(remedy: Remedy, model: nn.Module) -> None:
+    for name, number in zip(remedy.targets, remedy.factors):
+        module = model.get_submodule(name)
+        entered: list[Any] = []
+
+        def enter(module: nn.Module, args: Any, entered: list[Any] = entered, number: float = number) -> None:
+            entered.append(_Without(module, number))
+            entered[-1].__enter__()
+
+        def leave(module: nn.Module, args: Any, output: Any, entered: list[Any] = entered) -> None:
+            entered.pop().__exit__(None, None, None)
+
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave, always_call=True)
+
+
+class _Without(TorchFunctionMode):
+    """Leaves out the multiplications with one number, or divisions by its inverse, that the code of a module itself performs."""
+
+    def __init__(self, module: nn.Module, number: float) -> None:
+        super().__init__()
+        self.module, self.number = module, number
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        power = _POWERS.get(getattr(func, "__name__", "").strip("_"))
+        if power is not None and len(args) == 2 and not kwargs:
+            for value, other in ((args[0], args[1]), (args[1], args[0])):
+                is_number = isinstance(value, Tensor) and self._is_number(other, power)
+                if is_number and _calling_module(sys._getframe(1)) is self.module:
+                    return value
+        return func(*args, **(kwargs or {}))
+
+    def _is_number(self, value: Any, power: int) -> bool:
+        if isinstance(value, Tensor):
+            is_constant = not value.requires_grad and value.numel() and value.is_floating_point()
+            value = float(value.flatten()[0]) if is_constant and bool((value == value.flatten()[0]).all()) else 0.0
+        return isinstance(value, (int, float)) and value != 0 and math.isclose(value**power, self.number, rel_tol=1e-3)
+
+
+_POWERS = {"mul": 1, "rmul": 1, "imul": 1, "multiply": 1, "div": -1, "truediv": -1, "itruediv": -1, "divide": -1}
+"""Functions of PyTorch that multiply or divide, by the power of what they multiply with."""
+
+
+def _calling_module(frame: FrameType | None) -> nn.Module | None:
+    """Return the innermost module whose code runs."""
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            return owner
+        frame = frame.f_back
+    return None
 
 
 def _layer_norm(remedy: Remedy, model: nn.Module) -> None:
@@ -218,7 +276,7 @@ def _standard_inputs(remedy: Remedy, model: nn.Module) -> None:
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:
-    """Return the values of a parameter. Writing to them keeps its version, so that an earlier graph can still be differentiated."""
+    """Return the values of a parameter. Writing to them keeps its version: an earlier graph can still be differentiated."""
     found = dict(model.named_parameters(remove_duplicate=False)).get(name)
     if found is None:
         msg = f"the model must have the parameter {name!r} that the cure changes. Apply it to a model of the measured class."
@@ -232,6 +290,7 @@ _CHANGES = {
     "orthogonal gates": _orthogonal_gates,
     "forget bias": _forget_bias,
     "output": _output,
+    "inline": _inline,
     "layer norm": _layer_norm,
     "standard inputs": _standard_inputs,
     "zeros": _zeros,

@@ -300,9 +300,14 @@ def with_cures_tried(case: Case, found: Score, *, steps: int | None = None) -> S
     """
     if not (found.has_cure and found.preset):
         return found
-    cures = [Cure(**{**cure, "remedy": Remedy(**cure["remedy"])}) for cure in found.cures]
+    cures = [Cure(**{**cure, "remedy": _remedy(cure["remedy"])}) for cure in found.cures]
     back, trains = cure_is_right(case, cures, found.preset, steps)
     return replace(found, back=back, trains=trains)
+
+
+def _remedy(plain: Mapping[str, Any]) -> Remedy:
+    """Return the remedy of plain data, whose parts are remedies as well."""
+    return Remedy(**{**plain, "parts": tuple(map(_remedy, plain["parts"]))})
 
 
 def with_training(case: Case, found: Score, *, steps: int | None = None) -> Score:

@@ -12,7 +12,7 @@ ENOUGH = 10
 """Number of units from which on it is no chance that all are dead. Each of n units is dead with probability 1/2 where the inputs
 of a batch are alike, as averages over positions are. All of ten are on one draw in a thousand."""
 SHIFTED = 3.0
-"""Mean of a bias, in its standard deviations, from which on it shifts all units, so that they are dead by design and not by chance."""
+"""Mean of a bias, in its standard deviations, from which on it shifts all units, so that they are dead by no chance."""
 
 
 def are_few_units(parameters: Mapping[str, Tensor]) -> bool:
