@@ -89,7 +89,8 @@ class _Before:
             table.clear()
             table.update(hooks)
         if self.eps is not None:
-            target.__setattr__("eps", self.eps)
+            norm: Any = target
+            norm.eps = self.eps
 
 
 class _Trial:
