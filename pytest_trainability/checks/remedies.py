@@ -167,7 +167,9 @@ def _constants(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     """Yield that numbers are removed with which a group of like modules multiplies, where these explain the growth."""
     total = sum(factor.gain for factor in factors)
     for group in factor_groups(factors):
-        if total and group.gain * math.copysign(1, total) > GROUP_SHARE * abs(total):
+        is_named = group.gain * math.copysign(1, total) > GROUP_SHARE * abs(total)
+        # The start of a parameter that sets the number, such as a logarithm of it, is a change by itself.
+        if is_named and all(not f.parameters or _is_mean(f, f.slopes.high) for f in group.members if f.slopes):
             yield from _of_constants(group.members)
 
 

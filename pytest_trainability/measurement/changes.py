@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..checks.remedies import Remedy
 from ..engine.runs.recipe import ModelSource
+from ..engine.torch_internals import tables_of, version_of
 
 __all__ = ["apply", "changed"]
 
@@ -70,24 +71,23 @@ class _Before:
 
     values: Tensor | None = None
     version: int = 0
-    hooks: tuple[Mapping[int, Any], ...] = ()
+    hooks: Mapping[str, Mapping[int, Any]] | None = None
     eps: float | None = None
 
     @staticmethod
     def of(target: Tensor | nn.Module) -> _Before:
         if isinstance(target, Tensor):
-            return _Before(target.detach().clone(), target._version)
-        tables = (target._forward_hooks, target._forward_pre_hooks)
-        return _Before(hooks=tuple(table.copy() for table in tables), eps=getattr(target, "eps", None))
+            return _Before(target.detach().clone(), version_of(target))
+        return _Before(hooks={k: v.copy() for k, v in _hooks_of(target).items()}, eps=getattr(target, "eps", None))
 
     def restore(self, target: Tensor | nn.Module) -> None:
         if isinstance(target, Tensor):
             assert self.values is not None
             target.data.copy_(self.values)
             return
-        for table, hooks in zip((target._forward_hooks, target._forward_pre_hooks), self.hooks):
+        for name, table in _hooks_of(target).items():
             table.clear()
-            table.update(hooks)
+            table.update((self.hooks or {})[name])
         if self.eps is not None:
             norm: Any = target
             norm.eps = self.eps
@@ -112,11 +112,15 @@ class _Trial:
     def _is_changed(self, target: Tensor | nn.Module) -> bool:
         """Return whether a target was changed before, and the factory has not written to it since."""
         before: _Before | None = self._before.get(target)
-        return before is not None and (not isinstance(target, Tensor) or before.version == target._version)
+        return before is not None and (not isinstance(target, Tensor) or before.version == version_of(target))
 
     def undo(self) -> None:
         for target, before in list(self._before.items()):
             before.restore(target)
+
+
+def _hooks_of(module: nn.Module) -> dict[str, Any]:
+    return {name: table for name, table in tables_of(module).items() if name.endswith("_hooks")}
 
 
 def _target(model: nn.Module, name: str) -> Tensor | nn.Module:
@@ -225,7 +229,7 @@ class _Without(TorchFunctionMode):
         if power is not None and len(args) == 2 and not kwargs:
             for value, other in ((args[0], args[1]), (args[1], args[0])):
                 is_number = isinstance(value, Tensor) and self._is_number(other, power)
-                if is_number and _calling_module(sys._getframe(1)) is self.module:
+                if is_number and _calling_module(inspect.currentframe()) is self.module:
                     return value
         return func(*args, **(kwargs or {}))
 
