@@ -158,8 +158,9 @@ def _blocked(factor: FactorRecord) -> str:
     zeros = [name for name in factor.zero_parameters if name in factor.parameters]
     if zeros and factor.weight_rms != 0:
         return f"{place} passes no gradient: {zeros[0]} is zero"
-    if factor.kind == "weights" and factor.weight_rms == 0:
-        return f"{place} passes no gradient: its weight {factor.weight} is zero"
+    if factor.kind in {"weights", "normalization"} and factor.weight_rms == 0:
+        what = "weight" if factor.kind == "weights" else "gain"
+        return f"{place} passes no gradient: its {what} {factor.weight} is zero"
     if factor.kind == "weights":
         return f"{place} passes no gradient: the outputs of {factor.weight} do not depend on its inputs"
     if factor.branches:
@@ -360,9 +361,11 @@ def _weight_lines(group: FactorGroup) -> Iterator[str]:
 
 def _gate_lines(group: FactorGroup) -> Iterator[str]:
     """Yield the gain of the recurrent weights of each gate, and what forget gates keep."""
-    yield from (f"{line} (1 if each gate's is orthogonal)" for line in _weight_lines(group))
     bias = group.first.forget_bias
-    if math.isfinite(bias):
+    if not math.isfinite(bias):
+        yield from _weight_lines(group)
+    else:
+        yield from (f"{line} (1 if each gate's is orthogonal)" for line in _weight_lines(group))
         kept = 1 / (1 + math.exp(-bias))
         gates, state = ("update", "state") if is_gru(group.first) else ("forget", "cell")
         yield f"{gates} gates of mean bias {format_number(bias)} keep {format_number(kept)} of the {state} per time step"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, TypeAlias
@@ -28,7 +28,7 @@ SAME_SIZE = 1.3
 
 RemedyKind: TypeAlias = (
     'Literal["scale", "ones", "zeros", "draw", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs",'
-    ' "several", "padding", "eps", "shift", "update bias"]'
+    ' "several", "padding", "eps", "shift", "update bias", "inline"]'
 )
 
 
@@ -38,10 +38,11 @@ class Remedy:
 
     kind: RemedyKind
     targets: tuple[str, ...]
-    """Names of the parameters that it changes, or of the modules for ``output`` and ``layer norm``."""
+    """Names of the parameters that it changes, or of the modules for ``output``, ``inline`` and ``layer norm``."""
     factors: tuple[float, ...] = ()
     """For each target the factor by which it is multiplied; for ``forget bias`` the new mean, for ``draw`` the standard
-    deviation. For ``standard inputs`` the mean and the standard deviation."""
+    deviation, for ``inline`` the number that the code of the module multiplies with, for ``orthogonal gates`` the number of
+    gates. For ``standard inputs`` the mean and the standard deviation."""
     rms: tuple[float, ...] = ()
     """Root mean square of each parameter before the change."""
     adjustable: bool = False
@@ -90,10 +91,13 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     if specific:
         yield from specific
         return
+    yield from _constants(factors)
+    yield from _skips(factors)
     yield from _parameters_of_slopes(factors)
     yield from _epsilons(factors)
     yield from _gains_of_normalizations(factors)
     yield from _gates(factors)
+    yield from _recurrences(factors)
     if any(factor.kind == "parallel" for factor in factors):
         yield from _branches(factors)
     elif not any(factor.kind in {"normalization", "attention", "gated"} for factor in factors):
@@ -120,12 +124,14 @@ def remedies_of_causes(causes: Iterable[CauseRecord]) -> Iterator[Remedy]:
 
 
 def _of_cause(cause: CauseRecord) -> Iterator[Remedy]:
+    if cause.is_inline:
+        yield Remedy("inline", (cause.multiplier,), (cause.factor,), note="behind the head")
+    elif cause.multiplier:
+        yield Remedy("output", (cause.multiplier,), (1 / cause.factor,))
     if cause.input_deviation:
         yield Remedy("standard inputs", (), (cause.input_mean, cause.input_deviation))
     if cause.weights:
         yield Remedy("scale", cause.weights, cause.factors, cause.rms)
-    if cause.multiplier:
-        yield Remedy("output", (cause.multiplier,), (1 / cause.factor,))
     if cause.padding:
         yield Remedy("padding", cause.padding)
     if cause.drawn:
@@ -143,8 +149,7 @@ def _of_single(factor: FactorRecord, factors: Sequence[FactorRecord]) -> Iterato
     if factor.kind == "weights" and factor.weight:
         change = math.exp(usual_gain(factor, factors) - factor.gain)
         yield Remedy("scale", (factor.weight,), (change,), (factor.weight_rms,), note="as its peers")
-    if factor.slopes is not None and factor.slopes.is_constant and factor.module and factor.is_whole_module:
-        yield Remedy("output", (factor.module,), (1 / factor.slopes.high,))
+    yield from _of_constants([factor])
 
 
 def _of_zeros(blocked: FactorRecord) -> Iterator[Remedy]:
@@ -156,6 +161,60 @@ def _of_zeros(blocked: FactorRecord) -> Iterator[Remedy]:
     elif blocked.zero_parameters and blocked.fan_in:
         deviation = 1 / math.sqrt(blocked.fan_in)
         yield Remedy("draw", blocked.zero_parameters, (deviation,) * len(blocked.zero_parameters))
+
+
+def _constants(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield that numbers are removed with which a group of like modules multiplies, where these explain the growth."""
+    total = sum(factor.gain for factor in factors)
+    for group in factor_groups(factors):
+        is_named = group.gain * math.copysign(1, total) > GROUP_SHARE * abs(total)
+        # The start of a parameter that sets the number, such as a logarithm of it, is a change by itself.
+        if is_named and all(not f.parameters or _is_mean(f, f.slopes.high) for f in group.members if f.slopes):
+            yield from _of_constants(group.members)
+
+
+def _of_constants(members: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield that numbers are removed with which factors multiply, or that parameters start from one that are such numbers."""
+    slopes = [factor.slopes for factor in members]
+    constants = [s.high for s in slopes if s is not None and s.is_constant and s.high]
+    if len(constants) < len(slopes):
+        return
+    numbers = dict(zip((factor.module for factor in members), constants))
+    are_parameters = all(_is_mean(factor, number) for factor, number in zip(members, constants))
+    whole = all(factor.module and factor.is_whole_module for factor in members)
+    if are_parameters:
+        yield Remedy("ones", tuple(dict.fromkeys(factor.parameters[0] for factor in members)))
+    elif whole:
+        yield Remedy("output", tuple(numbers), tuple(1 / number for number in numbers.values()))
+    else:
+        yield _inline(members[0], numbers)
+
+
+def _is_mean(factor: FactorRecord, number: float) -> bool:
+    """Return whether a factor multiplies with the only parameter that it reads, or with the mean of it."""
+    return len(factor.parameters) == 1 and math.isclose(factor.parameter_means[0], number, rel_tol=1e-3)
+
+
+def _inline(first: FactorRecord, numbers: Mapping[str, float]) -> Remedy:
+    note = first.operations[0] if first.module else f"{first.operations[0]} in {first.module_kind}"
+    return Remedy("inline", tuple(numbers), tuple(numbers.values()), note=note)
+
+
+def _skips(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield that numbers are removed with which skip connections are multiplied, where these explain the growth."""
+    total, gain = sum(factor.gain for factor in factors), 0.0
+    found: dict[str, tuple[FactorRecord, float]] = {}
+    for factor in factors:
+        for path, along in zip(factor.branches, factor.branch_gains):
+            constant = [f for f in path if f.kind != "layout"]
+            slopes = constant[0].slopes if len(constant) == 1 else None
+            if slopes is not None and slopes.is_constant and not constant[0].parameters:
+                gain += along
+                found[constant[0].module] = constant[0], slopes.high
+    if found and gain * math.copysign(1, total) > GROUP_SHARE * abs(total):
+        first, _ = next(iter(found.values()))
+        numbers = {name: number for name, (_, number) in found.items()}
+        yield replace(_inline(first, numbers), note="the skip connection")
 
 
 def _parameters_of_slopes(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -189,21 +248,36 @@ def _gains_of_normalizations(factors: Sequence[FactorRecord]) -> Iterator[Remedy
 
 
 def _gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
-    """Yield orthogonal recurrent weights for each gate of an LSTM, and a larger bias of the gate that keeps the state."""
-    gated = {f.weight: f for f in factors if f.kind == "gated" and f.weight and math.isfinite(f.forget_bias)}
+    """Yield orthogonal recurrent weights for each gate of an LSTM or GRU, and a larger bias of the gate that keeps the state."""
+    gated = [f for f in factors if f.kind == "gated" and f.weight and math.isfinite(f.forget_bias)]
     if not gated:
         return
-    are_gru = is_gru(next(iter(gated.values())))
-    small = {name: f for name, f in gated.items() if not are_gru and not 0.9 < f.weight_rms * math.sqrt(f.fan_in) < 1.1}
-    if small:
-        yield Remedy("orthogonal gates", tuple(small), rms=tuple(f.weight_rms for f in small.values()))
-    biases = tuple(name.replace("weight_hh", "bias_ih") for name in gated)
+    are_gru = is_gru(gated[0])
+    weights = {name: f.weight_rms for f in gated for name in _recurrent_weights(f) or [f.weight]}
+    if any(not 0.9 < f.weight_rms * math.sqrt(f.fan_in) < 1.1 for f in gated):
+        number = (3.0 if are_gru else 4.0,) * len(weights)
+        yield Remedy("orthogonal gates", tuple(weights), number, rms=tuple(weights.values()))
+    biases = tuple(name.replace("weight_hh", "bias_ih") for name in weights)
     yield Remedy(
         "update bias" if are_gru else "forget bias",
         biases,
         (math.log(max(len(factors), 3) - 1),) * len(biases),
         note="ln(T - 1) for T steps",
     )
+
+
+def _recurrent_weights(factor: FactorRecord) -> list[str]:
+    """Return the recurrent weights of all layers of PyTorch's recurrent modules that a factor reads."""
+    return [name for name in factor.parameters if name.rpartition(".")[2].startswith("weight_hh")]
+
+
+def _recurrences(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield recurrent weights of another size for steps of several layers, whose factors are no plain products."""
+    several = [f for f in factors if f.kind == "other" and _recurrent_weights(f)]
+    if several and len(several) == len(factors):
+        names = tuple(dict.fromkeys(name for f in several for name in _recurrent_weights(f)))
+        change = math.exp(min(max(-sum(f.gain for f in several) / len(several), -9.0), 9.0))
+        yield Remedy("scale", names, (change,) * len(names), adjustable=True)
 
 
 def _branches(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -275,6 +349,11 @@ def _code(names: Sequence[str]) -> str:
     return ", ".join(_indexed(form) for form in forms)
 
 
+def _each(function: str, names: Sequence[str]) -> str:
+    """Return a call of a function for each form of names."""
+    return "; ".join(f"{function}({_indexed(form)})" for form, _, _ in with_stars(names, names))
+
+
 def _indexed(form: str) -> str:
     """Return a dotted name with its numbers and stars as indices.
 
@@ -291,6 +370,8 @@ def _indexed(form: str) -> str:
 
 
 def _scale_text(remedy: Remedy) -> str:
+    if not remedy.rms:
+        return f"multiply {_code(remedy.targets)} by {format_number(remedy.factors[0])}"
     forms = _forms(remedy.targets)
     groups: dict[str, list[float]] = {}
     for form, rms, factor in zip(forms, remedy.rms, remedy.factors):
@@ -331,16 +412,26 @@ def _fits(form: str, name: str) -> bool:
     return len(parts) == len(others) and all(a == b or (a == "*" and b.isdecimal()) for a, b in zip(parts, others))
 
 
+def _gates_text(remedy: Remedy) -> str:
+    """Return the loop over the gates of one weight, or of the weights of all layers."""
+    names, gates = _code(remedy.targets), f"chunk({remedy.factors[0]:.0f})"
+    if len(remedy.targets) == 1:
+        return f"orthogonal weights for each gate: for w in {names}.{gates}: nn.init.orthogonal_(w)"
+    return f"orthogonal weights for each gate: for w in ({names}): for gate in w.{gates}: nn.init.orthogonal_(gate)"
+
+
 _TEXTS: dict[str, Callable[[Remedy], str]] = {
     "scale": _scale_text,
-    "ones": lambda remedy: f"nn.init.ones_({_code(remedy.targets)})",
-    "orthogonal gates": lambda remedy: (
-        f"orthogonal weights for each gate: for w in {_code(remedy.targets)}.chunk(4): nn.init.orthogonal_(w)"
-    ),
+    "ones": lambda remedy: _each("nn.init.ones_", remedy.targets),
+    "orthogonal gates": _gates_text,
     "forget bias": lambda remedy: (
         f"a forget bias of {format_number(remedy.factors[0])}: the second quarter of {_code(remedy.targets)}"
     ),
-    "output": lambda remedy: f"remove the factor {format_number(1 / remedy.factors[0])} in {', '.join(remedy.targets)}",
+    "output": lambda remedy: f"remove the factor {format_number(1 / remedy.factors[0])} in {places(remedy.targets)}",
+    "inline": lambda remedy: (
+        f"remove the factor {format_number(remedy.factors[0])}"
+        + (f" in {places(remedy.targets)}" if any(remedy.targets) else "")
+    ),
     "update bias": lambda remedy: (
         f"a bias of the update gate of {format_number(remedy.factors[0])}: the second third of {_code(remedy.targets)}"
     ),
@@ -355,7 +446,7 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
         for name, mean, delta in _one_each(remedy)
     ),
     "several": lambda remedy: "; ".join(part.text for part in remedy.parts),
-    "zeros": lambda remedy: f"nn.init.zeros_({_code(remedy.targets)})",
+    "zeros": lambda remedy: _each("nn.init.zeros_", remedy.targets),
     "standard inputs": lambda remedy: (
         f"standardize the inputs: (x - {format_number(remedy.factors[0])}) / {format_number(remedy.factors[1])}"
     ),

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from copy import deepcopy
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-import torch.nn.functional as F  # noqa: N812  its own name
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks.remedies import LARGEST_FACTOR, Remedy, remedies, remedies_of_causes
-from ..engine.runs.recipe import ModelSource, Recipe
 from ..measures import MEASURES
 from ..records.estimates import Estimate
 from ..records.reports import VerdictRecord
+from .changes import apply, changed
 from .seed_runs import SeedRuns
 
 __all__ = ["Cure", "Judge", "find_cures"]
@@ -74,7 +70,7 @@ class Cure:
         Raises:
             LookupError: The model has no parameter or module of a name that the cure changes.
         """
-        _apply(self.remedy, model)
+        apply(self.remedy, model)
 
 
 def find_cures(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -> tuple[Cure, ...]:
@@ -105,7 +101,8 @@ def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -
         # A change that cannot be made or run is no cure: a module that cannot be copied, a layer that refuses another input.
         with suppress(Exception):
             adjusted = _adjusted(seed_runs, remedy, _target(seed_runs, failed, remedy)) if remedy.adjustable else remedy
-            verdicts = judge(_runs_with(seed_runs, adjusted, seed_runs.common.seeds))
+            with _runs_with(seed_runs, adjusted, seed_runs.common.seeds) as runs:
+                verdicts = judge(runs)
             if all(verdict.holds for verdict in verdicts):
                 yield Cure(adjusted.text, failed[0].measure, failed[0].value, verdicts[0].value, adjusted)
                 found.append(remedy)
@@ -113,25 +110,11 @@ def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -
             return
 
 
-def _runs_with(seed_runs: SeedRuns, remedy: Remedy, seeds: tuple[int, ...]) -> SeedRuns:
-    """Return runs of the same recipe with a changed model."""
-    recipe = replace(seed_runs.recipe, model=_changed(seed_runs.recipe, remedy))
-    return SeedRuns(recipe, seeds, seed_runs.level.confidence)
-
-
-def _changed(recipe: Recipe, remedy: Remedy) -> ModelSource:
-    source = recipe.model
-    if isinstance(source, nn.Module):
-        copied = deepcopy(source)
-        _apply(remedy, copied)
-        return copied
-
-    def build() -> nn.Module:
-        model: nn.Module = source()
-        _apply(remedy, model)
-        return model
-
-    return build
+@contextmanager
+def _runs_with(seed_runs: SeedRuns, remedy: Remedy, seeds: tuple[int, ...]) -> Iterator[SeedRuns]:
+    """Yield runs of the same recipe with a changed model. Changes of modules that outlive the run are undone afterwards."""
+    with changed(seed_runs.recipe.model, remedy) as model:
+        yield SeedRuns(replace(seed_runs.recipe, model=model), seeds, seed_runs.level.confidence)
 
 
 def _target(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], remedy: Remedy) -> float:
@@ -158,7 +141,8 @@ def _adjusted(seed_runs: SeedRuns, remedy: Remedy, target: float) -> Remedy:
     tried = [(0.0, before)]
     exponent = 1.0
     for _ in range(MOST_TRIALS):
-        gain = _log_gain(_runs_with(seed_runs, remedy.to_the_power(exponent), (seed,)))
+        with _runs_with(seed_runs, remedy.to_the_power(exponent), (seed,)) as runs:
+            gain = _log_gain(runs)
         tried.append((exponent, gain))
         if not math.isfinite(gain) or abs(gain - target) < min(CLOSE * abs(before - target), CLOSE_NATS):
             break
@@ -182,133 +166,3 @@ def _log_gain(runs: SeedRuns) -> float:
     value = runs.values["log_gain"]
     assert isinstance(value, Estimate)
     return value.mean
-
-
-# Changes of a model -----------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def _apply(remedy: Remedy, model: nn.Module) -> None:
-    _CHANGES[remedy.kind](remedy, model)
-
-
-def _scale(remedy: Remedy, model: nn.Module) -> None:
-    for name, factor in zip(remedy.targets, remedy.factors):
-        _parameter(model, name).mul_(factor)
-
-
-def _ones(remedy: Remedy, model: nn.Module) -> None:
-    for name in remedy.targets:
-        _parameter(model, name).fill_(1.0)
-
-
-def _draw(remedy: Remedy, model: nn.Module) -> None:
-    for name, deviation in zip(remedy.targets, remedy.factors):
-        _parameter(model, name).normal_(0.0, deviation)
-
-
-def _padding(remedy: Remedy, model: nn.Module) -> None:
-    for name in remedy.targets:
-        table: Any = model.get_submodule(name.rpartition(".")[0])
-        _parameter(model, name)[table.padding_idx].fill_(0.0)
-
-
-def _eps(remedy: Remedy, model: nn.Module) -> None:
-    for name, eps in zip(remedy.targets, remedy.factors):
-        norm: Any = model.get_submodule(name)
-        if not hasattr(norm, "eps"):
-            msg = f"{name!r} must have an attribute eps. Change the constant where it is written."
-            raise LookupError(msg)
-        norm.eps = eps
-
-
-def _shift(remedy: Remedy, model: nn.Module) -> None:
-    for name, added in zip(remedy.targets, remedy.factors):
-        _parameter(model, name).add_(added)
-
-
-def _several(remedy: Remedy, model: nn.Module) -> None:
-    for part in remedy.parts:
-        _apply(part, model)
-
-
-def _zeros(remedy: Remedy, model: nn.Module) -> None:
-    for name in remedy.targets:
-        _parameter(model, name).fill_(0.0)
-
-
-def _orthogonal_gates(remedy: Remedy, model: nn.Module) -> None:
-    for name in remedy.targets:
-        for gate in _parameter(model, name).chunk(4):
-            nn.init.orthogonal_(gate)
-
-
-def _forget_bias(remedy: Remedy, model: nn.Module) -> None:
-    for name, bias in zip(remedy.targets, remedy.factors):
-        _parameter(model, name).chunk(4)[1].fill_(bias)
-
-
-def _update_bias(remedy: Remedy, model: nn.Module) -> None:
-    for name, bias in zip(remedy.targets, remedy.factors):
-        _parameter(model, name).chunk(3)[1].fill_(bias)
-
-
-def _output(remedy: Remedy, model: nn.Module) -> None:
-    for name, factor in zip(remedy.targets, remedy.factors):
-        model.get_submodule(name).register_forward_hook(_multiplied_by(factor))
-
-
-def _multiplied_by(factor: float) -> Callable[[nn.Module, Any, Any], Any]:
-    return lambda module, args, output: output * factor if isinstance(output, Tensor) else None
-
-
-def _layer_norm(remedy: Remedy, model: nn.Module) -> None:
-    for name in remedy.targets:
-        model.get_submodule(name).register_forward_pre_hook(_normalized_input)
-
-
-def _normalized_input(module: nn.Module, args: tuple[Any, ...]) -> Any:
-    """Normalize the first argument over its features: the last dimension, or channels and positions of images."""
-    if not args or not isinstance(args[0], Tensor):
-        return None
-    x = args[0]
-    shape = x.shape[1:] if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else x.shape[-1:]
-    return (F.layer_norm(x, shape), *args[1:])
-
-
-def _standard_inputs(remedy: Remedy, model: nn.Module) -> None:
-    mean, deviation = remedy.factors
-
-    def one(value: Any) -> Any:
-        return (value - mean) / deviation if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    def standardized(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return tuple(map(one, args)), {name: one(value) for name, value in kwargs.items()}
-
-    model.register_forward_pre_hook(standardized, with_kwargs=True)
-
-
-def _parameter(model: nn.Module, name: str) -> Tensor:
-    found = dict(model.named_parameters(remove_duplicate=False)).get(name)
-    if found is None:
-        msg = f"the model must have the parameter {name!r} that the cure changes. Apply it to a model of the measured class."
-        raise LookupError(msg)
-    return found
-
-
-_CHANGES = {
-    "scale": _scale,
-    "ones": _ones,
-    "orthogonal gates": _orthogonal_gates,
-    "forget bias": _forget_bias,
-    "output": _output,
-    "layer norm": _layer_norm,
-    "standard inputs": _standard_inputs,
-    "zeros": _zeros,
-    "draw": _draw,
-    "several": _several,
-    "padding": _padding,
-    "eps": _eps,
-    "shift": _shift,
-    "update bias": _update_bias,
-}

@@ -30,9 +30,11 @@ class CauseRecord:
     module: str = ""
     """Name of a module in front of which a normalization might help; empty for none."""
     multiplier: str = ""
-    """Name of a module that does nothing but multiply by an unusual factor; empty for none."""
+    """Name of a module that multiplies by an unusual factor; empty for none, and for the model itself."""
     factor: float = 1.0
     """This factor."""
+    is_inline: bool = False
+    """Whether the module, or the model if it has no name, does more than multiply."""
     padding: tuple[str, ...] = ()
     """Names of tables whose padding row is not zero."""
     input_mean: float = 0.0

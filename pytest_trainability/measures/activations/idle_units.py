@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 
 from ...engine.capture.chain import dependent_nodes
 from ...engine.capture.operators import PRODUCTS, operator_name
-from ...engine.capture.products import Product, is_constant, nearest_products, root_mean_square
+from ...engine.capture.products import Product, is_constant, leaves_read, nearest_products, root_mean_square
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import (
     output_metadata,
@@ -50,6 +50,11 @@ def _idle_causes(run: Run) -> tuple[CauseRecord, ...]:
     found = [cause for cause in (next(constant, None),) if cause is not None]
     if found:
         return tuple(found)
+    shifts = {name: call for call in calls if call.saturated > IDLE for name in _shifting_norm(run, signal, call)}
+    if shifts:
+        name, call = next(iter(shifts.items()))
+        text = f"{_reads(call)}: {name}, the shift of a normalization, makes them{_more([*shifts])}"
+        return (CauseRecord(text, zeros=tuple(shifts), is_first=True),)
     products = [next(nearest_products(run.graph, signal, call.input[0]), None) for call in calls]
     return tuple(_of_products(run, [(call, p) for call, p in zip(calls, products) if p is not None]))
 
@@ -66,6 +71,22 @@ def _of_one_element(run: Run, signal: Set[Node], call: ActivationCall) -> Iterat
                 name = next((f"{c.path} ({type(c.module).__name__})" for c in calls), operator_name(node))
                 text = f"{name} normalizes groups of one element, so that its output is constant"
                 yield CauseRecord(text, is_first=True)
+            return
+        behind = [producer for producer, _ in run.graph.reads[node] if producer in signal]
+        node = behind[0] if len(behind) == 1 else None
+
+
+def _shifting_norm(run: Run, signal: Set[Node], call: ActivationCall) -> Iterator[str]:
+    """Yield the bias of a normalization that moves all units of an activation to where they are idle."""
+    names = {id(p): name for name, p in run.capture.model.named_parameters(remove_duplicate=False)}
+    node: Node | None = call.input[0]
+    while node is not None and operator_name(node) not in PRODUCTS:
+        if "Norm" in operator_name(node):
+            found = {id(leaf): leaf for leaf in leaves_read(run.graph, signal, [node]) if leaf.dim() == 1}
+            biases = {names[key]: leaf for key, leaf in found.items() if names.get(key, "").endswith("bias")}
+            yield from (
+                name for name, leaf in biases.items() if abs(float(leaf.detach().mean())) > SHIFTED * call.deviation
+            )
             return
         behind = [producer for producer, _ in run.graph.reads[node] if producer in signal]
         node = behind[0] if len(behind) == 1 else None
@@ -89,7 +110,8 @@ def _of_products(run: Run, made: Sequence[tuple[ActivationCall, Product]]) -> It
         first = f"{next(iter(constant))}{_more([*constant])}"
         text = f"constant weights: all entries of {first} are equal, and so are all units of a layer"
         yield CauseRecord(text, drawn=(*constant,), deviations=tuple((2 / p.fan_in) ** 0.5 for p in constant.values()))
-    idle = [(call, p) for call, p in made if call.saturated > IDLE]
+    # What a normalization behind the product reads decides nothing about what it returns.
+    idle = [(call, p) for call, p in made if call.saturated > IDLE and not any("Norm" in name for name in p.behind)]
     shifted = [(call, p) for call, p in idle if id(p.bias) in names and _is_shifted(call, p)]
     steep = [(call, p) for call, p in idle if id(p.weight) in names and call.deviation > LARGE_DEVIATION]
     if shifted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +30,10 @@ from ...records.gradient_classes import (
 )
 from ...records.text import format_names
 from ..measure import declare
+from .few_units import are_few_units
 from .round_off import RoundOff, is_zero, round_off, small_gradients
 from .unreached import UNREACHED_CAUSES
+from .zeros import zero_gains, zero_twice
 
 __all__ = ["GRADIENT_CLASSES", "WAKING_LIMIT", "Classes", "cancelled_parameters"]
 
@@ -313,14 +315,6 @@ def waking_step(run: Run) -> dict[str, float]:
     return {name: steps_of(label) for name, label in labels.items() if label not in {UNUSED, FROZEN}}
 
 
-def _zero_twice(zeros: Sequence[str], parameters: Mapping[str, Tensor]) -> CauseRecord:
-    text = f"{format_names(zeros)}: zero, and so is what multiplies them, so that none of them ever gets a gradient"
-    weights = [name for name in zeros if parameters[name].dim() > 1]
-    deviations = tuple(parameters[name][0].numel() ** -0.5 for name in weights)
-    gains = [name for name in zeros if parameters[name].dim() <= 1]
-    return CauseRecord(text, drawn=tuple(weights), deviations=deviations, ones=tuple(gains))
-
-
 def _asleep_causes(run: Run) -> tuple[CauseRecord, ...]:
     labels = run[GRADIENT_CLASSES].labels
     cancelled = [name for name, label in labels.items() if label == CANCELLED_WEIGHT]
@@ -328,7 +322,7 @@ def _asleep_causes(run: Run) -> tuple[CauseRecord, ...]:
     factors = [name for name, label in labels.items() if label == DEAD and "bias" not in name.rpartition(".")[2]]
     zeros = [name for name in factors if not bool(parameters[name].detach().any())]
     if zeros:
-        return (_zero_twice(zeros, parameters),)
+        return (zero_twice(zeros, parameters),)
     if not cancelled:
         return ()
     text = (
@@ -344,6 +338,22 @@ ASLEEP_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
 """Which weights cancel."""
 
 
+def _untrained_causes(run: Run) -> tuple[CauseRecord, ...]:
+    labels = run[GRADIENT_CLASSES].labels
+    if all(label in {SIGNAL, CANCELLED, FROZEN, UNUSED} for label in labels.values()):
+        return run[UNREACHED_CAUSES]
+    return (*run[UNREACHED_CAUSES], *zero_gains(run.capture.model))
+
+
+UNTRAINED_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
+    "causes of gradients that are missing or zero",
+    _untrained_causes,
+    Stage.RERUN,
+    requires=(GRADIENT_CLASSES, UNREACHED_CAUSES),
+)
+"""Why parameters have no path from the loss, and which zeros nothing passes."""
+
+
 @declare("names", needs=[GRADIENT_CLASSES], explained_by=ASLEEP_CAUSES)
 def asleep_parameters(run: Run) -> list[str]:
     """Return the trainable parameters that get no gradient within three optimizer steps.
@@ -352,7 +362,9 @@ def asleep_parameters(run: Run) -> list[str]:
     dimensions, such as a router whose scores are divided by their own sum. Parameters behind a zero-initialized branch, gate or
     head get a gradient within these steps, and are not listed; ``waking_step`` reports when. The listed parameters are behind
     dead units, or behind a zero whose own gradient is zero, such as a zero before a ReLU. Biases that a softmax or a
-    normalization cancels are not listed, and neither are ``unused_parameters``, which have no path from the loss.
+    normalization cancels are not listed, and neither are ``unused_parameters``, which have no path from the loss. The list is
+    empty if all of them belong to layers of fewer than ten units that the gradient passes by, such as the excitation of a small
+    network: a draw leaves so few units dead by chance.
 
     It misleads where one batch does not use all of the model: an expert without tokens, an embedding of tokens that do not occur.
 
@@ -365,10 +377,22 @@ def asleep_parameters(run: Run) -> list[str]:
 
     Source: Lu, Shin, Su & Karniadakis, Commun. Comput. Phys. 28, 1671 (2020), for ReLU networks that are born dead.
     """
-    return [name for name, label in run[GRADIENT_CLASSES].labels.items() if label in {DEAD, CANCELLED_WEIGHT}]
+    found = [name for name, label in run[GRADIENT_CLASSES].labels.items() if label in {DEAD, CANCELLED_WEIGHT}]
+    return [] if found and _are_dead_by_chance(run) else found
 
 
-@declare("scalar", needs=[GRADIENT_CLASSES], tolerance=0.1, explained_by=UNREACHED_CAUSES)
+def _are_dead_by_chance(run: Run) -> bool:
+    """Return whether all parameters without a gradient belong to a few dead units, which the gradient passes by."""
+    labels = run[GRADIENT_CLASSES].labels
+    if CANCELLED_WEIGHT in labels.values():
+        return False
+    parameters = dict(run.capture.model.named_parameters())
+    asleep = {name: parameters[name] for name, label in labels.items() if label == DEAD}
+    awake = {id(parameters[name]) for name, label in labels.items() if label == SIGNAL}
+    return are_few_units(asleep) and any(id(p) in awake for p in _first_parameters(run))
+
+
+@declare("scalar", needs=[GRADIENT_CLASSES], tolerance=0.1, explained_by=UNTRAINED_CAUSES)
 def untrained_fraction(run: Run) -> float:
     """Return the share of trainable parameters that get no gradient, and not by design.
 

@@ -39,18 +39,24 @@ def _score_causes(run: Run) -> tuple[CauseRecord, ...]:
     return (_cause(run, head, scores, spread),)
 
 
-def _factor_behind(run: Run, head: Product, scores: Tensor) -> tuple[float, str]:
-    """Return the number that scores are multiplied by behind the head, and the module that does nothing else; 1 for none."""
+def _factor_behind(run: Run, head: Product, scores: Tensor) -> tuple[float, str, bool]:
+    """Return the number that scores are multiplied by behind the head, the module that does it, and whether it does more.
+
+    The number is 1 if there is none, and the module is empty for the model itself.
+    """
     edge, end = edge_of(scores), (head.node, 0)
     shape = output_metadata(head.node)[0].shape
     if edge == end or scores.shape != tuple(shape):
-        return 1.0, ""
+        return 1.0, "", False
     u = torch.ones_like(scores)
     (found,) = torch.autograd.grad([scores], [GradientEdge(*end)], [u], retain_graph=True, allow_unused=True)
     if found is None or not torch.allclose(found, found.flatten()[0].expand_as(found)):
-        return 1.0, ""
-    calls = [call for call in run.capture.calls if edge in call.outputs and call.path and end in call.inputs]
-    return abs(float(found.flatten()[0])), next((call.path for call in calls), "")
+        return 1.0, "", False
+    calls = [call for call in run.capture.calls if edge in call.outputs and call.path and not call.inner]
+    whole = next((call.path for call in calls if end in call.inputs), "")
+    # The innermost module returns first.
+    around = (call.path for call in calls if call.start <= run.graph.place[head.node] < call.end)
+    return float(found.flatten()[0]), whole or next(around, ""), not whole
 
 
 def _cause(run: Run, head: Product, scores: Tensor, spread: float) -> CauseRecord:
@@ -60,11 +66,13 @@ def _cause(run: Run, head: Product, scores: Tensor, spread: float) -> CauseRecor
     gain = rms * math.sqrt(head.fan_in)
     weights, factors, sizes = ((name,), (1 / spread,), (rms,)) if id(head.weight) in names else ((), (), ())
     text = f"scores of standard deviation {format_number(spread)}, where 1 costs half a nat: "
-    factor, multiplier = _factor_behind(run, head, scores)
-    if factor > 1 and spread / factor < CONFIDENT:
+    factor, multiplier, is_inline = _factor_behind(run, head, scores)
+    if abs(factor) > 1 and spread / abs(factor) < CONFIDENT:
         where = multiplier or type(run.capture.model).__name__
         text += f"{where} multiplies what {module or 'the head'} returns by {format_number(factor)}"
-        return CauseRecord(text, weights, factors, sizes, multiplier=multiplier, factor=factor, is_first=True)
+        return CauseRecord(
+            text, weights, factors, sizes, multiplier=multiplier, factor=factor, is_inline=is_inline, is_first=True
+        )
     if gain >= spread / gain:
         text += (
             f"{name} has rms {format_number(rms)} over {head.fan_in} inputs; an rms of {format_number(rms / spread)} gives "

@@ -72,8 +72,39 @@ def test_a_factor_between_layers_is_removed() -> None:
     assert remedy.text == "remove the factor 0.0001 in scale.5"
 
 
-def test_a_factor_inside_a_larger_module_cannot_be_removed() -> None:
-    assert all(r.kind != "output" for r in remedies([*[weights(i) for i in range(5)], slopes(5, 1e-4, whole=False)]))
+def test_a_factor_inside_a_larger_module_is_left_out_of_its_code() -> None:
+    (remedy,) = remedies([*[weights(i) for i in range(5)], slopes(5, 1e-4, whole=False)])
+    assert (remedy.kind, remedy.targets, remedy.factors) == ("inline", ("scale.5",), (1e-4,))
+    assert remedy.text == "remove the factor 0.0001 in scale.5 (Mul)"
+    of_model = replace(slopes(5, 1e-4, whole=False), module="", module_kind="Net")
+    (remedy,) = remedies([*[weights(i) for i in range(5)], of_model])
+    assert remedy.targets == ("",) and remedy.text == "remove the factor 0.0001 (Mul in Net)"
+
+
+def test_factors_in_several_modules_are_removed_together() -> None:
+    remedy = next(iter(remedies([f for i in range(6) for f in (weights(i), slopes(i, 0.1))])))
+    assert remedy.kind == "output" and remedy.factors == pytest.approx([10.0] * 6)
+    assert remedy.text == "remove the factor 0.1 in scale.*"
+
+
+def test_a_parameter_that_multiplies_starts_from_one() -> None:
+    of_parameter = replace(slopes(5, 1e-4), parameters=("scale.5.alpha",), parameter_means=(1e-4,))
+    (remedy,) = remedies([*[weights(i) for i in range(5)], of_parameter])
+    assert remedy.text == "nn.init.ones_(scale[5].alpha)"
+
+
+def test_factors_of_skip_connections_are_removed_where_they_explain_the_growth() -> None:
+    def scaled(step: int, number: float) -> FactorRecord:
+        skip = replace(slopes(step, number, whole=False), module=f"blocks.{step}")
+        found = block(step, gain=math.log(number))
+        return replace(found, branches=((skip,), found.branches[1]), branch_gains=(math.log(number), -3.0))
+
+    remedy = next(iter(remedies([scaled(i, 2.0) for i in range(4)])))
+    assert (remedy.kind, remedy.factors) == ("inline", (2.0,) * 4)
+    assert remedy.text == "remove the factor 2 in blocks.* (the skip connection)"
+    # Of branches that grow in spite of a skip connection that shrinks, this is no remedy.
+    growing = [replace(scaled(i, 0.9), gain=1.0) for i in range(4)]
+    assert all(r.kind != "inline" for r in remedies(growing))
 
 
 def test_a_weight_that_stands_out_gets_the_scale_of_its_peers() -> None:
@@ -131,6 +162,39 @@ def test_gates_get_orthogonal_weights_and_a_larger_forget_bias() -> None:
     assert bias.kind == "forget bias"
 
 
+def test_the_gates_of_all_layers_of_a_gru_are_changed() -> None:
+    names = ("rnn.weight_hh_l0", "rnn.weight_ih_l1", "rnn.weight_hh_l1")
+    gate = FactorRecord(
+        0,
+        "rnn",
+        "GRU",
+        "gated",
+        ("Addmm",),
+        -0.7,
+        False,
+        names,
+        weight=names[0],
+        weight_rms=0.01,
+        fan_in=64,
+        forget_bias=0,
+    )
+    orthogonal, bias = remedies([replace(gate, step=i) for i in range(30)])
+    assert orthogonal.targets == ("rnn.weight_hh_l0", "rnn.weight_hh_l1")
+    assert orthogonal.text == (
+        "orthogonal weights for each gate: for w in (rnn.weight_hh_l0, rnn.weight_hh_l1): for gate in w.chunk(3): "
+        "nn.init.orthogonal_(gate)"
+    )
+    assert bias.kind == "update bias" and bias.targets == ("rnn.bias_ih_l0", "rnn.bias_ih_l1")
+
+
+def test_the_recurrent_weights_of_several_layers_are_multiplied() -> None:
+    names = ("rnn.weight_hh_l0", "rnn.weight_ih_l1", "rnn.weight_hh_l1")
+    step = FactorRecord(0, "rnn", "RNN", "other", ("Addmm", "Tanh"), -1.2, False, names)
+    (remedy,) = remedies([replace(step, step=i) for i in range(30)])
+    assert remedy.factors == pytest.approx([math.exp(1.2)] * 2) and remedy.adjustable
+    assert remedy.text == "multiply rnn.weight_hh_l0, rnn.weight_hh_l1 by 3.32"
+
+
 def test_a_power_applies_to_every_factor() -> None:
     remedy = Remedy("scale", ("a", "b"), (4.0, 9.0), (1.0, 1.0), adjustable=True)
     assert remedy.to_the_power(0.5).factors == (2.0, 3.0)
@@ -144,6 +208,7 @@ def test_causes_suggest_changes_alone_and_together() -> None:
         CauseRecord(weights=("a.weight", "b.weight"), factors=(0.1, 0.1), rms=(2.0, 2.0)),
         CauseRecord(input_mean=128.0, input_deviation=74.0),
         CauseRecord(multiplier="3", factor=20.0),
+        CauseRecord(multiplier="", factor=-20.0, is_inline=True),
         CauseRecord(padding=("table.weight",)),
     ]
     *alone, together = remedies_of_causes(causes)
@@ -153,6 +218,7 @@ def test_causes_suggest_changes_alone_and_together() -> None:
         "nn.init.normal_(a.weight, std=0.2); nn.init.normal_(b.weight, std=0.2), 0.1 times as large as now",
         "standardize the inputs: (x - 128) / 74",
         "remove the factor 20 in 3",
+        "remove the factor -20 (behind the head)",
         "nn.init.zeros_(table.weight[table.padding_idx])",
     ]
     # A weight that two causes name is changed once.

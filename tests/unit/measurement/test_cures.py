@@ -90,6 +90,35 @@ class Reader(nn.Module):
         return found
 
 
+class ScaledSkip(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x + self.down(torch.relu(self.up(x)))
+
+
+class InTheMiddle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = tower()[:8], tower()[:8]
+        for layer in (m for m in self.modules() if isinstance(m, nn.Linear)):
+            nn.init.orthogonal_(layer.weight, 1.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(self.first(x) / 10000)
+        return found
+
+
+def two_layers(kind: type[nn.Module]) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        model = Reader()
+        model.rnn = kind(4, 32, num_layers=2, batch_first=True)  # type: ignore[assignment]
+        for name, p in model.rnn.named_parameters():
+            if "weight_hh" in name:
+                nn.init.normal_(p, std=0.05)
+        return model
+
+    return build
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, Any], dict[str, Any], str]] = {
     "weights of a plain tower": (tower, inputs(4, 32), {"log_gain": within(2)}, {}, "nn.init.normal_(model[i].weight"),
     "a factor between layers": (
@@ -106,6 +135,34 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, Any], dict[str
         {"log_gain": within(9)},
         {"steps": "layers"},
         "nn.init.ones_(model[i].weight)",
+    ),
+    "a factor of skip connections": (
+        lambda: nn.Sequential(*[ScaledSkip() for _ in range(12)]),
+        inputs(4, 32),
+        {"log_gain": within(8)},
+        {},
+        "remove the factor 2 in 0, 1, … (the skip connection)",
+    ),
+    "a factor in the code": (
+        InTheMiddle,
+        inputs(4, 32),
+        {"log_gain": within(5)},
+        {},
+        "remove the factor 0.0001 (Div in InTheMiddle)",
+    ),
+    "two recurrent layers": (
+        two_layers(nn.RNN),
+        inputs(4, 20, 4),
+        {"lyapunov_max": at_least(-0.2)},
+        {"steps": "time"},
+        "multiply rnn.weight_hh_l0, rnn.weight_hh_l1 by ",
+    ),
+    "two layers of gates": (
+        two_layers(nn.GRU),
+        inputs(4, 20, 4),
+        {"lyapunov_max": at_least(-0.2)},
+        {"steps": "time"},
+        "a bias of the update gate of 2.94: the second third of rnn.bias_ih_l0, rnn.bias_ih_l1",
     ),
     "gates": (Reader, inputs(4, 30, 4), {"lyapunov_max": at_least(-0.1)}, {"steps": "time"}, "a forget bias of 3.37"),
 }

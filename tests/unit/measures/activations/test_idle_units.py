@@ -36,6 +36,25 @@ def test_a_bias_that_moves_all_units_is_named() -> None:
     assert "0.bias has mean -5" in why(layers(lambda layer: layer.bias.fill_(-5.0), nn.ReLU))
 
 
+def test_the_shift_of_a_normalization_is_named() -> None:
+    def build() -> nn.Module:
+        norm = nn.LayerNorm(64)
+        nn.init.constant_(norm.bias, -5.0)
+        return nn.Sequential(nn.Linear(8, 64), norm, nn.ReLU(), nn.Linear(64, 2))
+
+    assert "2 reads values of mean -5 and deviation 1: 1.bias, the shift of a normalization, makes them" in why(build)
+
+
+def test_the_bias_in_front_of_a_normalization_is_not_named() -> None:
+    def build() -> nn.Module:
+        first, norm = nn.Linear(8, 64), nn.LayerNorm(64)
+        nn.init.constant_(first.bias, -5.0)
+        nn.init.zeros_(norm.weight)
+        return nn.Sequential(first, norm, nn.ReLU(), nn.Linear(64, 2))
+
+    assert "0.bias" not in why(build)
+
+
 def test_weights_that_are_too_large_are_named_with_the_size_that_fits() -> None:
     # A deviation of 30 times that of PyTorch's weights needs weights of that part of their size.
     text = why(layers(lambda layer: layer.weight.mul_(300), nn.Tanh))
