@@ -101,7 +101,10 @@ def named_model(text: str) -> NamedModel:
     """
     library, _, name = text.partition(":")
     if library in _LIBRARIES:
-        return NamedModel(*_LIBRARIES[library](name, text), name=name)
+        build, inputs = _LIBRARIES[library](name, text)
+        # Reports and baselines name the model by its factory.
+        build.__name__ = name
+        return NamedModel(build, inputs, name)
     found = imported(text, what="the model")
     if not isinstance(found, nn.Module) and not callable(found):
         msg = f"the model must be a factory, a class or a torch.nn.Module. {text!r} is of class {type(found).__name__}."

@@ -143,7 +143,7 @@ def test_a_model_of_a_library_brings_its_inputs(project: Pytester) -> None:
     text = (project.path / "tests" / "test_trainability_gpt2.py").read_text(encoding="utf-8")
     assert (
         'MODEL = named_model("hf-tiny:gpt2")' in text
-        and 'trainability(MODEL.build, MODEL.inputs, seeds=3, name="gpt2")' in text
+        and 'trainability(MODEL.build, MODEL.inputs, seeds=3)' in text
     )
     assert "sys.path" not in text
     project.runpytest_inprocess("tests").assert_outcomes(passed=2)
