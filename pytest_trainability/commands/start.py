@@ -84,11 +84,31 @@ def start(options: argparse.Namespace) -> int:
     starter = _starter(request, code, options, name, bounds, measurement)
     if target is None:
         emit(_text(starter, options, target))
-        return 0
-    _refuse_existing(target, options, name)
-    _written(target, starter, options)
-    _record(target, name if options.toml else f"test_{name}", measurement)
+    else:
+        _refuse_existing(target, options, name)
+        _written(target, starter, options)
+        _record(target, name if options.toml else f"test_{name}", measurement)
+    if not options.preset:
+        _say_if_unhealthy(request, options.model, measurement)
     return 0
+
+
+def _say_if_unhealthy(request: Request, model: str, measurement: Measurement) -> None:
+    """Say so if the command ``look`` finds that bounds of the model's family do not hold.
+
+    The measurement takes over these bounds. So its baseline must have been recorded.
+    """
+    from ..checks.presets import find_preset
+    from ..sources.families import family_of_source
+
+    preset, reason = family_of_source(request.build)
+    try:
+        measurement.check(preset=None, **find_preset(preset))
+    except TrainabilityFailure:
+        say(
+            f"{model} fails the preset {preset!r} ({reason}). The test guards it as it is. The command look explains what fails.",
+            sys.stderr,
+        )
 
 
 def _watched(request: Request) -> tuple[Request, set[str]]:
