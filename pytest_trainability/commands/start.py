@@ -278,11 +278,12 @@ class _Code:
 
     def __init__(self, options: argparse.Namespace, target: Path | None, *, takes_tokens: bool) -> None:
         from ..sources.code import Imports, is_found_here_only
+        from ..sources.models import LIBRARIES
 
         self._imports = Imports(RESERVED)
         self._ours: list[str] = []
         self.functions: list[str] = []
-        is_of_library = options.model.partition(":")[0] in {"hf", "hf-tiny", "timm", "torchvision"}
+        is_of_library = options.model.partition(":")[0] in LIBRARIES
         if is_of_library or not options.inputs:
             self._ours.append("from pytest_trainability.sources.models import named_model")
             self.functions.append(f"MODEL = named_model({json.dumps(options.model)})")

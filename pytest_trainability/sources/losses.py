@@ -75,7 +75,7 @@ def _prefix(call: Call) -> str:
 
 
 def _of_torch(call: Call, text: str) -> Callable[..., Any]:
-    name, found = torch_loss(call, text)
+    _, found = torch_loss(call, text)
     if not isinstance(found, type):
         if call.args or call.kwargs:
             msg = (
