@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checks.statistics import DEFAULT_SEEDS
 from .arguments import DIFFERS, PROGRAM, Subparsers, declared, say, write
 from .reports import section_lines
+from .subject import add_subject_arguments, subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,41 +30,7 @@ def declare(commands: Subparsers) -> None:
     text = "Measure a model and print the whole report. Exit status 1 if a bound of its preset does not hold."
     example = "look package.module:build --input 8x3x224x224"
     command = declared(commands, "look", text, example, look)
-    command.add_argument(
-        "model",
-        metavar="MODEL",
-        help="package.module:build (a factory, a class or a module), hf:MODEL_TYPE or hf-tiny:MODEL_TYPE (of transformers, from "
-        "the configuration), timm:NAME or torchvision:NAME. Nothing is downloaded.",
-    )
-    command.add_argument(
-        "--input",
-        dest="inputs",
-        action="append",
-        default=[],
-        metavar="INPUT",
-        help="8x3x224x224 (normal numbers), 'ids:4x128<50257' (whole numbers below 50257), mask:4x128 (ones), or MODULE:NAME of "
-        "a batch, a DataLoader or a function. Once for each argument of the model; its name may stand before, as in "
-        "'input_ids=ids:4x128<50257' (default: what the model declares).",
-    )
-    command.add_argument(
-        "--target",
-        dest="targets",
-        action="append",
-        default=[],
-        metavar="TARGET",
-        help="Second argument of the loss, in the same forms, such as 'ids:8<1000'.",
-    )
-    command.add_argument(
-        "--loss",
-        default="",
-        metavar="LOSS",
-        help="cross_entropy, mse, nn.CrossEntropyLoss or MODULE:NAME (default: the loss of the model, else a random functional "
-        "of its output).",
-    )
-    command.add_argument(
-        "--steps", default="", metavar="STEPS", help="auto, blocks, layers, time, or names of modules."
-    )
-    command.add_argument("--seeds", default=None, metavar="SEEDS", help="Such as 8, 0-7 or 0,3,5 (default: 4).")
+    add_subject_arguments(command, seeds=DEFAULT_SEEDS)
     command.add_argument(
         "--preset", default=None, metavar="FAMILY", help="mlp, cnn, transformer or rnn (default: by layers)."
     )
@@ -80,10 +48,9 @@ def look(options: argparse.Namespace) -> int:
     from ..records.session import BAD
     from ..report.formats import report_text
     from ..sources.families import family_of_source
-    from ..sources.requests import requested
 
     _refuse_unwritable(options)
-    request = requested(options.model, inputs=options.inputs, targets=options.targets, loss=options.loss)
+    request = subject(options)
     preset, reason = (options.preset, "") if options.preset else family_of_source(request.build)
     session = _session(options, request, find_preset(preset, where="--preset"))
     say(f"preset {preset}: {reason}" if reason else f"preset {preset}")
@@ -137,7 +104,6 @@ def _session(options: argparse.Namespace, request: Request, bounds: dict[str, Bo
 def _measurement(
     options: argparse.Namespace, request: Request, bounds: dict[str, Bound], report: Callable[[CheckRecord], None]
 ) -> Measurement:
-    from ..checks.statistics import as_seeds
     from ..measurement import Context, measure_in
     from ..sources.requests import pytest_options
 
@@ -156,8 +122,8 @@ def _measurement(
         until=bounds,
         target=request.target,
         loss=request.loss,
-        steps=options.steps or "auto",
-        seeds=as_seeds(options.seeds),
+        steps=options.steps,
+        seeds=options.seeds,
         device=options.device,
         dtype=options.dtype,
     )

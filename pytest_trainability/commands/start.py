@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TrainabilityError, TrainabilityFailure, UsageError
-from ..report.starter import Starter, test_module, toml_table
+from ..report.starter import RESERVED, Starter, test_module, toml_table
 from ..report.suggestions import SuggestedBound, suggested_bounds
 from .arguments import DIFFERS, PROGRAM, Subparsers, declared, emit, say, write
-from .subject import Subject, add_subject_arguments, subject
+from .subject import add_subject_arguments, subject
 
 if TYPE_CHECKING:
     from ..measurement import Measurement
+    from ..sources.requests import Request
 
 __all__ = ["declare", "start"]
 
+GATE, PROJECT = "trainability.toml", "pyproject.toml"
+"""Files whose tables are tests."""
+SEEDS = 8
+"""Number of seeds by default. More of them than in other measurements, as they justify the bounds."""
 ASKED = (
     "excess_loss",
     "duplicate_parameters",
@@ -39,13 +47,9 @@ def declare(commands: Subparsers) -> None:
         "Measure a model and write a first test of it: bounds with their reasons, initialization contract and baseline."
     )
     command = declared(commands, "start", text, "start package.module:build --input 8x3x32x32", start)
-    add_subject_arguments(command)
+    add_subject_arguments(command, seeds=SEEDS)
     command.add_argument(
-        "--preset", default="", metavar="FAMILY", help="Also bounds of a family: mlp, cnn, transformer, rnn."
-    )
-    command.add_argument("--seeds", default="8", help="Seeds to draw (default: 8). More seeds support tighter bounds.")
-    command.add_argument(
-        "--steps", default="auto", help="Steps of the chain, such as blocks, layers or time (default: auto)."
+        "--preset", default="", metavar="FAMILY", help="Also bounds of a family: mlp, cnn, transformer or rnn."
     )
     command.add_argument("--name", default="", help="Name of the test (default: that of the model).")
     command.add_argument(
@@ -61,13 +65,11 @@ def declare(commands: Subparsers) -> None:
 
 def start(options: argparse.Namespace) -> int:
     """Measure a model, and write a test that it passes."""
-    from ..checks.statistics import as_seeds
-
     name = _identifier(options.name or _name_of(options.model))
     target = _target(options, name)
     _refuse_existing(target, options, name)
-    found, seeds = _seeded_subject(options), len(as_seeds(options.seeds))
-    measurement = _measured(found, options)
+    request, takes_tokens = _watched(subject(options))
+    measurement = _measured(request, options)
     try:
         bounds = _judged(measurement, options.preset)
     except TrainabilityFailure as failure:
@@ -78,15 +80,52 @@ def start(options: argparse.Namespace) -> int:
         for line in str(failure).splitlines():
             say(line, sys.stderr)
         return DIFFERS
-    starter = _starter(found, options, name, bounds, measurement, seeds, target)
+    code = _Code(options, target, takes_tokens=bool(takes_tokens))
+    starter = _starter(request, code, options, name, bounds, measurement)
     if target is None:
         emit(_text(starter, options, target))
-        return 0
-    _refuse_existing(target, options, name)
-    _written(target, starter, options)
-    if not options.toml:
-        _record(target, f"test_{name}", measurement)
+    else:
+        _refuse_existing(target, options, name)
+        _written(target, starter, options)
+        _record(target, name if options.toml else f"test_{name}", measurement)
+    if not options.preset:
+        _say_if_unhealthy(request, options.model, measurement)
     return 0
+
+
+def _say_if_unhealthy(request: Request, model: str, measurement: Measurement) -> None:
+    """Say so if the command ``look`` finds that bounds of the model's family do not hold.
+
+    The measurement takes over these bounds. So its baseline must have been recorded.
+    """
+    from ..checks.presets import find_preset
+    from ..sources.families import family_of_source
+
+    preset, reason = family_of_source(request.build)
+    try:
+        measurement.check(preset=None, **find_preset(preset))
+    except TrainabilityFailure:
+        say(
+            f"{model} fails the preset {preset!r} ({reason}). The test guards it as it is. The command look explains what fails.",
+            sys.stderr,
+        )
+
+
+def _watched(request: Request) -> tuple[Request, set[str]]:
+    """Return the request, and a set that gets a member when its loss gets what torch's own cross-entropy does not take."""
+    from ..sources.losses import cross_entropy, suits_torch
+
+    found: set[str] = set()
+    if request.loss is not cross_entropy:
+        return request, found
+
+    @functools.wraps(cross_entropy)
+    def watched(output: Any, target: Any) -> Any:
+        if not suits_torch(output, target):
+            found.add("scores of tokens")
+        return cross_entropy(output, target)
+
+    return replace(request, loss=watched), found
 
 
 def _name_of(model: str) -> str:
@@ -100,12 +139,19 @@ def _identifier(name: str) -> str:
 
 
 def _target(options: argparse.Namespace, name: str) -> Path | None:
-    """Return the file to write; None to print."""
+    """Return the file to write; None to print.
+
+    Raises:
+        UsageError: pytest would not collect a table in this file.
+    """
     if options.output == "-":
         return None
     if options.output:
+        if options.toml and Path(options.output).name not in {GATE, PROJECT}:
+            msg = f"--toml must write into {GATE} or {PROJECT}, which pytest collects. Got {options.output}."
+            raise UsageError(msg)
         return Path(options.output)
-    return Path("trainability.toml") if options.toml else Path("tests", f"test_trainability_{name}.py")
+    return Path(GATE) if options.toml else Path("tests", f"test_trainability_{name}.py")
 
 
 def _refuse_existing(target: Path | None, options: argparse.Namespace, name: str) -> None:
@@ -126,15 +172,7 @@ def _refuse_existing(target: Path | None, options: argparse.Namespace, name: str
             raise UsageError(msg)
 
 
-def _seeded_subject(options: argparse.Namespace) -> Subject:
-    """Return the subject. Its modules are imported under the seed that a session of pytest has while it imports a test module."""
-    from ..engine.isolation import derived_seed, seeded_unless_seeded
-
-    with seeded_unless_seeded(derived_seed(0, "module")):
-        return subject(options)
-
-
-def _measured(found: Subject, options: argparse.Namespace) -> Measurement:
+def _measured(request: Request, options: argparse.Namespace) -> Measurement:
     from ..checks.presets import find_preset
     from ..measurement import Context, measure_in
     from ..measures import MEASURES
@@ -142,21 +180,16 @@ def _measured(found: Subject, options: argparse.Namespace) -> Measurement:
     if options.preset:
         find_preset(options.preset, where="--preset")
     measurement = measure_in(
-        Context(test="start", cure="off", expects_baseline=not options.toml),
-        found.build,
-        found.inputs,
-        target=found.targets,
-        loss=found.loss_function,
-        seeds=options.seeds,
+        Context(test="start", cure="off", expects_baseline=True),
+        request.build,
+        request.inputs,
+        target=request.target,
+        loss=request.loss,
+        seeds=SEEDS if options.seeds is None else options.seeds,
         steps=options.steps,
-        name=found.name if _is_of_library(options.model) else None,
     )
     measurement.run([MEASURES[name] for name in ASKED], tolerated=dict.fromkeys(ASKED, TrainabilityError))
     return measurement
-
-
-def _is_of_library(model: str) -> bool:
-    return model.partition(":")[0] in {"hf", "hf-tiny", "timm", "torchvision"}
 
 
 def _judged(measurement: Measurement, preset: str) -> tuple[SuggestedBound, ...]:
@@ -189,24 +222,22 @@ def _judged(measurement: Measurement, preset: str) -> tuple[SuggestedBound, ...]
 
 
 def _starter(
-    found: Subject,
+    request: Request,
+    code: _Code,
     options: argparse.Namespace,
     name: str,
     bounds: tuple[SuggestedBound, ...],
     measurement: Measurement,
-    seeds: int,
-    target: Path | None,
 ) -> Starter:
     from ..measurement.contracts import checked_rules
 
-    rules, trouble = checked_rules(found.build, measurement.seeds)
-    code = _Code(found, target)
+    rules, trouble = checked_rules(request.build, measurement.seeds)
     return Starter(
         name=name,
         command=shlex.join([*PROGRAM.split(" "), *_arguments(options)]),
-        model=found.model,
+        model=options.model,
         steps=measurement.steps.description,
-        seeds=seeds,
+        seeds=tuple(measurement.seeds),
         bounds=bounds,
         preset=options.preset,
         contract={} if trouble else _plain_rules(rules) if options.toml else rules,
@@ -214,12 +245,11 @@ def _starter(
         imports=tuple(code.imports),
         setup=tuple(code.setup),
         functions=tuple(code.functions),
-        arguments=", ".join([*code.arguments, *([] if options.steps == "auto" else [f'steps="{options.steps}"'])]),
+        arguments=", ".join(code.arguments),
         build=code.build,
-        named=f', name="{found.name}"' if _is_of_library(options.model) else "",
-        input=found.input,
-        target=found.target,
-        loss=found.loss,
+        inputs=tuple(options.inputs),
+        targets=tuple(options.targets),
+        loss=options.loss,
         options=() if options.steps == "auto" else (("steps", options.steps),),
     )
 
@@ -234,61 +264,62 @@ def _plain_rules(rules: dict[str, str]) -> dict[str, str]:
 def _arguments(options: argparse.Namespace) -> list[str]:
     """Return the arguments of the command, without its output."""
     given = ["start", options.model]
-    for name in ("input", "target"):
-        given += [word for text in getattr(options, name) for word in (f"--{name}", text)]
-    defaults = {"loss": "", "preset": "", "seeds": "8", "steps": "auto", "name": ""}
-    given += [
-        word
-        for name, value in defaults.items()
-        if getattr(options, name) != value
-        for word in (f"--{name}", getattr(options, name))
-    ]
+    for option, texts in (("--input", options.inputs), ("--target", options.targets)):
+        given += [word for text in texts for word in (option, text)]
+    defaults = {"loss": "", "preset": "", "seeds": None, "steps": "auto", "name": ""}
+    for name, default in defaults.items():
+        if (value := getattr(options, name)) != default:
+            given += [f"--{name}", value]
     return [*given, *(["--toml"] if options.toml else [])]
 
 
 class _Code:
-    """The parts of a test module that name model, inputs, targets and loss."""
+    """The parts of a test module that name model, inputs, targets, loss and steps."""
 
-    def __init__(self, found: Subject, target: Path | None) -> None:
-        from ..sources.code import inputs_code, is_found_here_only, is_place
+    def __init__(self, options: argparse.Namespace, target: Path | None, *, takes_tokens: bool) -> None:
+        from ..sources.code import Imports, is_found_here_only
+        from ..sources.models import LIBRARIES
 
-        self.imports: list[str] = []
+        self._imports = Imports(RESERVED)
+        self._ours: list[str] = []
         self.functions: list[str] = []
-        self.arguments: list[str] = []
-        self._places: list[str] = []
-        library = _is_of_library(found.model)
-        if library or not found.input:
-            self.imports.append("from pytest_trainability.sources.models import named_model")
-            self.functions.append(f'MODEL = named_model("{found.model}")')
-        self.build = "MODEL.build" if library else self._imported(found.model)
-        if not found.input:
-            self.arguments.append("MODEL.inputs")
-        for key, texts in (("inputs", found.input), ("target", found.target)):
-            if not texts:
-                continue
-            if len(texts) == 1 and is_place(texts[0]):
-                name = self._imported(texts[0])
-            else:
-                name = key if key == "inputs" else "targets"
-                self.functions.append(f"def {name}(generator):\n    return {inputs_code(texts)}")
-            self.arguments.append(name if key == "inputs" else f"target={name}")
-        if found.loss:
-            loss = self._imported(found.loss) if ":" in found.loss else f"F.{found.loss}"
-            self.arguments.append(f"loss={loss}")
-        here = [place for place in self._places if is_found_here_only(place.partition(":")[0])]
-        self.setup = _setup(here, target)
+        is_of_library = options.model.partition(":")[0] in LIBRARIES
+        if is_of_library or not options.inputs:
+            self._ours.append("from pytest_trainability.sources.models import named_model")
+            self.functions.append(f"MODEL = named_model({json.dumps(options.model)})")
+        self.build = "MODEL.build" if is_of_library else self._imports.name(options.model)
+        self.arguments = [self._batch("inputs", options.inputs) if options.inputs else "MODEL.inputs"]
+        if options.targets:
+            self.arguments.append(f"target={self._batch('targets', options.targets)}")
+        if options.loss:
+            self.arguments.append(f"loss={self._loss(options.loss, takes_tokens=takes_tokens)}")
+        if options.steps != "auto":
+            self.arguments.append(f"steps={json.dumps(options.steps, ensure_ascii=False)}")
+        self.imports = [*self._ours, *self._imports.lines]
+        self.setup = _setup([module for module in self._imports.modules if is_found_here_only(module)], target)
 
-    def _imported(self, place: str) -> str:
-        """Add the import of a place, and return the expression that names the object."""
-        module, _, name = place.partition(":")
-        first, dot, rest = name.partition(".")
-        self._places.append(place)
-        known = next((line for line in self.imports if line.startswith(f"from {module} import ")), None)
-        if known is None:
-            self.imports.append(f"from {module} import {first}")
-        elif first not in re.split(r"[ ,]+", known.partition(" import ")[2]):
-            self.imports[self.imports.index(known)] = f"{known}, {first}"
-        return f"{first}{dot}{rest}"
+    def _batch(self, name: str, texts: Sequence[str]) -> str:
+        """Return the expression of inputs or targets. Those that are drawn become a function."""
+        from ..sources.code import inputs_code
+        from ..sources.inputs import is_place
+        from ..sources.places import imported
+        from ..sources.requests import takes_nothing
+
+        if len(texts) == 1 and is_place(texts[0]):
+            batch = self._imports.name(texts[0])
+            return f"lambda generator: {batch}()" if takes_nothing(imported(texts[0], what=f"the {name}")) else batch
+        self.functions.append(f"def {name}(generator):\n    return {inputs_code(texts)}")
+        return name
+
+    def _loss(self, text: str, *, takes_tokens: bool) -> str:
+        from ..sources.code import loss_code
+
+        if ":" in text:
+            return self._imports.name(text)
+        if takes_tokens:
+            self._ours.append("from pytest_trainability.sources.losses import named_loss")
+            return f"named_loss({json.dumps(text)})"
+        return loss_code(text)
 
 
 def _setup(places: Sequence[str], target: Path | None) -> list[str]:
@@ -311,7 +342,7 @@ def _setup(places: Sequence[str], target: Path | None) -> list[str]:
 def _text(starter: Starter, options: argparse.Namespace, target: Path | None) -> str:
     if not options.toml:
         return test_module(starter)
-    in_pyproject = target is not None and target.name == "pyproject.toml"
+    in_pyproject = target is not None and target.name == PROJECT
     return toml_table(starter, prefix="tool.trainability." if in_pyproject else "")
 
 

@@ -105,9 +105,11 @@ def seeded_unless_seeded(seed: int) -> Iterator[None]:
     """Seed torch's CPU generator and restore it on exit, unless the code inside the context has seeded it anew."""
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
-    yield
-    if torch.default_generator.initial_seed() == seed:
-        torch.default_generator.set_state(state)
+    try:
+        yield
+    finally:
+        if torch.default_generator.initial_seed() == seed:
+            torch.default_generator.set_state(state)
 
 
 # Note [One run at a time]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .suggestions import SuggestedBound, imports_of
 
-__all__ = ["Starter", "test_module", "toml_table"]
+__all__ = ["RESERVED", "Starter", "test_module", "toml_table"]
 
 WIDTH = 116
 """Columns of a comment."""
@@ -33,6 +33,22 @@ REASONS = {
 COUNTED = {name for name in REASONS if name.endswith("_parameters")}
 """Measures of names, whose reason is true if there is none."""
 
+TORCH = {
+    "torch": "import torch",
+    "nn": "from torch import nn",
+    "F": "from torch.nn import functional as F",
+}
+"""Imports of torch, by the names with which the code may begin."""
+RESERVED = frozenset(
+    {
+        *TORCH,
+        *("math", "sys", "Path", "pytest", "init", "at_least", "at_most", "within"),
+        *("named_model", "named_loss", "MODEL", "CONTRACT"),
+        *("generator", "inputs", "targets", "trainability", "result"),
+    }
+)
+"""Names that the module uses, besides those of its tests and of what it imports from the user."""
+
 
 @dataclass(frozen=True, slots=True)
 class Starter:
@@ -46,7 +62,7 @@ class Starter:
     """Text that names the model."""
     steps: str
     """The chain, such as ``12 × Block``."""
-    seeds: int
+    seeds: tuple[int, ...]
     bounds: tuple[SuggestedBound, ...]
     preset: str
     contract: Mapping[str, str]
@@ -63,13 +79,23 @@ class Starter:
     """Arguments of the fixture's call, without seeds."""
     build: str
     """Expression of the factory."""
-    named: str
-    """Further argument with the model's name, such as ``, name="gpt2"``; empty if the factory has it."""
-    input: tuple[str, ...]
-    target: tuple[str, ...]
+    inputs: tuple[str, ...]
+    """Texts that name the inputs."""
+    targets: tuple[str, ...]
     loss: str
     options: tuple[tuple[str, str], ...]
     """Further arguments by name, as text."""
+
+    @property
+    def seeds_code(self) -> str:
+        """Expression of the seeds, in Python and in TOML: their number, or a list."""
+        count = len(self.seeds)
+        return str(count) if self.seeds == tuple(range(count)) else repr(list(self.seeds))
+
+    @property
+    def origin(self) -> str:
+        """How the numbers came about."""
+        return f"{self.steps}, measured on {len(self.seeds)} seed{'s' * (len(self.seeds) != 1)}."
 
 
 def test_module(starter: Starter) -> str:
@@ -94,9 +120,7 @@ test_module.__test__ = False  # type: ignore[attr-defined]
 
 def _docstring(starter: Starter) -> str:
     return (
-        f'"""Trainability of {starter.model} at initialization: {starter.steps}, measured on {starter.seeds} seeds.\n\n'
-        f"Written by {starter.command}\n"
-        '"""'
+        f'"""Trainability of {starter.model} at initialization: {starter.origin}\n\nWritten by {starter.command}\n"""'
     )
 
 
@@ -105,8 +129,8 @@ def _imports(starter: Starter) -> str:
     if starter.setup:
         standard += ["import sys", "from pathlib import Path"]
     code = "\n".join([*starter.functions, starter.arguments])
-    outside = ["import pytest", *(["import torch"] if "torch." in code else [])]
-    outside += ["from torch.nn import functional as F"] if re.search(r"\bF\.", code) else []
+    outside = ["import pytest"]
+    outside += [line for name, line in TORCH.items() if re.search(rf"\b{name}\.", code)]
     names = [*imports_of(starter.bounds).removeprefix("from pytest_trainability import ").split(", ")]
     names = sorted(filter(None, [*names, *(["init"] if starter.contract else [])]))
     ours = [f"from pytest_trainability import {', '.join(names)}"] if names else []
@@ -127,14 +151,14 @@ def _gate(starter: Starter) -> str:
         ")",
         f"def test_{starter.name}(trainability):",
         '    """Gradients pass, and nothing has changed since the baseline: --trainability-baseline=update accepts a change."""',
-        f"    result = trainability({starter.build}, {starter.arguments}, seeds={starter.seeds}{starter.named})",
+        f"    result = trainability({starter.build}, {starter.arguments}, seeds={starter.seeds_code})",
         "    result.check_baseline()",
     ]
     return "\n".join(lines)
 
 
 def _contract_test(starter: Starter) -> str:
-    call = f"trainability.initialization({starter.build}, seeds={starter.seeds}{starter.named}).check(CONTRACT)"
+    call = f"trainability.initialization({starter.build}, seeds={starter.seeds_code}).check(CONTRACT)"
     docstring = '    """Every parameter is initialized as it was when this file was written."""'
     return "\n".join([f"def test_initialization_of_{starter.name}(trainability):", docstring, f"    {call}"])
 
@@ -159,23 +183,24 @@ def toml_table(starter: Starter, *, prefix: str = "") -> str:
         starter: The test.
         prefix: ``"tool.trainability."`` in ``pyproject.toml``.
     """
-    lines = [*_comment(f"{starter.steps}, measured on {starter.seeds} seeds. Written by {starter.command}")]
-    lines += [f"[{prefix}test.{starter.name}]", f"model = {_quoted(starter.model)}"]
-    lines += list(_texts("inputs", starter.input)) + list(_texts("targets", starter.target))
+    table = f"{prefix}test.{starter.name if starter.name.isascii() else _quoted(starter.name)}"
+    lines = [*_comment(f"{starter.origin} Written by {starter.command}")]
+    lines += [f"[{table}]", f"model = {_quoted(starter.model)}"]
+    lines += list(_texts("inputs", starter.inputs)) + list(_texts("targets", starter.targets))
     lines += [f"loss = {_quoted(starter.loss)}"] if starter.loss else []
     lines += [f"{name} = {_quoted(value)}" for name, value in starter.options]
-    lines += [f"seeds = {starter.seeds}"]
+    lines += [f"seeds = {starter.seeds_code}"]
     lines += [f'preset = "{starter.preset}"'] if starter.preset else []
     lines += [
-        "# Compare with a baseline, once pytest --trainability-baseline=new has recorded it:",
-        "# baseline = true",
+        "# Nothing has changed since the baseline: --trainability-baseline=update accepts a change.",
+        "baseline = true",
     ]
     if starter.bounds:
-        lines += ["", f"[{prefix}test.{starter.name}.bounds]"]
+        lines += ["", f"[{table}.bounds]"]
     for bound in starter.bounds:
         lines += [*_comment(_reason(bound)), f"{bound.measure} = {_quoted(bound.code)}"]
     if starter.contract:
-        lines += ["", f"[{prefix}test.{starter.name}.contract]"]
+        lines += ["", f"[{table}.contract]"]
         lines += [f"{_quoted(pattern)} = {_quoted(text)}" for pattern, text in starter.contract.items()]
     elif starter.trouble:
         lines += _comment(f"No initialization contract holds on other seeds: {starter.trouble}")

@@ -1,37 +1,71 @@
-"""Python code for what a text names: inputs, losses, and the imports of places."""
+"""Python code for what a text names: places, inputs and losses."""
 
 from __future__ import annotations
 
-import re
+import itertools
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from torch.nn import functional
+from ..records.calls import parse_call
+from .inputs import Drawn, named_texts, parse_tensor
+from .losses import torch_loss
 
-from ..errors import UsageError
-from .inputs import Drawn, parse_tensor
-
-__all__ = ["functional_losses", "inputs_code", "is_found_here_only", "is_place"]
-
-_NAMED = re.compile(r"([A-Za-z_]\w*)=(.+)")
+__all__ = ["Imports", "inputs_code", "is_found_here_only", "loss_code"]
 
 
-def is_place(text: str) -> bool:
-    """Return whether a text names an object, and does not describe a tensor.
+class Imports:
+    """The imports of a test module, by places. No two of them have the same name in it.
 
-    >>> is_place("shop.data:batch"), is_place("ids:4x128<50257"), is_place("x=ids:4<10")
-    (True, False, False)
+    Args:
+        reserved: Names that the module uses otherwise.
     """
-    if ":" not in text or _NAMED.fullmatch(text):
-        return False
-    try:
-        parse_tensor(text)
-    except UsageError:
-        return True
-    return False
+
+    def __init__(self, reserved: Collection[str] = ()) -> None:
+        self._reserved = frozenset(reserved)
+        self._names: dict[str, tuple[str, str]] = {}
+
+    def name(self, place: str) -> str:
+        """Import the object at ``package.module:name``.
+
+        >>> found = Imports()
+        >>> found.name("shop.net:make"), found.name("shop.data:make"), found.name("shop.net:Net.build")
+        ('make', 'data_make', 'Net.build')
+        >>> found.lines
+        ['from shop.net import make, Net', 'from shop.data import make as data_make']
+
+        Returns:
+            The expression that names the object.
+        """
+        module, _, path = place.partition(":")
+        first, dot, rest = path.partition(".")
+        further = (f"my_{first}{'_' * count}" for count in itertools.count())
+        candidates = itertools.chain((first, f"{module.rpartition('.')[2]}_{first}"), further)
+        name = next(name for name in candidates if not self._is_taken(name, (module, first)))
+        self._names[name] = (module, first)
+        return f"{name}{dot}{rest}"
+
+    def _is_taken(self, name: str, found: tuple[str, str]) -> bool:
+        # pytest would take a factory test_net for a test.
+        is_test = name.lower().startswith("test")
+        return is_test or name in self._reserved or self._names.get(name, found) != found
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the imported modules."""
+        return list(dict.fromkeys(module for module, _ in self._names.values()))
+
+    @property
+    def lines(self) -> list[str]:
+        """One line for each module."""
+        return [f"from {module} import {', '.join(self._of(module))}" for module in self.modules]
+
+    def _of(self, module: str) -> list[str]:
+        found = [(first, name) for name, (origin, first) in self._names.items() if origin == module]
+        return [first if first == name else f"{first} as {name}" for first, name in found]
 
 
 def inputs_code(texts: Sequence[str]) -> str:
@@ -43,9 +77,9 @@ def inputs_code(texts: Sequence[str]) -> str:
     Args:
         texts: One text per argument of the model; none is a place.
     """
-    named = [match for text in texts if (match := _NAMED.fullmatch(text))]
+    named = named_texts(texts)
     if named:
-        return "{" + ", ".join(f'"{match[1]}": {_tensor_code(parse_tensor(match[2]))}' for match in named) + "}"
+        return "{" + ", ".join(f'"{name}": {_tensor_code(parse_tensor(text))}' for name, text in named.items()) + "}"
     parts = [_tensor_code(parse_tensor(text)) for text in texts]
     return parts[0] if len(parts) == 1 else f"({', '.join(parts)})"
 
@@ -58,11 +92,27 @@ def _tensor_code(tensor: Drawn) -> str:
     return f"torch.randn({', '.join(map(str, tensor.shape))}, generator=generator)"
 
 
-def functional_losses() -> dict[str, Callable[..., Any]]:
-    """Return the losses of ``torch.nn.functional`` by name."""
-    found = vars(functional).items()
-    names = {"cross_entropy", "kl_div"}
-    return {name: f for name, f in found if callable(f) and (name.endswith(("_loss", "_with_logits")) or name in names)}
+def loss_code(text: str) -> str:
+    """Return the expression of a loss of torch, with ``nn`` and ``torch.nn.functional`` as ``F``.
+
+    >>> loss_code("mse"), loss_code("CrossEntropyLoss"), loss_code("nn.CrossEntropyLoss(label_smoothing=0.1)")
+    ('F.mse_loss', 'nn.CrossEntropyLoss()', 'nn.CrossEntropyLoss(label_smoothing=0.1)')
+
+    Args:
+        text: As in :func:`~pytest_trainability.sources.losses.named_loss`, but no place.
+    """
+    call = parse_call(text)
+    name, found = torch_loss(call, text)
+    if not isinstance(found, type):
+        return f"F.{name}"
+    values = [_literal(value) for value in call.args]
+    values += [f"{key}={_literal(value)}" for key, value in call.kwargs.items()]
+    return f"nn.{name}({', '.join(values)})"
+
+
+def _literal(value: Any) -> str:
+    is_number = isinstance(value, float)
+    return f'float("{value}")' if is_number and not math.isfinite(value) else repr(value)
 
 
 def is_found_here_only(module: str) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import UsageError
 from .places import imported
 
-__all__ = ["Drawn", "drawn_inputs", "is_place", "parse_tensor"]
+__all__ = ["Drawn", "drawn_inputs", "is_place", "named_texts", "parse_tensor"]
 
 _FORM = re.compile(r"(?:(ids|mask|float):)?(\d+(?:x\d+)*)(?:<(\d+))?")
 """Kind, sizes and number of ids."""
@@ -77,14 +77,22 @@ def drawn_inputs(texts: Sequence[str]) -> Any:
     """
     if len(texts) == 1 and is_place(texts[0]):
         return imported(texts[0], what="the inputs")
-    named = [match for text in texts if (match := _NAMED.fullmatch(text))]
+    named = named_texts(texts)
     if named and len(named) < len(texts):
         msg = f"either all inputs have a name, as in input_ids=ids:4x128<50257, or none has. Got {', '.join(texts)}."
         raise UsageError(msg)
     if named:
-        tensors = {match[1]: parse_tensor(match[2]) for match in named}
-        return _named(tensors)
+        return _named({name: parse_tensor(text) for name, text in named.items()})
     return _positional([parse_tensor(text) for text in texts])
+
+
+def named_texts(texts: Sequence[str]) -> dict[str, str]:
+    """Return the texts that have a name before them, by this name.
+
+    >>> named_texts(["input_ids=ids:4x128<50257"])
+    {'input_ids': 'ids:4x128<50257'}
+    """
+    return {match[1]: match[2] for text in texts if (match := _NAMED.fullmatch(text))}
 
 
 def is_place(text: str) -> bool:

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..records.calls import Call, parse_call
 from .places import imported
 
-__all__ = ["named_loss", "needs_target"]
+__all__ = ["cross_entropy", "named_loss", "needs_target", "suits_torch", "torch_loss"]
 
 _PREFIXES = ("torch.nn.functional.", "torch.nn.", "nn.functional.", "nn.", "F.")
 
@@ -46,21 +46,44 @@ def named_loss(text: str) -> Callable[..., Any]:
     return _of_torch(call, text)
 
 
-def _of_torch(call: Call, text: str) -> Callable[..., Any]:
-    prefix = next((prefix for prefix in _PREFIXES if call.name.startswith(prefix)), "")
-    name = call.name.removeprefix(prefix)
+def torch_loss(call: Call, text: str) -> tuple[str, Any]:
+    """Return the name of a loss of torch, and the function or class.
+
+    >>> torch_loss(parse_call("nn.MSE"), "nn.MSE")
+    ('MSELoss', <class 'torch.nn.modules.loss.MSELoss'>)
+
+    Args:
+        call: The loss. Its arguments do not matter.
+        text: How it is written, for the message.
+
+    Raises:
+        UsageError: There is no such loss. The message gives the nearest.
+    """
+    name = call.name.removeprefix(_prefix(call))
     losses = _losses()
-    found = losses.get(name) or losses.get(f"{name}_loss") or losses.get(f"{name}Loss")
-    if found is None:
+    full = next((known for known in (name, f"{name}_loss", f"{name}Loss") if known in losses), None)
+    if full is None:
         near = difflib.get_close_matches(name, [*losses, *(known.removesuffix("_loss") for known in losses)], n=1)
         hint = f"Did you mean {near[0]!r}?" if near else "One of yours is named MODULE:NAME."
         msg = f"torch has no loss {text!r}. {hint}"
         raise UsageError(msg)
+    return full, losses[full]
+
+
+def _prefix(call: Call) -> str:
+    return next((prefix for prefix in _PREFIXES if call.name.startswith(prefix)), "")
+
+
+def _of_torch(call: Call, text: str) -> Callable[..., Any]:
+    _, found = torch_loss(call, text)
     if not isinstance(found, type):
         if call.args or call.kwargs:
-            msg = f"a function such as {name} must be named without arguments. Name a class: nn.CrossEntropyLoss(ignore_index=0)."
+            msg = (
+                f"a function such as {call.name} must be named without arguments. Name a class: "
+                "nn.CrossEntropyLoss(ignore_index=0)."
+            )
             raise UsageError(msg)
-        return _cross_entropy if found is functional.cross_entropy and not prefix else found
+        return cross_entropy if found is functional.cross_entropy and not _prefix(call) else found
     try:
         loss: Callable[..., Any] = found(*call.args, **call.kwargs)
     except (TypeError, ValueError) as error:
@@ -80,15 +103,26 @@ def _is_loss(name: str, found: Any) -> bool:
     return callable(found) and name.endswith(("_loss", "cross_entropy", "kl_div", "_with_logits")) and name[0] != "_"
 
 
-def _cross_entropy(output: Any, target: Tensor) -> Tensor:
-    """Return the cross-entropy of scores, whose classes are in the last dimension if the target has the shape of the others."""
+def cross_entropy(output: Any, target: Tensor) -> Tensor:
+    """Return the cross-entropy of scores, whose classes are in the last dimension if the target has the shape of the others.
+
+    Args:
+        output: The scores, or an object that has them as ``logits``.
+        target: Classes.
+    """
     scores = getattr(output, "logits", output)
-    if scores.dim() > 2 and target.shape == scores.shape[:-1]:
+    if _are_of_tokens(scores, target):
         return functional.cross_entropy(scores.reshape(-1, scores.shape[-1]), target.reshape(-1))
     return functional.cross_entropy(scores, target)
 
 
-_cross_entropy.__name__ = "cross_entropy"
+def suits_torch(output: Any, target: Tensor) -> bool:
+    """Return whether torch's own cross-entropy means the same as :func:`cross_entropy` for these arguments."""
+    return isinstance(output, Tensor) and not _are_of_tokens(output, target)
+
+
+def _are_of_tokens(scores: Tensor, target: Tensor) -> bool:
+    return scores.dim() > 2 and target.shape == scores.shape[:-1]
 
 
 def needs_target(loss: Any) -> bool:

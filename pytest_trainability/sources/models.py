@@ -19,7 +19,7 @@ from ..errors import UsageError
 from .declared import declared_inputs
 from .places import imported
 
-__all__ = ["NamedModel", "named_model"]
+__all__ = ["LIBRARIES", "NamedModel", "named_model"]
 
 IMAGE = (3, 224, 224)
 """Shape of an image for models of torchvision."""
@@ -100,8 +100,11 @@ def named_model(text: str) -> NamedModel:
         UsageError: The library is not installed or has no such model, or the place names nothing that builds one.
     """
     library, _, name = text.partition(":")
-    if library in _LIBRARIES:
-        return NamedModel(*_LIBRARIES[library](name, text), name=name)
+    if library in LIBRARIES:
+        build, inputs = LIBRARIES[library](name, text)
+        # Reports and baselines name the model by its factory.
+        build.__name__ = name
+        return NamedModel(build, inputs, name)
     found = imported(text, what="the model")
     if not isinstance(found, nn.Module) and not callable(found):
         msg = f"the model must be a factory, a class or a torch.nn.Module. {text!r} is of class {type(found).__name__}."
@@ -229,9 +232,10 @@ def _torchvision(name: str, text: str) -> tuple[Any, Any]:
     return build, lambda generator: torch.randn(4, *IMAGE, generator=generator)
 
 
-_LIBRARIES: dict[str, Callable[[str, str], tuple[Any, Any]]] = {
+LIBRARIES: dict[str, Callable[[str, str], tuple[Any, Any]]] = {
     "hf": _transformers,
     "hf-tiny": _transformers,
     "timm": _timm,
     "torchvision": _torchvision,
 }
+"""Function that finds a model, by the word before the colon. Other words are modules of Python."""

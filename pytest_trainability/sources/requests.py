@@ -15,7 +15,7 @@ from .inputs import drawn_inputs, is_place
 from .losses import named_loss, needs_target
 from .models import NamedModel, named_model
 
-__all__ = ["IN_FILE", "ON_COMMAND_LINE", "Request", "Words", "pytest_options", "requested"]
+__all__ = ["IN_FILE", "ON_COMMAND_LINE", "Request", "Words", "pytest_options", "requested", "takes_nothing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def pytest_options(
         *(f"--trainability-input={text}" for text in inputs),
         *(f"--trainability-targets={text}" for text in targets),
         *([f"--trainability-loss={loss}"] if loss else []),
-        *([f"--trainability-steps={steps}"] if steps else []),
+        *([f"--trainability-steps={steps}"] if steps not in {"", "auto"} else []),
     ]
 
 
@@ -134,8 +134,11 @@ def _declared(named: NamedModel, text: str, words: Words) -> Any:
     return named.inputs
 
 
+def takes_nothing(found: Any) -> bool:
+    """Return whether a batch is a function without arguments, where measurements call one with a generator."""
+    return inspect.isroutine(found) and not inspect.signature(found).parameters
+
+
 def _generated(found: Any) -> Any:
     """Return inputs; a function without arguments becomes one of a generator, as measurements call it."""
-    if not inspect.isroutine(found) or inspect.signature(found).parameters:
-        return found
-    return lambda generator: found()
+    return (lambda generator: found()) if takes_nothing(found) else found

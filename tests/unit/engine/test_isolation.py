@@ -683,6 +683,10 @@ def test_a_generator_that_the_code_seeds_keeps_its_seed() -> None:
     with seeded_unless_seeded(0):
         torch.manual_seed(3)
     assert float(torch.rand(())) == expected
+    torch.manual_seed(3)
+    with suppress(KeyError), seeded_unless_seeded(0):
+        raise KeyError
+    assert float(torch.rand(())) == expected
 
 
 def test_a_digest_distinguishes_parts_and_their_order() -> None:

@@ -23,7 +23,7 @@ def starter(**changes: Any) -> Starter:
         "command": "python -m pytest_trainability start shop.net:build --input 8x16",
         "model": "shop.net:build",
         "steps": "6 × Block",
-        "seeds": 8,
+        "seeds": tuple(range(8)),
         "bounds": BOUNDS,
         "preset": "",
         "contract": {"*.bias": "init.zeros()", "**": "init.normal(std=0.02 / math.sqrt(8))"},
@@ -33,9 +33,8 @@ def starter(**changes: Any) -> Starter:
         "functions": ("def inputs(generator):\n    return torch.randn(8, 16, generator=generator)",),
         "arguments": "inputs",
         "build": "build",
-        "named": "",
-        "input": ("8x16",),
-        "target": (),
+        "inputs": ("8x16",),
+        "targets": (),
         "loss": "",
         "options": (),
     }
@@ -80,12 +79,44 @@ def test_a_preset_stands_first_in_the_marker() -> None:
     assert '@pytest.mark.trainability(\n    preset="cnn",\n' in test_module(starter(preset="cnn"))
 
 
+@pytest.mark.parametrize(
+    ("seeds", "code", "said"),
+    [
+        ((0, 1), "2", "on 2 seeds."),
+        ((0,), "1", "on 1 seed."),
+        ((0, 3), "[0, 3]", "on 2 seeds."),
+        ((4,), "[4]", "1 seed."),
+    ],
+)
+def test_the_seeds_are_a_number_or_a_list(seeds: tuple[int, ...], code: str, said: str) -> None:
+    found = starter(seeds=seeds)
+    assert f"trainability(build, inputs, seeds={code})" in test_module(found) and said in test_module(found)
+    assert f"\nseeds = {code}\n" in toml_table(found) and said in toml_table(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("inputs, loss=F.mse_loss", "from torch.nn import functional as F"),
+        ("inputs, loss=nn.MSELoss()", "from torch import nn"),
+    ],
+)
+def test_torch_is_imported_as_the_loss_is_written(arguments: str, line: str) -> None:
+    lines = test_module(starter(arguments=arguments)).splitlines()
+    assert line in lines and sum("import functional" in text or "import nn" in text for text in lines) == 1
+
+
+def test_the_name_of_a_table_is_quoted_where_toml_demands_it() -> None:
+    text = toml_table(starter(name="größe"))
+    assert '[test."größe"]' in text and '[test."größe".bounds]' in text and '[test."größe".contract]' in text
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is part of Python from 3.11 on")
 @pytest.mark.parametrize("prefix", ["", "tool.trainability."])
 def test_a_table_is_toml_of_the_same_test(prefix: str) -> None:
     import tomllib
 
-    found = tomllib.loads(toml_table(starter(loss="mse_loss", target=("8x10",), preset="mlp"), prefix=prefix))
+    found = tomllib.loads(toml_table(starter(loss="mse_loss", targets=("8x10",), preset="mlp"), prefix=prefix))
     table = (found["tool"]["trainability"] if prefix else found)["test"]["net"]
     assert table == {
         "model": "shop.net:build",
@@ -94,6 +125,7 @@ def test_a_table_is_toml_of_the_same_test(prefix: str) -> None:
         "loss": "mse_loss",
         "seeds": 8,
         "preset": "mlp",
+        "baseline": True,
         "bounds": {"log_gain": "within(-0.5, 0.1)", "unused_parameters": "at_most(0)"},
         "contract": {"*.bias": "init.zeros()", "**": "init.normal(std=0.02 / math.sqrt(8))"},
     }
@@ -110,4 +142,4 @@ def test_a_table_is_toml_of_the_same_test(prefix: str) -> None:
 def test_several_inputs_are_a_list_or_a_table(texts: tuple[str, ...], value: object) -> None:
     import tomllib
 
-    assert tomllib.loads(toml_table(starter(input=texts)))["test"]["net"]["inputs"] == value
+    assert tomllib.loads(toml_table(starter(inputs=texts)))["test"]["net"]["inputs"] == value

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
-from pytest_trainability.sources.code import functional_losses, inputs_code, is_found_here_only, is_place
+from pytest_trainability.sources.code import Imports, inputs_code, is_found_here_only, loss_code
 from pytest_trainability.sources.inputs import drawn_inputs
+from pytest_trainability.sources.losses import named_loss
 
 
 @pytest.mark.parametrize(
@@ -33,17 +36,36 @@ def test_the_code_draws_what_the_text_draws(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "place"),
-    [("shop.data:batch", True), ("ids:4<9", False), ("x=ids:4<9", False), ("8x3", False), ("8 x 3", False)],
+    ("text", "code"),
+    [
+        ("cross_entropy", "F.cross_entropy"),
+        ("mse", "F.mse_loss"),
+        ("torch.nn.functional.l1_loss", "F.l1_loss"),
+        ("nn.CrossEntropyLoss", "nn.CrossEntropyLoss()"),
+        ("MSE", "nn.MSELoss()"),
+        ("torch.nn.CrossEntropyLoss( label_smoothing = 0.1 )", "nn.CrossEntropyLoss(label_smoothing=0.1)"),
+        ("nn.HuberLoss('sum', delta=inf)", "nn.HuberLoss('sum', delta=float(\"inf\"))"),
+    ],
 )
-def test_a_place_is_no_tensor(text: str, place: bool) -> None:
-    assert is_place(text) == place
+def test_the_code_of_a_loss_computes_what_the_text_names(text: str, code: str) -> None:
+    assert loss_code(text) == code
+    found, named = eval(code, {"nn": nn, "F": F}), named_loss(text)
+    output = torch.linspace(-3, 3, 12).reshape(4, 3)
+    target = torch.tensor([0, 2, 1, 1]) if "ross" in code else torch.zeros(4, 3)
+    assert torch.equal(found(output, target), named(output, target))
 
 
-def test_losses_of_torch_are_found_by_name() -> None:
-    found = functional_losses()
-    assert {"cross_entropy", "mse_loss", "nll_loss", "binary_cross_entropy_with_logits", "kl_div"} <= found.keys()
-    assert "softmax" not in found and all(map(callable, found.values()))
+def test_imports_have_different_names() -> None:
+    imports = Imports({"nn"})
+    places = ["shop.net:make", "shop.data:make", "more.data:make", "shop.net:make", "shop.net:nn", "tests.net:test_net"]
+    found = [imports.name(place) for place in places]
+    assert found == ["make", "data_make", "my_make", "make", "net_nn", "net_test_net"]
+    assert imports.modules == ["shop.net", "shop.data", "more.data", "tests.net"]
+    assert imports.lines[0] == "from shop.net import make, nn as net_nn"
+
+
+def test_nothing_is_imported_as_a_test() -> None:
+    assert Imports().name("test_nets:test_net") == "my_test_net" and Imports().name("nets:TestNet") == "nets_TestNet"
 
 
 def test_modules_of_the_current_folder_are_told_from_installed_ones(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from pytest_trainability import UsageError
-from pytest_trainability.sources.losses import named_loss, needs_target
+from pytest_trainability.sources.losses import named_loss, needs_target, suits_torch
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,14 @@ def test_cross_entropy_takes_scores_of_tokens() -> None:
     torch.testing.assert_close(loss(SimpleNamespace(logits=scores), targets), expected)
     torch.testing.assert_close(loss(scores.transpose(1, 2), targets), expected)
     torch.testing.assert_close(loss(scores[0], targets[0]), F.cross_entropy(scores[0], targets[0]))
+
+
+def test_where_torch_means_the_same() -> None:
+    scores, tokens = torch.randn(2, 7, 7), torch.randint(7, (2, 7))
+    assert suits_torch(scores[0], tokens[0]) and suits_torch(torch.randn(2, 7, 3, 3), torch.randint(7, (2, 3, 3)))
+    # torch would take the first dimension after that of the samples for the classes.
+    assert not suits_torch(scores, tokens)
+    assert not suits_torch(SimpleNamespace(logits=scores[0]), tokens[0])
 
 
 @pytest.mark.parametrize(

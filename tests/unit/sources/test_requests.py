@@ -106,4 +106,4 @@ def test_options_of_pytest_name_the_same() -> None:
         "--trainability-loss=mse",
         "--trainability-steps=layers",
     ]
-    assert pytest_options("hf:gpt2") == ["--trainability-model=hf:gpt2"]
+    assert pytest_options("hf:gpt2", steps="auto") == ["--trainability-model=hf:gpt2"]
