@@ -234,7 +234,9 @@ def test_quiet_lists_failures_only(project: Pytester) -> None:
     rows = [line for line in lines if re.match(r"\s+[✔○✘] ", line)]
     assert len(rows) == 2
     assert all("✘" in row for row in rows)
-    assert lines[-1].startswith(("3 of 7 hold, 2 failed, 2 assert nothing, measured in ", "4 of 8 hold, 2 failed, 2 assert "))
+    assert lines[-1].startswith(
+        ("3 of 7 hold, 2 failed, 2 assert nothing, measured in ", "4 of 8 hold, 2 failed, 2 assert ")
+    )
 
 
 def test_verbose_shows_bounds_and_growth_along_depth(project: Pytester) -> None:
