@@ -392,7 +392,9 @@ def traced(file: str, tests: list[str]) -> dict[str, list[tuple[str, int]]]:
     """Run tests without a fault, and return the functions that each calls, by test: the fastest test first."""
     untouched = Mutant(PACKAGE / "errors.py", 0, "no fault", (PACKAGE / "errors.py").read_text(encoding="utf-8"))
     if outcome(untouched, tests, math.inf, tracer=Tracer(Path(file))) != "survived":
-        sys.exit(f"The tests must pass without a fault. One fails: {Path(file).with_suffix('.failed').read_text('utf-8')}")
+        sys.exit(
+            f"The tests must pass without a fault. One fails: {Path(file).with_suffix('.failed').read_text('utf-8')}"
+        )
     found = json.loads(Path(file).read_text(encoding="utf-8"))
     return {
         test: [tuple(call) for call in calls] for test, (_, calls) in sorted(found.items(), key=lambda item: item[1][0])

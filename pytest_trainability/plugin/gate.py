@@ -6,7 +6,6 @@ other.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -229,10 +228,10 @@ def _measured(test: GateTest, folder: Path, arguments: dict[str, Any], trainabil
     __tracebackhide__ = True
     from ..errors import TrainabilityError
     from ..sources.contracts import named_contract
+    from ..sources.places import search_first
 
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
     try:
+        search_first(folder, _places(test))
         request = _requested(test, arguments)
         contract = None if test.contract is None else named_contract(test.contract, folder)
     except TrainabilityError as error:
@@ -244,6 +243,14 @@ def _measured(test: GateTest, folder: Path, arguments: dict[str, Any], trainabil
         result.check_initialization(contract)
     if test.baseline:
         result.check_baseline()
+
+
+def _places(test: GateTest) -> Iterator[str]:
+    """Yield the texts of a test that may name an object of a module."""
+    from ..sources.inputs import is_place
+
+    texts = (test.model, *test.inputs, *test.targets, test.loss, test.contract)
+    yield from (text for text in texts if isinstance(text, str) and is_place(text))
 
 
 def _requested(test: GateTest, arguments: dict[str, Any]) -> Request:

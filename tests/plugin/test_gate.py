@@ -363,3 +363,21 @@ def test_workers_measure_the_same(gate: Pytester) -> None:
     gate.mkdir("tests")
     gate.makeini("[pytest]\ntestpaths = tests\nmarkers =\n    slow\n    timeout\n")
     gate.runpytest_inprocess("-n", "2").assert_outcomes(passed=2, failed=1, xfailed=1, skipped=2)
+
+
+def test_a_test_never_gets_the_model_of_another_folder(project: Pytester) -> None:
+    for folder, width in (("first", 4), ("second", 8)):
+        place = project.mkdir(folder)
+        (place / "same_name.py").write_text(
+            f"from torch import nn\n\ndef build():\n    return nn.Linear({width}, {width})\n"
+        )
+        text = (
+            f'[test.a]\nmodel = "same_name:build"\ninputs = "2x{width}"\nseeds = 1\nbounds.log_gain = "within(100)"\n'
+        )
+        (place / "trainability.toml").write_text(text)
+    result = project.runpytest_subprocess("-p", "no:randomly", "-p", "no:xdist")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["E * there must be one module 'same_name'. 'same_name:build' is in *second*, and *first*"]
+    )
+    project.runpytest_subprocess("second").assert_outcomes(passed=1)
