@@ -216,7 +216,7 @@ def _has_device(name: str) -> bool:
     return torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available()
 
 
-def placed(run: Callable[[Any], None], file: str, line: int, name: str) -> Callable[[Any], None]:
+def placed(run: Callable[[Any], Any], file: str, line: int, name: str) -> Callable[[Any], Any]:
     """Return a function of the fixture whose code stands at a line of a file, so that tracebacks lead there."""
     function = lambda trainability: run(trainability)  # noqa: E731 - on one line, which is moved
     code: CodeType = function.__code__.replace(co_filename=file, co_firstlineno=line, co_name=name)
