@@ -63,11 +63,19 @@ def _is_ignored(path: Path, config: pytest.Config) -> bool:
 
 
 def _holds_tests(path: Path) -> bool:
-    """Whether a file of the root probably holds tests."""
+    """Whether a file of the root probably holds tests. The collector of one that is no TOML says what is wrong."""
     try:
-        return path.is_file() and (path.name == _FILE or b"tool.trainability" in path.read_bytes())
+        content = path.read_bytes()
     except OSError:
         return False
+    if path.name == _FILE or b"trainability" not in content:
+        return path.name == _FILE
+    from ..gate.reading import InvalidGateError, table_of
+
+    try:
+        return table_of(path, content.decode("utf-8-sig")) is not None
+    except (InvalidGateError, UnicodeDecodeError):
+        return b"tool.trainability" in content
 
 
 def gate_file(path: Path, parent: pytest.Collector) -> GateFile | None:

@@ -381,3 +381,13 @@ def test_a_test_never_gets_the_model_of_another_folder(project: Pytester) -> Non
         ["E * there must be one module 'same_name'. 'same_name:build' is in *second*, and *first*"]
     )
     project.runpytest_subprocess("second").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    "header", ["[tool]\ntrainability.test.a", "[ tool . trainability ]\ntest.a", "[tool.'trainability']\ntest.a"]
+)
+def test_the_table_of_a_project_is_found_in_any_spelling(project: Pytester, header: str) -> None:
+    project.makepyprojecttoml(f"{header} = {{model = 'small_nets:net', skip = {{reason = 'not now'}}}}\n")
+    assert items(project) == ["pyproject.toml::a"]
+    project.makepyprojecttoml("[project]\nname = 'x'\nversion = '1'\ndependencies = ['pytest-trainability']\n")
+    assert items(project) == []
