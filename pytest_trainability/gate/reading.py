@@ -81,12 +81,16 @@ class GateTest:
         if not self.parameters:
             yield self.name, {}
             return
-        choices = (
-            [(name, index, value) for index, value in enumerate(values)] for name, values in self.parameters.items()
-        )
-        for case in itertools.product(*choices):
-            label = "-".join(f"{name}={_label(value, index)}" for name, index, value in case)
-            yield f"{self.name}[{label}]", {name: value for name, _, value in case}
+        used: set[str] = set()
+        values = (list(enumerate(choices)) for choices in self.parameters.values())
+        for case in itertools.product(*values):
+            chosen = dict(zip(self.parameters, case, strict=True))
+            label = "-".join(f"{name}={_label(value, index)}" for name, (index, value) in chosen.items())
+            if label in used:
+                # The text "1" looks like the number 1. The places of the values in their lists tell them apart.
+                label += "-" + ",".join(str(index) for index, _ in case)
+            used.add(label)
+            yield f"{self.name}[{label}]", {name: value for name, (_, value) in chosen.items()}
 
 
 def _label(value: Any, index: int) -> str:
@@ -128,14 +132,22 @@ def read_gate(path: Path) -> list[GateTest]:
     Raises:
         InvalidGateError: The file has errors. It holds all of them.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidGateError(
-            [GateError(1, "", f"the file cannot be read. {type(error).__name__}: {error}")]
-        ) from None
+    text = _text_of(path)
     found = table_of(path, text)
     return [] if found is None else _Reader(text, found[1]).tests(found[0])
+
+
+def _text_of(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except OSError as error:
+        wrong = GateError(1, "", f"the file cannot be read. {type(error).__name__}: {error}")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        message = f"the file must be UTF-8, as TOML is. Byte 0x{content[error.start]:02x} is not: save it as UTF-8."
+        wrong = GateError(line, "", message)
+    raise InvalidGateError([wrong])
 
 
 class _Reader:

@@ -6,7 +6,6 @@ other.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -64,11 +63,19 @@ def _is_ignored(path: Path, config: pytest.Config) -> bool:
 
 
 def _holds_tests(path: Path) -> bool:
-    """Whether a file of the root probably holds tests."""
+    """Whether a file of the root probably holds tests. The collector of one that is no TOML says what is wrong."""
     try:
-        return path.is_file() and (path.name == _FILE or b"tool.trainability" in path.read_bytes())
+        content = path.read_bytes()
     except OSError:
         return False
+    if path.name == _FILE or b"trainability" not in content:
+        return path.name == _FILE
+    from ..gate.reading import InvalidGateError, table_of
+
+    try:
+        return table_of(path, content.decode("utf-8-sig")) is not None
+    except (InvalidGateError, UnicodeDecodeError):
+        return b"tool.trainability" in content
 
 
 def gate_file(path: Path, parent: pytest.Collector) -> GateFile | None:
@@ -217,7 +224,7 @@ def _has_device(name: str) -> bool:
     return torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available()
 
 
-def placed(run: Callable[[Any], None], file: str, line: int, name: str) -> Callable[[Any], None]:
+def placed(run: Callable[[Any], Any], file: str, line: int, name: str) -> Callable[[Any], Any]:
     """Return a function of the fixture whose code stands at a line of a file, so that tracebacks lead there."""
     function = lambda trainability: run(trainability)  # noqa: E731 - on one line, which is moved
     code: CodeType = function.__code__.replace(co_filename=file, co_firstlineno=line, co_name=name)
@@ -229,10 +236,10 @@ def _measured(test: GateTest, folder: Path, arguments: dict[str, Any], trainabil
     __tracebackhide__ = True
     from ..errors import TrainabilityError
     from ..sources.contracts import named_contract
+    from ..sources.places import search_first
 
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
     try:
+        search_first(folder, _places(test))
         request = _requested(test, arguments)
         contract = None if test.contract is None else named_contract(test.contract, folder)
     except TrainabilityError as error:
@@ -244,6 +251,14 @@ def _measured(test: GateTest, folder: Path, arguments: dict[str, Any], trainabil
         result.check_initialization(contract)
     if test.baseline:
         result.check_baseline()
+
+
+def _places(test: GateTest) -> Iterator[str]:
+    """Yield the texts of a test that may name an object of a module."""
+    from ..sources.inputs import is_place
+
+    texts = (test.model, *test.inputs, *test.targets, test.loss, test.contract)
+    yield from (text for text in texts if isinstance(text, str) and is_place(text))
 
 
 def _requested(test: GateTest, arguments: dict[str, Any]) -> Request:

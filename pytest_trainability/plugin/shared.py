@@ -11,6 +11,7 @@ import pytest
 from .collected import node_id
 from .collection import MARKER, marker_settings
 from .fixture import Trainability, context_settings, with_settings
+from .gate import placed
 from .unmeasured import cause_in_user_code
 
 if TYPE_CHECKING:
@@ -121,8 +122,21 @@ def judge_shared(item: pytest.Function) -> None:
     for name, value in item.funcargs.items():
         found = shared.find(value)
         if found is not None:
-            refuse_other_settings(item, found)
-            item.funcargs[name] = Trainability(item)(found)
+            item.funcargs[name] = _judged_at(item, found)
+
+
+def _judged_at(item: pytest.Function, shared: Measurement) -> Measurement:
+    """Return a shared measurement as one of a test, judged. A failure points to the test, whose body does not run then."""
+    __tracebackhide__ = True
+
+    def judge(trainability: Trainability) -> Measurement:
+        __tracebackhide__ = True
+        refuse_other_settings(item, shared)
+        return trainability(shared)
+
+    code = item.function.__code__ if hasattr(item.function, "__code__") else judge.__code__
+    found: Measurement = placed(judge, code.co_filename, code.co_firstlineno, code.co_name)(Trainability(item))
+    return found
 
 
 def refuse_other_settings(item: pytest.Item, shared: Measurement) -> None:

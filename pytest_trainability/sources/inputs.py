@@ -31,7 +31,20 @@ class Drawn:
     """Number of different ids."""
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """Return the tensor, on the CPU."""
+        """Return the tensor, on the CPU.
+
+        Raises:
+            UsageError: It does not fit into memory, or a number is too large for PyTorch.
+        """
+        try:
+            return self._drawn(generator)
+        except (RuntimeError, TypeError, ValueError, MemoryError) as error:
+            sizes = "x".join(map(str, self.shape))
+            reason = str(error).splitlines()[0]
+            msg = f"inputs of sizes {sizes} must fit into memory. PyTorch says: {reason}. Write smaller numbers."
+            raise UsageError(msg) from None
+
+    def _drawn(self, generator: torch.Generator) -> Tensor:
         if self.kind == "mask":
             return torch.ones(self.shape, dtype=torch.long)
         if self.kind == "ids":

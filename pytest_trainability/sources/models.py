@@ -140,7 +140,7 @@ def _transformers(name: str, text: str) -> tuple[Any, Any]:
         msg = f"{text!r} must name a model type of transformers, such as hf:gpt2 or hf:bert.{hint}"
         raise UsageError(msg) from None
     except Exception as error:
-        msg = f"transformers must make the configuration of {text!r}. It raised {type(error).__name__}: {error}"
+        msg = f"transformers must make the configuration of {text!r}. It raised {_reason(error)}"
         raise UsageError(msg) from error
     if text.startswith("hf-tiny:"):
         _shrink(config)

@@ -363,3 +363,31 @@ def test_workers_measure_the_same(gate: Pytester) -> None:
     gate.mkdir("tests")
     gate.makeini("[pytest]\ntestpaths = tests\nmarkers =\n    slow\n    timeout\n")
     gate.runpytest_inprocess("-n", "2").assert_outcomes(passed=2, failed=1, xfailed=1, skipped=2)
+
+
+def test_a_test_never_gets_the_model_of_another_folder(project: Pytester) -> None:
+    for folder, width in (("first", 4), ("second", 8)):
+        place = project.mkdir(folder)
+        (place / "same_name.py").write_text(
+            f"from torch import nn\n\ndef build():\n    return nn.Linear({width}, {width})\n"
+        )
+        text = (
+            f'[test.a]\nmodel = "same_name:build"\ninputs = "2x{width}"\nseeds = 1\nbounds.log_gain = "within(100)"\n'
+        )
+        (place / "trainability.toml").write_text(text)
+    result = project.runpytest_subprocess("-p", "no:randomly", "-p", "no:xdist")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["E * there must be one module 'same_name'. 'same_name:build' is in *second*, and *first*"]
+    )
+    project.runpytest_subprocess("second").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    "header", ["[tool]\ntrainability.test.a", "[ tool . trainability ]\ntest.a", "[tool.'trainability']\ntest.a"]
+)
+def test_the_table_of_a_project_is_found_in_any_spelling(project: Pytester, header: str) -> None:
+    project.makepyprojecttoml(f"{header} = {{model = 'small_nets:net', skip = {{reason = 'not now'}}}}\n")
+    assert items(project) == ["pyproject.toml::a"]
+    project.makepyprojecttoml("[project]\nname = 'x'\nversion = '1'\ndependencies = ['pytest-trainability']\n")
+    assert items(project) == []

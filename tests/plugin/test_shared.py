@@ -90,6 +90,8 @@ def test_a_bound_fails_its_own_test_only_and_before_the_body(project: pytest.Pyt
     result.assert_outcomes(passed=4, failed=1)
     result.stdout.fnmatch_lines(["*TrainabilityFailure: log_gain * must lie in [[]-0.001, 0.001[]]*"])
     result.stdout.no_fnmatch_line("*the body is not reached*")
+    result.stdout.no_fnmatch_line("*traceback entries are hidden*")
+    result.stdout.re_match_lines([r">   @pytest\.mark\.trainability", r"test_it\.py:\d+: TrainabilityFailure"])
 
 
 def test_baselines_and_suggestions_are_those_of_each_test(project: pytest.Pytester) -> None:

@@ -148,6 +148,9 @@ def _made(given: Any, what: str, generator: torch.Generator) -> Any:
     if callable(given) and not isinstance(given, (Tensor, Mapping)) and not any(True for _ in tensors_in(given)):
         try:
             made = given(generator)
+        except UsageError:
+            # Inputs that a text describes say themselves what is wrong.
+            raise
         except Exception as error:
             name = getattr(given, "__name__", "It")
             msg = (

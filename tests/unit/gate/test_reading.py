@@ -52,6 +52,26 @@ def test_cases_are_all_combinations_in_order(tmp_path: Path) -> None:
     assert list(GateTest("b", 1, "m:b").cases()) == [("b", {})]
 
 
+def test_cases_whose_values_look_alike_have_different_names() -> None:
+    alike = {"width": [1, "1"], "path": ["a::b", "a:b"], "flag": [True, "true"]}
+    cases = list(GateTest("a", 1, "m:b", parameters=alike).cases())
+    names = [name for name, _ in cases]
+    assert len(set(names)) == len(names) == 8
+    assert names[:2] == ["a[width=1-path=a:b-flag=true]", "a[width=1-path=a:b-flag=true-0,0,1]"]
+    # A separator inside a value is no way to the name of another case.
+    nested = {"a": ["1-b=2", "1"], "b": ["3", "2-b=3"]}
+    assert len({name for name, _ in GateTest("a", 1, "m:b", parameters=nested).cases()}) == 4
+
+
+@pytest.mark.parametrize("content", [b"[test.a]\nmodel = 'm:\xe9'\n", "[test.a]\n".encode("utf-16")])
+def test_a_file_in_another_encoding_is_refused_at_its_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "trainability.toml"
+    path.write_bytes(content)
+    (error,) = errors_of(path)
+    assert error.line == (2 if b"model" in content else 1)
+    assert str(error).startswith("the file must be UTF-8, as TOML is. Byte 0x")
+
+
 def test_pyproject_has_a_table_of_its_own(tmp_path: Path) -> None:
     text = '[project]\nname = "x"\n[tool.trainability.test.a]\nmodel = "m:b"\nmodle = "m:b"\n'
     path = written(tmp_path, text, "pyproject.toml")
@@ -113,7 +133,7 @@ def test_files_that_hold_no_tests(tmp_path: Path, text: str, line: int, said: st
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "trainability.toml").write_bytes(b"\xff\xfe")
-    assert "the file cannot be read. UnicodeDecodeError" in str(errors_of(tmp_path / "trainability.toml")[0])
+    assert "the file must be UTF-8, as TOML is. Byte 0xff is not" in str(errors_of(tmp_path / "trainability.toml")[0])
     assert "the file cannot be read. FileNotFoundError" in str(errors_of(tmp_path / "pyproject.toml")[0])
 
 

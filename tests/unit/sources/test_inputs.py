@@ -65,3 +65,13 @@ def test_a_named_tensor_is_no_place() -> None:
     assert list(drawn("input_ids=ids:2x40<3")) == ["input_ids"]
     assert is_place("package.module:batch")
     assert not any(map(is_place, ("8x3", "ids:8<3", "ids:8", "mask:8", "x=ids:8<3", "batch")))
+
+
+@pytest.mark.parametrize(
+    "text", ["99999999999999x8", "99999999999999999999x8", "mask:99999999999999x8", f"ids:4<{10**30}"]
+)
+def test_inputs_that_are_too_large_say_so(text: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"^inputs of sizes .* must fit into memory\. PyTorch says: .*\. Write smaller numbers\.$"
+    ):
+        drawn(text)
