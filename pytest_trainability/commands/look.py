@@ -50,6 +50,7 @@ def look(options: argparse.Namespace) -> int:
     from ..sources.families import family_of_source
 
     _refuse_unwritable(options)
+    _refuse_unusable(options)
     request = subject(options)
     preset, reason = (options.preset, "") if options.preset else family_of_source(request.build)
     session = _session(options, request, find_preset(preset, where="--preset"))
@@ -64,19 +65,44 @@ def look(options: argparse.Namespace) -> int:
 
 
 def _refuse_unwritable(options: argparse.Namespace) -> None:
-    """Refuse to measure for a page that cannot be made, or into one file for two reports.
+    """Refuse to measure for a page that cannot be made, into one file for two reports, or into a folder that does not exist.
 
     Raises:
-        UsageError: Both reports have the same path.
+        UsageError: Both reports have the same path, or the folder of one does not exist.
     """
     from ..errors import UsageError
     from ..report.formats import html_writer
+
+    for path in (options.html, options.json):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            msg = f"{path} must be a file in a folder that exists."
+            raise UsageError(msg)
 
     if options.html is not None:
         html_writer()
         if options.json is not None and options.html.resolve() == options.json.resolve():
             msg = f"--html and --json must name different files. Both name {options.html}."
             raise UsageError(msg)
+
+
+def _refuse_unusable(options: argparse.Namespace) -> None:
+    """Refuse seeds, devices, types and presets of another form before the model is built.
+
+    Raises:
+        TrainabilityError: An option has another form.
+    """
+    from ..checks.devices import as_device_name
+    from ..checks.dtypes import as_dtype_name
+    from ..checks.presets import find_preset
+    from ..checks.statistics import as_seeds
+
+    as_seeds(options.seeds)
+    if options.device is not None:
+        as_device_name(options.device)
+    if options.dtype is not None:
+        as_dtype_name(options.dtype)
+    if options.preset is not None:
+        find_preset(options.preset, where="--preset")
 
 
 def _session(options: argparse.Namespace, request: Request, bounds: dict[str, Bound]) -> SessionRecord:

@@ -33,7 +33,7 @@ def declared_inputs(source: Any) -> Inputs | None:
         try:
             with torch.device("meta"):
                 model = source()
-        except Exception:
+        except (Exception, SystemExit):
             # It will be built, and fail, where the error is shown.
             return None
     if getattr(model, "example_input_array", None) is not None:

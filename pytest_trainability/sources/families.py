@@ -14,6 +14,9 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ATTENTION = ("attention", "attn", "multihead", "transformer", "mixer", "mamba")
 """Parts of the names of classes that mix tokens."""
+_ATTENDS = frozenset({"scaled_dot_product_attention", "flex_attention"})
+_PRODUCTS = frozenset({"matmul", "bmm", "einsum", "transpose", "masked_fill", "tril"})
+"""Functions next to a softmax in the code of attention that is written by hand."""
 _WORDS = {
     "transformer": "it mixes tokens, as by attention",
     "rnn": "it has recurrent layers",
@@ -55,7 +58,7 @@ def family_of_source(source: Any) -> tuple[str, str]:
         try:
             with torch.device(device):
                 model = source()
-        except Exception:
+        except (Exception, SystemExit):
             continue
         if isinstance(model, nn.Module):
             return family_of(model)
@@ -65,10 +68,16 @@ def family_of_source(source: Any) -> tuple[str, str]:
 def _kind_of(module: Any) -> str:
     """Return the family to which a layer belongs; empty for layers of every family."""
     name = type(module).__name__.lower()
-    if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer)) or any(
-        word in name for word in _ATTENTION
-    ):
+    is_known = isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
+    if is_known or any(word in name for word in _ATTENTION) or _attends(type(module)):
         return "transformer"
     if isinstance(module, _RECURRENT):
         return "rnn"
     return "cnn" if isinstance(module, _CONVOLUTION) else ""
+
+
+def _attends(kind: type) -> bool:
+    """Whether the code of a module calls attention, or a softmax between products."""
+    code = getattr(getattr(kind, "forward", None), "__code__", None)
+    names = set(code.co_names) if code is not None and not kind.__module__.startswith("torch.") else set()
+    return bool(names & _ATTENDS) or ("softmax" in names and bool(names & _PRODUCTS))

@@ -62,7 +62,7 @@ def imported(place: str, *, what: str, form: str = "MODULE:NAME") -> Any:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         msg = f"{what} must be importable: {place!r}. Importing it raised {type(error).__name__}: {error}"
         if module.endswith(".py"):
             msg += f". Write the name of the module, without .py: {module[:-3].replace('/', '.')}:{name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +97,7 @@ def _with_arguments(named: NamedModel, text: str, parameters: Mapping[str, Any],
         return named.build
     unknown, missing = _mismatch(named.build, parameters)
     if unknown:
-        msg = f"the factory {text!r} must take the parameters. It has no argument {unknown}."
+        msg = f"the factory {text!r} must take the parameters. It has no argument {unknown}.{_nearest(named.build, parameters)}"
         raise UsageError(msg)
     if missing:
         msg = (
@@ -125,6 +126,13 @@ def _mismatch(build: Any, given: Mapping[str, Any]) -> tuple[str, str]:
     missing = [p.name for p in needed if p.name not in given]
     unknown = [name for name in given if name not in known and not takes_all]
     return ", ".join(unknown), ", ".join(missing)
+
+
+def _nearest(build: Any, given: Mapping[str, Any]) -> str:
+    """Return a hint at the argument of a factory that resembles one that it does not take."""
+    known = list(inspect.signature(build).parameters)
+    near = [found for name in given if name not in known for found in difflib.get_close_matches(name, known, n=1)]
+    return f" Did you mean {' and '.join(map(repr, near))}?" if near else f" It takes {', '.join(known) or 'none'}."
 
 
 def _declared(named: NamedModel, text: str, words: Words) -> Any:

@@ -175,7 +175,7 @@ def _build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
     name = getattr(factory, "__name__", type(factory).__name__)
     try:
         model: object = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         msg = f"the factory must build a model when called without arguments. `{name}` raised {type(error).__name__}: {error}"
         if isinstance(error, TypeError) and isinstance(factory, type):
             msg += f". Give it its arguments in a lambda: lambda: {name}(...)."

@@ -22,6 +22,9 @@ def red():
 
 def needs(width):
     return nn.Linear(width, width)
+
+def exits():
+    raise SystemExit(3)
 """
 
 
@@ -89,6 +92,14 @@ def test_reports_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["looked_at:green", "--input=4x8", "--loss=mse"], "none is given. Write --target 'ids:8<1000'."),
         (["looked_at:green", "--input=4x8", "--preset=mpl"], "--preset: unknown preset 'mpl'. Did you mean 'mlp'?"),
         (["looked_at:green", "--input=4x8", "--seeds=x"], "seeds must be a number of at least 1"),
+        (["looked_at:exits", "--input=4x8", "--seeds=x"], "seeds must be a number of at least 1"),
+        (["looked_at:exits", "--input=4x8", "--device=gpu"], "the device must be auto, cpu, cuda, cuda:N or mps."),
+        (["looked_at:exits", "--input=4x8", "--dtype=int8"], "dtype must be a floating type"),
+        (["looked_at:exits", "--input=4x8", "--json=missing/a.json"], "must be a file in a folder that exists"),
+        (
+            ["looked_at:exits", "--input=4x8"],
+            "the factory must build a model when called without arguments. `exits` raised",
+        ),
         (["looked_at:green", "--input=4x8", "--html=a", "--json=a"], "--html and --json must name different files."),
     ],
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from pytest_trainability.sources.families import family_of, family_of_source
 
@@ -42,6 +43,32 @@ def test_the_layers_decide(family: str, model: nn.Module) -> None:
 @pytest.mark.parametrize("layer", [SelfAttention, MambaMixer])
 def test_layers_that_mix_tokens_are_known_by_their_names(layer: type[nn.Linear]) -> None:
     assert family_of(nn.Sequential(layer(3, 3))) == ("transformer", "it mixes tokens, as by attention")
+
+
+class ByHand(nn.Module):
+    """A softmax between products."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
+class Fused(nn.Module):
+    """PyTorch's function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(x, x, x)
+
+
+class Probabilities(nn.Module):
+    """A softmax over classes, which is no attention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.softmax(-1)
+
+
+@pytest.mark.parametrize(("layer", "family"), [(ByHand, "transformer"), (Fused, "transformer"), (Probabilities, "mlp")])
+def test_attention_is_known_by_the_code_of_a_layer(layer: type[nn.Module], family: str) -> None:
+    assert family_of(nn.Sequential(nn.Linear(3, 3), layer()))[0] == family
 
 
 def test_a_factory_that_refuses_the_meta_device_is_called_again() -> None:

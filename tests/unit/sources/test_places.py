@@ -33,6 +33,9 @@ def test_the_error_of_a_module_is_shown(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError, match=r"raised ZeroDivisionError: division by zero"):
         imported("module_that_raises:a", what="the loss")
+    (tmp_path / "module_that_exits.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(UsageError, match=r"raised SystemExit: 3"):
+        imported("module_that_exits:a", what="the loss")
     with pytest.raises(UsageError, match=r"raised ModuleNotFoundError"):
         imported("no_such_module_here:a", what="the loss")
 

@@ -78,7 +78,7 @@ def test_a_batch_may_hold_the_target() -> None:
     [
         ({"model": "needs"}, "the model must be built without arguments. 'requested_models:needs' needs width."),
         ({"model": "needs", "parameters": {"depth": 1}}, "needs width"),
-        ({"model": "build", "parameters": {"widht": 1}}, "It has no argument widht."),
+        ({"model": "build", "parameters": {"widht": 1}}, "It has no argument widht. Did you mean 'width'?"),
         ({"model": "net", "parameters": {"width": 1}}, "'requested_models:net' is a finished module."),
         (
             {"model": "build", "inputs": []},
