@@ -21,6 +21,8 @@ from zipfile import ZipFile
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_trainability"
+PAGES = ROOT / "docs" / "measures"
+"""Pages of the measures, which a wheel holds inside the package."""
 TOOLS = ("jsonschema",)
 """What the tests import that the plugin does not need."""
 TESTS = (
@@ -33,9 +35,10 @@ TESTS = (
 
 
 def sources() -> set[str]:
-    """Return the files of the package, relative to the repository."""
+    """Return the files of the package, relative to the folder of the package."""
     files = (path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {path.relative_to(ROOT).as_posix() for path in files}
+    pages = {f"{PACKAGE.name}/measures/pages/{path.name}" for path in PAGES.iterdir()}
+    return pages | {path.relative_to(ROOT).as_posix() for path in files}
 
 
 def differences(wheel: Path) -> list[str]:
@@ -61,8 +64,9 @@ def install(wheel: Path, folder: Path) -> Path:
 
 
 def copy_tests(folder: Path) -> None:
-    """Copy the tests, their helper among the examples, and the configuration of pytest."""
+    """Copy the tests, the pages that they compare, their helper among the examples, and the configuration of pytest."""
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PAGES, folder / "docs" / "measures")
     (folder / "examples").mkdir()
     for name in ("examples/torchvision_for_cpu.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder / name)
