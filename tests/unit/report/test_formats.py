@@ -27,6 +27,9 @@ def test_paths_get_the_prefix(kind: str) -> None:
 
 
 def test_a_page_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pytest_trainability.report.html", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    for name in [name for name in sys.modules if name.startswith("pytest_trainability.report.html")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("pytest_trainability.report.html", raising=False)
     with pytest.raises(ReportError, match=r"pip install 'pytest-trainability\[html\]'"):
         html_text({})
