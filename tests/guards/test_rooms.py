@@ -66,7 +66,10 @@ TABLE = {
     "dynamics": row("dynamics engine checks report records errors", "torch"),
     "report": row("report records checks/bounds errors", "pytest"),
     "report/html": row("report/html records errors", "jinja2 markupsafe"),
-    "measurement": row("measurement measures init engine/runs engine/isolation checks report records errors", "torch"),
+    "measurement": row(
+        "measurement measures init engine/runs engine/isolation engine/torch_internals checks report records errors",
+        "torch",
+    ),
     "scaling": row(
         "scaling measurement measures engine/runs engine/isolation engine/torch_internals checks report records errors",
         "torch",

@@ -149,7 +149,8 @@ def test_the_text_is_of_the_same_run() -> None:
         f"test_{name}" for name in re.findall(r"broken_on_purpose.*?def test_(\w+)", all_examples(), re.DOTALL)
     }
     held = len(re.findall(r"^  ✔ ", text, re.MULTILINE))
-    assert f"\n{held} of {len(results(text))} hold, measured in " in text
+    failed = len(results(text)) - held
+    assert f"\n{held} of {len(results(text))} hold, {failed} failed, measured in " in text
 
 
 def all_examples() -> str:
