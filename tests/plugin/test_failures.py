@@ -193,7 +193,9 @@ def test_plain(trainability):
     result.assert_outcomes(failed=2, xfailed=1)
     rows = {line.split("  ")[1] for line in result.stdout.lines if re.match(r"  [✔○✘x] ", line)}
     assert rows == {"✔ test_two (first)", "✘ test_two (second)", "x test_expected", "✘ test_plain"}
-    assert any(line.startswith("1 of 4 hold, 2 failed, 1 expected to fail, measured in") for line in result.stdout.lines)
+    assert any(
+        line.startswith("1 of 4 hold, 2 failed, 1 expected to fail, measured in") for line in result.stdout.lines
+    )
 
 
 def test_an_error_has_no_likely_cause(project: Pytester) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -22,9 +22,18 @@ def are_few_units(parameters: Mapping[str, Tensor]) -> bool:
         parameters: Parameters by name.
 
     Returns:
-        False if one belongs to units that are enough, is a zero weight, or a bias that shifts all units.
+        False if one belongs to units that are enough, is a zero weight, or a bias that shifts all units; or if a weight stands
+        alone: dead units leave the layer in front of them and the one behind them without a gradient.
     """
-    return all(_has_few_units(p) and not _is_reason(name, p) for name, p in parameters.items())
+    are_few = all(_has_few_units(p) and not _is_reason(name, p) for name, p in parameters.items())
+    return are_few and _come_in_pairs([p for p in parameters.values() if p.dim() > 1])
+
+
+def _come_in_pairs(weights: Sequence[Tensor]) -> bool:
+    """Return whether each weight has another one that reads its outputs, or makes its inputs."""
+    pairs = [(a, b) for a in weights for b in weights if a is not b and a.shape[0] == b.shape[1]]
+    paired = {id(weight) for pair in pairs for weight in pair}
+    return all(id(weight) in paired for weight in weights)
 
 
 def _has_few_units(parameter: Tensor) -> bool:

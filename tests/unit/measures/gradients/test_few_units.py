@@ -18,12 +18,16 @@ def drawn(*shape: int) -> Tensor:
     ("parameters", "expected"),
     [
         ({"down.weight": drawn(4, 64), "down.bias": drawn(4), "up.weight": drawn(64, 4, 1, 1)}, True),
-        ({"down.weight": drawn(4, 64), "down.bias": torch.zeros(4)}, True),
+        ({"down.weight": drawn(4, 64), "down.bias": torch.zeros(4), "up.weight": drawn(64, 4)}, True),
+        ({"a.weight": drawn(4, 64), "b.weight": drawn(4, 64), "up.weight": drawn(64, 4)}, True),
+        # A router whose scores have no effect: no layer behind it is without a gradient.
+        ({"router.weight": drawn(4, 64)}, False),
+        ({"0.router.weight": drawn(4, 64), "1.router.weight": drawn(4, 64)}, False),
         ({"down.weight": drawn(10, 64)}, False),
         ({"down.weight": drawn(4, 64), "other.weight": drawn(64, 64)}, False),
-        ({"down.weight": torch.zeros(4, 64)}, False),
-        ({"down.weight": drawn(4, 64), "down.bias": torch.full((4,), -6.0)}, False),
-        ({"down.weight": drawn(4, 64), "down.bias": 0.1 * drawn(4) - 6.0}, False),
+        ({"down.weight": torch.zeros(4, 64), "up.weight": drawn(64, 4)}, False),
+        ({"down.weight": drawn(4, 64), "down.bias": torch.full((4,), -6.0), "up.weight": drawn(64, 4)}, False),
+        ({"down.weight": drawn(4, 64), "down.bias": 0.1 * drawn(4) - 6.0, "up.weight": drawn(64, 4)}, False),
     ],
 )
 def test_parameters_of_few_units(parameters: dict[str, Tensor], expected: bool) -> None:
