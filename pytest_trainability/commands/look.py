@@ -77,7 +77,6 @@ def _refuse_unwritable(options: argparse.Namespace) -> None:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             msg = f"{path} must be a file in a folder that exists."
             raise UsageError(msg)
-
     if options.html is not None:
         html_writer()
         if options.json is not None and options.html.resolve() == options.json.resolve():

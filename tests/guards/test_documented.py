@@ -6,7 +6,6 @@ Extension points are documented with public names only.
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import script
 
 import pytest_trainability
 from pytest_trainability import measures
@@ -114,10 +114,7 @@ def test_generated_files_are_up_to_date() -> None:
 @pytest.fixture
 def generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``docs/generate.py`` as a module that writes into a temporary directory, where both files are up to date."""
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("docs/generate.py")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "ATTRIBUTES", tmp_path / "attributes.py")
     monkeypatch.setattr(module, "INDEX", tmp_path / "index.md")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import base64
 import gzip
-import importlib.util
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +15,7 @@ from types import ModuleType
 
 import pytest
 from documents import check, document, error
+from scripts import script
 
 from pytest_trainability.report.html import page
 
@@ -111,11 +111,7 @@ def test_an_outdated_sample_is_caught() -> None:
 
 @pytest.fixture(scope="module")
 def sample() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sample", ROOT / "docs" / "sample.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("docs/sample.py")
 
 
 def blocks(path: Path, language: str) -> list[str]:
