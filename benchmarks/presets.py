@@ -15,15 +15,17 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from cost import MODELS, Tower, text, to, training_step, transformer, vectors
 from torch import Tensor, nn
 
-from pytest_trainability import measure
-from pytest_trainability.checks.presets import PRESETS
+from pytest_trainability.checks.bounds import Bound
+from pytest_trainability.checks.presets import find_preset
+from pytest_trainability.measurement import measure_in
+from pytest_trainability.measurement.context import Context
 
 SEEDS = 4
 
@@ -80,12 +82,15 @@ class Built:
 
 
 def measurement(
-    build: Callable[[], nn.Module], inputs: Any, measures: Collection[str], settings: dict[str, Any]
+    build: Callable[[], nn.Module], inputs: Any, bounds: Mapping[str, Bound], settings: dict[str, Any]
 ) -> tuple[float, float]:
-    """Return the seconds of a measurement per seed, without those of its builds, and the number of builds per seed."""
+    """Return the seconds of a measurement per seed, without those of its builds, and the number of builds per seed.
+
+    Every seed is drawn, also if fewer settle the bounds.
+    """
     factory = Built(build)
     began = time.process_time()
-    measure(factory, inputs, seeds=SEEDS, measures=measures, **settings)
+    measure_in(Context(), factory, inputs, seeds=SEEDS, until=bounds, **settings).complete()
     return (time.process_time() - began - factory.seconds) / SEEDS, factory.calls / SEEDS
 
 
@@ -100,16 +105,17 @@ def costs(name: str, repeats: int, *, each: bool) -> None:
         training_step(model, inputs)
         return time.process_time() - began
 
-    kinds: dict[str, Collection[str]] = {family: list(PRESETS[family]), "default": ()}
+    preset = find_preset(family)
+    kinds: dict[str, Mapping[str, Bound]] = {family: preset, "default": {}}
     if each:
-        kinds |= {measured: [measured] for measured in PRESETS[family]}
+        kinds |= {name: {name: bound} for name, bound in preset.items()}
     step()
-    for kind, measures in kinds.items():
-        measurement(build, inputs, measures, settings)
+    for kind, bounds in kinds.items():
+        measurement(build, inputs, bounds, settings)
         ratios, took, steps = [], [], []
         for _ in range(repeats):
             before = [step(), step()]
-            seconds, builds = measurement(build, inputs, measures, settings)
+            seconds, builds = measurement(build, inputs, bounds, settings)
             alone = statistics.fmean([*before, step(), step()])
             ratios.append(seconds / alone)
             took.append(1000 * seconds)

@@ -13,8 +13,20 @@ from .recorder import Call, Recorder
 __all__ = ["FunctionObserver", "numbered"]
 
 
+_ASK_ONLY = frozenset({
+    *("size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "__len__"),
+    *("is_floating_point", "is_complex", "is_contiguous", "is_signed", "get_device", "data_ptr", "untyped_storage"),
+})  # fmt: skip
+"""Methods of tensors that compute nothing. A model calls them more often than functions that compute."""
+
+_COMPUTED_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "real", "imag", "data", "grad"})
+"""Attributes of tensors that are tensors."""
+
+
 class FunctionObserver(TorchFunctionMode):
     """Observes the PyTorch functions that a model calls while it is entered. Subclasses override :meth:`call`.
+
+    Functions that only read an attribute of a tensor, such as its shape, are not observed.
 
     It is an instrument: ``capture`` enters it for the forward pass and keeps it in ``Capture.watched``.
     """
@@ -27,6 +39,8 @@ class FunctionObserver(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if _asks_only(func):
+            return func(*args, **(kwargs or {}))
         return self.call(func, args, kwargs or {})
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -43,6 +57,14 @@ class FunctionObserver(TorchFunctionMode):
         """Name of the caller: the path of its module, the class name for the model itself, or ``"loss"``."""
         call = self.caller
         return (call.path or type(call.module).__name__) if call is not None else "loss"
+
+
+def _asks_only(func: Callable[..., Any]) -> bool:
+    """Return whether a function reads an attribute of a tensor and computes nothing, such as ``tensor.shape``."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return getattr(getattr(func, "__self__", None), "__name__", "") not in _COMPUTED_ATTRIBUTES
+    return name in _ASK_ONLY
 
 
 def numbered(names: Sequence[str]) -> list[str]:

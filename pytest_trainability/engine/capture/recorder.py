@@ -351,7 +351,8 @@ class Recorder:
         self._counts[path, inner] = index + 1
         call = Call(path, module, index, self.running[-1] if self.running else None, now(), inner=inner)
         # See Note [Parameters are no signal] in chain.py.
-        call.slots = tuple(None if t.is_leaf and t.requires_grad else self._observe(t, call) for t in arguments)
+        with without_torch_functions():
+            call.slots = tuple(None if t.is_leaf and t.requires_grad else self._observe(t, call) for t in arguments)
         self.running.append(call)
         return call
 
@@ -361,11 +362,13 @@ class Recorder:
         while self.running[-1] is not call:
             self.running.pop()
         self.running.pop()
-        call.results = tuple(self._observe(tensor, call) for tensor in results)
+        with without_torch_functions():
+            call.results = tuple(self._observe(tensor, call) for tensor in results)
         call.end = now()
         self.capture.calls.append(call)
 
     def _observe(self, tensor: Tensor, call: Call) -> Edge | None:
+        """Return the edge of a tensor, or None. Function modes of instruments must not see what this computes."""
         if not carries_gradient(tensor):
             return None
         edge = edge_of(tensor)
@@ -373,10 +376,8 @@ class Recorder:
             call.owners.append(owner)
         if self.observers and edge not in self._seen:
             self._seen.add(edge)
-            # Function modes of other instruments must not see what the observers compute.
-            with without_torch_functions():
-                for observer in self.observers:
-                    observer(edge, tensor)
+            for observer in self.observers:
+                observer(edge, tensor)
         return edge
 
     @contextmanager

@@ -12,15 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.graph import Node
 
 from ...engine.capture.function_mode import FunctionObserver
 from ...engine.capture.recorder import Edge, Recorder, edge_of
 from ...engine.torch_internals import (
+    apply_node,
     buffer_table,
     function_transforms_are_active,
     inputs_of_forward,
     intercepted_custom_functions,
+    is_custom,
+    is_leaf_node,
     is_made_by,
+    output_metadata,
     parameter_table,
     version_of,
     without_torch_functions,
@@ -70,6 +75,23 @@ class _Candidate:
         if version_of(tensor) != self.version:
             return self.may_overwrite
         return result.data_ptr() != tensor.data_ptr()
+
+    def slope(self, result: Tensor) -> Tensor:
+        """Return ``φ'`` at the values of the call, in their shape.
+
+        The graph has the derivative if one operator of PyTorch made the result from the input, and from nothing else that depends
+        on it. Otherwise, the function is called again.
+        """
+        node = result.grad_fn
+        reads = [] if node is None else list(node.next_functions)
+        others = (read for read, _ in reads if read is not None and not is_leaf_node(read))
+        if node is None or [*others] != [self.input[0]] or self.input not in reads or not _is_plain(node):
+            return self.application.slope()
+        try:
+            slope = apply_node(node, [torch.ones_like(result)])[reads.index(self.input)]
+        except RuntimeError:  # what the operator has saved is overwritten
+            return self.application.slope()
+        return self.application.slope() if slope is None else slope
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,20 +145,23 @@ class ActivationObserver(FunctionObserver):
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function of the forward pass, and examine whether it is an activation."""
-        self.finish_custom_call()
         name = getattr(func, "__name__", type(func).__name__)
         parent, begun = self.stack[-1], self._modules_entered
         key = func, parent.path, _plain_arguments(args, kwargs)
         candidate = None
-        if torch.is_grad_enabled():
-            candidate = self._candidate(key, func, args, kwargs, may_overwrite=_may_overwrite(name, args, kwargs))
+        # Other observers of functions must not see what this one computes.
+        with without_torch_functions():
+            self.finish_custom_call()
+            if torch.is_grad_enabled():
+                candidate = self._candidate(key, func, args, kwargs, may_overwrite=_may_overwrite(name, args, kwargs))
         result = func(*args, **kwargs)
-        self.finish_custom_call()
-        if isinstance(result, Tensor) and any(map(carries_gradient, tensors_in((args, kwargs)))):
-            parent.operations += 1
-        # A function that calls modules is not elementary, and the modules must not be called again.
-        if candidate is not None and self._modules_entered == begun and candidate.fits(result):
-            parent.found += self._activation_call(key, f"{parent.path} {name.strip('_')}", candidate, result)
+        with without_torch_functions():
+            self.finish_custom_call()
+            if isinstance(result, Tensor) and any(map(carries_gradient, tensors_in((args, kwargs)))):
+                parent.operations += 1
+            # A function that calls modules is not elementary, and the modules must not be called again.
+            if candidate is not None and self._modules_entered == begun and candidate.fits(result):
+                parent.found += self._activation_call(key, f"{parent.path} {name.strip('_')}", candidate, result)
         return result
 
     def forward(self, cls: type[Function], forward: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -212,7 +237,7 @@ class ActivationObserver(FunctionObserver):
             largest = self._largest_slopes[key]
             if largest is None:
                 return []
-            slope = application.slope()
+            slope = candidate.slope(result)
             saturated, dead = _saturated(slope, largest), _dead(slope)
             call = ActivationCall(name, candidate.input, edge_of(result), tuple(result.shape), saturated, dead)
             if self._reads_inputs:
@@ -224,6 +249,10 @@ class ActivationObserver(FunctionObserver):
         """Begin a call of a module. This is a forward pre-hook."""
         if module not in self.paths:
             return
+        with without_torch_functions():
+            self._enter(module, args, kwargs)
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.finish_custom_call()
         self._modules_entered += 1
         call = _ModuleCall(module, self.paths[module] or type(module).__name__)
@@ -236,6 +265,10 @@ class ActivationObserver(FunctionObserver):
         """End a call of a module. This is a forward hook. If the whole module is one activation, its parts are not counted."""
         if module not in self.paths:
             return
+        with without_torch_functions():
+            self._leave(module, output)
+
+    def _leave(self, module: nn.Module, output: Any) -> None:
         self.finish_custom_call()
         # If the model has caught an exception, there may be calls above this one that never returned.
         while self.stack[-1].module is not module:
@@ -254,6 +287,17 @@ class ActivationObserver(FunctionObserver):
 def _is_weight(value: Any) -> bool:
     """Whether a value is a parameter that mixes units. A parameter of an activation, such as a slope per channel, does not."""
     return isinstance(value, nn.Parameter) and sum(size > 1 for size in value.shape) > 1
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether a node is an operator of PyTorch with one result, and holds what it has saved, as outside of a checkpoint."""
+    if is_custom(node) or len(output_metadata(node)) != 1:
+        return False
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("no hooks"):
+            return True
+    except RuntimeError:
+        return False
 
 
 def _may_overwrite(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import (
+    BuiltinFunctionType,
+    EllipsisType,
+    FunctionType,
+    MethodDescriptorType,
+    NoneType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 import torch
@@ -13,7 +21,7 @@ from torch import Generator, Tensor, nn
 
 from ...engine.isolation import preserved_generators
 from ...engine.torch_internals import without_torch_functions
-from ...engine.trees import map_tensors
+from ...engine.trees import map_tensors, tensors_in
 
 __all__ = ["Application", "generator_states", "steepest_slope"]
 
@@ -43,6 +51,11 @@ class Application:
     """Values of this argument at the call. The argument itself may have been overwritten since."""
     generators: Sequence[tuple[Generator, Tensor]]
     """Random generators and their states at the call."""
+
+    @property
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors among the arguments."""
+        return tensors_in((self.args, dict(self.kwargs)))
 
     def pull_back(self, values: Tensor, cotangents: Sequence[Tensor]) -> list[Tensor]:
         """Return ``Jᵀ u`` at other values for each cotangent u. The function draws the random numbers of the call again."""
@@ -94,19 +107,87 @@ class _NotElementwiseError(Exception):
     """A function does not act elementwise."""
 
 
+_Outline = Hashable
+_KNOWN: dict[_Outline, float | None] = {}
+"""Verdicts that hold for every call of a function of PyTorch with the same plain arguments and outlines of tensors."""
+
+
 def steepest_slope(application: Application) -> float | None:
+    """Return ``max |φ'|`` of an activation function; None if the function is not an activation.
+
+    Functions of PyTorch are examined once for all layers, models and seeds. One that reads further tensors is examined again,
+    as their values may decide, unless it has turned out not to act elementwise.
+    """
+    outline = _outline(application)
+    if outline in _KNOWN:
+        return _KNOWN[outline]
+    depends_on_values = any(tensor is not application.tensor for tensor in application.tensors)
+    try:
+        largest = _examined(application)
+    except _NotElementwiseError:
+        largest, depends_on_values = None, False
+    if outline is not None and not depends_on_values:
+        _KNOWN[outline] = largest
+    return largest
+
+
+_PYTORCH = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType, FunctionType)
+"""Types of PyTorch's functions and of the methods of tensors. Methods of modules and of functions of the user are others."""
+_CONSTANTS = (
+    bool,
+    int,
+    float,
+    str,
+    NoneType,
+    EllipsisType,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)
+
+
+def _outline(application: Application) -> _Outline | None:
+    """Return what decides about a call of a function of PyTorch, apart from values of tensors; None for other functions."""
+    function = application.function
+    module = getattr(function, "__module__", None) or "torch"
+    if not isinstance(function, _PYTORCH) or module.partition(".")[0] != "torch":
+        return None
+    device = application.tensor.device.type
+    try:
+        arguments = _outline_of((application.args, tuple(sorted(application.kwargs.items()))), application.tensor)
+    except (TypeError, RuntimeError):  # a function as an argument, strides of a sparse tensor
+        return None
+    return function, arguments, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+
+
+def _outline_of(value: Any, signal: Tensor) -> _Outline:
+    if isinstance(value, Tensor):
+        return value is signal, tuple(value.shape), value.stride(), value.dtype, value.device
+    if isinstance(value, (tuple, list)):
+        return type(value), *(_outline_of(item, signal) for item in value)
+    if isinstance(value, slice):
+        return slice, value.start, value.stop, value.step
+    if isinstance(value, _CONSTANTS):
+        # True, 1 and 1.0 are equal.
+        return type(value), value
+    raise TypeError(type(value).__name__)
+
+
+def _examined(application: Application) -> float | None:
     """Return ``max |φ'|`` of an activation function; None if the function is not an activation.
 
     An activation acts elementwise, ``J = diag(φ')``. For random signs s, ``Jᵀ s = s ⊙ Jᵀ 1`` then holds exactly, because a
     change of sign causes no rounding. The slope of an activation depends on the value, unlike that of a scale, a mask or
     dropout. It is bounded, unlike that of a square, a root, a logarithm or an exponential, of which norms and softmax consist.
+
+    Raises:
+        _NotElementwiseError: The function does not act elementwise, whatever the values of its tensors.
     """
     for like in _rows_to_try(application.values):
         try:
             found = list(_slopes_on_grid(application, like))
-        except _NotElementwiseError:
-            return None
-        except torch.OutOfMemoryError:
+        except (_NotElementwiseError, torch.OutOfMemoryError):
             raise
         except Exception:  # of any type: the function does not accept such an argument
             continue

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from pytest_trainability.engine.capture.function_mode import FunctionObserver, numbered
 from pytest_trainability.engine.capture.recorder import Capture, Recorder, capture
+from pytest_trainability.measures.activations.activation_calls import observe_activations
+from pytest_trainability.measures.structure.linearity import LINEAR_STEPS
 
 
 class Tanhs(FunctionObserver):
@@ -54,6 +56,38 @@ def test_the_loss_is_not_part_of_the_model() -> None:
     with Tanhs(Recorder(found)) as observer:
         torch.tanh(torch.ones(1))
     assert observer.callers == [("loss", False)]
+
+
+class Names(FunctionObserver):
+    """Collects the names of all functions."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(recorder)
+        self.names: list[str] = []
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.names.append(getattr(func, "__name__", ""))
+        return func(*args, **kwargs)
+
+
+class Asking(nn.Module):
+    """Reads attributes of its input, and computes with one of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape == x.size() and x.dim() and x.requires_grad and x.device.type == "cpu" and len(x)
+        return x.T.tanh()
+
+
+def test_only_functions_that_compute_are_observed() -> None:
+    """Neither attributes that the model reads nor what recorder, observers and other instruments compute."""
+    x = torch.ones(2, models.WIDTH)
+    for instruments in (
+        (Names,),
+        (observe_activations, *LINEAR_STEPS.instruments, Names),
+        (Names, observe_activations, *LINEAR_STEPS.instruments),
+    ):
+        seen = capture(Asking(), (x,), {}, instruments=instruments).watched[Names].names
+        assert seen == ["__get__", "tanh"]
 
 
 def test_an_observer_changes_no_result() -> None:

@@ -120,3 +120,49 @@ def test_running_out_of_memory_is_not_hidden() -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         steepest_slope(applied(full))
+
+
+def slope_of(function: Callable[..., Tensor], *args: object, **kwargs: object) -> float | None:
+    """Return the steepest slope of a function of PyTorch whose first argument carries the signal."""
+    signal = args[0]
+    assert isinstance(signal, Tensor)
+    return steepest_slope(Application(function, args, kwargs, signal, signal.clone(), generator_states(signal.device)))
+
+
+def test_verdicts_that_are_kept_are_those_of_the_same_arguments() -> None:
+    """Functions of PyTorch are examined once. Arguments that compare equal, and shapes, make other functions of them."""
+    for _ in range(2):
+        assert slope_of(F.leaky_relu, X, 0.2) == pytest.approx(1)
+        assert slope_of(F.leaky_relu, X, 3.0) == pytest.approx(3)
+        assert slope_of(F.leaky_relu, X, 1) is None
+        assert slope_of(torch.clamp, X, min=0) == pytest.approx(1)
+        assert slope_of(torch.clamp, X, min=-math.inf) is None
+        assert slope_of(torch.norm, X[:, :1], dim=-1, keepdim=True) == pytest.approx(1), "|x|, which bends"
+        assert slope_of(torch.norm, X[:, :2], dim=-1, keepdim=True) is None
+
+
+def test_a_verdict_that_depends_on_other_tensors_is_not_kept() -> None:
+    for weight, expected in ((0.25, 1.0), (1.0, None), (4.0, 4.0)):
+        assert slope_of(F.prelu, X, torch.tensor([weight], dtype=X.dtype)) == (expected and pytest.approx(expected))
+
+
+def test_functions_of_pytorch_are_examined_once_for_all_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[Tensor] = []
+    pull_back = Application.pull_back
+
+    def counted(self: Application, values: Tensor, cotangents: list[Tensor]) -> list[Tensor]:
+        evaluated.append(values)
+        return pull_back(self, values, cotangents)
+
+    monkeypatch.setattr(Application, "pull_back", counted)
+    x = torch.randn(7, 11, 3)
+    weights = torch.randn(3), torch.randn(3)
+    for _ in range(3):
+        slope_of(F.mish, torch.randn_like(x))
+    once = len(evaluated)
+    slope_of(F.layer_norm, x, (3,), *weights)
+    mixing = len(evaluated)
+    slope_of(F.layer_norm, 2 * x, (3,), *(2 * weight for weight in weights))
+    assert 0 < once < mixing == len(evaluated)
+    slope_of(lambda t: F.mish(t), x)
+    assert len(evaluated) > mixing, "a function of the user may have a state"
