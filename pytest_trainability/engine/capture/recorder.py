@@ -29,6 +29,7 @@ __all__ = [
     "Loss",
     "Recorder",
     "as_signal",
+    "called_loss",
     "capture",
     "edge_of",
     "evaluate",
@@ -285,11 +286,23 @@ def _output_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
 def _loss_of(model: nn.Module, output: Any, target: Any, loss: Loss | None) -> Tensor | None:
     if loss is None:
         return named_loss(output, of_training_step=has_training_step(model))
-    return _called_loss(loss, output, target)
+    return called_loss(loss, output, target)
 
 
-def _called_loss(loss: Loss, output: Any, target: Any) -> Tensor:
-    """Call the user's loss and check its value."""
+def called_loss(loss: Loss, output: Any, target: Any) -> Tensor:
+    """Call the user's loss, and return its value as a scalar.
+
+    Args:
+        loss: The loss.
+        output: Output of the model.
+        target: Second argument of the loss, which gets a copy; None to call the loss with the output only.
+
+    Returns:
+        The value, which has a graph.
+
+    Raises:
+        ModelError: The loss raised, or is not one number that carries a gradient.
+    """
     name = getattr(loss, "__name__", type(loss).__name__)
     target = map_tensors(target, lambda t: t.clone())
     try:

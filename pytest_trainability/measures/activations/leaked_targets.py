@@ -103,11 +103,6 @@ def _leaked_targets(run: Run) -> list[str]:
             f"{type(run.capture.model).__name__} has no such loss. Do not request it."
         )
         raise InapplicableError(msg)
-    # Masks and shifts belong to the code, and the comparison takes two forward passes.
-    return run.of_first_seed(LEAKED_TARGETS.name, lambda: _leaking_steps(run, targets))
-
-
-def _leaking_steps(run: Run, targets: TokenTargets) -> list[str]:
     comparison = _Comparison(run, targets)
     names: tuple[Any, ...] = ("input", *run.chain.names)
     comparison.examine()
@@ -115,7 +110,10 @@ def _leaking_steps(run: Run, targets: TokenTargets) -> list[str]:
     return [*found, *(["output" if comparison.output_leaks else "loss"] if comparison.loss_leaks else [])]
 
 
-LEAKED_TARGETS: Need[list[str]] = Need("leaked targets", _leaked_targets, Stage.RERUN, requires=(TOKEN_TARGETS,))
+# Masks and shifts belong to the code, and the comparison takes two forward passes.
+LEAKED_TARGETS: Need[list[str]] = Need(
+    "leaked targets", lambda run: run.of_first_seed(LEAKED_TARGETS.name, lambda: _leaked_targets(run)), Stage.RERUN
+)
 """Names of the steps that leak."""
 
 

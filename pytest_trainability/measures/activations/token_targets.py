@@ -219,7 +219,10 @@ def _is_causal_model(run: Run) -> bool:
     return found is not None and found.are_next and found.has_mask
 
 
-CAUSAL_MODEL: Need[bool] = Need("causal model", _is_causal_model, Stage.RERUN, requires=(TOKEN_TARGETS,))
+# These needs do not list that of the targets, which are found in one more run: the first seed decides about the architecture.
+CAUSAL_MODEL: Need[bool] = Need(
+    "causal model", lambda run: run.of_first_seed(CAUSAL_MODEL.name, lambda: _is_causal_model(run)), Stage.RERUN
+)
 """Whether the loss asks for the next token, and the model makes or holds a causal mask."""
 
 
@@ -236,7 +239,7 @@ def _knows_other_positions(run: Run) -> bool:
         or any(p.requires_grad and p.dim() > 1 and not bool(p.any()) for p in parameters)
     ):
         return False
-    return run.of_first_seed(UNORDERED_MODEL.name, lambda: _scores_depend_on_others(run, found))
+    return _scores_depend_on_others(run, found)
 
 
 def _scores_depend_on_others(run: Run, found: TokenTargets) -> bool:
@@ -247,5 +250,9 @@ def _scores_depend_on_others(run: Run, found: TokenTargets) -> bool:
     return not torch.allclose(before[kept], after[kept], rtol=1e-4, atol=1e-4 * float(before.std()))
 
 
-UNORDERED_MODEL: Need[bool] = Need("model of tokens", _knows_other_positions, Stage.RERUN, requires=(TOKEN_TARGETS,))
+UNORDERED_MODEL: Need[bool] = Need(
+    "model of tokens",
+    lambda run: run.of_first_seed(UNORDERED_MODEL.name, lambda: _knows_other_positions(run)),
+    Stage.RERUN,
+)
 """Whether each token has a target that depends on the others, so that the model ought to know their order."""

@@ -12,11 +12,11 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ...engine.capture.recorder import Loss, with_gradient
+from ...engine.capture.recorder import Loss, called_loss, with_gradient
 from ...engine.runs.objective import Objective
 from ...engine.runs.requirements import require_loss
 from ...engine.runs.run import Need, Run, Stage
-from ...engine.trees import carries_gradient, map_tensors, tensors_in
+from ...engine.trees import carries_gradient, is_float, map_tensors, tensors_in
 from ...errors import InapplicableError
 from ..measure import declare
 from .scores import SCORE_CAUSES
@@ -104,11 +104,33 @@ class _EqualScores(TorchFunctionMode):
 
 # The chance loss --------------------------------------------------------------------------------------------------
 def _chance_loss(run: Run) -> ChanceLoss:
-    loss_of_run(run)
+    actual = loss_of_run(run)
     if run.recipe.classes is not None:
         return ChanceLoss(run.recipe.classes, math.log(run.recipe.classes))
+    # Without an auxiliary loss, which depends on the weights, the number of classes decides.
+    known: ChanceLoss | None = run.findings.get(CHANCE_LOSS.name)
+    if known is None:
+        known = _chance_loss_of_outputs(run) or _chance_loss_of_model(run)
+        if _is_logarithm(known, actual):
+            run.findings[CHANCE_LOSS.name] = known
+    return known
+
+
+def _chance_loss_of_outputs(run: Run) -> ChanceLoss | None:
+    """Return the chance loss if the loss alone, computed again from the outputs of the run, is one cross-entropy."""
+    if run.recipe.loss is None:
+        return None
     equal = _EqualScores()
-    objective = Objective.of(run)
+    output = map_tensors(run.capture.output, lambda t: with_gradient(t) if is_float(t) else t.clone())
+    with equal:
+        loss = called_loss(_with_gradient(run.recipe.loss), output, run.capture.target)
+    matches = _matching_classes(loss, list(equal.classes), _AUXILIARY)
+    return matches[0] if len(matches) == 1 else None
+
+
+def _chance_loss_of_model(run: Run) -> ChanceLoss:
+    """Return the chance loss after running the model again: it may compute cross-entropies, or parts of one, itself."""
+    equal, objective = _EqualScores(), Objective.of(run)
     objective.loss = None if objective.loss is None else _with_gradient(objective.loss)
     with equal:
         _, loss = objective.outputs()
@@ -135,6 +157,13 @@ def _with_gradient(loss: Loss) -> Loss:
     return evaluated
 
 
+def _is_logarithm(chance: ChanceLoss, loss: Tensor) -> bool:
+    """Return whether a chance loss is the logarithm of the number of classes, up to the round-off of the loss."""
+    return abs(chance.loss / math.log(chance.classes) - 1) <= _ROUND_OFF * torch.finfo(loss.dtype).eps
+
+
+_ROUND_OFF = 8
+"""Relative error of a loss, in units of its precision."""
 _AUXILIARY = 0.01
 """Largest relative difference of the chance loss and ``ln(classes)``. A difference this small is an auxiliary term, such as a
 router's loss. It is part of the chance loss, and not of the excess."""
@@ -145,7 +174,7 @@ _EXACT = 1e-4
 def _matching_classes(loss: Tensor, classes: Sequence[int], tolerance: float) -> list[ChanceLoss]:
     """Return the chance losses of the numbers of classes whose logarithm is the loss: none for sums and several terms."""
     value = float(loss.detach())
-    tolerance = max(tolerance, 8 * torch.finfo(loss.dtype).eps)
+    tolerance = max(tolerance, _ROUND_OFF * torch.finfo(loss.dtype).eps)
     return [ChanceLoss(n, value) for n in classes if n > 1 and abs(value / math.log(n) - 1) < tolerance]
 
 

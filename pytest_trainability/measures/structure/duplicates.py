@@ -221,8 +221,14 @@ def _hashes(rows: Tensor) -> Tensor:
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
+PREFIX = 8
+"""Number of first entries that are compared before all entries. They differ, unless a weight has few values or equal rows."""
+
+
 def equal_rows(rows: Tensor) -> tuple[int, int]:
     """Count the rows ``(n, d)`` that equal another row, and the distinct rows among them. Rows of zeros do not count."""
+    _, kinds, sizes = torch.unique(_hashes(rows[:, :PREFIX]), return_inverse=True, return_counts=True)
+    rows = rows[sizes[kinds] > 1]
     rows = rows[(rows != 0).any(dim=1)]
     if len(rows) < 2:
         return 0, 0
@@ -281,9 +287,17 @@ def _has_many_values(weight: Tensor) -> bool:
     return values.numel() > min(FEW_VALUES, weight.numel() // 2)
 
 
+def _some_entries(weight: Tensor) -> list[float]:
+    """Return a few entries of a weight, which differ between weights unless these are copies or constant."""
+    places = torch.linspace(0, weight.numel() - 1, PREFIX, dtype=torch.float64, device="cpu").long()
+    indices = torch.unravel_index(places.to(weight.device), weight.shape)
+    found: list[float] = weight[indices].tolist()
+    return found
+
+
 def _duplicates(run: Run) -> list[str]:
     found = []
-    firsts: dict[tuple[object, ...], tuple[str, Tensor]] = {}
+    alike: dict[tuple[object, ...], list[tuple[str, Tensor]]] = {}
     memories: set[tuple[object, ...]] = set()
     for name, (parameter, uses) in _weights(run).items():
         weight = as_real(parameter.detach())
@@ -294,9 +308,11 @@ def _duplicates(run: Run) -> list[str]:
         units = _equal_units(weight, uses)
         if units:
             found.append(f"{name}: {units}")
-        key = (weight.shape, weight.dtype, weight.device, int(_hashes(_hashes(weight.flatten(1))[None])))
-        first, values = firsts.setdefault(key, (name, weight))
-        if first != name and torch.equal(weight, values) and _has_many_values(weight):
+        earlier = alike.setdefault((weight.shape, weight.dtype, weight.device, *_some_entries(weight)), [])
+        first = next((other for other, values in earlier if torch.equal(weight, values)), None)
+        if first is None:
+            earlier.append((name, weight))
+        elif _has_many_values(weight):
             found.append(f"{name} = {first}")
     return found
 

@@ -131,7 +131,9 @@ def _interacting_steps(run: Run) -> list[str]:
     if known is None and batch < 2:
         return []
     found = []
-    operations: list[tuple[str, ...]] = []
+    operations = run.chain.operations(run.graph)
+    # Operations decide whether a step mixes samples: it is examined on the first seed that does the same in it.
+    verdicts: dict[tuple[str, tuple[str, ...]], bool] = run.findings.setdefault(INTERACTING_STEPS.name, {})
     for index, name in enumerate(run.chain.names, 1):
         division = known or _division(run.chain, index, batch)
         if division is None:
@@ -143,12 +145,14 @@ def _interacting_steps(run: Run) -> list[str]:
                 f"step {name!r} have the shapes {shapes} for a batch of {batch}. Bound another measure."
             )
             raise InapplicableError(msg)
-        mixes = mixes_samples(Trajectories(run.chain, division), index, run.seed)
+        mixes = verdicts.get((name, operations[index - 1]))
+        if mixes is None:
+            mixes = mixes_samples(Trajectories(run.chain, division), index, run.seed)
         if mixes is None:
             found.append(f"{name}: not finite")
-        elif mixes:
-            # This walks over the whole graph, and most models do not need it.
-            operations = operations or run.chain.operations(run.graph)
+            continue
+        verdicts[name, operations[index - 1]] = mixes
+        if mixes:
             normalized = any("BatchNorm" in operation for operation in operations[index - 1])
             found.append(f"{name}: BatchNorm" if normalized else name)
     return found
