@@ -35,8 +35,21 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     graphs of PyTorch Geometric, and containers that are registered with ``torch.utils._pytree``. Tensors in other objects are
     skipped. So are those in a key-value cache: it holds tensors for later calls, which are not outputs.
     """
-    for _, tensor in named_tensors(tree):
-        yield tensor
+    pending = [tree]
+    seen: set[int] = set()
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Tensor):
+            yield node
+        elif type(node) not in _LEAVES:
+            children = _children(node)
+            if children and id(node) not in seen:
+                seen.add(id(node))
+                pending.extend(child for _, child in reversed(children))
+
+
+_LEAVES = frozenset({type(None), bool, int, float, str, slice, torch.Size, torch.dtype, torch.device})
+"""Types of frequent leaves without tensors."""
 
 
 def named_tensors(tree: Any) -> Iterator[tuple[str, Tensor]]:
@@ -59,10 +72,10 @@ def named_tensors(tree: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _children(node: Any) -> list[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        return [(f"[{key!r}]", value) for key, value in node.items()]
     if isinstance(node, (tuple, list)):
         return [(f"[{index}]", value) for index, value in enumerate(node)]
+    if isinstance(node, Mapping):
+        return [(f"[{key!r}]", value) for key, value in node.items()]
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         return [(f".{field.name}", getattr(node, field.name, None)) for field in dataclasses.fields(node)]
     if isinstance(node, Distribution):

@@ -254,8 +254,9 @@ def _equal_units_in(weight: Tensor, use: Use) -> str:
         may_be_coincidence = use.is_table or group.shape[1] < MIN_ENTRIES
         if not may_be_coincidence or _are_all_equal(group, equal_here, distinct_here):
             equal, distinct = equal + equal_here, distinct + distinct_here
-    if equal == 0 and use.batch and rows[0].numel() >= MIN_ENTRIES and _has_many_values(weight):
+    if equal == 0 and use.batch and rows[0].numel() >= MIN_ENTRIES:
         noun, (equal, distinct) = "matrices", equal_rows(rows.flatten(1))
+        equal = equal if equal and _has_many_values(weight) else 0
     if equal == 0:
         return ""
     return f"{equal} equal {noun}" if distinct == 1 else f"{equal} {noun} that equal another"
