@@ -2,6 +2,7 @@
 
     python benchmarks/presets.py                     # every model with the preset of its family
     python benchmarks/presets.py --only GPT-2 --each # and each measure of the preset by itself
+    python benchmarks/presets.py --record            # every model, and the table of docs/cost.md
     python benchmarks/presets.py --tiny              # checks in a few seconds that the benchmark runs
 
 A training step is one forward and backward pass with the gradients of all parameters. Steps and measurements alternate, and the
@@ -14,12 +15,20 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests")]
+
 from cost import MODELS, Tower, text, to, training_step, transformer, vectors
+from faults.pages import write_between
 from torch import Tensor, nn
 
 from pytest_trainability.checks.bounds import Bound
@@ -27,7 +36,10 @@ from pytest_trainability.checks.presets import find_preset
 from pytest_trainability.measurement import measure_in
 from pytest_trainability.measurement.context import Context
 
+PAGE = ROOT / "docs" / "cost.md"
 SEEDS = 4
+SHORT = 10
+"""Milliseconds of a training step below which a cost is given in milliseconds."""
 
 
 class Reader(nn.Module):
@@ -94,8 +106,28 @@ def measurement(
     return (time.process_time() - began - factory.seconds) / SEEDS, factory.calls / SEEDS
 
 
-def costs(name: str, repeats: int, *, each: bool) -> None:
-    """Print the costs of one model."""
+@dataclass(frozen=True)
+class Cost:
+    """Cost of the measures of one model, per seed."""
+
+    model: str
+    measures: str
+    step: float
+    """Milliseconds of a training step."""
+    ratio: float
+    """Training steps that a measurement takes."""
+    time: float
+    """Milliseconds of a measurement."""
+    builds: float
+    """Number of builds."""
+
+    def __str__(self) -> str:
+        numbers = f"{self.step:>7.0f} ms{self.ratio:>8.2f}{self.time:>9.0f} ms{self.builds:>8.2f}"
+        return f"{self.model:<20}{self.measures:<26}{numbers}"
+
+
+def costs(name: str, repeats: int, *, each: bool) -> Iterator[Cost]:
+    """Yield the costs of one model: those of its preset, of the default measures, and of each measure by itself."""
     family, build, make, settings = SUBJECTS[name]
     inputs = to(make(), "cpu")
     model = build()
@@ -108,11 +140,10 @@ def costs(name: str, repeats: int, *, each: bool) -> None:
     preset = find_preset(family)
     kinds: dict[str, Mapping[str, Bound]] = {family: preset, "default": {}}
     if each:
-        kinds |= {name: {name: bound} for name, bound in preset.items()}
+        kinds |= {measure: {measure: bound} for measure, bound in preset.items()}
     step()
     for kind, bounds in kinds.items():
-        measurement(build, inputs, bounds, settings)
-        ratios, took, steps = [], [], []
+        ratios, took, steps, builds = [], [], [], 0.0
         for _ in range(repeats):
             before = [step(), step()]
             seconds, builds = measurement(build, inputs, bounds, settings)
@@ -120,11 +151,24 @@ def costs(name: str, repeats: int, *, each: bool) -> None:
             ratios.append(seconds / alone)
             took.append(1000 * seconds)
             steps.append(1000 * alone)
-        print(
-            f"{name:<20}{kind:<26}{statistics.median(steps):>7.0f} ms{statistics.median(ratios):>8.2f}"
-            f"{statistics.median(took):>9.0f} ms{builds:>8.2f}",
-            flush=True,
+        yield Cost(name, kind, *map(statistics.median, (steps, ratios, took)), builds)
+
+
+def table(found: Sequence[Cost]) -> str:
+    """Return the costs as a table of a page."""
+    lines = [
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread, {SEEDS} seeds:",
+        "",
+        "| model | training step | preset | cost of the preset | default measures |",
+        "|---|---|---|---|---|",
+    ]
+    for of_preset, default in zip(found[::2], found[1::2]):
+        small = of_preset.step < SHORT
+        cost, other = (f"{c.time:.0f} ms" if small else f"{c.ratio:.1f}" for c in (of_preset, default))
+        lines.append(
+            f"| {of_preset.model} | {of_preset.step:.{1 if small else 0}f} ms | {of_preset.measures} | {cost} | {other} |"
         )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -132,16 +176,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default="", help="part of a model's name")
     parser.add_argument("--each", action="store_true", help="also each measure of the preset by itself")
+    parser.add_argument("--record", action="store_true", help="write the table of docs/cost.md")
     parser.add_argument("--tiny", action="store_true", help="one small model, once: checks that the benchmark runs")
     options = parser.parse_args()
+    if options.record and (options.only or options.each or options.tiny):
+        parser.error("--record takes every model with its preset")
     import logging
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {SEEDS} seeds, costs per seed")
     print(f"{'model':<20}{'measures':<26}{'step':>10}{'steps':>8}{'time':>12}{'builds':>8}")
     names = ["tanh, 2 × 16"] if options.tiny else [name for name in SUBJECTS if options.only in name]
+    # The first measurement of a process imports modules.
+    list(costs("tanh, 2 × 16", 1, each=False))
+    found = []
     for name in names:
-        costs(name, 1 if options.tiny else options.repeats, each=options.each)
+        for cost in costs(name, 1 if options.tiny else options.repeats, each=options.each):
+            print(cost, flush=True)
+            found.append(cost)
+    if options.record:
+        write_between(PAGE, "presets", table(found))
 
 
 if __name__ == "__main__":
