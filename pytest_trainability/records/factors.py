@@ -56,6 +56,8 @@ class FactorRecord:
     """Name of the weight that the signal is multiplied with, or of the gain of a normalization; empty for other kinds."""
     weight_rms: float = math.nan
     """Root mean square of the entries of this parameter."""
+    shift_of_one: str = ""
+    """Name of the shift of a normalization whose entries are all one; empty for none."""
     fan_in: int = 0
     """Number of inputs of one unit of the weight."""
     forget_bias: float = math.nan

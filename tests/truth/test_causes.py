@@ -6,11 +6,17 @@ The faults are those of ``tests/faults``, each made by one argument of a builder
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import pytest
+import torch
 from faults import FAULTS, measured
+from faults.transformers import GPT, STD
+from torch import Tensor, nn
 
-from pytest_trainability import TrainabilityFailure, within
+from pytest_trainability import Bound, TrainabilityFailure, at_most, measure, within
 
 BY_NUMBER = {fault.number: fault for fault in FAULTS}
 
@@ -82,3 +88,99 @@ def test_the_cause_and_the_cure_of_what_a_preset_finds(number: int) -> None:
     assert says in text[text.index("likely cause") :]
     assert [cure.text.startswith(begins) for cure in result.cures()][:1] == ([True] if begins else [])
     assert all(not math.isnan(cure.after) for cure in result.cures())
+
+
+class Applied(nn.Module):
+    """Applies a function between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def broken(function: Callable[[Tensor], Tensor], *, parameter: float = 0.0) -> nn.Module:
+    """Build a ReLU tower of gain 2, which needs an explanation of its own, with a function in the middle."""
+    layers: list[nn.Module] = [nn.Linear(16, 16, bias=False) for _ in range(6)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight, 2.0)  # type: ignore[arg-type]
+    layers[4].register_parameter("bias", nn.Parameter(torch.full((16,), parameter)))
+    return nn.Sequential(*layers[:3], Applied(function), *layers[3:5], nn.ReLU(), layers[5])
+
+
+NOT_FINITE: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "logarithm of numbers below zero": (
+        lambda: broken(lambda x: x.detach().log() + x),
+        "log in 3 (Applied) returns the first value that is not finite, nan, and reads values from -",
+    ),
+    "overflow of an exponential, then a quotient": (
+        lambda: broken(lambda x: (1e3 * x.detach()).exp() / (1e3 * x.detach()).exp().sum(-1, keepdim=True) + x),
+        "exp in 3 (Applied) returns the first value that is not finite, inf, and reads values from",
+    ),
+    "zero by zero": (lambda: broken(lambda x: x + (x - x) / (x - x)), "div in 3 (Applied) returns the first value"),
+    "all scores masked": (
+        lambda: broken(lambda x: x + x.masked_fill(x == x, -math.inf).softmax(-1)),
+        "softmax in 3 (Applied) returns the first value that is not finite, nan, and reads values from -inf to -inf",
+    ),
+    "a parameter": (
+        lambda: broken(lambda x: x.masked_fill(x > 9, -math.inf).exp() + x, parameter=math.nan),
+        "first value that is not finite: parameter 5.bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FINITE)
+@pytest.mark.parametrize("bounds", [{"log_gain": within(0.1)}, {"nonfinite": at_most(0)}], ids=["growth", "values"])
+def test_a_value_that_is_not_finite_is_the_cause_and_growth_is_none(name: str, bounds: dict[str, Bound]) -> None:
+    build, expected = NOT_FINITE[name]
+    result = measure(build, torch.randn(4, 16, generator=torch.Generator().manual_seed(0)), seeds=2)
+    with pytest.raises(TrainabilityFailure) as raised:
+        result.check(**bounds)
+    cause = " ".join(str(raised.value).split("likely cause")[1].split())
+    assert expected in cause
+    assert "the gradient by" not in cause
+    assert result.cures() == ()
+
+
+@pytest.mark.parametrize("weight", ["attention.qkv", "feed_forward.outer"])
+def test_weights_in_branches_that_are_ten_times_too_large_are_named_and_cured(weight: str) -> None:
+    def build() -> nn.Module:
+        model = GPT(4)
+        for name, p in model.named_parameters():
+            if name.endswith(f"{weight}.weight"):
+                nn.init.normal_(p, std=10 * STD)
+        return model
+
+    case = BY_NUMBER[13]
+    result = measured(replace(case, build=build), range(2))
+    with pytest.raises(TrainabilityFailure) as raised:
+        result.check(log_gain=within(2))
+    assert f"in the branches, layers.*.{weight}.weight has rms " in " ".join(str(raised.value).split())
+    (cure,) = result.cures()
+    assert cure.remedy.targets == tuple(f"layers.{i}.{weight}.weight" for i in range(4))
+
+
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.BatchNorm1d])
+@pytest.mark.parametrize("gain", [nn.init.zeros_, partial(nn.init.normal_, std=0.02)], ids=["zero", "drawn"])
+@pytest.mark.parametrize("bounds", [{"log_gain": within(2)}, {"unusual_parameters": at_most(0)}], ids=["gain", "lint"])
+def test_exchanged_gains_and_shifts_are_cured_together(
+    kind: Callable[[int], nn.Module], gain: Callable[[Tensor], Tensor], bounds: dict[str, Bound]
+) -> None:
+    def build() -> nn.Module:
+        norms = [kind(16) for _ in range(3)]
+        for norm in norms:
+            gain(norm.weight)  # type: ignore[arg-type]
+            nn.init.ones_(norm.bias)  # type: ignore[arg-type]
+        return nn.Sequential(*[layer for norm in norms for layer in (nn.Linear(16, 16), norm, nn.Tanh())])
+
+    result = measure(build, torch.randn(16, 16, generator=torch.Generator().manual_seed(0)), seeds=2)
+    with pytest.raises(TrainabilityFailure):
+        result.check(**bounds)
+    (cure,) = result.cures()
+    model = build()
+    cure.apply(model)
+    # The last normalization is behind the chain.
+    for index in (1, 4):
+        assert torch.equal(model[index].weight, torch.ones(16)) and torch.equal(model[index].bias, torch.zeros(16))  # type: ignore[index]

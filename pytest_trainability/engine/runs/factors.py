@@ -81,7 +81,9 @@ class _Description:
             found_inputs = fan_in(weight, found.factor.inputs)
             return replace(self._with_weight(record, weight), fan_in=found_inputs, forget_bias=_forget_bias(module))
         if record.kind == "normalization":
-            return _with_normalization(self._with_weight(record, *parameters[:1]), nodes)
+            ones = (self._names.get(id(p), "") for p in parameters[1:] if bool((p.detach() == 1).all()))
+            with_gain = replace(self._with_weight(record, *parameters[:1]), shift_of_one=next(ones, ""))
+            return _with_normalization(with_gain, nodes)
         return record
 
     def _zeros(self, names: Sequence[str]) -> Iterator[str]:

@@ -50,6 +50,11 @@ def _idle_causes(run: Run) -> tuple[CauseRecord, ...]:
     found = [cause for cause in (next(constant, None),) if cause is not None]
     if found:
         return tuple(found)
+    factors = {name: call for call in calls if call.saturated > IDLE for name in _zero_factors(run, signal, call)}
+    if factors:
+        name, call = next(iter(factors.items()))
+        text = f"{_reads(call)}: they are multiplied by {name}, which is zero{_more([*factors])}"
+        return (CauseRecord(text, ones=tuple(factors), is_first=True),)
     shifts = {name: call for call in calls if call.saturated > IDLE for name in _shifting_norm(run, signal, call)}
     if shifts:
         name, call = next(iter(shifts.items()))
@@ -90,6 +95,18 @@ def _shifting_norm(run: Run, signal: Set[Node], call: ActivationCall) -> Iterato
             return
         behind = [producer for producer, _ in run.graph.reads[node] if producer in signal]
         node = behind[0] if len(behind) == 1 else None
+
+
+def _zero_factors(run: Run, signal: Set[Node], call: ActivationCall) -> Iterator[str]:
+    """Yield the vectors of zeros, behind the last product, that what an activation reads is multiplied by."""
+    names = {id(p): name for name, p in run.capture.model.named_parameters(remove_duplicate=False)}
+    node: Node | None = call.input[0] if call.mean == call.deviation == 0 else None
+    while node is not None and operator_name(node) not in PRODUCTS:
+        if operator_name(node) == "Mul":
+            read = (leaf for leaf in leaves_read(run.graph, signal, [node]) if id(leaf) in names)
+            yield from (names[id(leaf)] for leaf in read if leaf.dim() < 2 and not bool(leaf.detach().any()))
+        behind = [producer for producer, _ in run.graph.reads[node] if producer in signal]
+        node = behind[0] if len({*behind}) == 1 else None
 
 
 def _dropouts(run: Run) -> Iterator[CauseRecord]:
@@ -145,7 +162,7 @@ def _mean_bias(product: Product) -> float:
 def _is_shifted(call: ActivationCall, product: Product) -> bool:
     """Return whether a bias moves all units of an activation to where they are idle."""
     bias = _mean_bias(product)
-    return abs(bias) > SHIFTED * call.deviation and abs(bias) > abs(call.mean) / 2
+    return abs(bias) > SHIFTED * call.deviation and 1 / 4 < call.mean / (bias or math.inf) < 2
 
 
 IDLE_CAUSES: Need[tuple[CauseRecord, ...]] = Need("causes of idle units", _idle_causes, instruments=(_OBSERVED,))
