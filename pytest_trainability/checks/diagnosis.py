@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from ..records.factors import FactorRecord
+from ..records.factors import FactorRecord, GateRecord
 from ..records.names import template, with_stars
 from ..records.reports import VerdictRecord
 from ..records.text import format_names, format_number
 
 __all__ = [
     "FactorGroup",
+    "closed_gates",
     "diagnose",
     "factor_groups",
     "is_about_growth",
@@ -383,7 +384,10 @@ def _slopes_text(group: FactorGroup) -> str:
 def _details(group: FactorGroup, factors: Sequence[FactorRecord] = ()) -> Iterator[str]:
     """Yield what the numbers of a group say about its gain. Those on plain weights follow, with what they ought to be."""
     first = group.first
-    if first.kind == "gated":
+    gates = closed_gates(group.members)
+    if gates and not math.isfinite(first.forget_bias):
+        yield _closed_gate(gates[0])
+    elif first.kind == "gated":
         yield from _gate_lines(group)
     elif first.kind == "normalization":
         yield from _normalization_lines(group)
@@ -391,6 +395,22 @@ def _details(group: FactorGroup, factors: Sequence[FactorRecord] = ()) -> Iterat
         yield from _branch_lines(first, unlike_weights(factors))
     elif first.kind == "weights" and len(group.members) == 1:
         yield from _weight_lines(group)
+
+
+def closed_gates(factors: Sequence[FactorRecord]) -> list[GateRecord]:
+    """Return the gates of factors that something in front of them closes or opens, the most extreme one first."""
+    gates = (gate for factor in with_branches(factors) for gate in factor.gates if gate.bias or gate.constant)
+    return sorted(gates, key=lambda gate: min(gate.mean, 1 - gate.mean))
+
+
+def _closed_gate(gate: GateRecord) -> str:
+    if gate.constant:
+        where = gate.module or "the model"
+        reason = f"the constant {format_number(gate.constant)} in the forward code of {where} is added in front of it"
+    else:
+        which = f"part {gate.part + 1} of {gate.parts} of {gate.bias}" if gate.parts > 1 else gate.bias
+        reason = f"{which} has mean {format_number(gate.bias_mean)}"
+    return f"a sigmoid is {format_number(gate.mean)} on average: {reason}"
 
 
 def _weight_lines(group: FactorGroup) -> Iterator[str]:

@@ -14,6 +14,7 @@ from ..records.names import with_stars
 from ..records.text import format_number
 from .diagnosis import (
     GROUP_SHARE,
+    closed_gates,
     factor_groups,
     is_gru,
     outlier,
@@ -37,7 +38,7 @@ SAME_SIZE = 1.3
 
 RemedyKind: TypeAlias = (
     'Literal["scale", "ones", "zeros", "draw", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs",'
-    ' "several", "padding", "eps", "shift", "update bias", "inline"]'
+    ' "several", "padding", "eps", "shift", "update bias", "inline", "sum", "gate bias"]'
 )
 
 
@@ -47,11 +48,12 @@ class Remedy:
 
     kind: RemedyKind
     targets: tuple[str, ...]
-    """Names of the parameters that it changes, or of the modules for ``output``, ``inline`` and ``layer norm``."""
+    """Names of the parameters that it changes, or of the modules for ``output``, ``inline``, ``sum`` and ``layer norm``."""
     factors: tuple[float, ...] = ()
     """For each target the factor by which it is multiplied; for ``forget bias`` the new mean, for ``draw`` the standard
-    deviation, for ``inline`` the number that the code of the module multiplies with, for ``orthogonal gates`` the number of
-    gates. For ``standard inputs`` the mean and the standard deviation."""
+    deviation, for ``inline`` and ``sum`` the number that the code of the module multiplies with or adds, for ``orthogonal gates``
+    the number of gates. For ``standard inputs`` the mean and the standard deviation, for ``gate bias`` the index of the part that
+    becomes zero and the number of parts."""
     rms: tuple[float, ...] = ()
     """Root mean square of each parameter before the change."""
     adjustable: bool = False
@@ -98,10 +100,11 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     if not factors or not all(math.isfinite(factor.gain) for factor in factors):
         return
     single = outlier(factors)
-    specific = list(_of_single(single, factors)) if single is not None else []
+    specific = [*_closed_gates([single]), *_of_single(single, factors)] if single is not None else []
     if specific:
         yield from specific
         return
+    yield from _closed_gates(factors)
     yield from _of_unlike_weights(factors)
     yield from _constants(factors)
     yield from _skips(factors)
@@ -141,6 +144,8 @@ def _of_cause(cause: CauseRecord) -> Iterator[Remedy]:
         yield Remedy("inline", (cause.multiplier,), (cause.factor,), note="behind the head")
     elif cause.multiplier:
         yield Remedy("output", (cause.multiplier,), (1 / cause.factor,))
+    if cause.adding:
+        yield Remedy("sum", cause.adding, cause.constants)
     if cause.input_deviation:
         yield Remedy("standard inputs", (), (cause.input_mean, cause.input_deviation))
     if cause.weights:
@@ -169,6 +174,18 @@ def _of_single(factor: FactorRecord, factors: Sequence[FactorRecord]) -> Iterato
         change = math.exp(usual_gain(factor, factors) - factor.gain)
         yield Remedy("scale", (factor.weight,), (change,), (factor.weight_rms,), note="as its peers")
     yield from _of_constants([factor])
+
+
+def _closed_gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield that nothing is added in front of sigmoids that are closed or open because of it."""
+    gates = closed_gates(factors)
+    parts = {gate.bias: (gate.part, gate.parts) for gate in gates if gate.bias}
+    numbers = {gate.module: gate.constant for gate in gates if gate.constant}
+    for part in dict.fromkeys(parts.values()):
+        names = tuple(name for name in parts if parts[name] == part)
+        yield Remedy("gate bias", names, part) if part[1] > 1 else Remedy("zeros", names)
+    if numbers:
+        yield Remedy("sum", tuple(numbers), tuple(numbers.values()))
 
 
 def _of_unlike_weights(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -467,6 +484,14 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
     "inline": lambda remedy: (
         f"remove the factor {format_number(remedy.factors[0])}"
         + (f" in {places(remedy.targets)}" if any(remedy.targets) else "")
+    ),
+    "sum": lambda remedy: (
+        f"remove the constant {format_number(remedy.factors[0])} that is added"
+        + (f" in {places(remedy.targets)}" if any(remedy.targets) else "")
+    ),
+    "gate bias": lambda remedy: "; ".join(
+        f"nn.init.zeros_({_indexed(form)}.chunk({remedy.factors[1]:.0f})[{remedy.factors[0]:.0f}])"
+        for form, _, _ in with_stars(remedy.targets, remedy.targets)
     ),
     "update bias": lambda remedy: (
         f"a bias of the update gate of {format_number(remedy.factors[0])}: the second third of {_code(remedy.targets)}"

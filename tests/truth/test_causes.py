@@ -184,3 +184,183 @@ def test_exchanged_gains_and_shifts_are_cured_together(
     # The last normalization is behind the chain.
     for index in (1, 4):
         assert torch.equal(model[index].weight, torch.ones(16)) and torch.equal(model[index].bias, torch.zeros(16))  # type: ignore[index]
+
+
+def relu_tower(change: Callable[[nn.Sequential], None] = lambda model: None) -> nn.Sequential:
+    model = nn.Sequential(*[layer for _ in range(3) for layer in (nn.Linear(32, 32), nn.ReLU())], nn.Linear(32, 10))
+    for layer in model[::2]:
+        nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    change(model)
+    return model
+
+
+class Shifted(nn.Module):
+    """Two factors, of which a sigmoid is one, or a ReLU behind a constant."""
+
+    def __init__(self, *, constant: float, gated: bool = True, bias: float = 0.0) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.constant, self.gated = constant, gated
+        nn.init.constant_(self.second.bias, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted = self.second(x) - self.constant
+        return torch.tanh(self.first(x)) * torch.sigmoid(shifted) if self.gated else torch.relu(shifted)
+
+
+def with_bias(model: nn.Sequential) -> None:
+    nn.init.normal_(model[-1].bias, std=20.0)  # type: ignore[arg-type]
+
+
+def of_one_sign(model: nn.Sequential) -> None:
+    weight = model[2].weight
+    assert isinstance(weight, Tensor)
+    weight.detach().copy_(-weight.detach().abs())
+
+
+VECTORS = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.randint(0, 10, (64,), generator=torch.Generator().manual_seed(1))
+
+# Model, inputs, bound, what the cause must say, and how the first cure must begin.
+OF_ONE_BOUND: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, Bound], str, str]] = {
+    "weights of one sign behind a ReLU": (
+        partial(relu_tower, of_one_sign),
+        VECTORS,
+        {"dead_fraction": at_most(0.5)},
+        "the entries of 2.weight have mean -0.",
+        "draw each anew: nn.init.normal_(model[2].weight, std=0.25)",
+    ),
+    "inputs below zero": (
+        lambda: nn.Sequential(nn.ReLU(), *relu_tower()),
+        -VECTORS.abs(),
+        {"dead_fraction": at_most(0.5)},
+        "which are the inputs: standardize them",
+        "standardize the inputs",
+    ),
+    "a constant in front of a ReLU": (
+        lambda: nn.Sequential(Shifted(constant=5, gated=False), *relu_tower()),
+        VECTORS,
+        {"dead_fraction": at_most(0.5)},
+        "the constant -5 in the forward code of 0 is added",
+        "remove the constant -5 that is added in 0",
+    ),
+    "a constant in front of a saturated sigmoid": (
+        lambda: nn.Sequential(Shifted(constant=8), *relu_tower()),
+        VECTORS,
+        {"saturated_fraction": at_most(0.9)},
+        "the constant -8 in the forward code of 0 is added",
+        "remove the constant -8 that is added in 0",
+    ),
+    "a gain of zero in front of a ReLU": (
+        lambda: relu_tower(lambda m: nn.init.zeros_(m.insert(1, nn.RMSNorm(32))[1].weight)),  # type: ignore[arg-type]
+        VECTORS,
+        {"dead_fraction": at_most(0.5)},
+        "they are multiplied by 1.weight, which is zero",
+        "nn.init.ones_(model[1].weight)",
+    ),
+    "constants in front of gates": (
+        lambda: nn.Sequential(*[Shifted(constant=4) for _ in range(6)]),
+        VECTORS,
+        {"log_gain": within(13)},
+        "the constant -4 in the forward code of",
+        "remove the constant -4 that is added in",
+    ),
+    "biases of gates": (
+        lambda: nn.Sequential(*[Shifted(constant=0, bias=-4) for _ in range(6)]),
+        VECTORS,
+        {"log_gain": within(13)},
+        ".second.bias has mean -4",
+        "nn.init.zeros_(model[i].second.bias)",
+    ),
+    "a bias of the head": (
+        partial(relu_tower, with_bias),
+        VECTORS,
+        {"excess_loss": at_most(1)},
+        "6.bias has a standard deviation of",
+        "nn.init.zeros_(model[6].bias)",
+    ),
+    "large inputs of a classifier": (
+        relu_tower,
+        100 * VECTORS,
+        {"excess_loss": at_most(1)},
+        "the inputs have rms 10",
+        "standardize the inputs",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_BOUND)
+def test_the_cause_and_the_cure_of_a_single_bound(name: str) -> None:
+    build, inputs, bounds, says, begins = OF_ONE_BOUND[name]
+    loss = {"target": LABELS, "loss": nn.functional.cross_entropy} if "excess_loss" in bounds else {}
+    result = measure(build, inputs, seeds=2, **loss)  # type: ignore[arg-type]
+    with pytest.raises(TrainabilityFailure) as raised:
+        result.check(**bounds)
+    text = " ".join(str(raised.value).split())
+    assert says in text[text.index("likely cause") :]
+    cure = result.cures()[0]
+    assert cure.text.startswith(begins)
+    model = build()
+    cure.apply(model)
+    assert bool(model(inputs).isfinite().all())
+
+
+class HandWritten(nn.Module):
+    """An LSTM of a single layer, with all gates in one matrix; the forget gate may have a constant or a bias."""
+
+    def __init__(self, *, constant: float = 0.0, bias: float = 0.0) -> None:
+        super().__init__()
+        self.inputs, self.recurrent = nn.Linear(4, 128), nn.Linear(32, 128, bias=False)
+        nn.init.zeros_(self.inputs.bias)
+        self.inputs.bias.data[32:64] = bias
+        self.constant = constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(x.shape[0], 32)
+        for now in x.unbind(1):
+            i, f, g, o = (self.inputs(now) + self.recurrent(h)).chunk(4, -1)
+            c = torch.sigmoid(f + self.constant) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        return h
+
+
+class ByCell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 32)
+        self.cell.bias_hh.data[32:64] = -6.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[0], 32)
+        for now in x.unbind(1):
+            h = self.cell(now, h)
+        return h
+
+
+@pytest.mark.parametrize(
+    ("build", "says", "begins"),
+    [
+        (
+            partial(HandWritten, bias=-5),
+            "part 2 of 4 of inputs.bias has mean -5",
+            "nn.init.zeros_(inputs.bias.chunk(4)[1])",
+        ),
+        (
+            partial(HandWritten, constant=-5),
+            "the constant -5 in the forward code of the model",
+            "remove the constant -5",
+        ),
+        (ByCell, "update gates of mean bias -6", "nn.init.zeros_(cell.bias_hh.chunk(3)[1])"),
+    ],
+    ids=["bias", "constant", "cell"],
+)
+def test_what_closes_the_gate_of_a_recurrence_is_named_and_removed(
+    build: Callable[[], nn.Module], says: str, begins: str
+) -> None:
+    x = torch.randn(8, 20, 4, generator=torch.Generator().manual_seed(0))
+    result = measure(build, x, seeds=2, steps="time")
+    with pytest.raises(TrainabilityFailure) as raised:
+        result.check(log_gain=within(15))
+    assert says in " ".join(str(raised.value).split())
+    assert [cure.text.startswith(begins) for cure in result.cures()][0]
