@@ -363,4 +363,4 @@ def test_what_closes_the_gate_of_a_recurrence_is_named_and_removed(
     with pytest.raises(TrainabilityFailure) as raised:
         result.check(log_gain=within(15))
     assert says in " ".join(str(raised.value).split())
-    assert [cure.text.startswith(begins) for cure in result.cures()][0]
+    assert result.cures()[0].text.startswith(begins)

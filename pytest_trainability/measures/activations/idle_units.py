@@ -13,11 +13,9 @@ from ...engine.capture.chain import dependent_nodes
 from ...engine.capture.constants import AddedConstant, ConstantObserver
 from ...engine.capture.operators import PRODUCTS, operator_name
 from ...engine.capture.products import Product, is_constant, leaves_read, nearest_products, root_mean_square
-from ...engine.capture.recorder import edge_of
 from ...engine.runs.input_scale import input_causes
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import output_metadata, saved
-from ...engine.trees import carries_gradient, tensors_in
 from ...records.causes import CauseRecord
 from ...records.text import format_number
 from .activation_calls import ActivationCall, observe_activations
@@ -60,7 +58,7 @@ def _idle_causes(run: Run) -> tuple[CauseRecord, ...]:
         name, call = next(iter(shifts.items()))
         text = f"{_reads(call)}: {name}, the shift of a normalization, makes them{_more([*shifts])}"
         return (CauseRecord(text, zeros=tuple(shifts), is_first=True),)
-    found = [*_constants(run, signal, calls), *_of_inputs(run, calls)]
+    found = [*_constants(run, signal, calls), *_of_inputs(run, signal, calls)]
     if found:
         return tuple(found)
     products = [next(nearest_products(run.graph, signal, call.input[0]), None) for call in calls]
@@ -140,11 +138,12 @@ def _shifting_constant(
     return None
 
 
-def _of_inputs(run: Run, calls: Sequence[ActivationCall]) -> Iterator[CauseRecord]:
+def _of_inputs(run: Run, signal: Set[Node], calls: Sequence[ActivationCall]) -> Iterator[CauseRecord]:
     """Yield that idle activations read the model's inputs themselves."""
-    inputs = {edge_of(t) for t in tensors_in(run.capture.inputs) if carries_gradient(t)}
     for call in calls:
-        if call.saturated > IDLE and call.input in inputs:
+        # The copy of an input is the first node of the signal.
+        is_copy = operator_name(call.input[0]) == "Clone" and call.input[0] in signal
+        if call.saturated > IDLE and is_copy and not {n for n, _ in run.graph.reads[call.input[0]]} & signal:
             text = f"{_reads(call)}, which are the inputs: standardize them"
             yield CauseRecord(text, input_mean=call.mean, input_deviation=call.deviation)
             return
