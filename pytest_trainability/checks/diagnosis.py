@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from ..records.factors import FactorRecord, GateRecord
@@ -240,11 +240,13 @@ def unlike_weights(factors: Sequence[FactorRecord]) -> tuple[FactorGroup, float]
     if sum(factor.gain for factor in factors) <= 0:
         return None
     members: dict[str, list[FactorRecord]] = {}
-    inside = (f for factor in factors for branch in factor.branches for f in with_branches(branch))
+    inside = [f for factor in factors for branch in factor.branches for f in with_branches(branch)]
     for factor in inside:
-        if factor.kind == "weights" and factor.weight and factor.weight_rms > 0 and factor.fan_in:
-            members.setdefault(template(factor.weight), []).append(factor)
-    groups = sorted((FactorGroup(tuple(m)) for m in members.values()), key=_gain_of_weights)
+        for name, rms, inputs in factor.products:
+            # Two products may be multiplied with each other, as in a gated unit, and are one factor then.
+            alone = replace(factor, kind="weights", weight=name, weight_rms=rms, fan_in=inputs)
+            members.setdefault(template(name), []).extend([alone] if rms > 0 else [])
+    groups = sorted((FactorGroup(tuple(m)) for m in members.values() if m), key=_gain_of_weights)
     usual = _gain_of_weights(groups[-2]) if len(groups) > 1 else math.inf
     return (groups[-1], usual) if groups and _gain_of_weights(groups[-1]) > UNLIKE * usual else None
 

@@ -135,7 +135,7 @@ def remedies_of_causes(causes: Iterable[CauseRecord]) -> Iterator[Remedy]:
             if part.kind != "layer norm" and (part.targets or part.kind == "standard inputs"):
                 parts.append(part)
                 covered |= {*part.targets}
-    if len(parts) > 1:
+    if len(parts) > 1 and len(found) > 1:
         yield Remedy("several", tuple(sorted(covered)), parts=tuple(parts))
 
 

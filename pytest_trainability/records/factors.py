@@ -75,6 +75,8 @@ class FactorRecord:
     """Name of the weight that the signal is multiplied with, or of the gain of a normalization; empty for other kinds."""
     weight_rms: float = math.nan
     """Root mean square of the entries of this parameter."""
+    products: tuple[tuple[str, float, int], ...] = ()
+    """Name, root mean square and number of inputs of each weight, where a factor is more than one product and has no branches."""
     shift_of_one: str = ""
     """Name of the shift of a normalization whose entries are all one; empty for none."""
     fan_in: int = 0

@@ -80,6 +80,7 @@ class _Description:
             tuple(self._zeros([self._names[id(p)] for p in parameters if id(p) in self._names])),
             branches=tuple(tuple(map(self.record, branch.factors)) for branch in found.branches),
             branch_gains=tuple(branch.gain for branch in found.branches),
+            products=() if found.branches else tuple(self._products(nodes)),
             gates=tuple(self._gates(nodes)),
             slopes=None if found.slopes is None else _slope_record(found.slopes),
         )
@@ -91,6 +92,13 @@ class _Description:
             with_gain = replace(self._with_weight(record, *parameters[:1]), shift_of_one=next(ones, ""))
             return _with_normalization(with_gain, nodes)
         return record
+
+    def _products(self, nodes: Iterable[Node]) -> Iterator[tuple[str, float, int]]:
+        """Yield name, root mean square and number of inputs of the weights that the signal is multiplied with."""
+        for node in (node for node in nodes if operator_name(node) in PRODUCTS):
+            inputs = [edge for edge in self.run.graph.reads[node] if edge[0] in self._signal]
+            for weight in (p for p in self._read_by([node]) if p.dim() >= 2 and id(p) in self._names):
+                yield self._names[id(weight)], root_mean_square(weight), fan_in(weight, inputs)
 
     def _gates(self, nodes: Iterable[Node]) -> Iterator[GateRecord]:
         """Yield the sigmoids that a constant or a bias in front of them closes or opens."""
