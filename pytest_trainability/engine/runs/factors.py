@@ -14,7 +14,6 @@ from torch.autograd.graph import Node
 from ...errors import InapplicableError
 from ...records.factors import FactorKind, FactorRecord, GateRecord, SlopeRecord
 from ...records.names import template
-from ..capture.constants import ConstantObserver
 from ..capture.factors import factorized
 from ..capture.operators import MOVES, PRODUCTS, operator_name
 from ..capture.products import fan_in, leaves_read, root_mean_square
@@ -22,6 +21,7 @@ from ..capture.recorder import Call
 from ..jacobian.factor_gains import FactorGain, factor_gains
 from ..jacobian.vjp import random_cotangents
 from ..torch_internals import output_metadata, saved
+from .constants import ConstantObserver
 from .run import Need, Run
 
 __all__ = ["FACTORS"]

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from ...engine.capture.chain import dependent_nodes
-from ...engine.capture.constants import AddedConstant, ConstantObserver
 from ...engine.capture.operators import PRODUCTS, operator_name
 from ...engine.capture.products import Product, is_constant, leaves_read, nearest_products, root_mean_square
+from ...engine.runs.constants import AddedConstant, ConstantObserver
 from ...engine.runs.input_scale import input_causes
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import output_metadata, saved

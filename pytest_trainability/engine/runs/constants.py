@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from .function_mode import FunctionObserver
-from .recorder import Recorder
+from ..capture.function_mode import FunctionObserver
+from ..capture.recorder import Recorder
 
 __all__ = ["SIGNS", "AddedConstant", "ConstantObserver"]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_trainability.engine.capture.constants import ConstantObserver
 from pytest_trainability.engine.capture.recorder import capture
+from pytest_trainability.engine.runs.constants import ConstantObserver
 
 
 class Sums(nn.Module):
