@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
-from ..records.factors import FactorRecord
+from ..records.factors import FactorRecord, GateRecord
 from ..records.names import template, with_stars
 from ..records.reports import VerdictRecord
 from ..records.text import format_names, format_number
 
 __all__ = [
     "FactorGroup",
+    "closed_gates",
     "diagnose",
     "factor_groups",
     "is_about_growth",
     "is_gru",
     "outlier",
     "places",
+    "unlike_weights",
     "usual_gain",
     "vanishing",
+    "with_branches",
 ]
 
 # Note [Causes explain their share]
@@ -34,6 +37,8 @@ NEGLIGIBLE = 0.02
 """Absolute growth rate, in nats per step, below which the gradient counts as constant."""
 SINGLE_SHARE, GROUP_SHARE = 0.5, 0.25
 """Parts of the total from which a single factor, or a group of them, is named. See Note [Causes explain their share]."""
+UNLIKE = 4.0
+"""Ratio of the gains of weights in branches, ``rms * sqrt(fan-in)``, from which on those of one layer are named."""
 LEAST_DEVIATION = 0.7
 """Smallest deviation of a single factor that is named, in nats: a factor of two."""
 
@@ -124,7 +129,7 @@ def diagnose(
     total = sum(factor.gain for factor in factors)
     single = outlier(factors)
     if single is not None:
-        return [_single(single, total), *_details(FactorGroup((single,)))]
+        return [_single(single, total), *_details(FactorGroup((single,)), factors)]
     if abs(total) < NEGLIGIBLE * len(growth):
         return []
     return [*_of_steps(growth, names), *_of_groups(factors, total, along)]
@@ -211,6 +216,45 @@ def usual_gain(factor: FactorRecord, factors: Sequence[FactorRecord]) -> float:
     return median(alike) if len(alike) >= 2 else 0.0
 
 
+def with_branches(factors: Sequence[FactorRecord]) -> Iterator[FactorRecord]:
+    """Yield factors, each followed by those of its parallel paths."""
+    for factor in factors:
+        yield factor
+        for branch in factor.branches:
+            yield from with_branches(branch)
+
+
+def unlike_weights(factors: Sequence[FactorRecord]) -> tuple[FactorGroup, float] | None:
+    """Return the weights in branches that are much larger than all others there, where gradients grow, and the gain of these.
+
+    In a residual network the skip connection hides the gain of each weight in a branch. Small weights are usual: last
+    projections are often scaled down.
+
+    Args:
+        factors: Factors of the steps.
+
+    Returns:
+        The weights of the layers of one name, and the gain ``rms * sqrt(fan-in)`` of the others that is nearest to theirs; None
+        if there are none.
+    """
+    if sum(factor.gain for factor in factors) <= 0:
+        return None
+    members: dict[str, list[FactorRecord]] = {}
+    inside = [f for factor in factors for branch in factor.branches for f in with_branches(branch)]
+    for factor in inside:
+        for name, rms, inputs in factor.products:
+            # Two products may be multiplied with each other, as in a gated unit, and are one factor then.
+            alone = replace(factor, kind="weights", weight=name, weight_rms=rms, fan_in=inputs)
+            members.setdefault(template(name), []).extend([alone] if rms > 0 else [])
+    groups = sorted((FactorGroup(tuple(m)) for m in members.values() if m), key=_gain_of_weights)
+    usual = _gain_of_weights(groups[-2]) if len(groups) > 1 else math.inf
+    return (groups[-1], usual) if groups and _gain_of_weights(groups[-1]) > UNLIKE * usual else None
+
+
+def _gain_of_weights(group: FactorGroup) -> float:
+    return group.weight_rms * math.sqrt(group.first.fan_in)
+
+
 def _single(factor: FactorRecord, total: float) -> str:
     return f"{_named(factor)} {_effect(factor)}: {_nats(factor.gain, total)}"
 
@@ -225,7 +269,7 @@ def _of_groups(factors: Sequence[FactorRecord], total: float, along: str) -> Ite
     yield from needed if is_usual else ()
     for group in sorted(named, key=lambda group: -abs(group.gain))[:2]:
         yield f"{_group_name(group)} {_group_effect(group, along)}: {_nats(group.gain, total)}"
-        yield from _details(group)
+        yield from _details(group, factors)
     yield from () if is_usual else needed
 
 
@@ -339,17 +383,36 @@ def _slopes_text(group: FactorGroup) -> str:
     return text
 
 
-def _details(group: FactorGroup) -> Iterator[str]:
+def _details(group: FactorGroup, factors: Sequence[FactorRecord] = ()) -> Iterator[str]:
     """Yield what the numbers of a group say about its gain. Those on plain weights follow, with what they ought to be."""
     first = group.first
-    if first.kind == "gated":
+    gates = closed_gates(group.members)
+    if gates and not math.isfinite(first.forget_bias):
+        yield _closed_gate(gates[0])
+    elif first.kind == "gated":
         yield from _gate_lines(group)
     elif first.kind == "normalization":
         yield from _normalization_lines(group)
     elif first.branches:
-        yield from _branch_lines(first)
+        yield from _branch_lines(first, unlike_weights(factors))
     elif first.kind == "weights" and len(group.members) == 1:
         yield from _weight_lines(group)
+
+
+def closed_gates(factors: Sequence[FactorRecord]) -> list[GateRecord]:
+    """Return the gates of factors that something in front of them closes or opens, the most extreme one first."""
+    gates = (gate for factor in with_branches(factors) for gate in factor.gates if gate.bias or gate.constant)
+    return sorted(gates, key=lambda gate: min(gate.mean, 1 - gate.mean))
+
+
+def _closed_gate(gate: GateRecord) -> str:
+    if gate.constant:
+        where = gate.module or "the model"
+        reason = f"the constant {format_number(gate.constant)} in the forward code of {where} is added in front of it"
+    else:
+        which = f"part {gate.part + 1} of {gate.parts} of {gate.bias}" if gate.parts > 1 else gate.bias
+        reason = f"{which} has mean {format_number(gate.bias_mean)}"
+    return f"a sigmoid is {format_number(gate.mean)} on average: {reason}"
 
 
 def _weight_lines(group: FactorGroup) -> Iterator[str]:
@@ -395,8 +458,8 @@ def _is_unusual(rms: float) -> bool:
     return rms <= 0.5 or rms >= 2
 
 
-def _branch_lines(factor: FactorRecord) -> Iterator[str]:
-    """Yield the gain of a branch and of its skip connection, and the factor of the branch that stands out."""
+def _branch_lines(factor: FactorRecord, unlike: tuple[FactorGroup, float] | None) -> Iterator[str]:
+    """Yield the gain of a branch and of its skip connection, and what stands out in the branches."""
     pairs = sorted(zip(factor.branch_gains, factor.branches), key=lambda pair: len(pair[1]))
     (skip, on_skip), (branch, inner) = pairs[0], max(pairs[1:], key=lambda pair: pair[0])
     if not on_skip or all(f.kind in {"layout", "entrywise"} for f in on_skip):
@@ -404,6 +467,14 @@ def _branch_lines(factor: FactorRecord) -> Iterator[str]:
             f"its branch multiplies the gradient by {format_number(_exp(branch))}, the skip connection by "
             f"{format_number(_exp(skip))}"
         )
+    if unlike is not None:
+        group, usual = unlike
+        gain = format_number(_gain_of_weights(group))
+        yield (
+            f"in the branches, {group.weights} has rms {format_number(group.weight_rms)} over {group.first.fan_in} inputs: a "
+            f"gain rms × √inputs of {gain}, where that of other weights is {format_number(usual)}"
+        )
+        return
     # A normalization divides by the size of its input, which others have made. It is at fault if its own gain is unusual.
     own = [f for f in inner if math.isfinite(f.gain) and (f.kind != "normalization" or _is_unusual(f.weight_rms))]
     largest = max(own, key=lambda f: f.gain * math.copysign(1, factor.gain), default=None)

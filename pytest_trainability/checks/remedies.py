@@ -12,7 +12,17 @@ from ..records.causes import CauseRecord
 from ..records.factors import FactorRecord
 from ..records.names import with_stars
 from ..records.text import format_number
-from .diagnosis import GROUP_SHARE, factor_groups, is_gru, outlier, places, usual_gain
+from .diagnosis import (
+    GROUP_SHARE,
+    closed_gates,
+    factor_groups,
+    is_gru,
+    outlier,
+    places,
+    unlike_weights,
+    usual_gain,
+    with_branches,
+)
 
 __all__ = ["Remedy", "remedies", "remedies_of_causes"]
 
@@ -28,7 +38,7 @@ SAME_SIZE = 1.3
 
 RemedyKind: TypeAlias = (
     'Literal["scale", "ones", "zeros", "draw", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs",'
-    ' "several", "padding", "eps", "shift", "update bias", "inline"]'
+    ' "several", "padding", "eps", "shift", "update bias", "inline", "sum", "gate bias"]'
 )
 
 
@@ -38,17 +48,20 @@ class Remedy:
 
     kind: RemedyKind
     targets: tuple[str, ...]
-    """Names of the parameters that it changes, or of the modules for ``output``, ``inline`` and ``layer norm``."""
+    """Names of the parameters that it changes, or of the modules for ``output``, ``inline``, ``sum`` and ``layer norm``."""
     factors: tuple[float, ...] = ()
     """For each target the factor by which it is multiplied; for ``forget bias`` the new mean, for ``draw`` the standard
-    deviation, for ``inline`` the number that the code of the module multiplies with, for ``orthogonal gates`` the number of
-    gates. For ``standard inputs`` the mean and the standard deviation."""
+    deviation, for ``inline`` and ``sum`` the number that the code of the module multiplies with or adds, for ``orthogonal gates``
+    the number of gates. For ``standard inputs`` the mean and the standard deviation, for ``gate bias`` the index of the part that
+    becomes zero and the number of parts."""
     rms: tuple[float, ...] = ()
     """Root mean square of each parameter before the change."""
     adjustable: bool = False
     """Whether all factors may be raised to the same power until the gain is right."""
     is_minimal: bool = False
     """Whether the smallest power that satisfies the bound is wanted, rather than a log gain of zero."""
+    is_fallback: bool = False
+    """Whether it is tried only if no other change helps, as nothing says that what it changes is at fault."""
     parts: tuple[Remedy, ...] = ()
     """For ``several`` the changes that are made together."""
     note: str = ""
@@ -87,10 +100,12 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     if not factors or not all(math.isfinite(factor.gain) for factor in factors):
         return
     single = outlier(factors)
-    specific = list(_of_single(single, factors)) if single is not None else []
+    specific = [*_closed_gates([single]), *_of_single(single, factors)] if single is not None else []
     if specific:
         yield from specific
         return
+    yield from _closed_gates(factors)
+    yield from _of_unlike_weights(factors)
     yield from _constants(factors)
     yield from _skips(factors)
     yield from _parameters_of_slopes(factors)
@@ -115,11 +130,12 @@ def remedies_of_causes(causes: Iterable[CauseRecord]) -> Iterator[Remedy]:
     covered: set[str] = set()
     parts = []
     for remedy in found:
-        part = remedy.without(covered)
-        if part.kind != "layer norm" and (part.targets or part.kind == "standard inputs"):
-            parts.append(part)
-            covered |= {*part.targets}
-    if len(parts) > 1:
+        for one in remedy.parts or (remedy,):
+            part = one.without(covered)
+            if part.kind != "layer norm" and (part.targets or part.kind == "standard inputs"):
+                parts.append(part)
+                covered |= {*part.targets}
+    if len(parts) > 1 and len(found) > 1:
         yield Remedy("several", tuple(sorted(covered)), parts=tuple(parts))
 
 
@@ -128,6 +144,8 @@ def _of_cause(cause: CauseRecord) -> Iterator[Remedy]:
         yield Remedy("inline", (cause.multiplier,), (cause.factor,), note="behind the head")
     elif cause.multiplier:
         yield Remedy("output", (cause.multiplier,), (1 / cause.factor,))
+    if cause.adding:
+        yield Remedy("sum", cause.adding, cause.constants)
     if cause.input_deviation:
         yield Remedy("standard inputs", (), (cause.input_mean, cause.input_deviation))
     if cause.weights:
@@ -137,11 +155,17 @@ def _of_cause(cause: CauseRecord) -> Iterator[Remedy]:
     if cause.drawn:
         yield Remedy("draw", cause.drawn, cause.deviations)
     if cause.ones:
-        yield Remedy("ones", cause.ones)
-    if cause.zeros:
+        yield _ones(cause.ones, cause.zeros)
+    elif cause.zeros:
         yield Remedy("zeros", cause.zeros)
     if cause.module:
         yield Remedy("layer norm", (cause.module,))
+
+
+def _ones(gains: tuple[str, ...], shifts: tuple[str, ...], rms: tuple[float, ...] = ()) -> Remedy:
+    """Return that parameters start from one, together with shifts that start from zero if there are any."""
+    ones = Remedy("ones", gains, rms=rms)
+    return Remedy("several", (*gains, *shifts), parts=(ones, Remedy("zeros", shifts))) if shifts else ones
 
 
 def _of_single(factor: FactorRecord, factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -152,12 +176,39 @@ def _of_single(factor: FactorRecord, factors: Sequence[FactorRecord]) -> Iterato
     yield from _of_constants([factor])
 
 
+def _closed_gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield that nothing is added in front of sigmoids that are closed or open because of it."""
+    gates = closed_gates(factors)
+    parts = {gate.bias: (gate.part, gate.parts) for gate in gates if gate.bias}
+    numbers = {gate.module: gate.constant for gate in gates if gate.constant}
+    for part in dict.fromkeys(parts.values()):
+        names = tuple(name for name in parts if parts[name] == part)
+        yield Remedy("gate bias", names, part) if part[1] > 1 else Remedy("zeros", names)
+    if numbers:
+        yield Remedy("sum", tuple(numbers), tuple(numbers.values()))
+
+
+def _of_unlike_weights(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield that weights in branches that stand out get the size of the others there."""
+    found = unlike_weights(factors)
+    if found is not None:
+        group, gain = found
+        sizes = {member.weight: member.weight_rms for member in group.members}
+        factor = gain / (group.weight_rms * math.sqrt(group.first.fan_in))
+        factor_of_each = (factor,) * len(sizes)
+        as_others = Remedy("scale", tuple(sizes), factor_of_each, tuple(sizes.values()))
+        yield replace(as_others, note="as the others in the branches")
+        yield replace(as_others, adjustable=True, is_minimal=True)
+
+
 def _of_zeros(blocked: FactorRecord) -> Iterator[Remedy]:
     """Yield that parameters start from one, where nothing passes because they are zero."""
     if blocked.zero_parameters and blocked.weight not in blocked.zero_parameters:
         yield Remedy("ones", blocked.zero_parameters)
     elif blocked.kind == "normalization" and blocked.zero_parameters:
-        yield Remedy("ones", tuple(name for name in blocked.zero_parameters if not name.endswith("bias")))
+        gains = tuple(name for name in blocked.zero_parameters if not name.endswith("bias"))
+        leaf = blocked.shift_of_one.rpartition(".")[2]
+        yield _ones(gains, tuple(f"{name.rpartition('.')[0]}.{leaf}" for name in gains) if leaf else ())
     elif blocked.zero_parameters and blocked.fan_in:
         deviation = 1 / math.sqrt(blocked.fan_in)
         yield Remedy("draw", blocked.zero_parameters, (deviation,) * len(blocked.zero_parameters))
@@ -226,14 +277,16 @@ def _parameters_of_slopes(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
         means = {
             name: mean for f in members for name, mean in zip(f.parameters, f.parameter_means) if math.isfinite(mean)
         }
-        if means and total:
+        if means and "Norm" in group.first.module_kind:
+            yield Remedy("ones", tuple(means))
+        elif means and total:
             step = math.copysign(0.5, -total)
             yield Remedy("shift", tuple(means), (step,) * len(means), tuple(means.values()), adjustable=True)
 
 
 def _epsilons(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     """Yield the usual ε of normalizations, where it decides what they divide by."""
-    norms = [f for f in _with_branches(factors) if f.kind == "normalization" and f.eps > USUAL_EPS]
+    norms = [f for f in with_branches(factors) if f.kind == "normalization" and f.eps > USUAL_EPS]
     found = dict.fromkeys(f.module for f in norms if f.module and f.input_deviation**2 < 4 * f.eps)
     if found:
         yield Remedy("eps", tuple(found), (USUAL_EPS,) * len(found))
@@ -241,10 +294,11 @@ def _epsilons(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
 
 def _gains_of_normalizations(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     """Yield that the gains of normalizations start at one, where they do not."""
-    everywhere = [f for f in _with_branches(factors) if f.kind == "normalization" and f.weight]
+    everywhere = [f for f in with_branches(factors) if f.kind == "normalization" and f.weight]
     unusual = {f.weight: f.weight_rms for f in everywhere if f.weight_rms > 0 and not 0.5 < f.weight_rms < 2}
     if unusual:
-        yield Remedy("ones", tuple(unusual), rms=tuple(unusual.values()))
+        shifts = dict.fromkeys(f.shift_of_one for f in everywhere if f.weight in unusual and f.shift_of_one)
+        yield _ones(tuple(unusual), tuple(shifts), tuple(unusual.values()))
 
 
 def _gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -291,14 +345,20 @@ def _branches(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     if last:
         change = 1 / math.sqrt(len(last))
         yield Remedy(
-            "scale", tuple(last), (change,) * len(last), tuple(last.values()), adjustable=True, is_minimal=True
+            "scale",
+            tuple(last),
+            (change,) * len(last),
+            tuple(last.values()),
+            adjustable=True,
+            is_minimal=True,
+            is_fallback=True,
         )
-    norms = {f.kind for f in _with_branches(factors)} & {"normalization"}
+    norms = {f.kind for f in with_branches(factors)} & {"normalization"}
     first = [
         next((f.module for f in branch if f.kind == "weights"), "") for f in factors for branch in f.branches if branch
     ]
     if not norms and any(first):
-        yield Remedy("layer norm", tuple(dict.fromkeys(name for name in first if name)))
+        yield Remedy("layer norm", tuple(dict.fromkeys(name for name in first if name)), is_fallback=True)
 
 
 def _weights(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -331,13 +391,6 @@ def _by_layer(factors: Sequence[FactorRecord]) -> Iterator[tuple[str, float]]:
         if number and members[0].weight:
             gain = sum(factor.gain for factor in members)
             yield members[0].weight, math.exp(min(max(-gain, -9.0), 9.0))
-
-
-def _with_branches(factors: Sequence[FactorRecord]) -> Iterator[FactorRecord]:
-    for factor in factors:
-        yield factor
-        for branch in factor.branches:
-            yield from _with_branches(branch)
 
 
 # Words ------------------------------------------------------------------------------------------------------------
@@ -431,6 +484,14 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
     "inline": lambda remedy: (
         f"remove the factor {format_number(remedy.factors[0])}"
         + (f" in {places(remedy.targets)}" if any(remedy.targets) else "")
+    ),
+    "sum": lambda remedy: (
+        f"remove the constant {format_number(remedy.factors[0])} that is added"
+        + (f" in {places(remedy.targets)}" if any(remedy.targets) else "")
+    ),
+    "gate bias": lambda remedy: "; ".join(
+        f"nn.init.zeros_({_indexed(form)}.chunk({remedy.factors[1]:.0f})[{remedy.factors[0]:.0f}])"
+        for form, _, _ in with_stars(remedy.targets, remedy.targets)
     ),
     "update bias": lambda remedy: (
         f"a bias of the update gate of {format_number(remedy.factors[0])}: the second third of {_code(remedy.targets)}"

@@ -17,7 +17,7 @@ from .description import ModelDescription, initial_tensors
 from .significance import entries_of
 from .statistics import is_readable, statistics_of
 
-__all__ = ["NEVER_WRITTEN", "in_order", "seeded_inside", "trained_entries", "unusual_values"]
+__all__ = ["NEVER_WRITTEN", "exchanged_shifts", "in_order", "seeded_inside", "trained_entries", "unusual_values"]
 
 LARGEST_GAIN = 4.0
 """Largest gain ``rms * sqrt(fan-in)`` of a weight matrix inside a numbered block. Initialization for the backward pass (He,
@@ -65,6 +65,22 @@ def unusual_values(model: nn.Module, description: ModelDescription) -> dict[str,
         if reason and tensor is not None and id(tensor) in names:
             reasons.setdefault(names[id(tensor)], reason)
     return {name: reasons[name] for name in tensors if name in reasons}
+
+
+def exchanged_shifts(model: nn.Module, gains: Collection[str]) -> tuple[str, ...]:
+    """Return the names of the shifts of normalizations whose entries are all one, as those of their gains should be.
+
+    Args:
+        model: The model.
+        gains: Names of the gains of normalizations.
+    """
+    parents = {name.rpartition(".")[0] for name in gains}
+    shifts = ((name, tensor) for name, tensor in initial_tensors(model).items() if name not in gains)
+    return tuple(
+        name
+        for name, shift in shifts
+        if name.rpartition(".")[0] in parents and isinstance(shift, nn.Parameter) and bool((shift.detach() == 1).all())
+    )
 
 
 def trained_entries(model: nn.Module) -> dict[str, Tensor]:

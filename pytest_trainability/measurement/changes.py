@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..checks.remedies import Remedy
+from ..engine.runs.constants import SIGNS
 from ..engine.runs.recipe import ModelSource
 from ..engine.torch_internals import tables_of, version_of
 
@@ -192,6 +193,12 @@ def _update_bias(remedy: Remedy, model: nn.Module) -> None:
         _parameter(model, name).chunk(3)[1].fill_(bias)
 
 
+def _gate_bias(remedy: Remedy, model: nn.Module) -> None:
+    part, parts = (round(number) for number in remedy.factors)
+    for name in remedy.targets:
+        _parameter(model, name).chunk(parts)[part].fill_(0.0)
+
+
 def _output(remedy: Remedy, model: nn.Module) -> None:
     for name, factor in zip(remedy.targets, remedy.factors):
         model.get_submodule(name).register_forward_hook(_multiplied_by(factor))
@@ -203,29 +210,41 @@ def _multiplied_by(factor: float) -> Callable[[nn.Module, Any, Any], Any]:
 
 def _inline(remedy: Remedy, model: nn.Module) -> None:
     for name, number in zip(remedy.targets, remedy.factors):
-        module = model.get_submodule(name)
-        entered: list[Any] = []
+        _run_inside(model.get_submodule(name), _Without, number)
 
-        def enter(module: nn.Module, args: Any, entered: list[Any] = entered, number: float = number) -> None:
-            entered.append(_Without(module, number))
-            entered[-1].__enter__()
 
-        def leave(module: nn.Module, args: Any, output: Any, entered: list[Any] = entered) -> None:
-            entered.pop().__exit__(None, None, None)
+def _sum(remedy: Remedy, model: nn.Module) -> None:
+    for name, number in zip(remedy.targets, remedy.factors):
+        _run_inside(model.get_submodule(name), _WithoutSum, number)
 
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave, always_call=True)
+
+def _run_inside(module: nn.Module, mode: type[_Without], number: float) -> None:
+    """Enter a mode whenever a module runs."""
+    entered: list[Any] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        entered.append(mode(module, number))
+        entered[-1].__enter__()
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave, always_call=True)
 
 
 class _Without(TorchFunctionMode):
     """Leaves out the multiplications with one number, or divisions by its inverse, that the code of a module itself performs."""
+
+    signs: Mapping[str, int] | None = None
+    """Functions to leave out, by the power or the sign of the number; None for products."""
 
     def __init__(self, module: nn.Module, number: float) -> None:
         super().__init__()
         self.module, self.number = module, number
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        power = _POWERS.get(getattr(func, "__name__", "").strip("_"))
+        power = (self.signs or _POWERS).get(getattr(func, "__name__", "").strip("_"))
         if power is not None and len(args) == 2 and not kwargs:
             for value, other in ((args[0], args[1]), (args[1], args[0])):
                 is_number = isinstance(value, Tensor) and self._is_number(other, power)
@@ -238,6 +257,15 @@ class _Without(TorchFunctionMode):
             is_constant = not value.requires_grad and value.numel() and value.is_floating_point()
             value = float(value.flatten()[0]) if is_constant and bool((value == value.flatten()[0]).all()) else 0.0
         return isinstance(value, (int, float)) and value != 0 and math.isclose(value**power, self.number, rel_tol=1e-3)
+
+
+class _WithoutSum(_Without):
+    """Leaves out the additions of one number, or subtractions of its negative, that the code of a module itself performs."""
+
+    signs = SIGNS
+
+    def _is_number(self, value: Any, power: int) -> bool:
+        return isinstance(value, (int, float)) and power * value == self.number
 
 
 _POWERS = {"mul": 1, "rmul": 1, "imul": 1, "multiply": 1, "div": -1, "truediv": -1, "itruediv": -1, "divide": -1}
@@ -305,4 +333,6 @@ _CHANGES = {
     "eps": _eps,
     "shift": _shift,
     "update bias": _update_bias,
+    "sum": _sum,
+    "gate bias": _gate_bias,
 }

@@ -96,7 +96,10 @@ def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -
         if any((remedy.kind, {*remedy.targets}) == (other.kind, {*other.targets}) for other in found):
             # Factors by layer, where one for all of them is enough.
             continue
-        if remedy.kind == "several" and found:
+        if (remedy.kind == "several" and found) or (remedy.is_fallback and any(not one.is_fallback for one in found)):
+            continue
+        if any(other.kind == "several" and {*remedy.targets} < {*other.targets} for other in found):
+            # A part of a change that is needed as a whole.
             continue
         # A change that cannot be made or run is no cure: a module that cannot be copied, a layer that refuses another input.
         with suppress(Exception):

@@ -37,7 +37,7 @@ from .presentation import Presentation
 from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
 from .suggesting import suggestions_of
 from .values import details
-from .writing import DEAD_UNITS, check_record, entry, is_caused_by_growth
+from .writing import DEAD_UNITS, NOT_FINITE, check_record, entry, is_caused_by_growth
 
 __all__ = ["Measurement"]
 
@@ -460,6 +460,8 @@ class Measurement(Presentation, Attributes):
     def _find_causes(self, verdicts: Sequence[VerdictRecord]) -> None:
         """Find the factors of the steps if growth along the chain can have caused the failure, and other causes."""
         self._seed_runs.ask_why(v.measure for v in verdicts if not v.holds and v.measure in MEASURES)
+        if self._seed_runs.is_not_finite():
+            self._seed_runs.ask_why([NOT_FINITE])
         if is_caused_by_growth(verdicts, self._seed_runs, self._baseline):
             blocked = vanishing(self._seed_runs.take_apart())
             if blocked is not None and blocked.kind in {"entrywise", "other"}:

@@ -19,6 +19,7 @@ from ..engine.runs.common_needs import OPERATIONS
 from ..engine.runs.description import Ensemble
 from ..engine.runs.ensemble import ensemble
 from ..engine.runs.factors import FACTORS
+from ..engine.runs.finiteness import faults
 from ..engine.runs.forward_pass import fingerprint
 from ..engine.runs.recipe import Recipe
 from ..engine.runs.run import Need, Run
@@ -256,10 +257,19 @@ class SeedRuns:
             ).readings
             self.causes.update(reading)
 
+    def is_not_finite(self) -> bool:
+        """Return whether an output, a loss or a rate of growth is NaN or infinite on some seed. Growth of -inf is a rank of 0."""
+        rates = (rate for reading in self.readings["growth_rate"] for rate in reading.values())
+        return bool(faults(self.common.not_finite)) or not all(rate < math.inf for rate in rates)
+
     def typical_seed(self) -> int:
-        """Return the first seed without a finite log gain, else the one whose log gain is nearest to the mean."""
+        """Return the first seed with an output, a loss or a log gain that is not finite, else the one with the usual log gain.
+
+        This is the one whose log gain is nearest to the mean.
+        """
         gains = dict(zip(self.common.seeds, self.readings["log_gain"]))
-        infinite = [seed for seed, gain in gains.items() if not math.isfinite(gain)]
+        infinite = [seed for seed, found in zip(self.common.seeds, self.common.not_finite) if faults([found])]
+        infinite += [seed for seed, gain in gains.items() if not math.isfinite(gain)]
         mean = fmean(gains.values())
         return infinite[0] if infinite else min(gains, key=lambda seed: abs(gains[seed] - mean))
 

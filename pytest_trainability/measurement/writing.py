@@ -32,10 +32,12 @@ from .readings import recorded
 from .seed_runs import SeedRuns
 from .values import details
 
-__all__ = ["DEAD_UNITS", "check_record", "entry", "is_caused_by_growth"]
+__all__ = ["DEAD_UNITS", "NOT_FINITE", "check_record", "entry", "is_caused_by_growth"]
 
 DEAD_UNITS = "dead_fraction"
 """Measure that is asked for the cause where a function of each entry passes no gradient."""
+NOT_FINITE = "nonfinite"
+"""Measure that is asked for the first value that is not finite, whatever has failed."""
 NOT_LISTED = frozenset(
     ("log_gain", "growth_rate", "unused_parameters", "gradient_classes", "untrained_fraction", "nonfinite")
 )
@@ -193,12 +195,15 @@ def _cause(
         about_growth: Whether growth along the chain can have caused the failure.
     """
     common = seed_runs.common
+    origin = [cause.text for cause in seed_runs.causes.get(NOT_FINITE, ())]
     before = [name for name in nonfinite if not name.startswith(("gradient of ", "output")) and name != "loss"]
     at_end = faults(common.not_finite)
     of_growth: list[str] = []
-    if about_growth or (before and at_end):
+    if about_growth or (before and at_end and not origin):
         growth = [element.mean for element in growth_rate.values()]
         of_growth = diagnose(growth, tuple(growth_rate), seed_runs.factors or (), before, along=common.along)
+    if origin:
+        return (*(() if before else at_end), *origin, *of_growth)
     if before:
         return tuple(of_growth)
     asked = dict.fromkeys((*failed, *([DEAD_UNITS] if of_growth else ())))
@@ -218,6 +223,10 @@ def is_caused_by_growth(
         baseline: Result of the comparison with the baseline, if there was one.
     """
     log_gain = cast("Estimate", seed_runs.values["log_gain"]).mean
+    not_finite = seed_runs.causes.get(NOT_FINITE)
+    if not_finite:
+        # Growth up to the first value that is not finite explains an overflow, and no other operation that fails.
+        return any(cause.is_growth for cause in not_finite)
     if baseline is not None and all(verdict.holds for verdict in verdicts):
         # The failure, if any, is a change from the baseline.
         return False

@@ -23,6 +23,10 @@ class CauseRecord:
     """Names of parameters that might be one instead."""
     zeros: tuple[str, ...] = ()
     """Names of parameters that might be zero instead."""
+    adding: tuple[str, ...] = ()
+    """Names of the modules whose code adds a constant; an empty name for the model itself."""
+    constants: tuple[float, ...] = ()
+    """For each of them the number that it adds."""
     drawn: tuple[str, ...] = ()
     """Names of weights that are to be drawn anew."""
     deviations: tuple[float, ...] = ()

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FactorKind", "FactorRecord", "SlopeRecord"]
+__all__ = ["FactorKind", "FactorRecord", "GateRecord", "SlopeRecord"]
 
 FactorKind = Literal["weights", "gated", "entrywise", "normalization", "attention", "parallel", "layout", "other"]
 """Product with weights; gates that products with weights open, as in an LSTM; function of each entry; normalization; attention;
@@ -27,6 +27,25 @@ class SlopeRecord:
     def is_constant(self) -> bool:
         """Whether the function multiplies by one number."""
         return self.high - self.low <= 1e-3 * max(abs(self.high), abs(self.low))
+
+
+@dataclass(frozen=True, slots=True)
+class GateRecord:
+    """A sigmoid that is nearly closed, or nearly open, and what is added in front of it."""
+
+    mean: float
+    """Mean of the sigmoid."""
+    module: str = ""
+    """Name of the module whose code adds a constant; empty for the model itself."""
+    constant: float = 0.0
+    """Number that the code adds; 0 for none."""
+    bias: str = ""
+    """Name of the bias; empty for none."""
+    bias_mean: float = 0.0
+    """Mean of the bias, or of the part of it that belongs to the gate."""
+    part: int = 0
+    parts: int = 1
+    """Number of equal parts of the bias, and index of the part that belongs to the gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +75,16 @@ class FactorRecord:
     """Name of the weight that the signal is multiplied with, or of the gain of a normalization; empty for other kinds."""
     weight_rms: float = math.nan
     """Root mean square of the entries of this parameter."""
+    products: tuple[tuple[str, float, int], ...] = ()
+    """Name, root mean square and number of inputs of each weight, where a factor is more than one product and has no branches."""
+    shift_of_one: str = ""
+    """Name of the shift of a normalization whose entries are all one; empty for none."""
     fan_in: int = 0
     """Number of inputs of one unit of the weight."""
     forget_bias: float = math.nan
     """Mean bias of an LSTM's forget gate, or of a GRU's update gate; NaN for other modules."""
+    gates: tuple[GateRecord, ...] = ()
+    """Sigmoids that are nearly closed or open because of what is added in front of them."""
     slopes: SlopeRecord | None = None
     """Slopes of a function of each entry."""
     group_size: int = 0

@@ -59,21 +59,24 @@ def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
     changed = {change.measure for change in baseline.changes}
     if not baseline.model_compared or not changed or not changed.isdisjoint(OF_MODEL[:2]):
         return ""
-    places = {name: place for place, name in enumerate(steps)}
+    # The first state is called input, and comes before all steps.
+    places = {"input": -1} | {name: place for place, name in enumerate(steps)}
+    lost = [name for c in baseline.changes if (c.measure, c.kind) == UNUSED for name in c.elements]
+    without = f", so that {format_names(lost, WORST_NAMED)} get{'s' * (len(lost) == 1)} no gradient" if lost else ""
     unchanged = "initial values and modules"
     if OPERATIONS in changed:
         unchanged += " unchanged" if changed - {OPERATIONS} else " unchanged, all numbers within tolerance"
         operated = [
             name for c in baseline.changes if c.measure == OPERATIONS for p in c.elements for name in expanded(p)
         ]
-        return f"{unchanged}: the forward code changed{_first(operated, places)}"
+        return f"{unchanged}: the forward code changed{without or _first(operated, places)}"
     moved = [change.element for change in baseline.changes if change.element in places]
     if baseline.operations_compared:
         what = "a constant of the forward pass"
         unchanged = "initial values, modules and operations"
     else:
         what = "the forward pass"
-    return f"{unchanged} unchanged: {what}, the loss or the inputs changed{_first(moved, places)}"
+    return f"{unchanged} unchanged: {what}, the loss or the inputs changed{without or _first(moved, places)}"
 
 
 def _first(names: Sequence[str], places: Mapping[str, int]) -> str:
@@ -113,6 +116,8 @@ def _all_changes(changes: Sequence[BaselineChange]) -> list[str]:
 
 
 OPERATIONS = "operations"
+UNUSED = ("unused_parameters", "new")
+"""Measure and kind of the change of parameters that have lost their gradient."""
 
 
 OF_MODEL = ("initial values", "modules", OPERATIONS)

@@ -6,11 +6,17 @@ The faults are those of ``tests/faults``, each made by one argument of a builder
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import pytest
+import torch
 from faults import FAULTS, measured
+from faults.transformers import GPT, STD
+from torch import Tensor, nn
 
-from pytest_trainability import TrainabilityFailure, within
+from pytest_trainability import Bound, TrainabilityFailure, at_most, measure, within
 
 BY_NUMBER = {fault.number: fault for fault in FAULTS}
 
@@ -82,3 +88,279 @@ def test_the_cause_and_the_cure_of_what_a_preset_finds(number: int) -> None:
     assert says in text[text.index("likely cause") :]
     assert [cure.text.startswith(begins) for cure in result.cures()][:1] == ([True] if begins else [])
     assert all(not math.isnan(cure.after) for cure in result.cures())
+
+
+class Applied(nn.Module):
+    """Applies a function between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def broken(function: Callable[[Tensor], Tensor], *, parameter: float = 0.0) -> nn.Module:
+    """Build a ReLU tower of gain 2, which needs an explanation of its own, with a function in the middle."""
+    layers: list[nn.Module] = [nn.Linear(16, 16, bias=False) for _ in range(6)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight, 2.0)  # type: ignore[arg-type]
+    layers[4].register_parameter("bias", nn.Parameter(torch.full((16,), parameter)))
+    return nn.Sequential(*layers[:3], Applied(function), *layers[3:5], nn.ReLU(), layers[5])
+
+
+NOT_FINITE: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "logarithm of numbers below zero": (
+        lambda: broken(lambda x: x.detach().log() + x),
+        "log in 3 (Applied) returns the first value that is not finite, nan, and reads values from -",
+    ),
+    "overflow of an exponential, then a quotient": (
+        lambda: broken(lambda x: (1e3 * x.detach()).exp() / (1e3 * x.detach()).exp().sum(-1, keepdim=True) + x),
+        "exp in 3 (Applied) returns the first value that is not finite, inf, and reads values from",
+    ),
+    "zero by zero": (lambda: broken(lambda x: x + (x - x) / (x - x)), "div in 3 (Applied) returns the first value"),
+    "all scores masked": (
+        lambda: broken(lambda x: x + x.masked_fill(x == x, -math.inf).softmax(-1)),
+        "softmax in 3 (Applied) returns the first value that is not finite, nan, and reads values from -inf to -inf",
+    ),
+    "a parameter": (
+        lambda: broken(lambda x: x.masked_fill(x > 9, -math.inf).exp() + x, parameter=math.nan),
+        "first value that is not finite: parameter 5.bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FINITE)
+@pytest.mark.parametrize("bounds", [{"log_gain": within(0.1)}, {"nonfinite": at_most(0)}], ids=["growth", "values"])
+def test_a_value_that_is_not_finite_is_the_cause_and_growth_is_none(name: str, bounds: dict[str, Bound]) -> None:
+    build, expected = NOT_FINITE[name]
+    result = measure(build, torch.randn(4, 16, generator=torch.Generator().manual_seed(0)), seeds=2)
+    with pytest.raises(TrainabilityFailure) as raised:
+        result.check(**bounds)
+    cause = " ".join(str(raised.value).split("likely cause")[1].split())
+    assert expected in cause
+    assert "the gradient by" not in cause
+    assert result.cures() == ()
+
+
+@pytest.mark.parametrize("weight", ["attention.qkv", "feed_forward.outer"])
+def test_weights_in_branches_that_are_ten_times_too_large_are_named_and_cured(weight: str) -> None:
+    def build() -> nn.Module:
+        model = GPT(4)
+        for name, p in model.named_parameters():
+            if name.endswith(f"{weight}.weight"):
+                nn.init.normal_(p, std=10 * STD)
+        return model
+
+    case = BY_NUMBER[13]
+    result = measured(replace(case, build=build), range(2))
+    with pytest.raises(TrainabilityFailure) as raised:
+        result.check(log_gain=within(2))
+    assert f"in the branches, layers.*.{weight}.weight has rms " in " ".join(str(raised.value).split())
+    (cure,) = result.cures()
+    assert cure.remedy.targets == tuple(f"layers.{i}.{weight}.weight" for i in range(4))
+
+
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.BatchNorm1d])
+@pytest.mark.parametrize("gain", [nn.init.zeros_, partial(nn.init.normal_, std=0.02)], ids=["zero", "drawn"])
+@pytest.mark.parametrize("bounds", [{"log_gain": within(2)}, {"unusual_parameters": at_most(0)}], ids=["gain", "lint"])
+def test_exchanged_gains_and_shifts_are_cured_together(
+    kind: Callable[[int], nn.Module], gain: Callable[[Tensor], Tensor], bounds: dict[str, Bound]
+) -> None:
+    def build() -> nn.Module:
+        norms = [kind(16) for _ in range(3)]
+        for norm in norms:
+            gain(norm.weight)  # type: ignore[arg-type]
+            nn.init.ones_(norm.bias)  # type: ignore[arg-type]
+        return nn.Sequential(*[layer for norm in norms for layer in (nn.Linear(16, 16), norm, nn.Tanh())])
+
+    result = measure(build, torch.randn(16, 16, generator=torch.Generator().manual_seed(0)), seeds=2)
+    with pytest.raises(TrainabilityFailure):
+        result.check(**bounds)
+    (cure,) = result.cures()
+    model = build()
+    cure.apply(model)
+    # The last normalization is behind the chain.
+    for index in (1, 4):
+        assert torch.equal(model[index].weight, torch.ones(16)) and torch.equal(model[index].bias, torch.zeros(16))  # type: ignore[index]
+
+
+def relu_tower(change: Callable[[nn.Sequential], None] = lambda model: None) -> nn.Sequential:
+    model = nn.Sequential(*[layer for _ in range(3) for layer in (nn.Linear(32, 32), nn.ReLU())], nn.Linear(32, 10))
+    for layer in model[::2]:
+        nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    change(model)
+    return model
+
+
+class Shifted(nn.Module):
+    """Two factors, of which a sigmoid is one, or a ReLU behind a constant."""
+
+    def __init__(self, *, constant: float, gated: bool = True, bias: float = 0.0) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.constant, self.gated = constant, gated
+        nn.init.constant_(self.second.bias, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted = self.second(x) - self.constant
+        return torch.tanh(self.first(x)) * torch.sigmoid(shifted) if self.gated else torch.relu(shifted)
+
+
+def with_bias(model: nn.Sequential) -> None:
+    nn.init.normal_(model[-1].bias, std=20.0)  # type: ignore[arg-type]
+
+
+def of_one_sign(model: nn.Sequential) -> None:
+    weight = model[2].weight
+    assert isinstance(weight, Tensor)
+    weight.detach().copy_(-weight.detach().abs())
+
+
+VECTORS = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.randint(0, 10, (64,), generator=torch.Generator().manual_seed(1))
+
+# Model, inputs, bound, what the cause must say, and how the first cure must begin.
+OF_ONE_BOUND: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, Bound], str, str]] = {
+    "weights of one sign behind a ReLU": (
+        partial(relu_tower, of_one_sign),
+        VECTORS,
+        {"dead_fraction": at_most(0.5)},
+        "the entries of 2.weight have mean -0.",
+        "draw each anew: nn.init.normal_(model[2].weight, std=0.25)",
+    ),
+    "inputs below zero": (
+        lambda: nn.Sequential(nn.ReLU(), *relu_tower()),
+        -VECTORS.abs(),
+        {"dead_fraction": at_most(0.5)},
+        "which are the inputs: standardize them",
+        "standardize the inputs",
+    ),
+    "a constant in front of a ReLU": (
+        lambda: nn.Sequential(Shifted(constant=5, gated=False), *relu_tower()),
+        VECTORS,
+        {"dead_fraction": at_most(0.5)},
+        "the constant -5 in the forward code of 0 is added",
+        "remove the constant -5 that is added in 0",
+    ),
+    "a constant in front of a saturated sigmoid": (
+        lambda: nn.Sequential(Shifted(constant=8), *relu_tower()),
+        VECTORS,
+        {"saturated_fraction": at_most(0.9)},
+        "the constant -8 in the forward code of 0 is added",
+        "remove the constant -8 that is added in 0",
+    ),
+    "a gain of zero in front of a ReLU": (
+        lambda: relu_tower(lambda m: nn.init.zeros_(m.insert(1, nn.RMSNorm(32))[1].weight)),  # type: ignore[arg-type]
+        VECTORS,
+        {"dead_fraction": at_most(0.5)},
+        "they are multiplied by 1.weight, which is zero",
+        "nn.init.ones_(model[1].weight)",
+    ),
+    "constants in front of gates": (
+        lambda: nn.Sequential(*[Shifted(constant=4) for _ in range(6)]),
+        VECTORS,
+        {"log_gain": within(13)},
+        "the constant -4 in the forward code of",
+        "remove the constant -4 that is added in",
+    ),
+    "biases of gates": (
+        lambda: nn.Sequential(*[Shifted(constant=0, bias=-4) for _ in range(6)]),
+        VECTORS,
+        {"log_gain": within(13)},
+        ".second.bias has mean -4",
+        "nn.init.zeros_(model[i].second.bias)",
+    ),
+    "a bias of the head": (
+        partial(relu_tower, with_bias),
+        VECTORS,
+        {"excess_loss": at_most(1)},
+        "6.bias has a standard deviation of",
+        "nn.init.zeros_(model[6].bias)",
+    ),
+    "large inputs of a classifier": (
+        relu_tower,
+        100 * VECTORS,
+        {"excess_loss": at_most(1)},
+        "the inputs have rms 10",
+        "standardize the inputs",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_BOUND)
+def test_the_cause_and_the_cure_of_a_single_bound(name: str) -> None:
+    build, inputs, bounds, says, begins = OF_ONE_BOUND[name]
+    loss = {"target": LABELS, "loss": nn.functional.cross_entropy} if "excess_loss" in bounds else {}
+    result = measure(build, inputs, seeds=2, **loss)  # type: ignore[arg-type]
+    with pytest.raises(TrainabilityFailure) as raised:
+        result.check(**bounds)
+    text = " ".join(str(raised.value).split())
+    assert says in text[text.index("likely cause") :]
+    cure = result.cures()[0]
+    assert cure.text.startswith(begins)
+    model = build()
+    cure.apply(model)
+    assert bool(model(inputs).isfinite().all())
+
+
+class HandWritten(nn.Module):
+    """An LSTM of a single layer, with all gates in one matrix; the forget gate may have a constant or a bias."""
+
+    def __init__(self, *, constant: float = 0.0, bias: float = 0.0) -> None:
+        super().__init__()
+        self.inputs, self.recurrent = nn.Linear(4, 128), nn.Linear(32, 128, bias=False)
+        nn.init.zeros_(self.inputs.bias)
+        self.inputs.bias.data[32:64] = bias
+        self.constant = constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(x.shape[0], 32)
+        for now in x.unbind(1):
+            i, f, g, o = (self.inputs(now) + self.recurrent(h)).chunk(4, -1)
+            c = torch.sigmoid(f + self.constant) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        return h
+
+
+class ByCell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 32)
+        self.cell.bias_hh.data[32:64] = -6.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[0], 32)
+        for now in x.unbind(1):
+            h = self.cell(now, h)
+        return h
+
+
+@pytest.mark.parametrize(
+    ("build", "says", "begins"),
+    [
+        (
+            partial(HandWritten, bias=-5),
+            "part 2 of 4 of inputs.bias has mean -5",
+            "nn.init.zeros_(inputs.bias.chunk(4)[1])",
+        ),
+        (
+            partial(HandWritten, constant=-5),
+            "the constant -5 in the forward code of the model",
+            "remove the constant -5",
+        ),
+        (ByCell, "update gates of mean bias -6", "nn.init.zeros_(cell.bias_hh.chunk(3)[1])"),
+    ],
+    ids=["bias", "constant", "cell"],
+)
+def test_what_closes_the_gate_of_a_recurrence_is_named_and_removed(
+    build: Callable[[], nn.Module], says: str, begins: str
+) -> None:
+    x = torch.randn(8, 20, 4, generator=torch.Generator().manual_seed(0))
+    result = measure(build, x, seeds=2, steps="time")
+    with pytest.raises(TrainabilityFailure) as raised:
+        result.check(log_gain=within(15))
+    assert says in " ".join(str(raised.value).split())
+    assert result.cures()[0].text.startswith(begins)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from ...errors import InapplicableError
-from ...records.factors import FactorKind, FactorRecord, SlopeRecord
+from ...records.factors import FactorKind, FactorRecord, GateRecord, SlopeRecord
 from ...records.names import template
 from ..capture.factors import factorized
 from ..capture.operators import MOVES, PRODUCTS, operator_name
@@ -21,11 +21,16 @@ from ..capture.recorder import Call
 from ..jacobian.factor_gains import FactorGain, factor_gains
 from ..jacobian.vjp import random_cotangents
 from ..torch_internals import output_metadata, saved
+from .constants import ConstantObserver
 from .run import Need, Run
 
 __all__ = ["FACTORS"]
 
 _ATTENTION = ("ScaledDotProduct", "Softmax", "FlashAttention")
+OPEN = 0.1
+"""Mean of a sigmoid up to which a gate counts as closed, and one minus the mean from which on it counts as open."""
+_PARTS = {"Split", "SplitWithSizes", "UnsafeSplit", "UnsafeSplitWithSizes", "Unbind"}
+"""Operators whose results are parts of what they read."""
 _ROOTS = {"Rsqrt", "Sqrt", "Std", "Var", "LinalgVectorNorm", "Norm", "StdMean", "VarMean"}
 """Operators of a normalization that is written by hand."""
 
@@ -42,7 +47,7 @@ def _factors(run: Run) -> tuple[FactorRecord, ...]:
     return tuple(describe.record(found) for found in gains)
 
 
-FACTORS = Need("factors of the steps", _factors)
+FACTORS = Need("factors of the steps", _factors, instruments=(ConstantObserver,))
 """Factors of every step in program order, :class:`FactorRecord`, for the cotangent that ``log_gain`` is measured with."""
 
 
@@ -75,14 +80,51 @@ class _Description:
             tuple(self._zeros([self._names[id(p)] for p in parameters if id(p) in self._names])),
             branches=tuple(tuple(map(self.record, branch.factors)) for branch in found.branches),
             branch_gains=tuple(branch.gain for branch in found.branches),
+            products=() if found.branches else tuple(self._products(nodes)),
+            gates=tuple(self._gates(nodes)),
             slopes=None if found.slopes is None else _slope_record(found.slopes),
         )
         if record.kind in {"weights", "gated"} and weight is not None:
             found_inputs = fan_in(weight, found.factor.inputs)
             return replace(self._with_weight(record, weight), fan_in=found_inputs, forget_bias=_forget_bias(module))
         if record.kind == "normalization":
-            return _with_normalization(self._with_weight(record, *parameters[:1]), nodes)
+            ones = (self._names.get(id(p), "") for p in parameters[1:] if bool((p.detach() == 1).all()))
+            with_gain = replace(self._with_weight(record, *parameters[:1]), shift_of_one=next(ones, ""))
+            return _with_normalization(with_gain, nodes)
         return record
+
+    def _products(self, nodes: Iterable[Node]) -> Iterator[tuple[str, float, int]]:
+        """Yield name, root mean square and number of inputs of the weights that the signal is multiplied with."""
+        for node in (node for node in nodes if operator_name(node) in PRODUCTS):
+            inputs = [edge for edge in self.run.graph.reads[node] if edge[0] in self._signal]
+            for weight in (p for p in self._read_by([node]) if p.dim() >= 2 and id(p) in self._names):
+                yield self._names[id(weight)], root_mean_square(weight), fan_in(weight, inputs)
+
+    def _gates(self, nodes: Iterable[Node]) -> Iterator[GateRecord]:
+        """Yield the sigmoids that a constant or a bias in front of them closes or opens."""
+        for node in nodes:
+            result = saved(node, "result") if operator_name(node) == "Sigmoid" else None
+            mean = 0.5 if result is None else float(result.detach().double().mean())
+            if not OPEN < mean < 1 - OPEN:
+                yield self._gate(node, mean)
+
+    def _gate(self, sigmoid: Node, mean: float) -> GateRecord:
+        constants = self.run.capture.watched[ConstantObserver].found
+        wanted = math.log(mean / (1 - mean)) if 0 < mean < 1 else math.copysign(math.inf, mean - 0.5)
+        node, part, width = sigmoid, 0, output_metadata(sigmoid)[0].shape[-1]
+        while True:
+            if node in constants and constants[node].number * wanted > 0:
+                return GateRecord(mean, constants[node].path, constants[node].number)
+            for bias in (p for p in self._read_by([node]) if p.dim() == 1 and id(p) in self._names):
+                parts = max(1, bias.numel() // width)
+                value = _mean(bias.chunk(parts)[part]) if part < parts else 0.0
+                if value * wanted > 0 and abs(value) > abs(wanted) / 2:
+                    return GateRecord(mean, bias=self._names[id(bias)], bias_mean=value, part=part, parts=parts)
+            behind = [edge for edge in self.run.graph.reads[node] if edge[0] in self._signal]
+            if operator_name(node) in PRODUCTS or not behind:
+                return GateRecord(mean)
+            node, index = behind[0]
+            part = index if operator_name(node) in _PARTS else part
 
     def _zeros(self, names: Sequence[str]) -> Iterator[str]:
         """Yield the trained parameters that are zero and have the same place in their module as one of these."""

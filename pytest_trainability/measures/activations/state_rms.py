@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from ...engine.runs.common_needs import STATE_RMS, grows_by
+from ...engine.runs.input_scale import input_causes, table_causes
 from ...engine.runs.run import Need, Run
 from ...records.causes import CauseRecord
 from ..measure import declare
-from .input_scale import input_causes, table_causes
 
 __all__ = ["STATE_CAUSES"]
 

@@ -322,7 +322,7 @@ def _asleep_causes(run: Run) -> tuple[CauseRecord, ...]:
     factors = [name for name, label in labels.items() if label == DEAD and "bias" not in name.rpartition(".")[2]]
     zeros = [name for name in factors if not bool(parameters[name].detach().any())]
     if zeros:
-        return (zero_twice(zeros, parameters),)
+        return (zero_twice(zeros, run.capture.model),)
     if not cancelled:
         return ()
     text = (

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
+from ...init.lint import exchanged_shifts
 from ...records.causes import CauseRecord
 from ...records.text import format_names
 
 __all__ = ["zero_gains", "zero_twice"]
 
 
-def zero_twice(zeros: Sequence[str], parameters: Mapping[str, Tensor]) -> CauseRecord:
+def zero_twice(zeros: Sequence[str], model: nn.Module) -> CauseRecord:
     """Return that parameters are zero, and never trained.
 
     Args:
         zeros: Their names.
-        parameters: Parameters by name.
+        model: The model.
     """
+    parameters = dict(model.named_parameters())
     what = "it multiplies" if len(zeros) == 1 else "they multiply"
     text = f"{format_names(zeros)}: zero, and never trained, as what {what}, or the slope behind, is zero as well"
     weights = [name for name in zeros if parameters[name].dim() > 1]
     deviations = tuple(parameters[name][0].numel() ** -0.5 for name in weights)
     gains = [name for name in zeros if parameters[name].dim() <= 1]
-    return CauseRecord(text, drawn=tuple(weights), deviations=deviations, ones=tuple(gains), is_first=True)
+    shifts = exchanged_shifts(model, gains)
+    return CauseRecord(
+        text, drawn=tuple(weights), deviations=deviations, ones=tuple(gains), zeros=shifts, is_first=True
+    )
 
 
 def zero_gains(model: nn.Module) -> tuple[CauseRecord, ...]:
@@ -43,4 +48,4 @@ def zero_gains(model: nn.Module) -> tuple[CauseRecord, ...]:
     if not gains:
         return ()
     text = f"{format_names(gains)}: the gain of a normalization is zero, so that nothing passes it; 1 is usual"
-    return (CauseRecord(text, ones=tuple(gains)),)
+    return (CauseRecord(text, ones=tuple(gains), zeros=exchanged_shifts(model, gains)),)

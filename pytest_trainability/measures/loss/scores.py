@@ -12,6 +12,7 @@ from ...engine.capture.chain import dependent_nodes
 from ...engine.capture.products import Product, nearest_products, root_mean_square
 from ...engine.capture.recorder import edge_of
 from ...engine.runs.common_needs import STATE_RMS, grows_by
+from ...engine.runs.input_scale import input_causes
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import output_metadata
 from ...engine.trees import carries_gradient, tensors_in
@@ -36,7 +37,31 @@ def _score_causes(run: Run) -> tuple[CauseRecord, ...]:
     spread = float(scores.detach().double().std())
     if head is None or not spread >= CONFIDENT:
         return ()
-    return (_cause(run, head, scores, spread),)
+    bias = _cause_of_bias(run, head, spread)
+    if bias is not None:
+        return (bias,)
+    return (*(input_causes(run) if _reads_large(head, spread) else ()), _cause(run, head, scores, spread))
+
+
+def _reads_large(head: Product, spread: float) -> bool:
+    """Return whether scores are large because of what the head reads, more than because of its weights."""
+    gain = root_mean_square(head.weight) * math.sqrt(head.fan_in)
+    return gain < spread / gain
+
+
+def _cause_of_bias(run: Run, head: Product, spread: float) -> CauseRecord | None:
+    """Return that the bias of the head makes most of the scores' variance; None if it does not."""
+    names = {id(p): name for name, p in run.capture.model.named_parameters(remove_duplicate=False)}
+    if head.bias is None or id(head.bias) not in names or head.bias.numel() < 2:
+        return None
+    name, deviation = names[id(head.bias)], float(head.bias.detach().double().std())
+    if not deviation > spread / math.sqrt(2):
+        return None
+    text = (
+        f"scores of standard deviation {format_number(spread)}, where 1 costs half a nat: {name} has a standard deviation of "
+        f"{format_number(deviation)}"
+    )
+    return CauseRecord(text, zeros=(name,), is_first=True)
 
 
 def _factor_behind(run: Run, head: Product, scores: Tensor) -> tuple[float, str, bool]:
@@ -73,7 +98,7 @@ def _cause(run: Run, head: Product, scores: Tensor, spread: float) -> CauseRecor
         return CauseRecord(
             text, weights, factors, sizes, multiplier=multiplier, factor=factor, is_inline=is_inline, is_first=True
         )
-    if gain >= spread / gain:
+    if not _reads_large(head, spread):
         text += (
             f"{name} has rms {format_number(rms)} over {head.fan_in} inputs; an rms of {format_number(rms / spread)} gives "
             "scores of standard deviation 1"

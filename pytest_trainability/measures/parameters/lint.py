@@ -13,7 +13,7 @@ from ...engine.runs.building import built
 from ...engine.runs.drawing import observed_draws
 from ...engine.runs.run import Need, Run, Stage
 from ...init.description import initial_tensors
-from ...init.lint import NEVER_WRITTEN, in_order, seeded_inside, trained_entries, unusual_values
+from ...init.lint import NEVER_WRITTEN, exchanged_shifts, in_order, seeded_inside, trained_entries, unusual_values
 from ...records.causes import CauseRecord
 from ..measure import declare
 from .initial_values import DESCRIPTION
@@ -57,9 +57,7 @@ def _unusual_causes(run: Run) -> tuple[CauseRecord, ...]:
     causes = []
     gains = found.get(GAINS, [])
     if gains:
-        shifts = [f"{name.rpartition('.')[0]}.bias" for name in gains if EXCHANGED in run[UNUSUAL][name]]
-        causes.append(CauseRecord(ones=tuple(gains)))
-        causes.append(CauseRecord(zeros=tuple(shifts)))
+        causes.append(CauseRecord(ones=tuple(gains), zeros=exchanged_shifts(run.capture.model, gains)))
     large = found.get(LARGE, [])
     if large:
         rms = [values[name].rms for name in large]
@@ -91,7 +89,7 @@ def _root_of_inputs(weight: Tensor) -> float:
     return math.sqrt(max(1, weight[0].numel())) if weight.dim() > 1 else 1.0
 
 
-GAINS, EXCHANGED, LARGE, EQUAL = "gain of a normalization", "exchanged", "is a gain of", "equal"
+GAINS, LARGE, EQUAL = "gain of a normalization", "is a gain of", "equal"
 LOW_RANK, PADDING, FROZEN = "low-rank", "padding row", "frozen"
 _CHANGES = (GAINS, LARGE, PADDING, EQUAL, LOW_RANK, FROZEN)
 """Words of the reasons that a change of values removes."""

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pytest_trainability.checks.diagnosis import (
+    closed_gates,
     diagnose,
     factor_groups,
     is_about_growth,
     outlier,
+    unlike_weights,
     usual_gain,
     vanishing,
 )
 from pytest_trainability.measures import MEASURES
-from pytest_trainability.records.factors import FactorRecord, SlopeRecord
+from pytest_trainability.records.factors import FactorRecord, GateRecord, SlopeRecord
 from pytest_trainability.records.reports import VerdictRecord
 
 NAN, INF = math.nan, math.inf
@@ -329,3 +332,49 @@ def test_too_much_underflow_is_explained_by_decay_only(make_verdict: Callable[..
     verdict = make_verdict(measure="underflow_fraction", value=0.9, unit="", low=None, high=0.1)
     declared = MEASURES["underflow_fraction"].explained_by_growth
     assert is_about_growth(verdict, declared, gain) is (gain < 0)
+
+
+# Weights in branches, and gates -----------------------------------------------------------------------------------
+
+
+def residual(step: int, sizes: dict[str, float], gain: float = 0.5) -> FactorRecord:
+    """Return a residual block whose branch is one gated product of weights over 16 inputs."""
+    products = tuple((f"blocks.{step}.{name}.weight", size, 16) for name, size in sizes.items())
+    inner = factor("other", step=step, module=f"blocks.{step}.mlp", operations=("Mm", "Mul"), products=products)
+    return factor(
+        "parallel",
+        gain,
+        step,
+        module=f"blocks.{step}",
+        module_kind="Block",
+        branches=((), (inner,)),
+        branch_gains=(0.0, gain),
+    )
+
+
+def test_weights_in_branches_stand_out_if_all_others_are_four_times_smaller() -> None:
+    unlike = [residual(i, {"up": 0.1, "gate": 1.0, "down": 0.05}) for i in range(3)]
+    found = unlike_weights(unlike)
+    assert found is not None
+    group, usual = found
+    assert [member.weight for member in group.members] == [f"blocks.{i}.gate.weight" for i in range(3)]
+    assert usual == pytest.approx(0.4)
+    text = " ".join(causes(unlike, 3))
+    assert "in the branches, blocks.*.gate.weight has rms 1 over 16 inputs: a gain rms × √inputs of 4" in text
+    assert unlike_weights([residual(i, {"up": 0.1, "gate": 0.39}) for i in range(3)]) is None
+
+
+def test_weights_in_branches_do_not_stand_out_alone_or_where_gradients_shrink() -> None:
+    assert unlike_weights([residual(0, {"up": 1.0})]) is None
+    assert unlike_weights([residual(0, {"up": 1.0, "down": 0.1}, gain=-0.5)]) is None
+    assert unlike_weights(tower(4, 1.0, 0.0)) is None
+
+
+def test_the_most_extreme_gate_is_named_with_what_closes_it() -> None:
+    gates = (GateRecord(0.05, bias="f.bias", bias_mean=-3.0, part=1, parts=4), GateRecord(0.999, constant=7.0))
+    closed = factor("gated", -1.0, weight="f.weight", weight_rms=0.1, fan_in=9, gates=(*gates, GateRecord(0.0)))
+    assert closed_gates([closed]) == [gates[1], gates[0]]
+    constant = "a sigmoid is 0.999 on average: the constant 7 in the forward code of the model is added in front of it"
+    assert constant in causes([closed], 1)
+    of_bias = "a sigmoid is 0.05 on average: part 2 of 4 of f.bias has mean -3"
+    assert of_bias in causes([replace(closed, gates=gates[:1])], 1)

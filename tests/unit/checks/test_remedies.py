@@ -9,7 +9,7 @@ import pytest
 
 from pytest_trainability.checks.remedies import Remedy, remedies, remedies_of_causes
 from pytest_trainability.records.causes import CauseRecord
-from pytest_trainability.records.factors import FactorRecord, SlopeRecord
+from pytest_trainability.records.factors import FactorRecord, GateRecord, SlopeRecord
 
 
 def weights(step: int, gain: float = 0.0, rms: float = 0.125) -> FactorRecord:
@@ -228,3 +228,49 @@ def test_causes_suggest_changes_alone_and_together() -> None:
 def test_a_shift_is_multiplied_by_its_exponent() -> None:
     remedy = Remedy("shift", ("cell.decay",), (0.5,), (1.0,))
     assert remedy.to_the_power(4).text == "start cell.decay from 3 instead of 1 on average"
+
+
+def test_weights_that_stand_out_in_branches_come_before_last_projections() -> None:
+    products = (("blocks.0.up.weight", 1.0, 16), ("blocks.0.down.weight", 0.1, 16))
+    unlike = block(0)
+    unlike = replace(unlike, branches=((), (*unlike.branches[1], replace(weights(0), kind="other", products=products))))
+    as_others, adjusted, *others = remedies([unlike])
+    assert as_others.targets == adjusted.targets == ("blocks.0.up.weight",)
+    assert as_others.factors == (0.1,) and not as_others.adjustable and adjusted.adjustable
+    assert others and all(remedy.is_fallback for remedy in others)
+
+
+def test_what_closes_gates_is_removed() -> None:
+    gates = (
+        GateRecord(0.01, bias="a.bias", bias_mean=-5.0),
+        GateRecord(0.01, bias="b.bias", bias_mean=-5.0, part=1, parts=4),
+        GateRecord(0.01, module="c", constant=-5.0),
+    )
+    found = [r for r in remedies([replace(weights(0, -5.0), kind="gated", gates=gates)]) if r.kind != "scale"]
+    assert [remedy.text for remedy in found[:3]] == [
+        "nn.init.zeros_(a.bias)",
+        "nn.init.zeros_(b.bias.chunk(4)[1])",
+        "remove the constant -5 that is added in c",
+    ]
+
+
+def test_gains_of_one_come_with_shifts_of_zero() -> None:
+    (both,) = remedies_of_causes([CauseRecord(ones=("norm.weight",), zeros=("norm.bias",))])
+    assert both.text == "nn.init.ones_(norm.weight); nn.init.zeros_(norm.bias)"
+    drawn = factor_of_norm(weight_rms=0.02)
+    assert [remedy.text for remedy in remedies([drawn])][:1] == [both.text]
+    assert [r.text for r in remedies([replace(drawn, gain=-math.inf, zero_parameters=("norm.weight",))])] == [both.text]
+
+
+def factor_of_norm(*, weight_rms: float) -> FactorRecord:
+    return FactorRecord(
+        0,
+        "norm",
+        "LayerNorm",
+        "normalization",
+        ("NativeLayerNorm",),
+        -4.0,
+        weight="norm.weight",
+        weight_rms=weight_rms,
+        shift_of_one="norm.bias",
+    )

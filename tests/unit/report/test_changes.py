@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -210,6 +211,22 @@ UNCHANGED: dict[str, tuple[dict[str, bool], list[BaselineChange], str]] = {
         {"model_compared": True, "operations_compared": True},
         [forward_changed("after the last step", "after the last step"), *SHIFTS],
         "initial values and modules unchanged: the forward code changed after the last step",
+    ),
+    "operations that cut parameters off": (
+        {"model_compared": True, "operations_compared": True},
+        [
+            forward_changed("b.3", "b.3"),
+            BaselineChange("unused_parameters", "new", elements=("b.5.weight", "b.5.bias")),
+        ],
+        "initial values and modules unchanged: the forward code changed, so that b.5.weight, b.5.bias get no gradient",
+    ),
+    "the first state": (
+        {"model_compared": True, "operations_compared": True},
+        [replace(SHIFTS[0], element="input"), *SHIFTS],
+        (
+            "initial values, modules and operations unchanged: a constant of the forward pass, the loss or the inputs changed, "
+            "first at input"
+        ),
     ),
     "a module": (
         {"model_compared": True, "operations_compared": True},

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ...engine.capture.products import leaves_read, root_mean_square
-from ...engine.runs.run import Run
-from ...engine.trees import is_float, tensors_in
 from ...records.causes import CauseRecord
 from ...records.text import format_number
+from ..capture.products import leaves_read, root_mean_square
+from ..trees import is_float, tensors_in
+from .run import Run
 
 __all__ = ["input_causes", "table_causes"]
 
