@@ -54,7 +54,7 @@ def seeded_fixture(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRe
     if item.get_closest_marker(MARKER) is not None:
         seed_generators(item, f"fixture {fixturedef.argname}")
         yield
-    elif fixturedef.scope != "function" and item.config.stash.get(MEASURING, False):
+    elif fixturedef.scope != "function" and item.config.stash[MEASURING]:
         from ..engine import isolation
 
         with isolation.preserved_generators():
