@@ -18,7 +18,7 @@ from ...engine.jacobian.trajectories import Trajectories, factorized_on
 from ...engine.jacobian.vjp import pull_back
 from ...engine.linalg.bidiagonalization import bidiagonalize, spread_of_squares
 from ...engine.linalg.graded_products import Graded, log_singular_values
-from ...engine.linalg.numerical_rank import near_rank_threshold, without_round_off
+from ...engine.linalg.numerical_rank import maybe_short_of_rank, without_round_off
 from ...engine.runs.objective import twice_differentiable
 from ...engine.runs.run import Need, Run
 from ...errors import CutError
@@ -232,7 +232,7 @@ def _factored(product: _Product, index: int, Q: Tensor) -> tuple[Tensor, Tensor]
     basis, ranks = basis.mT.contiguous(), Q.any(dim=2).sum(dim=1).clamp(max=R.shape[1])
     for number, rank in enumerate(ranks.tolist()):
         basis[number, rank:], R[number, rank:] = 0.0, 0.0
-    for number in near_rank_threshold(R, ranks, least):
+    for number in maybe_short_of_rank(R, ranks, least):
         basis[number], R[number] = _cut_to_rank(basis[number], R[number], float(least[number]))
     R[lost] = math.nan
     most = max(1, int(basis.any(dim=2).sum(dim=1).max()))
