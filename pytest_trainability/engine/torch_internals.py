@@ -428,8 +428,8 @@ def compiler_is_loaded() -> bool:
 def without_compiler() -> Iterator[None]:
     """Let ``torch.func`` differentiate without loading ``torch._dynamo``.
 
-    Replaces ``torch._functorch.eager_transforms._autograd_grad``, which loads the compiler to switch compiled backward passes off.
-    Where it is not loaded there are none. PyTorch documents no other way to differentiate inside ``torch.func.vmap``.
+    Replaces ``torch._functorch.eager_transforms._autograd_grad``, which loads the compiler to switch compiled backward passes
+    off. Where it is not loaded there are none. PyTorch documents no other way to differentiate inside ``torch.func.vmap``.
     """
     if compiler_is_loaded():
         yield
@@ -449,23 +449,16 @@ def _dense_gradients(
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
     grad_outputs: Sequence[Tensor] | None = None,
-    retain_graph: bool = False,
-    create_graph: bool = True,
+    **options: bool,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of outputs, with zeros for inputs that they do not depend on."""
+    """Return the gradients of outputs, with zeros for inputs that they do not depend on; ``options`` are those of autograd."""
     cotangents = [None] * len(outputs) if grad_outputs is None else grad_outputs
     pairs = [(output, cotangent) for output, cotangent in zip(outputs, cotangents) if output.requires_grad]
     if not pairs:
         return tuple(map(torch.zeros_like, inputs))
     roots, carried = zip(*pairs)
-    found = torch.autograd.grad(
-        roots,
-        inputs,
-        None if grad_outputs is None else carried,
-        retain_graph=retain_graph,
-        create_graph=create_graph,
-        allow_unused=True,
-    )
+    given = None if grad_outputs is None else carried
+    found = torch.autograd.grad(roots, inputs, given, **{"create_graph": True, **options}, allow_unused=True)
     return tuple(torch.zeros_like(end) if gradient is None else gradient for gradient, end in zip(found, inputs))
 
 

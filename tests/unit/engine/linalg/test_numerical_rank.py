@@ -38,7 +38,7 @@ def test_no_factor_that_is_short_of_rank_is_passed_over(rows: int) -> None:
     """Factors with smallest singular values on both sides of the threshold, against a singular value decomposition."""
     size, least = 12, 1e-6
     smallest = [1e-2, 1e-4, 1e-5, 2e-6, 1.1e-6, 0.9e-6, 1e-7, 0.0]
-    spectra = [torch.linspace(1, 0.1, size - 1, dtype=F64).tolist() + [value] for value in smallest]
+    spectra = [[*torch.linspace(1, 0.1, size - 1, dtype=F64).tolist(), value] for value in smallest]
     products = [rotation(size, 1) @ torch.diag(torch.tensor(s, dtype=F64)) @ rotation(size, 2) for s in spectra]
     R = torch.zeros(len(smallest), size, rows, dtype=F64)
     R[:, :, :size] = torch.stack([torch.linalg.qr(product).R for product in products])
