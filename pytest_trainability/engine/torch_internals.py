@@ -69,6 +69,7 @@ __all__ = [
     "sequence_number",
     "tables_of",
     "version_of",
+    "without_compiler",
     "without_dispatch",
     "without_torch_functions",
 ]
@@ -421,6 +422,44 @@ WEIGHT_NORM: Callable[..., Any] = torch._weight_norm
 def compiler_is_loaded() -> bool:
     """Whether this process has loaded ``torch._dynamo``, as ``torch.compile`` does. Loading it takes seconds."""
     return "torch._dynamo" in sys.modules
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Let ``torch.func`` differentiate without loading ``torch._dynamo``.
+
+    Replaces ``torch._functorch.eager_transforms._autograd_grad``, which loads the compiler to switch compiled backward passes
+    off. Where it is not loaded there are none. PyTorch documents no other way to differentiate inside ``torch.func.vmap``.
+    """
+    if compiler_is_loaded():
+        yield
+        return
+    from torch._functorch import eager_transforms
+
+    transforms: Any = eager_transforms
+    original = transforms._autograd_grad
+    transforms._autograd_grad = _dense_gradients
+    try:
+        yield
+    finally:
+        transforms._autograd_grad = original
+
+
+def _dense_gradients(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor] | None = None,
+    **options: bool,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of outputs, with zeros for inputs that they do not depend on; ``options`` are those of autograd."""
+    cotangents = [None] * len(outputs) if grad_outputs is None else grad_outputs
+    pairs = [(output, cotangent) for output, cotangent in zip(outputs, cotangents) if output.requires_grad]
+    if not pairs:
+        return tuple(map(torch.zeros_like, inputs))
+    roots, carried = zip(*pairs)
+    given = None if grad_outputs is None else carried
+    found = torch.autograd.grad(roots, inputs, given, **{"create_graph": True, **options}, allow_unused=True)
+    return tuple(torch.zeros_like(end) if gradient is None else gradient for gradient, end in zip(found, inputs))
 
 
 # Tensors ----------------------------------------------------------------------------------------------------------

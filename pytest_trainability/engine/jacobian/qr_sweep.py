@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import UsageError
 from ..capture.chain import Chain
-from ..linalg.numerical_rank import near_rank_threshold, without_round_off
+from ..linalg.numerical_rank import maybe_short_of_rank, without_round_off
 from .trajectories import Trajectories
 from .vjp import Cotangents, gaussian_state, pull_back
 
@@ -288,7 +288,7 @@ def _orthonormal(
     least = working_precision(eps, matrix.shape[2]) * torch.linalg.vector_norm(matrix, dim=2).amax(dim=1)
     lengths = R.diagonal(dim1=-2, dim2=-1).abs().clone()
     ranks = alive.sum(dim=1)
-    for number in near_rank_threshold(R, ranks, least):
+    for number in maybe_short_of_rank(R, ranks, least):
         _cut_to_rank(matrix[number], Q[number], R[number], lengths[number], int(ranks[number]), float(least[number]))
     logs = torch.zeros_like(lengths).double().scatter(1, order, lengths.double().log()).where(alive, math.nan)
     Q = torch.zeros_like(matrix).scatter(1, order[:, :, None].expand_as(matrix), Q.mT)

@@ -16,6 +16,8 @@ RANGE = 300.0
 """Nats that the rows given to LAPACK may span: float64 represents the square of e^-300 = 1e-130."""
 DECOUPLED = 1e-13
 """Relative size below which an entry outside of its group of rows is neglected. Singular values change by at most as much."""
+SHORT = 1e-100
+"""Length of a row of a product, relative to its largest term's, from which its entries are taken by their logarithms."""
 ITERATIONS = 400
 """Most QR factorizations. At the smallest mean gap, 300 nats over 511 values, groups separate after about thirty."""
 
@@ -51,12 +53,25 @@ class Graded:
 
 def _weighted(factor: Tensor, logs: Tensor, rows: Tensor) -> Graded:
     """Return ``factor diag(e^logs) rows``."""
+    # Each row is divided by the largest e^logs that it takes part of.
+    weights = torch.where(factor != 0, logs[:, None, :], -math.inf)
+    largest = weights.amax(dim=2)
+    is_nonzero = largest > -math.inf
+    largest = torch.where(is_nonzero, largest, 0.0)
+    product = weights.sub_(largest[:, :, None]).exp_().mul_(factor) @ rows
+    lengths = torch.linalg.vector_norm(product, dim=2)
+    if bool((is_nonzero & (lengths < SHORT)).any()):
+        product, largest = _of_tiny_entries(factor, logs, rows)
+        lengths = torch.linalg.vector_norm(product, dim=2)
+    return Graded(largest + lengths.log(), product.div_(torch.where(lengths > 0, lengths, 1.0)[:, :, None]))
+
+
+def _of_tiny_entries(factor: Tensor, logs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``factor diag(e^logs) rows`` with rows divided by ``e^largest``, and ``largest``, for entries of any size."""
     weights = factor.abs().log() + logs[:, None, :]
     largest = weights.amax(dim=2)
     largest = torch.where(largest > -math.inf, largest, 0.0)
-    product = (factor.sign() * (weights - largest[:, :, None]).exp()) @ rows
-    lengths = torch.linalg.vector_norm(product, dim=2)
-    return Graded(largest + lengths.log(), product / torch.where(lengths > 0, lengths, 1.0)[:, :, None])
+    return (factor.sign() * (weights - largest[:, :, None]).exp()) @ rows, largest
 
 
 def log_singular_values(product: Graded) -> Tensor:

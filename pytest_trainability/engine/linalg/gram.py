@@ -14,8 +14,8 @@ __all__ = ["NUMBERS", "Rows", "at_once", "gram_matrix", "pieces"]
 
 NUMBERS = 2**27
 """Largest number of gradient entries in memory at once, 0.5 GiB in float32; exceeded only if two gradients have more."""
-PIECE = 2**18
-"""Number of columns that are copied to float64 at a time."""
+PIECE = 2**13
+"""Number of columns that are copied to float64 at a time. The rows of 32 samples, 2 MiB, stay in the caches of a processor."""
 
 
 Rows = Callable[[int, int], Sequence[Tensor]]
@@ -54,9 +54,8 @@ def gram_matrix(rows: Rows, count: int, size: int, *, further: Sequence[Tensor] 
         left = rows(a, min(a + step, count))
         for b in range(a, count, step):
             right = left if a == b else rows(b, min(b + step, count))
-            _fill(K, a, b, _products(left, right))
-        if further:
-            _fill(K, a, count, _products(left, further))
+            # The last rows are multiplied together with the further ones.
+            _fill(K, a, b, _products(left, right, further if b + step >= count else ()))
     if further:
         _fill(K, count, count, _products(further, further))
     return K
@@ -68,13 +67,14 @@ def _fill(K: Tensor, a: int, b: int, block: Tensor) -> None:
     K[a : a + rows, b : b + columns], K[b : b + columns, a : a + rows] = block, block.T
 
 
-def _products(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return ``G Hᵀ`` for rows given in parts, in float64 on the CPU."""
-    rows, columns = (len(side[0]) if side else 0 for side in (left, right))
-    block = torch.zeros(rows, columns, dtype=torch.float64, device="cpu")
-    for G, H in zip(left, right):
-        for g, h in zip(pieces(G), pieces(H)):
-            block += (g @ h.T).cpu()
+def _products(left: Sequence[Tensor], right: Sequence[Tensor], further: Sequence[Tensor] = ()) -> Tensor:
+    """Return ``G [H, F]ᵀ`` for rows ``G``, ``H`` and further rows ``F`` given in parts, in float64 on the CPU."""
+    rows, columns, added = (len(side[0]) if side else 0 for side in (left, right, further))
+    block = torch.zeros(rows, columns + added, dtype=torch.float64, device="cpu")
+    for number, (G, H) in enumerate(zip(left, right)):
+        sides = [pieces(G), *([] if G is H else [pieces(H)]), *([pieces(further[number])] if further else [])]
+        for g, *others in zip(*sides):
+            block += (g @ torch.cat([g, *others] if G is H else others).T).cpu()
     return block
 
 

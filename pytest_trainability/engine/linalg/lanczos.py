@@ -82,7 +82,7 @@ def largest_eigenvalue(
         diagonal.append(float(torch.dot(q, w)))
         # Two passes of Gram-Schmidt are enough (Giraud & Langou 2002).
         for vector in (*Q, *Q):
-            w -= torch.dot(vector, w) * vector
+            w.sub_(vector, alpha=float(torch.dot(vector, w)))
         beta, count = float(norm(w)), len(diagonal)
         if not math.isfinite(beta + diagonal[-1]):
             return Eigenvalue(math.nan, math.nan, count, math.nan)

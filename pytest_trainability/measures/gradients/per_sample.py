@@ -22,6 +22,7 @@ from ...engine.linalg.norms import norm
 from ...engine.runs.common_needs import PARAMETER_GRADIENTS
 from ...engine.runs.forward_pass import call_arguments
 from ...engine.runs.run import Need, Run, Stage
+from ...engine.torch_internals import without_compiler
 from ...engine.trees import batch_size, is_float, map_tensors, tensors_in
 from ...errors import InapplicableError
 
@@ -114,7 +115,7 @@ class PerSample:
         parameters = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
         rows = self.batch.rows(slice(first, last))
         in_dims = (None, *(0 for _ in rows))
-        with self._isolated(first), torch.no_grad():
+        with self._isolated(first), torch.no_grad(), without_compiler():
             try:
                 found, losses = vmap(grad_and_value(loss), in_dims, randomness="different")(parameters, *rows)
             except Exception:  # of any type: the ordinary backward pass shows whether the model is at fault
@@ -154,6 +155,8 @@ class PerSample:
     def _choose_method(self) -> None:
         """Differentiate the first sample by both methods, and choose the vectorized one if the results are equal.
 
+        If all samples fit in memory, they are differentiated together already, unless random numbers depend on how many they are.
+
         Raises:
             InapplicableError: The model does not run on one sample.
         """
@@ -169,8 +172,13 @@ class PerSample:
             )
             raise InapplicableError(msg) from error
         self.is_random = before != _generator_states(self.device)
-        vectorized = self._vectorized_gradients(0, 1)
-        self.vectorized = vectorized is not None and _equal_gradients(ordinary, vectorized)
+        step = 1 if self.is_random else at_once(len(self.batch), self.size)
+        vectorized = self._vectorized_gradients(0, step)
+        if vectorized is None:
+            return
+        self.vectorized = _equal_gradients(ordinary, {name: gradients[0] for name, gradients in vectorized.items()})
+        if self.vectorized and step > 1:
+            self._latest = 0, vectorized
 
     def _find_shared_tensors(self) -> None:
         """Find tensors that have as many rows as there are samples by coincidence, and share them among samples."""
@@ -285,8 +293,13 @@ def _no_warnings() -> Iterator[None]:
 def _generator_states(device: torch.device) -> tuple[object, ...]:
     """Return the states of all generators that a model may draw from."""
     numpy = sys.modules.get("numpy")
-    drawn = "" if numpy is None else repr(numpy.random.get_state())
-    return generator_state(), generator_state(device), random.getstate(), drawn
+    drawn = () if numpy is None else numpy.random.get_state()
+    # Arrays are compared by their bytes.
+    return generator_state(), generator_state(device), random.getstate(), tuple(map(_as_bytes, drawn))
+
+
+def _as_bytes(part: Any) -> object:
+    return part.tobytes() if hasattr(part, "tobytes") else part
 
 
 class _LossModule(nn.Module):

@@ -62,7 +62,8 @@ class _MomentSums:
         self.samples += len(gradients)
         for number, (piece, reference) in enumerate(zip(pieces(gradients), pieces(self.reference))):
             differences = piece - reference
-            self.squares += float(differences.square().sum())
+            flat = differences.reshape(-1)
+            self.squares += float(flat @ flat)
             if number == len(self.sums):
                 self.sums.append(torch.zeros_like(differences[0]))
             self.sums[number] += differences.sum(dim=0)

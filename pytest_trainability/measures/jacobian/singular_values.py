@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,15 +16,15 @@ from ...engine.jacobian.jvp import push_forward
 from ...engine.jacobian.qr_sweep import cotangents_at_once, is_round_off, working_precision
 from ...engine.jacobian.trajectories import Trajectories, factorized_on
 from ...engine.jacobian.vjp import pull_back
-from ...engine.linalg.bidiagonalization import bidiagonalize, spread_of_squares
+from ...engine.linalg.bidiagonalization import Krylov, Operator, bidiagonalize, spread_of_squares
 from ...engine.linalg.graded_products import Graded, log_singular_values
-from ...engine.linalg.numerical_rank import near_rank_threshold, without_round_off
+from ...engine.linalg.numerical_rank import maybe_short_of_rank, without_round_off
 from ...engine.runs.objective import twice_differentiable
 from ...engine.runs.run import Need, Run
 from ...errors import CutError
 from ..measure import declare
 
-__all__ = ["SINGULAR_VALUES", "SingularValues", "singular_values"]
+__all__ = ["SINGULAR_VALUES", "SPREAD", "SingularValues", "singular_values"]
 
 
 DENSE = 512
@@ -56,9 +56,20 @@ class SingularValues:
     rank: Tensor
     """Number of values above the working precision, ``(m,)``."""
     spread: Tensor
-    """Variance of ``s²`` over its squared mean, ``(m,)``."""
+    """Variance of ``s²`` over its squared mean, ``(m,)``; NaN where it has not been estimated yet."""
     time: Tensor
     """Number of steps that act on each trajectory, or the time that they span, ``(m,)``."""
+    subspace: _Subspace | None = None
+    """What the iterative method has found, from which the spread is estimated; None where it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Subspace:
+    """Bidiagonalization of ``J``, divided by ``e^scale``."""
+
+    krylov: Krylov
+    scale: Tensor
+    """Nats, ``(m,)``."""
 
 
 def singular_values(trajectories: Trajectories, seed: int, wanted: int = 1) -> SingularValues:
@@ -80,21 +91,44 @@ def singular_values(trajectories: Trajectories, seed: int, wanted: int = 1) -> S
     Raises:
         CutError: Products with ``J`` itself are needed, and a backward pass cannot be differentiated.
     """
+    if not _all_are_computed(trajectories):
+        return _extreme(_chosen(trajectories), seed, wanted)
+    return _all(_chosen(trajectories), seed)
+
+
+def _all_are_computed(trajectories: Trajectories) -> bool:
+    return min(trajectories.dimensions(index) for index in (0, len(trajectories.chain))) <= DENSE
+
+
+def _chosen(trajectories: Trajectories) -> _Product:
+    """Return the chain's Jacobian for the first trajectories, in the direction in which vectors are cheaper."""
     first, last = trajectories.dimensions(0), trajectories.dimensions(len(trajectories.chain))
-    if min(first, last) <= DENSE:
+    if _all_are_computed(trajectories):
         end = last if last <= DENSE else first
         used = min(trajectories.count, max(1, ROWS // end))
-        return _all(_product_of(trajectories, used, forward=last > DENSE), seed)
+        return _product_of(trajectories, used, forward=last > DENSE)
     used = min(trajectories.count, FEW if max(first, last) <= LARGE else 1)
-    return _extreme(_product_of(trajectories, used, forward=first <= last), seed, wanted)
+    return _product_of(trajectories, used, forward=first <= last)
 
 
 def _of_run(run: Run) -> SingularValues:
-    return singular_values(run.trajectories, run.seed, run.recipe.exponents)
+    trajectories, seed = run.trajectories, run.seed
+    if _all_are_computed(trajectories):
+        return _all(_chosen(trajectories), seed)
+    return _without_spread(_chosen(trajectories), seed, run.recipe.exponents)
 
 
 SINGULAR_VALUES = Need("singular values", _of_run, instruments=(twice_differentiable,))
-"""Singular values of the whole chain's Jacobian."""
+"""Singular values of the whole chain's Jacobian, without the spread where it is to be estimated."""
+
+
+def _spread_of_run(run: Run) -> Tensor:
+    found = run[SINGULAR_VALUES]
+    return found.spread if found.subspace is None else _spread(_chosen(run.trajectories), run.seed, found.subspace)
+
+
+SPREAD = Need("spread of singular values", _spread_of_run, requires=(SINGULAR_VALUES,))
+"""Variance of the squared singular values over their squared mean, ``(m,)``. Its estimate costs more than the extreme values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +266,7 @@ def _factored(product: _Product, index: int, Q: Tensor) -> tuple[Tensor, Tensor]
     basis, ranks = basis.mT.contiguous(), Q.any(dim=2).sum(dim=1).clamp(max=R.shape[1])
     for number, rank in enumerate(ranks.tolist()):
         basis[number, rank:], R[number, rank:] = 0.0, 0.0
-    for number in near_rank_threshold(R, ranks, least):
+    for number in maybe_short_of_rank(R, ranks, least):
         basis[number], R[number] = _cut_to_rank(basis[number], R[number], float(least[number]))
     R[lost] = math.nan
     most = max(1, int(basis.any(dim=2).sum(dim=1).max()))
@@ -263,31 +297,50 @@ def _cut_to_rank(basis: Tensor, R: Tensor, least: float) -> tuple[Tensor, Tensor
 
 # Extreme singular values ----------------------------------------------------------------------------------------------
 def _extreme(product: _Product, seed: int, wanted: int) -> SingularValues:
+    found = _without_spread(product, seed, wanted)
+    return (
+        found
+        if found.subspace is None
+        else replace(found, spread=_spread(product, seed, found.subspace), subspace=None)
+    )
+
+
+def _without_spread(product: _Product, seed: int, wanted: int) -> SingularValues:
     wanted = min(wanted, product.count)
     start = product.draw(wanted, seed, "singular vectors")
     start = start / torch.linalg.vector_norm(start, dim=2, keepdim=True)
     _check_adjoint(product, seed)
     scale = product.apply(start, forward=product.forward)[1].amax(dim=1)
     scale = torch.where(scale > -math.inf, scale, 0.0)
+    noise = max(product.precision(index, product.size) for index in product.order(forward=True))
+    if not bool(scale.isfinite().all()):
+        return _unknown(product, wanted)
+    there, back = _scaled(product, scale)
+    found = bidiagonalize(there, back, start, wanted, tolerance=TOLERANCE, noise=noise, limit=BLOCKS)
+    smallest = found.smallest.log() + scale
+    rank = torch.where(smallest.isnan(), math.nan, float(product.count))
+    if product.least < product.count:
+        smallest, rank = torch.full_like(smallest, -math.inf), torch.full_like(rank, math.nan)
+    logs, unknown = found.largest.log() + scale[:, None], torch.full_like(rank, math.nan)
+    return SingularValues(
+        logs.cpu(), smallest.cpu(), rank.cpu(), unknown.cpu(), product.time(), _Subspace(found, scale)
+    )
+
+
+def _scaled(product: _Product, scale: Tensor) -> tuple[Operator, Operator]:
+    """Return products with ``J`` and ``Jᵀ`` in the order in which they are applied, divided by ``e^scale``."""
 
     def scaled(rows: Tensor, *, forward: bool) -> Tensor:
         units, logs = product.apply(rows, forward=forward)
         return units * (logs - scale[:, None]).exp()[:, :, None]
 
-    there = partial(scaled, forward=product.forward)
-    back = partial(scaled, forward=not product.forward)
-    noise = max(product.precision(index, product.size) for index in product.order(forward=True))
-    if not bool(scale.isfinite().all()):
-        return _unknown(product, wanted)
-    found = bidiagonalize(there, back, start, wanted, tolerance=TOLERANCE, noise=noise, limit=BLOCKS)
+    return partial(scaled, forward=product.forward), partial(scaled, forward=not product.forward)
+
+
+def _spread(product: _Product, seed: int, subspace: _Subspace) -> Tensor:
+    there, back = _scaled(product, subspace.scale)
     draw: Callable[[int], Tensor] = lambda attempt: product.draw(PROBES, seed, f"probes {attempt}")  # noqa: E731
-    spread = spread_of_squares(there, back, found, draw, attempts=ATTEMPTS)
-    smallest = found.smallest.log() + scale
-    rank = torch.where(smallest.isnan(), math.nan, float(product.count))
-    if product.least < product.count:
-        smallest, rank = torch.full_like(smallest, -math.inf), torch.full_like(rank, math.nan)
-    logs = found.largest.log() + scale[:, None]
-    return SingularValues(logs.cpu(), smallest.cpu(), rank.cpu(), spread.cpu(), product.time())
+    return spread_of_squares(there, back, subspace.krylov, draw, attempts=ATTEMPTS).cpu()
 
 
 def _unknown(product: _Product, wanted: int) -> SingularValues:
@@ -415,7 +468,7 @@ def numerical_rank(run: Run) -> float:
     return float(run[SINGULAR_VALUES].rank.mean())
 
 
-@declare("scalar", needs=[SINGULAR_VALUES], tolerance=0.2)
+@declare("scalar", needs=[SINGULAR_VALUES, SPREAD], tolerance=0.2)
 def isometry_gap(run: Run) -> float:
     """Return the variance of the squared singular values over their squared mean, averaged over trajectories.
 
@@ -435,4 +488,4 @@ def isometry_gap(run: Run) -> float:
 
     Source: Pennington, Schoenholz & Ganguli, NeurIPS 2017 (variance and mean of the spectrum of ``JJᵀ``).
     """
-    return float(run[SINGULAR_VALUES].spread.mean())
+    return float(run[SPREAD].mean())

@@ -23,9 +23,10 @@ from ..measure import declare
 __all__ = ["LARGEST_CURVATURE", "Hessian"]
 
 
-KEPT_BYTES = 2**31
-"""Memory for the Lanczos vectors that new ones are orthogonalized against. The two of the three-term recurrence are always
-kept."""
+KEPT_BYTES = 2**22
+"""Memory for the Lanczos vectors that new ones are orthogonalized against, which stay in the caches of a processor. The two of
+the three-term recurrence are always kept. More are of use only after an eigenvalue has converged, and where the products span
+the whole space, as for few parameters."""
 
 
 class Hessian:

@@ -454,6 +454,36 @@ def test_compiler_is_loaded():
     assert found.stdout.split() == ["False", "True"]
 
 
+def test_without_compiler():
+    """Look for ``_autograd_grad`` in ``torch/_functorch/eager_transforms.py``: ``grad`` calls it, and it loads the compiler."""
+    code = (
+        "import sys, torch; from torch.func import grad_and_value, vmap; "
+        "from pytest_trainability.engine.torch_internals import without_compiler; "
+        "x, f = torch.arange(3.0), lambda w, x: (w['a'] * x).square().sum() + 0 * w['b'].detach().sum()\n"
+        "w = {'a': torch.ones(2), 'b': torch.ones(1)}\n"
+        "with without_compiler(): found, values = vmap(grad_and_value(f), (None, 0))(w, x)\n"
+        "print('torch._dynamo' in sys.modules, found['a'].tolist() == [[0, 0], [2, 2], [8, 8]], values.tolist() == [0, 2, 8])\n"
+        "print(found['b'].tolist() == [[0]] * 3)\n"
+        "from torch._functorch import eager_transforms as e; print(e._autograd_grad.__module__ == e.__name__)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.split() == ["False", "True", "True", "True", "True"]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_gradients_without_the_compiler_are_those_of_torch_func(given):
+    """Cotangents or none, and outputs or inputs that depend on nothing."""
+    x, unused = leaf(2), leaf(3)
+    outputs, inputs = [x.square().sum(), torch.ones(())], [x, unused]
+    cotangents = [torch.tensor(3.0), torch.ones(())] if given else None
+    from torch._functorch import eager_transforms
+
+    expected = eager_transforms._autograd_grad(outputs, inputs, cotangents, retain_graph=True)
+    found = internals._dense_gradients(outputs, inputs, cotangents, retain_graph=True)
+    assert all(map(torch.equal, found, expected)) and len(found) == 2
+    assert internals._dense_gradients([torch.ones(())], inputs)[1].tolist() == [0, 0, 0]
+
+
 def test_torch_dispatch_mode():
     """Look for ``TorchDispatchMode`` in ``torch/utils/_python_dispatch.py``: it sees the operators that ``torch.empty`` calls."""
     called = []

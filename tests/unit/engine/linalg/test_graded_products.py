@@ -88,6 +88,15 @@ def test_a_rectangular_factor_with_a_zero_row() -> None:
     assert product.rows[0].flatten().tolist() == pytest.approx([0.6, 0.8, 0.0, 0.0, 0.0, -1.0])
 
 
+def test_a_tiny_entry_in_front_of_a_huge_row_hides_no_other_row() -> None:
+    """The first row takes e^-690 of a row that is e^600 times as long as the other: what remains is the other row."""
+    product = Graded(torch.tensor([[600.0, 0.0]], dtype=F64), torch.eye(2, dtype=F64)[None])
+    found = product.times(torch.tensor([[[math.exp(-690), 1.0], [1e-300, 1e-300]]], dtype=F64))
+    assert found.logs[0].tolist() == pytest.approx([0.0, math.log(1e-300) + 600])
+    assert found.rows[0, 0].tolist() == pytest.approx([0.0, 1.0])
+    assert found.rows[0, 1].tolist() == pytest.approx([1.0, 0.0])
+
+
 @pytest.mark.parametrize("span", [RANGE - 1, RANGE + 1])
 def test_both_methods_agree_at_the_limit_between_them(span: float) -> None:
     """Below the limit LAPACK takes the whole matrix, and above it rows are separated first."""

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from matrices import gaussian
+from matrices import gaussian, rotation
 
-from pytest_trainability.engine.linalg.numerical_rank import NEAR_THRESHOLD, near_rank_threshold, without_round_off
+from pytest_trainability.engine.linalg.numerical_rank import (
+    NEAR_THRESHOLD,
+    maybe_short_of_rank,
+    near_rank_threshold,
+    without_round_off,
+)
 
 F64 = torch.float64
 
@@ -26,6 +31,30 @@ def test_entries_beyond_the_columns_in_use_do_not_count() -> None:
     R = torch.diag_embed(torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=F64))
     assert near_rank_threshold(R, torch.tensor([1, 2]), torch.tensor([1e-6, 1e-6], dtype=F64)) == [1]
     assert near_rank_threshold(R, torch.tensor([0, 0]), torch.tensor([1e-6, 1e-6], dtype=F64)) == []
+
+
+@pytest.mark.parametrize("rows", [12, 16])
+def test_no_factor_that_is_short_of_rank_is_passed_over(rows: int) -> None:
+    """Factors with smallest singular values on both sides of the threshold, against a singular value decomposition."""
+    size, least = 12, 1e-6
+    smallest = [1e-2, 1e-4, 1e-5, 2e-6, 1.1e-6, 0.9e-6, 1e-7, 0.0]
+    spectra = [[*torch.linspace(1, 0.1, size - 1, dtype=F64).tolist(), value] for value in smallest]
+    products = [rotation(size, 1) @ torch.diag(torch.tensor(s, dtype=F64)) @ rotation(size, 2) for s in spectra]
+    R = torch.zeros(len(smallest), size, rows, dtype=F64)
+    R[:, :, :size] = torch.stack([torch.linalg.qr(product).R for product in products])
+    found = maybe_short_of_rank(R, torch.full((8,), size), torch.full((8,), least, dtype=F64))
+    short = [i for i, factor in enumerate(R) if len(without_round_off(factor, least)[1]) < size]
+    assert short == [5, 6, 7]
+    assert set(short) <= set(found) <= {3, *range(4, 8)}
+
+
+def test_only_columns_in_use_decide_whether_a_factor_may_be_short_of_rank() -> None:
+    """Behind two columns in use, the rest is zero. Their small diagonal entry is far above the threshold of one factor only."""
+    R = torch.zeros(2, 4, 4, dtype=F64)
+    R[:, :2, :2] = torch.tensor([[1.0, 0.5], [0.0, 1e-5]])
+    assert maybe_short_of_rank(R, torch.tensor([2, 2]), torch.tensor([1e-6, 1e-5], dtype=F64)) == [1]
+    assert maybe_short_of_rank(R, torch.tensor([0, 1]), torch.tensor([1e-6, 1e-5], dtype=F64)) == []
+    assert maybe_short_of_rank(R, torch.tensor([3, 2]), torch.tensor([1e-6, 1e-5], dtype=F64)) == [0, 1]
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3, 5])
