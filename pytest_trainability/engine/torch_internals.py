@@ -34,9 +34,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 __all__ = [
     "PARAMETRIZED",
     "WEIGHT_NORM",
+    "DispatchMode",
     "OutputMetadata",
     "StorageWeakRef",
-    "TorchDispatchMode",
     "WeakTensorKeyDictionary",
     "apply_node",
     "arose_in_backward",
@@ -421,6 +421,24 @@ WEIGHT_NORM: Callable[..., Any] = torch._weight_norm
 def compiler_is_loaded() -> bool:
     """Whether this process has loaded ``torch._dynamo``, as ``torch.compile`` does. Loading it takes seconds."""
     return "torch._dynamo" in sys.modules
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode that sees all operators, and does not load the compiler, which takes seconds and 70 MB.
+
+    ``TorchDispatchMode`` hides the method ``__torch_dispatch__`` of a subclass from ``torch._dynamo``, and loads it for this at
+    the first operator. Nothing need be hidden before something else has loaded it.
+    """
+
+    def __init_subclass__(cls) -> None:
+        visible: Callable[..., Any] = cls.__dict__["__torch_dispatch__"]
+        super().__init_subclass__()  # type: ignore[no-untyped-call]
+        hidden: Callable[..., Any] = cls.__torch_dispatch__
+
+        def dispatch(*arguments: Any, **options: Any) -> Any:
+            return (hidden if compiler_is_loaded() else visible)(*arguments, **options)
+
+        cls.__torch_dispatch__ = dispatch  # type: ignore[method-assign]
 
 
 # Tensors ----------------------------------------------------------------------------------------------------------
