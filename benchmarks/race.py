@@ -12,7 +12,7 @@ The other packages need an environment of their own, with torch, numpy, scipy an
     .venv-competitors/bin/pip install pytest-torch torchtest2 torchmortem syndset
 
 A ratio is the time of this project divided by that of the other: below 1, this project is ahead. Both build their models.
-Each round runs all in order and in reverse order, and the ratio is the median over rounds. All rounds are run twice, and the
+Each round runs all in order and in reverse order, and the ratio is the median over rounds. The rounds are run twice, and the
 spread is the larger of the two ratios divided by the smaller one. A growth exponent is the slope of a straight line through
 the logarithms of the times over those of the sizes. Peak memory is that of a separate process, relative to what it holds
 after the work on the smallest size.
@@ -46,13 +46,20 @@ import torch
 from along_time import _resident, by_clvlib, loop, step_map
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from pytest_trainability import measure
+from pytest_trainability.engine.capture.chain import chain_of, graph_of
+from pytest_trainability.engine.capture.recorder import capture
+from pytest_trainability.engine.capture.steps import choose_steps
+from pytest_trainability.engine.jacobian.qr_sweep import qr_sweep
+from pytest_trainability.engine.jacobian.trajectories import Division, Trajectories
+from pytest_trainability.engine.jacobian.vjp import random_cotangents
 
 RECORD, PAGE = Path(__file__).with_name("race.json"), ROOT / "docs" / "race.md"
-OURS = "pytest-trainability"
-ROUNDS, PASSES = 2, 2
+OURS, ALONE = "pytest-trainability", "its engine alone"
+ROUNDS, PASSES = 1, 2
 GROWN = 1.5
 """A ratio that has grown by this factor fails the check."""
 TRIES = 3
@@ -142,13 +149,28 @@ def by_measure(build: Callable[[Size], nn.Sequential], size: Size) -> list[float
     return [exponent.mean for exponent in found.lyapunov_spectrum]
 
 
+def by_engine(build: Callable[[Size], nn.Sequential], size: Size) -> list[float]:
+    """Return the exponents that the engine finds, without the rest of a measurement."""
+    total = torch.zeros(size["exponents"], dtype=torch.float64)
+    for seed in range(size["seeds"]):
+        torch.manual_seed(seed)
+        captured = capture(build(size), (batch(size),), {})
+        graph = graph_of(captured)
+        cut = chain_of(captured, graph, choose_steps(captured, graph, "blocks"))
+        trajectories = Trajectories(cut, Division(size["batch"]))
+        total += qr_sweep(trajectories, random_cotangents(cut, size["exponents"], seed)).averages().mean(0)
+    return (total / size["seeds"]).tolist()
+
+
 def by_dense_jacobians(block: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """Return the products of a block with a frame, by the Jacobian of each sample, and the next state."""
 
     def flat(z: Tensor) -> Tensor:
         return block(z.view(1, *x.shape[1:])).flatten()
 
-    J = vmap(jacrev(flat))(x.flatten(1))
+    # PyTorch has no batched rule for its other kernels of attention, and would loop over the rows.
+    with sdpa_kernel(SDPBackend.MATH):
+        J = vmap(jacrev(flat))(x.flatten(1))
     return lambda Q: J.transpose(1, 2) @ Q, block(x)
 
 
@@ -189,6 +211,7 @@ def by_hand(
 def chain(build: Callable[[Size], nn.Sequential], size: Size) -> Entrants:
     return {
         OURS: partial(by_measure, build, size),
+        ALONE: partial(by_engine, build, size),
         "dense Jacobian per block, jacrev": partial(by_hand, by_dense_jacobians, build, size),
         "QR loop, one autograd.grad per column": partial(by_hand, by_columns, build, size),
     }
@@ -306,7 +329,7 @@ CONTESTS = {
         "the leading Lyapunov exponents of the backward pass of a tanh perceptron, by sample",
         partial(chain, perceptron),
         {"depth": 16, "width": 128, "batch": 16, "exponents": 8, "seeds": 1},
-        {"depth": (8, 32), "width": (64, 256, 512), "batch": (4, 64), "exponents": (1, 32), "seeds": (2, 4)},
+        {"depth": (8, 32), "width": (64, 256), "batch": (4, 64), "exponents": (1, 32), "seeds": (3,)},
         checked={"depth": 32, "width": 64, "batch": 16, "exponents": 8, "seeds": 1},
         why=f"{FIXED}; with few products to compute, these are most of the time",
     ),
@@ -359,11 +382,13 @@ class Row:
     Attributes:
         milliseconds: Median time by entrant.
         ratios: Time of this project divided by that of the other, and its spread, by the other's name.
+        alone: The same of the engine alone.
         failed: Class of the exception by entrant that raised one.
     """
 
     milliseconds: dict[str, float]
     ratios: dict[str, tuple[float, float]]
+    alone: dict[str, tuple[float, float]]
     failed: dict[str, str]
 
 
@@ -371,22 +396,25 @@ def race(entrants: Entrants, rounds: int, passes: int = PASSES) -> Row:
     """Run all entrants alternately."""
     failed = {name: error for name, call in entrants.items() if name != OURS and (error := failure(call))}
     kinds = {name: call for name, call in entrants.items() if name not in failed}
-    entrants[OURS]()
     # Short work is repeated until its time can be read.
     counts = {name: max(1, math.ceil(LEAST / max(took(call, 1), 1e-6))) for name, call in kinds.items()}
-    others = [name for name in kinds if name != OURS]
     times: dict[str, list[float]] = {name: [] for name in kinds}
-    by_pass: dict[str, list[float]] = {name: [] for name in others}
-    for _ in range(passes):
-        first = len(times[OURS])
-        for _ in range(rounds):
-            both = [(name, took(kinds[name], counts[name])) for order in (1, -1) for name in [*kinds][::order]]
-            for name in kinds:
-                times[name].append(statistics.fmean(seconds for other, seconds in both if other == name))
-        for name in others:
-            by_pass[name].append(statistics.median(a / b for a, b in zip(times[OURS][first:], times[name][first:])))
-    ratios = {name: (statistics.median(found), max(found) / min(found)) for name, found in by_pass.items()}
-    return Row({name: 1000 * statistics.median(found) for name, found in times.items()}, ratios, failed)
+    for _ in range(rounds * passes):
+        both = [(name, took(kinds[name], counts[name])) for order in (1, -1) for name in [*kinds][::order]]
+        for name in kinds:
+            times[name].append(statistics.fmean(seconds for other, seconds in both if other == name))
+    others = [name for name in kinds if name not in {OURS, ALONE}]
+    ratios = {name: ratio(times[OURS], times[name], passes) for name in others}
+    alone = {name: ratio(times[ALONE], times[name], passes) for name in others if ALONE in times}
+    return Row({name: 1000 * statistics.median(found) for name, found in times.items()}, ratios, alone, failed)
+
+
+def ratio(ours: Sequence[float], other: Sequence[float], passes: int) -> tuple[float, float]:
+    """Return the median ratio of two lists of times, and the ratio of the larger to the smaller one of the passes."""
+    both = [a / b for a, b in zip(ours, other)]
+    size = len(both) // passes
+    of_passes = [statistics.median(both[first : first + size]) for first in range(0, len(both), size)]
+    return statistics.median(both), max(of_passes) / min(of_passes)
 
 
 def failure(call: Callable[[], object]) -> str:
@@ -447,14 +475,16 @@ def differing(contest: Contest, size: Size) -> str:
 
 def tables(name: str, contest: Contest, rows: Mapping[str, Row], memory: Mapping[str, float]) -> Iterator[str]:
     """Yield the tables of one contest: ratios, growth exponents, and where this project is not ahead."""
-    names = [one for one in next(iter(rows.values())).milliseconds if one != OURS]
+    known = next(iter(rows.values()))
+    names = [*known.ratios]
+    columns = [OURS, *([ALONE] if known.alone else []), *names]
     yield f"### {name[0].upper()}{name[1:]}\n"
     yield f"Work: {contest.work}." + (f" Base: {label(contest.base)}." if contest.base else "") + "\n"
     yield f"| size | {OURS} | {' | '.join(names)} |"
     yield f"|---|{'---|' * (1 + len(names))}"
     for size in contest.sizes():
         row = rows[json.dumps(size)]
-        cells = [f"{row.ratios[n][0]:.2f} (× {row.ratios[n][1]:.2f})" if n in row.ratios else "–" for n in names]
+        cells = [cell(row, n) for n in names]
         yield f"| {differing(contest, size)} | {row.milliseconds[OURS]:.0f} ms | {' | '.join(cells)} |"
     if memory:
         alone = memory[OURS]
@@ -462,25 +492,40 @@ def tables(name: str, contest: Contest, rows: Mapping[str, Row], memory: Mapping
         yield f"| peak memory | {alone:.0f} MB | {' | '.join(cells)} |"
     yield ""
     if contest.axes:
-        yield f"| growth exponent in | {OURS} | {' | '.join(names)} |"
-        yield f"|---|{'---|' * (1 + len(names))}"
+        yield f"| growth exponent in | {' | '.join(columns)} |"
+        yield f"|---|{'---|' * len(columns)}"
         for axis, numbers in contest.axes.items():
             sizes = sorted({contest.base[axis], *numbers})
             found = [rows[json.dumps({**contest.base, axis: number})].milliseconds for number in sizes]
-            cells = [f"{slope(sizes, [one[n] for one in found]):.2f}" for n in (OURS, *names)]
+            cells = [f"{slope(sizes, [one[n] for one in found]):.2f}" for n in columns]
             yield f"| {axis} ({', '.join(map(str, sizes))}) | {' | '.join(cells)} |"
         yield ""
     yield from not_ahead(contest, rows, names)
 
 
+def cell(row: Row, other: str) -> str:
+    """Return the ratio of a measurement, its spread, and the ratio of the engine alone."""
+    if other not in row.ratios:
+        return "–"
+    found, spread = row.ratios[other]
+    alone = f"; alone {row.alone[other][0]:.2f}" if other in row.alone else ""
+    return f"{found:.2f} (× {spread:.2f}){alone}"
+
+
 def not_ahead(contest: Contest, rows: Mapping[str, Row], names: Sequence[str]) -> Iterator[str]:
     """Yield where this project is not ahead, and why; and what could not be compared."""
     for other in names:
-        behind = [size for size in contest.sizes() if rows[json.dumps(size)].ratios.get(other, (0.0, 1.0))[0] > 1]
-        where = "; ".join(differing(contest, size) for size in behind) if contest.base else "this model"
-        if behind:
-            yield f"- Not ahead of {other}: {where}."
-    if any(ratio > 1 for row in rows.values() for ratio, _ in row.ratios.values()):
+        behind = {
+            "Not ahead": [size for size in contest.sizes() if rows[json.dumps(size)].ratios.get(other, (0.0,))[0] > 1],
+            "With the engine alone not ahead": [
+                size for size in contest.sizes() if rows[json.dumps(size)].alone.get(other, (0.0,))[0] > 1
+            ],
+        }
+        for who, sizes in behind.items():
+            if sizes:
+                where = "; ".join(differing(contest, size) for size in sizes) if contest.base else "this model"
+                yield f"- {who} of {other}: {where}."
+    if any(found > 1 for row in rows.values() for found, _ in row.ratios.values()):
         yield f"- Why: {contest.why}."
     failed = {f"{other} raised {error}" for row in rows.values() for other, error in row.failed.items()}
     yield from (f"- Left out: {text}." for text in sorted(failed))
@@ -517,7 +562,7 @@ def checked_rows(rounds: int, passes: int = 1) -> dict[str, float]:
         if contest.checked is not None:
             entrants = {n: call for n, call in contest.entrants(contest.checked).items() if n not in contest.packages}
             ratios = race(entrants, rounds, passes).ratios
-            found |= {f"{name}, {label(contest.checked)}, {other}": ratio for other, (ratio, _) in ratios.items()}
+            found |= {f"{name}, {label(contest.checked)}, {other}": value for other, (value, _) in ratios.items()}
     return found
 
 
@@ -536,11 +581,11 @@ def check(path: Path) -> int:
     least: dict[str, float] = {}
     for _ in range(TRIES):
         now = checked_rows(1)
-        least = {name: min(ratio, least.get(name, math.inf)) for name, ratio in now.items()}
+        least = {name: min(value, least.get(name, math.inf)) for name, value in now.items()}
         if not grown(recorded, least):
             break
-    for name, ratio in least.items():
-        print(f"{ratio:.3f}  (recorded {recorded.get(name, math.nan):.3f})  {name}")
+    for name, value in least.items():
+        print(f"{value:.3f}  (recorded {recorded.get(name, math.nan):.3f})  {name}")
     failures = [*grown(recorded, least), *(f"{name}: not measured" for name in recorded.keys() - least.keys())]
     print("\n".join(failures) or "no ratio has grown by half")
     return 1 if failures else 0

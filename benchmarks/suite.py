@@ -190,7 +190,9 @@ def print_row(name: str, found: Mapping[str, Any], models: int) -> None:
 
 
 def print_memory(found: Mapping[str, Any]) -> None:
-    looks = ", ".join(f"{now:.0f} (peak {peak:.0f}) after {tests}" for tests, now, peak in found["memory"])
+    thirds = found["tests"] / 3
+    shown = {round(tests / thirds): (tests, now, peak) for tests, now, peak in found["memory"]}
+    looks = ", ".join(f"{now:.0f} (peak {peak:.0f}) after {tests}" for tests, now, peak in shown.values())
     print(f"memory in MB, by number of models: {looks}")
 
 

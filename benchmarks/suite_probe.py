@@ -22,7 +22,7 @@ import pytest
 
 PARTS = ("start", "collection", "pytest", "build", "run", "judging", "baseline", "report")
 """Parts of a session: the start and the imports, the collection, pytest itself, and the parts of measurements."""
-COUNTED_EVERY = 100
+COUNTED_EVERY = 10
 """Tests between two looks at the memory."""
 WRAPPED = (
     ("pytest_trainability.engine.runs.building", "_build", "build"),
