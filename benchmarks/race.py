@@ -555,13 +555,13 @@ def installed_version(package: str) -> str:
 # Check ------------------------------------------------------------------------------------------------------------
 
 
-def checked_rows(rounds: int, passes: int = 1) -> dict[str, float]:
+def checked_rows(contests: Mapping[str, Contest], passes: int = 1) -> dict[str, float]:
     """Return the ratios of the rows that the check compares, which need no other package."""
     found = {}
-    for name, contest in CONTESTS.items():
+    for name, contest in contests.items():
         if contest.checked is not None:
             entrants = {n: call for n, call in contest.entrants(contest.checked).items() if n not in contest.packages}
-            ratios = race(entrants, rounds, passes).ratios
+            ratios = race(entrants, 1, passes).ratios
             found |= {f"{name}, {label(contest.checked)}, {other}": value for other, (value, _) in ratios.items()}
     return found
 
@@ -580,7 +580,7 @@ def check(path: Path) -> int:
     recorded: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["checked"]
     least: dict[str, float] = {}
     for _ in range(TRIES):
-        now = checked_rows(1)
+        now = checked_rows(CONTESTS)
         least = {name: min(value, least.get(name, math.inf)) for name, value in now.items()}
         if not grown(recorded, least):
             break
@@ -594,20 +594,29 @@ def check(path: Path) -> int:
 # Command line -----------------------------------------------------------------------------------------------------
 
 
-def run(names: Sequence[str], rounds: int, *, memory: bool) -> tuple[str, dict[str, Any]]:
-    """Run contests; return their tables and their ratios by contest, size and entrant."""
-    texts, ratios = [], {}
-    for name in names:
-        contest, rows = CONTESTS[name], {}
-        for size in contest.sizes():
-            rows[json.dumps(size)] = row = race(contest.present(size), rounds)
-            ratios[f"{name}, {label(size)}".rstrip(", ")] = {
-                n: [round(r, 4), round(s, 2)] for n, (r, s) in row.ratios.items()
-            }
-        peaks = {n: peak_memory(name, n) for n in contest.present(contest.base)} if memory and contest.base else {}
-        texts.append("\n".join(tables(name, contest, rows, peaks)))
-        print(texts[-1], flush=True)
-    return "\n".join(texts), ratios
+def run(name: str, rounds: int, *, memory: bool) -> tuple[str, dict[str, Any]]:
+    """Run a contest; return its tables, and its ratios with their spread by size and entrant."""
+    contest, rows, ratios = CONTESTS[name], {}, {}
+    for size in contest.sizes():
+        rows[json.dumps(size)] = row = race(contest.present(size), rounds)
+        ratios[label(size) or "one size"] = {n: [round(r, 4), round(s, 2)] for n, (r, s) in row.ratios.items()}
+    peaks = {n: peak_memory(name, n) for n in contest.present(contest.base)} if memory and contest.base else {}
+    text = "\n".join(tables(name, contest, rows, peaks))
+    print(text, flush=True)
+    return text, ratios
+
+
+def record(name: str, text: str, ratios: Mapping[str, Any]) -> None:
+    """Write the tables of a contest into the page, and its ratios into the file that the check reads."""
+    from faults.pages import write_between
+
+    write_between(PAGE, f"race: {name}", f"{text.rstrip()}\n\n{conditions()}")
+    found = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {"checked": {}, "ratios": {}}
+    contest = CONTESTS[name]
+    kept = {row: value for row, value in found["checked"].items() if not row.startswith(f"{name}, ")}
+    found["checked"] = kept | checked_rows({name: contest}, PASSES)
+    found["ratios"][name] = {"conditions": conditions(), **ratios}
+    RECORD.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> int:
@@ -630,21 +639,16 @@ def main() -> int:
         return 0
     if given.check:
         return check(given.check)
-    if given.record and given.only:
-        parser.error("--record writes all contests: leave out --only.")
     print(conditions(), "\n")
     if given.tiny:
         size = {"depth": 3, "width": 4, "batch": 2, "exponents": 1, "seeds": 1}
         CONTESTS["perceptron"] = replace(CONTESTS["perceptron"], base=size, axes={"depth": (4,)})
-        run(["perceptron"], 1, memory=False)
+        run("perceptron", 1, memory=False)
         return 0
-    text, ratios = run(given.only or [*CONTESTS], given.rounds, memory=True)
-    if given.record:
-        from faults.pages import write_between
-
-        write_between(PAGE, "race", f"{conditions()}\n\n{text.rstrip()}")
-        found = {"conditions": conditions(), "checked": checked_rows(given.rounds, PASSES), "ratios": ratios}
-        RECORD.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in given.only or CONTESTS:
+        text, ratios = run(name, given.rounds, memory=True)
+        if given.record:
+            record(name, text, ratios)
     return 0
 
 
