@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types docs generated sample bench flakes faults generated-networks matrix newest oldest package clean
+.PHONY: demo test lint types docs generated sample bench race flakes faults generated-networks matrix newest oldest package clean
 
 demo: $(VENV)/.demo ## Run the examples: green models, red ones, and the report
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -37,6 +37,9 @@ bench: $(VENV)/.demo ## Print cost ratios, measured side by side in one run
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/measures.py
 	$(VENV)/bin/python benchmarks/startup.py
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/along_time.py
+
+race: $(VENV)/.test ## Compare the cost of a few rows with the recorded ratios to hand-written loops; fail when one has grown by half
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/race.py --check
 
 flakes: $(VENV)/.test ## Count how often verdicts and baselines are wrong on healthy models
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/flakes.py

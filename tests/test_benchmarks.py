@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -103,3 +109,88 @@ def test_costs_of_a_tiny_model_are_not_recorded() -> None:
     done = run(BENCHMARKS / "measures.py", "--tiny", "--record")
     assert done.returncode == 2
     assert "the costs of a tiny model must not be recorded in costs.json" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def race() -> ModuleType:
+    """The benchmark of the race, whose check is part of continuous integration."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module("race")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+SIZE = {"depth": 3, "width": 4, "batch": 2, "exponents": 1, "seeds": 1}
+
+
+@pytest.mark.parametrize(("recorded", "status"), [(1e6, 0), (1e-6, 1)], ids=["no ratio has grown", "planted growth"])
+def test_the_check_of_the_race_finds_a_ratio_that_has_grown(
+    race: ModuleType, recorded: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contest = race.Contest("exponents", partial(race.chain, race.perceptron), SIZE, {}, checked=SIZE)
+    monkeypatch.setattr(race, "CONTESTS", {"perceptron": contest})
+    ours = {race.OURS, race.ALONE}
+    names = [
+        f"perceptron, {race.label(SIZE)}, {other}" for other in race.chain(race.perceptron, SIZE) if other not in ours
+    ]
+    path = tmp_path / "race.json"
+    path.write_text(json.dumps({"checked": dict.fromkeys(names, recorded)}), encoding="utf-8")
+    assert len(names) == 2 and race.check(path) == status
+
+
+def test_a_row_that_is_not_measured_any_more_fails_the_check(
+    race: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(race, "CONTESTS", {})
+    path = tmp_path / "race.json"
+    path.write_text(json.dumps({"checked": {"a removed row": 1.0}}), encoding="utf-8")
+    assert race.check(path) == 1
+    assert "a removed row: not measured" in capsys.readouterr().out
+
+
+def test_a_ratio_has_grown_by_half_above_one_and_a_half(race: ModuleType) -> None:
+    recorded = {"a": 2.0, "b": 2.0, "c": 2.0}
+    assert [line.partition(":")[0] for line in race.grown(recorded, {"a": 2.99, "b": 3.01, "c": 1.0})] == ["b"]
+
+
+def test_the_recorded_rows_of_the_check_are_those_that_it_measures(race: ModuleType) -> None:
+    found: dict[str, Any] = json.loads((BENCHMARKS / "race.json").read_text(encoding="utf-8"))
+    wanted = {
+        f"{name}, {race.label(contest.checked)}, {other}"
+        for name, contest in race.CONTESTS.items()
+        if contest.checked is not None
+        for other in contest.entrants(contest.checked)
+        if other not in {race.OURS, race.ALONE, *contest.packages}
+    }
+    assert found["checked"].keys() == wanted
+
+
+@pytest.mark.parametrize("kind", ["perceptron", "transformer"])
+def test_the_loops_of_the_race_compute_what_the_measurement_does(race: ModuleType, kind: str) -> None:
+    """The loops begin with the same frame. All exponents together are the volume, whatever the frame."""
+    size = {"depth": 3, "width": 4, "batch": 3, "exponents": 4, "seeds": 1}
+    if kind == "transformer":
+        size |= {"length": 2, "exponents": 8}
+    measured, alone, *others = (call() for call in race.chain(getattr(race, kind), size).values())
+    # Nats per step, in float32.
+    assert math.fsum(alone) == pytest.approx(math.fsum(measured), abs=1e-3)
+    for found in others:
+        assert found == pytest.approx(others[0], abs=1e-4)
+        assert math.fsum(found) == pytest.approx(math.fsum(measured), abs=1e-3)
+
+
+def test_growth_exponents_and_ratios(race: ModuleType) -> None:
+    assert race.slope([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2)
+
+    def spin(seconds: float) -> None:
+        until = time.process_time() + seconds
+        while time.process_time() < until:
+            pass
+
+    def refuse() -> None:
+        raise NotImplementedError
+
+    row = race.race({race.OURS: partial(spin, 0.01), "other": partial(spin, 0.03), "absent": refuse}, 1)
+    assert row.failed == {"absent": "NotImplementedError"} and row.ratios.keys() == {"other"}
+    assert row.milliseconds.keys() == {race.OURS, "other"}

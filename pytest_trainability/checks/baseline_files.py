@@ -9,7 +9,7 @@ import glob
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -33,6 +33,7 @@ __all__ = [
     "parse_baselines",
     "read_baselines",
     "render_baselines",
+    "with_entries",
     "with_entry",
 ]
 
@@ -75,8 +76,15 @@ def find_test_file(path: Path) -> Path | None:
 
 def with_entry(contents: Contents, test: str, name: str, entry: Entry) -> Contents:
     """Return the contents with one entry added. It replaces an entry of the same environment."""
-    of_test = contents.get(test, {})
-    return {**contents, test: {**of_test, name: {**of_test.get(name, {}), entry.key: entry}}}
+    return with_entries(contents, [(test, name, entry)])
+
+
+def with_entries(contents: Contents, entries: Iterable[tuple[str, str, Entry]]) -> Contents:
+    """Return the contents with entries added, each given with its test and its name. The contents are copied once."""
+    found = {test: {name: {**of_name} for name, of_name in names.items()} for test, names in contents.items()}
+    for test, name, entry in entries:
+        found.setdefault(test, {}).setdefault(name, {})[entry.key] = entry
+    return found
 
 
 # Reading --------------------------------------------------------------------------------------------------------------

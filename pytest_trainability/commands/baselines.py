@@ -156,8 +156,6 @@ def _accept(path: Path, differences: Sequence[Difference]) -> None:
 
 def _with(differences: Sequence[Difference], contents: Contents) -> Contents:
     """Return the contents of a file with the measured entries."""
-    from ..checks.baseline_files import with_entry
+    from ..checks.baseline_files import with_entries
 
-    for difference in differences:
-        contents = with_entry(contents, difference.test, difference.name, difference.entry)
-    return contents
+    return with_entries(contents, ((one.test, one.name, one.entry) for one in differences))

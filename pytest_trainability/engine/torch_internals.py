@@ -34,9 +34,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 __all__ = [
     "PARAMETRIZED",
     "WEIGHT_NORM",
+    "DispatchMode",
     "OutputMetadata",
     "StorageWeakRef",
-    "TorchDispatchMode",
     "WeakTensorKeyDictionary",
     "apply_node",
     "arose_in_backward",
@@ -460,6 +460,24 @@ def _dense_gradients(
     given = None if grad_outputs is None else carried
     found = torch.autograd.grad(roots, inputs, given, **{"create_graph": True, **options}, allow_unused=True)
     return tuple(torch.zeros_like(end) if gradient is None else gradient for gradient, end in zip(found, inputs))
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode that sees all operators, and does not load the compiler, which takes seconds and 70 MB.
+
+    ``TorchDispatchMode`` hides the method ``__torch_dispatch__`` of a subclass from ``torch._dynamo``, and loads it for this at
+    the first operator. Nothing need be hidden before something else has loaded it.
+    """
+
+    def __init_subclass__(cls) -> None:
+        visible: Callable[..., Any] = cls.__dict__["__torch_dispatch__"]
+        super().__init_subclass__()  # type: ignore[no-untyped-call]
+        hidden: Callable[..., Any] = cls.__torch_dispatch__
+
+        def dispatch(*arguments: Any, **options: Any) -> Any:
+            return (hidden if compiler_is_loaded() else visible)(*arguments, **options)
+
+        cls.__torch_dispatch__ = dispatch  # type: ignore[method-assign]
 
 
 # Tensors ----------------------------------------------------------------------------------------------------------

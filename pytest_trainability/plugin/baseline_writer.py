@@ -6,6 +6,7 @@ request of its running test is lost.
 
 from __future__ import annotations
 
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
     from ..checks.baseline_files import Contents
+    from ..checks.baselines import Entry
     from ..records.reports import BaselineSummary
 
 __all__ = ["BaselineWriter", "refuse_partial_prune"]
@@ -100,7 +102,7 @@ class BaselineWriter:
             self._write_measured()
         partial_session = tuple(self._partial()) if self._settings.prune else ()
         unused, forgotten = list(self._unused()), self._forgotten()
-        renamed = [self._renamed(*entry) for entry in unused]
+        renamed = list(self._renamed(unused))
         pruned = self._settings.prune and not partial_session and not self._errors
         if pruned:
             self._prune(unused, forgotten)
@@ -189,10 +191,11 @@ class BaselineWriter:
         from ..checks.baseline_files import baseline_path
 
         requested = {(request.path, request.test, request.name) for request in self._all()}
+        not_passed = self._not_passed()
         for file, kinds in sorted(self._collected.files.items()) if not self._narrowing else []:
             path = baseline_path(file)
             contents = self._read(path)
-            open_tests = self._not_passed(file) if contents else set()
+            open_tests = not_passed.get(file, set())
             entries = ((test, name) for test, names in contents.items() for name in names)
             for test, name in sorted(entries):
                 may_ask = without_parameters(test) in open_tests or _is_of_doctest(test, file) not in kinds
@@ -213,14 +216,17 @@ class BaselineWriter:
                 self._files[path] = {}
         return self._files[path]
 
-    def _not_passed(self, file: Path) -> set[str]:
-        """Return the tests of a file, without parameters, that have not passed: they may still ask for an entry.
+    def _not_passed(self) -> dict[Path, set[str]]:
+        """Return the tests of each file, without parameters, that have not passed: they may still ask for an entry.
 
         A test that takes the fixture while it runs is not known to measure. A test that is skipped because its list of
         parameters is empty has asked for entries with other parameters.
         """
-        tests = (test for test, path in self._collected.tests.items() if path == file)
-        return {without_parameters(test.partition("::")[2]) for test in tests if not self._passed.get(test, False)}
+        found: dict[Path, set[str]] = {}
+        for test, path in self._collected.tests.items():
+            if not self._passed.get(test, False):
+                found.setdefault(path, set()).add(without_parameters(test.partition("::")[2]))
+        return found
 
     def _forgotten(self) -> list[Path]:
         """Return the baseline files, next to collected files, whose test file does not exist."""
@@ -232,20 +238,28 @@ class BaselineWriter:
             path for path in files - {request.path for request in self._all()} if find_test_file(path) is None
         )
 
-    def _renamed(self, path: Path, test: str, name: str) -> str:
-        """Return the entry without a baseline that has the same numbers as an unused entry of the same file."""
-        from ..checks.baseline_files import entry_to_plain
-
-        # As plain data, in which NaN equals NaN.
-        old = [entry_to_plain(entry)["measures"] for entry in self._read(path).get(test, {}).get(name, {}).values()]
-        new = (r for r in self._all() if r.path == path and r.status in {"missing", "recorded"})
-        return next((f"{r.test} › {r.name}" for r in new if entry_to_plain(r.entry)["measures"] in old), "")
+    def _renamed(self, unused: Collection[tuple[Path, str, str]]) -> Iterator[str]:
+        """Yield for each unused entry the first one without a baseline that has the same numbers, of the same file."""
+        paths, new = {path for path, _, _ in unused}, dict[tuple[Path, str], str]()
+        for request in self._all():
+            if request.path in paths and request.status in {"missing", "recorded"}:
+                new.setdefault((request.path, _numbers(request.entry)), f"{request.test} › {request.name}")
+        for path, test, name in unused:
+            old = self._read(path).get(test, {}).get(name, {}).values() if new else ()
+            yield next((new[key] for entry in old if (key := (path, _numbers(entry))) in new), "")
 
     def _prune(self, unused: Collection[tuple[Path, str, str]], forgotten: Iterable[Path]) -> None:
         for path in {path for path, _, _ in unused}:
             self._change(path, partial(_without, {(test, name) for where, test, name in unused if where == path}))
         for path in forgotten:
             self._change(path, partial(_only, []))
+
+
+def _numbers(entry: Entry) -> str:
+    """Return the measured numbers of an entry as text, in which NaN equals NaN."""
+    from ..checks.baseline_files import entry_to_plain
+
+    return json.dumps(entry_to_plain(entry)["measures"], sort_keys=True)
 
 
 def _is_of_doctest(test: str, file: Path) -> bool:
@@ -268,11 +282,9 @@ def _by_path(requests: Iterable[BaselineRequest]) -> Iterator[tuple[Path, list[B
 
 def _with(requests: Iterable[BaselineRequest], contents: Contents) -> Contents:
     """Return the contents of a file with the requested entries."""
-    from ..checks.baseline_files import with_entry
+    from ..checks.baseline_files import with_entries
 
-    for request in requests:
-        contents = with_entry(contents, request.test, request.name, request.entry)
-    return contents
+    return with_entries(contents, ((request.test, request.name, request.entry) for request in requests))
 
 
 def _only(requests: Iterable[BaselineRequest], contents: Contents) -> Contents:

@@ -317,14 +317,16 @@ def plain(value: Any) -> Any:
     Returns:
         The same data, without classes of this package or of numpy.
     """
+    if value is None or type(value) in {int, bool, float}:
+        return value
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
     if is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
     # xdist does not send numpy numbers to another process.
     return float(value) if isinstance(value, float) else value
 

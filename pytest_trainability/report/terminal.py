@@ -110,12 +110,13 @@ def _errors(errors: Sequence[ErrorRecord], width: int, *, explained: bool) -> It
         width: Number of columns.
         explained: Whether pytest has printed the errors: then a row holds the beginning of the message, else all of it.
     """
-    for file in dict.fromkeys(error.test.partition("::")[0] for error in errors):
+    by_file: dict[str, list[ErrorRecord]] = {}
+    for error in errors:
+        by_file.setdefault(error.test.partition("::")[0], []).append(error)
+    for file, members in by_file.items():
         yield from _heading(file, ["could not be measured"], width)
-        for error in errors:
-            where, _, test = error.test.partition("::")
-            if where != file:
-                continue
+        for error in members:
+            test = error.test.partition("::")[2]
             sign, color = SIGNS[error.status]
             row = f"  {sign} {cut_left(visible(test), width // 2)}  "
             if explained or error.expected:

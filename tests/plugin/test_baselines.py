@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trainability import commands as command
+from pytest_trainability.checks import baseline_files
+from pytest_trainability.checks.baselines import Entry, Series
 from pytest_trainability.plugin import paths
+from pytest_trainability.plugin.baseline_writer import BaselineWriter
+from pytest_trainability.plugin.baselines import BaselineRequest
+from pytest_trainability.plugin.collected import Collected
 
 if TYPE_CHECKING:
     from _pytest.pytester import Pytester, RunResult
@@ -946,3 +951,38 @@ def test_the_check_of_a_known_baseline_builds_each_model_once(project: Pytester)
     result = run(project, "-s")
     result.assert_outcomes(passed=1)
     assert "built 8 times" in joined(result)
+
+
+def writer_of(folder: Path, count: int) -> BaselineWriter:
+    """Return a writer after a session in which all tests were renamed, each in a file of its own."""
+    writer = BaselineWriter.__new__(BaselineWriter)
+    writer._collected, writer._narrowing, writer._files, writer._requests = Collected(), [], {}, {}
+    for number in range(count):
+        file, measures = folder / f"test_{number}.py", {"log_gain": Series("nats", "linear", {"": (float(number),)})}
+        entry = Entry({"device": "cpu", "dtype": "float32"}, {}, (0,), ("",), measures)
+        path = baseline_files.baseline_path(file)
+        writer._files[path] = {"test_old": {"": {entry.key: entry}}}
+        writer._collected.files[file] = {False}
+        writer._collected.tests[f"test_{number}.py::test_new"] = file
+        writer._requests[str(number)] = [BaselineRequest(path, "test_new", "", "", "missing", entry, "")]
+    writer._passed = dict.fromkeys(writer._collected.tests, True)
+    return writer
+
+
+def test_renamed_entries_are_found_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To compare each unused entry with each request, or each file with each test, would be quadratic."""
+    count, written, read = 12, [], []
+    to_plain = baseline_files.entry_to_plain
+    monkeypatch.setattr(baseline_files, "entry_to_plain", lambda entry: written.append(entry) or to_plain(entry))
+    writer = writer_of(tmp_path, count)
+
+    class Passed(dict[str, bool]):
+        def get(self, test: str, default: Any = None) -> Any:
+            read.append(test)
+            return super().get(test, default)
+
+    writer._passed = Passed(writer._passed)
+    unused = list(writer._unused())
+    assert [(path.stem, test) for path, test, _ in unused] == sorted((f"test_{n}", "test_old") for n in range(count))
+    assert list(writer._renamed(unused)) == ["test_new › "] * count
+    assert len(written) == 2 * count and len(read) == count

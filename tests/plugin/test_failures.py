@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shlex
 from typing import TYPE_CHECKING
 
 import pytest
+
+from pytest_trainability.plugin import swallowed
 
 if TYPE_CHECKING:
     from _pytest.pytester import Pytester, RunResult
@@ -420,6 +423,20 @@ class TestUnit(unittest.TestCase):
         with self.assertRaises(AssertionError):
             bad(self.trainability)
 """
+
+
+def test_a_failed_check_does_not_list_every_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look at each in Python takes a tenth of a second, and longer the more tests have run."""
+
+    def refuse() -> None:
+        pytest.fail("all objects are listed")
+
+    monkeypatch.setattr(gc, "get_objects", refuse)
+    assert not swallowed._failure_is_expected()
+    with pytest.raises(AssertionError):
+        assert not swallowed._failure_is_expected()
+    with pytest.raises(KeyError):
+        assert swallowed._failure_is_expected() or {}["another exception is expected"]
 
 
 def test_a_failed_check_in_a_teardown_fails_the_teardown(project: Pytester) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..torch_internals import TorchDispatchMode, is_lazy
+from ..torch_internals import DispatchMode, is_lazy
 from ..trees import is_float
 from .building import built
 from .run import Need, Run, Stage
@@ -60,7 +60,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach() for name, t in named if not is_lazy(t) and t.layout is torch.strided and t.numel()}
 
 
-class _AllocatedAsZero(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _AllocatedAsZero(DispatchMode):
     """Fills new memory with zeros."""
 
     def __torch_dispatch__(
@@ -94,7 +94,7 @@ def unwritten_tensors(build: Build) -> list[str]:
     left = {name: entries for name, entries in left.items() if entries.any()}
     if left:
         # A NaN or True that the model has written also appears in zeroed memory. Ordinary memory may hold one by coincidence.
-        zeroed: TorchDispatchMode = _AllocatedAsZero()  # type: ignore[no-untyped-call]
+        zeroed: DispatchMode = _AllocatedAsZero()  # type: ignore[no-untyped-call]
         with zeroed, build() as model:
             written = {name: as_allocated(tensor) for name, tensor in named_tensors(model).items()}
         left = {name: entries & ~written[name] if name in written else entries for name, entries in left.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..torch_internals import StorageWeakRef, TorchDispatchMode
+from ..torch_internals import DispatchMode, StorageWeakRef
 from ..trees import tensors_in
 
 __all__ = ["Draws", "observed_draws"]
@@ -20,7 +20,7 @@ _OVERWRITING = {"copy_", "fill_", "zero_"}
 """Operators that replace the entries of their first argument."""
 
 
-class Draws(TorchDispatchMode):
+class Draws(DispatchMode):
     """Follows random numbers from the operator that draws them through all others, by the memory that holds them.
 
     Numbers that are drawn outside of PyTorch, as by numpy, are not seen. Memory that is overwritten from elsewhere, as by a

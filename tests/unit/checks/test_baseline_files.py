@@ -29,6 +29,7 @@ from pytest_trainability.checks.baseline_files import (
     parse_baselines,
     read_baselines,
     render_baselines,
+    with_entries,
     with_entry,
 )
 from pytest_trainability.checks.baselines import BaselineValues, Entry, NameSet, Series, compare
@@ -1261,3 +1262,28 @@ def test_a_row_omits_what_is_zero_and_what_follows_from_names_and_seeds() -> Non
     assert '"b": {"rms": 0.0, "shape": "64"}' in text
     (read,) = parse_baselines(text, PLACE)["test_a"][""].values()
     assert repr(dict(sorted(read.initial.items()))) == repr(dict(sorted(rows.items())))
+
+
+class Counted(dict[str, Any]):
+    """Counts how often its items are read."""
+
+    reads = 0
+
+    def items(self) -> Any:
+        self.reads += 1
+        return super().items()
+
+    def keys(self) -> Any:
+        self.reads += 1
+        return super().keys()
+
+
+def test_contents_are_copied_once_for_any_number_of_entries() -> None:
+    """A copy for each entry would make a session quadratic in the number of its tests."""
+    contents = Counted(holding(*(f"test_{number}" for number in range(20))))
+    added = [(f"test_{number}", name, entry()) for number in range(10, 30) for name in ("", "b")]
+    found = with_entries(contents, added)
+    assert contents.reads == 1
+    assert len(found) == 30 and len(contents) == 20
+    assert [len(found[f"test_{number}"]) for number in (9, 10, 29)] == [1, 2, 2]
+    assert found["test_10"][""] is not contents["test_10"][""], "the contents are left as they were"

@@ -715,6 +715,21 @@ def test_draws_from_other_generators_are_noticed(draw: Callable[[], object]) -> 
     assert len(set(states)) == 4
 
 
+def test_a_state_of_numpy_from_which_nothing_was_drawn_is_not_written_as_text() -> None:
+    """The text of a state takes milliseconds, at every build."""
+    written = []
+
+    def note(number: int) -> str:
+        written.append(number)
+        return str(number)
+
+    with preserved_generators(), np.printoptions(formatter={"int_kind": note}):
+        seeded(5)
+        assert other_draws(5) == b"" and not written
+        np.random.normal()
+        assert other_draws(5) and written
+
+
 def test_weights_that_numpy_draws_count_as_other_draws() -> None:
     """A baseline then expects other numbers, although PyTorch's generator drew as many."""
 

@@ -488,7 +488,7 @@ def test_torch_dispatch_mode():
     """Look for ``TorchDispatchMode`` in ``torch/utils/_python_dispatch.py``: it sees the operators that ``torch.empty`` calls."""
     called = []
 
-    class Noting(internals.TorchDispatchMode):
+    class Noting(internals.DispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             called.append(func.overloadpacket.__name__)
             return func(*args, **(kwargs or {}))

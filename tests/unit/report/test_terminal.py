@@ -455,3 +455,26 @@ def test_long_steps_get_two_fifths_of_the_row(make_record: MakeRecord) -> None:
     assert len(row.text) == 120
     assert f"  24 × {'y' * 28}…  log gain" in row.text
     assert f"  ○ …{'x' * 50}  24" in row.text
+
+
+def test_errors_are_read_once_for_any_number_of_files() -> None:
+    """Reading all of them for each file would be quadratic."""
+
+    class Counted(list[ErrorRecord]):
+        reads = 0
+
+        def __iter__(self) -> Any:
+            self.reads += 1
+            return super().__iter__()
+
+    places = [f"test_{number % 7}.py::test_{number}" for number in range(21)]
+    errors = Counted(ErrorRecord(place, "ModelError", "no") for place in places)
+    lines = [line.text for line in terminal._errors(errors, 80, explained=True)]
+    assert errors.reads == 1
+    assert lines[:4] == [
+        "test_0.py · could not be measured",
+        "  ! test_0  ModelError: no",
+        "  ! test_7  ModelError: no",
+        "  ! test_14  ModelError: no",
+    ]
+    assert len(lines) == 7 + 21

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -89,3 +91,28 @@ def test_frozen_lazy_and_sparse_parameters_are_left_out() -> None:
         sparse = nn.ParameterList([nn.Parameter(torch.randn(3, 4).to_sparse())])
         sparse[0].data.zero_()
     assert [draws.of(model) for model in (frozen, lazy, sparse)] == [[], [], []]
+
+
+@pytest.mark.parametrize("mode", ["runs.drawing.Draws", "runs.allocation._AllocatedAsZero"])
+def test_observing_operators_does_not_load_the_compiler(mode: str) -> None:
+    """Loading it takes seconds and 70 MB, in each worker."""
+    module, _, name = mode.rpartition(".")
+    code = f"""
+import sys
+import torch
+from pytest_trainability.engine.{module} import {name}
+
+with {name}():
+    torch.nn.Linear(2, 2)
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_draws_inside_compiled_code_are_seen() -> None:
+    compiled = torch.compile(lambda size: torch.randn(size), backend="eager")
+    with observed_draws() as draws:
+        model = nn.Linear(2, 2)
+        model.weight.data.copy_(compiled(4).view(2, 2))
+        model.bias.data.zero_()
+    assert draws.of(model) == ["weight"]
