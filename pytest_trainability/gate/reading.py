@@ -15,6 +15,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from ..errors import TrainabilityError
 from ..records.calls import Call
 from ..records.text import visible
 from .keys import KEYS, Condition, nearest
@@ -24,6 +25,9 @@ __all__ = ["FILE", "GateError", "GateTest", "InvalidGateError", "read_gate", "ta
 
 FILE = "trainability.toml"
 _NAME = re.compile(r"[\w.-]+")
+_QUOTED = re.compile(r"'[^']*'|`[^`]*`")
+_SYNONYMS = {"factory": "model", "target": "targets"}
+"""Words of messages, by the key that they stand for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class GateTest:
     """Line of its table, counted from 1."""
     model: str
     lines: Mapping[str, int] = field(default_factory=dict)
-    """Line of each of its keys."""
+    """Line of each of its keys, and of the keys of tables in it, such as ``bounds.log_gain``."""
     inputs: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     loss: str = ""
@@ -91,6 +95,19 @@ class GateTest:
                 label += "-" + ",".join(str(index) for index, _ in case)
             used.add(label)
             yield f"{self.name}[{label}]", {name: value for name, (_, value) in chosen.items()}
+
+
+    def line_for(self, error: TrainabilityError) -> int:
+        """Return the line of the key that an error of the test is about: the one that its message names first, else ``model``.
+
+        >>> test = GateTest("gpt", 1, "nets:GPT", lines={"model": 2, "steps": 3, "bounds.log_gain": 5})
+        >>> test.line_for(TrainabilityError("steps='h.*' must match a module of GPT."))
+        3
+        """
+        words = _SYNONYMS | {key.rpartition(".")[2]: key for key in reversed(self.lines) if "parameters." not in key}
+        named = (words.get(word, "") for word in re.findall(r"\w+", _QUOTED.sub("", str(error))))
+        found = (self.lines[key] for key in (error.key, *named) if key in self.lines)
+        return next(found, self.lines.get("model", self.line))
 
 
 def _label(value: Any, index: int) -> str:
@@ -200,7 +217,9 @@ class _Reader:
         self._compare(name, given)
         if len(self._errors) > before or "model" not in given:
             return None
-        lines = {key: self._line("test", name, key) for key in given}
+        inner = {f"{key}.{part}": (key, part) for key, value in given.items() if isinstance(value, dict) for part in value}
+        keys = {**{key: (key,) for key in given}, **inner}
+        lines = {key: self._line("test", name, *parts) for key, parts in keys.items()}
         return _test_of(name, self._line("test", name), lines, values)
 
     def _value(self, name: str, key: str, value: Any) -> Any:

@@ -130,16 +130,12 @@ class CommandLineItem(GateItem):
 def _measured(item: pytest.Item, given: dict[str, Any], trainability: Any) -> None:
     """Measure the model, and judge the bounds that apply; without a preset, also those of its family."""
     __tracebackhide__ = True
-    from ..errors import TrainabilityError
     from ..sources.requests import requested
 
     texts = {name: text for name, text in given.items() if name != "steps"}
-    try:
-        with seeded_imports():
-            request = requested(**texts)
-        bounds = _of_family(item, request.build)
-    except TrainabilityError as error:
-        raise error.with_traceback(None) from error.__cause__
+    with seeded_imports():
+        request = requested(**texts)
+    bounds = _of_family(item, request.build)
     steps = given["steps"] or "auto"
     trainability(request.build, request.inputs, target=request.target, loss=request.loss, steps=steps, **bounds)
 

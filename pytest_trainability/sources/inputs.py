@@ -79,17 +79,18 @@ def parse_tensor(text: str) -> Drawn:
     return Drawn(kind, tuple(map(int, match[2].split("x"))), int(match[3] or 0))
 
 
-def drawn_inputs(texts: Sequence[str]) -> Any:
+def drawn_inputs(texts: Sequence[str], *, what: str = "the inputs") -> Any:
     """Return inputs for a measurement: a function of a generator, or the object that ``MODULE:NAME`` names.
 
     Args:
         texts: One text per argument of the model. All of them have a name, as in ``input_ids=ids:4x128<50257``, or none has.
+        what: What they are, for messages.
 
     Raises:
         UsageError: A text has another form, or only some have a name.
     """
     if len(texts) == 1 and is_place(texts[0]):
-        return imported(texts[0], what="the inputs")
+        return imported(texts[0], what=what)
     named = named_texts(texts)
     if named and len(named) < len(texts):
         msg = f"either all inputs have a name, as in input_ids=ids:4x128<50257, or none has. Got {', '.join(texts)}."

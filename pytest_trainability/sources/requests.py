@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UsageError
+from ..errors import UsageError, concerning
 from .inputs import drawn_inputs, is_place
 from .losses import named_loss, needs_target
 from .models import NamedModel, named_model
@@ -65,14 +65,20 @@ def requested(
     Raises:
         UsageError: A text names nothing, the factory needs arguments, or the model declares no inputs and none are given.
     """
-    named = named_model(model)
-    build = _with_arguments(named, model, parameters or {}, words)
-    function = named_loss(loss) if loss else None
-    if function is not None and not targets and needs_target(function) and not (inputs and is_place(inputs[0])):
-        msg = f"the loss {loss} takes a target, and none is given. Write {words.targets}."
-        raise UsageError(msg)
-    found = drawn_inputs(inputs) if inputs else _declared(named, model, words)
-    return Request(build, _generated(found), _generated(drawn_inputs(targets)) if targets else None, function)
+    with concerning("model"):
+        named = named_model(model)
+    with concerning("parameters" if parameters else "model"):
+        build = _with_arguments(named, model, parameters or {}, words)
+    with concerning("loss"):
+        function = named_loss(loss) if loss else None
+        if function is not None and not targets and needs_target(function) and not (inputs and is_place(inputs[0])):
+            msg = f"the loss {loss} takes a target, and none is given. Write {words.targets}."
+            raise UsageError(msg)
+    with concerning("inputs"):
+        found = _generated(drawn_inputs(inputs) if inputs else _declared(named, model, words))
+    with concerning("targets"):
+        target = _generated(drawn_inputs(targets, what="the targets")) if targets else None
+    return Request(build, found, target, function)
 
 
 def pytest_options(

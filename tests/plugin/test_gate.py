@@ -67,6 +67,10 @@ class Failing(nn.Module):
 
 
 net = tower(2)
+
+
+def raising():
+    raise RuntimeError("no weights")
 """
 
 
@@ -154,38 +158,42 @@ def test_a_failure_stands_at_its_table(gate: Pytester) -> None:
 def test_the_error_of_a_model_leads_to_its_code(gate: Pytester) -> None:
     gate.makefile(".toml", trainability='[test.a]\nmodel = "small_nets:Failing"\ninputs = "4x8"\n')
     text = gate.runpytest_inprocess().stdout.str()
-    assert (
-        'raise KeyError("wrong key")' in text and ">   [test.a]" in text and "trainability.toml:1: ModelError" in text
-    )
+    assert 'raise KeyError("wrong key")' in text
+    assert '>   model = "small_nets:Failing"' in text and "trainability.toml:2: ModelError" in text
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('model = "smal_nets:tower"', "the model must be importable: 'smal_nets:tower'."),
-        ('model = "small_nets:towre"', "there is no 'towre'. Nearest: tower"),
-        (
-            'model = "small_nets:tower"\ninputs = "4x8"',
-            "needs depth. Name a function without arguments or give them as parameters",
-        ),
-        ('model = "small_nets:broken"', "declares no inputs, and none are given. Write inputs = '8x3x224x224'"),
-        ('model = "small_nets:broken"\ninputs = "4x7"', "the model must run on its inputs."),
-        (
-            'model = "small_nets:broken"\ninputs = "4x8"\nloss = "mse"',
-            "the loss mse takes a target, and none is given. Write targets",
-        ),
-        (
-            'model = "small_nets:broken"\ninputs = "4x8"\ncontract = "none.py"',
-            "the file of the contract must be importable",
-        ),
-    ],
-)
-def test_what_cannot_be_measured_is_one_clear_line(gate: Pytester, text: str, said: str) -> None:
-    gate.makefile(".toml", trainability=f"[test.a]\n{text}\n")
-    result = gate.runpytest_inprocess()
-    result.assert_outcomes(failed=1)
-    (line,) = (line for line in result.outlines if line.startswith("E   pytest_trainability.errors."))
-    assert said in line
+def test_frames_of_the_package_are_not_shown(gate: Pytester) -> None:
+    gate.makefile(".toml", trainability='[test.a]\nmodel = "small_nets:raising"\ninputs = "4x8"\n')
+    text = gate.runpytest_inprocess().stdout.str()
+    assert 'raise RuntimeError("no weights")' in text and "building.py" not in text
+
+
+HERE = "# here"
+AT_KEYS = [
+    f"loss = 'small_nets:none' {HERE}",
+    f"targets = 'no_data:batch' {HERE}\nloss = 'mse'",
+    f"loss = 'mse' {HERE}",
+    f"parameters = {{width = [1]}} {HERE}",
+    f"contract = 'none.py' {HERE}",
+    f"contract = {{'*.bias' = 'zeroes'}} {HERE}",
+    f"steps = 'layers'\nexponents = 99 {HERE}",
+    f"exponents = 1\nsteps = 'block*' {HERE}",
+    f"bounds.log_gain = 'within(9)'\nbounds.excess_loss = '<= 3' {HERE}",
+    f"bounds.log_gain = 'within(9)'\nbounds.gradient_norm = '>= 0 excluding *.nothing' {HERE}",
+]
+
+
+def test_an_error_stands_at_its_key(gate: Pytester) -> None:
+    head = "seeds = 1\ninputs = '4x8'\nmodel = 'small_nets:broken'\n"
+    text = "\n".join(f"[test.k{number}]\n{head}{keys}" for number, keys in enumerate(AT_KEYS))
+    gate.makefile(".toml", trainability=text)
+    result = gate.runpytest_inprocess("--trainability-json=report.json")
+    expected = [number for number, line in enumerate(text.split("\n"), start=1) if HERE in line]
+    errors = json.loads((gate.path / "report.json").read_text(encoding="utf-8"))["errors"]
+    assert [error["line"] for error in errors] == expected
+    places = (re.fullmatch(r"trainability\.toml:(\d+): \w+Error", line) for line in result.outlines)
+    assert [int(place[1]) for place in places if place] == expected
+    assert sum(line.startswith(">   ") and line.endswith(HERE) for line in result.outlines) == len(expected)
 
 
 # Errors of the file ---------------------------------------------------------------------------------------------------
