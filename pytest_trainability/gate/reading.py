@@ -21,9 +21,10 @@ from ..records.text import visible
 from .keys import KEYS, Condition, nearest
 from .places import key_lines, line_of
 
-__all__ = ["FILE", "GateError", "GateTest", "InvalidGateError", "read_gate", "table_of"]
+__all__ = ["FILE", "PROJECT", "GateError", "GateTest", "InvalidGateError", "named_baselines", "read_gate", "table_of"]
 
-FILE = "trainability.toml"
+FILE, PROJECT = "trainability.toml", "pyproject.toml"
+"""Files whose tables are tests."""
 _NAME = re.compile(r"[\w.-]+")
 _QUOTED = re.compile(r"'[^']*'|`[^`]*`")
 _SYNONYMS = {"factory": "model", "target": "targets"}
@@ -152,6 +153,18 @@ def read_gate(path: Path) -> list[GateTest]:
     text = _text_of(path)
     found = table_of(path, text)
     return [] if found is None else _Reader(text, found[1]).tests(found[0])
+
+
+def named_baselines(path: Path) -> set[Path]:
+    """Return the absolute paths of the baseline files that the tests of a file name. Nothing else in it is validated.
+
+    Raises:
+        InvalidGateError: The file cannot be read, or is no TOML.
+    """
+    found = table_of(path, _text_of(path))
+    tests = found[0].get("test") if found is not None and isinstance(found[0], dict) else None
+    given = (test.get("baseline") for test in tests.values() if isinstance(test, dict)) if isinstance(tests, dict) else ()
+    return {(path.parent / name).resolve() for name in given if isinstance(name, str)}
 
 
 def _text_of(path: Path) -> str:

@@ -6,6 +6,7 @@ other.
 
 from __future__ import annotations
 
+import os
 import warnings
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .collected import BASELINE_FILE
 from .collection import MARKER
 from .extensions import load_measures
 from .paths import relative_path
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from ..sources.requests import Request
 
 __all__ = [
-    "BASELINE_FILE",
     "CodelessModule",
     "GateFile",
     "GateItem",
@@ -42,8 +43,6 @@ __all__ = [
 
 _FILE = "trainability.toml"
 _PROJECT = "pyproject.toml"
-BASELINE_FILE = pytest.StashKey[Path]()
-"""The file with the baselines of a test, where that is not the one of its module."""
 
 
 def add_files_of_root(config: pytest.Config) -> None:
@@ -171,7 +170,7 @@ class GateFile(CodelessModule):
         item.test = test
         item.line = test.line
         if isinstance(test.baseline, str):
-            item.stash[BASELINE_FILE] = self.path.parent / test.baseline
+            item.stash[BASELINE_FILE] = Path(os.path.normpath(self.path.parent / test.baseline))
         return item
 
 

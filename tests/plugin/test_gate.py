@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pytest_trainability.commands import main
+
 if TYPE_CHECKING:
     from _pytest.pytester import HookRecorder, Pytester
 
@@ -355,6 +357,54 @@ def test_a_baseline_that_no_test_uses_is_pruned(gate: Pytester) -> None:
     assert path.is_file()
     gate.runpytest_inprocess("--trainability-prune").assert_outcomes(passed=1)
     assert not path.exists()
+
+
+NAMED = 'model = "small_nets:tower"\nparameters = {depth = [1]}\ninputs = "4x8"\nseeds = 1\nbaseline = "numbers/all.json"\n'
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_unused_entries_of_a_named_baseline_are_pruned(gate: Pytester, workers: tuple[str, ...]) -> None:
+    if workers:
+        pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    (gate.mkdir("deep") / "trainability.toml").write_text(f"[test.c]\n{NAMED.replace('numbers', '../numbers')}")
+    gate.makefile(".toml", trainability=f"[test.a]\n{NAMED}[test.b]\n{NAMED}")
+    gate.runpytest_inprocess("--trainability-baseline=new").assert_outcomes(passed=3)
+    path = gate.path / "numbers" / "all.json"
+    assert list(json.loads(path.read_text(encoding="utf-8"))["tests"]) == ["a[depth=1]", "b[depth=1]", "c[depth=1]"]
+    gate.makefile(".toml", trainability=f"[test.a]\n{NAMED}")
+    # The tables of other folders have not been collected, and may use the file.
+    gate.runpytest_inprocess("trainability.toml", "--trainability-prune", *workers).assert_outcomes(passed=1)
+    assert len(json.loads(path.read_text(encoding="utf-8"))["tests"]) == 3
+    gate.runpytest_inprocess("--trainability-prune", *workers).assert_outcomes(passed=2)
+    assert list(json.loads(path.read_text(encoding="utf-8"))["tests"]) == ["a[depth=1]", "c[depth=1]"]
+
+
+def test_the_measured_numbers_of_a_named_baseline_are_accepted(
+    gate: Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_test(gate, 'baseline = "numbers/of_a.json"')
+    gate.runpytest_inprocess("--trainability-measured=measured")
+    capsys.readouterr()
+    assert main(["accept", "measured"]) == 0
+    assert "numbers/of_a.json: 1 accepted." in capsys.readouterr().out.replace("\\", "/")
+    gate.runpytest_inprocess().assert_outcomes(passed=1)
+    gate.makepyfile(small_nets=MORE_NETS.replace("tower(6)", "tower(7)"))
+    gate.runpytest_inprocess("--trainability-measured=measured")
+    # A report in the same folder is no baseline.
+    (gate.path / "measured" / "report.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["compare", "measured"]) == 1
+    out = capsys.readouterr().out
+    assert "report.json: left out. No table of a trainability.toml below" in out and "a › broken › cpu float32" in out
+
+
+def test_a_file_of_tables_that_cannot_be_read_is_an_error_of_accept(
+    gate: Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (gate.mkdir("measured") / "a.json").write_text("{}")
+    gate.makefile(".toml", trainability="[test.a\n")
+    assert main(["accept", "measured"]) == 2
+    assert "trainability.toml names baselines, and must be read. line 1: the file is no valid" in capsys.readouterr().err
 
 
 # Other plugins --------------------------------------------------------------------------------------------------------
