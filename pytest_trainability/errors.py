@@ -85,6 +85,9 @@ def concerning(key: str) -> Iterator[None]:
 
     Args:
         key: Such as ``model`` or ``inputs``.
+
+    Raises:
+        TrainabilityError: The error.
     """
     try:
         yield

@@ -115,24 +115,31 @@ def _is_elsewhere(relative: Path) -> bool:
 
 
 def _named(root: Path) -> set[Path]:
-    """Return the baseline files below the root that tables name.
-
-    Raises:
-        BaselineError: A file of tables cannot be read.
-    """
-    from ..errors import BaselineError
-    from ..gate.reading import FILE, PROJECT, InvalidGateError, named_baselines
+    """Return the baseline files below the root that tables name."""
+    from ..gate.reading import FILE, PROJECT
 
     found: set[Path] = set()
     for parent, folders, names in os.walk(root.resolve()):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in _OF_OTHERS]
         for name in {FILE, PROJECT}.intersection(names):
-            try:
-                found |= named_baselines(Path(parent, name))
-            except InvalidGateError as error:
-                msg = f"{Path(parent, name)} names baselines, and must be read. {error}"
-                raise BaselineError(msg) from None
+            found |= _named_in(Path(parent, name))
     return {path for path in found if path.is_relative_to(root.resolve())}
+
+
+def _named_in(file: Path) -> set[Path]:
+    """Return the baseline files that the tables of a file name.
+
+    Raises:
+        BaselineError: It cannot be read.
+    """
+    from ..errors import BaselineError
+    from ..gate.reading import InvalidGateError, named_baselines
+
+    try:
+        return named_baselines(file)
+    except InvalidGateError as error:
+        msg = f"{file} names baselines, and must be read. {error}"
+        raise BaselineError(msg) from None
 
 
 def _target(root: Path, relative: Path) -> Path:

@@ -155,21 +155,19 @@ def _target(options: argparse.Namespace, name: str) -> Path | None:
 
 
 def _refuse_existing(target: Path | None, options: argparse.Namespace, name: str) -> None:
-    """Refuse to overwrite a test.
+    """Refuse to overwrite a test, or to measure for a table that cannot be added.
 
     Raises:
-        UsageError: The file exists, or has a table of the name.
+        UsageError: The file exists, has a table of the name, or takes no further table.
     """
+    from ..gate.appending import refuse_unusable
+
     if target is None or not target.exists():
         return
     if not options.toml:
         msg = f"{target} exists, and is never overwritten. Choose another file: --output FILE, or --name NAME."
         raise UsageError(msg)
-    if target.is_file():
-        table = rf"^\s*\[\s*(tool\s*\.\s*trainability\s*\.\s*)?test\s*\.\s*[\"']?{re.escape(name)}[\"']?\s*[\].]"
-        if re.search(table, target.read_text(encoding="utf-8"), re.MULTILINE):
-            msg = f"{target} has a table [test.{name}], which is never overwritten. Choose another name: --name NAME."
-            raise UsageError(msg)
+    refuse_unusable(target, name)
 
 
 def _measured(request: Request, options: argparse.Namespace) -> Measurement:
@@ -340,10 +338,11 @@ def _setup(places: Sequence[str], target: Path | None) -> list[str]:
 
 
 def _text(starter: Starter, options: argparse.Namespace, target: Path | None) -> str:
+    from ..gate.appending import prefix_of
+
     if not options.toml:
         return test_module(starter)
-    in_pyproject = target is not None and target.name == PROJECT
-    return toml_table(starter, prefix="tool.trainability." if in_pyproject else "")
+    return toml_table(starter, prefix=prefix_of(target or Path(GATE)))
 
 
 def _written(target: Path, starter: Starter, options: argparse.Namespace) -> None:
@@ -358,11 +357,10 @@ def _written(target: Path, starter: Starter, options: argparse.Namespace) -> Non
     except OSError as error:
         msg = f"the folder of {target} must exist or be made. {type(error).__name__}: {error.strerror or error}."
         raise UsageError(msg) from None
+    from ..gate.appending import with_table
+
     text = _text(starter, options, target)
-    if options.toml and target.is_file():
-        before = target.read_text(encoding="utf-8")
-        text = before + ("" if before.endswith("\n") or not before else "\n") + ("\n" if before.strip() else "") + text
-    write(target, text)
+    write(target, with_table(target, text) if options.toml else text)
     say(
         f"{target} written: {_counts(starter)}. Read it, and run pytest {target if not options.toml else ''}".rstrip()
         + "."
@@ -371,10 +369,14 @@ def _written(target: Path, starter: Starter, options: argparse.Namespace) -> Non
 
 def _counts(starter: Starter) -> str:
     parts: Iterable[str] = (
-        f"{len(starter.bounds)} bounds" if len(starter.bounds) != 1 else "1 bound",
-        f"a contract of {len(starter.contract)} rules" if starter.contract else "no contract",
+        _number(len(starter.bounds), "bound"),
+        f"a contract of {_number(len(starter.contract), 'rule')}" if starter.contract else "no contract",
     )
     return ", ".join(parts)
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _record(target: Path, test: str, measurement: Any) -> None:

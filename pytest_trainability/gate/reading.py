@@ -65,6 +65,8 @@ class GateTest:
     line: int
     """Line of its table, counted from 1."""
     model: str
+    key: str = ""
+    """Key of its table, such as ``test.gpt``."""
     lines: Mapping[str, int] = field(default_factory=dict)
     """Line of each of its keys, and of the keys of tables in it, such as ``bounds.log_gain``."""
     inputs: tuple[str, ...] = ()
@@ -96,7 +98,6 @@ class GateTest:
                 label += "-" + ",".join(str(index) for index, _ in case)
             used.add(label)
             yield f"{self.name}[{label}]", {name: value for name, (_, value) in chosen.items()}
-
 
     def line_for(self, error: TrainabilityError) -> int:
         """Return the line of the key that an error of the test is about: the one that its message names first, else ``model``.
@@ -163,7 +164,9 @@ def named_baselines(path: Path) -> set[Path]:
     """
     found = table_of(path, _text_of(path))
     tests = found[0].get("test") if found is not None and isinstance(found[0], dict) else None
-    given = (test.get("baseline") for test in tests.values() if isinstance(test, dict)) if isinstance(tests, dict) else ()
+    given = (
+        (test.get("baseline") for test in tests.values() if isinstance(test, dict)) if isinstance(tests, dict) else ()
+    )
     return {(path.parent / name).resolve() for name in given if isinstance(name, str)}
 
 
@@ -195,8 +198,10 @@ class _Reader:
         return found
 
     def _complain(self, message: str, *key: str) -> None:
-        shown = ".".join(part if re.fullmatch(r"[\w-]+", part) else f'"{part}"' for part in (*self._prefix, *key))
-        self._errors.append(GateError(self._line(*key), shown, message))
+        self._errors.append(GateError(self._line(*key), self._shown(*key), message))
+
+    def _shown(self, *key: str) -> str:
+        return ".".join(part if re.fullmatch(r"[\w-]+", part) else f'"{part}"' for part in (*self._prefix, *key))
 
     def _line(self, *key: str) -> int:
         return line_of(self._lines, (*self._prefix, *key))
@@ -211,6 +216,12 @@ class _Reader:
         tests = table.get("test", {})
         if not isinstance(tests, dict):
             self._complain(f"it must be a table of tests, [{header}].", "test")
+            return
+        without_name = [key for key, given in tests.items() if key in KEYS and not isinstance(given, dict)]
+        if without_name:
+            self._complain(
+                f"a test must have a name: [{header}]. Got a table without one, with {', '.join(without_name)}.", "test"
+            )
             return
         for name, given in tests.items():
             test = self._test(name, given)
@@ -230,10 +241,12 @@ class _Reader:
         self._compare(name, given)
         if len(self._errors) > before or "model" not in given:
             return None
-        inner = {f"{key}.{part}": (key, part) for key, value in given.items() if isinstance(value, dict) for part in value}
+        inner = {
+            f"{key}.{part}": (key, part) for key, value in given.items() if isinstance(value, dict) for part in value
+        }
         keys = {**{key: (key,) for key in given}, **inner}
         lines = {key: self._line("test", name, *parts) for key, parts in keys.items()}
-        return _test_of(name, self._line("test", name), lines, values)
+        return _test_of(name, self._shown("test", name), self._line("test", name), lines, values)
 
     def _value(self, name: str, key: str, value: Any) -> Any:
         if key not in KEYS:
@@ -260,7 +273,7 @@ _OPTIONS = ("steps", "exponents", "train")
 _SETTINGS = ("seeds", "device", "dtype", "preset", "tolerances")
 
 
-def _test_of(name: str, line: int, lines: dict[str, int], values: dict[str, Any]) -> GateTest:
+def _test_of(name: str, key: str, line: int, lines: dict[str, int], values: dict[str, Any]) -> GateTest:
     settings = {key: values.pop(key) for key in _SETTINGS if key in values} | values.pop("bounds", {})
     options = {key: values.pop(key) for key in _OPTIONS if key in values}
-    return GateTest(name, line, lines=lines, options=options, settings=settings, **values)
+    return GateTest(name, line, key=key, lines=lines, options=options, settings=settings, **values)

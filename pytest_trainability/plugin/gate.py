@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..sources.requests import Request
 
 __all__ = [
+    "TABLE",
     "CodelessModule",
     "GateFile",
     "GateItem",
@@ -41,6 +42,8 @@ __all__ = [
     "seeded_imports",
 ]
 
+TABLE = pytest.StashKey[str]()
+"""Key of the table that is a test, such as ``test.gpt``."""
 _FILE = "trainability.toml"
 _PROJECT = "pyproject.toml"
 
@@ -117,9 +120,27 @@ class GateFile(CodelessModule):
             raise self.CollectError(self._text(error.errors)) from None
         except UsageError as error:
             raise self.CollectError(self._text([GateError(1, "", str(error))])) from None
+        if not tests:
+            self._warn_of_no_test()
         for test in tests:
             for name, arguments in test.cases():
                 yield self._item(test, name, arguments, marks[test.name])
+
+    def _warn_of_no_test(self) -> None:
+        """Warn that the file holds no test.
+
+        Raises:
+            pytest.Collector.CollectError: Warnings are errors in this session.
+        """
+        header = "test.NAME" if self.path.name == _FILE else "tool.trainability.test.NAME"
+        text = (
+            f"{relative_path(self.path, self.config.rootpath)} holds no test, and nothing is measured. A test is a table "
+            f"[{header}] with the key model. The command `python -m pytest_trainability start MODEL --toml` writes one."
+        )
+        try:
+            warnings.warn_explicit(text, pytest.PytestCollectionWarning, str(self.path), 1)
+        except pytest.PytestCollectionWarning:
+            raise self.CollectError(text) from None
 
     def _text(self, errors: list[Any]) -> str:
         from ..records.text import visible
@@ -168,6 +189,7 @@ class GateFile(CodelessModule):
             function = mark(function)
         item: GateItem = GateItem.from_parent(self, name=name, callobj=function)
         item.test = test
+        item.stash[TABLE] = test.key
         item.line = test.line
         if isinstance(test.baseline, str):
             item.stash[BASELINE_FILE] = Path(os.path.normpath(self.path.parent / test.baseline))

@@ -242,6 +242,28 @@ def test_an_unknown_mark_follows_the_setting(gate: Pytester) -> None:
 PROJECT = '[tool.trainability.test.a]\nmodel = "small_nets:broken"\n'
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "header"),
+    [
+        ("trainability", "", "test.NAME"),
+        ("trainability", "# no test yet", "test.NAME"),
+        ("trainability", "[test]", "test.NAME"),
+        ("pyproject", "[tool.trainability]", "tool.trainability.test.NAME"),
+        ("pyproject", "[tool]\ntrainability.test = {}", "tool.trainability.test.NAME"),
+    ],
+)
+def test_a_file_without_a_test_is_a_warning(project: Pytester, file: str, text: str, header: str) -> None:
+    project.makefile(".toml", **{file: text})
+    result = project.runpytest_inprocess("-W", "default")
+    result.assert_outcomes(warnings=1)
+    result.stdout.fnmatch_lines(
+        [f"*{file}.toml:1: *{file}.toml holds no test, and nothing is measured. A test is a table [[]{header}] with*"]
+    )
+    strict = project.runpytest_inprocess("-W", "error")
+    strict.assert_outcomes(errors=1)
+    strict.stdout.fnmatch_lines([f"{file}.toml holds no test, and nothing is measured.*"])
+
+
 def test_the_files_of_the_root_are_found_with_testpaths(gate: Pytester) -> None:
     gate.makeini("[pytest]\ntestpaths = tests\nmarkers =\n    slow\n    timeout\n")
     gate.mkdir("tests")
@@ -359,7 +381,9 @@ def test_a_baseline_that_no_test_uses_is_pruned(gate: Pytester) -> None:
     assert not path.exists()
 
 
-NAMED = 'model = "small_nets:tower"\nparameters = {depth = [1]}\ninputs = "4x8"\nseeds = 1\nbaseline = "numbers/all.json"\n'
+NAMED = (
+    'model = "small_nets:tower"\nparameters = {depth = [1]}\ninputs = "4x8"\nseeds = 1\nbaseline = "numbers/all.json"\n'
+)
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")])
@@ -404,7 +428,9 @@ def test_a_file_of_tables_that_cannot_be_read_is_an_error_of_accept(
     (gate.mkdir("measured") / "a.json").write_text("{}")
     gate.makefile(".toml", trainability="[test.a\n")
     assert main(["accept", "measured"]) == 2
-    assert "trainability.toml names baselines, and must be read. line 1: the file is no valid" in capsys.readouterr().err
+    assert (
+        "trainability.toml names baselines, and must be read. line 1: the file is no valid" in capsys.readouterr().err
+    )
 
 
 # Other plugins --------------------------------------------------------------------------------------------------------

@@ -220,6 +220,17 @@ def test_chosen_seeds_are_written(project: Pytester, shop: Path) -> None:
     project.runpytest_inprocess("--trainability-baseline=check").assert_outcomes(passed=1)
 
 
+def test_a_project_with_an_inline_table_stays_as_it_is(
+    project: Pytester, shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = project.path / "pyproject.toml"
+    text = "[tool]\ntrainability = {test = {other = {model = 'hf:gpt2'}}}\n"
+    file.write_text(text, encoding="utf-8")
+    assert main((*CALL, "--toml", "--output", "pyproject.toml")) == CANNOT
+    assert "to which the table [tool.trainability.test.net] can be added" in capsys.readouterr().err
+    assert file.read_text(encoding="utf-8") == text and not (project.path / "__trainability__").exists()
+
+
 def test_a_table_goes_where_pytest_finds_it(project: Pytester, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main((*CALL, "--toml", "--output", "gates.toml")) == CANNOT
     assert "--toml must write into trainability.toml or pyproject.toml" in capsys.readouterr().err
