@@ -43,8 +43,8 @@ def refuse_unusable(path: Path, name: str) -> None:
         table_of(path, f"{text}\n[{prefix_of(path)}test.'{name}']\n")
     except InvalidGateError:
         msg = (
-            f"{path} must be a file to which the table [{prefix_of(path)}test.{name}] can be added. A table around it is written as "
-            "a value, with = {...}, which is closed. Write a header [...] for it, or choose another file: --output FILE."
+            f"{path} must be a file to which the table [{prefix_of(path)}test.{name}] can be added. A table around it is written "
+            "as a value, with = {...}, which is closed. Write a header [...] for it, or choose another file: --output FILE."
         )
         raise UsageError(msg) from None
 

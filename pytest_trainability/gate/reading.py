@@ -106,7 +106,8 @@ class GateTest:
         >>> test.line_for(TrainabilityError("steps='h.*' must match a module of GPT."))
         3
         """
-        words = _SYNONYMS | {key.rpartition(".")[2]: key for key in reversed(self.lines) if "parameters." not in key}
+        keys = [key for key in self.lines if not key.startswith("parameters.")]
+        words = _SYNONYMS | {key.rpartition(".")[2]: key for key in reversed(keys)}
         named = (words.get(word, "") for word in re.findall(r"\w+", _QUOTED.sub("", str(error))))
         found = (self.lines[key] for key in (error.key, *named) if key in self.lines)
         return next(found, self.lines.get("model", self.line))
@@ -219,9 +220,8 @@ class _Reader:
             return
         without_name = [key for key, given in tests.items() if key in KEYS and not isinstance(given, dict)]
         if without_name:
-            self._complain(
-                f"a test must have a name: [{header}]. Got a table without one, with {', '.join(without_name)}.", "test"
-            )
+            message = f"a test must have a name: [{header}]. Got a table without one, with {', '.join(without_name)}."
+            self._complain(message, "test")
             return
         for name, given in tests.items():
             test = self._test(name, given)

@@ -78,7 +78,7 @@ def test_an_inline_table_around_it_is_refused(tmp_path: Path, name: str, text: s
 def test_a_file_that_is_no_toml_or_no_utf_8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "trainability.toml"
     path.write_text("[test.a\n")
-    with pytest.raises(UsageError, match="must be valid before a table is added. line 1: the file is no valid TOML"):
+    with pytest.raises(UsageError, match=r"must be valid before a table is added\. line 1: the file is no valid TOML"):
         refuse_unusable(path, "net")
     path.write_bytes(b"\xff")
     with pytest.raises(UsageError, match="must be a file in UTF-8"):
