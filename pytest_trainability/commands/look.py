@@ -52,7 +52,7 @@ def look(options: argparse.Namespace) -> int:
     _refuse_unwritable(options)
     _refuse_unusable(options)
     request = subject(options)
-    preset, reason = (options.preset, "") if options.preset else family_of_source(request.build)
+    preset, reason = (options.preset, "") if options.preset else family_of_source(request.sample)
     session = _session(options, request, find_preset(preset, where="--preset"))
     say(f"preset {preset}: {reason}" if reason else f"preset {preset}")
     for line in section_lines(session, 1):

@@ -101,7 +101,7 @@ def _say_if_unhealthy(request: Request, model: str, measurement: Measurement) ->
     from ..checks.presets import find_preset
     from ..sources.families import family_of_source
 
-    preset, reason = family_of_source(request.build)
+    preset, reason = family_of_source(request.sample)
     try:
         measurement.check(preset=None, **find_preset(preset))
     except TrainabilityFailure:

@@ -16,6 +16,8 @@ from .options import SETTINGS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..sources.requests import Request
+
 __all__ = ["add_model", "declare", "refuse_incomplete"]
 
 _DECLARED = (
@@ -135,12 +137,12 @@ def _measured(item: pytest.Item, given: dict[str, Any], trainability: Any) -> No
     texts = {name: text for name, text in given.items() if name != "steps"}
     with seeded_imports():
         request = requested(**texts)
-    bounds = _of_family(item, request.build)
+    bounds = _of_family(item, request)
     steps = given["steps"] or "auto"
     trainability(request.build, request.inputs, target=request.target, loss=request.loss, steps=steps, **bounds)
 
 
-def _of_family(item: pytest.Item, build: Any) -> dict[str, Any]:
+def _of_family(item: pytest.Item, request: Request) -> dict[str, Any]:
     """Return the bounds of the preset that suits the model, where no preset is chosen; other bounds go first."""
     from ..checks.presets import find_preset
     from ..sources.families import family_of_source
@@ -148,4 +150,4 @@ def _of_family(item: pytest.Item, build: Any) -> dict[str, Any]:
     if "preset" in marker_settings(item) or item.config.stash[SETTINGS].preset:
         return {}
     own = bounds_of(item)
-    return {name: bound for name, bound in find_preset(family_of_source(build)[0]).items() if name not in own}
+    return {name: bound for name, bound in find_preset(family_of_source(request.sample)[0]).items() if name not in own}

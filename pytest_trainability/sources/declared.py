@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["declared_inputs"]
+from .sample import Sample
+
+__all__ = ["Inputs", "declared_inputs"]
 
 BATCH, LENGTH, AUDIO, FRAMES = 4, 32, 16000, 200
 """Number of samples, of tokens in a text, and of values and frames in a piece of audio."""
 
-Inputs = Callable[[torch.Generator], Any]
+Inputs: TypeAlias = "Callable[[torch.Generator], Any]"
+"""Draws inputs."""
 
 
 def declared_inputs(source: Any) -> Inputs | None:
@@ -25,17 +28,12 @@ def declared_inputs(source: Any) -> Inputs | None:
     get their inputs as labels.
 
     Args:
-        source: A factory, which is called on the meta device, or a module.
+        source: A factory, a module, or a :class:`~pytest_trainability.sources.sample.Sample`.
     """
-    if isinstance(source, nn.Module):
-        model = source
-    else:
-        try:
-            with torch.device("meta"):
-                model = source()
-        except (Exception, SystemExit):
-            # It will be built, and fail, where the error is shown.
-            return None
+    sample = Sample.of(source)
+    source, model = sample.source, sample.model
+    if model is None:
+        return None
     if getattr(model, "example_input_array", None) is not None:
         return _as_declared("example_input_array", source)
     settings = getattr(model, "default_cfg", None)

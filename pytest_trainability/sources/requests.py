@@ -12,9 +12,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import UsageError, concerning
+from .declared import declared_inputs
 from .inputs import drawn_inputs, is_place
 from .losses import named_loss, needs_target
 from .models import NamedModel, named_model
+from .sample import Sample
 
 __all__ = ["IN_FILE", "ON_COMMAND_LINE", "Request", "Words", "pytest_options", "requested", "takes_nothing"]
 
@@ -41,6 +43,8 @@ class Request:
     inputs: Any
     target: Any
     loss: Callable[..., Any] | None
+    sample: Sample
+    """A model, for questions about its structure."""
 
 
 def requested(
@@ -69,16 +73,18 @@ def requested(
         named = named_model(model)
     with concerning("parameters" if parameters else "model"):
         build = _with_arguments(named, model, parameters or {}, words)
+    # Further arguments may change what the model declares.
+    sample, draw = (named.sample, named.draw) if build is named.build else (Sample(build), None)
     with concerning("loss"):
         function = named_loss(loss) if loss else None
         if function is not None and not targets and needs_target(function) and not (inputs and is_place(inputs[0])):
             msg = f"the loss {loss} takes a target, and none is given. Write {words.targets}."
             raise UsageError(msg)
     with concerning("inputs"):
-        found = _generated(drawn_inputs(inputs) if inputs else _declared(named, model, words))
+        found = _generated(drawn_inputs(inputs) if inputs else draw or _declared(sample, model, words))
     with concerning("targets"):
         target = _generated(drawn_inputs(targets, what="the targets")) if targets else None
-    return Request(build, found, target, function)
+    return Request(build, found, target, function, sample)
 
 
 def pytest_options(
@@ -141,11 +147,12 @@ def _nearest(build: Any, given: Mapping[str, Any]) -> str:
     return f" Did you mean {' and '.join(map(repr, near))}?" if near else f" It takes {', '.join(known) or 'none'}."
 
 
-def _declared(named: NamedModel, text: str, words: Words) -> Any:
-    if named.inputs is None:
+def _declared(sample: Sample, text: str, words: Words) -> Any:
+    inputs = declared_inputs(sample)
+    if inputs is None:
         msg = f"{text!r} declares no inputs, and none are given. Write {words.inputs}, or MODULE:NAME of a batch."
         raise UsageError(msg)
-    return named.inputs
+    return inputs
 
 
 def takes_nothing(found: Any) -> bool:
