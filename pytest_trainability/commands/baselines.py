@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..plugin.paths import relative_path
-from .arguments import DIFFERS, Subparsers, add_tolerances, declared, say, tolerances_of
+from .arguments import DIFFERS, Subparsers, declared, say
+from .tolerances import add_tolerances, tolerances_of
 
 if TYPE_CHECKING:
     from ..checks.baseline_files import Contents

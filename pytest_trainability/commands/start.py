@@ -17,6 +17,8 @@ from ..errors import TrainabilityError, TrainabilityFailure, UsageError
 from ..report.starter import RESERVED, Starter, test_module, toml_table
 from ..report.suggestions import SuggestedBound, suggested_bounds
 from .arguments import DIFFERS, PROGRAM, Subparsers, declared, emit, say, write
+from .plugins import chosen_steps
+from .progress import StatusLine, status_line
 from .subject import add_subject_arguments, subject
 
 if TYPE_CHECKING:
@@ -68,8 +70,9 @@ def start(options: argparse.Namespace) -> int:
     name = _identifier(options.name or _name_of(options.model))
     target = _target(options, name)
     _refuse_existing(target, options, name)
-    request, takes_tokens = _watched(subject(options))
-    measurement = _measured(request, options)
+    with status_line(f"building {options.model}") as status:
+        request, takes_tokens = _watched(subject(options))
+        measurement = _measured(request, options, status)
     try:
         bounds = _judged(measurement, options.preset)
     except TrainabilityFailure as failure:
@@ -170,7 +173,7 @@ def _refuse_existing(target: Path | None, options: argparse.Namespace, name: str
     refuse_unusable(target, name)
 
 
-def _measured(request: Request, options: argparse.Namespace) -> Measurement:
+def _measured(request: Request, options: argparse.Namespace, status: StatusLine) -> Measurement:
     from ..checks.presets import find_preset
     from ..measurement import Context, measure_in
     from ..measures import MEASURES
@@ -178,7 +181,7 @@ def _measured(request: Request, options: argparse.Namespace) -> Measurement:
     if options.preset:
         find_preset(options.preset, where="--preset")
     measurement = measure_in(
-        Context(test="start", cure="off", expects_baseline=True),
+        Context(test="start", cure="off", expects_baseline=True, watch=status.watch, choose_steps=chosen_steps),
         request.build,
         request.inputs,
         target=request.target,
@@ -229,7 +232,8 @@ def _starter(
 ) -> Starter:
     from ..measurement.contracts import checked_rules
 
-    rules, trouble = checked_rules(request.build, measurement.seeds)
+    with status_line("reading the initial values"):
+        rules, trouble = checked_rules(request.build, measurement.seeds)
     return Starter(
         name=name,
         command=shlex.join([*PROGRAM.split(" "), *_arguments(options)]),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from .plugins import load_measures
+
 if TYPE_CHECKING:
     from ..sources.requests import Request
 
@@ -61,11 +63,14 @@ def add_subject_arguments(parser: argparse.ArgumentParser, *, seeds: int) -> Non
 def subject(options: argparse.Namespace) -> Request:
     """Return what the arguments name. Modules are imported under the seed that a test module is imported under.
 
+    Measures of installed plugins are loaded as well.
+
     Raises:
         UsageError: As in :func:`~pytest_trainability.sources.requests.requested`.
     """
     from ..engine.isolation import derived_seed, seeded_unless_seeded
     from ..sources.requests import requested
 
+    load_measures()
     with seeded_unless_seeded(derived_seed(0, "module")):
         return requested(options.model, inputs=options.inputs, targets=options.targets, loss=options.loss)

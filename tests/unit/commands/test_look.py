@@ -58,6 +58,14 @@ def test_a_red_model_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert any(f"{command} --trainability-preset=mlp --trainability-seeds=0-" in line for line in lines)
 
 
+def test_own_bounds_go_before_those_of_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["look", "looked_at:green", "--input=4x8", "--seeds=1", "--bounds=log_gain <= -50"]
+    assert main([*arguments, "--bounds=lyapunov_max = within(9)"]) == DIFFERS
+    out = capsys.readouterr().out
+    assert "must be ≤ -50" in out and "✔ lyapunov_max " in out and "✔ nonfinite " in out
+    assert "'--trainability-bounds=log_gain <= -50'" in " ".join(out.split())
+
+
 def test_the_loss_takes_the_target(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["look", "looked_at:green", "--input=4x8", "--target=ids:4<8", "--loss=cross_entropy", "--seeds=1"]) == 0
@@ -100,6 +108,8 @@ def test_reports_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             ["looked_at:exits", "--input=4x8"],
             "the factory must build a model when called without arguments. `exits` raised",
         ),
+        (["looked_at:green", "--input=4x8", "--bounds=log_gian = within(3)"], "Did you mean 'log_gain'?"),
+        (["looked_at:green", "--input=4x8", "--bounds=log_gain"], "--bounds must hold lines such as"),
         (["looked_at:green", "--input=4x8", "--html=a", "--json=a"], "--html and --json must name different files."),
     ],
 )
