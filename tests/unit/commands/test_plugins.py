@@ -24,9 +24,14 @@ def pytest_trainability_measures():
 
 
 def pytest_trainability_steps(model):
-    return ["0", "1"] if len(model) == 3 else None
+    return ["0", "2"] if len(model) == 6 else None
 """
-NETS = "from torch import nn\ndef build():\n    return nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])\n"
+NETS = """
+from torch import nn
+
+def build():
+    return nn.Sequential(*[layer for _ in range(3) for layer in (nn.Linear(8, 8), nn.Tanh())])
+"""
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def command(folder: Path, *words: str, **environment: str) -> subprocess.Complet
     )
 
 
-LOOK = ("look", "nets:build", "--input", "2x4", "--seeds", "1", "--bounds", "gain_of_the_plugin = within(50)")
+LOOK = ("look", "nets:build", "--input", "4x8", "--seeds", "2", "--bounds", "gain_of_the_plugin = within(50)")
 
 
 def test_look_judges_the_measure_of_a_plugin_and_takes_its_steps(installed: Path) -> None:
@@ -66,8 +71,7 @@ def test_look_judges_the_measure_of_a_plugin_and_takes_its_steps(installed: Path
     assert found.stderr == "the plugin broken_plugin of pytest is left out: RuntimeError: not today\n"
 
 
-def test_the_measure_of_a_plugin_is_listed_and_explained(installed: Path) -> None:
-    assert "gain_of_the_plugin " in command(installed, "measures").stdout
+def test_the_measure_of_a_plugin_is_explained(installed: Path) -> None:
     assert "Return the log gain again." in command(installed, "explain", "gain_of_the_plugin").stdout
 
 

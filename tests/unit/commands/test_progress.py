@@ -25,9 +25,8 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """The stream of errors, as a terminal of 40 columns."""
+    """Make the stream of errors a terminal of 40 columns. No fixture can: pytest replaces the stream after the setup."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "40")
     stream = Terminal()
@@ -35,19 +34,21 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return stream
 
 
-def test_each_text_replaces_the_last_one(terminal: Terminal) -> None:
+def test_each_text_replaces_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
     with status_line("building nets:a") as line:
         line.watch("a", "seed", "1 of 4")
         line.watch("a", "now", "log gain")
         line.watch("a", "end", "")
         line.watch("a", "seed", "2 of 4")
     shown = ["", "building nets:a", "a: seed 1 of 4, ", "a: seed 1 of 4, log gain", "", "a: seed 2 of 4, ", ""]
-    assert terminal.getvalue().split(ERASE) == shown
+    assert stream.getvalue().split(ERASE) == shown
 
 
-def test_the_line_is_shorter_than_the_terminal(terminal: Terminal) -> None:
+def test_the_line_is_shorter_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
     StatusLine(sys.stderr).show("x" * 50)
-    assert len(terminal.getvalue().removeprefix(ERASE)) == 39
+    assert len(stream.getvalue().removeprefix(ERASE)) == 39
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
@@ -61,13 +62,12 @@ def test_elsewhere_nothing_is_written(monkeypatch: pytest.MonkeyPatch, stream: i
     assert stream.getvalue() == ""
 
 
-def test_look_says_what_it_does_and_leaves_no_trace(
-    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_look_says_what_it_does_and_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
     (tmp_path / "shown_nets.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(4, 4)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     main(["look", "shown_nets:build", "--input", "2x4", "--seeds", "2"])
-    shown = terminal.getvalue().split(ERASE)
+    shown = stream.getvalue().split(ERASE)
     assert shown[:2] == ["", "building shown_nets:build"] and shown[-1] == ""
     assert any(text.startswith("build: seed 2 of 2, ") for text in shown)
