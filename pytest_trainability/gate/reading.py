@@ -264,9 +264,15 @@ class _Reader:
             message = "tolerances must come with a baseline. Write baseline = true as well."
             self._complain(message, "test", name, "tolerances")
         library = str(given.get("model", "")).partition(":")[0]
-        if "parameters" in given and library in {"hf", "hf-tiny", "timm", "torchvision"}:
+        if "parameters" in given and _is_of_library(library):
             message = f"a model of {library}: takes no parameters. Name a factory: model = 'package.module:build'."
             self._complain(message, "test", name, "parameters")
+
+
+def _is_of_library(word: str) -> bool:
+    from ..sources.models import LIBRARIES
+
+    return word in LIBRARIES
 
 
 _OPTIONS = ("steps", "exponents", "train")
