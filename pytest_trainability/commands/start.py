@@ -24,6 +24,7 @@ from .subject import add_subject_arguments, subject
 if TYPE_CHECKING:
     from ..measurement import Measurement
     from ..sources.requests import Request
+    from ..sources.sample import Sample
 
 __all__ = ["declare", "start"]
 
@@ -83,7 +84,7 @@ def start(options: argparse.Namespace) -> int:
         for line in str(failure).splitlines():
             say(line, sys.stderr)
         return DIFFERS
-    code = _Code(options, target, takes_tokens=bool(takes_tokens))
+    code = _Code(options, target, request.sample, takes_tokens=bool(takes_tokens))
     starter = _starter(request, code, options, name, bounds, measurement)
     if target is None:
         emit(_text(starter, options, target))
@@ -278,8 +279,9 @@ def _arguments(options: argparse.Namespace) -> list[str]:
 class _Code:
     """The parts of a test module that name model, inputs, targets, loss and steps."""
 
-    def __init__(self, options: argparse.Namespace, target: Path | None, *, takes_tokens: bool) -> None:
+    def __init__(self, options: argparse.Namespace, target: Path | None, sample: Sample, *, takes_tokens: bool) -> None:
         from ..sources.code import Imports, is_found_here_only
+        from ..sources.declared import declares_inputs_of_forward
         from ..sources.models import LIBRARIES
 
         self._imports = Imports(RESERVED)
@@ -289,7 +291,10 @@ class _Code:
         if is_of_library or not options.inputs:
             self._ours.append("from pytest_trainability.sources.models import named_model")
             self.functions.append(f"MODEL = named_model({json.dumps(options.model)})")
-        self.build = "MODEL.build" if is_of_library else self._imports.name(options.model)
+        is_by_forward = not options.inputs and not options.loss and declares_inputs_of_forward(sample)
+        self.build = (
+            "MODEL.forward" if is_by_forward else "MODEL.build" if is_of_library else self._imports.name(options.model)
+        )
         self.arguments = [self._batch("inputs", options.inputs) if options.inputs else "MODEL.inputs"]
         if options.targets:
             self.arguments.append(f"target={self._batch('targets', options.targets)}")

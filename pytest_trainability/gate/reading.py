@@ -18,7 +18,7 @@ else:
 from ..errors import TrainabilityError
 from ..records.calls import Call
 from ..records.text import visible
-from .keys import KEYS, Condition, nearest
+from .keys import KEYS, Condition, unknown_key
 from .places import key_lines, line_of
 
 __all__ = ["FILE", "PROJECT", "GateError", "GateTest", "InvalidGateError", "named_baselines", "read_gate", "table_of"]
@@ -250,7 +250,7 @@ class _Reader:
 
     def _value(self, name: str, key: str, value: Any) -> Any:
         if key not in KEYS:
-            self._complain(f"unknown key {key!r}. {nearest(key, KEYS)}", "test", name, key)
+            self._complain(unknown_key(key), "test", name, key)
             return None
         return KEYS[key](value, lambda message, *below: self._complain(message, "test", name, key, *below))
 

@@ -121,11 +121,11 @@ class CommandLineItem(GateItem):
 def _measured(item: pytest.Item, given: dict[str, Any], trainability: Any) -> None:
     """Measure the model, and judge the bounds that apply; without a preset, also those of its family."""
     __tracebackhide__ = True
-    from ..sources.requests import requested
+    from ..sources.requests import IN_PYTEST, requested
 
     texts = {name: text for name, text in given.items() if name != "steps"}
     with seeded_imports():
-        request = requested(**texts)
+        request = requested(**texts, words=IN_PYTEST)
     bounds = _of_family(item, request)
     given_loss = {"target": request.target, "loss": request.loss}
     trainability(request.build, request.inputs, **given_loss, steps=given["steps"], **bounds)

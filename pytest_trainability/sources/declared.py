@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from .sample import Sample
 
-__all__ = ["Inputs", "declared_inputs"]
+__all__ = ["Inputs", "by_forward", "declared_inputs", "declares_inputs_of_forward"]
 
 BATCH, LENGTH, AUDIO, FRAMES = 4, 32, 16000, 200
 """Number of samples, of tokens in a text, and of values and frames in a piece of audio."""
@@ -43,6 +44,33 @@ def declared_inputs(source: Any) -> Inputs | None:
     if hasattr(model, "main_input_name") and hasattr(model, "config"):
         return _of_transformers(model)
     return _as_declared("dummy_inputs", source) if _has_dummy_inputs(model) else None
+
+
+def declares_inputs_of_forward(sample: Sample) -> bool:
+    """Return whether a model declares inputs of ``forward``, although it computes its loss in ``training_step``.
+
+    Args:
+        sample: The model of a factory. A finished module is measured as it is.
+    """
+    model = sample.model
+    has_example = getattr(model, "example_input_array", None) is not None
+    return has_example and callable(getattr(model, "training_step", None)) and not isinstance(sample.source, nn.Module)
+
+
+def by_forward(build: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a factory of the same models that are measured by ``forward``, without their ``training_step``.
+
+    Args:
+        build: The factory.
+    """
+
+    @functools.wraps(build, updated=())
+    def build_for_forward() -> Any:
+        model = build()
+        model.training_step = None
+        return model
+
+    return build_for_forward
 
 
 def _has_dummy_inputs(model: nn.Module) -> bool:

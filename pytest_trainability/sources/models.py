@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
-from .declared import Inputs, declared_inputs
+from .declared import Inputs, by_forward, declared_inputs
 from .places import imported
 from .sample import Sample
 
@@ -93,6 +93,11 @@ class NamedModel:
     """Function that draws inputs, of a model that declares none itself."""
 
     @property
+    def forward(self) -> Any:
+        """The factory, whose models are measured by ``forward``, which takes the inputs that they declare."""
+        return by_forward(self.build)
+
+    @property
     def inputs(self) -> Inputs | None:
         """Inputs that the model declares; None if it declares none."""
         return self.draw or declared_inputs(self.sample)
@@ -114,6 +119,12 @@ def named_model(text: str) -> NamedModel:
         # Reports and baselines name the model by its factory.
         build.__name__ = name
         return NamedModel(build, name, sample, draw)
+    if ":" not in text and "." not in text:
+        msg = (
+            "the model must be given as MODULE:NAME, such as package.module:build, or as a model of a library: hf:gpt2, "
+            f"timm:resnet18 or torchvision:resnet18. Got {text!r}."
+        )
+        raise UsageError(msg)
     found = imported(text, what="the model")
     if not isinstance(found, nn.Module) and not callable(found):
         msg = f"the model must be a factory, a class or a torch.nn.Module. {text!r} is of class {type(found).__name__}."

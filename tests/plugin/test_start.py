@@ -273,6 +273,27 @@ def test_inputs_and_a_finished_module_of_the_user(
     project.runpytest_inprocess("tests").assert_outcomes(passed=2)
 
 
+def test_the_example_of_a_lightning_module_goes_to_its_forward(project: Pytester, shop: Path) -> None:
+    module = """
+
+class Module(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = build()
+        self.example_input_array = torch.ones(8, 16)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return nn.functional.mse_loss(self(x), y)
+"""
+    shop.write_text(MODEL + module, encoding="utf-8")
+    assert "trainability(MODEL.forward, MODEL.inputs, seeds=2)" in written(project, "shop.net:Module")
+    assert "inputs" not in written(project, "shop.net:Module", "--toml")
+
+
 def test_a_model_of_a_library_brings_its_inputs(project: Pytester) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
     assert main(("start", "hf-tiny:gpt2", "--seeds", "3")) == 0
