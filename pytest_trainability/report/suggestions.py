@@ -12,6 +12,10 @@ from ..records.text import as_code, as_toml, visible
 __all__ = ["SuggestedBound", "bound_code", "imports_of", "suggested_bounds", "suggestion_lines"]
 
 
+FEWEST_SEEDS = 4
+"""Number of seeds below which the prediction intervals are so wide that it is said: Student's t of one degree is 13."""
+
+
 @dataclass(frozen=True, slots=True)
 class SuggestedBound:
     """One bound of a suggested marker."""
@@ -183,6 +187,8 @@ def _marker(test: TestSuggestions, bounds: Sequence[SuggestedBound]) -> list[str
 def _remarks(members: Sequence[TestSuggestions]) -> Iterator[str]:
     """Yield what is kept, what has no bound and why, and where the tests of a function differ, as comments."""
     joined = _joined(members)
+    if not members[0].fixed and 1 < members[0].seeds < FEWEST_SEEDS:
+        yield f"# {members[0].seeds} seeds support wide bounds only: measure with seeds = 8 for narrower ones"
     for bound in suggested_bounds(joined):
         if bound.kept:
             yield f"# {bound.measure}: {visible(bound.kept)}"

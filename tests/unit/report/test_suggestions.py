@@ -10,7 +10,7 @@ from pytest_trainability.report.suggestions import bound_code, imports_of, sugge
 
 
 def of_test(*suggestions: Suggestion, test: str = "test_a.py::test_b", **changes: object) -> TestSuggestions:
-    return TestSuggestions(test, "Net", 8, suggestions, **changes)  # type: ignore[arg-type]
+    return TestSuggestions(**{"test": test, "model": "Net", "seeds": 8, "suggestions": suggestions, **changes})  # type: ignore[arg-type]
 
 
 def gain(low: float | None = -0.5, high: float | None = 0.1, **changes: object) -> Suggestion:
@@ -156,3 +156,11 @@ def test_one_draw_supports_nothing_and_the_way_out_is_said(fixed: bool, cure: st
 
 def test_a_failed_test_is_marked() -> None:
     assert "the test has failed, its numbers may not be healthy" in suggestion_lines([of_test(gain(), passed=False)])[2]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "fixed", "said"), [(2, False, True), (3, False, True), (4, False, False), (1, True, False)]
+)
+def test_few_seeds_are_said_to_support_wide_bounds(seeds: int, fixed: bool, said: bool) -> None:
+    text = "\n".join(suggestion_lines([of_test(gain(), seeds=seeds, fixed=fixed)]))
+    assert (f"# {seeds} seeds support wide bounds only: measure with seeds = 8" in text) == said
