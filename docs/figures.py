@@ -8,11 +8,12 @@ The benchmarks write docs/faults.md. Here nothing is measured.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from generated import write_or_check
 
 ROOT = Path(__file__).parents[1]
 FAULTS = ROOT / "docs" / "faults.md"
@@ -150,22 +151,9 @@ def with_figures(text: str, page: str, faults: str) -> str:
 
 def main() -> int:
     """Write the pages, or check whether they are up to date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is outdated")
-    check = parser.parse_args().check
     faults = FAULTS.read_text(encoding="utf-8")
-    stale = []
-    for page in FIGURES:
-        path = ROOT / page
-        old = path.read_text(encoding="utf-8")
-        new = with_figures(old, page, faults)
-        if new == old:
-            continue
-        stale.append(page)
-        if not check:
-            path.write_text(new, encoding="utf-8")
-        print(f"{page} {'is outdated: run make generated' if check else 'written'}")
-    return 1 if stale and check else 0
+    old = {page: (ROOT / page).read_text(encoding="utf-8") for page in FIGURES}
+    return write_or_check(__doc__, {ROOT / page: with_figures(text, page, faults) for page, text in old.items()}, ROOT)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ table of costs, which ``python benchmarks/measures.py --record`` writes to ``ben
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+
+from generated import write_or_check
 
 from pytest_trainability.measures import FAMILIES, Measure, declared_measures
 
@@ -123,18 +124,7 @@ def index() -> str:
 
 def main() -> int:
     """Write the files, or check whether they are up to date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is outdated")
-    check = parser.parse_args().check
-    stale = []
-    for path, text in ((ATTRIBUTES, attributes()), (INDEX, index())):
-        if path.is_file() and path.read_text(encoding="utf-8") == text:
-            continue
-        stale.append(path)
-        if not check:
-            path.write_text(text, encoding="utf-8")
-        print(f"{path.relative_to(ROOT)} {'is outdated: run make generated' if check else 'written'}")
-    return 1 if stale and check else 0
+    return write_or_check(__doc__, {ATTRIBUTES: attributes(), INDEX: index()}, ROOT)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from .records.text import visible
 
 __all__ = [
@@ -14,11 +17,15 @@ __all__ = [
     "TrainabilityError",
     "TrainabilityFailure",
     "UsageError",
+    "concerning",
 ]
 
 
 class TrainabilityError(Exception):
     """Base class of the errors that the package raises on purpose. A failed check is not one of them."""
+
+    key: str = ""
+    """What the error is about, such as ``model`` or ``inputs``, where texts name what is measured; empty if unknown."""
 
     def __str__(self) -> str:
         return _escaped(super().__str__())
@@ -70,6 +77,23 @@ class TrainabilityFailure(AssertionError):
 
     def __str__(self) -> str:
         return _escaped(super().__str__())
+
+
+@contextmanager
+def concerning(key: str) -> Iterator[None]:
+    """Note what an error is about, unless it is known already.
+
+    Args:
+        key: Such as ``model`` or ``inputs``.
+
+    Raises:
+        TrainabilityError: The error.
+    """
+    try:
+        yield
+    except TrainabilityError as error:
+        error.key = error.key or key
+        raise
 
 
 def _escaped(message: str) -> str:

@@ -219,6 +219,6 @@ def document(checks: list[dict[str, Any]], errors: list[dict[str, Any]] | None =
         "summary": {"checks": len(checks), **counts,
                     "seconds": sum(one["seconds"] for one in checks), "required": 0, "measured": len(checks),
                     "exit_status": 1 if counts["failed"] or counts["not measured"] else 0},
-        "checks": checks, "errors": errors, "baselines": None, "shards": [],
+        "checks": checks, "errors": errors, "suggestions": [], "baselines": None, "shards": [],
     }  # fmt: skip
     return found | others

@@ -48,6 +48,7 @@ INVALID: dict[str, list[tuple[Any, str]]] = {
         (3, "it must be a text such as 'package.module:build'"),
         ("nets", "Got a text: 'nets'"),
         (":x", "must be"),
+        ("package.nets.build", "or 'timm:resnet18', with a colon: 'package.nets:build'. Got a text"),
     ],
     "inputs": [([], "Got a list"), ("8xx3", "inputs must be sizes such as"), ([3], "it must be a text such as")],
     "targets": [("ids:8", "inputs must be sizes such as")],
@@ -61,7 +62,12 @@ INVALID: dict[str, list[tuple[Any, str]]] = {
     "preset": [("mpl", "Did you mean 'mlp'?")],
     "bounds": [("within(3)", "it must be a table by measure"), ({"log_gian": "within(3)"}, "Did you mean 'log_gain'?")],
     "tolerances": [({"log_gain": -1}, "must be a finite number of at least 0")],
-    "contract": [(3, "it must be a file such as"), ({}, "Got a table"), ({"**": 3}, "it must be a file such as")],
+    "contract": [
+        (3, "it must be a file such as"),
+        ({}, "Got a table"),
+        ({"**": 3}, "it must be a file such as"),
+        ("contract.json", "it must be a file such as 'contracts.py:GPT', MODULE:NAME, or a table of rules"),
+    ],
     "baseline": [("gpt", "it must be true, false or the path of a file such as"), (3, "Got a whole number: 3")],
     "marks": [
         (3, "it must be a list of marks"),

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..plugin.paths import relative_path
-from .arguments import DIFFERS, Subparsers, add_tolerances, declared, say, tolerances_of
+from .arguments import DIFFERS, Subparsers, declared, say
+from .tolerances import add_tolerances, tolerances_of
 
 if TYPE_CHECKING:
     from ..checks.baseline_files import Contents
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["accept", "add_root", "compare_folder", "declare"]
 
+_OF_OTHERS = frozenset({"node_modules", "site-packages", "__pycache__"})
+"""Folders without tests of the project."""
 UNCHANGED = "Nothing has changed by these tolerances. If your tests set other tolerances, pass them with --tolerances."
 
 
@@ -80,7 +83,7 @@ def _differences(options: argparse.Namespace) -> Iterator[tuple[Path, list[Diffe
     from ..checks.baseline_files import read_baselines
 
     tolerances = tolerances_of(options)
-    files = _files(options.measured)
+    files = _files(options.measured, options.root)
     if not files:
         from ..errors import UsageError
 
@@ -92,15 +95,52 @@ def _differences(options: argparse.Namespace) -> Iterator[tuple[Path, list[Diffe
         yield target, list(_differing(measured, committed, tolerances))
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, root: Path) -> list[Path]:
     """Return the paths of the baselines in a folder, relative to it. Links are not followed."""
-    from ..checks.baseline_files import FOLDER
-
     found = []
     for parent, _, names in os.walk(folder):
-        if Path(parent).name == FOLDER:
-            found += [Path(parent, name).relative_to(folder) for name in names if name.endswith(".json")]
-    return sorted(found)
+        found += [Path(parent, name).relative_to(folder) for name in names if name.endswith(".json")]
+    # Other files may be kept in the same folder, such as a report.
+    named = {target.relative_to(root.resolve()) for target in _named(root)} if any(map(_is_elsewhere, found)) else set()
+    left_out = sorted(file for file in found if _is_elsewhere(file) and file not in named)
+    for file in left_out:
+        say(f"{file}: left out. No table of a trainability.toml below {root.resolve()} names it as its baseline.")
+    return sorted(set(found) - set(left_out))
+
+
+def _is_elsewhere(relative: Path) -> bool:
+    """Whether a file is not in the folder of the baselines of test modules."""
+    from ..checks.baseline_files import FOLDER
+
+    return relative.parent.name != FOLDER
+
+
+def _named(root: Path) -> set[Path]:
+    """Return the baseline files below the root that tables name."""
+    from ..gate.reading import FILE, PROJECT
+
+    found: set[Path] = set()
+    for parent, folders, names in os.walk(root.resolve()):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _OF_OTHERS]
+        for name in {FILE, PROJECT}.intersection(names):
+            found |= _named_in(Path(parent, name))
+    return {path for path in found if path.is_relative_to(root.resolve())}
+
+
+def _named_in(file: Path) -> set[Path]:
+    """Return the baseline files that the tables of a file name.
+
+    Raises:
+        BaselineError: It cannot be read.
+    """
+    from ..errors import BaselineError
+    from ..gate.reading import InvalidGateError, named_baselines
+
+    try:
+        return named_baselines(file)
+    except InvalidGateError as error:
+        msg = f"{file} names baselines, and must be read. {error}"
+        raise BaselineError(msg) from None
 
 
 def _target(root: Path, relative: Path) -> Path:
@@ -113,6 +153,8 @@ def _target(root: Path, relative: Path) -> Path:
     from ..errors import BaselineError
 
     target = root / relative
+    if _is_elsewhere(relative):
+        return target
     file = find_test_file(target)
     if file is None:
         msg = f"{relative}: a baseline must have a test module. {target.parent.parent} has no {target.stem}.py. Check --root."

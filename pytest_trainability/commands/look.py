@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..checks.statistics import DEFAULT_SEEDS
 from .arguments import DIFFERS, PROGRAM, Subparsers, declared, say, write
+from .plugins import chosen_steps
+from .progress import StatusLine, status_line
 from .reports import section_lines
 from .subject import add_subject_arguments, subject
 
@@ -35,6 +37,14 @@ def declare(commands: Subparsers) -> None:
         "--preset", default=None, metavar="FAMILY", help="mlp, cnn, transformer or rnn (default: by layers)."
     )
     command.add_argument(
+        "--bounds",
+        action="append",
+        default=[],
+        metavar="BOUND",
+        help="Bound that replaces the one of the preset, or is added to them, such as 'log_gain = within(3)'. May be given "
+        "several times.",
+    )
+    command.add_argument(
         "--device", default=None, metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps (default: auto)."
     )
     command.add_argument("--dtype", default=None, metavar="DTYPE", help="Floating type (default: unchanged).")
@@ -51,9 +61,11 @@ def look(options: argparse.Namespace) -> int:
 
     _refuse_unwritable(options)
     _refuse_unusable(options)
-    request = subject(options)
-    preset, reason = (options.preset, "") if options.preset else family_of_source(request.build)
-    session = _session(options, request, find_preset(preset, where="--preset"))
+    with status_line(f"building {options.model}") as status:
+        request = subject(options)
+        own = _own_bounds(options)
+        preset, reason = (options.preset, "") if options.preset else family_of_source(request.sample)
+        session = _session(options, request, {**find_preset(preset, where="--preset"), **own}, status)
     say(f"preset {preset}: {reason}" if reason else f"preset {preset}")
     for line in section_lines(session, 1):
         say(line)
@@ -104,14 +116,29 @@ def _refuse_unusable(options: argparse.Namespace) -> None:
         find_preset(options.preset, where="--preset")
 
 
-def _session(options: argparse.Namespace, request: Request, bounds: dict[str, Bound]) -> SessionRecord:
+def _own_bounds(options: argparse.Namespace) -> dict[str, Bound]:
+    """Return the bounds of the option, by the name of the measure.
+
+    Raises:
+        UsageError: A bound is invalid, or there is no measure of the name.
+    """
+    from ..checks.bounds import parse_bounds
+    from ..measures import find_measure
+
+    found = parse_bounds(options.bounds, where="--bounds")
+    return {find_measure(name, where="--bounds").name: bound for name, bound in found.items()}
+
+
+def _session(
+    options: argparse.Namespace, request: Request, bounds: dict[str, Bound], status: StatusLine
+) -> SessionRecord:
     """Measure the model, judge the bounds, and return a session with this check alone."""
     from ..errors import TrainabilityFailure
     from ..records.session import CheckOutcome, SessionRecord
     from ..report.environment import environment, now
 
     records: list[CheckRecord] = []
-    measurement = _measurement(options, request, bounds, records.append)
+    measurement = _measurement(options, request, bounds, records.append, status)
     outcome: Outcome = "passed"
     try:
         measurement.check(preset=None, **bounds)
@@ -127,18 +154,25 @@ def _session(options: argparse.Namespace, request: Request, bounds: dict[str, Bo
 
 
 def _measurement(
-    options: argparse.Namespace, request: Request, bounds: dict[str, Bound], report: Callable[[CheckRecord], None]
+    options: argparse.Namespace,
+    request: Request,
+    bounds: dict[str, Bound],
+    report: Callable[[CheckRecord], None],
+    status: StatusLine,
 ) -> Measurement:
     from ..measurement import Context, measure_in
     from ..sources.requests import pytest_options
 
     given = {name: getattr(options, name) for name in ("inputs", "targets", "loss", "steps")}
-    preset = [f"--trainability-preset={options.preset}"] if options.preset else []
+    judged = [f"--trainability-preset={options.preset}"] if options.preset else []
+    judged += [f"--trainability-bounds={bound}" for bound in options.bounds]
     context = Context(
         test=f"look::{options.model}",
         report=report,
-        reproduce=shlex.join(["pytest", *pytest_options(options.model, **given), *preset]),
+        reproduce=shlex.join(["pytest", *pytest_options(options.model, **given), *judged]),
         detailed=True,
+        watch=status.watch,
+        choose_steps=chosen_steps,
     )
     return measure_in(
         context,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import Subparsers, declared, say
+from .plugins import load_measures
 
 if TYPE_CHECKING:
     from ..measures import Measure
@@ -36,6 +37,7 @@ def explain(options: argparse.Namespace) -> int:
     """Print the definition of a measure."""
     from ..measures import find_measure
 
+    load_measures()
     measure = find_measure(options.measure, where="explain")
     say(f"{measure.name} ({_what(measure)})")
     for line in ["", *_definition(measure), "", *_explanation(measure), *_declaration(measure)]:
@@ -113,6 +115,7 @@ def measures(options: argparse.Namespace) -> int:
     """Print a table of all measures."""
     from ..measures import MEASURES
 
+    load_measures()
     known = sorted(MEASURES.values(), key=lambda measure: measure.name)
     names = max(len(measure.name) for measure in known)
     kinds = max(len(_what(measure)) for measure in known)

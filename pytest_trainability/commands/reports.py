@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DIFFERS, Subparsers, add_tolerances, declared, emit, say, tolerances_of, write
+from .arguments import DIFFERS, Subparsers, declared, emit, say, write
 from .baselines import UNCHANGED, add_root, compare_folder
+from .tolerances import add_tolerances, tolerances_of
 
 if TYPE_CHECKING:
     from ..records.session import SessionChange, SessionRecord

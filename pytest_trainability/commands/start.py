@@ -17,11 +17,14 @@ from ..errors import TrainabilityError, TrainabilityFailure, UsageError
 from ..report.starter import RESERVED, Starter, test_module, toml_table
 from ..report.suggestions import SuggestedBound, suggested_bounds
 from .arguments import DIFFERS, PROGRAM, Subparsers, declared, emit, say, write
+from .plugins import chosen_steps
+from .progress import StatusLine, status_line
 from .subject import add_subject_arguments, subject
 
 if TYPE_CHECKING:
     from ..measurement import Measurement
     from ..sources.requests import Request
+    from ..sources.sample import Sample
 
 __all__ = ["declare", "start"]
 
@@ -68,8 +71,9 @@ def start(options: argparse.Namespace) -> int:
     name = _identifier(options.name or _name_of(options.model))
     target = _target(options, name)
     _refuse_existing(target, options, name)
-    request, takes_tokens = _watched(subject(options))
-    measurement = _measured(request, options)
+    with status_line(f"building {options.model}") as status:
+        request, takes_tokens = _watched(subject(options))
+        measurement = _measured(request, options, status)
     try:
         bounds = _judged(measurement, options.preset)
     except TrainabilityFailure as failure:
@@ -80,7 +84,7 @@ def start(options: argparse.Namespace) -> int:
         for line in str(failure).splitlines():
             say(line, sys.stderr)
         return DIFFERS
-    code = _Code(options, target, takes_tokens=bool(takes_tokens))
+    code = _Code(options, target, request.sample, takes_tokens=bool(takes_tokens))
     starter = _starter(request, code, options, name, bounds, measurement)
     if target is None:
         emit(_text(starter, options, target))
@@ -101,7 +105,7 @@ def _say_if_unhealthy(request: Request, model: str, measurement: Measurement) ->
     from ..checks.presets import find_preset
     from ..sources.families import family_of_source
 
-    preset, reason = family_of_source(request.build)
+    preset, reason = family_of_source(request.sample)
     try:
         measurement.check(preset=None, **find_preset(preset))
     except TrainabilityFailure:
@@ -155,24 +159,22 @@ def _target(options: argparse.Namespace, name: str) -> Path | None:
 
 
 def _refuse_existing(target: Path | None, options: argparse.Namespace, name: str) -> None:
-    """Refuse to overwrite a test.
+    """Refuse to overwrite a test, or to measure for a table that cannot be added.
 
     Raises:
-        UsageError: The file exists, or has a table of the name.
+        UsageError: The file exists, has a table of the name, or takes no further table.
     """
+    from ..gate.appending import refuse_unusable
+
     if target is None or not target.exists():
         return
     if not options.toml:
         msg = f"{target} exists, and is never overwritten. Choose another file: --output FILE, or --name NAME."
         raise UsageError(msg)
-    if target.is_file():
-        table = rf"^\s*\[\s*(tool\s*\.\s*trainability\s*\.\s*)?test\s*\.\s*[\"']?{re.escape(name)}[\"']?\s*[\].]"
-        if re.search(table, target.read_text(encoding="utf-8"), re.MULTILINE):
-            msg = f"{target} has a table [test.{name}], which is never overwritten. Choose another name: --name NAME."
-            raise UsageError(msg)
+    refuse_unusable(target, name)
 
 
-def _measured(request: Request, options: argparse.Namespace) -> Measurement:
+def _measured(request: Request, options: argparse.Namespace, status: StatusLine) -> Measurement:
     from ..checks.presets import find_preset
     from ..measurement import Context, measure_in
     from ..measures import MEASURES
@@ -180,7 +182,7 @@ def _measured(request: Request, options: argparse.Namespace) -> Measurement:
     if options.preset:
         find_preset(options.preset, where="--preset")
     measurement = measure_in(
-        Context(test="start", cure="off", expects_baseline=True),
+        Context(test="start", cure="off", expects_baseline=True, watch=status.watch, choose_steps=chosen_steps),
         request.build,
         request.inputs,
         target=request.target,
@@ -231,7 +233,8 @@ def _starter(
 ) -> Starter:
     from ..measurement.contracts import checked_rules
 
-    rules, trouble = checked_rules(request.build, measurement.seeds)
+    with status_line("reading the initial values"):
+        rules, trouble = checked_rules(request.build, measurement.seeds)
     return Starter(
         name=name,
         command=shlex.join([*PROGRAM.split(" "), *_arguments(options)]),
@@ -276,8 +279,9 @@ def _arguments(options: argparse.Namespace) -> list[str]:
 class _Code:
     """The parts of a test module that name model, inputs, targets, loss and steps."""
 
-    def __init__(self, options: argparse.Namespace, target: Path | None, *, takes_tokens: bool) -> None:
+    def __init__(self, options: argparse.Namespace, target: Path | None, sample: Sample, *, takes_tokens: bool) -> None:
         from ..sources.code import Imports, is_found_here_only
+        from ..sources.declared import declares_inputs_of_forward
         from ..sources.models import LIBRARIES
 
         self._imports = Imports(RESERVED)
@@ -287,7 +291,10 @@ class _Code:
         if is_of_library or not options.inputs:
             self._ours.append("from pytest_trainability.sources.models import named_model")
             self.functions.append(f"MODEL = named_model({json.dumps(options.model)})")
-        self.build = "MODEL.build" if is_of_library else self._imports.name(options.model)
+        is_by_forward = not options.inputs and not options.loss and declares_inputs_of_forward(sample)
+        self.build = (
+            "MODEL.forward" if is_by_forward else "MODEL.build" if is_of_library else self._imports.name(options.model)
+        )
         self.arguments = [self._batch("inputs", options.inputs) if options.inputs else "MODEL.inputs"]
         if options.targets:
             self.arguments.append(f"target={self._batch('targets', options.targets)}")
@@ -340,10 +347,11 @@ def _setup(places: Sequence[str], target: Path | None) -> list[str]:
 
 
 def _text(starter: Starter, options: argparse.Namespace, target: Path | None) -> str:
+    from ..gate.appending import prefix_of
+
     if not options.toml:
         return test_module(starter)
-    in_pyproject = target is not None and target.name == PROJECT
-    return toml_table(starter, prefix="tool.trainability." if in_pyproject else "")
+    return toml_table(starter, prefix=prefix_of(target or Path(GATE)))
 
 
 def _written(target: Path, starter: Starter, options: argparse.Namespace) -> None:
@@ -358,11 +366,10 @@ def _written(target: Path, starter: Starter, options: argparse.Namespace) -> Non
     except OSError as error:
         msg = f"the folder of {target} must exist or be made. {type(error).__name__}: {error.strerror or error}."
         raise UsageError(msg) from None
+    from ..gate.appending import with_table
+
     text = _text(starter, options, target)
-    if options.toml and target.is_file():
-        before = target.read_text(encoding="utf-8")
-        text = before + ("" if before.endswith("\n") or not before else "\n") + ("\n" if before.strip() else "") + text
-    write(target, text)
+    write(target, with_table(target, text) if options.toml else text)
     say(
         f"{target} written: {_counts(starter)}. Read it, and run pytest {target if not options.toml else ''}".rstrip()
         + "."
@@ -371,10 +378,14 @@ def _written(target: Path, starter: Starter, options: argparse.Namespace) -> Non
 
 def _counts(starter: Starter) -> str:
     parts: Iterable[str] = (
-        f"{len(starter.bounds)} bounds" if len(starter.bounds) != 1 else "1 bound",
-        f"a contract of {len(starter.contract)} rules" if starter.contract else "no contract",
+        _number(len(starter.bounds), "bound"),
+        f"a contract of {_number(len(starter.contract), 'rule')}" if starter.contract else "no contract",
     )
     return ", ".join(parts)
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _record(target: Path, test: str, measurement: Any) -> None:

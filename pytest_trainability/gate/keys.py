@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from ..errors import UsageError
 from ..records.calls import Call, parse_call
 from ..records.text import short_repr
 
-__all__ = ["CONDITIONS", "KEYS", "Complain", "Condition", "nearest"]
+__all__ = ["CONDITIONS", "KEYS", "Complain", "Condition", "nearest", "unknown_key"]
 
 Complain: TypeAlias = "Callable[..., None]"
 """Takes a message, and the parts of the key below the one that is read, such as a measure in ``bounds``."""
@@ -36,6 +37,8 @@ _WORDS = {
     dict: "a table",
 }
 _DEVICES = ("cuda", "mps")
+_MARKS = ("filterwarnings", "flaky", "skipif", "timeout", "usefixtures", "xfail", "xdist_group")
+"""Common marks of pytest and of its plugins, which are no keys."""
 _REFUSED_MARKS = {
     "parametrize": "write parameters = {width = [64, 128]}",
     "trainability": "bounds and settings are keys of the table",
@@ -46,6 +49,16 @@ def nearest(name: str, known: Collection[str]) -> str:
     """Return a sentence with the name that resembles another one most, or with all names."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+
+
+def unknown_key(name: str) -> str:
+    """Return the message for a key that a test does not have.
+
+    >>> print(unknown_key("timeout"))
+    unknown key 'timeout'. A mark of pytest is written as marks = ['timeout(...)'].
+    """
+    cure = f"A mark of pytest is written as marks = ['{name}(...)']." if name in _MARKS else nearest(name, KEYS)
+    return f"unknown key {name!r}. {cure}"
 
 
 def _refuse(complain: Complain, expected: str, value: Any, *key: str) -> None:
@@ -110,7 +123,10 @@ def _loss(value: Any, complain: Complain) -> Any:
 
 def _model(value: Any, complain: Complain) -> Any:
     if not isinstance(value, str) or not all(value.partition(":")):
-        _refuse(complain, "a text such as 'package.module:build', 'hf:gpt2' or 'timm:resnet18'", value)
+        expected = "a text such as 'package.module:build', 'hf:gpt2' or 'timm:resnet18'"
+        is_dotted = isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)+", value) is not None
+        with_colon = f", with a colon: '{':'.join(value.rsplit('.', 1))}'" if is_dotted else ""
+        _refuse(complain, expected + with_colon, value)
     return value
 
 
@@ -145,7 +161,12 @@ def _count(value: int) -> int:
 
 def _contract(value: Any, complain: Complain) -> Any:
     rules = value.values() if isinstance(value, dict) else [value]
-    if not rules or not all(isinstance(rule, str) and rule.strip() for rule in rules):
+    is_named = isinstance(value, str) and (":" in value or value.endswith(".py"))
+    if (
+        not rules
+        or not (is_named or isinstance(value, dict))
+        or not all(isinstance(rule, str) and rule.strip() for rule in rules)
+    ):
         expected = "a file such as 'contracts.py:GPT', MODULE:NAME, or a table of rules such as {'*.bias' = 'zeros()'}"
         _refuse(complain, expected, value)
     return value

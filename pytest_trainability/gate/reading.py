@@ -15,15 +15,20 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from ..errors import TrainabilityError
 from ..records.calls import Call
 from ..records.text import visible
-from .keys import KEYS, Condition, nearest
+from .keys import KEYS, Condition, unknown_key
 from .places import key_lines, line_of
 
-__all__ = ["FILE", "GateError", "GateTest", "InvalidGateError", "read_gate", "table_of"]
+__all__ = ["FILE", "PROJECT", "GateError", "GateTest", "InvalidGateError", "named_baselines", "read_gate", "table_of"]
 
-FILE = "trainability.toml"
+FILE, PROJECT = "trainability.toml", "pyproject.toml"
+"""Files whose tables are tests."""
 _NAME = re.compile(r"[\w.-]+")
+_QUOTED = re.compile(r"'[^']*'|`[^`]*`")
+_SYNONYMS = {"factory": "model", "target": "targets"}
+"""Words of messages, by the key that they stand for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,10 @@ class GateTest:
     line: int
     """Line of its table, counted from 1."""
     model: str
+    key: str = ""
+    """Key of its table, such as ``test.gpt``."""
     lines: Mapping[str, int] = field(default_factory=dict)
-    """Line of each of its keys."""
+    """Line of each of its keys, and of the keys of tables in it, such as ``bounds.log_gain``."""
     inputs: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     loss: str = ""
@@ -91,6 +98,19 @@ class GateTest:
                 label += "-" + ",".join(str(index) for index, _ in case)
             used.add(label)
             yield f"{self.name}[{label}]", {name: value for name, (_, value) in chosen.items()}
+
+    def line_for(self, error: TrainabilityError) -> int:
+        """Return the line of the key that an error of the test is about: the one that its message names first, else ``model``.
+
+        >>> test = GateTest("gpt", 1, "nets:GPT", lines={"model": 2, "steps": 3, "bounds.log_gain": 5})
+        >>> test.line_for(TrainabilityError("steps='h.*' must match a module of GPT."))
+        3
+        """
+        keys = [key for key in self.lines if not key.startswith("parameters.")]
+        words = _SYNONYMS | {key.rpartition(".")[2]: key for key in reversed(keys)}
+        named = (words.get(word, "") for word in re.findall(r"\w+", _QUOTED.sub("", str(error))))
+        found = (self.lines[key] for key in (error.key, *named) if key in self.lines)
+        return next(found, self.lines.get("model", self.line))
 
 
 def _label(value: Any, index: int) -> str:
@@ -137,6 +157,20 @@ def read_gate(path: Path) -> list[GateTest]:
     return [] if found is None else _Reader(text, found[1]).tests(found[0])
 
 
+def named_baselines(path: Path) -> set[Path]:
+    """Return the absolute paths of the baseline files that the tests of a file name. Nothing else in it is validated.
+
+    Raises:
+        InvalidGateError: The file cannot be read, or is no TOML.
+    """
+    found = table_of(path, _text_of(path))
+    tests = found[0].get("test") if found is not None and isinstance(found[0], dict) else None
+    given = (
+        (test.get("baseline") for test in tests.values() if isinstance(test, dict)) if isinstance(tests, dict) else ()
+    )
+    return {(path.parent / name).resolve() for name in given if isinstance(name, str)}
+
+
 def _text_of(path: Path) -> str:
     try:
         content = path.read_bytes()
@@ -165,8 +199,10 @@ class _Reader:
         return found
 
     def _complain(self, message: str, *key: str) -> None:
-        shown = ".".join(part if re.fullmatch(r"[\w-]+", part) else f'"{part}"' for part in (*self._prefix, *key))
-        self._errors.append(GateError(self._line(*key), shown, message))
+        self._errors.append(GateError(self._line(*key), self._shown(*key), message))
+
+    def _shown(self, *key: str) -> str:
+        return ".".join(part if re.fullmatch(r"[\w-]+", part) else f'"{part}"' for part in (*self._prefix, *key))
 
     def _line(self, *key: str) -> int:
         return line_of(self._lines, (*self._prefix, *key))
@@ -181,6 +217,11 @@ class _Reader:
         tests = table.get("test", {})
         if not isinstance(tests, dict):
             self._complain(f"it must be a table of tests, [{header}].", "test")
+            return
+        without_name = [key for key, given in tests.items() if key in KEYS and not isinstance(given, dict)]
+        if without_name:
+            message = f"a test must have a name: [{header}]. Got a table without one, with {', '.join(without_name)}."
+            self._complain(message, "test")
             return
         for name, given in tests.items():
             test = self._test(name, given)
@@ -200,12 +241,16 @@ class _Reader:
         self._compare(name, given)
         if len(self._errors) > before or "model" not in given:
             return None
-        lines = {key: self._line("test", name, key) for key in given}
-        return _test_of(name, self._line("test", name), lines, values)
+        inner = {
+            f"{key}.{part}": (key, part) for key, value in given.items() if isinstance(value, dict) for part in value
+        }
+        keys = {**{key: (key,) for key in given}, **inner}
+        lines = {key: self._line("test", name, *parts) for key, parts in keys.items()}
+        return _test_of(name, self._shown("test", name), self._line("test", name), lines, values)
 
     def _value(self, name: str, key: str, value: Any) -> Any:
         if key not in KEYS:
-            self._complain(f"unknown key {key!r}. {nearest(key, KEYS)}", "test", name, key)
+            self._complain(unknown_key(key), "test", name, key)
             return None
         return KEYS[key](value, lambda message, *below: self._complain(message, "test", name, key, *below))
 
@@ -219,16 +264,22 @@ class _Reader:
             message = "tolerances must come with a baseline. Write baseline = true as well."
             self._complain(message, "test", name, "tolerances")
         library = str(given.get("model", "")).partition(":")[0]
-        if "parameters" in given and library in {"hf", "hf-tiny", "timm", "torchvision"}:
+        if "parameters" in given and _is_of_library(library):
             message = f"a model of {library}: takes no parameters. Name a factory: model = 'package.module:build'."
             self._complain(message, "test", name, "parameters")
+
+
+def _is_of_library(word: str) -> bool:
+    from ..sources.models import LIBRARIES
+
+    return word in LIBRARIES
 
 
 _OPTIONS = ("steps", "exponents", "train")
 _SETTINGS = ("seeds", "device", "dtype", "preset", "tolerances")
 
 
-def _test_of(name: str, line: int, lines: dict[str, int], values: dict[str, Any]) -> GateTest:
+def _test_of(name: str, key: str, line: int, lines: dict[str, int], values: dict[str, Any]) -> GateTest:
     settings = {key: values.pop(key) for key in _SETTINGS if key in values} | values.pop("bounds", {})
     options = {key: values.pop(key) for key in _OPTIONS if key in values}
-    return GateTest(name, line, lines=lines, options=options, settings=settings, **values)
+    return GateTest(name, line, key=key, lines=lines, options=options, settings=settings, **values)

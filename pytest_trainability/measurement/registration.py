@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from keyword import iskeyword
 from typing import Any
 
@@ -10,7 +11,7 @@ from ..measures import MEASURES, Measure
 from .options import Options
 from .result import Measurement
 
-__all__ = ["add_measure"]
+__all__ = ["add_measure", "add_measures"]
 
 _RESERVED = frozenset({"model", "inputs", "measures", "confidence", "preset", "tolerances"})
 """Other arguments of ``measure`` and keywords of the marker: no measure may have such a name, as none could have a bound."""
@@ -54,3 +55,24 @@ def add_measure(measure: Measure) -> None:
         )
         raise UsageError(msg)
     MEASURES[name] = measure
+
+
+def add_measures(given: Any, *, where: str) -> None:
+    """Add the measures that a plugin returns.
+
+    Args:
+        given: The measures.
+        where: The hook and the plugin, for messages.
+
+    Raises:
+        UsageError: There are no measures in it, or the name of one is taken.
+    """
+    if not isinstance(given, Iterable):
+        msg = f"{where} must return a list of measures. Got {given!r}."
+        raise UsageError(msg)
+    try:
+        for measure in given:
+            add_measure(measure)
+    except UsageError as error:
+        msg = f"{where}: {error}"
+        raise UsageError(msg) from None

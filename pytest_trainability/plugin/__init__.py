@@ -81,14 +81,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[PROGRESS] = Progress(config)
     config.pluginmanager.register(config.stash[PROGRESS], "trainability-progress")
     if not hasattr(config, "workerinput"):
+        suggestions = SuggestionWriter()
         if config.stash[options.SETTINGS].suggest:
             # What is registered first prints last.
-            config.pluginmanager.register(SuggestionWriter(), "trainability-suggestions")
+            config.pluginmanager.register(suggestions, "trainability-suggestions")
         writer = BaselineWriter(config)
         config.pluginmanager.register(writer, "trainability-baseline-writer")
         summary = config.stash[SUMMARY] = Summary(config, writer)
         config.pluginmanager.register(summary, "trainability-summary")
-        config.pluginmanager.register(ReportWriter(config, summary), "trainability-reports")
+        config.pluginmanager.register(ReportWriter(config, summary, suggestions), "trainability-reports")
         if config.stash[options.SETTINGS].cure == "patch":
             config.pluginmanager.register(CureWriter(config), "trainability-cures")
 

@@ -52,6 +52,7 @@ class BaselineWriter:
         self._settings = config.stash[SETTINGS]
         self._collected = config.stash[COLLECTED]
         self._narrowing = narrowing_options(config)
+        self._sees_all_files = config.args_source is not pytest.Config.ArgsSource.ARGS
         self._grouped = config.getoption("dist", None) == "loadgroup"
         self._measured = config.invocation_params.dir / (self._settings.measured or "")
         self._requests: dict[str, list[BaselineRequest]] = {}
@@ -188,19 +189,31 @@ class BaselineWriter:
 
     def _unused(self) -> Iterator[tuple[Path, str, str]]:
         """Yield file, test and name of each entry whose test does not exist, or has passed without a request for it."""
-        from ..checks.baseline_files import baseline_path
-
         requested = {(request.path, request.test, request.name) for request in self._all()}
         not_passed = self._not_passed()
-        for file, kinds in sorted(self._collected.files.items()) if not self._narrowing else []:
-            path = baseline_path(file)
+        for path, files in sorted(self._used_by().items()) if not self._narrowing else []:
             contents = self._read(path)
-            open_tests = not_passed.get(file, set())
+            open_tests = {test for file in files for test in not_passed.get(file, ())}
             entries = ((test, name) for test, names in contents.items() for name in names)
             for test, name in sorted(entries):
-                may_ask = without_parameters(test) in open_tests or _is_of_doctest(test, file) not in kinds
+                is_collected = all(_is_of_doctest(test, file) in self._collected.files[file] for file in files)
+                may_ask = without_parameters(test) in open_tests or not is_collected
                 if not may_ask and (path, test, name) not in requested:
                     yield path, test, name
+
+    def _used_by(self) -> dict[Path, list[Path]]:
+        """Return the collected files whose tests may use a baseline file, by its path.
+
+        Files that tables name belong to no folder. So tables of other folders may use them, unless all have been collected.
+        """
+        from ..checks.baseline_files import baseline_path
+
+        found: dict[Path, list[Path]] = {}
+        for file in sorted(self._collected.files):
+            named = self._collected.named.get(file, set()) if self._sees_all_files else set()
+            for path in {baseline_path(file), *named}:
+                found.setdefault(path, []).append(file)
+        return found
 
     def _read(self, path: Path) -> Contents:
         """Read a file once, after it was written. An unreadable file has already failed the tests that use it."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from .collected import node_id
-from .gate import BASELINE_FILE
+from .collected import BASELINE_FILE, node_id
 from .options import SETTINGS
 from .paths import from_text, relative_path, to_text
 from .report_files import is_detailed

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "BASELINE_FILE",
     "COLLECTED",
     "Collected",
     "narrowing_options",
@@ -23,6 +24,8 @@ __all__ = [
     "without_parameters",
 ]
 
+BASELINE_FILE = pytest.StashKey[Path]()
+"""The file with the baselines of a test, where that is not the one of its module."""
 _OUTPUT = "trainability_collected"
 _NARROWING = {
     "-k": "keyword",
@@ -42,6 +45,8 @@ class Collected:
         """Kinds of tests that were collected from each file: Python tests (False), and doctests or tables (True)."""
         self.tests: dict[str, Path] = {}
         """File of every test by node id, including deselected tests. Any of them may take the fixture while it runs."""
+        self.named: dict[Path, set[Path]] = {}
+        """Files of baselines that the tests of a file name."""
         self.measuring: set[str] = set()
         """Tests that are known to measure."""
         self.selected: set[str] = set()
@@ -56,6 +61,8 @@ class Collected:
     def add_test(self, item: pytest.Item) -> None:
         """Note a test, and whether it is known to measure."""
         self.tests[item.nodeid] = item.path
+        if (named := item.stash.get(BASELINE_FILE, None)) is not None:
+            self.named.setdefault(item.path, set()).add(named)
         if item.get_closest_marker(MARKER) is not None:
             self.measuring.add(item.nodeid)
 
@@ -68,9 +75,11 @@ class Collected:
         from ..checks.baseline_files import FOLDER
 
         folders = {folder for folder in {path.parent for path in self.files} if (folder / FOLDER).is_dir()}
+        files = {path: kinds for path, kinds in self.files.items() if path.parent in folders or path in self.named}
         return {
-            "files": {to_text(path): sorted(kinds) for path, kinds in self.files.items() if path.parent in folders},
-            "tests": {test: to_text(path) for test, path in self.tests.items() if path.parent in folders},
+            "files": {to_text(path): sorted(kinds) for path, kinds in files.items()},
+            "tests": {test: to_text(path) for test, path in self.tests.items() if path in files},
+            "named": {to_text(path): sorted(map(to_text, named)) for path, named in self.named.items()},
             "measuring": sorted(self.measuring),
             "selected": sorted(self.selected),
         }
@@ -81,6 +90,7 @@ class Collected:
         if plain:
             self.files |= {from_text(path): set(kinds) for path, kinds in plain["files"].items()}
             self.tests |= {test: from_text(path) for test, path in plain["tests"].items()}
+            self.named |= {from_text(path): set(map(from_text, named)) for path, named in plain["named"].items()}
             self.measuring |= set(plain["measuring"])
             self.selected |= set(plain["selected"])
 

@@ -12,18 +12,15 @@ from .collection import bounds_of, marker_settings
 from .fixture import COMMAND
 from .gate import CodelessModule, GateItem, placed, seeded_imports
 from .options import SETTINGS
+from .subject_options import MODEL, SUBJECT_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..sources.requests import Request
+
 __all__ = ["add_model", "declare", "refuse_incomplete"]
 
-_DECLARED = (
-    ("input", "append", "INPUT", "Input of the model, such as 8x3x224x224, 'ids:4x128<50257' or MODULE:NAME."),
-    ("targets", "append", "TARGET", "Second argument of the loss, such as 'ids:8<1000' or MODULE:NAME."),
-    ("loss", "store", "LOSS", "Loss: cross_entropy, mse, nn.CrossEntropyLoss or MODULE:NAME."),
-    ("steps", "store", "STEPS", "Steps: auto, blocks, layers, time, or a pattern of names of modules."),
-)
 _FILE = "<command line>"
 
 
@@ -34,18 +31,16 @@ def declare(group: pytest.OptionGroup) -> None:
         dest="trainability_model",
         metavar="MODEL",
         default=None,
-        help="Measure this model as a test, without a file: package.module:build, hf:MODEL_TYPE, hf-tiny:MODEL_TYPE, timm:NAME "
-        "or torchvision:NAME. Other tests are left out, unless paths are given.",
+        help=f"Measure this model as a test, without a file: {MODEL} Other tests are left out, unless paths are given.",
     )
-    for name, action, metavar, text in _DECLARED:
-        several = " May be given several times." if action == "append" else ""
+    for option in SUBJECT_OPTIONS:
         group.addoption(
-            f"--trainability-{name}",
-            dest=f"trainability_{name}",
-            metavar=metavar,
-            action=action,
+            f"--trainability-{option.pytest_name}",
+            dest=f"trainability_{option.pytest_name}",
+            metavar=option.metavar,
+            action="append" if option.several else "store",
             default=None,
-            help=f"With --trainability-model. {text}{several}",
+            help=f"With --trainability-model: {option.text}{' May be given several times.' if option.several else ''}",
         )
 
 
@@ -55,7 +50,8 @@ def refuse_incomplete(config: pytest.Config) -> None:
     Raises:
         pytest.UsageError: There is one.
     """
-    given = {name: config.getoption(f"trainability_{name}") for name in ("model", *(name for name, *_ in _DECLARED))}
+    names = ("model", *(option.pytest_name for option in SUBJECT_OPTIONS))
+    given = {name: config.getoption(f"trainability_{name}") for name in names}
     texts = {name: value if isinstance(value, list) else [value] for name, value in given.items() if value is not None}
     for name, values in texts.items():
         if not all(map(str.strip, values)):
@@ -92,14 +88,9 @@ def model_options(config: pytest.Config) -> list[str]:
 
 
 def _given(config: pytest.Config) -> dict[str, Any]:
-    values = {name: config.getoption(f"trainability_{name}") for name in ("model", *(name for name, *_ in _DECLARED))}
-    return {
-        "model": values["model"],
-        "inputs": values["input"] or (),
-        "targets": values["targets"] or (),
-        "loss": values["loss"] or "",
-        "steps": values["steps"] or "",
-    }
+    given = {option.key: config.getoption(f"trainability_{option.pytest_name}") for option in SUBJECT_OPTIONS}
+    values = {o.key: given[o.key] or (() if o.several else o.default) for o in SUBJECT_OPTIONS}
+    return {"model": config.getoption("trainability_model"), **values}
 
 
 class CommandLine(CodelessModule):
@@ -130,21 +121,17 @@ class CommandLineItem(GateItem):
 def _measured(item: pytest.Item, given: dict[str, Any], trainability: Any) -> None:
     """Measure the model, and judge the bounds that apply; without a preset, also those of its family."""
     __tracebackhide__ = True
-    from ..errors import TrainabilityError
-    from ..sources.requests import requested
+    from ..sources.requests import IN_PYTEST, requested
 
     texts = {name: text for name, text in given.items() if name != "steps"}
-    try:
-        with seeded_imports():
-            request = requested(**texts)
-        bounds = _of_family(item, request.build)
-    except TrainabilityError as error:
-        raise error.with_traceback(None) from error.__cause__
-    steps = given["steps"] or "auto"
-    trainability(request.build, request.inputs, target=request.target, loss=request.loss, steps=steps, **bounds)
+    with seeded_imports():
+        request = requested(**texts, words=IN_PYTEST)
+    bounds = _of_family(item, request)
+    given_loss = {"target": request.target, "loss": request.loss}
+    trainability(request.build, request.inputs, **given_loss, steps=given["steps"], **bounds)
 
 
-def _of_family(item: pytest.Item, build: Any) -> dict[str, Any]:
+def _of_family(item: pytest.Item, request: Request) -> dict[str, Any]:
     """Return the bounds of the preset that suits the model, where no preset is chosen; other bounds go first."""
     from ..checks.presets import find_preset
     from ..sources.families import family_of_source
@@ -152,4 +139,4 @@ def _of_family(item: pytest.Item, build: Any) -> dict[str, Any]:
     if "preset" in marker_settings(item) or item.config.stash[SETTINGS].preset:
         return {}
     own = bounds_of(item)
-    return {name: bound for name, bound in find_preset(family_of_source(build)[0]).items() if name not in own}
+    return {name: bound for name, bound in find_preset(family_of_source(request.sample)[0]).items() if name not in own}

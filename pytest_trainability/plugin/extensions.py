@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,24 +25,16 @@ def load_measures(config: pytest.Config) -> None:
     """
     if _ADDED in config.stash:
         return
-    from ..errors import UsageError
-    from ..measurement import add_measure
+    from ..measurement.registration import add_measures
     from ..measures import MEASURES
 
     config.stash[_ADDED] = []
     for plugin, measures in _answers(config, "pytest_trainability_measures"):
-        if not isinstance(measures, Iterable):
-            msg = f"pytest_trainability_measures of {plugin} must return a list of measures. Got {measures!r}."
-            raise UsageError(msg)
-        for measure in measures:
-            before = len(MEASURES)
-            try:
-                add_measure(measure)
-            except UsageError as error:
-                msg = f"pytest_trainability_measures of {plugin}: {error}"
-                raise UsageError(msg) from None
-            if len(MEASURES) > before:
-                config.stash[_ADDED].append(measure.name)
+        before = set(MEASURES)
+        try:
+            add_measures(measures, where=f"pytest_trainability_measures of {plugin}")
+        finally:
+            config.stash[_ADDED] += [name for name in MEASURES if name not in before]
 
 
 def forget_measures(config: pytest.Config) -> None:

@@ -134,7 +134,10 @@ class Trainability:
         if not any(measurement is one for one in known):
             known.append(measurement)
         if bounds:
-            measurement.check(preset=None, **bounds)
+            try:
+                measurement.check(preset=None, **bounds)
+            except TrainabilityError as error:
+                raise error.with_traceback(None) from cause_in_user_code(error)
         return measurement
 
     def initialization(

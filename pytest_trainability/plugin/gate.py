@@ -6,18 +6,21 @@ other.
 
 from __future__ import annotations
 
+import os
 import warnings
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .collected import BASELINE_FILE
 from .collection import MARKER
 from .extensions import load_measures
 from .paths import relative_path
 from .randomness import SEED
+from .unmeasured import ERROR_LINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from ..sources.requests import Request
 
 __all__ = [
-    "BASELINE_FILE",
+    "TABLE",
     "CodelessModule",
     "GateFile",
     "GateItem",
@@ -39,10 +42,10 @@ __all__ = [
     "seeded_imports",
 ]
 
+TABLE = pytest.StashKey[str]()
+"""Key of the table that is a test, such as ``test.gpt``."""
 _FILE = "trainability.toml"
 _PROJECT = "pyproject.toml"
-BASELINE_FILE = pytest.StashKey[Path]()
-"""The file with the baselines of a test, where that is not the one of its module."""
 
 
 def add_files_of_root(config: pytest.Config) -> None:
@@ -117,9 +120,27 @@ class GateFile(CodelessModule):
             raise self.CollectError(self._text(error.errors)) from None
         except UsageError as error:
             raise self.CollectError(self._text([GateError(1, "", str(error))])) from None
+        if not tests:
+            self._warn_of_no_test()
         for test in tests:
             for name, arguments in test.cases():
                 yield self._item(test, name, arguments, marks[test.name])
+
+    def _warn_of_no_test(self) -> None:
+        """Warn that the file holds no test.
+
+        Raises:
+            pytest.Collector.CollectError: Warnings are errors in this session.
+        """
+        header = "test.NAME" if self.path.name == _FILE else "tool.trainability.test.NAME"
+        text = (
+            f"{relative_path(self.path, self.config.rootpath)} holds no test, and nothing is measured. A test is a table "
+            f"[{header}] with the key model. The command `python -m pytest_trainability start MODEL --toml` writes one."
+        )
+        try:
+            warnings.warn_explicit(text, pytest.PytestCollectionWarning, str(self.path), 1)
+        except pytest.PytestCollectionWarning:
+            raise self.CollectError(text) from None
 
     def _text(self, errors: list[Any]) -> str:
         from ..records.text import visible
@@ -167,9 +188,11 @@ class GateFile(CodelessModule):
         for mark in (marker, *marks, *_skips(test.skip)):
             function = mark(function)
         item: GateItem = GateItem.from_parent(self, name=name, callobj=function)
+        item.test = test
+        item.stash[TABLE] = test.key
         item.line = test.line
         if isinstance(test.baseline, str):
-            item.stash[BASELINE_FILE] = self.path.parent / test.baseline
+            item.stash[BASELINE_FILE] = Path(os.path.normpath(self.path.parent / test.baseline))
         return item
 
 
@@ -183,6 +206,8 @@ def _nearest(name: str, config: pytest.Config) -> str:
 class GateItem(pytest.Function):
     """A case of a table."""
 
+    test: GateTest | None = None
+    """The table; None for a model of the command line."""
     line = 1
     """Line of the table, counted from 1."""
     source = ""
@@ -191,6 +216,17 @@ class GateItem(pytest.Function):
     def reportinfo(self) -> tuple[Path, int, str]:
         """Return file, line from 0 on, and name."""
         return self.path, self.line - 1, self.name
+
+    def runtest(self) -> None:
+        """Run the test. The traceback of an error leads to the key that it is about."""
+        from ..errors import TrainabilityError
+
+        try:
+            super().runtest()
+        except TrainabilityError as error:
+            line = self.line if self.test is None else self.test.line_for(error)
+            self.stash[ERROR_LINE] = line
+            raise error.with_traceback(_ending(error.__traceback__, self.obj.__code__, line)) from error.__cause__
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Return the traceback, which begins at the table, without the argument of the function that stands for it."""
@@ -202,6 +238,13 @@ class GateItem(pytest.Function):
                     entry.reprfuncargs = None
                     entry.lines = [line for line in entry.lines if line.strip(" ^")]
         return shown
+
+
+def _ending(traceback: TracebackType | None, code: CodeType, line: int) -> TracebackType | None:
+    """Return a traceback that ends at a line of a function. Frames of this package below it do not help."""
+    while traceback is not None and traceback.tb_frame.f_code is not code:
+        traceback = traceback.tb_next
+    return None if traceback is None else TracebackType(None, traceback.tb_frame, traceback.tb_lasti, line)
 
 
 def _skips(condition: Condition | None) -> list[pytest.MarkDecorator]:
@@ -234,31 +277,34 @@ def placed(run: Callable[[Any], Any], file: str, line: int, name: str) -> Callab
 def _measured(test: GateTest, folder: Path, arguments: dict[str, Any], trainability: Any) -> None:
     """Measure the model of a test, judge its bounds, and check its contract and its baseline."""
     __tracebackhide__ = True
-    from ..errors import TrainabilityError
+    from ..errors import concerning
     from ..sources.contracts import named_contract
-    from ..sources.places import search_first
 
-    try:
-        search_first(folder, _places(test))
-        request = _requested(test, arguments)
+    _search_first(test, folder)
+    request = _requested(test, arguments)
+    with concerning("contract"):
         contract = None if test.contract is None else named_contract(test.contract, folder)
-    except TrainabilityError as error:
-        # The message describes the error; frames of this package do not help.
-        raise error.with_traceback(None) from error.__cause__
     given = {"target": request.target, "loss": request.loss, **test.options}
     result = trainability(request.build, request.inputs, **given)
     if contract is not None:
-        result.check_initialization(contract)
+        with concerning("contract"):
+            result.check_initialization(contract)
     if test.baseline:
-        result.check_baseline()
+        with concerning("baseline"):
+            result.check_baseline()
 
 
-def _places(test: GateTest) -> Iterator[str]:
-    """Yield the texts of a test that may name an object of a module."""
+def _search_first(test: GateTest, folder: Path) -> None:
+    """Let the modules of a folder come first, for the texts of a test that may name an object of a module."""
+    from ..errors import concerning
     from ..sources.inputs import is_place
+    from ..sources.places import search_first
 
-    texts = (test.model, *test.inputs, *test.targets, test.loss, test.contract)
-    yield from (text for text in texts if isinstance(text, str) and is_place(text))
+    for key in ("model", "inputs", "targets", "loss", "contract"):
+        found = getattr(test, key)
+        texts = found if isinstance(found, tuple) else (found,)
+        with concerning(key):
+            search_first(folder, (text for text in texts if isinstance(text, str) and is_place(text)))
 
 
 def _requested(test: GateTest, arguments: dict[str, Any]) -> Request:

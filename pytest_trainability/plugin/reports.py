@@ -14,6 +14,7 @@ from .report_files import report_paths
 
 if TYPE_CHECKING:
     from ..records.session import SessionRecord
+    from .suggestions import SuggestionWriter
     from .summary import Summary
 
 __all__ = ["ReportWriter"]
@@ -22,9 +23,10 @@ __all__ = ["ReportWriter"]
 class ReportWriter:
     """Writes the reports that the options ask for. A report that cannot be written fails the session, and loses nothing else."""
 
-    def __init__(self, config: pytest.Config, summary: Summary) -> None:
+    def __init__(self, config: pytest.Config, summary: Summary, suggestions: SuggestionWriter) -> None:
         self._config = config
         self._summary = summary
+        self._suggestions = suggestions
         self._paths = report_paths(config)
         self._lines: list[tuple[str, bool]] = []
         """Lines for the terminal, and whether they are about a report that could not be written."""
@@ -65,6 +67,7 @@ class ReportWriter:
             environment=environment(command, (check.record.device for check in found.checks)),
             created=now(),
             exit_status=int(exit_status),
+            suggestions=tuple(self._suggestions.suggestions()),
         )
 
     def _tell_github(self, record: SessionRecord) -> None:

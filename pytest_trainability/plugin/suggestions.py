@@ -9,6 +9,7 @@ import pytest
 from .collected import node_id
 from .collection import MARKER, bounds_of, is_bound
 from .fixture import MEASUREMENTS
+from .gate import TABLE
 from .options import SETTINGS
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def suggestions_for(item: pytest.Item, call: pytest.CallInfo[None]) -> list[dict
 
 def _suggestions(item: pytest.Item, measurement: Measurement, *, passed: bool) -> TestSuggestions:
     from ..records.suggestions import TestSuggestions
+    from ..records.text import as_code
 
     own = {name: value for marker in item.own_markers if marker.name == MARKER for name, value in marker.kwargs.items()}
     elsewhere = [name for name in bounds_of(item) if name not in own]
@@ -44,9 +46,10 @@ def _suggestions(item: pytest.Item, measurement: Measurement, *, passed: bool) -
         model=measurement.name,
         seeds=len(measurement.seeds),
         suggestions=measurement.suggestions(elsewhere),
-        settings=tuple((name, repr(value)) for name, value in own.items() if not is_bound(name)),
+        settings=tuple((name, as_code(value)) for name, value in own.items() if not is_bound(name)),
         passed=passed,
         fixed=measurement.is_fixed,
+        table=item.stash.get(TABLE, ""),
     )
 
 
@@ -66,13 +69,17 @@ class SuggestionWriter:
         if sent:
             self._found[report.nodeid] = [TestSuggestions.from_plain(plain) for plain in sent]
 
+    def suggestions(self) -> list[TestSuggestions]:
+        """Return the suggestions of all tests, by their names."""
+        return [test for _, tests in sorted(self._found.items()) for test in tests]
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print a marker for each test, or say that no test has measured a model."""
         from ..report.layout import shown_in
         from ..report.suggestions import suggestion_lines
 
         encoding = getattr(terminalreporter._tw._file, "encoding", None)
-        tests = [test for _, tests in sorted(self._found.items()) for test in tests]
+        tests = self.suggestions()
         terminalreporter.ensure_newline()
         terminalreporter.section("trainability suggestions")
         for line in suggestion_lines(tests) or ["No test has measured a model: there is nothing to suggest."]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from traceback import walk_tb
+from types import TracebackType
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from .collected import node_id
 from .collection import MARKER
 from .paths import relative_path
 
-__all__ = ["NOT_MEASURED", "cause_in_user_code", "error_of", "explained_checks", "shorten_summary"]
+__all__ = ["ERROR_LINE", "NOT_MEASURED", "cause_in_user_code", "error_of", "explained_checks", "shorten_summary"]
 
+ERROR_LINE = pytest.StashKey[int]()
+"""Line of an error in the file of its test, counted from 1, where it is not the line of the test."""
 NOT_MEASURED = pytest.StashKey["list[BaseException]"]()
 """Exceptions that calls of the fixture have raised, other than failed checks. The test may expect some of them."""
 
@@ -21,13 +24,17 @@ NOT_MEASURED = pytest.StashKey["list[BaseException]"]()
 def cause_in_user_code(error: BaseException) -> BaseException | None:
     """Return the cause of an error if its traceback shows more than this package and PyTorch's engine; else None.
 
-    The message of the error quotes its cause. Frames that a user has not written do not help.
+    The message of the error quotes its cause. Frames that a user has not written do not help: the traceback begins after those
+    of this package.
     """
     cause = error.__cause__
     if cause is None or cause.__traceback__ is None:
         return cause
-    files = (Path(frame.f_code.co_filename) for frame, _ in walk_tb(cause.__traceback__))
-    return cause if any(not _is_internal(file) for file in files) else None
+    shown: TracebackType | None = cause.__traceback__
+    while shown is not None and _is_internal(Path(shown.tb_frame.f_code.co_filename)):
+        shown = shown.tb_next
+    files = (Path(frame.f_code.co_filename) for frame, _ in walk_tb(shown))
+    return cause.with_traceback(shown) if any(not _is_internal(file) for file in files) else None
 
 
 def _is_internal(file: Path) -> bool:
@@ -57,13 +64,14 @@ def error_of(item: pytest.Item, call: pytest.CallInfo[None]) -> dict[str, Any] |
     from ..records.session import ErrorRecord
 
     line = item.location[1]
+    line_of_test = 0 if line is None else line + 1
     found: dict[str, Any] = plain(
         ErrorRecord(
             test=node_id(item),
             error=type(error).__name__,
             message=str(error),
             file=relative_path(item.path, item.config.rootpath),
-            line=0 if line is None else line + 1,
+            line=item.stash.get(ERROR_LINE, line_of_test),
         )
     )
     return found

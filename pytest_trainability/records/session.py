@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
 from .reports import BaselineChange, BaselineSummary, CheckRecord
+from .suggestions import TestSuggestions
 
 __all__ = [
     "BAD",
@@ -89,6 +90,8 @@ class SessionRecord:
     """Date and time of the end of the session, such as ``2026-11-30T03:50:00+00:00``."""
     exit_status: int = 0
     """Exit status of the session."""
+    suggestions: tuple[TestSuggestions, ...] = ()
+    """Bounds that the numbers of the tests support, if the session was asked for them."""
 
     @property
     def counts(self) -> dict[str, int]:

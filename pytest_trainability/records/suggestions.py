@@ -55,6 +55,8 @@ class TestSuggestions:
     passed: bool = True
     fixed: bool = False
     """Whether a finished module was measured."""
+    table: str = ""
+    """Key of the test, such as ``test.gpt``, if it is a table of TOML; empty if it has a marker."""
 
     __test__ = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from .names import alike, and_more, template
 
 __all__ = [
+    "as_code",
+    "as_toml",
     "format_finite",
     "format_names",
     "format_number",
@@ -96,6 +99,33 @@ def _shortened(write: Callable[[object], str], value: object) -> str:
     except Exception:
         return f"a value of class {type(value).__name__} that cannot be shown"
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
+
+
+def as_code(value: object) -> str:
+    """Return a value as Python code whose texts have double quotes, as formatters of code write them.
+
+    >>> print(as_code("cnn"), as_code({"log_gain": 0.5, "devices": ["cpu"]}), as_code(("it's", 'a "b"')))
+    "cnn" {"log_gain": 0.5, "devices": ["cpu"]} ("it's", 'a "b"')
+    """
+    if type(value) is str:
+        return f'"{repr(value)[1:-1]}"' if '"' not in value and "'" not in value else repr(value)
+    if type(value) is dict:
+        return f"{{{', '.join(f'{as_code(key)}: {as_code(item)}' for key, item in value.items())}}}"
+    if type(value) is list:
+        return f"[{', '.join(map(as_code, value))}]"
+    if type(value) is tuple:
+        return f"({', '.join(map(as_code, value))}{',' * (len(value) == 1)})"
+    return repr(value)
+
+
+def as_toml(text: str) -> str:
+    """Return a text as a value of TOML, without escapes where it has double quotes only.
+
+    >>> print(as_toml("within(3)"), as_toml('within(3, excluding="*.bias")'))
+    "within(3)" 'within(3, excluding="*.bias")'
+    """
+    is_literal = '"' in text and "'" not in text and text.isprintable()
+    return f"'{text}'" if is_literal else json.dumps(text, ensure_ascii=False)
 
 
 def format_finite(values: Iterable[float | None]) -> str:

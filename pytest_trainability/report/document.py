@@ -14,8 +14,10 @@ from ..errors import ReportError
 from ..records.names import MOST_NAMES, number_of_names
 from ..records.reports import BaselineRecord, BaselineSummary, plain
 from ..records.session import NOT_MEASURED, CheckOutcome, SessionRecord, counts
+from ..records.suggestions import TestSuggestions
 from .explain import bound_text, explain_lines, reproduce_command
 from .schema import Check, InvalidError, validator
+from .suggestions import suggested_bounds
 
 __all__ = ["SCHEMA", "VERSION", "check_in_full", "document", "read_document", "rendered", "schema", "summary_of"]
 
@@ -82,11 +84,22 @@ def document(session: SessionRecord) -> dict[str, Any]:
             "checks": checks,
             "errors": [plain(error) for error in session.errors],
             # Workers of xdist look for unused entries in other files, and find none either.
+            "suggestions": [_suggested(test) for test in session.suggestions],
             "baselines": None if session.baselines == BaselineSummary() else plain(session.baselines),
             "shards": [],
         }
     )
     return found
+
+
+def _suggested(test: TestSuggestions) -> dict[str, Any]:
+    without = [found for found in test.suggestions if found.missing and found.current is None]
+    return {
+        **{key: getattr(test, key) for key in ("test", "model", "seeds", "fixed", "passed", "table")},
+        "settings": [{"name": name, "code": code} for name, code in test.settings],
+        "bounds": [plain(bound) for bound in suggested_bounds(test.suggestions)],
+        "without_bound": [{"measure": found.measure, "reason": found.missing} for found in without],
+    }
 
 
 def check_in_full(check: CheckOutcome) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def merged(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     oldest_first = sorted(documents, key=lambda found: str(found["created"]))
     checks: list[tuple[str, Mapping[str, Any]]] = []
     errors: list[tuple[str, Mapping[str, Any]]] = []
+    suggestions: list[tuple[str, Mapping[str, Any]]] = []
     shards = [shard for found in oldest_first for shard in _shards(found)]
     for found in oldest_first:
         place = _place(found["environment"])
@@ -39,9 +40,14 @@ def merged(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         errors = [(at, error) for at, error in errors if (at, error["test"]) not in again | failed]
         checks += [(place, check) for check in found["checks"]]
         errors += [(place, error) for error in found["errors"]]
+        suggested = {(place, one["test"]) for one in found["suggestions"]}
+        suggestions = [(at, one) for at, one in suggestions if (at, one["test"]) not in suggested]
+        suggestions += [(place, one) for one in found["suggestions"]]
     checks.sort(key=lambda item: source_order(item[1]["file"], item[1]["line"], item[1]["test"]))
     errors.sort(key=lambda item: source_order(item[1]["file"], item[1]["line"], item[1]["test"]))
-    return _written(oldest_first, shards, _identified(checks), [dict(error) for _, error in errors])
+    others = {"errors": errors, "suggestions": suggestions}
+    plain = {key: [dict(one) for _, one in found] for key, found in others.items()}
+    return _written(oldest_first, shards, _identified(checks), **plain)
 
 
 def _written(
@@ -49,6 +55,7 @@ def _written(
     shards: list[dict[str, Any]],
     checks: list[dict[str, Any]],
     errors: list[dict[str, Any]],
+    suggestions: list[dict[str, Any]],
 ) -> dict[str, Any]:
     newest = documents[-1]
     summaries = [found["summary"] for found in documents]
@@ -64,6 +71,7 @@ def _written(
         },
         "checks": checks,
         "errors": errors,
+        "suggestions": suggestions,
         "baselines": _baselines([found["baselines"] for found in documents if found["baselines"] is not None]),
         "shards": shards,
     }

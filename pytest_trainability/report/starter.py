@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..records.text import as_toml
 from .suggestions import SuggestedBound, imports_of
 
 __all__ = ["RESERVED", "Starter", "test_module", "toml_table"]
@@ -183,12 +184,12 @@ def toml_table(starter: Starter, *, prefix: str = "") -> str:
         starter: The test.
         prefix: ``"tool.trainability."`` in ``pyproject.toml``.
     """
-    table = f"{prefix}test.{starter.name if starter.name.isascii() else _quoted(starter.name)}"
+    table = f"{prefix}test.{starter.name if starter.name.isascii() else as_toml(starter.name)}"
     lines = [*_comment(f"{starter.origin} Written by {starter.command}")]
-    lines += [f"[{table}]", f"model = {_quoted(starter.model)}"]
+    lines += [f"[{table}]", f"model = {as_toml(starter.model)}"]
     lines += list(_texts("inputs", starter.inputs)) + list(_texts("targets", starter.targets))
-    lines += [f"loss = {_quoted(starter.loss)}"] if starter.loss else []
-    lines += [f"{name} = {_quoted(value)}" for name, value in starter.options]
+    lines += [f"loss = {as_toml(starter.loss)}"] if starter.loss else []
+    lines += [f"{name} = {as_toml(value)}" for name, value in starter.options]
     lines += [f"seeds = {starter.seeds_code}"]
     lines += [f'preset = "{starter.preset}"'] if starter.preset else []
     lines += [
@@ -198,10 +199,10 @@ def toml_table(starter: Starter, *, prefix: str = "") -> str:
     if starter.bounds:
         lines += ["", f"[{table}.bounds]"]
     for bound in starter.bounds:
-        lines += [*_comment(_reason(bound)), f"{bound.measure} = {_quoted(bound.code)}"]
+        lines += [*_comment(_reason(bound)), f"{bound.measure} = {as_toml(bound.code)}"]
     if starter.contract:
         lines += ["", f"[{table}.contract]"]
-        lines += [f"{_quoted(pattern)} = {_quoted(text)}" for pattern, text in starter.contract.items()]
+        lines += [f"{as_toml(pattern)} = {as_toml(text)}" for pattern, text in starter.contract.items()]
     elif starter.trouble:
         lines += _comment(f"No initialization contract holds on other seeds: {starter.trouble}")
     return "\n".join(lines) + "\n"
@@ -210,12 +211,8 @@ def toml_table(starter: Starter, *, prefix: str = "") -> str:
 def _texts(key: str, texts: Sequence[str]) -> Iterator[str]:
     named = [text.partition("=") for text in texts if re.match(r"[A-Za-z_]\w*=", text)]
     if named:
-        yield f"{key} = {{ {', '.join(f'{name} = {_quoted(text)}' for name, _, text in named)} }}"
+        yield f"{key} = {{ {', '.join(f'{name} = {as_toml(text)}' for name, _, text in named)} }}"
     elif len(texts) == 1:
-        yield f"{key} = {_quoted(texts[0])}"
+        yield f"{key} = {as_toml(texts[0])}"
     elif texts:
-        yield f"{key} = [{', '.join(map(_quoted, texts))}]"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+        yield f"{key} = [{', '.join(map(as_toml, texts))}]"

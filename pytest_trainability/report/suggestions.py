@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 
 from ..checks.bounds import Bound
 from ..records.suggestions import Suggestion, TestSuggestions
-from ..records.text import visible
+from ..records.text import as_code, as_toml, visible
 
 __all__ = ["SuggestedBound", "bound_code", "imports_of", "suggested_bounds", "suggestion_lines"]
+
+
+FEWEST_SEEDS = 4
+"""Number of seeds below which the prediction intervals are so wide that it is said: Student's t of one degree is 13."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +33,11 @@ def bound_code(bound: Bound) -> str:
     """Return a bound as Python code, with numbers as short as they are exact.
 
     >>> bound_code(Bound(-3, 3)), bound_code(Bound(0.5, None)), bound_code(Bound(-0.62, 0.31, excluding="*.bias"))
-    ('within(3)', 'at_least(0.5)', "within(-0.62, 0.31, excluding='*.bias')")
+    ('within(3)', 'at_least(0.5)', 'within(-0.62, 0.31, excluding="*.bias")')
     """
-    patterns = repr(replace(bound, low=0, high=None)).removeprefix("at_least(0.0").removesuffix(")")
+    given = {"matching": bound.matching, "excluding": bound.excluding}
+    codes = {name: as_code(found[0] if len(found) == 1 else tuple(found)) for name, found in given.items() if found}
+    patterns = "".join(f", {name}={code}" for name, code in codes.items())
     if bound.low is None:
         return f"at_most({_number(bound.high)}{patterns})"
     if bound.high is None:
@@ -97,9 +103,9 @@ def imports_of(bounds: Iterable[SuggestedBound]) -> str:
 
 
 def suggestion_lines(tests: Sequence[TestSuggestions]) -> list[str]:
-    """Return the lines of the section: for each test its marker as Python code, and remarks.
+    """Return the lines of the section: for each test its marker as Python code, or its bounds as TOML, and remarks.
 
-    The tests of one function that differ by parameters share a marker, which holds for all of them.
+    The tests of one function or table that differ by parameters share a marker, which holds for all of them.
 
     Args:
         tests: Suggestions by test, in the order of the session.
@@ -108,8 +114,12 @@ def suggestion_lines(tests: Sequence[TestSuggestions]) -> list[str]:
     needed: list[SuggestedBound] = []
     for members in _by_function(tests):
         bounds = list(suggested_bounds(_joined(members)))
-        needed += bounds
-        lines += [*_heading(members), *_marker(members[0], bounds), *_remarks(members), ""]
+        if members[0].table:
+            code = _table(members[0], bounds)
+        else:
+            needed += bounds
+            code = _marker(members[0], bounds)
+        lines += [*_heading(members), *code, *_remarks(members), ""]
     return [imports_of(needed), "", *lines[:-1]] if needed else lines[:-1]
 
 
@@ -148,12 +158,21 @@ def _join(found: Sequence[Suggestion]) -> Suggestion:
 
 def _heading(members: Sequence[TestSuggestions]) -> list[str]:
     first, tests = members[0], {member.test for member in members}
-    test = first.test if len(tests) == 1 else f"{first.test.partition('[')[0]}, one marker for {len(tests)} tests"
+    what = "table" if first.table else "marker"
+    test = first.test if len(tests) == 1 else f"{first.test.partition('[')[0]}, one {what} for {len(tests)} tests"
     if len(members) > len(tests):
         test += f", for {len(members)} measurements"
     seeds = "a finished module" if first.fixed else f"{first.seeds} seeds" if first.seeds > 1 else "1 seed"
     failed = "" if all(member.passed for member in members) else ": the test has failed, its numbers may not be healthy"
     return [f"# {visible(test)}, {seeds}{failed}"]
+
+
+def _table(test: TestSuggestions, bounds: Sequence[SuggestedBound]) -> list[str]:
+    if not bounds:
+        return ["# its numbers support no bound"]
+    codes = [(f"{bound.measure} = {as_toml(bound.code)}", bound.measured) for bound in bounds]
+    lines = [f"{code}  # {visible(comment)}" if comment else code for code, comment in codes]
+    return [f"[{test.table}.bounds]", *lines]
 
 
 def _marker(test: TestSuggestions, bounds: Sequence[SuggestedBound]) -> list[str]:
@@ -168,6 +187,8 @@ def _marker(test: TestSuggestions, bounds: Sequence[SuggestedBound]) -> list[str
 def _remarks(members: Sequence[TestSuggestions]) -> Iterator[str]:
     """Yield what is kept, what has no bound and why, and where the tests of a function differ, as comments."""
     joined = _joined(members)
+    if not members[0].fixed and 1 < members[0].seeds < FEWEST_SEEDS:
+        yield f"# {members[0].seeds} seeds support wide bounds only: measure with seeds = 8 for narrower ones"
     for bound in suggested_bounds(joined):
         if bound.kept:
             yield f"# {bound.measure}: {visible(bound.kept)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..records.calls import parse_call
+from ..records.text import as_code
 from .inputs import Drawn, named_texts, parse_tensor
 from .losses import torch_loss
 
@@ -112,7 +113,7 @@ def loss_code(text: str) -> str:
 
 def _literal(value: Any) -> str:
     is_number = isinstance(value, float)
-    return f'float("{value}")' if is_number and not math.isfinite(value) else repr(value)
+    return f'float("{value}")' if is_number and not math.isfinite(value) else as_code(value)
 
 
 def is_found_here_only(module: str) -> bool:

@@ -53,6 +53,9 @@ def _rule(pattern: str, text: str) -> Any:
 
 
 def _from_file(path: Path, name: str) -> Any:
+    if not path.is_file():
+        msg = f"the file of the contract must exist: {path}. The command contract prints one."
+        raise UsageError(msg)
     try:
         names = runpy.run_path(str(path))
     except Exception as error:

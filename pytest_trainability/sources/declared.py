@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["declared_inputs"]
+from .sample import Sample
+
+__all__ = ["Inputs", "by_forward", "declared_inputs", "declares_inputs_of_forward"]
 
 BATCH, LENGTH, AUDIO, FRAMES = 4, 32, 16000, 200
 """Number of samples, of tokens in a text, and of values and frames in a piece of audio."""
 
-Inputs = Callable[[torch.Generator], Any]
+Inputs: TypeAlias = "Callable[[torch.Generator], Any]"
+"""Draws inputs."""
 
 
 def declared_inputs(source: Any) -> Inputs | None:
@@ -25,17 +29,12 @@ def declared_inputs(source: Any) -> Inputs | None:
     get their inputs as labels.
 
     Args:
-        source: A factory, which is called on the meta device, or a module.
+        source: A factory, a module, or a :class:`~pytest_trainability.sources.sample.Sample`.
     """
-    if isinstance(source, nn.Module):
-        model = source
-    else:
-        try:
-            with torch.device("meta"):
-                model = source()
-        except (Exception, SystemExit):
-            # It will be built, and fail, where the error is shown.
-            return None
+    sample = Sample.of(source)
+    source, model = sample.source, sample.model
+    if model is None:
+        return None
     if getattr(model, "example_input_array", None) is not None:
         return _as_declared("example_input_array", source)
     settings = getattr(model, "default_cfg", None)
@@ -45,6 +44,33 @@ def declared_inputs(source: Any) -> Inputs | None:
     if hasattr(model, "main_input_name") and hasattr(model, "config"):
         return _of_transformers(model)
     return _as_declared("dummy_inputs", source) if _has_dummy_inputs(model) else None
+
+
+def declares_inputs_of_forward(sample: Sample) -> bool:
+    """Return whether a model declares inputs of ``forward``, although it computes its loss in ``training_step``.
+
+    Args:
+        sample: The model of a factory. A finished module is measured as it is.
+    """
+    model = sample.model
+    has_example = getattr(model, "example_input_array", None) is not None
+    return has_example and callable(getattr(model, "training_step", None)) and not isinstance(sample.source, nn.Module)
+
+
+def by_forward(build: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a factory of the same models that are measured by ``forward``, without their ``training_step``.
+
+    Args:
+        build: The factory.
+    """
+
+    @functools.wraps(build, updated=())
+    def build_for_forward() -> Any:
+        model = build()
+        model.training_step = None
+        return model
+
+    return build_for_forward
 
 
 def _has_dummy_inputs(model: nn.Module) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import torch
 from torch import nn
+
+from .sample import Sample
 
 __all__ = ["family_of", "family_of_source"]
 
@@ -50,19 +51,10 @@ def family_of(model: nn.Module) -> tuple[str, str]:
 def family_of_source(source: Any) -> tuple[str, str]:
     """Return the preset that suits what a factory builds, or a finished module, and why.
 
-    The factory is called on the meta device if possible. One that raises an error will raise it again where it is shown.
+    Args:
+        source: A factory, a module, or a :class:`~pytest_trainability.sources.sample.Sample`.
     """
-    if isinstance(source, nn.Module):
-        return family_of(source)
-    for device in ("meta", "cpu"):
-        try:
-            with torch.device(device):
-                model = source()
-        except (Exception, SystemExit):
-            continue
-        if isinstance(model, nn.Module):
-            return family_of(model)
-    return family_of(nn.Module())
+    return family_of(Sample.of(source).model or nn.Module())
 
 
 def _kind_of(module: Any) -> str:

@@ -73,23 +73,32 @@ def parse_tensor(text: str) -> Drawn:
         msg = (
             "inputs must be sizes such as 8x3x224x224 (normal numbers), ids:4x128<50257 (whole numbers below 50257), mask:4x128 "
             "(ones), or MODULE:NAME. An argument's name may stand before them: input_ids=ids:4x128<50257. "
-            f"Got {text!r}."
+            f"Got {text!r}.{_nearest(text)}"
         )
         raise UsageError(msg)
     return Drawn(kind, tuple(map(int, match[2].split("x"))), int(match[3] or 0))
 
 
-def drawn_inputs(texts: Sequence[str]) -> Any:
+def _nearest(text: str) -> str:
+    """Return a hint for sizes with other signs between them, and for ids without a limit; empty for other texts."""
+    if re.fullmatch(r"ids:\d+(x\d+)*", text):
+        return f" Write how many ids there are: '{text}<50257'."
+    found = re.fullmatch(r"[(\[]?\s*(\d+(?:\s*[,×*xX ]\s*\d+)*)\s*,?\s*[)\]]?", text)
+    return f" Did you mean {'x'.join(re.findall(r'[0-9]+', found[1]))!r}?" if found else ""
+
+
+def drawn_inputs(texts: Sequence[str], *, what: str = "the inputs") -> Any:
     """Return inputs for a measurement: a function of a generator, or the object that ``MODULE:NAME`` names.
 
     Args:
         texts: One text per argument of the model. All of them have a name, as in ``input_ids=ids:4x128<50257``, or none has.
+        what: What they are, for messages.
 
     Raises:
         UsageError: A text has another form, or only some have a name.
     """
     if len(texts) == 1 and is_place(texts[0]):
-        return imported(texts[0], what="the inputs")
+        return imported(texts[0], what=what)
     named = named_texts(texts)
     if named and len(named) < len(texts):
         msg = f"either all inputs have a name, as in input_ids=ids:4x128<50257, or none has. Got {', '.join(texts)}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -109,8 +109,15 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:
     Args:
         output: The scores, or an object that has them as ``logits``.
         target: Classes.
+
+    Raises:
+        TypeError: The output holds no scores of this name.
     """
-    scores = getattr(output, "logits", output)
+    scores = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(scores, Tensor):
+        keys = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+        msg = f"it takes a tensor, or an output with logits. Got {type(output).__name__}{keys}: name a loss of yours, MODULE:NAME"
+        raise TypeError(msg)
     if _are_of_tokens(scores, target):
         return functional.cross_entropy(scores.reshape(-1, scores.shape[-1]), target.reshape(-1))
     return functional.cross_entropy(scores, target)

@@ -10,14 +10,15 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from ..errors import UsageError
-from .declared import declared_inputs
+from .declared import Inputs, by_forward, declared_inputs
 from .places import imported
+from .sample import Sample
 
 __all__ = ["LIBRARIES", "NamedModel", "named_model"]
 
@@ -76,6 +77,8 @@ _TINY = {
     8: ("patch_size",),
 }
 """Largest values in small configurations, by the name of the setting."""
+_Found: TypeAlias = "tuple[Any, Sample, Inputs | None]"
+"""Factory, sample, and a function that draws inputs where the model declares none itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +87,20 @@ class NamedModel:
 
     build: Any
     """Factory without arguments, or a finished module."""
-    inputs: Callable[[torch.Generator], Any] | None
-    """Inputs that the model declares; None if it declares none."""
     name: str
+    sample: Sample
+    draw: Inputs | None = None
+    """Function that draws inputs, of a model that declares none itself."""
+
+    @property
+    def forward(self) -> Any:
+        """The factory, whose models are measured by ``forward``, which takes the inputs that they declare."""
+        return by_forward(self.build)
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """Inputs that the model declares; None if it declares none."""
+        return self.draw or declared_inputs(self.sample)
 
 
 def named_model(text: str) -> NamedModel:
@@ -101,15 +115,21 @@ def named_model(text: str) -> NamedModel:
     """
     library, _, name = text.partition(":")
     if library in LIBRARIES:
-        build, inputs = LIBRARIES[library](name, text)
+        build, sample, draw = LIBRARIES[library](name, text)
         # Reports and baselines name the model by its factory.
         build.__name__ = name
-        return NamedModel(build, inputs, name)
+        return NamedModel(build, name, sample, draw)
+    if ":" not in text and "." not in text:
+        msg = (
+            "the model must be given as MODULE:NAME, such as package.module:build, or as a model of a library: hf:gpt2, "
+            f"timm:resnet18 or torchvision:resnet18. Got {text!r}."
+        )
+        raise UsageError(msg)
     found = imported(text, what="the model")
     if not isinstance(found, nn.Module) and not callable(found):
         msg = f"the model must be a factory, a class or a torch.nn.Module. {text!r} is of class {type(found).__name__}."
         raise UsageError(msg)
-    return NamedModel(found, declared_inputs(found), text.partition(":")[2])
+    return NamedModel(found, text.partition(":")[2], Sample(found))
 
 
 def _library(name: str, *, install: str) -> Any:
@@ -130,7 +150,7 @@ def _reason(error: BaseException) -> str:
     return text
 
 
-def _transformers(name: str, text: str) -> tuple[Any, Any]:
+def _transformers(name: str, text: str) -> _Found:
     library = _library("transformers", install="transformers")
     try:
         config = library.AutoConfig.for_model(name)
@@ -149,23 +169,23 @@ def _transformers(name: str, text: str) -> tuple[Any, Any]:
         for token in ("pad_token_id", "decoder_start_token_id"):
             if getattr(config, token, None) is None:
                 setattr(config, token, getattr(config, "pad_token_id", None) or 0)
-    auto = _auto_class(library, config, text)
+    auto, on_meta = _auto_class(library, config, text)
 
     def build() -> nn.Module:
         model: nn.Module = auto.from_config(config)
         return model
 
-    return build, declared_inputs(build)
+    return build, Sample(build, on_meta), None
 
 
-def _auto_class(library: Any, config: Any, text: str) -> Any:
-    """Return the first auto class that builds a model of a configuration; the model is built on the meta device."""
+def _auto_class(library: Any, config: Any, text: str) -> tuple[Any, nn.Module]:
+    """Return the first auto class that builds a model of a configuration, and this model, on the meta device."""
     first = _OF_ENCODER_AND_DECODER if getattr(config, "is_encoder_decoder", False) else ()
     for suffix in (*first, *_AUTO_CLASSES):
         auto: Any = getattr(library, f"AutoModel{suffix}")
         try:
             with torch.device("meta"):
-                auto.from_config(config)
+                model = auto.from_config(config)
         except ValueError as error:
             # The configuration has no such head.
             if "Unrecognized configuration class" in str(error):
@@ -174,7 +194,7 @@ def _auto_class(library: Any, config: Any, text: str) -> Any:
         except Exception as error:
             reason = _reason(error)
         else:
-            return auto
+            return auto, model
         msg = f"the configuration of {text!r} must build a model. {auto.__name__}.from_config raised {reason}"
         raise UsageError(msg)
     msg = f"transformers has no model for {text!r}."
@@ -202,7 +222,7 @@ def _shrink(config: Any) -> None:
         config.hidden_sizes = [16 * 2**stage for stage in range(len(config.hidden_sizes))]
 
 
-def _timm(name: str, text: str) -> tuple[Any, Any]:
+def _timm(name: str, text: str) -> _Found:
     library = _library("timm", install="timm")
     if not library.is_model(name):
         near = difflib.get_close_matches(name, library.list_models(), n=3)
@@ -214,10 +234,10 @@ def _timm(name: str, text: str) -> tuple[Any, Any]:
         model: nn.Module = library.create_model(name, pretrained=False)
         return model
 
-    return build, declared_inputs(build)
+    return build, Sample(build), None
 
 
-def _torchvision(name: str, text: str) -> tuple[Any, Any]:
+def _torchvision(name: str, text: str) -> _Found:
     library = _library("torchvision", install="torchvision").models
     try:
         library.get_model_builder(name)
@@ -229,10 +249,10 @@ def _torchvision(name: str, text: str) -> tuple[Any, Any]:
         model: nn.Module = library.get_model(name, weights=None)
         return model
 
-    return build, lambda generator: torch.randn(4, *IMAGE, generator=generator)
+    return build, Sample(build), lambda generator: torch.randn(4, *IMAGE, generator=generator)
 
 
-LIBRARIES: dict[str, Callable[[str, str], tuple[Any, Any]]] = {
+LIBRARIES: dict[str, Callable[[str, str], _Found]] = {
     "hf": _transformers,
     "hf-tiny": _transformers,
     "timm": _timm,

@@ -55,7 +55,9 @@ def imported(place: str, *, what: str, form: str = "MODULE:NAME") -> Any:
     """
     module, colon, name = place.partition(":")
     if not (module and colon and name):
-        msg = f"{what} must be given as {form}, such as package.module:build. Got {place!r}."
+        is_dotted = not colon and "." in place.strip(".") and not place.endswith(".py")
+        hint = f" Did you mean {':'.join(place.rsplit('.', 1))!r}?" if is_dotted else ""
+        msg = f"{what} must be given as {form}, such as package.module:build. Got {place!r}.{hint}"
         raise UsageError(msg)
     here = str(Path.cwd())
     if here not in sys.path:

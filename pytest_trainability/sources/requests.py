@@ -11,12 +11,23 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UsageError
+from ..errors import UsageError, concerning
+from .declared import by_forward, declared_inputs, declares_inputs_of_forward
 from .inputs import drawn_inputs, is_place
 from .losses import named_loss, needs_target
 from .models import NamedModel, named_model
+from .sample import Sample
 
-__all__ = ["IN_FILE", "ON_COMMAND_LINE", "Request", "Words", "pytest_options", "requested", "takes_nothing"]
+__all__ = [
+    "IN_FILE",
+    "IN_PYTEST",
+    "ON_COMMAND_LINE",
+    "Request",
+    "Words",
+    "pytest_options",
+    "requested",
+    "takes_nothing",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +37,19 @@ class Words:
     inputs: str
     targets: str
     arguments: str
+    loss: str
 
 
-IN_FILE = Words("inputs = '8x3x224x224'", "targets = 'ids:8<1000'", " or give them as parameters = {width = [64]}")
-ON_COMMAND_LINE = Words("--input 8x3x224x224", "--target 'ids:8<1000'", "")
+IN_FILE = Words(
+    "inputs = '8x3x224x224'",
+    "targets = 'ids:8<1000'",
+    " or give them as parameters = {width = [64]}",
+    "loss = 'cross_entropy'",
+)
+ON_COMMAND_LINE = Words("--input 8x3x224x224", "--target 'ids:8<1000'", "", "--loss cross_entropy")
+IN_PYTEST = Words(
+    "--trainability-input=8x3x224x224", "--trainability-targets='ids:8<1000'", "", "--trainability-loss=cross_entropy"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +61,8 @@ class Request:
     inputs: Any
     target: Any
     loss: Callable[..., Any] | None
+    sample: Sample
+    """A model, for questions about its structure."""
 
 
 def requested(
@@ -65,14 +87,28 @@ def requested(
     Raises:
         UsageError: A text names nothing, the factory needs arguments, or the model declares no inputs and none are given.
     """
-    named = named_model(model)
-    build = _with_arguments(named, model, parameters or {}, words)
-    function = named_loss(loss) if loss else None
-    if function is not None and not targets and needs_target(function) and not (inputs and is_place(inputs[0])):
-        msg = f"the loss {loss} takes a target, and none is given. Write {words.targets}."
-        raise UsageError(msg)
-    found = drawn_inputs(inputs) if inputs else _declared(named, model, words)
-    return Request(build, _generated(found), _generated(drawn_inputs(targets)) if targets else None, function)
+    with concerning("model"):
+        named = named_model(model)
+    with concerning("parameters" if parameters else "model"):
+        build = _with_arguments(named, model, parameters or {}, words)
+    # Further arguments may change what the model declares.
+    sample, draw = (named.sample, named.draw) if build is named.build else (Sample(build), None)
+    with concerning("targets"):
+        if targets and not loss:
+            msg = f"targets must come with the loss that takes them. Write {words.loss}."
+            raise UsageError(msg)
+    with concerning("loss"):
+        function = named_loss(loss) if loss else None
+        if function is not None and not targets and needs_target(function) and not (inputs and is_place(inputs[0])):
+            msg = f"the loss {loss} takes a target, and none is given. Write {words.targets}."
+            raise UsageError(msg)
+    if not inputs and function is None and declares_inputs_of_forward(sample):
+        build = by_forward(build)
+    with concerning("inputs"):
+        found = _generated(drawn_inputs(inputs) if inputs else draw or _declared(sample, model, words))
+    with concerning("targets"):
+        target = _generated(drawn_inputs(targets, what="the targets")) if targets else None
+    return Request(build, found, target, function, sample)
 
 
 def pytest_options(
@@ -135,11 +171,12 @@ def _nearest(build: Any, given: Mapping[str, Any]) -> str:
     return f" Did you mean {' and '.join(map(repr, near))}?" if near else f" It takes {', '.join(known) or 'none'}."
 
 
-def _declared(named: NamedModel, text: str, words: Words) -> Any:
-    if named.inputs is None:
+def _declared(sample: Sample, text: str, words: Words) -> Any:
+    inputs = declared_inputs(sample)
+    if inputs is None:
         msg = f"{text!r} declares no inputs, and none are given. Write {words.inputs}, or MODULE:NAME of a batch."
         raise UsageError(msg)
-    return named.inputs
+    return inputs
 
 
 def takes_nothing(found: Any) -> bool:

@@ -82,7 +82,9 @@ TABLE = {
         inside=f"report gate {HEAVY}",
         third_party_inside="torch numpy xdist",
     ),
-    "commands": row("commands plugin/paths checks report records errors", inside=HEAVY),
+    "commands": row(
+        "commands plugin/paths plugin/subject_options checks report records errors", inside=f"gate {HEAVY}"
+    ),
     "__main__": row("commands"),
     "__init__": row("", inside=f"report checks records errors {HEAVY}"),
 }

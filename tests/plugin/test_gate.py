@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pytest_trainability.commands import main
+
 if TYPE_CHECKING:
     from _pytest.pytester import HookRecorder, Pytester
 
@@ -67,6 +69,10 @@ class Failing(nn.Module):
 
 
 net = tower(2)
+
+
+def raising():
+    raise RuntimeError("no weights")
 """
 
 
@@ -154,38 +160,42 @@ def test_a_failure_stands_at_its_table(gate: Pytester) -> None:
 def test_the_error_of_a_model_leads_to_its_code(gate: Pytester) -> None:
     gate.makefile(".toml", trainability='[test.a]\nmodel = "small_nets:Failing"\ninputs = "4x8"\n')
     text = gate.runpytest_inprocess().stdout.str()
-    assert (
-        'raise KeyError("wrong key")' in text and ">   [test.a]" in text and "trainability.toml:1: ModelError" in text
-    )
+    assert 'raise KeyError("wrong key")' in text
+    assert '>   model = "small_nets:Failing"' in text and "trainability.toml:2: ModelError" in text
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('model = "smal_nets:tower"', "the model must be importable: 'smal_nets:tower'."),
-        ('model = "small_nets:towre"', "there is no 'towre'. Nearest: tower"),
-        (
-            'model = "small_nets:tower"\ninputs = "4x8"',
-            "needs depth. Name a function without arguments or give them as parameters",
-        ),
-        ('model = "small_nets:broken"', "declares no inputs, and none are given. Write inputs = '8x3x224x224'"),
-        ('model = "small_nets:broken"\ninputs = "4x7"', "the model must run on its inputs."),
-        (
-            'model = "small_nets:broken"\ninputs = "4x8"\nloss = "mse"',
-            "the loss mse takes a target, and none is given. Write targets",
-        ),
-        (
-            'model = "small_nets:broken"\ninputs = "4x8"\ncontract = "none.py"',
-            "the file of the contract must be importable",
-        ),
-    ],
-)
-def test_what_cannot_be_measured_is_one_clear_line(gate: Pytester, text: str, said: str) -> None:
-    gate.makefile(".toml", trainability=f"[test.a]\n{text}\n")
-    result = gate.runpytest_inprocess()
-    result.assert_outcomes(failed=1)
-    (line,) = (line for line in result.outlines if line.startswith("E   pytest_trainability.errors."))
-    assert said in line
+def test_frames_of_the_package_are_not_shown(gate: Pytester) -> None:
+    gate.makefile(".toml", trainability='[test.a]\nmodel = "small_nets:raising"\ninputs = "4x8"\n')
+    text = gate.runpytest_inprocess().stdout.str()
+    assert 'raise RuntimeError("no weights")' in text and "building.py" not in text
+
+
+HERE = "# here"
+AT_KEYS = [
+    f"loss = 'small_nets:none' {HERE}",
+    f"targets = 'no_data:batch' {HERE}\nloss = 'mse'",
+    f"loss = 'mse' {HERE}",
+    f"parameters = {{width = [1]}} {HERE}",
+    f"contract = 'none.py' {HERE}",
+    f"contract = {{'*.bias' = 'zeroes'}} {HERE}",
+    f"steps = 'layers'\nexponents = 99 {HERE}",
+    f"exponents = 1\nsteps = 'block*' {HERE}",
+    f"bounds.log_gain = 'within(9)'\nbounds.excess_loss = '<= 3' {HERE}",
+    f"bounds.log_gain = 'within(9)'\nbounds.gradient_norm = '>= 0 excluding *.nothing' {HERE}",
+]
+
+
+def test_an_error_stands_at_its_key(gate: Pytester) -> None:
+    head = "seeds = 1\ninputs = '4x8'\nmodel = 'small_nets:broken'\n"
+    text = "\n".join(f"[test.k{number}]\n{head}{keys}" for number, keys in enumerate(AT_KEYS))
+    gate.makefile(".toml", trainability=text)
+    result = gate.runpytest_inprocess("--trainability-json=report.json")
+    expected = [number for number, line in enumerate(text.split("\n"), start=1) if HERE in line]
+    errors = json.loads((gate.path / "report.json").read_text(encoding="utf-8"))["errors"]
+    assert [error["line"] for error in errors] == expected
+    places = (re.fullmatch(r"trainability\.toml:(\d+): \w+Error", line) for line in result.outlines)
+    assert [int(place[1]) for place in places if place] == expected
+    assert sum(line.startswith(">   ") and line.endswith(HERE) for line in result.outlines) == len(expected)
 
 
 # Errors of the file ---------------------------------------------------------------------------------------------------
@@ -230,6 +240,28 @@ def test_an_unknown_mark_follows_the_setting(gate: Pytester) -> None:
 # Where files are found ------------------------------------------------------------------------------------------------
 
 PROJECT = '[tool.trainability.test.a]\nmodel = "small_nets:broken"\n'
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "header"),
+    [
+        ("trainability", "", "test.NAME"),
+        ("trainability", "# no test yet", "test.NAME"),
+        ("trainability", "[test]", "test.NAME"),
+        ("pyproject", "[tool.trainability]", "tool.trainability.test.NAME"),
+        ("pyproject", "[tool]\ntrainability.test = {}", "tool.trainability.test.NAME"),
+    ],
+)
+def test_a_file_without_a_test_is_a_warning(project: Pytester, file: str, text: str, header: str) -> None:
+    project.makefile(".toml", **{file: text})
+    result = project.runpytest_inprocess("-W", "default")
+    result.assert_outcomes(warnings=1)
+    result.stdout.fnmatch_lines(
+        [f"*{file}.toml:1: *{file}.toml holds no test, and nothing is measured. A test is a table [[]{header}] with*"]
+    )
+    strict = project.runpytest_inprocess("-W", "error")
+    strict.assert_outcomes(errors=1)
+    strict.stdout.fnmatch_lines([f"{file}.toml holds no test, and nothing is measured.*"])
 
 
 def test_the_files_of_the_root_are_found_with_testpaths(gate: Pytester) -> None:
@@ -347,6 +379,58 @@ def test_a_baseline_that_no_test_uses_is_pruned(gate: Pytester) -> None:
     assert path.is_file()
     gate.runpytest_inprocess("--trainability-prune").assert_outcomes(passed=1)
     assert not path.exists()
+
+
+NAMED = (
+    'model = "small_nets:tower"\nparameters = {depth = [1]}\ninputs = "4x8"\nseeds = 1\nbaseline = "numbers/all.json"\n'
+)
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_unused_entries_of_a_named_baseline_are_pruned(gate: Pytester, workers: tuple[str, ...]) -> None:
+    if workers:
+        pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    (gate.mkdir("deep") / "trainability.toml").write_text(f"[test.c]\n{NAMED.replace('numbers', '../numbers')}")
+    gate.makefile(".toml", trainability=f"[test.a]\n{NAMED}[test.b]\n{NAMED}")
+    gate.runpytest_inprocess("--trainability-baseline=new").assert_outcomes(passed=3)
+    path = gate.path / "numbers" / "all.json"
+    assert list(json.loads(path.read_text(encoding="utf-8"))["tests"]) == ["a[depth=1]", "b[depth=1]", "c[depth=1]"]
+    gate.makefile(".toml", trainability=f"[test.a]\n{NAMED}")
+    # The tables of other folders have not been collected, and may use the file.
+    gate.runpytest_inprocess("trainability.toml", "--trainability-prune", *workers).assert_outcomes(passed=1)
+    assert len(json.loads(path.read_text(encoding="utf-8"))["tests"]) == 3
+    gate.runpytest_inprocess("--trainability-prune", *workers).assert_outcomes(passed=2)
+    assert list(json.loads(path.read_text(encoding="utf-8"))["tests"]) == ["a[depth=1]", "c[depth=1]"]
+
+
+def test_the_measured_numbers_of_a_named_baseline_are_accepted(
+    gate: Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_test(gate, 'baseline = "numbers/of_a.json"')
+    gate.runpytest_inprocess("--trainability-measured=measured")
+    capsys.readouterr()
+    assert main(["accept", "measured"]) == 0
+    assert "numbers/of_a.json: 1 accepted." in capsys.readouterr().out.replace("\\", "/")
+    gate.runpytest_inprocess().assert_outcomes(passed=1)
+    gate.makepyfile(small_nets=MORE_NETS.replace("tower(6)", "tower(7)"))
+    gate.runpytest_inprocess("--trainability-measured=measured")
+    # A report in the same folder is no baseline.
+    (gate.path / "measured" / "report.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["compare", "measured"]) == 1
+    out = capsys.readouterr().out
+    assert "report.json: left out. No table of a trainability.toml below" in out and "a › broken › cpu float32" in out
+
+
+def test_a_file_of_tables_that_cannot_be_read_is_an_error_of_accept(
+    gate: Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (gate.mkdir("measured") / "a.json").write_text("{}")
+    gate.makefile(".toml", trainability="[test.a\n")
+    assert main(["accept", "measured"]) == 2
+    assert (
+        "trainability.toml names baselines, and must be read. line 1: the file is no valid" in capsys.readouterr().err
+    )
 
 
 # Other plugins --------------------------------------------------------------------------------------------------------

@@ -220,6 +220,17 @@ def test_chosen_seeds_are_written(project: Pytester, shop: Path) -> None:
     project.runpytest_inprocess("--trainability-baseline=check").assert_outcomes(passed=1)
 
 
+def test_a_project_with_an_inline_table_stays_as_it_is(
+    project: Pytester, shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = project.path / "pyproject.toml"
+    text = "[tool]\ntrainability = {test = {other = {model = 'hf:gpt2'}}}\n"
+    file.write_text(text, encoding="utf-8")
+    assert main((*CALL, "--toml", "--output", "pyproject.toml")) == CANNOT
+    assert "to which the table [tool.trainability.test.net] can be added" in capsys.readouterr().err
+    assert file.read_text(encoding="utf-8") == text and not (project.path / "__trainability__").exists()
+
+
 def test_a_table_goes_where_pytest_finds_it(project: Pytester, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main((*CALL, "--toml", "--output", "gates.toml")) == CANNOT
     assert "--toml must write into trainability.toml or pyproject.toml" in capsys.readouterr().err
@@ -260,6 +271,27 @@ def test_inputs_and_a_finished_module_of_the_user(
     text = (project.path / "tests" / "test_trainability_my_net.py").read_text(encoding="utf-8")
     assert "from shop.net import module, batch" in text
     project.runpytest_inprocess("tests").assert_outcomes(passed=2)
+
+
+def test_the_example_of_a_lightning_module_goes_to_its_forward(project: Pytester, shop: Path) -> None:
+    module = """
+
+class Module(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = build()
+        self.example_input_array = torch.ones(8, 16)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return nn.functional.mse_loss(self(x), y)
+"""
+    shop.write_text(MODEL + module, encoding="utf-8")
+    assert "trainability(MODEL.forward, MODEL.inputs, seeds=2)" in written(project, "shop.net:Module")
+    assert "inputs" not in written(project, "shop.net:Module", "--toml")
 
 
 def test_a_model_of_a_library_brings_its_inputs(project: Pytester) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 
+import jsonschema
 import pytest
+
+from pytest_trainability.report.document import schema
 
 TESTS = """
 import pytest
@@ -100,4 +104,41 @@ def test_a_preset_stays_in_the_marker_and_its_bounds_are_not_repeated(session: p
             ).stdout.str()
         )
     )["test_it.py::test_bounded"]
-    assert "preset='cnn'," in marker and "unused_parameters" not in marker and "nonfinite" not in marker
+    assert 'preset="cnn",' in marker and "unused_parameters" not in marker and "nonfinite" not in marker
+
+
+@XDIST
+def test_the_suggestions_are_part_of_the_json_report(session: pytest.Pytester, xdist: tuple[str, ...]) -> None:
+    arguments = (
+        "--trainability-suggest",
+        "--trainability-cure=off",
+        "--trainability-json=report.json",
+        "-k",
+        "bounded",
+    )
+    session.runpytest_inprocess(*arguments, *xdist)
+    found = json.loads((session.path / "report.json").read_text(encoding="utf-8"))
+    jsonschema.validate(found, schema())
+    (test,) = found["suggestions"]
+    assert (test["test"], test["seeds"], test["passed"]) == ("test_it.py::test_bounded", 6, False)
+    assert test["settings"] == [{"name": "seeds", "code": "6"}]
+    bounds = {bound["measure"]: bound for bound in test["bounds"]}
+    assert bounds["lyapunov_max"]["code"] == "within(0.001)"
+    assert bounds["lyapunov_max"]["kept"].startswith("fails now, and is kept")
+    assert re.fullmatch(r"within\(-\S+, -?\S+\)", bounds["log_gain"]["code"]) and bounds["log_gain"]["kept"] == ""
+
+
+def test_without_the_option_the_json_report_has_no_suggestions(session: pytest.Pytester) -> None:
+    session.runpytest_inprocess("--trainability-json=report.json", "-k", "plain")
+    assert json.loads((session.path / "report.json").read_text(encoding="utf-8"))["suggestions"] == []
+
+
+def test_a_table_is_suggested_as_a_table(session: pytest.Pytester) -> None:
+    text = '[test."t.1"]\nmodel = "small_nets:net"\ninputs = "4x8"\nseeds = 6\n'
+    session.makefile(".toml", trainability=text)
+    arguments = ("--trainability-suggest", "--trainability-cure=off", "trainability.toml")
+    lines = section_of(session.runpytest_inprocess(*arguments).stdout.str()).strip().splitlines()
+    assert lines[:2] == ["# trainability.toml::t.1, 6 seeds", '[test."t.1".bounds]']
+    pasted = [line for line in lines[1:] if not line.startswith("#")]
+    session.makefile(".toml", trainability="\n".join([text, *pasted]))
+    session.runpytest_inprocess("trainability.toml").assert_outcomes(passed=1)

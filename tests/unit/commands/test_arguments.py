@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_trainability import ReportError, UsageError
-from pytest_trainability.commands.arguments import add_tolerances, declared, emit, say, tolerances_of, write
+from pytest_trainability import ReportError
+from pytest_trainability.commands.arguments import declared, emit, say, write
+from pytest_trainability.commands.tolerances import add_tolerances
 
 
 def test_help_ends_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,14 +22,6 @@ def test_help_ends_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         parser.parse_args(["show", "--help"])
     assert capsys.readouterr().out.endswith("example:\n  python -m pytest_trainability show report.json\n")
     assert parser.parse_args(["show"]).run(None) == 0
-
-
-def test_tolerances_replace_those_of_the_measures() -> None:
-    found = tolerances_of(argparse.Namespace(tolerances=["log_gain = 9"]))
-    assert found["log_gain"] == 9
-    assert found["gradient_norm"] > 0
-    with pytest.raises(UsageError, match="Did you mean 'log_gain'"):
-        tolerances_of(argparse.Namespace(tolerances=["log_gian = 9"]))
 
 
 @pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "a → b\n"), ("ascii", "a -> b\n")])

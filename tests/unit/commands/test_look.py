@@ -58,6 +58,14 @@ def test_a_red_model_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert any(f"{command} --trainability-preset=mlp --trainability-seeds=0-" in line for line in lines)
 
 
+def test_own_bounds_go_before_those_of_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["look", "looked_at:green", "--input=4x8", "--seeds=1", "--bounds=log_gain <= -50"]
+    assert main([*arguments, "--bounds=lyapunov_max = within(9)"]) == DIFFERS
+    out = capsys.readouterr().out
+    assert "must be ≤ -50" in out and "✔ lyapunov_max " in out and "✔ nonfinite " in out
+    assert "'--trainability-bounds=log_gain <= -50'" in " ".join(out.split())
+
+
 def test_the_loss_takes_the_target(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["look", "looked_at:green", "--input=4x8", "--target=ids:4<8", "--loss=cross_entropy", "--seeds=1"]) == 0
@@ -85,6 +93,9 @@ def test_reports_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["looked_at:gren", "--input=4x8"], "there is no 'gren'. Nearest: green"),
         (["loked_at:green", "--input=4x8"], "the model must be importable: 'loked_at:green'."),
         (["looked_at", "--input=4x8"], "the model must be given as MODULE:NAME"),
+        (["resnet18", "--input=4x8"], "or as a model of a library: hf:gpt2, timm:resnet18"),
+        (["looked_at.green", "--input=4x8"], "Got 'looked_at.green'. Did you mean 'looked_at:green'?"),
+        (["looked_at:green", "--input=4x8", "--target=ids:4<8"], "Write --loss cross_entropy."),
         (["looked_at:needs", "--input=4x8"], "'looked_at:needs' needs width. Name a function without arguments."),
         (["looked_at:green"], "declares no inputs, and none are given. Write --input 8x3x224x224"),
         (["looked_at:green", "--input=4x7"], "the model must run on its inputs."),
@@ -100,6 +111,8 @@ def test_reports_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             ["looked_at:exits", "--input=4x8"],
             "the factory must build a model when called without arguments. `exits` raised",
         ),
+        (["looked_at:green", "--input=4x8", "--bounds=log_gian = within(3)"], "Did you mean 'log_gain'?"),
+        (["looked_at:green", "--input=4x8", "--bounds=log_gain"], "--bounds must hold lines such as"),
         (["looked_at:green", "--input=4x8", "--html=a", "--json=a"], "--html and --json must name different files."),
     ],
 )

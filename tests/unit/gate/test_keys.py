@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from gate_values import INVALID, VALID
 
-from pytest_trainability.gate.keys import CONDITIONS, KEYS, Condition, nearest
+from pytest_trainability.gate.keys import CONDITIONS, KEYS, Condition, nearest, unknown_key
 
 
 def read(key: str, value: Any) -> tuple[Any, list[tuple[str, ...]]]:
@@ -45,6 +45,11 @@ def test_a_module_that_is_not_installed_is_absent() -> None:
     assert Condition(("json", "torch.nn")).absent() == ""
     assert Condition(("json", "no_such_module", "other")).absent() == "no_such_module"
     assert Condition(("no_such_module.inner",)).absent() == "no_such_module.inner"
+
+
+def test_a_mark_that_is_written_as_a_key_is_explained() -> None:
+    assert unknown_key("timeout") == "unknown key 'timeout'. A mark of pytest is written as marks = ['timeout(...)']."
+    assert unknown_key("modle") == "unknown key 'modle'. Did you mean 'model'?"
 
 
 def test_the_nearest_name_or_all() -> None:

@@ -39,7 +39,7 @@ def test_a_test_has_its_values(tmp_path: Path) -> None:
     assert first.settings == {"seeds": (0, 1), "preset": "mlp"}
     assert first.options == {"steps": "layers"}
     assert first.lines["marks"] == 6
-    assert second == GateTest("b", 7, "m:c", lines={"model": 8})
+    assert second == GateTest("b", 7, "m:c", key="test.b", lines={"model": 8})
 
 
 def test_cases_are_all_combinations_in_order(tmp_path: Path) -> None:
@@ -123,6 +123,11 @@ parameters = {width = [1]}
         ("[test.a", 1, "the file is no valid TOML"),
         ("test = 3\n", 1, "test: it must be a table of tests, [test.NAME]"),
         ("\n[test]\na = 3\n", 3, "test.a: it must be a table"),
+        (
+            "\n[test]\nmodel = 'm:b'\nseeds = 3\n",
+            2,
+            "test: a test must have a name: [test.NAME]. Got a table without one, with model, seeds.",
+        ),
     ],
 )
 def test_files_that_hold_no_tests(tmp_path: Path, text: str, line: int, said: str) -> None:

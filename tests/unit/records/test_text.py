@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 from pytest_trainability.records.text import (
+    as_code,
+    as_toml,
     format_finite,
     format_names,
     format_number,
@@ -185,3 +193,25 @@ def test_values_are_shown_in_any_case_and_shortened() -> None:
 def test_what_a_log_would_obey_is_escaped_once(hostile: str, shown: str) -> None:
     assert visible(hostile) == shown
     assert visible(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("cnn", '"cnn"'),
+        ("it's", '"it\'s"'),
+        ('a "b"', "'a \"b\"'"),
+        ("a\nb\\", '"a\\nb\\\\"'),
+        ({"a": [1, 2.5], "b": ("c",), "d": ()}, '{"a": [1, 2.5], "b": ("c",), "d": ()}'),
+        (range(3), "range(0, 3)"),
+        (None, "None"),
+    ],
+)
+def test_code_has_double_quotes_and_gives_the_value_back(value: object, code: str) -> None:
+    assert as_code(value) == code
+    assert eval(code) == value
+
+
+@pytest.mark.parametrize("text", ["within(3)", 'a "b"', 'it\'s "b"', "é\n", '"\u0007'])
+def test_toml_gives_the_text_back(text: str) -> None:
+    assert tomllib.loads(f"a = {as_toml(text)}") == {"a": text}

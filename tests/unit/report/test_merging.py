@@ -10,6 +10,7 @@ from reported import ENVIRONMENT, broken, changed, check, session, verdict
 
 from pytest_trainability.records.reports import BaselineSummary
 from pytest_trainability.records.session import CheckOutcome, ErrorRecord, SessionRecord
+from pytest_trainability.records.suggestions import Suggestion, TestSuggestions
 from pytest_trainability.report.document import document, rendered, schema
 from pytest_trainability.report.merging import merged
 
@@ -62,6 +63,18 @@ def test_parameters_of_one_test_are_in_order_of_their_numbers() -> None:
 def test_a_later_run_replaces_an_earlier_one_in_the_same_environment() -> None:
     first, again = report(broken(), changed()), report(check("passed", verdict(), test=broken().record.test), hour=2)
     assert [c["status"] for c in whole(first, again)["checks"]] == ["held", "failed"]
+
+
+def test_the_suggestions_of_a_later_run_replace_earlier_ones_of_the_same_test() -> None:
+    early, late, other = (
+        TestSuggestions(f"test_a.py::{test}", "Net", seeds, (Suggestion("log_gain", "", -1.0, 1.0),))
+        for test, seeds in (("test_x", 4), ("test_x", 8), ("test_y", 4))
+    )
+    found = whole(report(suggestions=(early, other)), report(hour=2, suggestions=(late,)))
+    assert [(one["test"][-6:], one["seeds"]) for one in found["suggestions"]] == [("test_y", 4), ("test_x", 8)]
+    assert found["suggestions"][0]["bounds"] == [
+        {"measure": "log_gain", "code": "within(1)", "measured": "", "kept": ""}
+    ]
 
 
 def test_an_error_and_a_later_check_replace_each_other() -> None:

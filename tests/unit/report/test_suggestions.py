@@ -10,7 +10,7 @@ from pytest_trainability.report.suggestions import bound_code, imports_of, sugge
 
 
 def of_test(*suggestions: Suggestion, test: str = "test_a.py::test_b", **changes: object) -> TestSuggestions:
-    return TestSuggestions(test, "Net", 8, suggestions, **changes)  # type: ignore[arg-type]
+    return TestSuggestions(**{"test": test, "model": "Net", "seeds": 8, "suggestions": suggestions, **changes})  # type: ignore[arg-type]
 
 
 def gain(low: float | None = -0.5, high: float | None = 0.1, **changes: object) -> Suggestion:
@@ -26,8 +26,8 @@ def gain(low: float | None = -0.5, high: float | None = 0.1, **changes: object) 
         (at_most(0), "at_most(0)"),
         (at_least(1.6e-5), "at_least(1.6e-05)"),
         (within(-2, -2), "within(-2, -2)"),
-        (at_least(1e-6, excluding="*.bias"), "at_least(1e-06, excluding='*.bias')"),
-        (within(0, 2, matching=("a.*", "b.*")), "within(0, 2, matching=('a.*', 'b.*'))"),
+        (at_least(1e-6, excluding="*.bias"), 'at_least(1e-06, excluding="*.bias")'),
+        (within(0, 2, matching=("a.*", "b.*")), 'within(0, 2, matching=("a.*", "b.*"))'),
         (at_most(1e300), "at_most(1e+300)"),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_default_is_left_out_unless_the_seeds_narrow_it() -> None:
 
 def test_patterns_of_the_present_bound_stay() -> None:
     (found,) = suggested_bounds([gain(current=(-3.0, 3.0), excluding=("*.bias",))])
-    assert found.code == "within(-0.5, 0.1, excluding='*.bias')"
+    assert found.code == 'within(-0.5, 0.1, excluding="*.bias")'
 
 
 def test_the_imports_are_those_that_the_bounds_need() -> None:
@@ -89,17 +89,32 @@ def test_the_imports_are_those_that_the_bounds_need() -> None:
 
 
 def test_the_lines_are_python_with_the_settings_of_the_present_marker() -> None:
-    lines = suggestion_lines([of_test(gain(), settings=(("preset", "'cnn'"),))])
+    lines = suggestion_lines([of_test(gain(), settings=(("preset", '"cnn"'),))])
     assert lines == [
         "from pytest_trainability import within",
         "",
         "# test_a.py::test_b, 8 seeds",
         "@pytest.mark.trainability(",
-        "    preset='cnn',",
+        '    preset="cnn",',
         "    log_gain=within(-0.5, 0.1),  # -0.20 ± 0.05 nats",
         ")",
     ]
     compile("\n".join([*lines, "def test(): pass"]), "lines", "exec")
+
+
+def test_a_table_gets_the_lines_of_its_bounds_in_toml() -> None:
+    bounded = gain(current=(-3.0, 3.0), excluding=("*.bias",))
+    lines = suggestion_lines([of_test(gain()), of_test(bounded, test="trainability.toml::gpt", table="test.gpt")])
+    assert lines[0] == "from pytest_trainability import within"
+    table = lines[lines.index("# trainability.toml::gpt, 8 seeds") + 1 :]
+    assert table == [
+        "[test.gpt.bounds]",
+        "log_gain = 'within(-0.5, 0.1, excluding=\"*.bias\")'  # -0.20 ± 0.05 nats",
+    ]
+    cases = [of_test(gain(), test=f"trainability.toml::gpt[width={width}]", table="test.gpt") for width in (8, 16)]
+    lines = suggestion_lines(cases)
+    assert lines[0] == "# trainability.toml::gpt, one table for 2 tests, 8 seeds"
+    assert lines[1:3] == ["[test.gpt.bounds]", 'log_gain = "within(-0.5, 0.1)"  # -0.20 ± 0.05 nats']
 
 
 def test_the_tests_of_one_function_share_a_marker_that_holds_for_all() -> None:
@@ -141,3 +156,11 @@ def test_one_draw_supports_nothing_and_the_way_out_is_said(fixed: bool, cure: st
 
 def test_a_failed_test_is_marked() -> None:
     assert "the test has failed, its numbers may not be healthy" in suggestion_lines([of_test(gain(), passed=False)])[2]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "fixed", "said"), [(2, False, True), (3, False, True), (4, False, False), (1, True, False)]
+)
+def test_few_seeds_are_said_to_support_wide_bounds(seeds: int, fixed: bool, said: bool) -> None:
+    text = "\n".join(suggestion_lines([of_test(gain(), seeds=seeds, fixed=fixed)]))
+    assert (f"# {seeds} seeds support wide bounds only: measure with seeds = 8" in text) == said

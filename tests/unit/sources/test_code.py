@@ -44,7 +44,7 @@ def test_the_code_draws_what_the_text_draws(texts: list[str]) -> None:
         ("nn.CrossEntropyLoss", "nn.CrossEntropyLoss()"),
         ("MSE", "nn.MSELoss()"),
         ("torch.nn.CrossEntropyLoss( label_smoothing = 0.1 )", "nn.CrossEntropyLoss(label_smoothing=0.1)"),
-        ("nn.HuberLoss('sum', delta=inf)", "nn.HuberLoss('sum', delta=float(\"inf\"))"),
+        ("nn.HuberLoss('sum', delta=inf)", 'nn.HuberLoss("sum", delta=float("inf"))'),
     ],
 )
 def test_the_code_of_a_loss_computes_what_the_text_names(text: str, code: str) -> None:

@@ -29,7 +29,7 @@ def test_a_file_is_relative_to_the_folder(tmp_path: Path) -> None:
     for text, said in (
         ("contracts.py:NONE", r"^the contract must be a dictionary of rules .* is of class int"),
         ("contracts.py:MISSING", r"^the file of the contract must hold 'MISSING': "),
-        ("missing.py", r"^the file of the contract must be importable: .* raised FileNotFoundError"),
+        ("missing.py", r"^the file of the contract must exist: .*missing.py\. The command contract prints one\.$"),
         ("no_such_module:A", r"^the contract must be importable"),
     ):
         with pytest.raises(UsageError, match=said):

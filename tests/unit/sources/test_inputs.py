@@ -36,6 +36,19 @@ def test_other_forms_are_refused(text: str) -> None:
         parse_tensor(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["8,3,32", "(8, 3, 32)", "[8, 3, 32]", "8 x 3 x 32", "8×3×32", "8*3*32", "8X3X32", "(8, 3, 32,)"]
+)
+def test_sizes_in_another_form_are_written_right(text: str) -> None:
+    with pytest.raises(UsageError, match=r"Did you mean '8x3x32'\?$"):
+        parse_tensor(text)
+
+
+def test_ids_without_a_limit_are_told_what_lacks() -> None:
+    with pytest.raises(UsageError, match=r"Write how many ids there are: 'ids:4x128<50257'\.$"):
+        parse_tensor("ids:4x128")
+
+
 def test_one_input_is_a_tensor_and_several_are_positional() -> None:
     found = drawn("2x3")
     assert isinstance(found, torch.Tensor) and found.shape == (2, 3) and found.dtype == torch.float32

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from pytest_trainability import UsageError
-from pytest_trainability.sources.losses import named_loss, needs_target, suits_torch
+from pytest_trainability.sources.losses import cross_entropy, named_loss, needs_target, suits_torch
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,15 @@ def test_losses_that_need_a_target() -> None:
     )
     assert not needs_target(lambda output: output.sum()) and not needs_target(lambda output, target=None: output.sum())
     assert not needs_target(max)  # has no signature that says so
+
+
+@pytest.mark.parametrize("output", [{"out": torch.ones(2, 3), "aux": torch.ones(2, 3)}, (torch.ones(2, 3),)])
+def test_an_output_without_scores_is_refused_with_a_way_out(output: object) -> None:
+    with pytest.raises(TypeError, match=r"it takes a tensor, or an output with logits\. Got .* MODULE:NAME$") as caught:
+        cross_entropy(output, torch.zeros(2, dtype=torch.long))
+    assert ("dict with out, aux" in str(caught.value)) == isinstance(output, dict)
+
+
+def test_a_mapping_with_logits_has_scores() -> None:
+    scores, target = torch.randn(2, 3), torch.zeros(2, dtype=torch.long)
+    assert cross_entropy({"logits": scores}, target) == cross_entropy(scores, target)

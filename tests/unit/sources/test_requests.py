@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pytest_trainability import UsageError, measure
-from pytest_trainability.sources.requests import IN_FILE, pytest_options, requested
+from pytest_trainability.sources.requests import IN_FILE, IN_PYTEST, ON_COMMAND_LINE, Words, pytest_options, requested
 
 MODULE = """
 import torch
@@ -34,6 +34,19 @@ def drawn(generator):
     return torch.randn(3, 4, generator=generator)
 
 pairs = torch.ones(3, 4), torch.zeros(3, dtype=torch.long)
+
+class Module(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.net = build(width)
+        self.example_input_array = torch.ones(2, width)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return nn.functional.cross_entropy(self(x), y)
 """
 
 
@@ -60,6 +73,33 @@ def test_parameters_are_arguments_of_the_factory() -> None:
 def test_declared_inputs_are_used() -> None:
     found = requested("requested_models:declaring")
     assert torch.equal(found.inputs(torch.Generator()), torch.ones(2, 4))
+
+
+def test_the_example_of_a_lightning_module_goes_to_its_forward() -> None:
+    found = requested("requested_models:Module")
+    assert measure(found.build, found.inputs, seeds=1).gradient_of == "a random functional of the output"
+    # A batch goes to its training step.
+    found = requested("requested_models:Module", inputs=["requested_models:pairs"])
+    assert measure(found.build, found.inputs, seeds=1).gradient_of == "the loss"
+
+
+def test_what_a_model_declares_depends_on_the_parameters() -> None:
+    found = requested("requested_models:Module", parameters={"width": 7})
+    assert found.inputs(torch.Generator()).shape == (2, 7)
+    assert found.build().net[0].weight.shape == (7, 7)
+
+
+@pytest.mark.parametrize(
+    ("words", "loss"),
+    [
+        (IN_FILE, "loss = 'cross_entropy'"),
+        (ON_COMMAND_LINE, "--loss cross_entropy"),
+        (IN_PYTEST, "--trainability-loss=cross_entropy"),
+    ],
+)
+def test_targets_without_a_loss_are_refused_in_the_words_of_the_user(words: Words, loss: str) -> None:
+    with pytest.raises(UsageError, match=rf"^targets must come with the loss that takes them\. Write {loss}\.$"):
+        requested("requested_models:build", inputs=["3x4"], targets=["ids:3<4"], words=words)
 
 
 @pytest.mark.parametrize("name", ["batch", "drawn"])
