@@ -172,7 +172,6 @@ class GateFile(CodelessModule):
         """Return a mark, or why pytest refuses it. A warning about an unknown one names the file."""
         try:
             with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
                 mark: pytest.MarkDecorator = getattr(pytest.mark, call.name)
             for warning in caught:
                 warnings.warn_explicit(str(warning.message), warning.category, str(self.path), line)

@@ -68,7 +68,7 @@ def _failure_is_expected() -> bool:
 def _context_classes() -> list[type]:
     """Return the classes of the contexts of ``pytest.raises`` and, if it is loaded, of ``assertRaises``."""
     module = sys.modules.get("unittest.case")
-    return [type(pytest.raises(KeyError)), *([module._AssertRaisesContext] if module else [])]
+    return [type(pytest.raises(KeyError)), *([type(module.TestCase().assertRaises(KeyError))] if module else [])]
 
 
 def _is_open(context: Any) -> bool:

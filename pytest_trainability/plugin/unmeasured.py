@@ -29,7 +29,7 @@ def cause_in_user_code(error: BaseException) -> BaseException | None:
     """
     cause = error.__cause__
     if cause is None or cause.__traceback__ is None:
-        return cause
+        return None
     shown: TracebackType | None = cause.__traceback__
     while shown is not None and _is_internal(Path(shown.tb_frame.f_code.co_filename)):
         shown = shown.tb_next

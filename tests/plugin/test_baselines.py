@@ -706,6 +706,17 @@ def test_a_session_that_measures_nothing_does_not_satisfy_the_requirement(projec
     assert run(project, "--trainability-require=1", "--collect-only").ret == 0
 
 
+def test_other_plugins_see_that_too_few_models_were_measured(project: Pytester) -> None:
+    project.makeconftest(
+        """
+        def pytest_sessionfinish(session):
+            print("exit status", int(session.exitstatus))
+        """
+    )
+    project.makepyfile("def test_nothing():\n    pass")
+    assert "exit status 1" in joined(run(project, "-s", "--trainability-require=1"))
+
+
 # Numbers from another machine -----------------------------------------------------------------------------------------
 
 
