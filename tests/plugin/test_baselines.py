@@ -709,8 +709,12 @@ def test_a_session_that_measures_nothing_does_not_satisfy_the_requirement(projec
 def test_other_plugins_see_that_too_few_models_were_measured(project: Pytester) -> None:
     project.makeconftest(
         """
-        def pytest_sessionfinish(session):
-            print("exit status", int(session.exitstatus))
+        class Late:
+            def pytest_sessionfinish(self, session):
+                print("exit status", int(session.exitstatus))
+
+        def pytest_sessionstart(session):
+            session.config.pluginmanager.register(Late())
         """
     )
     project.makepyfile("def test_nothing():\n    pass")

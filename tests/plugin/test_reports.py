@@ -238,7 +238,7 @@ def test_a_report_that_cannot_be_written_fails_the_session_and_loses_nothing_els
     assert report(suite)["summary"]["exit_status"] == 1
     assert (suite.path / "x.xml").exists()
     (suite.path / "late.md").rmdir()
-    run(suite, "--trainability-markdown=late.md", "-q").stdout.fnmatch_lines([line])
+    run(suite, "--trainability-markdown=late.md", "-qqq").stdout.fnmatch_lines([line])
 
 
 # Other formats ------------------------------------------------------------------------------------------------------
