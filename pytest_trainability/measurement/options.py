@@ -17,6 +17,7 @@ from ..engine.runs.arguments import as_count, as_loss, as_optimizer, refuse_type
 from ..engine.runs.building import choose_device
 from ..engine.runs.recipe import OptimizerFactory, Recipe, StepChoice, is_fixed
 from ..errors import UsageError
+from ..measures import MEASURES
 from .context import Context
 
 __all__ = ["Options", "as_dtype", "as_recipe", "factory_name", "refuse_no_model", "refuse_unknown"]
@@ -51,9 +52,11 @@ def refuse_unknown(options: Mapping[str, Any], *, where: str) -> None:
         UsageError: A name is unknown. The message suggests the nearest one.
     """
     known = sorted(Options.__optional_keys__)
+    # The fixture takes bounds as well.
+    bounded = sorted(MEASURES) if where == "trainability()" else []
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(name, [*known, *bounded], n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             msg = f"unknown argument {name!r} of {where}.{hint}"
             raise UsageError(msg)

@@ -60,7 +60,8 @@ def as_loss(loss: Any, target: Any) -> Callable[..., Any] | None:
         msg = "a target must come with the loss that takes it: loss=F.cross_entropy, target=labels. Got a target alone."
         raise UsageError(msg)
     if loss is not None and not callable(loss):
-        msg = f"the loss must be a function loss(output) or loss(output, target). Got {type(loss).__name__}."
+        cure = " Hand in the function itself, such as F.cross_entropy." if isinstance(loss, str) else ""
+        msg = f"the loss must be a function loss(output) or loss(output, target). Got {type(loss).__name__}.{cure}"
         raise UsageError(msg)
     if isinstance(loss, type) and issubclass(loss, nn.Module):
         try:

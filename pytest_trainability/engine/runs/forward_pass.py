@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ...errors import ModelError, TrainabilityError, UsageError
 from ..capture.recorder import Capture, Instrument, Loss, capture
@@ -107,10 +108,13 @@ def _is_labelled(model: nn.Module, loss: Loss, batch: Any) -> bool:
 
     That is so if the model cannot be called with both, and can be called with the first one, whereas the loss can with both.
     """
-    if not isinstance(batch, (tuple, list)) or hasattr(batch, "_fields") or len(batch) != 2:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        return False
+    if hasattr(batch, "_fields") and _accepts(loss.forward if isinstance(loss, nn.Module) else loss, None):
+        # A named tuple may be the only argument of the model.
         return False
     inputs, keywords = call_arguments(batch[0])
-    takes_both = isinstance(batch, tuple) and _accepts(model.forward, *batch)
+    takes_both = isinstance(batch, tuple) and not hasattr(batch, "_fields") and _accepts(model.forward, *batch)
     return not takes_both and _accepts(model.forward, *inputs, **keywords) and _accepts(loss, None, batch[1])
 
 
@@ -123,6 +127,17 @@ def _accepts(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
     return True
 
 
+def _way_to_tensors(inputs: Any) -> str:
+    """Return how a user gets tensors of an object that holds none; empty if nothing is known about it."""
+    if isinstance(inputs, Dataset):
+        return " Hand in a DataLoader of the data set, which gives its first batch: DataLoader(dataset, batch_size=8)."
+    if isinstance(inputs, Iterator):
+        return " Hand in what it gives: next(iterator)."
+    if isinstance(inputs, (str, tuple, list)) and inputs:
+        return " Numbers become a tensor by torch.tensor(numbers). A random one has sizes: torch.randn(4, 8)."
+    return ""
+
+
 def _refuse_no_numbers(inputs: Any) -> None:
     if not any(True for _ in tensors_in(inputs)):
         found = type(inputs).__name__
@@ -132,7 +147,7 @@ def _refuse_no_numbers(inputs: Any) -> None:
             "inputs must be a tensor, a tuple, a dict, or a function of a torch.Generator that makes one, with at least "
             f"one tensor in it. Got {found}. Tensors are found in tuples, lists, dicts, dataclasses, numpy arrays, graphs of "
             "PyTorch Geometric and classes that are registered with torch.utils._pytree.register_pytree_node, not in other "
-            "objects."
+            f"objects.{_way_to_tensors(inputs)}"
         )
         raise UsageError(msg)
     if is_empty(inputs):

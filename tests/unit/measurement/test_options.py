@@ -103,6 +103,12 @@ def test_an_unknown_argument_is_named_with_the_nearest_one() -> None:
         measure_in(Context(), nn.Linear(3, 3), X, seed=3)  # type: ignore[call-arg]
     with pytest.raises(UsageError, match=r"unknown argument 'clases' of depth_sweep\(\)\. Did you mean 'classes'\?$"):
         depth_sweep(lambda depth: nn.Linear(3, depth), [1, 2], X, clases=3)
+    with pytest.raises(
+        UsageError, match=r"unknown argument 'log_gian' of trainability\(\)\. Did you mean 'log_gain'\?$"
+    ):
+        refuse_unknown({"log_gian": (-3, 3)}, where="trainability()")
+    with pytest.raises(UsageError, match=r"unknown argument 'log_gian' of measure\(\)\.$"):
+        refuse_unknown({"log_gian": (-3, 3)}, where="measure()")
     with pytest.raises(UsageError, match=r"unknown argument 'xyz' of measure\(\)\.$"):
         refuse_unknown({"steps": "auto", "xyz": 1}, where="measure()")
     refuse_unknown(dict.fromkeys(Options.__optional_keys__), where="measure()")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its own name
 from models import BATCH, FLOATS, IDS, WIDTH, Tail
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from pytest_trainability import measure
 from pytest_trainability.engine.capture.recorder import Capture
@@ -292,6 +293,30 @@ def test_an_invalid_target_is_refused(target: Any, message: str) -> None:
 class Pair(NamedTuple):
     a: Tensor
     b: Tensor
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss()])
+def test_a_named_pair_is_inputs_and_target_where_the_loss_needs_one(loss: Any) -> None:
+    labels = torch.zeros(len(FLOATS), dtype=torch.long)
+    captured = run_with(models.mlp(), Pair(FLOATS, labels), loss=loss)
+    assert "the batch is a pair: its second part is taken as the target of the loss" in captured.notes
+
+
+@pytest.mark.parametrize(
+    ("inputs", "way"),
+    [
+        (TensorDataset(FLOATS), "Hand in a DataLoader of the data set, which gives its first batch"),
+        (iter([FLOATS]), "Hand in what it gives: next(iterator)."),
+        ([[0.0, 1.0]], "Numbers become a tensor by torch.tensor(numbers)."),
+        ((4, 8), "A random one has sizes: torch.randn(4, 8)."),
+        ("4x8", "A random one has sizes: torch.randn(4, 8)."),
+        (object(), "not in other objects."),
+    ],
+)
+def test_inputs_without_tensors_are_refused_with_a_way_to_some(inputs: Any, way: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        run_with(models.mlp(), inputs)
+    assert str(caught.value).endswith(way) or way in str(caught.value).partition("not in other objects. ")[2]
 
 
 @pytest.mark.parametrize(
