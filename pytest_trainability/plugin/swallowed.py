@@ -67,8 +67,8 @@ def _failure_is_expected() -> bool:
 
 def _context_classes() -> list[type]:
     """Return the classes of the contexts of ``pytest.raises`` and, if it is loaded, of ``assertRaises``."""
-    module = sys.modules.get("unittest.case")
-    return [type(pytest.raises(KeyError)), *([module._AssertRaisesContext] if module else [])]
+    of_unittest = getattr(sys.modules.get("unittest.case"), "_AssertRaisesContext", None)
+    return [type(pytest.raises(KeyError)), *([of_unittest] if of_unittest is not None else [])]
 
 
 def _is_open(context: Any) -> bool:
