@@ -67,8 +67,9 @@ def _failure_is_expected() -> bool:
 
 def _context_classes() -> list[type]:
     """Return the classes of the contexts of ``pytest.raises`` and, if it is loaded, of ``assertRaises``."""
-    of_unittest = getattr(sys.modules.get("unittest.case"), "_AssertRaisesContext", None)
-    return [type(pytest.raises(KeyError)), *([of_unittest] if of_unittest is not None else [])]
+    unittest = sys.modules.get("unittest")
+    of_unittest = [type(unittest.TestCase().assertRaises(KeyError))] if unittest is not None else []  # noqa: PT027
+    return [type(pytest.raises(KeyError)), *of_unittest]
 
 
 def _is_open(context: Any) -> bool:
