@@ -322,7 +322,8 @@ def whole_check(name: str, size: Size) -> Entrants:
 
 FIXED = (
     "a measurement also computes the default measures and the classes of gradients, restores the model and the generators, and "
-    "finds the steps and the trajectories: some 20 ms for any model, and some more for each step"
+    "finds the steps and the trajectories: some 20 ms for any model, and some more for each step; its engine also follows in "
+    "float64 which directions have vanished into round-off, which the loops do not"
 )
 CONTESTS = {
     "perceptron": Contest(
@@ -330,7 +331,7 @@ CONTESTS = {
         partial(chain, perceptron),
         {"depth": 16, "width": 128, "batch": 16, "exponents": 8, "seeds": 1},
         {"depth": (8, 32), "width": (64, 256), "batch": (4, 64), "exponents": (1, 32), "seeds": (3,)},
-        checked={"depth": 32, "width": 64, "batch": 16, "exponents": 8, "seeds": 1},
+        checked={"depth": 16, "width": 64, "batch": 16, "exponents": 8, "seeds": 1},
         why=f"{FIXED}; with few products to compute, these are most of the time",
     ),
     "transformer": Contest(
@@ -338,7 +339,7 @@ CONTESTS = {
         partial(chain, transformer),
         {"depth": 6, "width": 32, "length": 8, "batch": 4, "exponents": 4, "seeds": 1},
         {"depth": (3, 12), "width": (16, 64), "length": (4, 16)},
-        checked={"depth": 6, "width": 32, "length": 8, "batch": 4, "exponents": 4, "seeds": 1},
+        checked={"depth": 3, "width": 32, "length": 8, "batch": 4, "exponents": 4, "seeds": 1},
         why=f"{FIXED}; a block has a dozen operators here, whose Jacobian of few numbers is cheap",
     ),
     "along time": Contest(
@@ -347,7 +348,7 @@ CONTESTS = {
         {"time": 100, "width": 32, "batch": 1, "exponents": 4},
         {"time": (50, 200), "width": (16, 64), "batch": (2, 4), "exponents": (1, 16)},
         {"clvlib, Jacobian by jacrev": "clvlib"},
-        checked={"time": 50, "width": 16, "batch": 2, "exponents": 4},
+        checked={"time": 25, "width": 16, "batch": 2, "exponents": 4},
         why="the others are given the map of one step, and compute nothing else",
     ),
     "curvature": Contest(

@@ -44,6 +44,8 @@ from pytest_trainability.report.formats import report_text
 
 HERE = Path(__file__).parent
 FILES = 10
+TINY = 4
+"""Number of models of a suite that only shows that the benchmark runs, in one session."""
 TESTS = """
 import pytest, torch
 from torch import nn
@@ -134,7 +136,7 @@ def session(folder: Path, *options: str, statuses: Sequence[int] = (0, 1)) -> di
     path = os.pathsep.join(map(str, (HERE, HERE.parent, os.environ.get("PYTHONPATH", ""))))
     environment = {**os.environ, "PYTHONPATH": path, "SUITE_PROBE": str(notes), "OMP_NUM_THREADS": "1"}
     # Compiled once, as on the machine of a developer.
-    environment |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder.parent / "compiled")}
+    environment["PYTHONDONTWRITEBYTECODE"] = ""
     plugins = [part for name in ("suite_probe", "no:cacheprovider", "no:randomly") for part in ("-p", name)]
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", *plugins]
     done = subprocess.run(
@@ -171,9 +173,13 @@ def print_suite(models: int) -> None:
         print(f"{models} models in one session; milliseconds of the processor per model")
         print(f"{'':<26}{'wall':>7}{'all':>7}" + "".join(f"{part:>11}" for part in PARTS))
         kinds = {"baselines recorded": "update", "baselines compared": "check"}
+        if models <= TINY:
+            kinds = {"baselines recorded": "update"}
         found = {name: session(folder, f"--trainability-baseline={mode}")["main"] for name, mode in kinds.items()}
         for name, one in found.items():
             print_row(name, one, models)
+        if models <= TINY:
+            return
         print_memory(found["baselines compared"])
         workers = session(folder, "-n", "2")
         for name, one in sorted(workers.items()):
@@ -286,7 +292,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a few models and records: checks that the benchmark runs")
     given = parser.parse_args()
     if given.only != "summary":
-        print_suite(6 if given.tiny else given.models)
+        print_suite(TINY if given.tiny else given.models)
     if given.only != "suite":
         print_summary((4, 8) if given.tiny else SIZES, given.kinds[:1] if given.tiny else given.kinds)
         print_reports((2, 4) if given.tiny else SIZES_OF_REPORTS)

@@ -67,8 +67,9 @@ def _failure_is_expected() -> bool:
 
 def _context_classes() -> list[type]:
     """Return the classes of the contexts of ``pytest.raises`` and, if it is loaded, of ``assertRaises``."""
-    module = sys.modules.get("unittest.case")
-    return [type(pytest.raises(KeyError)), *([type(module.TestCase().assertRaises(KeyError))] if module else [])]
+    unittest = sys.modules.get("unittest")
+    of_unittest = [type(unittest.TestCase().assertRaises(KeyError))] if unittest is not None else []  # noqa: PT027
+    return [type(pytest.raises(KeyError)), *of_unittest]
 
 
 def _is_open(context: Any) -> bool:
