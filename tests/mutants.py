@@ -50,6 +50,9 @@ ALSO: dict[str, tuple[str, ...]] = {
         # Without test_nothing_lost.py, whose sessions with workers take a minute and do not pass in a forked process.
         *("tests/plugin/test_extensions.py", "tests/plugin/test_randomness.py", "tests/plugin/test_presets.py"),
         *("tests/plugin/test_gate.py", "tests/plugin/test_phases.py", "tests/guards/test_messages.py"),
+        *("tests/plugin/test_reports.py", "tests/plugin/test_errors.py", "tests/plugin/test_failures.py"),
+        *("tests/plugin/test_progress.py", "tests/plugin/test_cures.py", "tests/plugin/test_command_line.py"),
+        *("tests/plugin/test_shared.py", "tests/plugin/test_contracts.py", "tests/plugin/test_html_report.py"),
     ),
     "measurement": ("tests/unit/measurement", "tests/unit/report"),
     "scaling": ("tests/unit/scaling", "tests/truth/test_scaling.py"),
