@@ -113,7 +113,7 @@ def test_costs_of_a_tiny_model_are_not_recorded() -> None:
 
 @pytest.fixture(scope="module")
 def race() -> ModuleType:
-    """The benchmark of the race, whose check is part of continuous integration."""
+    """The benchmark of the race."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         return importlib.import_module("race")
