@@ -134,7 +134,8 @@ def session(folder: Path, *options: str, statuses: Sequence[int] = (0, 1)) -> di
     """
     notes = Path(tempfile.mkdtemp(dir=folder.parent))
     path = os.pathsep.join(map(str, (HERE, HERE.parent, os.environ.get("PYTHONPATH", ""))))
-    environment = {**os.environ, "PYTHONPATH": path, "SUITE_PROBE": str(notes), "OMP_NUM_THREADS": "1"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = {**inherited, "PYTHONPATH": path, "SUITE_PROBE": str(notes), "OMP_NUM_THREADS": "1"}
     # Compiled once, as on the machine of a developer.
     environment["PYTHONDONTWRITEBYTECODE"] = ""
     plugins = [part for name in ("suite_probe", "no:cacheprovider", "no:randomly") for part in ("-p", name)]

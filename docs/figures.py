@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from generated import write_or_check
+from rewriting import write_or_check
 
 ROOT = Path(__file__).parents[1]
 FAULTS = ROOT / "docs" / "faults.md"

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from generated import write_or_check
+from rewriting import write_or_check
 
 from pytest_trainability.measures import FAMILIES, Measure, declared_measures
 

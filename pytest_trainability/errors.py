@@ -17,7 +17,6 @@ __all__ = [
     "TrainabilityError",
     "TrainabilityFailure",
     "UsageError",
-    "concerning",
 ]
 
 

@@ -972,6 +972,7 @@ def writer_of(folder: Path, count: int) -> BaselineWriter:
     """Return a writer after a session in which all tests were renamed, each in a file of its own."""
     writer = BaselineWriter.__new__(BaselineWriter)
     writer._collected, writer._narrowing, writer._files, writer._requests = Collected(), [], {}, {}
+    writer._sees_all_files = True
     for number in range(count):
         file, measures = folder / f"test_{number}.py", {"log_gain": Series("nats", "linear", {"": (float(number),)})}
         entry = Entry({"device": "cpu", "dtype": "float32"}, {}, (0,), ("",), measures)

@@ -95,9 +95,9 @@ def test_draws_flags_and_generators_are_unchanged(filled: bool) -> None:
         assert torch.equal(torch.get_rng_state(), state)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert len(drawn) == 4
+    # The first of two seeds is built again.
+    assert len(drawn) == 3
     assert torch.equal(drawn[0], drawn[1])
-    assert torch.equal(drawn[2], drawn[3])
     assert not torch.equal(drawn[0], drawn[2])
 
 

@@ -11,8 +11,10 @@ from pytest_trainability.measures.gradients.zeros import zero_gains, zero_twice
 
 
 def test_zeros_are_drawn_if_they_are_matrices_and_one_if_they_are_vectors() -> None:
-    cause = zero_twice(["out.weight", "gain"], {"out.weight": torch.zeros(4, 16), "gain": torch.zeros(4)})
-    assert (cause.drawn, cause.deviations, cause.ones) == (("out.weight",), (0.25,), ("gain",))
+    layer = nn.Linear(16, 4)
+    layer.register_parameter("gain", nn.Parameter(torch.zeros(4)))
+    cause = zero_twice(["weight", "gain"], layer)
+    assert (cause.drawn, cause.deviations, cause.ones) == (("weight",), (0.25,), ("gain",))
     assert cause.is_first and "they multiply" in cause.text
 
 
