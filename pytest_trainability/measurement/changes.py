@@ -233,18 +233,22 @@ def _run_inside(module: nn.Module, mode: type[_Without], number: float) -> None:
     module.register_forward_hook(leave, always_call=True)
 
 
+_POWERS = {"mul": 1, "rmul": 1, "imul": 1, "multiply": 1, "div": -1, "truediv": -1, "itruediv": -1, "divide": -1}
+"""Functions of PyTorch that multiply or divide, by the power of what they multiply with."""
+
+
 class _Without(TorchFunctionMode):
     """Leaves out the multiplications with one number, or divisions by its inverse, that the code of a module itself performs."""
 
-    signs: Mapping[str, int] | None = None
-    """Functions to leave out, by the power or the sign of the number; None for products."""
+    powers: Mapping[str, int] = _POWERS
+    """Functions to leave out, by the power or the sign of the number."""
 
     def __init__(self, module: nn.Module, number: float) -> None:
         super().__init__()
         self.module, self.number = module, number
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        power = (self.signs or _POWERS).get(getattr(func, "__name__", "").strip("_"))
+        power = self.powers.get(getattr(func, "__name__", "").strip("_"))
         if power is not None and len(args) == 2 and not kwargs:
             for value, other in ((args[0], args[1]), (args[1], args[0])):
                 is_number = isinstance(value, Tensor) and self._is_number(other, power)
@@ -262,14 +266,10 @@ class _Without(TorchFunctionMode):
 class _WithoutSum(_Without):
     """Leaves out the additions of one number, or subtractions of its negative, that the code of a module itself performs."""
 
-    signs = SIGNS
+    powers = SIGNS
 
     def _is_number(self, value: Any, power: int) -> bool:
         return isinstance(value, (int, float)) and power * value == self.number
-
-
-_POWERS = {"mul": 1, "rmul": 1, "imul": 1, "multiply": 1, "div": -1, "truediv": -1, "itruediv": -1, "divide": -1}
-"""Functions of PyTorch that multiply or divide, by the power of what they multiply with."""
 
 
 def _calling_module(frame: FrameType | None) -> nn.Module | None:
