@@ -127,3 +127,19 @@ def test_each_is_reported_with_its_outcome(workers: list[str], project: Pytester
     page = (folder / "report.md").read_text(encoding="utf-8")
     assert page.startswith("## ✘ trainability: 4 failed, 1 could not be measured, 2 expected to fail, 5 held\n")
     assert "failed by      KeyError: 'lost'\n" in page
+
+
+def test_only_the_beginning_of_a_long_message_is_kept(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_it="""
+from pytest_trainability import within
+from small_nets import images, net
+
+def test_long(trainability):
+    trainability(net, images, seeds=2, log_gain=within(1000))
+    raise RuntimeError("0123456789" * 1000)
+"""
+    )
+    project.runpytest_inprocess("--tb=no", "--trainability-json=report.json").assert_outcomes(failed=1)
+    (check,) = read_document(project.path / "report.json")["checks"]
+    assert check["failure"] == "RuntimeError: " + "0123456789" * 28 + "012345"

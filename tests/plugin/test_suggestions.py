@@ -88,6 +88,22 @@ def test_the_verdict_of_a_session_is_that_without_the_option(session: pytest.Pyt
     session.runpytest_inprocess("--trainability-suggest", "--trainability-cure=off").assert_outcomes(passed=4, failed=1)
 
 
+def test_a_measurement_that_is_judged_again_is_suggested_once(session: pytest.Pytester) -> None:
+    again = """
+@pytest.fixture(scope="module")
+def shared(trainability_factory):
+    return trainability_factory(tower(), x, seeds=2)
+
+def test_twice(trainability, shared):
+    trainability(trainability(shared, log_gain=within(100)), lyapunov_max=within(5))
+"""
+    session.makepyfile(test_it=TESTS + again)
+    arguments = ("--trainability-suggest", "--trainability-json=report.json", "-k", "twice")
+    session.runpytest_inprocess(*arguments).assert_outcomes(passed=1)
+    found = json.loads((session.path / "report.json").read_text(encoding="utf-8"))
+    assert [test["test"] for test in found["suggestions"]] == ["test_it.py::test_twice"]
+
+
 def test_a_session_that_measures_nothing_says_so(session: pytest.Pytester) -> None:
     text = session.runpytest_inprocess("--trainability-suggest", "-k", "other").stdout.str()
     assert "No test has measured a model: there is nothing to suggest." in text
