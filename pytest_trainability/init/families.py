@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..records.text import as_code
 from .laws import Law, normal_law, truncated_law, uniform_law
 from .places import Place, fans_of
 from .rules import Anything, Copied, Drawn, Fixed, Orthogonal, Packed, Rule, RuleLike, Tied
@@ -269,7 +270,7 @@ def tied(to: str | None = None) -> Rule:
     """
     if to is not None:
         _refuse_no_text("tied", "the name of a parameter", to)
-    return Tied("init.tied()" if to is None else f"init.tied({to!r})", to)
+    return Tied("init.tied()" if to is None else f"init.tied({as_code(to)})", to)
 
 
 def copied(of: str) -> Rule:
@@ -282,7 +283,7 @@ def copied(of: str) -> Rule:
         The rule.
     """
     _refuse_no_text("copied", "the name of a parameter", of)
-    return Copied(f"init.copied({of!r})", of)
+    return Copied(f"init.copied({as_code(of)})", of)
 
 
 def anything(reason: str) -> Rule:
@@ -295,7 +296,7 @@ def anything(reason: str) -> Rule:
         The rule.
     """
     _refuse_no_text("anything", "a reason, such as anything('loaded from a table')", reason)
-    return Anything(f"init.anything({reason!r})", reason)
+    return Anything(f"init.anything({as_code(reason)})", reason)
 
 
 def packed(*rules: RuleLike, dim: int = 0, sizes: Sequence[int] | None = None) -> Rule:
@@ -378,7 +379,7 @@ def _call(**arguments: Any) -> str:
     """Return arguments as source text. A pair is a value and its default, which is left out."""
     plain = {name: value for name, value in arguments.items() if not isinstance(value, tuple)}
     changed = {name: pair[0] for name, pair in arguments.items() if isinstance(pair, tuple) and pair[0] != pair[1]}
-    return ", ".join(f"{name}={value!r}" for name, value in {**plain, **changed}.items())
+    return ", ".join(f"{name}={as_code(value)}" for name, value in {**plain, **changed}.items())
 
 
 def _number(rule: str, name: str, value: float) -> float:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..records.names import template
+from ..records.text import as_code
 from .assignment import computed_weights
 from .names import matches
 from .places import tensors_of
@@ -57,7 +58,7 @@ def contract_of(models: Iterable[tuple[int, nn.Module]]) -> dict[str, str]:
 
 def source_of(contract: Mapping[str, str], name: str = "CONTRACT") -> str:
     """Return a contract as Python source, with its imports."""
-    lines = [f"    {_quoted(pattern)}: {text}," for pattern, text in contract.items()]
+    lines = [f"    {as_code(pattern)}: {text}," for pattern, text in contract.items()]
     imports = ["import math", ""] if any("math." in text for text in contract.values()) else []
     return "\n".join([*imports, "from pytest_trainability import init", "", f"{name} = {{", *lines, "}", ""])
 
@@ -65,10 +66,6 @@ def source_of(contract: Mapping[str, str], name: str = "CONTRACT") -> str:
 def rules_of(contract: Mapping[str, str]) -> dict[str, Rule]:
     """Return the rules of a contract that :func:`contract_of` has written."""
     return {pattern: eval_rule(text) for pattern, text in contract.items()}
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def rule_texts(known: Mapping[str, Seen]) -> dict[str, str]:
@@ -81,13 +78,13 @@ def rule_texts(known: Mapping[str, Seen]) -> dict[str, str]:
     shared = [name for name, seen in known.items() if seen.shared_with]
     for name, seen in known.items():
         if seen.shared_with:
-            to = repr(seen.shared_with) if len(shared) <= MOST_TIES else ""
+            to = as_code(seen.shared_with) if len(shared) <= MOST_TIES else ""
             texts[name] = f"init.tied({to})"
         elif seen.trouble:
-            texts[name] = f"init.anything({seen.trouble!r})"
+            texts[name] = f"init.anything({as_code(seen.trouble)})"
         else:
             groups[template(name), ""].append(name)
-    choices = {name: [f"init.copied({first!r})"] for name, first in _copies(known).items()}
+    choices = {name: [f"init.copied({as_code(first)})"] for name, first in _copies(known).items()}
     for names in groups.values():
         common = recognized([known[name] for name in names])
         own = {name: common or recognized([known[name]]) or [_without_law(known[name])] for name in names}
@@ -115,9 +112,8 @@ def _copies(known: Mapping[str, Seen]) -> dict[str, str]:
 
 def _without_law(seen: Seen) -> str:
     """Return the text of the rule of a parameter without a known distribution."""
-    if seen.is_same_for_all_seeds:
-        return "init.anything('the same entries for every seed')"
-    return f"init.anything({f'no known distribution: {look_of(seen.statistics)}'!r})"
+    no_law = f"no known distribution: {look_of(seen.statistics)}"
+    return f"init.anything({as_code('the same entries for every seed' if seen.is_same_for_all_seeds else no_law)})"
 
 
 # Note [Compression of a contract]

@@ -62,13 +62,13 @@ def written(build: Callable[[], nn.Module]) -> dict[str, str]:
 
 def test_layers_are_folded_and_names_are_few() -> None:
     assert written(Net) == {
-        "head.weight": "init.tied('wte.weight')",
+        "head.weight": 'init.tied("wte.weight")',
         "*.ln.weight": "init.ones()",
         "*.c_proj.weight": "init.normal(std=0.02 / math.sqrt(2 * 3))",
         "*.bias": "init.zeros()",
         "**": "init.normal(std=0.02)",
     } or written(Net) == {
-        "head.weight": "init.tied('wte.weight')",
+        "head.weight": 'init.tied("wte.weight")',
         "h.*.ln.weight": "init.ones()",
         "h.*.c_proj.weight": "init.normal(std=0.02 / math.sqrt(2 * 3))",
         "*.bias": "init.zeros()",
@@ -108,8 +108,8 @@ def test_copies_and_tables_are_named() -> None:
         return nn.ModuleDict({"online": online, "table": table, "target": target})
 
     found = written(build)
-    assert found["table.weight"] == "init.anything('the same entries for every seed')"
-    assert "init.copied('online.weight')" in found.values()
+    assert found["table.weight"] == 'init.anything("the same entries for every seed")'
+    assert 'init.copied("online.weight")' in found.values()
 
 
 def test_source_is_python() -> None:
@@ -202,4 +202,4 @@ def test_a_finished_module_has_distributions() -> None:
     model = Net()
     found = contract_of([(0, model)])
     assert found["**"] == "init.normal(std=0.02)"
-    assert found["head.weight"] == "init.tied('wte.weight')"
+    assert found["head.weight"] == 'init.tied("wte.weight")'
