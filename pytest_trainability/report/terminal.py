@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from ..records.names import folded
 from ..records.reports import BaselineRecord, BaselineSummary, CheckRecord, VerdictRecord
 from ..records.session import CheckOutcome, ErrorRecord, SessionRecord, Status
 from ..records.text import visible
@@ -270,7 +271,7 @@ def _verbose(record: CheckRecord, width: int, *, explained: bool) -> Iterator[st
         for note in record.notes:
             yield from labelled("note", note, width)
     for title, *names in record.lists:
-        yield from labelled("", f"{title}: {', '.join(names)}", width)
+        yield from labelled("", f"{title}: {', '.join(folded(names))}", width)
     if stopped_early(record):
         yield from labelled("settled", f"after {len(record.seeds)} of {len(record.seeds_requested)} seeds", width)
     yield from labelled("took", f"{record.seconds:.1f} s")

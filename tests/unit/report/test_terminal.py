@@ -435,7 +435,7 @@ def test_verbose_lists_all_names(make_record: MakeRecord, make_verdict: MakeVerd
     assert any("worst blocks.0.w 1e-09 and 11 more blocks.*.w" in line for line in short)
     assert not any(line.startswith(("blocks.7.w", "zero by algebra")) for line in short)
     assert [line for line in full if line.startswith("blocks.")] == [f"blocks.{i}.w 1e-09" for i in range(12)]
-    assert "zero by algebra: key.0.bias, key.1.bias" in full
+    assert "zero by algebra: key.{0-1}.bias" in full
 
 
 def test_an_update_without_changes_says_so(make_record: MakeRecord) -> None:
