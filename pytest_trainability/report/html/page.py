@@ -30,7 +30,7 @@ LARGEST_SIZE = 14_000_000
 RESERVED_SIZE = 9_000
 """Number of characters that are kept for each check that leaves details out."""
 MOST_OPEN = 3
-"""Number of failed checks above which none is open at first."""
+"""Number of failed checks above which none is open at first. A single check is always open."""
 DIGITS = 4
 
 
@@ -211,7 +211,7 @@ def _rows(environment: Environment, listed: Sequence[Content | Trouble]) -> Iter
             body="" if packed else _safe(body),
             packed=packed,
             is_short=is_short,
-            is_open=one.status.is_red and failed <= MOST_OPEN,
+            is_open=len(listed) == 1 or (one.status.is_red and failed <= MOST_OPEN),
             words=" ".join(_words(one)),
             fails=" ".join(bound.verdict["measure"] for bound in one.bounds if not bound.verdict["holds"]),
         )

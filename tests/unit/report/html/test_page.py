@@ -159,10 +159,11 @@ def test_failed_checks_come_first():
 
 
 def test_failed_checks_are_open_if_they_are_few():
-    def opened(count: int) -> int:
-        return page(document([check(f"a::{k}", rate=-3.0, layers=4) for k in range(count)])).count('" open>\n<summary>')
+    def opened(count: int, rate: float = -3.0) -> int:
+        return page(document([check(f"a::{k}", rate=rate, layers=4) for k in range(count)])).count('" open>\n<summary>')
 
     assert (opened(1), opened(3), opened(4)) == (1, 3, 0)
+    assert (opened(1, rate=0.0), opened(2, rate=0.0)) == (1, 0)
 
 
 def packed(text: str) -> list[str]:
