@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -16,6 +16,7 @@ __all__ = [
     "MOST_NAMES",
     "alike",
     "and_more",
+    "common_form",
     "expanded",
     "folded",
     "in_order_of",
@@ -40,6 +41,7 @@ _SEPARATORS = re.compile(r"([.\[\]])")
 """Dots between the names of modules, and brackets around the number of a call, as in ``cell[3]``."""
 _PIECES = re.compile(r"([0-9]+)")
 _SETS = re.compile(f"({_SET})")
+_STARS = re.compile(r"([0-9]+|\*)")
 
 
 def folded(names: Iterable[str]) -> dict[str, list[str]]:
@@ -146,11 +148,23 @@ def template(name: str) -> str:
     return "".join("*" if _is_number(part) else part for part in parts)
 
 
+def common_form(names: Sequence[str]) -> str:
+    """Return names that differ by numbers as one, with ``*`` for each number or set of numbers that is not the same in all.
+
+    >>> common_form(["0.1.w", "2.1.w"]), common_form(["h.{0-5}.w", "h.7.w"]), common_form(["h.1.w"])
+    ('*.1.w', 'h.*.w', 'h.1.w')
+    """
+    pieces = zip(*(_STARS.split(_SETS.sub("*", name)) for name in names))
+    return "".join(first if {first, *others} == {first} else "*" for first, *others in pieces)
+
+
 def with_stars(names: Collection[str], known: Iterable[str]) -> list[tuple[str, int, int]]:
     """Return short forms of names for a report: ``*`` for the numbers of names that differ by them.
 
     >>> with_stars(["blocks.0.w", "blocks.1.w", "head.w"], ["blocks.0.w", "blocks.1.w", "blocks.2.w", "head.w"])
     [('blocks.*.w', 2, 3), ('head.w', 1, 1)]
+    >>> with_stars(["0.1.w", "2.1.w"], ["0.0.w", "0.1.w", "1.0.w", "1.1.w", "2.0.w", "2.1.w"])
+    [('*.1.w', 2, 3)]
 
     Args:
         names: The names.
@@ -160,15 +174,11 @@ def with_stars(names: Collection[str], known: Iterable[str]) -> list[tuple[str, 
         For each form, how many of the names have it, and how many of the known ones. A single name stands as it is.
     """
     forms = _forms(tuple(known))
-    of_names = {name: forms.get(name, template(name)) for name in names}
-    counts, totals = Counter(of_names.values()), Counter(forms.values())
-    first: dict[str, str] = {}
-    for name, form in of_names.items():
-        first.setdefault(form, name)
-    return [
-        (form if counts[form] > 1 else first[form], counts[form], totals[form] if counts[form] > 1 else 1)
-        for form in first
-    ]
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[forms.get(name, template(name))].append(name)
+    found = {common_form(members): len(members) for members in groups.values()}
+    return [(form, count, len(_of(form, forms)) if count > 1 else 1) for form, count in found.items()]
 
 
 @lru_cache(maxsize=4)
@@ -183,8 +193,12 @@ def of_form(form: str, names: Iterable[str]) -> list[str]:
     >>> of_form("blocks.*.w", ["blocks.0.w", "blocks.2.w", "head.w"])
     ['blocks.{0,2}.w']
     """
+    return list(folded(_of(form, names)))
+
+
+def _of(form: str, names: Iterable[str]) -> list[str]:
     literal = re.compile("[0-9]+".join(map(re.escape, form.split("*"))))
-    return list(folded(name for name in names if name == form or literal.fullmatch(name)))
+    return [name for name in names if name == form or literal.fullmatch(name)]
 
 
 def alike(items: Iterable[_Value], text_of: Callable[[_Value], str]) -> list[list[_Value]]:
@@ -213,7 +227,8 @@ def and_more(names: Sequence[str]) -> str:
     >>> and_more(["blocks.3.w", "blocks.0.w", "blocks.7.w"])
     ' and 2 more blocks.*.w'
     """
-    return f" and {len(names) - 1} more {template(names[0].partition(': ')[0])}" if len(names) > 1 else ""
+    plain = [name.partition(": ")[0] for name in names]
+    return f" and {len(names) - 1} more {common_form(plain)}" if len(names) > 1 else ""
 
 
 def _piece(text: str) -> _Piece:

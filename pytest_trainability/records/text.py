@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from .names import alike, and_more, template
+from .names import alike, and_more, common_form
 
 __all__ = [
     "as_code",
@@ -52,8 +52,8 @@ def _group_text(names: Sequence[str]) -> str:
     remarks = {name.partition(": ")[2] for name in names}
     if len(names) == 1 or len(remarks) > 1:
         return names[0] + and_more(names)
-    name, colon, remark = names[0].partition(": ")
-    return f"{template(name)}{colon}{remark} ({len(names)})"
+    _, colon, remark = names[0].partition(": ")
+    return f"{common_form([name.partition(': ')[0] for name in names])}{colon}{remark} ({len(names)})"
 
 
 # At the start of a line, or anywhere in it: commands of GitHub Actions, Azure Pipelines and TeamCity.

@@ -82,6 +82,14 @@ def test_short_forms_count_names() -> None:
     assert with_stars(["cells.cell_0.conv2", "cells.cell_3.conv2"], known) == [("cells.cell_*.conv2", 2, 6)]
 
 
+def test_a_number_that_all_names_have_stays_in_the_short_form() -> None:
+    known = [f"{block}.{layer}.weight" for block in range(6) for layer in (0, 1)]
+    assert with_stars([name for name in known if ".1." in name], known) == [("*.1.weight", 6, 6)]
+    assert with_stars([name for name in known if name.startswith("4.")], known) == [("4.*.weight", 2, 2)]
+    assert with_stars(known, known) == [("*.*.weight", 12, 12)]
+    assert and_more(["2.1.weight", "{0-1}.1.weight", "5.1.weight"]) == " and 2 more *.1.weight"
+
+
 def test_names_of_a_short_form_are_folded() -> None:
     names = ["blocks.0.q", "blocks.2.q", "blocks.1.k", "head"]
     assert of_form("blocks.*.q", names) == ["blocks.{0,2}.q"]
