@@ -287,6 +287,8 @@ class Measurement(Presentation, Attributes):
             self._baseline = self._context.baseline(self._context.name or self.name, self._entry(wanted), allowed)
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
+        if not self._baseline.holds:
+            self._find_causes(list(self._verdicts.values()))
         self._report()
         if not self._baseline.holds:
             record = self._to_record(list(self._verdicts.values()))

@@ -17,6 +17,8 @@ from faults.transformers import GPT, STD
 from torch import Tensor, nn
 
 from pytest_trainability import Bound, TrainabilityFailure, at_most, measure, within
+from pytest_trainability.measurement import Context, measure_in
+from pytest_trainability.records.reports import BaselineRecord
 
 BY_NUMBER = {fault.number: fault for fault in FAULTS}
 
@@ -142,6 +144,15 @@ def test_a_value_that_is_not_finite_is_the_cause_and_growth_is_none(name: str, b
     assert expected in cause
     assert "the gradient by" not in cause
     assert result.cures() == ()
+
+
+def test_a_baseline_that_is_not_finite_any_more_has_the_same_cause() -> None:
+    build, expected = NOT_FINITE["overflow of an exponential, then a quotient"]
+    changed = BaselineRecord("changed", "f.json", "test_b", ())
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(TrainabilityFailure) as raised:
+        measure_in(Context(baseline=lambda *_: changed), build, x, seeds=1).check_baseline()
+    assert expected in " ".join(str(raised.value).split("likely cause")[1].split())
 
 
 @pytest.mark.parametrize("weight", ["attention.qkv", "feed_forward.outer"])

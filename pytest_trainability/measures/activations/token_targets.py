@@ -246,8 +246,10 @@ def _scores_depend_on_others(run: Run, found: TokenTargets) -> bool:
     is_kept = (torch.arange(found.positions) % 2 == 0).expand(found.samples, -1)
     before = found.scores(observed_losses(run, run.capture.inputs).calls)
     after = found.scores(observed_losses(run, found.replaced(run.capture.inputs, is_kept)).calls)
+    if not (bool(before.isfinite().all()) and bool(after.isfinite().all())):
+        return False
     kept = is_kept[:, : found.scored].to(before.device)
-    return not torch.allclose(before[kept], after[kept], rtol=1e-4, atol=1e-4 * float(before.std()))
+    return not torch.allclose(before[kept], after[kept], rtol=1e-4, atol=1e-4 * float(before.std(correction=0)))
 
 
 UNORDERED_MODEL: Need[bool] = Need(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F  # noqa: N812  its own name
+from torch import Tensor, nn
 
+from pytest_trainability import TrainabilityFailure, measure
 from pytest_trainability.measures.activations.token_targets import is_triangular, other_tokens
 
 N = 6
@@ -45,3 +48,24 @@ def test_other_tokens_are_tokens_that_occur() -> None:
     others = other_tokens(tokens)
     assert bool((others != tokens).all())
     assert {*others.flatten().tolist()} <= {3, 7, 9}
+
+
+class Tagger(nn.Module):
+    """Scores each token with the mean of all tokens, through a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.table, self.head, self.function = nn.Embedding(9, 8), nn.Linear(8, 4), function
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        states = self.table(tokens)
+        scores: Tensor = self.head(self.function(states + states.mean(1, keepdim=True)))
+        return scores.flatten(0, 1)
+
+
+@pytest.mark.parametrize("function", [lambda x: x * math.nan, lambda x: x / 0], ids=["not a number", "infinite"])
+def test_scores_that_are_not_finite_fail_a_preset_with_their_own_message(function: Callable[[Tensor], Tensor]) -> None:
+    tokens = torch.arange(16).reshape(2, 8) % 9
+    result = measure(lambda: Tagger(function), tokens, seeds=1, target=tokens.flatten() % 4, loss=F.cross_entropy)
+    with pytest.raises(TrainabilityFailure, match="nonfinite"):
+        result.check(preset="transformer")
