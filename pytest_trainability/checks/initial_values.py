@@ -142,7 +142,8 @@ def initial_changes(
     Args:
         old: Rows of the baseline.
         new: Rows now.
-        repeatable: Whether the same numbers were drawn, so that unchanged code repeats its values.
+        repeatable: Whether the same numbers were drawn, so that unchanged code repeats its values. Chance plays a part where the
+            rows have other members nevertheless, such as the first of six blocks of which the others are gone.
         error: Probability of a false alarm.
         tolerance: Largest tolerated shift of the log of a root mean square, and of a mean in units of it.
     """
@@ -153,7 +154,9 @@ def initial_changes(
             pairs.setdefault((before[name], after[name]), []).append(name)
     moved = []
     for (was, now), names in pairs.items():
-        change = _change(old[was], new[now], 0.0 if repeatable else error / len(pairs), tolerance)
+        # Other members of a row have other numbers, as they are drawn one by one.
+        is_exact = repeatable and was == now
+        change = _change(old[was], new[now], 0.0 if is_exact else error / len(pairs), tolerance)
         if change is not None:
             forms = with_stars(names, before)
             moved += [

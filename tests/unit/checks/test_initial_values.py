@@ -175,6 +175,12 @@ def test_what_has_vanished_or_is_new_is_listed() -> None:
     assert (fresh.kind, fresh.elements) == ("new", ("blocks.0.extra",))
 
 
+def test_a_block_that_stays_as_it_is_has_not_changed_when_others_are_gone() -> None:
+    """The others of its row have drawn other numbers, although every seed repeats those of the block that stays."""
+    found = changes(blocks(6), blocks(1), repeatable=True, seeds=4)
+    assert [change.kind for change in found] == ["vanished"]
+
+
 def test_a_matrix_that_leaves_its_row_is_named_alone() -> None:
     new = blocks(12)
     new["blocks.7.proj.weight"] = normal(0.03, 40, 40)
