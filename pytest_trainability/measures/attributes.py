@@ -71,6 +71,7 @@ class Attributes:
         excess_loss: Estimate
         sharpness: Estimate
         stable_learning_rate: Estimate
+        squashed_scores: Names
         ntk_condition_number: Estimate
         uninitialized_parameters: Names
         duplicate_parameters: Names

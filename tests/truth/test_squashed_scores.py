@@ -1,0 +1,131 @@
+"""Activations between the last layer and a loss that expects scores of any size, or logarithms of probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  its own name
+from torch import Tensor, nn
+
+from pytest_trainability import TrainabilityFailure, measure
+
+CLASSES = 5
+X = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(12) % CLASSES
+BITS = (torch.arange(12 * CLASSES) % 2).reshape(12, CLASSES).float()
+
+
+class Through(nn.Module):
+    """Applies a function of PyTorch."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+Ending: TypeAlias = "Callable[[Tensor], Tensor] | nn.Module"
+
+
+def found(end: Ending, loss: Callable[..., Tensor], target: Tensor) -> list[str]:
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, CLASSES), end if isinstance(end, nn.Module) else Through(end)
+        )
+
+    return [*measure(build, X, target=target, loss=loss, seeds=2).squashed_scores]
+
+
+def entropy_of_hand(logits: Tensor, labels: Tensor) -> Tensor:
+    return -logits.log_softmax(1).gather(1, labels[:, None]).mean()
+
+
+SQUASHED: dict[str, tuple[Ending, Callable[..., Tensor], Tensor, str]] = {
+    "softmax": (nn.Softmax(1), F.cross_entropy, LABELS, "3 (Softmax): the cross-entropy reads what a softmax returns"),
+    "a function": (
+        lambda y: y.softmax(-1),
+        F.cross_entropy,
+        LABELS,
+        "3 (Through): the cross-entropy reads what a softmax",
+    ),
+    "sigmoid": (nn.Sigmoid(), F.cross_entropy, LABELS, "3 (Sigmoid): the cross-entropy reads what a sigmoid returns"),
+    "sigmoid twice": (
+        nn.Sigmoid(),
+        F.binary_cross_entropy_with_logits,
+        BITS,
+        "3 (Sigmoid): the binary cross-entropy with logits reads what a sigmoid returns",
+    ),
+    "tanh": (nn.Tanh(), F.cross_entropy, LABELS, "3 (Tanh): the cross-entropy reads what a tanh returns"),
+    "ReLU": (nn.ReLU(), F.cross_entropy, LABELS, "3 (ReLU): the cross-entropy reads what a relu returns"),
+    "ReLU in place": (nn.ReLU(inplace=True), F.cross_entropy, LABELS, "3 (ReLU): the cross-entropy reads what a relu"),
+    "by hand": (nn.Softmax(1), entropy_of_hand, LABELS, "3 (Softmax): the cross-entropy reads what a softmax returns"),
+    "smoothed": (
+        nn.Softmax(1),
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+        LABELS,
+        "3 (Softmax): the cross-entropy reads",
+    ),
+    "probabilities as targets": (nn.Softmax(1), F.cross_entropy, BITS.softmax(1), "3 (Softmax): the cross-entropy"),
+    "through a mask": (
+        nn.Softmax(1),
+        lambda y, t: F.cross_entropy(y[t > 0].unsqueeze(-1).flatten(1), t[t > 0]),
+        LABELS,
+        "3 (Softmax): the cross-entropy reads what a softmax returns",
+    ),
+    "raw scores": (nn.Identity(), F.nll_loss, LABELS, "2 (Linear): the negative log-likelihood reads no logarithms of"),
+    "probabilities": (
+        nn.Softmax(1),
+        F.nll_loss,
+        LABELS,
+        "3 (Softmax): the negative log-likelihood reads no logarithms of",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SQUASHED)
+def test_what_bounds_the_scores_is_named(name: str) -> None:
+    end, loss, target, expected = SQUASHED[name]
+    (line,) = found(end, loss, target)
+    assert line.startswith(expected)
+
+
+HEALTHY: dict[str, tuple[Ending, Callable[..., Tensor], Tensor]] = {
+    "scores": (nn.Identity(), F.cross_entropy, LABELS),
+    "logits of bits": (nn.Identity(), F.binary_cross_entropy_with_logits, BITS),
+    "probabilities of bits": (nn.Sigmoid(), F.binary_cross_entropy, BITS),
+    "idempotent": (nn.LogSoftmax(1), F.cross_entropy, LABELS),
+    "logarithms": (nn.LogSoftmax(1), F.nll_loss, LABELS),
+    "logarithms by hand": (lambda y: y - y.logsumexp(1, keepdim=True), F.nll_loss, LABELS),
+    "a logarithm behind a softmax": (lambda y: (y.softmax(1) + 1e-9).log(), F.nll_loss, LABELS),
+    "capped scores": (lambda y: 30 * (y / 30).tanh(), F.cross_entropy, LABELS),
+    "scores of zero": (lambda y: 0 * y, F.cross_entropy, LABELS),
+    "a regression": (nn.Sigmoid(), F.mse_loss, BITS),
+    "a mean of rectified features": (lambda y: y.relu().unflatten(1, (CLASSES, 1)).mean(2), F.cross_entropy, LABELS),
+    "another activation": (nn.GELU(), F.cross_entropy, LABELS),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_scores_of_any_size_and_logarithms_are_as_they_should_be(name: str) -> None:
+    assert found(*HEALTHY[name]) == []
+
+
+def test_without_a_loss_there_is_nothing_to_name() -> None:
+    assert [*measure(lambda: nn.Sequential(nn.Linear(8, 4), nn.Softmax(1)), X, seeds=1).squashed_scores] == []
+
+
+def test_the_loss_of_a_softmax_of_scores_cannot_vanish_and_a_preset_says_why() -> None:
+    """With probabilities as scores, the smallest cross-entropy of ten classes is ln(1 + 9/e) = 1.46 nats."""
+    best = F.cross_entropy(torch.eye(10).double(), torch.arange(10))
+    assert float(best) == pytest.approx(math.log(1 + 9 / math.e))
+    result = measure(
+        lambda: nn.Sequential(nn.Linear(8, CLASSES), nn.Softmax(1)), X, target=LABELS, loss=F.cross_entropy, seeds=2
+    )
+    with pytest.raises(TrainabilityFailure, match="squashed_scores 1"):
+        result.check(preset="mlp")
