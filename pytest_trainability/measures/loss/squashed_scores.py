@@ -13,45 +13,45 @@ from ...engine.capture.operators import MOVES, PRODUCTS, operator_name
 from ...engine.capture.recorder import Capture
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import saved
+from ...records.causes import CauseRecord
 from ..measure import declare
 
 __all__ = ["squashed_scores"]
 
-_READERS = {
-    "LogSoftmax": "cross-entropy",
-    "BinaryCrossEntropyWithLogits": "binary cross-entropy with logits",
-}
+_READERS = {"LogSoftmax": "cross_entropy", "BinaryCrossEntropyWithLogits": "binary_cross_entropy_with_logits"}
 """Operators that turn scores into logarithms of probabilities, and the loss that they belong to."""
 _LIKELIHOODS = {"NllLoss", "NllLoss2D"}
 """Operators that read logarithms of probabilities, with the classes in dimension 1 (in 0 for a single sample)."""
-_SQUASHING = {
-    "Softmax": "a softmax returns, numbers from 0 to 1",
-    "Sigmoid": "a sigmoid returns, numbers from 0 to 1",
-    "Tanh": "a tanh returns, numbers from -1 to 1",
-    "Relu": "a relu returns, which passes no gradient where it is 0",
-}
+_RANGES = {"Softmax": "from 0 to 1", "Sigmoid": "from 0 to 1", "Tanh": "from -1 to 1", "Relu": "of at least 0"}
+"""Activations that bound what they return, and the bounds."""
 _PASSED = MOVES | {MODULE_HOOK, "Index", "IndexSelect", "MaskedSelect"}
 """Operators that hand on entries as they are."""
 _ROUND_OFF = 1e-2
 """Largest distance of a sum of probabilities from 1, as a logarithm. Log-probabilities in bfloat16 have an error of 2^-8."""
 
 
-def _squashed(run: Run) -> tuple[str, ...]:
-    return () if run.capture.loss is None else tuple(dict.fromkeys(_lines(run.capture, run.graph)))
+def _squashed(run: Run) -> dict[str, str]:
+    """Return the lines of :func:`squashed_scores`, each with its explanation."""
+    return {} if run.capture.loss is None else dict(_found(run.capture, run.graph))
 
 
-def _lines(capture: Capture, graph: Graph) -> Iterator[str]:
+def _found(capture: Capture, graph: Graph) -> Iterator[tuple[str, str]]:
     for reader in _score_readers(capture, graph):
         source = _source(reader)
         if source is None:
             continue
         name, place = operator_name(source), _place(capture, graph, source)
         if operator_name(reader) in _LIKELIHOODS:
-            total = _largest_log_sum(reader)
-            if total > _ROUND_OFF:
-                yield f"{place}: the negative log-likelihood reads no logarithms of probabilities: a log_softmax is missing"
-        elif name in _SQUASHING:
-            yield f"{place}: the {_READERS[operator_name(reader)]} reads what {_SQUASHING[name]}"
+            if _largest_log_sum(reader) > _ROUND_OFF:
+                text = (
+                    "nll_loss expects logarithms of probabilities, whose exponentials sum to 1: apply log_softmax first"
+                )
+                yield f"{place}: no log_softmax before nll_loss", text
+        elif name in _RANGES:
+            loss = _READERS[operator_name(reader)]
+            own = "sigmoid" if "binary" in loss else "softmax"
+            text = f"{loss} applies a {own} to scores of any size, and reads numbers {_RANGES[name]}: remove the {name.lower()}"
+            yield f"{place}: {name.lower()} before {loss}", text
 
 
 def _score_readers(capture: Capture, graph: Graph) -> list[Node]:
@@ -104,11 +104,17 @@ def _place(capture: Capture, graph: Graph, node: Node) -> str:
     return f"{innermost.path} ({type(innermost.module).__name__})"
 
 
-SQUASHED_SCORES: Need[tuple[str, ...]] = Need("squashed scores", _squashed)
-"""The lines of :func:`squashed_scores`."""
+SQUASHED_SCORES: Need[dict[str, str]] = Need("squashed scores", _squashed)
+"""The lines of :func:`squashed_scores`, each with its explanation."""
+SQUASHED_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
+    "causes of squashed scores",
+    lambda run: tuple(CauseRecord(text, is_first=True) for text in dict.fromkeys(run[SQUASHED_SCORES].values())),
+    requires=(SQUASHED_SCORES,),
+)
+"""What the loss expects."""
 
 
-@declare("names", needs=[SQUASHED_SCORES])
+@declare("names", needs=[SQUASHED_SCORES], explained_by=SQUASHED_CAUSES)
 def squashed_scores(run: Run) -> list[str]:
     """Return the activations whose result a classification loss reads as scores, or as logarithms of probabilities.
 
@@ -121,9 +127,8 @@ def squashed_scores(run: Run) -> list[str]:
     It misleads if the activation is meant, such as a tanh that clips the scores of a pointer network without a factor.
 
     Returns:
-        Lines such as ``"3 (Softmax): the cross-entropy reads what a softmax returns, …"``, in the order of the losses. Empty for
-        other losses, and without one.
+        Lines such as ``"3 (Softmax): softmax before cross_entropy"``, in program order. Empty for other losses, and without one.
 
     Source: Bridle, Neurocomputing, NATO ASI F 68, 227 (1990), for the softmax as a part of the loss.
     """
-    return list(run[SQUASHED_SCORES])
+    return [*run[SQUASHED_SCORES]]
