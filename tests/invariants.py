@@ -286,6 +286,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "duplicate_parameters": SIZE,
     "nonfinite": SIZE,
     "linear_steps": SIZE,
+    "idle_normalizations": SIZE,
     "squashed_scores": SIZE,
     "meta_device_differences": SIZE,
     "interacting_samples": SIZE,

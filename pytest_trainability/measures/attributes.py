@@ -39,6 +39,7 @@ class Attributes:
         attention_logit_max: Profile
         causal_leak: Profile
         effective_rank: Profile
+        idle_normalizations: Names
         largest_value: Profile
         leaked_targets: Names
         mode_gap: Profile

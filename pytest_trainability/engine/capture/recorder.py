@@ -122,6 +122,21 @@ class Capture:
     notes: list[str] = field(default_factory=list)
     """Remarks of the instruments for the report."""
 
+    def place_of(self, number: int) -> str:
+        """Return the innermost module during whose call a node was created, with its class, such as ``"3 (Softmax)"``.
+
+        Args:
+            number: The place of the node in program order.
+
+        Returns:
+            The text; the class of the model alone if none of its modules was running.
+        """
+        calls = (call for call in self.calls if call.path and not call.inner and call.start <= number < call.end)
+        innermost = min(calls, key=lambda call: call.end - call.start, default=None)
+        if innermost is None:
+            return type(self.model).__name__
+        return f"{innermost.path} ({type(innermost.module).__name__})"
+
     @property
     def roots(self) -> tuple[Edge, ...]:
         """Edges at which the backward pass starts: the loss, or without a loss every float tensor of the output."""

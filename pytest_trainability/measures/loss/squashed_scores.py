@@ -40,7 +40,7 @@ def _found(capture: Capture, graph: Graph) -> Iterator[tuple[str, str]]:
         source = _source(reader)
         if source is None:
             continue
-        name, place = operator_name(source), _place(capture, graph, source)
+        name, place = operator_name(source), capture.place_of(graph.place[source])
         if operator_name(reader) in _LIKELIHOODS:
             if _largest_log_sum(reader) > _ROUND_OFF:
                 text = (
@@ -93,15 +93,6 @@ def _largest_log_sum(reader: Node) -> float:
         return 0.0
     sums = torch.logsumexp(rows.detach().double(), min(rows.dim(), 2) - 1).abs()
     return float(sums.max()) if bool(sums.isfinite().all()) else 0.0
-
-
-def _place(capture: Capture, graph: Graph, node: Node) -> str:
-    """Return the innermost module whose call makes a node, with its class; the class of the model if none of its modules does."""
-    calls = (c for c in capture.calls if c.path and not c.inner and c.start <= graph.place[node] < c.end)
-    innermost = min(calls, key=lambda call: call.end - call.start, default=None)
-    if innermost is None:
-        return type(capture.model).__name__
-    return f"{innermost.path} ({type(innermost.module).__name__})"
 
 
 SQUASHED_SCORES: Need[dict[str, str]] = Need("squashed scores", _squashed)

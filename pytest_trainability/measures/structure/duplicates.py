@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from ...engine.capture.graph import Graph
 from ...engine.capture.operators import CONVOLUTIONS, MOVES, operator_name
 from ...engine.capture.products import is_constant, root_mean_square
+from ...engine.capture.recorder import Call
 from ...engine.linalg.norms import as_real
+from ...engine.modules import named_modules_of
 from ...engine.runs.run import Need, Run
-from ...engine.torch_internals import apply_node, leaf_of, output_metadata, saved
+from ...engine.torch_internals import apply_node, child_table, leaf_of, output_metadata, saved
 from ...records.causes import CauseRecord
+from ...records.text import format_names
 from ..measure import declare
 
 __all__ = ["DUPLICATES", "DUPLICATE_CAUSES", "equal_rows"]
@@ -353,7 +357,40 @@ DUPLICATE_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
 """Whether weights were copied, or are constant."""
 
 
-@declare("names", needs=[DUPLICATES], explained_by=DUPLICATE_CAUSES)
+# One module in several places --------------------------------------------------------------------------------------
+FEWEST_PLACES = 3
+"""Number of places in one container from which a module counts as repeated."""
+
+
+def _repeated(run: Run) -> list[str]:
+    """Return the modules that one container holds several times, and that read their own results, each with its places."""
+    found = []
+    for path, parent in named_modules_of(run.capture.model):
+        places: dict[nn.Module, list[str]] = {}
+        for name, child in child_table(parent).items():
+            if child is not None:
+                places.setdefault(child, []).append(f"{path}.{name}" if path else name)
+        for module, names in places.items():
+            if len(names) >= FEWEST_PLACES and any(p.requires_grad for p in module.parameters()):
+                calls = [call for call in run.capture.calls if call.module is module and not call.inner]
+                if len(calls) >= len(names) and _is_in_series(run.graph, calls):
+                    found.append(f"{names[0]}: the same module as {format_names(names[1:])}, in series")
+    return found
+
+
+def _is_in_series(graph: Graph, calls: Sequence[Call]) -> bool:
+    """Return whether the second call of a module reads what the first one has returned, as layers do, and not heads."""
+    behind = graph.downstream(calls[0].outputs) | {node for node, _ in calls[0].outputs}
+    return any(node in behind for node, _ in calls[1].inputs)
+
+
+REPEATED: Need[list[str]] = Need(
+    "repeated modules", lambda run: run.of_first_seed(REPEATED.name, lambda: _repeated(run))
+)
+"""``"NAME: the same module as OTHER NAMES, in series"``. The first seed answers for all."""
+
+
+@declare("names", needs=[DUPLICATES, REPEATED], explained_by=DUPLICATE_CAUSES)
 def duplicate_parameters(run: Run) -> list[str]:
     """Return the weights that equal an earlier weight, and the weights whose units have equal rows.
 
@@ -362,13 +399,15 @@ def duplicate_parameters(run: Run) -> list[str]:
     parameters that scale or are added, rows of zeros, and weights that share memory. The dimensions that count units are those
     that the product keeps. Weights for which they are ambiguous are not examined for equal units. Rows of tables and rows with
     fewer than 8 entries count only if all are equal. A whole weight counts as a copy only if it has more than 16 distinct values.
+    A module that one container holds in three places or more, as in ``[layer] * 6``, is listed if it reads its own results.
 
     It misleads where a copy is intended (experts that start equal, a head that is initialized from the embedding).
 
     Returns:
         ``"layers.1.weight = layers.0.weight"``, ``"fc.weight: 64 equal rows"`` (``columns`` if the weight is the right factor
-        of a product, ``units`` in other layouts) and ``"experts.weight: 8 equal matrices"``, in the model's order.
+        of a product, ``units`` in other layouts) and ``"experts.weight: 8 equal matrices"``, in the model's order; then
+        ``"layers.0: the same module as layers.* (5), in series"``.
 
     Source: Goodfellow, Bengio & Courville, Deep Learning (2016), section 8.4, on breaking symmetry.
     """
-    return run[DUPLICATES]
+    return [*run[DUPLICATES], *run[REPEATED]]

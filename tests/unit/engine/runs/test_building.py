@@ -282,6 +282,23 @@ def test_the_mode_is_that_of_the_recipe(train: bool) -> None:
     assert kept.training is not train
 
 
+class Frozen(nn.BatchNorm1d):
+    """Stays in evaluation mode and is not trained, like the first stages of a detector."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        self.requires_grad_(requires_grad=False)
+        return super().train(mode=False)
+
+
+def test_a_module_with_its_own_train_is_in_the_mode_of_a_training_loop() -> None:
+    kept = nn.Sequential(nn.Linear(WIDTH, WIDTH), Frozen(WIDTH), nn.Dropout().eval())
+    with built_by(kept) as (model, _):
+        assert [module.training for module in model] == [True, False, False]
+        assert [p.requires_grad for p in model.parameters()] == [True, True, False, False]
+    assert [module.training for module in kept] == [True, True, False]
+    assert all(p.requires_grad for p in kept.parameters())
+
+
 def test_a_finished_module_is_copied_where_it_is_cast() -> None:
     kept = models.mlp()
     kept.history = kept(FLOATS)  # a tensor that cannot be copied with its history

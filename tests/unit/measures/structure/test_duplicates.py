@@ -388,3 +388,54 @@ def test_copied_layers_are_listed_and_shared_ones_are_not() -> None:
 
 def ids(generator: torch.Generator) -> Tensor:
     return torch.randint(1, 40, (BATCH, LENGTH), generator=generator)
+
+
+class Heads(nn.Module):
+    """Applies one head to every state of a tower, as a detector with auxiliary losses does."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        head = nn.Linear(8, 3)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(layers))
+        self.heads = nn.ModuleList([head] * layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = []
+        for layer, head in zip(self.layers, self.heads):
+            x = layer(x).tanh()
+            found.append(head(x))
+        return torch.stack(found)
+
+
+def repeated_block(number: int) -> nn.Module:
+    block = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    return nn.Sequential(nn.Linear(8, 8), nn.Sequential(*[block] * number), nn.Linear(8, 3))
+
+
+def looped(layer: nn.Module) -> nn.Module:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(5):
+                x = self.layer(x).tanh()
+            return x
+
+    return Loop()
+
+
+def test_a_module_in_several_places_that_reads_its_own_results_is_listed() -> None:
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    assert [*measure(lambda: repeated_block(4), x, seeds=2).duplicate_parameters] == [
+        "1.0: the same module as 1.* (3), in series"
+    ]
+    activation = nn.Tanh()
+    for build in (
+        lambda: repeated_block(2),
+        lambda: Heads(4),
+        lambda: looped(nn.Linear(8, 8)),
+        lambda: nn.Sequential(*[part for _ in range(4) for part in (nn.Linear(8, 8), activation)]),
+    ):
+        assert [*measure(build, x, seeds=1).duplicate_parameters] == []
