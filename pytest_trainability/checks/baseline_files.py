@@ -227,6 +227,10 @@ def _contents(plain: Any) -> Contents:
     return found
 
 
+_MODEL = ("modules", "operations", "settings")
+_OF_ENTRY = {"conditions", "draws", "environment", "initial", "measures", "seeds", *_MODEL}
+
+
 def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
     """Return the entry for a result of :func:`entry_to_plain`.
 
@@ -235,7 +239,7 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
         where: Place of the data, named in the message.
     """
     entry = _mapping(plain, where)
-    _only(entry, {"conditions", "draws", "environment", "initial", "measures", "modules", "operations", "seeds"}, where)
+    _only(entry, _OF_ENTRY, where)
     environment = _environment(entry.get("environment"), f"{where} › environment")
     seeds = _seeds(entry.get("seeds"), f"{where} › seeds")
     draws = _draws(entry.get("draws"), len(seeds), f"{where} › draws")
@@ -248,11 +252,10 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
         pattern: _row_from_plain(row, len(expanded(pattern)) * len(seeds), f"{where} › initial › {pattern}")
         for pattern, row in _patterns(entry.get("initial", {}), f"{where} › initial").items()
     }
-    modules, operations = (
-        _strings(_patterns(entry.get(part, {}), f"{where} › {part}"), f"{where} › {part}")
-        for part in ("modules", "operations")
+    modules, operations, settings = (
+        _strings(_patterns(entry.get(part, {}), f"{where} › {part}"), f"{where} › {part}") for part in _MODEL
     )
-    return Entry(environment, conditions, seeds, draws, measures, initial, modules, operations)
+    return Entry(environment, conditions, seeds, draws, measures, initial, modules, operations, settings)
 
 
 def _patterns(plain: Any, where: str) -> dict[str, Any]:
@@ -278,7 +281,7 @@ def _patterns(plain: Any, where: str) -> dict[str, Any]:
 def _row_from_plain(plain: Any, tensors: int, where: str) -> InitialRow:
     """Return a row. The file omits the number of draws if it is that of tensors and seeds, and numbers that are 0."""
     row = _mapping(plain, where)
-    _only(row, {"chance", "draws", "mean", "rms", "shape", "spread"}, where)
+    _only(row, {"chance", "draws", "mean", "part_means", "part_rms", "rms", "shape", "spread"}, where)
     shape, draws = row.get("shape"), row.get("draws", tensors)
     if not isinstance(shape, str) or not re.fullmatch(r"(\d{1,18}( × \d{1,18})*)?", shape, re.ASCII):
         msg = f"{where} › shape must be a text like '64 × 32'; got {str(shape)[:40]!r}"
@@ -294,7 +297,24 @@ def _row_from_plain(plain: Any, tensors: int, where: str) -> InitialRow:
         msg = f"{where} must have an rms, a chance and a spread of at least 0"
         raise _UnexpectedError(msg)
     sizes = tuple(int(size) for size in shape.split(" × ") if size)
-    return InitialRow(sizes, rms, mean, chance, spread, draws)
+    means, sizes_of_parts = (_numbers(row.get(key, ""), f"{where} › {key}") for key in ("part_means", "part_rms"))
+    if len(means) != len(sizes_of_parts) or len(means) not in {0, 2, 3, 4}:
+        msg = f"{where} must have a mean and an rms for each of 2, 3 or 4 parts; got {len(means)} and {len(sizes_of_parts)}"
+        raise _UnexpectedError(msg)
+    return InitialRow(sizes, rms, mean, chance, spread, draws, tuple(zip(means, sizes_of_parts)))
+
+
+def _numbers(plain: Any, where: str) -> list[float]:
+    """Return the numbers of a text such as ``0, 4, 0, 0``."""
+    numbers = plain.split(", ") if isinstance(plain, str) and plain else []
+    try:
+        found = [float(number) for number in numbers]
+    except ValueError:
+        found = [math.nan]
+    if not isinstance(plain, str) or not all(map(math.isfinite, found)):
+        msg = f"{where} must be a text like '0, 4, 0, 0'; got {str(plain)[:40]!r}"
+        raise _UnexpectedError(msg)
+    return found
 
 
 def _number(plain: Any, where: str) -> float:
@@ -418,6 +438,7 @@ def entry_to_plain(entry: Entry) -> dict[str, Any]:
         },
         "modules": dict(entry.modules),
         "operations": dict(entry.operations),
+        "settings": dict(entry.settings),
     }
     return {
         "conditions": dict(entry.conditions),
@@ -433,6 +454,11 @@ def _row_to_plain(row: InitialRow, tensors: int) -> dict[str, Any]:
     numbers = {"mean": _rounded(row.mean, "log"), "chance": _spread(row.chance), "spread": _spread(row.spread)}
     plain = {"rms": _rounded(row.rms, "log"), "shape": " × ".join(map(str, row.shape))}
     draws = {} if row.draws == tensors else {"draws": row.draws}
+    if row.parts:
+        plain |= {
+            key: ", ".join(f"{part[i]:.{DIGITS}g}" for part in row.parts)
+            for i, key in enumerate(("part_means", "part_rms"))
+        }
     return {**plain, **draws, **{name: value for name, value in numbers.items() if value}}
 
 

@@ -30,12 +30,14 @@ from itertools import chain
 from typing import Literal, TypeAlias
 
 from ..records.gradient_classes import without_names
+from ..records.names import expanded
 from ..records.reports import BaselineChange
 from ..records.text import format_finite
 from .class_changes import CLASSES, class_changes
 from .initial_values import IN_ROWS, InitialRow, initial_changes
-from .module_changes import module_changes
+from .module_changes import MODULES, module_changes
 from .operation_changes import is_beyond_chance, operation_changes
+from .setting_changes import setting_changes
 from .shifts import Sample, ShiftTest
 
 __all__ = ["BaselineValues", "Entry", "NameSet", "Series", "compare", "environment_key", "find_entry"]
@@ -51,6 +53,8 @@ machines."""
 MIN_TOLERANCE = 1e-4
 """Smallest tolerance. Files hold four decimals, or five significant digits of log-scale measures."""
 
+FRAME = "frame"
+"""Name of the division into trajectories, among the conditions and in reports."""
 _ARITHMETIC = ("platform", "threads", "torch")
 """Keys of the environment that change only arithmetic and dropout masks."""
 _REPEATABLE = ("device", "dtype", "platform", "torch")
@@ -184,6 +188,9 @@ class Entry:
     """Classes of the modules, by pattern of names; empty in a baseline of schema 1."""
     operations: Mapping[str, str] = field(default_factory=dict)
     """Operations that the signal passes, by pattern of the names of steps; empty in a baseline of schema 1."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Calls with the constants that they are given, by pattern of the names of modules. Empty in an older baseline, and in a new
+    entry until something else has changed: they explain a change, and are none."""
 
     @property
     def key(self) -> str:
@@ -229,9 +236,10 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
             log-scale measure. 0 for measures that are not named.
 
     Returns:
-        Changes of initial values, of modules and of operations; then changes of measures in the order in which ``new`` names
-        them, the largest shift of a profile first: shifts, and measures or elements that have vanished or are new. Empty if
-        nothing has changed. Operations that chance or another environment may have changed are listed next to other changes only.
+        Changes of initial values, of modules, of operations and of constants; then changes of measures in the order in which
+        ``new`` names them, the largest shift of a profile first: shifts, and measures or elements that have vanished or are
+        new. Empty if nothing has changed. Operations that chance or another environment may have changed are listed next to
+        other changes only, and so are constants and the frame.
 
     Source: Student, Biometrika 6, 1 (1908), for pairs that need not repeat; Welch, Biometrika 34, 28 (1947), otherwise,
     with the degrees of freedom capped by those of two samples of the smaller size. The error probability is divided among
@@ -253,7 +261,27 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
         changes += _changes(name, old, new, test, faulty[name])
     if not (of_model or changes or _is_repeated_code(old, new, pairs)):
         return ()
-    return (*of_model, *operations, *changes)
+    found = (*of_model, *operations, *changes)
+    if not found:
+        return ()
+    return (*of_model, *operations, *_constants(old, new, of_model), *_frames(old, new, changes), *changes)
+
+
+def _constants(old: Entry, new: Entry, of_model: Sequence[BaselineChange]) -> Iterator[BaselineChange]:
+    """Yield other constants in the code, which explain changes and are none by themselves."""
+    if old.settings and new.settings and _is_same_version(old, new):
+        of_other_class = {n for c in of_model if c.measure == MODULES for p in c.elements for n in expanded(p)}
+        yield from setting_changes(old.settings, new.settings, but=of_other_class)
+
+
+def _frames(old: Entry, new: Entry, changes: Iterable[BaselineChange]) -> Iterator[BaselineChange]:
+    """Yield another division into trajectories, unless gradients that are not finite have decided on it."""
+    before, after = (entry.conditions.get(FRAME, "") for entry in (old, new))
+    all_finite = all(
+        math.isfinite(c.old) and math.isfinite(c.new) for c in changes if c.kind == "moved" and not c.old_text
+    )
+    if before and after and before != after and all_finite:
+        yield BaselineChange(FRAME, "moved", old_text=before, new_text=after)
 
 
 def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> Iterator[BaselineChange]:
@@ -261,7 +289,15 @@ def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> It
     if old.initial and new.initial:
         drawn = [[draw.partition(" ")[0] for draw in entry.draws] for entry in (old, new)]
         repeatable = old.seeds == new.seeds and drawn[0] == drawn[1]
-        yield from initial_changes(old.initial, new.initial, repeatable=repeatable, error=error, tolerance=tolerance)
+        yield from initial_changes(
+            old.initial,
+            new.initial,
+            repeatable=repeatable,
+            error=error,
+            tolerance=tolerance,
+            # Both are recorded since the same version.
+            knows_parts=bool(old.settings),
+        )
     if old.modules and new.modules:
         yield from module_changes(old.modules, new.modules)
 
@@ -374,6 +410,11 @@ def _is_repeatable(old: Entry, new: Entry) -> bool:
 def _is_same_place(old: Entry, new: Entry) -> bool:
     """Return whether device, data type, platform and version of torch are equal."""
     return all(old.environment.get(name) == new.environment.get(name) for name in _REPEATABLE)
+
+
+def _is_same_version(old: Entry, new: Entry) -> bool:
+    """Return whether the code of PyTorch is the same."""
+    return old.environment.get("torch") == new.environment.get("torch")
 
 
 def _name_changes(measure: str, vanished: Iterable[str], new: Iterable[str]) -> Iterator[BaselineChange]:

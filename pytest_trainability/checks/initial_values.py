@@ -1,7 +1,8 @@
 """Initial values of parameters and buffers: the rows that a baseline stores, and their comparison.
 
 A row is one tensor, or several tensors of the same shape whose names differ by numbers and whose statistics agree within what
-chance allows: the output projections of twelve blocks are one row. Two rows are compared by root mean square and mean.
+chance allows: the output projections of twelve blocks are one row. Two rows are compared by root mean square and mean. A tensor
+whose halves, thirds or quarters differ, such as the gates of a recurrent layer, is a row of its own, and these are compared, too.
 
 With the same draws, unchanged code repeats both, and a tolerance decides. With other draws, chance plays a part. There are two
 measures of its size: independent entries have a spread that follows from their number and their fourth moment, and the seeds have
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from ..records.names import expanded, folded, in_order_of, of_form, template, with_stars
 from ..records.reports import BaselineChange
@@ -49,6 +51,8 @@ class InitialRow:
     """Relative standard deviation of one root mean square, as measured; 0 if all are zero, NaN if there is one draw."""
     draws: int
     """Number of draws: tensors times seeds."""
+    parts: tuple[tuple[float, float], ...] = ()
+    """Mean and root mean square of equal parts along the first dimension, where they differ by more than chance on every draw."""
 
     @property
     def is_finite(self) -> bool:
@@ -90,7 +94,15 @@ def _row(draws: Sequence[tuple[tuple[int, ...], TensorStatistics]]) -> InitialRo
     squares = math.fsum((found.rms - rms) ** 2 for _, found in draws)
     spread = math.sqrt(squares / (len(draws) - 1)) / (rms or 1.0) if len(draws) > 1 else math.nan
     mean = math.fsum(found.mean for _, found in draws) / len(draws)
-    return InitialRow(shape, rms, mean, chance, spread, len(draws))
+    return InitialRow(shape, rms, mean, chance, spread, len(draws), _parts([found.parts for _, found in draws]))
+
+
+def _parts(draws: Sequence[tuple[tuple[float, float], ...]]) -> tuple[tuple[float, float], ...]:
+    """Return the means over draws of the moments of each part; none unless all draws have as many parts."""
+    if len({len(parts) for parts in draws}) != 1:
+        return ()
+    columns = zip(*draws)
+    return tuple((fmean(m for m, _ in column), fmean(r for _, r in column)) for column in columns)
 
 
 def _chance(found: TensorStatistics) -> float:
@@ -114,7 +126,7 @@ def _alike(rows: Mapping[str, InitialRow]) -> Iterator[list[str]]:
     by_shape: dict[tuple[int, ...], list[str]] = {}
     for name, row in rows.items():
         # How much a few numbers that were drawn once vary is not known: they stay alone.
-        if math.isinf(row.chance) and math.isnan(row.spread):
+        if row.parts or (math.isinf(row.chance) and math.isnan(row.spread)):
             yield [name]
         else:
             by_shape.setdefault(row.shape, []).append(name)
@@ -135,7 +147,13 @@ def _alike(rows: Mapping[str, InitialRow]) -> Iterator[list[str]]:
 
 # Comparison -----------------------------------------------------------------------------------------------------------
 def initial_changes(
-    old: Mapping[str, InitialRow], new: Mapping[str, InitialRow], *, repeatable: bool, error: float, tolerance: float
+    old: Mapping[str, InitialRow],
+    new: Mapping[str, InitialRow],
+    *,
+    repeatable: bool,
+    error: float,
+    tolerance: float,
+    knows_parts: bool = True,
 ) -> Iterator[BaselineChange]:
     """Yield the tensors whose initial values have changed, most tensors first, then those that have vanished or are new.
 
@@ -146,6 +164,7 @@ def initial_changes(
             rows have other members nevertheless, such as the first of six blocks of which the others are gone.
         error: Probability of a false alarm.
         tolerance: Largest tolerated shift of the log of a root mean square, and of a mean in units of it.
+        knows_parts: Whether a row of the baseline without parts has none. An older baseline has not looked for them.
     """
     before, after = _pattern_by_name(old), _pattern_by_name(new)
     pairs: dict[tuple[str, str], list[str]] = {}
@@ -156,7 +175,10 @@ def initial_changes(
     for (was, now), names in pairs.items():
         # Other members of a row have other numbers, as they are drawn one by one.
         is_exact = repeatable and was == now
-        change = _change(old[was], new[now], 0.0 if is_exact else error / len(pairs), tolerance)
+        rows = old[was], new[now]
+        if not knows_parts and not rows[0].parts:
+            rows = rows[0], replace(rows[1], parts=())
+        change = _change(*rows, 0.0 if is_exact else error / len(pairs), tolerance)
         if change is not None:
             forms = with_stars(names, before)
             moved += [
@@ -199,7 +221,54 @@ def _change(old: InitialRow, new: InitialRow, error: float, tolerance: float) ->
         return BaselineChange(
             INITIAL_VALUES, "moved", old=old.mean, new=new.mean, shift=shift, tolerance=tolerance * new.rms, unit="mean"
         )
+    if _parts_differ(old, new, error, tolerance):
+        was, now = _parts_text(old.parts, new.parts)
+        return BaselineChange(INITIAL_VALUES, "moved", old_text=was, new_text=now)
     return None
+
+
+_PARTS = {2: "halves", 3: "thirds", 4: "quarters"}
+
+
+def _parts_differ(old: InitialRow, new: InitialRow, error: float, tolerance: float) -> bool:
+    """Return whether parts of tensors have other moments. With other draws, a part must have moved by more than chance allows."""
+    if not (old.parts and new.parts) or len(old.parts) != len(new.parts):
+        return not error and len(old.parts) != len(new.parts)
+    scale = max(old.rms, new.rms)
+    moved = max(max(abs(a - b) for a, b in zip(*pair)) for pair in zip(old.parts, new.parts))
+    return moved > scale * max(tolerance, _largest_by_chance_of_parts(old, new, error))
+
+
+def _largest_by_chance_of_parts(old: InitialRow, new: InitialRow, error: float) -> float:
+    """Return the largest shift of a part, in units of the root mean square, that chance explains.
+
+    The mean of n/k entries has a standard deviation of at most ``√(k/n)``, and their root mean square one of ``√k`` times that of
+    the whole.
+    """
+    if not error:
+        return 0.0
+    if not _have_independent_entries(old, new):
+        return math.inf
+    from scipy.special import ndtri
+
+    number = len(new.parts)
+    single = (max(row.chance, row.entries**-0.5) / math.sqrt(row.draws) for row in (old, new))
+    return float(-ndtri(error / (4 * number)) * math.sqrt(number) * math.hypot(*single))
+
+
+def _parts_text(old: Sequence[tuple[float, float]], new: Sequence[tuple[float, float]]) -> tuple[str, str]:
+    """Return the moments that have moved most of both sides: means, or root mean squares."""
+    number = 0
+    if len(old) == len(new):
+        shifts = [max(abs(a[i] - b[i]) for a, b in zip(old, new)) for i in range(2)]
+        number = int(shifts[1] > shifts[0])
+    what = ("mean", "rms")[number]
+    texts = [", ".join(f"{part[number]:.3g}" for part in side) for side in (old, new)]
+    before, after = (
+        f"{_PARTS[len(side)]} of {what} {text}" if side else "parts that are alike"
+        for side, text in zip((old, new), texts)
+    )
+    return before, after if len(old) != len(new) else texts[1]
 
 
 def _shift_of_rms(old: InitialRow, new: InitialRow, error: float, tolerance: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Literal, TypeAlias
 
 from ..records.causes import CauseRecord
@@ -106,6 +106,7 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
         return
     yield from _closed_gates(factors)
     yield from _of_unlike_weights(factors)
+    yield from _biases(factors)
     yield from _constants(factors)
     yield from _skips(factors)
     yield from _parameters_of_slopes(factors)
@@ -212,6 +213,24 @@ def _of_zeros(blocked: FactorRecord) -> Iterator[Remedy]:
     elif blocked.zero_parameters and blocked.fan_in:
         deviation = 1 / math.sqrt(blocked.fan_in)
         yield Remedy("draw", blocked.zero_parameters, (deviation,) * len(blocked.zero_parameters))
+
+
+def _biases(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield biases of zero, where they and not the weights move most entries to where an activation passes little.
+
+    That is the case if a bias is larger than the product that it is added to, and the slopes behind it are at fault.
+    """
+    total = sum(factor.gain for factor in factors)
+    behind = {f.weight: after for f, after in pairwise(factors) if f.weight and after.kind == "entrywise"}
+    larger = [f for f in factors if f.weight in behind and f.bias and f.bias_rms > f.product_rms]
+    lost = sum(behind[f.weight].gain for f in larger)
+    if larger and lost < 0 and lost * math.copysign(1, total) > GROUP_SHARE * abs(total):
+        first = larger[0]
+        sizes = [format_number(size) for size in (first.bias_rms, first.product_rms)]
+        note = (
+            f"the rms of {_indexed(first.bias)}, {sizes[0]}, exceeds that of the product with the weights, {sizes[1]}"
+        )
+        yield Remedy("zeros", tuple(dict.fromkeys(f.bias for f in larger)), note=note)
 
 
 def _constants(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from ..engine.modules import named_modules_of
 from ..engine.torch_internals import PARAMETRIZED
 from ..records.tensors import TensorStatistics
+from .parts import parts_of
 from .statistics import is_readable, statistics_of
 
 __all__ = ["ModelDescription", "describe", "initial_tensors"]
@@ -35,10 +36,15 @@ def describe(model: nn.Module) -> ModelDescription:
     """
     tensors = initial_tensors(model)
     return ModelDescription(
-        {name: statistics_of(tensor) for name, tensor in tensors.items()},
+        {name: _statistics_with_parts(tensor) for name, tensor in tensors.items()},
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         {name: _class_of(module) for name, module in named_modules_of(model)},
     )
+
+
+def _statistics_with_parts(tensor: Tensor) -> TensorStatistics:
+    found = statistics_of(tensor)
+    return replace(found, parts=parts_of(tensor, found))
 
 
 def initial_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -57,7 +57,8 @@ def statistics_of(tensor: Tensor) -> TensorStatistics:
     tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     about_zero = _sums(tensor, 0.0)
     if not about_zero.finite:
-        return TensorStatistics(tensor.numel(), tensor.numel(), 0, *[math.nan] * 5)
+        nan = math.nan
+        return TensorStatistics(tensor.numel(), tensor.numel(), 0, nan, nan, nan, nan, nan)
     mean = about_zero.first / about_zero.finite
     is_offset = mean**2 > MAX_OFFSET**2 * (about_zero.second / about_zero.finite - mean**2)
     sums = _sums(tensor, mean) if is_offset else about_zero

@@ -85,4 +85,8 @@ def compare(old: Measurement, new: Measurement, *measures: str, **tolerances: fl
     except TrainabilityError as error:
         raise error.with_traceback(None) from error.__cause__
     allowed = {m.name: m.tolerance for m in MEASURES.values()} | given
-    return Comparison(old.name, new.name, changes_between(before, after, allowed))
+    changes = changes_between(before, after, allowed)
+    if changes:
+        # What explains a change takes another run.
+        changes = changes_between(old.with_settings(before), new.with_settings(after), allowed)
+    return Comparison(old.name, new.name, changes)

@@ -38,8 +38,9 @@ class Context:
     """Returns the plugins' step choice for a model where ``steps`` is ``"auto"``, or None."""
     environment: Callable[[], Mapping[str, str]] = dict
     """Returns the keys that plugins add to a baseline's environment; numbers are compared within one environment."""
-    baseline: Callable[[str, Entry, Mapping[str, float]], BaselineRecord] | None = None
-    """Compares the entry of a model with its baseline, given name, entry and tolerances; None outside pytest."""
+    baseline: Callable[[str, Entry, Mapping[str, float], Callable[[Entry], Entry]], BaselineRecord] | None = None
+    """Compares the entry of a model with its baseline, given name, entry, tolerances and a function that adds what explains a
+    change; None outside pytest."""
     watch: Callable[[str, str, str], None] = lambda model, part, text: None
     """Receives the name of the model and what is going on: see :class:`~pytest_trainability.engine.runs.recipe.Recipe`."""
     full: bool = False

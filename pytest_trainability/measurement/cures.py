@@ -26,6 +26,8 @@ CLOSE, CLOSE_NATS = 0.05, 0.5
 """Part of the distance to the target that may be left when the adjustment ends, and largest rest in nats."""
 NO_MATTER_OF_VALUES = frozenset({"backward_error", "leaked_targets", "unregistered_parameters", "unused_parameters"})
 """Measures that no change of initial values or added normalization brings back."""
+GROWTH = frozenset({"log_gain", "lyapunov_max"})
+"""Measures whose bounds say how large drawn weights must be."""
 MARGIN = 0.2
 """Distance that the target keeps from the ends of the bound, as a part of its width; in nats if it has one end only."""
 
@@ -103,7 +105,11 @@ def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -
             continue
         # A change that cannot be made or run is no cure: a module that cannot be copied, a layer that refuses another input.
         with suppress(Exception):
-            adjusted = _adjusted(seed_runs, remedy, _target(seed_runs, failed, remedy)) if remedy.adjustable else remedy
+            adjusted = remedy
+            if remedy.adjustable:
+                adjusted = _adjusted(seed_runs, remedy, _target(seed_runs, failed, remedy))
+            elif remedy.kind == "draw" and GROWTH & {verdict.measure for verdict in failed}:
+                adjusted = _drawn_for_growth(seed_runs, remedy, _target(seed_runs, failed, remedy))
             with _runs_with(seed_runs, adjusted, seed_runs.common.seeds) as runs:
                 verdicts = judge(runs)
             if all(verdict.holds for verdict in verdicts):
@@ -157,6 +163,23 @@ def _adjusted(seed_runs: SeedRuns, remedy: Remedy, target: float) -> Remedy:
             break
     best = min(tried, key=lambda pair: abs(pair[1] - target) if math.isfinite(pair[1]) else math.inf)
     return remedy.to_the_power(best[0])
+
+
+def _drawn_for_growth(seed_runs: SeedRuns, remedy: Remedy, target: float) -> Remedy:
+    """Return a draw with the deviations that bring the log gain of one seed to the target.
+
+    Weights are drawn with a gain of 1, and what follows them may lose a part, such as half of the squares behind a ReLU. What
+    is lost along the chain is divided among the weights, in one step: nothing is known of the growth before the draw.
+    """
+    seed = seed_runs.typical_seed()
+    with _runs_with(seed_runs, remedy, (seed,)) as runs:
+        gain = _log_gain(runs)
+    factor = math.exp((target - gain) / len(remedy.targets)) if math.isfinite(gain) else 1.0
+    scaled = replace(remedy, factors=tuple(factor * deviation for deviation in remedy.factors))
+    if not 1 / LARGEST_FACTOR < factor < LARGEST_FACTOR:
+        return remedy
+    with _runs_with(seed_runs, scaled, (seed,)) as runs:
+        return scaled if abs(_log_gain(runs) - target) < abs(gain - target) else remedy
 
 
 def _size(remedy: Remedy) -> float:

@@ -38,6 +38,7 @@ from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
 from .suggesting import suggestions_of
 from .values import details
 from .writing import DEAD_UNITS, NOT_FINITE, check_record, entry, is_caused_by_growth
+from .writing import with_settings as entry_with_settings
 
 __all__ = ["Measurement"]
 
@@ -284,7 +285,9 @@ class Measurement(Presentation, Attributes):
             self.complete()
             self.run(wanted)
             allowed = {m.name: m.tolerance for m in MEASURES.values()} | {**self._context.tolerances, **given}
-            self._baseline = self._context.baseline(self._context.name or self.name, self._entry(wanted), allowed)
+            self._baseline = self._context.baseline(
+                self._context.name or self.name, self._entry(wanted), allowed, self.with_settings
+            )
         except TrainabilityError as error:
             raise error.with_traceback(None) from error.__cause__
         if not self._baseline.holds:
@@ -348,6 +351,10 @@ class Measurement(Presentation, Attributes):
         """Names of the measures that were read so far."""
         return tuple(self._seed_runs.values)
 
+    def with_settings(self, found: Entry) -> Entry:
+        """Return an entry with the constants in the code of modules, which explain its changes."""
+        return entry_with_settings(found, self._seed_runs)
+
     def entry_with(self, names: Sequence[str], others: Sequence[str]) -> Entry:
         """Return the entry of a baseline with the measures of every run, with some more, and with those that others have, too.
 
@@ -404,7 +411,7 @@ class Measurement(Presentation, Attributes):
         wanted = self._recorded_measures(where="check_baseline()")
         self.complete()
         self.run(wanted)
-        return self._entry(wanted)
+        return self.with_settings(self._entry(wanted))
 
     def _entry(self, measures: Sequence[Measure]) -> Entry:
         """Return the entry that a baseline stores for this measurement."""

@@ -15,7 +15,7 @@ from ..checks.bounds import Bound
 from ..checks.judged_elements import judged_elements, selected_elements
 from ..checks.statistics import CONFIDENCE, Level
 from ..checks.verdicts import Value, is_settled
-from ..engine.runs.common_needs import OPERATIONS
+from ..engine.runs.common_needs import OPERATIONS, SETTINGS
 from ..engine.runs.description import Ensemble
 from ..engine.runs.ensemble import ensemble
 from ..engine.runs.factors import FACTORS
@@ -187,6 +187,25 @@ class SeedRuns:
             UsageError: The inputs or the parameters have changed since the first run.
         """
         return self._for_baseline(OPERATIONS, "the operations of the steps", built_only=False)
+
+    def settings(self) -> tuple[Mapping[str, tuple[str, ...]], ...]:
+        """Return the constants in the code of modules, for each of the first two seeds, from one more run of them.
+
+        They explain a change. Where they cannot be found, for whatever reason, there are none.
+        """
+        if SETTINGS.name not in self._of_baselines:
+            self._of_baselines[SETTINGS.name] = ()
+            with suppress(Exception):
+                self._refuse_changed("the constants in the code are found in another run", "Measure again.")
+                found = ensemble(
+                    self.recipe,
+                    self.common.seeds[:2],
+                    {SETTINGS},
+                    lambda run: {SETTINGS.name: run[SETTINGS]},
+                    known=self._ensemble,
+                )
+                self._of_baselines[SETTINGS.name] = tuple(reading[SETTINGS.name] for reading in found.readings)
+        return self._of_baselines[SETTINGS.name]
 
     def _for_baseline(self, need: Need[_Found], what: str, *, built_only: bool) -> tuple[_Found, ...]:
         """Return what a baseline records, for each seed.

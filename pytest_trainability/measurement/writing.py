@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from ..checks.initial_values import initial_rows
 from ..checks.judged_elements import BY_PARAMETER, not_judged_texts
 from ..checks.module_changes import folded_modules
 from ..checks.operation_changes import operation_rows
+from ..checks.setting_changes import setting_rows
 from ..checks.verdicts import Value, first_outside
 from ..engine.runs.finiteness import faults, remarks
 from ..errors import UsageError
@@ -32,7 +34,7 @@ from .readings import recorded
 from .seed_runs import SeedRuns
 from .values import details
 
-__all__ = ["DEAD_UNITS", "NOT_FINITE", "check_record", "entry", "is_caused_by_growth"]
+__all__ = ["DEAD_UNITS", "NOT_FINITE", "check_record", "entry", "is_caused_by_growth", "with_settings"]
 
 DEAD_UNITS = "dead_fraction"
 """Measure that is asked for the cause where a function of each entry passes no gradient."""
@@ -86,6 +88,16 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
         modules=folded_modules(descriptions[0].modules),
         operations=operation_rows(seed_runs.operations()),
     )
+
+
+def with_settings(found: Entry, seed_runs: SeedRuns) -> Entry:
+    """Return an entry with the constants in the code of modules, which one more run of the first seeds finds.
+
+    Args:
+        found: The entry.
+        seed_runs: The runs that it describes.
+    """
+    return replace(found, settings=setting_rows(rows) if (rows := seed_runs.settings()) else {})
 
 
 def _stored(seed_runs: SeedRuns, m: Measure) -> Sequence[Any]:

@@ -14,7 +14,7 @@ from .paths import from_text, relative_path, to_text
 from .report_files import is_detailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ..checks.baseline_files import Contents
     from ..checks.baselines import Entry
@@ -73,12 +73,20 @@ class Baselines:
 
     def __init__(self, config: pytest.Config) -> None:
         self._mode = config.stash[SETTINGS].baseline
+        self._writes_measured = config.stash[SETTINGS].measured is not None
         self._root = config.rootpath
         self._detailed = is_detailed(config)
         self._files: dict[Path, Contents] = {}
 
     def check(
-        self, item: pytest.Item, command: str, key: str, name: str, entry: Entry, tolerances: Mapping[str, float]
+        self,
+        item: pytest.Item,
+        command: str,
+        key: str,
+        name: str,
+        entry: Entry,
+        tolerances: Mapping[str, float],
+        with_settings: Callable[[Entry], Entry],
     ) -> BaselineRecord:
         """Compare an entry of a test with its baseline, and note the request for the test's report.
 
@@ -89,6 +97,8 @@ class Baselines:
             name: Name of the measurement in the file.
             entry: The measured numbers.
             tolerances: Tolerances of the comparison, by measure.
+            with_settings: Adds the constants in the code of modules, by another run: where something has changed, or where they
+                are written.
 
         Returns:
             The result of the comparison, for the record of the measurement.
@@ -105,6 +115,10 @@ class Baselines:
         path, test = _path_of(item), node_id(item).partition("::")[2]
         old = self._find(path, test, name, entry)
         changes = () if old is None else compare(old, entry, tolerances)
+        writes = self._mode == "update" or (self._mode == "new" and old is None) or self._writes_measured
+        if changes or writes:
+            entry = with_settings(entry)
+            changes = () if old is None else compare(old, entry, tolerances)
         torch = "" if old is None else _other_torch(old, entry)
         status = self._status(entry, old, changed=bool(changes), other_torch=bool(torch))
         requests.append(BaselineRequest(path, test, key, name, status, entry, torch))
@@ -141,7 +155,8 @@ class Baselines:
     def _status(self, entry: Entry, old: Entry | None, *, changed: bool, other_torch: bool) -> str:
         if old is None:
             return "missing" if self._mode == "check" else "recorded"
-        is_old = bool(entry.modules and not old.modules) or bool(entry.operations and not old.operations)
+        pairs = ((entry.modules, old.modules), (entry.operations, old.operations), (entry.settings, old.settings))
+        is_old = any(now and not before for now, before in pairs)
         if self._mode == "update" and (changed or other_torch or is_old or old.seeds != entry.seeds):
             return "updated"
         return "changed" if changed else "same"

@@ -81,6 +81,12 @@ class FactorRecord:
     """Name of the shift of a normalization whose entries are all one; empty for none."""
     fan_in: int = 0
     """Number of inputs of one unit of the weight."""
+    bias: str = ""
+    """Name of the bias that is added to a product with weights; empty for none."""
+    bias_rms: float = math.nan
+    """Root mean square of this bias."""
+    product_rms: float = math.nan
+    """Root mean square of the product without the bias, if weights are independent of the inputs; NaN if it is not known."""
     forget_bias: float = math.nan
     """Mean bias of an LSTM's forget gate, or of a GRU's update gate; NaN for other modules."""
     gates: tuple[GateRecord, ...] = ()

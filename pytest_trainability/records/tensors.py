@@ -35,6 +35,8 @@ class TensorStatistics:
     """Smallest entry; NaN if no entry is finite."""
     high: float
     """Largest entry; NaN if no entry is finite."""
+    parts: tuple[tuple[float, float], ...] = ()
+    """Mean and root mean square of equal parts along the first dimension, where they differ by more than chance."""
 
     @property
     def finite(self) -> int:

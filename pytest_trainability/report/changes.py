@@ -48,6 +48,7 @@ def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int
     recorded = f", recorded with {baseline.recorded_with}" if baseline.recorded_with else ""
     lines = labelled("baseline", entry + recorded, width)
     lines += labelled("model", _unchanged_text(baseline, steps), width)
+    lines += labelled("gradients", _scaled_text(baseline.changes), width)
     lines += change_lines(baseline.changes, width, full=full)
     if baseline.status == "changed":
         lines += labelled("if intended", baseline.command)
@@ -76,7 +77,30 @@ def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
         unchanged = "initial values, modules and operations"
     else:
         what = "the forward pass"
+    if SETTINGS in changed:
+        return f"{unchanged} unchanged: a constant of the forward pass changed{without}"
     return f"{unchanged} unchanged: {what}, the loss or the inputs changed{without or _first(moved, places)}"
+
+
+def _scaled_text(changes: Sequence[BaselineChange]) -> str:
+    """Return that gradients are scaled behind the last state, if all are larger or all smaller, and nothing else has moved.
+
+    Where states and growth rates are as before, so are the Jacobians that a gradient is pulled back with. What has changed is
+    the gradient that they start from. All change by one factor then, and less only where they are round-off.
+    """
+    of_gradients = [change for change in changes if change.measure == GRADIENTS]
+    others = {change.measure for change in changes} - {GRADIENTS, *OF_MODEL}
+    shifts = [change.shift for change in of_gradients]
+    # A few parameters show nothing that all have in common.
+    if others or len(shifts) < MIN_PARAMETERS or len(shifts) < of_gradients[0].considered:
+        return ""
+    sizes = sorted(map(abs, shifts))
+    if not all(map(math.isfinite, shifts)) or abs(math.fsum(shifts)) < math.fsum(sizes):
+        return ""
+    up_to = "up to " if sizes[-1] - sizes[0] > of_gradients[0].tolerance else ""
+    times = f"{up_to}{format_number(_exp(sizes[-1]))}"
+    way = "larger" if shifts[0] > 0 else "smaller"
+    return f"all are {times} times {way}, but states and growth are as before: the loss or the output is scaled"
 
 
 def _first(names: Sequence[str], places: Mapping[str, int]) -> str:
@@ -115,27 +139,32 @@ def _all_changes(changes: Sequence[BaselineChange]) -> list[str]:
     return texts if len(texts) > 1 or any(stand_for_many) else []
 
 
-OPERATIONS = "operations"
+OPERATIONS, SETTINGS, FRAME = "operations", "settings", "frame"
+GRADIENTS = "gradient_norm"
+MIN_PARAMETERS = 3
+"""Smallest number of gradients that can show a common factor."""
 UNUSED = ("unused_parameters", "new")
 """Measure and kind of the change of parameters that have lost their gradient."""
 
 
-OF_MODEL = ("initial values", "modules", OPERATIONS)
+OF_MODEL = ("initial values", "modules", OPERATIONS, SETTINGS)
 """Comparisons of the model itself, whose changes are causes. All others are consequences."""
+OF_CODE = (OPERATIONS, SETTINGS)
+"""Comparisons of the code between and in modules."""
 
 
 def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:
     """Return texts on changes of initial values or modules: one for each group of names that changed alike."""
     moved = _shortened([_model_change_text(change) for change in changes if change.kind == "moved"])
     others = [_names_text(change) for change in changes if change.kind != "moved"]
-    if moved and not others and changes[0].measure != OPERATIONS:
+    if moved and not others and changes[0].measure not in OF_CODE:
         moved[-1] += ", all others unchanged"
     return [*moved, *others]
 
 
 def _model_change_text(change: BaselineChange) -> str:
     of = f" ({change.count} of {change.considered})" if change.considered > 1 else ""
-    if change.measure == OPERATIONS and "" in (change.old_text, change.new_text):
+    if change.measure in OF_CODE and "" in (change.old_text, change.new_text):
         return f"{change.element}: {change.old_text or change.new_text} {'gone' if change.old_text else 'new'}{of}"
     if change.old_text:
         return f"{change.element}: {change.old_to_new}{of}"
@@ -175,6 +204,8 @@ def _names_of(change: BaselineChange, element: str) -> list[str]:
 
 def _moved_text(moved: Sequence[BaselineChange]) -> str:
     largest = moved[0]
+    if largest.measure == FRAME:
+        return _frame_text(largest)
     if not largest.element:
         return f"{largest.old_to_new}: {shift_text(largest)}"
     groups = alike(moved, lambda change: f"{change.element}: {change.old_text} {change.new_text}")
@@ -186,6 +217,13 @@ def _moved_text(moved: Sequence[BaselineChange]) -> str:
     if largest.old_text:
         return f"{len(moved)} of {largest.considered} changed: {worst}{more}"
     return f"{len(moved)} of {largest.considered} moved, {shift_text(largest)}: {worst}{more}"
+
+
+def _frame_text(change: BaselineChange) -> str:
+    """Return what another division into trajectories says on samples."""
+    if change.new_text == "joint":
+        return f"{change.old_to_new}: samples have no gradients of their own any longer, as where they interact"
+    return f"{change.old_to_new}: samples have gradients of their own now, as where they do not interact"
 
 
 def _finiteness_text(change: BaselineChange) -> str:

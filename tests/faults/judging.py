@@ -40,7 +40,8 @@ def flagged(case: Case, found: Measurement) -> dict[str, VerdictRecord]:
 def changed(old: Measurement, new: Measurement) -> dict[str, list[BaselineChange]]:
     """Compare with a baseline, and return what has changed by measure."""
     recorded = [MEASURES[name] for name in RECORDED]
-    changes = compare(old._entry(recorded), new._entry(recorded), {m.name: m.tolerance for m in recorded})
+    entries = (one.with_settings(one._entry(recorded)) for one in (old, new))
+    changes = compare(*entries, {m.name: m.tolerance for m in recorded})
     found: dict[str, list[BaselineChange]] = {}
     for change in changes:
         found.setdefault(change.measure, []).append(change)

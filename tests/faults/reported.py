@@ -351,7 +351,6 @@ REPORTED: tuple[ReportedFault, ...] = (
         detector_extras,
         larger_images,
         preset=("linear_steps",),
-        twin_preset=("log_gain",),
         right=Right(("body*",), r"linear_steps|activation"),
     ),
     _reported(

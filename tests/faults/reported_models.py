@@ -365,13 +365,19 @@ def double_log_softmax(wrong: bool) -> nn.Module:
 
 
 def detector_extras(wrong: bool) -> nn.Module:
-    """Build the first layers of a detector with PyTorch's weights, and extra layers with or without activations."""
+    """Build the first layers of a detector with PyTorch's weights, and extra layers with or without activations.
+
+    The extra layers have weights after Xavier, as the project draws them when training starts.
+    """
     activation = nn.Identity if wrong else nn.ReLU
     base = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU())
     extras = (
         *(nn.Conv2d(32, 16, 1), activation(), nn.Conv2d(16, 32, 3, 2, 1), activation()),
         *(nn.Conv2d(32, 32, 1), activation(), nn.Conv2d(32, 32, 3, 2, 1), activation()),
     )
+    for layer in extras[::2]:
+        nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return Pooled(base, nn.Sequential(*extras), 32)
 
 

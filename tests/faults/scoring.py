@@ -58,7 +58,8 @@ class Report:
         """Return whether the first line that names a part of the model names one that is at fault."""
         assert case.right is not None
         for line in self.lines:
-            named = named_in(line, known)
+            # The label of a line is no name, although a module may have it.
+            named = named_in(re.sub(r"^model {2,}", "", line), known)
             if named:
                 return any(fits(word, pattern) for word in named for pattern in case.right.place)
         return False

@@ -194,8 +194,8 @@ def test_net(trainability):
 CULPRITS = {
     "weights": "initial values blocks.*.proj.weight ×",
     "module": "modules blocks.*.act: GELU → Sigmoid (4 of 4), all others unchanged ",
-    "constant": "model initial values, modules and operations unchanged: a constant of the forward pass, the loss or the inputs "
-    "changed, first at blocks.0 ",
+    "constant": "model initial values, modules and operations unchanged: a constant of the forward pass changed "
+    "settings blocks.*: mul(proj, 1) → mul(proj, 3) (4 of 4) log_gain ",
     "code": "model initial values and modules unchanged, all numbers within tolerance: the forward code changed, "
     "first at blocks.2 operations blocks.*: Gelu → Relu (2 of 4) ",
 }
@@ -223,6 +223,7 @@ def test_update_adds_initial_values_to_a_baseline_of_schema_1(recorded: Pytester
     for names in document["tests"].values():
         for entry in (entry for environments in names.values() for entry in environments.values()):
             del entry["initial"], entry["modules"], entry["operations"]
+            entry.pop("settings", None)
     file(recorded).write_text(json.dumps(document), encoding="utf-8")
     run(recorded).assert_outcomes(passed=4)
     assert json.loads(file(recorded).read_text(encoding="utf-8"))["schema"] == 1
@@ -962,7 +963,8 @@ def test_the_check_of_a_known_baseline_builds_each_model_once(project: Pytester)
             print(f"built {len(BUILT)} times")
         """
     )
-    assert "built 8 times" in joined(run(project, "--trainability-baseline=new", "-s"))
+    # What only explains a change is read from two more models where it is recorded, and is not read where nothing changes.
+    assert "built 10 times" in joined(run(project, "--trainability-baseline=new", "-s"))
     result = run(project, "-s")
     result.assert_outcomes(passed=1)
     assert "built 8 times" in joined(result)

@@ -1,4 +1,7 @@
-"""Needs that no family of measures owns: parameter gradients, the RMS of states, and the operations that baselines record."""
+"""Needs that no family of measures owns.
+
+Parameter gradients, the RMS of states, and the operations and constants that baselines record.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from torch import Tensor
 
 from ..capture.operations import operations_by_step
 from ..capture.recorder import Edge, Recorder
+from ..capture.settings import SettingsObserver
 from ..linalg.norms import norm
 from .objective import functional, trainable_parameters
 from .run import Need, Run, Stage
 
-__all__ = ["OPERATIONS", "PARAMETER_GRADIENTS", "STATE_RMS", "SquareSums", "grows_by"]
+__all__ = ["OPERATIONS", "PARAMETER_GRADIENTS", "SETTINGS", "STATE_RMS", "SquareSums", "grows_by"]
 
 
 def _parameter_gradients(run: Run) -> dict[str, Tensor | None]:
@@ -70,6 +74,13 @@ OPERATIONS: Need[dict[str, tuple[str, ...]]] = Need(
     "operations of the steps", lambda run: operations_by_step(run.capture, run.graph, run.chain)
 )
 """Names of the operations that the signal passes, by step. No measure reads them, but baselines record them."""
+
+SETTINGS: Need[dict[str, tuple[str, ...]]] = Need(
+    "constants in the code of modules",
+    lambda run: {name: tuple(calls) for name, calls in run.capture.watched[SettingsObserver].found.items()},
+    instruments=(SettingsObserver,),
+)
+"""Calls that are given constants, by module. No measure reads them, but baselines record them."""
 
 
 def grows_by(run: Run) -> float:

@@ -86,7 +86,10 @@ class _Description:
         )
         if record.kind in {"weights", "gated"} and weight is not None:
             found_inputs = fan_in(weight, found.factor.inputs)
-            return replace(self._with_weight(record, weight), fan_in=found_inputs, forget_bias=_forget_bias(module))
+            with_weight = replace(
+                self._with_weight(record, weight), fan_in=found_inputs, forget_bias=_forget_bias(module)
+            )
+            return self._with_bias(with_weight, nodes, parameters) if record.kind == "weights" else with_weight
         if record.kind == "normalization":
             ones = (self._names.get(id(p), "") for p in parameters[1:] if bool((p.detach() == 1).all()))
             with_gain = replace(self._with_weight(record, *parameters[:1]), shift_of_one=next(ones, ""))
@@ -143,6 +146,17 @@ class _Description:
             weight=self._names.get(id(weight), ""),
             weight_rms=root_mean_square(weight),
         )
+
+    def _with_bias(self, record: FactorRecord, nodes: Iterable[Node], parameters: Iterable[Tensor]) -> FactorRecord:
+        """Return the record with the bias of a product, and with the size of the product, from the inputs that were saved."""
+        bias = next((p for p in parameters if p.dim() == 1 and id(p) in self._names), None)
+        node = next((node for node in nodes if operator_name(node) in PRODUCTS), None)
+        if bias is None or node is None:
+            return record
+        inputs = next((t for name in ("mat1", "input", "self") if isinstance(t := saved(node, name), Tensor)), None)
+        # A product with independent entries has the mean square of the inputs, times that of the weights, times their number.
+        size = math.nan if inputs is None else root_mean_square(inputs) * record.weight_rms * math.sqrt(record.fan_in)
+        return replace(record, bias=self._names[id(bias)], bias_rms=root_mean_square(bias), product_rms=size)
 
     def _performed_by(self, nodes: Iterable[Node]) -> Call | None:
         """Return the innermost call that performs all operations; None if only the model itself does."""

@@ -303,7 +303,10 @@ HAND_EDITED = {
     "an entry null": (edited(*TO_ENTRY, to=None), f"{AT} must be an object; got NoneType"),
     "an entry with more": (
         edited(*TO_ENTRY, "code", to="import os"),
-        f"{AT} must have only the keys conditions, draws, environment, initial, measures, modules, operations, seeds; got 'code'",
+        (
+            f"{AT} must have only the keys conditions, draws, environment, initial, measures, modules, operations, seeds, "
+            "settings; got 'code'"
+        ),
     ),
     "another key": (
         in_text('"cpu float32"', '"cuda float32"'),
@@ -1205,7 +1208,7 @@ ROW = {"chance": 0.01, "draws": 8, "mean": 0.0, "rms": 0.02, "shape": "4 × 8", 
 INVALID_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "a further key": (
         {**ROW, "code": 1},
-        "must have only the keys chance, draws, mean, rms, shape, spread; got 'code'",
+        "must have only the keys chance, draws, mean, part_means, part_rms, rms, shape, spread; got 'code'",
     ),
     "no rms": ({k: v for k, v in ROW.items() if k != "rms"}, "rms must be a number"),
     "a negative rms": ({**ROW, "rms": -1.0}, "must have an rms, a chance and a spread of at least 0"),
@@ -1213,6 +1216,26 @@ INVALID_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "no draws": ({**ROW, "draws": 0}, "draws must be a whole number of at least 1; got '0'"),
     "draws as a flag": ({**ROW, "draws": True}, "draws must be a whole number of at least 1; got 'True'"),
     "a shape as a list": ({**ROW, "shape": [4, 8]}, "shape must be a text like '64 × 32'; got '[4, 8]'"),
+    "one part": (
+        {**ROW, "part_means": "1", "part_rms": "1"},
+        "must have a mean and an rms for each of 2, 3 or 4 parts; got 1 and 1",
+    ),
+    "fewer sizes than means": (
+        {**ROW, "part_means": "1, 2", "part_rms": ""},
+        "for each of 2, 3 or 4 parts; got 2 and 0",
+    ),
+    "parts of words": (
+        {**ROW, "part_means": "1, many", "part_rms": "1, 2"},
+        "part_means must be a text like '0, 4, 0, 0'; got '1, many'",
+    ),
+    "parts as a list": (
+        {**ROW, "part_means": [1, 2], "part_rms": "1, 2"},
+        "part_means must be a text like '0, 4, 0, 0'; got '[1, 2]'",
+    ),
+    "infinite parts": (
+        {**ROW, "part_means": "1, inf", "part_rms": "1, 2"},
+        "part_means must be a text like '0, 4, 0, 0'; got '1, inf'",
+    ),
     "a shape of words": ({**ROW, "shape": "4 × many"}, "shape must be a text like '64 × 32'; got '4 × many'"),
 }
 
@@ -1223,7 +1246,7 @@ def test_an_invalid_row_is_refused(row: dict[str, Any], message: str) -> None:
         parse_baselines(edited(*TO_ENTRY, "initial", to={"w": row}), PLACE)
 
 
-@pytest.mark.parametrize("section", ["initial", "modules", "operations"])
+@pytest.mark.parametrize("section", ["initial", "modules", "operations", "settings"])
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [

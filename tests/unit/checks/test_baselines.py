@@ -669,3 +669,41 @@ def test_all_of_few_seeds_must_have_died() -> None:
     assert changes(gain(alive), gain(three, draws=FRESH)) == ()
     assert len(changes(gain(alive), gain(dead, draws=FRESH))) == 1
     assert len(changes(gain(dead), gain(alive, draws=FRESH))) == 1
+
+
+# What explains changes ------------------------------------------------------------------------------------------------
+OF_CODE = {"settings": {"b.{0-3}": "mul(2)"}}, {"settings": {"b.{0-3}": "mul(3)"}}
+FRAMES = {"conditions": {"frame": "per sample"}}, {"conditions": {"frame": "joint"}}
+
+
+@pytest.mark.parametrize("differ", [OF_CODE, FRAMES], ids=["constants", "frame"])
+def test_what_explains_a_change_is_none_by_itself(differ: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    old, new = (replace(gain(SPREAD), **parts) for parts in differ)
+    assert changes(old, new) == ()
+
+
+def test_constants_and_the_frame_are_listed_before_the_numbers_that_moved() -> None:
+    old, new = (replace(gain(values), **a, **b) for values, a, b in zip((SPREAD, shifted(SPREAD, 2)), OF_CODE, FRAMES))
+    assert [(c.measure, c.old_text, c.new_text) for c in changes(old, new)] == [
+        ("settings", "mul(2)", "mul(3)"),
+        ("frame", "per sample", "joint"),
+        ("log_gain", "", ""),
+    ]
+
+
+def test_constants_are_compared_within_one_version_of_torch() -> None:
+    old = replace(gain(SPREAD, torch="2.6.0"), **OF_CODE[0])
+    assert "settings" not in {c.measure for c in changes(old, replace(gain(shifted(SPREAD, 9)), **OF_CODE[1]))}
+
+
+def test_constants_of_a_module_of_another_class_are_left_out() -> None:
+    old, new = (
+        replace(gain(SPREAD), modules={"b.0": kind}, settings={"b.0": call, "b.1": call})
+        for kind, call in (("ELU", "elu(alpha=1)"), ("GELU", "elu(alpha=2)"))
+    )
+    assert [(c.measure, c.element) for c in changes(old, new)] == [("modules", "b.0"), ("settings", "b.1")]
+
+
+def test_a_frame_that_was_decided_by_gradients_that_are_not_finite_explains_nothing() -> None:
+    old, new = (replace(gain(values), **frame) for values, frame in zip((SPREAD, (*SPREAD[:-1], NAN)), FRAMES))
+    assert [c.measure for c in changes(old, new)] == ["log_gain"]

@@ -274,3 +274,38 @@ def factor_of_norm(*, weight_rms: float) -> FactorRecord:
         weight_rms=weight_rms,
         shift_of_one="norm.bias",
     )
+
+
+# Biases ---------------------------------------------------------------------------------------------------------------
+def biased(bias_rms: float, product_rms: float, slope: float) -> list[FactorRecord]:
+    """Return the factors of eight layers with biases, and of an activation behind each."""
+    found = []
+    for step in range(8):
+        bias = {"bias": f"layers.{step}.bias", "bias_rms": bias_rms, "product_rms": product_rms}
+        record = SlopeRecord(slope, 0.0, 1.0, 0.0)
+        behind = FactorRecord(step, f"acts.{step}", "Tanh", "entrywise", ("Tanh",), math.log(slope), slopes=record)
+        found += [replace(weights(step), **bias), behind]  # type: ignore[arg-type]
+    return found
+
+
+def test_biases_that_exceed_the_products_become_zero_before_weights_are_changed() -> None:
+    first, *others = remedies(biased(4.0, 0.5, 0.3))
+    assert (first.kind, first.targets) == ("zeros", tuple(f"layers.{i}.bias" for i in range(8)))
+    assert first.text == (
+        "nn.init.zeros_(layers[i].bias) (the rms of layers[0].bias, 4, exceeds that of the product with the weights, 0.5)"
+    )
+    assert "zeros" not in {remedy.kind for remedy in others}
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        biased(0.4, 0.5, 0.3),
+        biased(4.0, math.nan, 0.3),
+        [*biased(4.0, 0.5, 0.9), weights(8, -9.0)],
+        [*biased(4.0, 0.5, 0.9), weights(8, 9.0)],
+    ],
+    ids=["smaller", "unknown", "loss elsewhere", "growth"],
+)
+def test_other_biases_are_left_as_they_are(factors: list[FactorRecord]) -> None:
+    assert "zeros" not in {remedy.kind for remedy in remedies(factors)}

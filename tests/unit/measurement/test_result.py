@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -233,8 +233,10 @@ def test_where_all_branches_are_zero_by_design_there_is_no_verdict() -> None:
 
 
 def compared(holds: bool, calls: list[Any]) -> Context:
-    def baseline(name: str, entry: Entry, tolerances: Mapping[str, float]) -> BaselineRecord:
-        calls.append((name, entry, tolerances))
+    def baseline(
+        name: str, entry: Entry, tolerances: Mapping[str, float], with_settings: Callable[[Entry], Entry]
+    ) -> BaselineRecord:
+        calls.append((name, entry, tolerances, with_settings))
         return BaselineRecord(status="same" if holds else "missing", file="b.json", entry="residual, cpu float32")
 
     return Context(test="test_a.py::test_b", baseline=baseline, tolerances={"log_gain": 0.25, "gradient_norm": 0.5})
@@ -247,7 +249,7 @@ def test_a_baseline_is_compared_with_all_seeds_measures_and_tolerances() -> None
     result.check(**bounds)
     assert len(result.seeds) < 8
     result.check_baseline("forward_log_gain", log_gain=0.125)
-    ((name, entry, tolerances),) = calls
+    ((name, entry, tolerances, _),) = calls
     assert (name, entry.seeds) == ("residual", tuple(range(8)))
     recorded = {"log_gain", "growth_rate", "activation_rms", "gradient_norm", "unused_parameters", "gradient_classes"}
     assert set(entry.measures) == {*recorded, "initial_loss", "forward_log_gain"}
@@ -263,6 +265,24 @@ def test_measures_that_only_the_command_line_bounds_are_not_recorded() -> None:
     result.check_baseline()
     assert "forward_log_gain" in calls[0][1].measures
     assert "initial_loss" not in calls[0][1].measures and "attention_entropy" not in calls[0][1].measures
+
+
+def test_constants_in_the_code_are_read_where_the_comparison_asks_for_them() -> None:
+    calls: list[Any] = []
+    result = measure_in(compared(True, calls), lambda: nn.Sequential(residual(), nn.Softmax(-1)), X, seeds=2)
+    result.check_baseline()
+    ((_, entry, _, with_settings),) = calls
+    assert entry.settings == {}
+    assert with_settings(entry).settings == result.baseline_entry().settings == {"1": "softmax(dim=-1)"}
+
+
+def test_constants_that_cannot_be_found_are_left_out() -> None:
+    """The inputs have changed, so that another run would not be of the same measurement."""
+    x = X.clone()
+    result = measure(lambda: nn.Sequential(residual(), nn.Softmax(-1)), x, seeds=2)
+    entry = result._entry([MEASURES["log_gain"]])
+    x.zero_()
+    assert result.with_settings(entry) == entry
 
 
 def test_a_changed_baseline_fails() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_trainability.records.reports import BaselineChange, BaselineRecord, CheckRecord, VerdictRecord
-from pytest_trainability.report.changes import change_lines, change_texts
+from pytest_trainability.report.changes import baseline_lines, change_lines, change_texts
 from pytest_trainability.report.explain import (
     explain_baseline,
 )
@@ -117,13 +117,20 @@ MODEL_CHANGES: dict[str, tuple[BaselineChange, str]] = {
         BaselineChange("operations", "moved", "b.3", new_text="Mul"),
         "operations     b.3: Mul new",
     ),
+    "a constant": (
+        BaselineChange("settings", "moved", "b.*", old_text="mul(2)", new_text="mul(3)", count=2, considered=12),
+        "settings       b.*: mul(2) → mul(3) (2 of 12)",
+    ),
+    "a new call": (BaselineChange("settings", "moved", "b.3", new_text="mul(3)"), "settings       b.3: mul(3) new"),
     "gone": (BaselineChange("modules", "vanished", elements=("b.3.ln2",)), "modules        1 gone: b.3.ln2"),
 }
 
 
 @pytest.mark.parametrize(("change", "line"), MODEL_CHANGES.values(), ids=MODEL_CHANGES.keys())
 def test_changes_of_the_model_have_one_line(change: BaselineChange, line: str) -> None:
-    rest = ", all others unchanged" if change.kind == "moved" and change.measure != "operations" else ""
+    rest = (
+        ", all others unchanged" if change.kind == "moved" and change.measure not in {"operations", "settings"} else ""
+    )
     assert change_lines([change], 200) == [line + rest]
 
 
@@ -181,6 +188,16 @@ SHIFTS = [
 ]
 
 
+def gradients(*shifts: float, considered: int | None = None) -> list[BaselineChange]:
+    given = {"tolerance": 0.3, "scale": "log", "considered": considered or len(shifts)}
+    return [
+        BaselineChange("gradient_norm", "moved", f"w{i}", old=1.0, new=math.exp(shift), shift=shift, **given)  # type: ignore[arg-type]
+        for i, shift in enumerate(shifts)
+    ]
+
+
+ALL = "initial values, modules and operations unchanged: a constant of the forward pass, the loss or the inputs changed"
+COMPARED = {"model_compared": True, "operations_compared": True}
 UNCHANGED: dict[str, tuple[dict[str, bool], list[BaselineChange], str]] = {
     # The first step in program order is named, although a later one has moved more.
     "numbers": (
@@ -228,6 +245,12 @@ UNCHANGED: dict[str, tuple[dict[str, bool], list[BaselineChange], str]] = {
             "first at input"
         ),
     ),
+    "a constant in the code": (
+        COMPARED,
+        [BaselineChange("settings", "moved", "b.1", old_text="mul(2)", new_text="mul(3)"), *SHIFTS],
+        "initial values, modules and operations unchanged: a constant of the forward pass changed",
+    ),
+    "gradients and states": (COMPARED, [*gradients(2.7, 2.7, 2.7), *SHIFTS], f"{ALL}, first at b.2"),
     "a module": (
         {"model_compared": True, "operations_compared": True},
         [
@@ -247,3 +270,45 @@ def test_an_unchanged_model_points_to_the_code(
     record = make_record(step_names=tuple(f"b.{i}" for i in range(12)), baseline=baseline)
     lines = [line for line in explain_baseline(record, width=200).splitlines() if line.startswith("  model ")]
     assert lines == ([f"  model          {text}"] if text else [])
+
+
+@pytest.mark.parametrize(
+    ("frames", "text"),
+    [
+        (
+            ("per sample", "joint"),
+            "per sample → joint: samples have no gradients of their own any longer, as where they interact",
+        ),
+        (
+            ("joint", "per sample"),
+            "joint → per sample: samples have gradients of their own now, as where they do not interact",
+        ),
+    ],
+)
+def test_another_frame_says_whether_samples_interact(frames: tuple[str, str], text: str) -> None:
+    change = BaselineChange("frame", "moved", old_text=frames[0], new_text=frames[1])
+    assert change_lines([change], 200) == [f"frame          {text}"]
+
+
+SCALED = "times {}, but states and growth are as before: the loss or the output is scaled"
+SCALES: dict[str, tuple[list[BaselineChange], str]] = {
+    "a loss of another scale": (gradients(2.75, 2.77, 2.78), f"all are 16.1 {SCALED.format('larger')}"),
+    "gradients that a type rounds": (
+        gradients(-6.9, -4.6, -9.2),
+        f"all are up to 9.9e+03 {SCALED.format('smaller')}",
+    ),
+    "operations": ([forward_changed("b.3"), *gradients(1.0, 1.0, 1.0)], f"all are 2.72 {SCALED.format('larger')}"),
+    "gradients of both signs": (gradients(2.7, 2.7, -2.7), ""),
+    "some gradients": (gradients(2.7, 2.7, 2.7, considered=4), ""),
+    "gradients of two parameters": (gradients(2.7, 2.7), ""),
+    "gradients that vanish": (gradients(-2.7, -2.7, -math.inf), ""),
+    "gradients and states": ([*gradients(2.7, 2.7, 2.7), *SHIFTS], ""),
+    "states": (SHIFTS, ""),
+}
+
+
+@pytest.mark.parametrize(("changes", "text"), SCALES.values(), ids=SCALES.keys())
+def test_gradients_that_change_alone_are_those_of_another_loss(changes: list[BaselineChange], text: str) -> None:
+    record = BaselineRecord("changed", "f.json", "t › T", tuple(changes))
+    lines = [line for line in baseline_lines(record, steps=(), width=200) if line.startswith("gradients ")]
+    assert lines == ([f"gradients      {text}"] if text else [])
