@@ -14,6 +14,7 @@ The last row is a network of two layers, whose cost in milliseconds is what a me
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 import time
@@ -101,6 +102,8 @@ def measurement(
     Every seed is drawn, also if fewer settle the bounds.
     """
     factory = Built(build)
+    # Otherwise the first full collection, which visits all objects of the imported libraries, comes at some point below.
+    gc.collect()
     began = time.process_time()
     measure_in(Context(), factory, inputs, seeds=SEEDS, until=bounds, **settings).complete()
     return (time.process_time() - began - factory.seconds) / SEEDS, factory.calls / SEEDS
@@ -187,8 +190,9 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {SEEDS} seeds, costs per seed")
     print(f"{'model':<20}{'measures':<26}{'step':>10}{'steps':>8}{'time':>12}{'builds':>8}")
     names = ["tanh, 2 × 16"] if options.tiny else [name for name in SUBJECTS if options.only in name]
-    # The first measurement of a process imports modules.
+    # The first measurements of a process import modules.
     list(costs("tanh, 2 × 16", 1, each=False))
+    measure_in(Context(), lambda: Reader(4), sequences(2, 3, 4), seeds=1, until=find_preset("rnn"), steps="time")
     found = []
     for name in names:
         for cost in costs(name, 1 if options.tiny else options.repeats, each=options.each):

@@ -20,6 +20,7 @@ from .modules import modules_of
 from .torch_internals import buffer_table, compiler_is_loaded, is_lazy, parameter_table, preserved_version, tables_of
 
 __all__ = [
+    "ModelState",
     "default_device",
     "derived_seed",
     "digest",
@@ -239,36 +240,53 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
     Python attributes; only their tensors are restored. The version counters of tensors are restored as well, so that an autograd
     graph from before can still be differentiated.
     """
-    modules = [module for module in modules_of(model) if not isinstance(module, torch.jit.ScriptModule)]
-    attributes = [(module, dict(vars(module)), _copied_tables(module)) for module in modules]
-    held = _containers(model)
-    containers = [(container, copy.copy(container)) for container in held]
-    tensors = [(tensor, tensor.detach().clone()) for tensor in _own_tensors(model, held)]
-    gradients = [(p, p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()]
-    versions = _preserved_versions([tensor for tensor, _ in tensors])
-    try:
+    with ModelState(model).kept():
         yield
-    finally:
-        for module, saved, tables in attributes:
+
+
+class ModelState:
+    """The state of a module, to which it returns after each of several changes. See :func:`preserved_model`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = [module for module in modules_of(model) if not isinstance(module, torch.jit.ScriptModule)]
+        self._attributes = [(module, dict(vars(module)), _copied_tables(module)) for module in modules]
+        held = _containers(model)
+        self._containers = [(container, copy.copy(container)) for container in held]
+        self._tensors = [(tensor, tensor.detach().clone()) for tensor in _own_tensors(model, held)]
+        self._gradients = [
+            (p, p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()
+        ]
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Return to this state on exit. On entry, the module must be in it."""
+        versions = _preserved_versions([tensor for tensor, _ in self._tensors])
+        try:
+            yield
+        finally:
+            self._return()
+            versions.close()
+
+    def _return(self) -> None:
+        for module, saved, tables in self._attributes:
             vars(module).clear()
             vars(module).update(saved)
             for name, table in tables.items():
                 current = vars(module)[name]
                 current.clear()
                 current.update(table)
-        for container, items in containers:
+        for container, items in self._containers:
             _refill(container, items)
-        for parameter, gradient, kept, _ in gradients:
+        for parameter, gradient, kept, _ in self._gradients:
             parameter.grad = None
             if gradient is not None and kept is not None:
                 _restore(gradient, kept)
-        for tensor, value in tensors:
+        for tensor, value in self._tensors:
             _restore(tensor, value)
-        for parameter, gradient, _, requires_grad in gradients:
+        for parameter, gradient, _, requires_grad in self._gradients:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
-        versions.close()
 
 
 def _preserved_versions(tensors: list[Tensor]) -> ExitStack:
@@ -285,7 +303,8 @@ def _restore(tensor: Tensor, value: Tensor) -> None:
     """Restore the values of a tensor, in place if it still has their dtype and device."""
     # The data of a sparse tensor in coordinate format is another tensor, in which a copy would be lost.
     if value.is_sparse or (tensor.device, tensor.dtype) != (value.device, value.dtype):
-        tensor.data = value
+        # A copy, as the value may be needed again.
+        tensor.data = value.clone()
     elif value.layout is not torch.strided or value.is_nested:
         # PyTorch does not compare them.
         tensor.data.copy_(value)

@@ -150,6 +150,20 @@ def test_a_loss_that_depends_on_no_parameter_leaves_only_round_off() -> None:
     assert result.untrained_fraction == 1
 
 
+def test_a_sum_that_is_zero_by_the_choice_of_targets_is_a_signal() -> None:
+    """The targets sum to 2^-21, exactly: less than the rounding of their norm, 4.3 · 2^-23. Every operation on them is exact."""
+    model = nn.Linear(WIDTH, 1)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    target = torch.linspace(-1, 1, 65)[:64].add(1 / 64).mul(2**10).round().div(2**10).sort().values
+    target = torch.cat([target[:32], -target[:32]]).unsqueeze(1)
+    target[0] += 2.0**-21
+    x = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0))
+    result = classified(model, x, loss=F.mse_loss, target=target)
+    assert result.gradient_norm["bias"] == 2.0**-21 * 2 / 64
+    assert not result.gradient_classes
+
+
 # Signals, however small --------------------------------------------------------------------------------------------
 class Scaled(nn.Module):
     """A branch whose gradient is 1e-12 times that of the other one."""
@@ -169,6 +183,30 @@ def test_a_small_gradient_is_a_signal(dtype: str) -> None:
     assert not result.gradient_classes
     with pytest.raises(AssertionError, match=r"small\.weight"):
         result.check(gradient_norm=at_least(1e-6))
+
+
+class LayerScale(nn.Module):
+    """Residual blocks, each multiplied by its own vector of 1e-6 (Touvron et al., 2021)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(3)
+        )
+        self.gains = nn.ParameterList(nn.Parameter(torch.full((WIDTH,), 1e-6)) for _ in range(3))
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, gain in zip(self.blocks, self.gains):
+            x = x + gain * block(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+def test_behind_small_gains_gradients_are_signals() -> None:
+    result = classified(LayerScale)
+    assert result.gradient_norm["blocks.0.1.weight"] < 1e-4 * result.gradient_norm["head.weight"]
+    assert not result.gradient_classes
 
 
 def tower(layers: int, gain: float, activation: type[nn.Module]) -> nn.Module:

@@ -107,12 +107,11 @@ def _unwritten(run: Run) -> list[str]:
         with built(run.recipe, run.seed, []) as (model, _):
             yield model
 
-    if isinstance(run.recipe.model, nn.Module):
-        return []
     # Whether memory is written is a property of the code, and each comparison takes one or two builds.
-    return run.of_first_seed(UNWRITTEN.name, lambda: unwritten_tensors(build))
+    is_finished = isinstance(run.recipe.model, nn.Module)
+    return run.of_first_seed(UNWRITTEN.name, lambda: [] if is_finished else unwritten_tensors(build))
 
 
-UNWRITTEN: Need[list[str]] = Need("tensors that were never written", _unwritten, Stage.RERUN)
+UNWRITTEN: Need[list[str]] = Need("tensors that were never written", _unwritten, Stage.RERUN, once=True)
 """Names of the parameters and buffers with entries that were never written. A finished module, which cannot be built again, has
 none."""

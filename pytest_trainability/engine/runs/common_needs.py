@@ -6,7 +6,7 @@ Parameter gradients, the RMS of states, and the operations and constants that ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,10 +17,20 @@ from ..capture.operations import operations_by_step
 from ..capture.recorder import Edge, Recorder
 from ..capture.settings import SettingsObserver
 from ..linalg.norms import norm
+from .gradient_terms import TermObserver, Terms, observe_terms
 from .objective import functional, trainable_parameters
 from .run import Need, Run, Stage
 
-__all__ = ["OPERATIONS", "PARAMETER_GRADIENTS", "SETTINGS", "STATE_RMS", "SquareSums", "grows_by"]
+__all__ = [
+    "GRADIENT_NORMS",
+    "GRADIENT_TERMS",
+    "OPERATIONS",
+    "PARAMETER_GRADIENTS",
+    "SETTINGS",
+    "STATE_RMS",
+    "SquareSums",
+    "grows_by",
+]
 
 
 def _parameter_gradients(run: Run) -> dict[str, Tensor | None]:
@@ -29,14 +39,46 @@ def _parameter_gradients(run: Run) -> dict[str, Tensor | None]:
     if not parameters:
         return {}
     roots, weights = functional(capture.output, capture.loss, run.seed)
-    found = torch.autograd.grad(roots, list(parameters.values()), weights, allow_unused=True)
-    return dict(zip(parameters, found))
+
+    def differentiated() -> dict[str, Tensor | None]:
+        found = torch.autograd.grad(roots, list(parameters.values()), weights, allow_unused=True)
+        return dict(zip(parameters, found))
+
+    observer: TermObserver | None = capture.watched.get(observe_terms)
+    if observer is None or GRADIENT_TERMS.name in run.findings or run.chain.along == "time":
+        return differentiated()
+    with observer.loss_gradient(capture.model, run.graph) as terms:
+        found = differentiated()
+    run.findings[GRADIENT_TERMS.name] = terms(found)
+    return found
 
 
 PARAMETER_GRADIENTS = Need("parameter gradients", _parameter_gradients, Stage.BACKWARD)
 """Gradients by the name of the trainable parameter; None for a parameter that the loss does not depend on.
 
 Without a loss they are gradients of a random functional of the output.
+"""
+
+
+GRADIENT_NORMS: Need[Mapping[str, float]] = Need(
+    "norms of parameter gradients",
+    lambda run: {name: float(norm(g)) for name, g in run[PARAMETER_GRADIENTS].items() if g is not None},
+    Stage.BACKWARD,
+    requires=(PARAMETER_GRADIENTS,),
+)
+"""Norms of the parameter gradients by name, without those that are None."""
+
+GRADIENT_TERMS: Need[Mapping[str, Terms]] = Need(
+    "terms of gradients",
+    lambda run: run.findings.get(GRADIENT_TERMS.name, {}),
+    Stage.BACKWARD,
+    instruments=(observe_terms,),
+    requires=(PARAMETER_GRADIENTS,),
+)
+"""Parameter gradients of the first seed, by name, in comparison with the terms that they are sums of.
+
+Parameters whose terms are not known are left out. They are all of them along time, where most operations take less time than it
+takes to observe them, and in a model with custom autograd functions.
 """
 
 

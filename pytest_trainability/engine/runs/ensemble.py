@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from traceback import walk_tb
 from typing import Any
@@ -33,6 +33,7 @@ from .building import built, device_of
 from .description import Cutting, Ensemble, Plan, described
 from .finiteness import NotFinite, entries_not_finite
 from .forward_pass import forward_pass, outlines
+from .gradient_terms import TermObserver, observe_terms
 from .recipe import NO_KERNEL, Recipe, did_not_fit, sentence
 from .run import Need, Run, Stage, with_dependencies
 
@@ -149,7 +150,8 @@ def _read_once(
         cut = _capture_and_cut(recipe, model, seed, along, needs, known, nodes)
         capture, cutting, first_sweep = cut.capture, cut.cutting, None
         if known is None:
-            trajectories, first_sweep = find_trajectories(cutting.chain, batch_size(capture.inputs), seed)
+            with _observed(cut):
+                trajectories, first_sweep = find_trajectories(cutting.chain, batch_size(capture.inputs), seed)
             skipped = log_gain_without_skips(trajectories, first_sweep, seed) if along is None else None
             known = described(recipe, capture, cut.graph, cutting, trajectories.division, skipped)
         run = Run(
@@ -175,6 +177,14 @@ class _CapturedAndCut:
     cutting: Cutting
     drew: str
     """Digest of the generators after the forward pass."""
+
+
+def _observed(cut: _CapturedAndCut) -> AbstractContextManager[None]:
+    """Return a context in which the passes of random cotangents are observed, if a need has asked for that."""
+    observer: TermObserver | None = cut.capture.watched.get(observe_terms)
+    if observer is None or cut.cutting.chain.along == "time":
+        return nullcontext()
+    return observer.random_cotangents(cut.capture.model, cut.graph)
 
 
 def _capture_and_cut(

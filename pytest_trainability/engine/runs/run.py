@@ -15,7 +15,7 @@ from ..capture.chain import Chain
 from ..capture.graph import Graph
 from ..capture.recorder import Capture, Instrument
 from ..capture.recurrence import Recurrence
-from ..isolation import preserved_model, preserved_world
+from ..isolation import ModelState, preserved_world
 from ..jacobian.qr_sweep import QRSweep
 from ..jacobian.trajectories import Trajectories
 from .recipe import Recipe
@@ -71,6 +71,8 @@ class Need(Generic[_Found]):
         instruments: Context managers ``instrument(recorder)`` that observe the forward pass; none by default. The value that each
             yields is ``run.capture.watched[instrument]``.
         requires: Other needs that ``provide`` reads, of the same stage or an earlier one; none by default.
+        once: Whether an answer that ``provide`` leaves in ``run.findings`` under its name, as :meth:`Run.of_first_seed`
+            does, holds for all later seeds. ``provide`` is not called again then. False by default.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Need(Generic[_Found]):
     stage: Stage = Stage.GRAPH
     instruments: tuple[Instrument, ...] = ()
     requires: tuple[Need[Any], ...] = ()
+    once: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -114,6 +117,10 @@ class Run:
     unmet: dict[Need[Any], TrainabilityError] = field(default_factory=dict)
     """Errors of the needs that could not be computed."""
     _stage: Stage = Stage.GRAPH
+    _states: list[ModelState] | None = None
+    """States of the model and of the loss before the needs of ``Stage.RERUN``, copied once for all of them."""
+    _is_put_back: bool = False
+    """Whether a need of ``Stage.RERUN`` is being computed."""
 
     @property
     def graph(self) -> Graph:
@@ -143,6 +150,8 @@ class Run:
     def __getitem__(self, need: Need[_Found]) -> _Found:
         if need in self.unmet:
             raise self.unmet[need]
+        if need.once and need.name in self.findings:
+            self.found[need] = self.findings[need.name]
         if need not in self.found:
             if need.stage < self._stage:
                 msg = (
@@ -170,12 +179,21 @@ class Run:
     @contextmanager
     def _put_back(self) -> Iterator[None]:
         """Undo what another run of the model, the loss or an optimizer changes."""
-        with ExitStack() as stack:
-            stack.enter_context(preserved_world())
-            for module in (self.capture.model, self.recipe.loss):
-                if isinstance(module, nn.Module):
-                    stack.enter_context(preserved_model(module))
-            yield
+        # A need may read another one, which then finds the model as the first one has changed it.
+        is_first, states = not self._is_put_back, self._states
+        if states is None or not is_first:
+            modules = (self.capture.model, self.recipe.loss)
+            states = [ModelState(module) for module in modules if isinstance(module, nn.Module)]
+        if is_first:
+            self._states, self._is_put_back = states, True
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(preserved_world())
+                for state in states:
+                    stack.enter_context(state.kept())
+                yield
+        finally:
+            self._is_put_back = self._is_put_back and not is_first
 
     def fulfil(self, needs: frozenset[Need[Any]], *, built: Run | None = None) -> None:
         """Compute all needs, stage by stage. An error is kept, and raised when the need is read.

@@ -112,7 +112,10 @@ def _leaked_targets(run: Run) -> list[str]:
 
 # Masks and shifts belong to the code, and the comparison takes two forward passes.
 LEAKED_TARGETS: Need[list[str]] = Need(
-    "leaked targets", lambda run: run.of_first_seed(LEAKED_TARGETS.name, lambda: _leaked_targets(run)), Stage.RERUN
+    "leaked targets",
+    lambda run: run.of_first_seed(LEAKED_TARGETS.name, lambda: _leaked_targets(run)),
+    Stage.RERUN,
+    once=True,
 )
 """Names of the steps that leak."""
 

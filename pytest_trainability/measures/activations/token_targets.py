@@ -221,7 +221,10 @@ def _is_causal_model(run: Run) -> bool:
 
 # These needs do not list that of the targets, which are found in one more run: the first seed decides about the architecture.
 CAUSAL_MODEL: Need[bool] = Need(
-    "causal model", lambda run: run.of_first_seed(CAUSAL_MODEL.name, lambda: _is_causal_model(run)), Stage.RERUN
+    "causal model",
+    lambda run: run.of_first_seed(CAUSAL_MODEL.name, lambda: _is_causal_model(run)),
+    Stage.RERUN,
+    once=True,
 )
 """Whether the loss asks for the next token, and the model makes or holds a causal mask."""
 
@@ -256,5 +259,6 @@ UNORDERED_MODEL: Need[bool] = Need(
     "model of tokens",
     lambda run: run.of_first_seed(UNORDERED_MODEL.name, lambda: _knows_other_positions(run)),
     Stage.RERUN,
+    once=True,
 )
 """Whether each token has a target that depends on the others, so that the model ought to know their order."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...engine.runs.common_needs import PARAMETER_GRADIENTS
+from ...engine.runs.common_needs import GRADIENT_NORMS, GRADIENT_TERMS, PARAMETER_GRADIENTS
 from ...engine.runs.objective import Objective, trainable_parameters
 from ...engine.runs.run import Need, Run, Stage
 from ...engine.runs.training import Gradients, Training
@@ -31,7 +31,7 @@ from ...records.gradient_classes import (
 from ...records.text import format_names
 from ..measure import declare
 from .few_units import are_few_units
-from .round_off import RoundOff, is_zero, round_off, small_gradients
+from .round_off import RoundOff, cancels, is_zero, round_off, small_gradients
 from .unreached import UNREACHED_CAUSES
 from .zeros import zero_gains, zero_twice
 
@@ -60,12 +60,19 @@ def _classes(run: Run) -> Classes:
     model, gradients = run.capture.model, run[PARAMETER_GRADIENTS]
     labels: dict[str, str] = {name: SIGNAL if p.requires_grad else FROZEN for name, p in model.named_parameters()}
     labels |= {name: UNUSED for name, g in gradients.items() if g is None}
-    small = small_gradients(trainable_parameters(model), gradients, eps=_coarsest(run), loss=_loss(run))
-    if small or _zero(gradients):
-        # The need of a later stage is not listed, so that models without zeros are neither copied nor run again.
-        found = run[_ZEROS]
-        labels |= found
-    return Classes(labels, _repeated_blocks(model))
+    small = _small(run)
+    known = _known_sums(run)
+    cancelled = {name for name in small if known.get(name)}
+    if (
+        small <= known.keys()
+        and not _zero(gradients)
+        and not any(_is_weight(model.get_parameter(n)) for n in cancelled)
+    ):
+        return Classes(labels | dict.fromkeys(cancelled, CANCELLED), _blocks(run))
+    # The need of a later stage is not listed, so that models without zeros are neither copied nor run again.
+    found = run[_ZEROS]
+    labels |= found
+    return Classes(labels, _blocks(run))
 
 
 def _zeros(run: Run) -> dict[str, str]:
@@ -84,16 +91,36 @@ def _zeros(run: Run) -> dict[str, str]:
 def _round_off(run: Run, objective: Objective) -> RoundOff:
     """Find the gradients that are round-off. Whether a sum cancels is a property of the architecture that later seeds reuse."""
     gradients, eps, loss = run[PARAMETER_GRADIENTS], _coarsest(run), _loss(run)
-    small = small_gradients(objective.parameters, gradients, eps=eps, loss=loss)
-    cancels: dict[str, bool] = run.findings.setdefault(_ZEROS.name, {})
-    if small <= cancels.keys() and not _zero(gradients):
-        return RoundOff(frozenset(name for name in small if cancels[name]), frozenset())
+    small, known = _small(run), _known_sums(run)
+    if small <= known.keys() and not _zero(gradients):
+        return RoundOff(frozenset(name for name in small if known[name]), frozenset())
     found = round_off(objective, gradients, eps=eps, loss=loss)
-    cancels |= {name: name in found.cancelled for name in small}
+    known |= {name: name in found.cancelled for name in small}
     return found
 
 
-_ZEROS: Need[Mapping[str, str]] = Need("zero gradients", _zeros, Stage.RERUN, requires=(PARAMETER_GRADIENTS,))
+def _small(run: Run) -> set[str]:
+    parameters, gradients, sizes = (
+        trainable_parameters(run.capture.model),
+        run[PARAMETER_GRADIENTS],
+        run[GRADIENT_NORMS],
+    )
+    return small_gradients(parameters, gradients, eps=_coarsest(run), loss=_loss(run), sizes=sizes)
+
+
+def _known_sums(run: Run) -> dict[str, bool]:
+    """Return of which parameters it is known whether the sum cancels, and whether it does. Further ones may be added."""
+
+    def by_terms() -> dict[str, bool]:
+        found = {name: cancels(terms) for name, terms in run[GRADIENT_TERMS].items()}
+        return {name: answer for name, answer in found.items() if answer is not None}
+
+    return run.of_first_seed(_ZEROS.name, by_terms)
+
+
+_ZEROS: Need[Mapping[str, str]] = Need(
+    "zero gradients", _zeros, Stage.RERUN, requires=(PARAMETER_GRADIENTS, GRADIENT_NORMS, GRADIENT_TERMS)
+)
 
 
 def _zero(gradients: Gradients) -> set[str]:
@@ -217,6 +244,10 @@ def _is_layer(parameter: Tensor) -> bool:
     return parameter.dim() >= 2 or parameter.numel() == 1
 
 
+def _blocks(run: Run) -> Mapping[str, Collection[str]]:
+    return run.of_first_seed("repeated blocks", lambda: _repeated_blocks(run.capture.model))
+
+
 def _repeated_blocks(model: nn.Module) -> Mapping[str, Collection[str]]:
     """Return the trainable parameters of module classes that occur several times and hold most of the trainable weights."""
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
@@ -241,7 +272,9 @@ def _repeated_blocks(model: nn.Module) -> Mapping[str, Collection[str]]:
     return found
 
 
-GRADIENT_CLASSES: Need[Classes] = Need("gradient classes", _classes, Stage.BACKWARD, requires=(PARAMETER_GRADIENTS,))
+GRADIENT_CLASSES: Need[Classes] = Need(
+    "gradient classes", _classes, Stage.BACKWARD, requires=(PARAMETER_GRADIENTS, GRADIENT_NORMS, GRADIENT_TERMS)
+)
 """The :class:`Classes` of the run's gradients."""
 
 
@@ -272,7 +305,9 @@ def gradient_classes(run: Run) -> list[str]:
     - ``frozen``: the parameter does not require a gradient.
 
     A gradient is round-off if it changes with the precision of its computation, which is repeated in float64 (in float32 for a
-    float64 model) if a gradient is smaller than that of another parameter by more than half of the digits.
+    float64 model) if a gradient is smaller than that of another parameter by more than half of the digits. It is not repeated if
+    the terms that the first seed's gradients are sums of decide: a gradient that is not smaller than its terms by half of the
+    digits is none, and a bias is zero by algebra if the cotangents of the loss and of a random functional sum to their rounding.
 
     It misleads where one batch does not use all of the model: an expert without tokens is unused.
 

@@ -90,6 +90,10 @@ def _has_custom_backward(run: Run) -> bool:
 
 
 CUSTOM_BACKWARD: Need[bool] = Need(
-    "custom backward pass", _has_custom_backward, Stage.RERUN, requires=(CUSTOM_FUNCTIONS,)
+    "custom backward pass",
+    lambda run: run.of_first_seed(CUSTOM_BACKWARD.name, lambda: _has_custom_backward(run)),
+    Stage.RERUN,
+    requires=(CUSTOM_FUNCTIONS,),
+    once=True,
 )
 """Whether the model has custom functions whose backward pass ought to be the derivative of their forward pass."""

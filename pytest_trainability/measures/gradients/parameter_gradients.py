@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ...engine.linalg.norms import norm
-from ...engine.runs.common_needs import PARAMETER_GRADIENTS
+from ...engine.runs.common_needs import GRADIENT_NORMS, PARAMETER_GRADIENTS
 from ...engine.runs.run import Run
 from ..measure import declare
 from .unreached import UNREACHED_CAUSES
@@ -14,7 +14,7 @@ from .unreached import UNREACHED_CAUSES
 @declare(
     "profile",
     scale="log",
-    needs=[PARAMETER_GRADIENTS],
+    needs=[GRADIENT_NORMS],
     tolerance=0.3,
     explained_by_growth=1,
     zero_by_design="gradient",
@@ -34,13 +34,14 @@ def gradient_norm(run: Run) -> dict[str, float]:
 
     Source: Glorot & Bengio, AISTATS 2010.
     """
-    return {name: float(norm(g)) for name, g in run[PARAMETER_GRADIENTS].items() if g is not None}
+    norms = run[GRADIENT_NORMS]
+    return dict(norms)
 
 
 @declare(
     "profile",
     scale="log",
-    needs=[PARAMETER_GRADIENTS],
+    needs=[GRADIENT_NORMS],
     tolerance=0.3,
     zero_by_design="ratio",
 )
@@ -58,10 +59,9 @@ def relative_gradient_norm(run: Run) -> dict[str, float]:
     """
     parameters = dict(run.capture.model.named_parameters())
     ratios = {}
-    for name, gradient in run[PARAMETER_GRADIENTS].items():
-        if gradient is not None:
-            above, below = float(norm(gradient)), float(norm(parameters[name]))
-            ratios[name] = _ratio(above, below) if math.isfinite(above) else math.nan
+    for name, above in run[GRADIENT_NORMS].items():
+        below = float(norm(parameters[name]))
+        ratios[name] = _ratio(above, below) if math.isfinite(above) else math.nan
     return ratios
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.linalg.norms import norm, stored_values
+from ...engine.runs.gradient_terms import Terms
 from ...engine.runs.objective import Objective
 from ...engine.runs.other_precision import (
     gradients_in_other_precision,
@@ -18,7 +19,7 @@ from ...engine.runs.other_precision import (
 )
 from ...engine.runs.training import Gradients
 
-__all__ = ["RoundOff", "is_zero", "round_off", "small_gradients"]
+__all__ = ["RoundOff", "cancels", "is_zero", "round_off", "small_gradients"]
 
 # Note [What zero is]
 # ~~~~~~~~~~~~~~~~~~~
@@ -29,10 +30,15 @@ __all__ = ["RoundOff", "is_zero", "round_off", "small_gradients"]
 # round-off is 2^29 times smaller or larger. Half of these digits decide. Where the true gradient is smaller than its round-off
 # but not zero, as behind p / (p + 1e-9), the norm may stay and the entries change. Changed entries decide if those of the other
 # parameters do not change: in a chaotic network all do. Where the model does not run in another precision, all roundings are
-# changed instead. None of this is computed unless a gradient is so small that it might be round-off.
+# changed instead. None of this is computed unless a gradient is so small that it might be round-off, and the backward passes of
+# the measurement do not decide it themselves: Note [Terms of a gradient] in gradient_terms.py.
 
 UNCHANGED, CHANGED = 0.1, 0.5
 """Relative change of the entries up to which a gradient is the same in another precision, and from which it is another one."""
+
+ROUNDING = 16
+"""Largest sum of terms, in units of their norm times the precision, that is no more than their rounding. That of the terms of key
+biases in transformers is 3 to 10."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,21 @@ class RoundOff:
     """The gradient is the round-off of a sum that cancels."""
     underflowed: frozenset[str]
     """The gradient is exactly zero, because its entries are too small for the format."""
+
+
+def cancels(terms: Terms) -> bool | None:
+    """Return whether a gradient is a sum that cancels, by the terms that it is the sum of; None if they leave it open.
+
+    Args:
+        terms: The gradient in comparison with its terms.
+
+    Returns:
+        False if it is a larger part of its terms than half of the digits. True if it is the sum of one cotangent, and is as small
+        as the rounding of its terms, both in the backward pass of the loss and for random cotangents.
+    """
+    if math.sqrt(terms.eps) < terms.share < math.inf:
+        return False
+    return True if terms.sums and max(terms.sums) <= ROUNDING * terms.eps else None
 
 
 def round_off(
@@ -80,7 +101,12 @@ def round_off(
 
 
 def small_gradients(
-    parameters: Mapping[str, nn.Parameter], gradients: Gradients, *, eps: float, loss: float = 0.0
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Gradients,
+    *,
+    eps: float,
+    loss: float = 0.0,
+    sizes: Mapping[str, float] | None = None,
 ) -> set[str]:
     """Return the parameters whose gradients are nonzero, and less than half of the digits of the largest one.
 
@@ -92,15 +118,20 @@ def small_gradients(
         gradients: Gradients by name.
         eps: Coarsest relative precision of the model's arithmetic.
         loss: Value of the loss; 0 for none.
+        sizes: Norms of the gradients by name, if they are known.
 
     Returns:
         Names of parameters; empty if a gradient is not finite.
     """
-    sizes = _sizes(gradients)
+    sizes = _sizes(gradients) if sizes is None else sizes
     if not sizes or not all(map(math.isfinite, sizes.values())):
         return set()
-    largest = max(sizes.values())
-    effect = max(size * float(norm(parameters[name])) for name, size in sizes.items())
+    largest, coarsest = max(sizes.values()), max(eps, *(_eps(g) for g in gradients.values()))
+    # One parameter with an effect is enough, and it is nearly always the first one: norms of all weights take a while.
+    by_size = sorted(sizes, key=lambda name: -sizes[name])
+    effects = (sizes[name] * float(norm(parameters[name])) for name in by_size)
+    has_effect = any(effect > math.sqrt(coarsest) * abs(loss) for effect in effects)
+    effect = math.inf if has_effect else max(sizes[name] * float(norm(parameters[name])) for name in by_size)
 
     def is_small(name: str) -> bool:
         precision = math.sqrt(max(eps, _eps(gradients[name])))
@@ -157,7 +188,11 @@ def _has_underflowed(gradient: Tensor | None, other: Tensor | None) -> bool:
 
 def is_zero(gradient: Tensor | None) -> bool:
     """Return whether all entries of a gradient are exactly zero, or there is none."""
-    return gradient is None or not bool((stored_values(gradient) != 0).any())
+    if gradient is None:
+        return True
+    values = stored_values(gradient)
+    # The first row nearly always shows that a gradient is none of zeros.
+    return not (bool(values[:1].any()) if values.dim() else False) and not bool(values.any())
 
 
 def _is_subnormal(gradient: Tensor | None, of_format: Tensor | None) -> bool:

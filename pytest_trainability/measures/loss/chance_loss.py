@@ -107,13 +107,11 @@ def _chance_loss(run: Run) -> ChanceLoss:
     actual = loss_of_run(run)
     if run.recipe.classes is not None:
         return ChanceLoss(run.recipe.classes, math.log(run.recipe.classes))
+    found = _chance_loss_of_outputs(run) or _chance_loss_of_model(run)
     # Without an auxiliary loss, which depends on the weights, the number of classes decides.
-    known: ChanceLoss | None = run.findings.get(CHANCE_LOSS.name)
-    if known is None:
-        known = _chance_loss_of_outputs(run) or _chance_loss_of_model(run)
-        if _is_logarithm(known, actual):
-            run.findings[CHANCE_LOSS.name] = known
-    return known
+    if _is_logarithm(found, actual):
+        run.findings[CHANCE_LOSS.name] = found
+    return found
 
 
 def _chance_loss_of_outputs(run: Run) -> ChanceLoss | None:
@@ -142,7 +140,7 @@ def _chance_loss_of_model(run: Run) -> ChanceLoss:
     return matches[0]
 
 
-CHANCE_LOSS: Need[ChanceLoss] = Need("chance loss", _chance_loss, Stage.RERUN)
+CHANCE_LOSS: Need[ChanceLoss] = Need("chance loss", _chance_loss, Stage.RERUN, once=True)
 """The :class:`ChanceLoss` for the number of classes that the user has given. By default, it is found from the loss: with equal
 scores for all classes, the loss must be the logarithm of their number."""
 

@@ -30,13 +30,13 @@ UNUSUAL: Need[dict[str, str]] = Need(
 
 
 def _seeded_inside(run: Run) -> dict[str, str]:
-    if isinstance(run.recipe.model, nn.Module):
-        return {}
     # Each comparison takes one more build.
     return run.of_first_seed(SEEDED_INSIDE.name, lambda: _shared_with_another_build(run))
 
 
 def _shared_with_another_build(run: Run) -> dict[str, str]:
+    if isinstance(run.recipe.model, nn.Module):
+        return {}
     first, other = trained_entries(run.capture.model), derived_seed(run.seed, "another build")
     with observed_draws() as draws, built(run.recipe, other, []) as (model, _):
         if model is run.capture.model:
@@ -44,7 +44,9 @@ def _shared_with_another_build(run: Run) -> dict[str, str]:
         return seeded_inside(first, trained_entries(model), draws.of(model))
 
 
-SEEDED_INSIDE: Need[dict[str, str]] = Need("parameters that are not drawn again", _seeded_inside, Stage.RERUN)
+SEEDED_INSIDE: Need[dict[str, str]] = Need(
+    "parameters that are not drawn again", _seeded_inside, Stage.RERUN, once=True
+)
 """Drawn parameters that two builds with different seeds share, by name, with the reason. A finished module has none."""
 
 

@@ -253,7 +253,8 @@ def _equal_units(weight: Tensor, uses: Sequence[Use]) -> str:
 def _equal_units_in(weight: Tensor, use: Use) -> str:
     rows, noun = _unit_rows(weight, use)
     equal = distinct = 0
-    for group in rows:
+    # A unit that is alone in its group, as in a depthwise convolution, equals none.
+    for group in rows if rows.shape[1] > 1 else ():
         equal_here, distinct_here = equal_rows(group)
         may_be_coincidence = use.is_table or group.shape[1] < MIN_ENTRIES
         if not may_be_coincidence or _are_all_equal(group, equal_here, distinct_here):

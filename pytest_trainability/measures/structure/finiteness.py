@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...engine.capture.recorder import Recorder
 from ...engine.capture.results import ResultObserver
-from ...engine.linalg.norms import as_real, norm, stored_values
-from ...engine.runs.common_needs import PARAMETER_GRADIENTS, STATE_RMS
+from ...engine.linalg.norms import as_real, stored_values
+from ...engine.runs.common_needs import GRADIENT_NORMS, STATE_RMS
 from ...engine.runs.finiteness import entries_not_finite
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import without_torch_functions
@@ -129,7 +129,15 @@ NOT_FINITE_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
 """Which parameter, input or operation is not finite first, in the order of the forward pass."""
 
 
-@declare("names", needs=[STATE_RMS, PARAMETER_GRADIENTS], explained_by=NOT_FINITE_CAUSES)
+def _is_finite(parameter: Tensor) -> bool:
+    values = stored_values(parameter)
+    # A finite sum has finite terms, and takes no mask. That of finite terms may overflow.
+    if values.dtype in {torch.float32, torch.float64} and math.isfinite(float(values.sum())):
+        return True
+    return bool(torch.isfinite(parameter).all())
+
+
+@declare("names", needs=[STATE_RMS, GRADIENT_NORMS], explained_by=NOT_FINITE_CAUSES)
 def nonfinite(run: Run) -> list[str]:
     """Return the parameters, states, outputs, loss and gradients that contain NaN or infinity.
 
@@ -141,7 +149,7 @@ def nonfinite(run: Run) -> list[str]:
         ``"gradient of NAME"``: in this order, and within each group in the order of the model or of the forward pass.
     """
     capture = run.capture
-    found = [f"parameter {name}" for name, p in capture.model.named_parameters() if not bool(torch.isfinite(p).all())]
+    found = [f"parameter {name}" for name, p in capture.model.named_parameters() if not _is_finite(p)]
     for name, state in zip(("input", *run.chain.names), run.chain.cut.states):
         rms = run[STATE_RMS].root_mean_square(state)
         is_observed = any(edge in run[STATE_RMS].square_sums for edge in state)
@@ -152,8 +160,8 @@ def nonfinite(run: Run) -> list[str]:
     ]
     if capture.loss is not None and not math.isfinite(float(capture.loss.detach())):
         found.append("loss")
-    for name, gradient in run[PARAMETER_GRADIENTS].items():
+    for name, size in run[GRADIENT_NORMS].items():
         # The norm is finite if and only if every entry is, also for sparse gradients.
-        if gradient is not None and not math.isfinite(float(norm(gradient))):
+        if not math.isfinite(size):
             found.append(f"gradient of {name}")
     return found

@@ -27,6 +27,7 @@ from undisturbed import bits, look_around, look_at
 from pytest_trainability import measure
 from pytest_trainability.engine import isolation
 from pytest_trainability.engine.isolation import (
+    ModelState,
     default_device,
     derived_seed,
     digest,
@@ -837,6 +838,25 @@ def test_a_module_that_was_cast_is_restored() -> None:
         model.double()
         model.weight.data.mul_(3)
     assert look_at(model) == before
+
+
+def test_a_module_returns_to_one_state_several_times() -> None:
+    """A sparse tensor, which is replaced, gets a copy that a later change does not reach."""
+    model = nn.BatchNorm1d(3)
+    before, state = look_at(model), ModelState(model)
+    held = nn.Module()
+    held.register_buffer("sparse", torch.eye(3).to_sparse())
+    of_held = ModelState(held)
+    for _ in range(3):
+        with state.kept(), of_held.kept():
+            model.double()
+            model.weight.data.mul_(3)
+        with state.kept(), of_held.kept():
+            model(torch.randn(5, 3))
+            held.sparse.data.mul_(2)
+            model.weight.data.mul_(3)
+        assert look_at(model) == before
+        assert torch.equal(held.sparse.to_dense(), torch.eye(3))
 
 
 def test_a_tensor_created_in_inference_mode_is_restored() -> None:

@@ -55,6 +55,53 @@ def test_a_need_that_no_measure_lists_is_not_computed(added: Add) -> None:
     assert watching == ["watched", "met"]
 
 
+def test_an_answer_about_the_architecture_is_found_once(added: Add) -> None:
+    asked: list[int] = []
+
+    def ask(run: Run) -> float:
+        asked.append(run.seed)
+        return run.of_first_seed("asked once", lambda: float(run.seed + 1))
+
+    def ask_again(run: Run) -> float:
+        asked.append(run.seed)
+        return float(run.seed)
+
+    once = Need("asked once", ask, Stage.RERUN, once=True)
+    unanswered = Need("unanswered", ask_again, Stage.RERUN, once=True)
+    added("asked_once", once, read=lambda run: run[once])
+    added("unanswered", unanswered, read=lambda run: run[unanswered])
+    assert measure(tower, batch, seeds=3, measures=["asked_once"]).asked_once.values == (1, 1, 1)
+    assert asked == [0]
+    # A need that leaves no answer is asked on every seed.
+    assert measure(tower, batch, seeds=3, measures=["unanswered"]).unanswered.values == (0, 1, 2)
+
+
+def test_needs_that_run_again_find_the_model_as_it_was(added: Add) -> None:
+    """The model is copied once for all of them. A need that reads another one keeps what it has changed itself."""
+    seen: list[float] = []
+
+    def weight(run: Run) -> Tensor:
+        found: Tensor = run.capture.model[0].weight.data
+        return found
+
+    def change(run: Run) -> float:
+        before = float(weight(run).sum())
+        weight(run).add_(1)
+        run[inner]
+        seen.extend([before, float(weight(run).sum()) - before])
+        return 0.0
+
+    def change_inside(run: Run) -> float:
+        weight(run).add_(5)
+        return 0.0
+
+    inner = Need("z", change_inside, Stage.RERUN)
+    first, second = Need("a", change, Stage.RERUN), Need("b", change, Stage.RERUN)
+    added("changed_twice", first, second, read=lambda run: run[first] + run[second])
+    measure(tower, batch, seeds=1, measures=["changed_twice"])
+    assert seen == pytest.approx([seen[0], 25, seen[0], 25], abs=1e-4)
+
+
 def test_stages_follow_each_other_and_the_graph_is_gone_in_the_last(added: Add) -> None:
     order: list[str] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -36,6 +37,30 @@ class Counted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         type(self).passes += 1
         out: Tensor = self.body(x)
+        return out
+
+
+X6 = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Shrunk(nn.Module):
+    """A layer, and another one whose output is made small."""
+
+    def __init__(self, shrink: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.branch, self.shrink = nn.Linear(6, 6), nn.Linear(6, 6), shrink
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(x)) + self.shrink(self.branch(x))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.head = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.tanh(self.head((self.query(x) @ self.key(x).mT).softmax(-1) @ x))
         return out
 
 
@@ -81,11 +106,29 @@ def test_without_small_gradients_nothing_is_run_again() -> None:
     assert not result.gradient_classes and result.untrained_fraction == 0
 
 
-def test_a_small_gradient_is_computed_once_more() -> None:
+def test_a_small_factor_explains_a_small_gradient() -> None:
     Counted.passes = 0
-    result = measure(Counted(chain(1.0, 1e-12)), X, loss=torch.sum)
+    result = measure(Counted(Shrunk(lambda x: 1e-12 * x)), X6, loss=torch.sum)
+    assert result.gradient_norm["body.branch.weight"] < 1e-10
+    assert Counted.passes == 1
+    assert not result.gradient_classes
+
+
+def test_a_small_gradient_is_computed_once_more() -> None:
+    """A quotient may cancel, and is not looked at."""
+    Counted.passes = 0
+    result = measure(Counted(Shrunk(lambda x: x / 1e12)), X6, loss=torch.sum)
     assert Counted.passes == 2
     assert not result.gradient_classes
+
+
+def test_a_bias_that_cancels_for_every_cotangent_is_known_without_another_pass() -> None:
+    Counted.passes = 0
+    result = measure(
+        Counted(Attention()), torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0)), loss=torch.sum
+    )
+    assert list(result.gradient_classes) == ["body.key.bias: zero by algebra"]
+    assert Counted.passes == 1
 
 
 def test_an_optimizer_that_cannot_be_made_leaves_the_classes_unknown() -> None:

@@ -60,6 +60,15 @@ def test_names_are_in_the_order_of_parameters_states_outputs_loss_and_gradients(
     assert set(kinds) == {"parameter", "state", "output", "loss", "gradient"}
 
 
+def test_a_parameter_whose_sum_overflows_is_finite() -> None:
+    """The sum of its entries decides unless it is not finite itself."""
+    model = tower(2)
+    model[0].bias.data.fill_(3e38)
+    assert not any(name.startswith("parameter") for name in nonfinite(model))
+    model[0].bias.data[1] = -math.inf
+    assert "parameter 0.bias" in nonfinite(model)
+
+
 def test_a_loss_that_overflows_is_listed_without_the_states() -> None:
     found = nonfinite(tower(3), loss=lambda output: output.square().mean() + math.inf)
     assert found == ["loss"]
