@@ -38,7 +38,7 @@ ROUND_OFF = 16
 
 
 LARGE_RECURRENCE = 2**14
-"""Weights of fused recurrent layers from which samples are differentiated one after the other. Vectorized, a fused kernel is taken
+"""Weights of fused recurrent layers from which samples are differentiated one after the other. Vectorization takes the kernel
 apart into time steps, each of which makes a matrix of the size of the weights for every sample."""
 MOST_SHARED = 3
 """Largest number of shared tensors that are recognized: tensors with as many rows as there are samples by coincidence."""
