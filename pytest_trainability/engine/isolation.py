@@ -313,7 +313,10 @@ def _restore(tensor: Tensor, value: Tensor) -> None:
 
 
 def _copied_tables(module: nn.Module) -> dict[str, Any]:
-    return {name: copy.copy(table) for name, table in tables_of(module).items()}
+    # Most are empty, and `copy.copy` of an OrderedDict is slow.
+    return {
+        name: dict(table) if isinstance(table, dict) else copy.copy(table) for name, table in tables_of(module).items()
+    }
 
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,19 +15,33 @@ from ..capture.graph import zeros_at
 from ..capture.recorder import Edge
 from .vjp import Cotangents, barrier, quiet_batching
 
-__all__ = ["push_forward"]
+__all__ = ["Backward", "push_forward"]
 
 
-def push_forward(chain: Chain, index: int, columns: Cotangents) -> Cotangents:
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """The backward pass of a segment as a differentiable function: ``J_lᵀ u`` at ``u = 0``, which is linear in u."""
+
+    cotangents: tuple[Tensor, ...]
+    """``u``, for each root of the segment."""
+    products: tuple[Tensor | None, ...]
+    """``J_lᵀ u``, for each input of the segment; None where nothing arrives."""
+
+
+def push_forward(
+    chain: Chain, index: int, columns: Cotangents, *, kept: dict[int, Backward] | None = None
+) -> Cotangents:
     """Apply ``J_l`` of segment ``l = index`` (1 … L) to k tangents of state l - 1.
 
-    ``J_l v`` is the gradient of ``⟨J_lᵀ u, v⟩`` with respect to ``u``. This takes two backward passes, and no second forward
-    pass.
+    ``J_l v`` is the gradient of ``⟨J_lᵀ u, v⟩`` with respect to ``u``. This takes two backward passes, the first of which can be
+    kept, and no second forward pass.
 
     Args:
         chain: The chain.
         index: Number of the segment, 1 … L.
         columns: Tangents of state l - 1: for each of its edges a tensor ``(k, *shape)``, or None for zero.
+        kept: Differentiable backward passes by number of the segment, to which that of this segment is added: a further product
+            with it then takes one backward pass instead of two. None to keep none, which saves their memory.
 
     Returns:
         Tangents of state l: for each of its edges a tensor ``(k, *shape)``, or None for zero.
@@ -41,7 +56,10 @@ def push_forward(chain: Chain, index: int, columns: Cotangents) -> Cotangents:
     if segment.roots and any(columns[i] is not None for i in segment.inputs):
         outputs, inputs = [later[i] for i in segment.roots], [earlier[i] for i in segment.inputs]
         try:
-            found = _tangents(chain, outputs, inputs, [columns[i] for i in segment.inputs])
+            kept = {} if kept is None else kept
+            if index not in kept:
+                kept[index] = _differentiable_backward(chain, outputs, inputs)
+            found = _tangents(kept[index], [columns[i] for i in segment.inputs])
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -53,10 +71,8 @@ def push_forward(chain: Chain, index: int, columns: Cotangents) -> Cotangents:
     return result
 
 
-def _tangents(
-    chain: Chain, outputs: Sequence[Edge], inputs: Sequence[Edge], columns: Cotangents
-) -> list[Tensor | None]:
-    cotangents = [zeros_at(edge).requires_grad_() for edge in outputs]
+def _differentiable_backward(chain: Chain, outputs: Sequence[Edge], inputs: Sequence[Edge]) -> Backward:
+    cotangents = tuple(zeros_at(edge).requires_grad_() for edge in outputs)
     with barrier(chain, inputs):
         products = torch.autograd.grad(
             [GradientEdge(*edge) for edge in outputs],
@@ -65,20 +81,25 @@ def _tangents(
             create_graph=True,
             allow_unused=True,
         )
+    return Backward(cotangents, tuple(products))
+
+
+def _tangents(backward: Backward, columns: Sequence[Tensor | None]) -> list[Tensor | None]:
+    cotangents, products = backward.cotangents, backward.products
     pairs = [(g, c) for g, c in zip(products, columns) if g is not None and g.requires_grad and c is not None]
     if not pairs:
-        return [None] * len(outputs)
+        return [None] * len(cotangents)
     roots, carried = zip(*pairs)
-    try:
-        return _differentiated(roots, cotangents, carried, batched=True)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
-        # An operator without a batching rule: one tangent after the other.
-        single = [_differentiated(roots, cotangents, [c[i] for c in carried]) for i in range(len(carried[0]))]
-        return [
-            None if parts[0] is None else torch.stack([p for p in parts if p is not None]) for parts in zip(*single)
-        ]
+    if len(carried[0]) > 1:
+        try:
+            return _differentiated(roots, cotangents, carried, batched=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            # An operator without a batching rule: one tangent after the other.
+            pass
+    single = [_differentiated(roots, cotangents, [c[i] for c in carried]) for i in range(len(carried[0]))]
+    return [None if parts[0] is None else torch.stack([p for p in parts if p is not None]) for parts in zip(*single)]
 
 
 def _differentiated(

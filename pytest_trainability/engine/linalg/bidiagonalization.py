@@ -39,6 +39,8 @@ class Krylov:
     """``‖A V‖²``, Frobenius norm, ``(trajectories,)``."""
     fourth: Tensor
     """``‖Aᵀ A V‖²``, Frobenius norm, ``(trajectories,)``."""
+    asymmetry: Tensor
+    """Largest ``|⟨Aᵀ u, v⟩ - ⟨u, A v⟩|`` of vectors of both bases, over the largest ``|⟨u, A v⟩|``, ``(trajectories,)``."""
 
 
 def bidiagonalize(
@@ -81,7 +83,7 @@ def bidiagonalize(
         if not bool(C.isfinite().all() and D.isfinite().all()):
             # LAPACK does not accept such matrices.
             unknown = torch.full_like(size, torch.nan)
-            return Krylov(unknown[:, None].expand(-1, wanted), unknown, V, unknown, unknown)
+            return Krylov(unknown[:, None].expand(-1, wanted), unknown, V, unknown, unknown, unknown)
         values, bounds = _extremes(C, D, V, wanted)
         steady = ((values - before).abs() <= STEADY * tolerance * values) | ~fresh.any(dim=2).any(dim=1)[:, None]
         converged = (bounds <= tolerance * values) & steady
@@ -91,7 +93,7 @@ def bidiagonalize(
         finished = bool(converged[:, :-1].all()) and not bool(promising.any())
         if finished or not bool(fresh.any()) or V.shape[1] >= limit * start.shape[1]:
             found = torch.where(converged, values, torch.nan)
-            return Krylov(found[:, :-1], found[:, -1], V, _squares(C), _squares(C @ D))
+            return Krylov(found[:, :-1], found[:, -1], V, _squares(C), _squares(C @ D), _asymmetry(C, D))
 
 
 def _orthogonal(images: Tensor, basis: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,6 +123,11 @@ def _extremes(C: Tensor, D: Tensor, V: Tensor, wanted: int) -> tuple[Tensor, Ten
     last = (V.any(dim=2).sum(dim=1) - 1).clamp(min=0)[:, None]
     chosen = torch.cat([torch.arange(wanted, device=last.device).expand(len(last), wanted), last], dim=1)
     return theta.gather(1, chosen), bounds.gather(1, chosen)
+
+
+def _asymmetry(C: Tensor, D: Tensor) -> Tensor:
+    largest = C.abs().amax(dim=(1, 2))
+    return (D[:, :, : C.shape[1]] - C.mT).abs().amax(dim=(1, 2)) / torch.where(largest > 0, largest, 1.0)
 
 
 def _squares(matrix: Tensor) -> Tensor:

@@ -78,8 +78,14 @@ def _products(left: Sequence[Tensor], right: Sequence[Tensor], further: Sequence
     return block
 
 
-def pieces(gradients: Tensor) -> Iterator[Tensor]:
-    """Yield the columns of gradients ``(rows, *shape)`` in float64, at most ``PIECE`` at a time; complex ones as two columns."""
+def pieces(gradients: Tensor, *, wide: bool = True) -> Iterator[Tensor]:
+    """Yield the columns of gradients ``(rows, *shape)``, at most ``PIECE`` at a time; complex ones as two columns.
+
+    Args:
+        gradients: Dense gradients.
+        wide: Whether to convert to float64. If not, half precision is converted to float32, and other types are kept.
+    """
     flat = as_real(gradients.detach()).reshape(len(gradients), -1)
     for first in range(0, flat.shape[1], PIECE):
-        yield as_float64(flat[:, first : first + PIECE])
+        piece = flat[:, first : first + PIECE]
+        yield as_float64(piece) if wide else piece.to(torch.promote_types(piece.dtype, torch.float32))

@@ -37,6 +37,9 @@ ROUND_OFF = 16
 """A part of a sum counts as round-off if it is below this many times the working precision, relative to the whole sum."""
 
 
+LARGE_RECURRENCE = 2**14
+"""Weights of fused recurrent layers from which samples are differentiated one after the other. Vectorization takes the kernel
+apart into time steps, each of which makes a matrix of the size of the weights for every sample."""
 MOST_SHARED = 3
 """Largest number of shared tensors that are recognized: tensors with as many rows as there are samples by coincidence."""
 SHARED_HINT = "If all samples share an input with as many rows as there are samples (a table), use another batch size."
@@ -172,6 +175,9 @@ class PerSample:
             )
             raise InapplicableError(msg) from error
         self.is_random = before != _generator_states(self.device)
+        fused = (module for module in self.model.modules() if isinstance(module, nn.RNNBase))
+        if sum(p.numel() for module in fused for p in module.parameters()) >= LARGE_RECURRENCE:
+            return
         step = 1 if self.is_random else at_once(len(self.batch), self.size)
         vectorized = self._vectorized_gradients(0, step)
         if vectorized is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...engine.linalg.gram import gram_matrix, pieces
+from ...engine.linalg.norms import as_float64, norm
 from ...engine.runs.run import Need, Run, Stage
 from ...errors import InapplicableError
 from ..measure import declare
@@ -60,20 +61,24 @@ class _MomentSums:
     def add(self, gradients: Tensor) -> None:
         """Add the gradients of further samples, ``(samples, *shape)``."""
         self.samples += len(gradients)
-        for number, (piece, reference) in enumerate(zip(pieces(gradients), pieces(self.reference))):
+        both = zip(pieces(gradients, wide=False), pieces(self.reference, wide=False))
+        for number, (piece, reference) in enumerate(both):
             differences = piece - reference
-            flat = differences.reshape(-1)
-            self.squares += float(flat @ flat)
+            self.squares += float(norm(differences)) ** 2
+            total = as_float64(differences.sum(dim=0))
             if number == len(self.sums):
-                self.sums.append(torch.zeros_like(differences[0]))
-            self.sums[number] += differences.sum(dim=0)
+                self.sums.append(torch.zeros_like(total))
+            self.sums[number] += total
+
+    def means(self) -> Iterator[Tensor]:
+        """Yield the mean of the gradients added so far, in pieces."""
+        return (ref[0] + total / self.samples for ref, total in zip(pieces(self.reference), self.sums))
 
     def moments(self) -> Moments:
         """Return the moments of the gradients added so far."""
         count = self.samples
         square_of_sum = sum(float(total.square().sum()) for total in self.sums)
-        means = (ref[0] + total / count for ref, total in zip(pieces(self.reference), self.sums))
-        mean_square = sum(float(mean.square().sum()) for mean in means)
+        mean_square = sum(float(mean.square().sum()) for mean in self.means())
         variance = (
             max(self.squares - square_of_sum / count, 0.0) / (count - 1) if math.isfinite(self.squares) else math.nan
         )
@@ -81,13 +86,27 @@ class _MomentSums:
 
 
 def _moments(run: Run) -> dict[str, Moments]:
+    per_sample = run[PER_SAMPLE]
     sums: dict[str, _MomentSums] = {}
-    if not run[PER_SAMPLE].is_random:
-        run[GRADIENT_GRAM]  # refuses a batch gradient that is not a sum of the samples' gradients
-    for gradients in run[PER_SAMPLE].chunks():
+    for gradients in per_sample.chunks():
         for name, gradient in gradients.items():
             sums.setdefault(name, _MomentSums(gradient[:1])).add(gradient)
-    return {name: accumulated.moments() for name, accumulated in sums.items()}
+    found = {name: accumulated.moments() for name, accumulated in sums.items()}
+    is_settled = per_sample.is_random or not sums or GRADIENT_GRAM in run.found
+    if not is_settled and not _is_mean_or_sum(per_sample.batch_gradient(), sums):
+        run[GRADIENT_GRAM]  # refuses a batch gradient that is not a sum of the samples' gradients with any weights
+    return found
+
+
+def _is_mean_or_sum(batch: Mapping[str, Tensor], sums: Mapping[str, _MomentSums]) -> bool:
+    """Return whether the batch's gradient is a multiple of the mean of the samples' gradients."""
+    square = product = mean_square = 0.0
+    for name, gradient in batch.items():
+        for piece, mean in zip(pieces(gradient.unsqueeze(0)), sums[name].means()):
+            square += float(piece[0] @ piece[0])
+            product += float(piece[0] @ mean)
+            mean_square += float(mean @ mean)
+    return square * mean_square - product**2 <= OUTSIDE * square * mean_square
 
 
 def _gram(run: Run) -> Tensor:
@@ -108,7 +127,7 @@ GRADIENT_GRAM = Need("inner products of per-sample gradients", _gram, Stage.RERU
 """``g_i · g_j`` over all parameters, ``(samples, samples)`` in float64."""
 
 
-GRADIENT_MOMENTS = Need("moments of per-sample gradients", _moments, Stage.RERUN, requires=(PER_SAMPLE, GRADIENT_GRAM))
+GRADIENT_MOMENTS = Need("moments of per-sample gradients", _moments, Stage.RERUN, requires=(PER_SAMPLE,))
 """:class:`Moments` by parameter name, for the parameters that the loss depends on."""
 
 

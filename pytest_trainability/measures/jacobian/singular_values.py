@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ...engine.capture.chain import Chain
 from ...engine.isolation import generator_of
-from ...engine.jacobian.jvp import push_forward
-from ...engine.jacobian.qr_sweep import cotangents_at_once, is_round_off, working_precision
+from ...engine.jacobian.jvp import Backward, push_forward
+from ...engine.jacobian.qr_sweep import COARSEST, cotangents_at_once, is_round_off, working_precision
 from ...engine.jacobian.trajectories import Trajectories, factorized_on
 from ...engine.jacobian.vjp import pull_back
-from ...engine.linalg.bidiagonalization import Krylov, Operator, bidiagonalize, spread_of_squares
+from ...engine.linalg.bidiagonalization import Krylov, bidiagonalize, spread_of_squares
 from ...engine.linalg.graded_products import Graded, log_singular_values
 from ...engine.linalg.numerical_rank import maybe_short_of_rank, without_round_off
 from ...engine.runs.objective import twice_differentiable
@@ -37,6 +37,11 @@ TOLERANCE = 1e-3
 """Iterative method: largest relative error of a singular value."""
 BLOCKS, PROBES, ATTEMPTS = 100, 16, 4
 """Iterative method: largest number of blocks. Estimate of traces: number of vectors per attempt, and of attempts."""
+ITERATED, BLOCK = 64, 4
+"""Number of singular values beyond which the largest one alone is computed by the iterative method, and its block size there."""
+KEPT = 2**21
+"""Numbers in all states of the chain up to which the differentiable backward passes are kept. Each has some tens of tensors of
+the size of a state."""
 AT_ONCE = 64
 """Number of vectors per backward pass on devices other than the CPU."""
 
@@ -61,6 +66,16 @@ class SingularValues:
     """Number of steps that act on each trajectory, or the time that they span, ``(m,)``."""
     subspace: _Subspace | None = None
     """What the iterative method has found, from which the spread is estimated; None where it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Largest:
+    """The largest singular value of each trajectory's ``J``, for the first m trajectories, in float64 on the CPU."""
+
+    logs: Tensor
+    """``ln s_1``, ``(m,)``."""
+    time: Tensor
+    """Number of steps that act on each trajectory, or the time that they span, ``(m,)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +137,30 @@ SINGULAR_VALUES = Need("singular values", _of_run, instruments=(twice_differenti
 """Singular values of the whole chain's Jacobian, without the spread where it is to be estimated."""
 
 
+def _extremes_of_run(run: Run) -> SingularValues:
+    if _all_are_computed(run.trajectories) or run.recipe.exponents == 1:
+        return run[SINGULAR_VALUES]
+    return _without_spread(_chosen(run.trajectories), run.seed, 1)
+
+
+EXTREME_SINGULAR_VALUES = Need("extreme singular values", _extremes_of_run, instruments=(twice_differentiable,))
+"""The same without the values between the largest and the smallest, where not all are computed: one vector suffices."""
+
+
+def _largest_of_run(run: Run) -> Largest:
+    if _all_are_computed(run.trajectories):
+        product = _chosen(run.trajectories)
+        found = _iterated(product, run.seed) if product.count > ITERATED else None
+        if found is not None:
+            return Largest(found, product.time())
+    values = run[EXTREME_SINGULAR_VALUES]
+    return Largest(values.logs[:, 0], values.time)
+
+
+LARGEST_SINGULAR_VALUE = Need("largest singular value", _largest_of_run, instruments=(twice_differentiable,))
+"""The :class:`Largest` singular value of the whole chain's Jacobian."""
+
+
 def _spread_of_run(run: Run) -> Tensor:
     found = run[SINGULAR_VALUES]
     return found.spread if found.subspace is None else _spread(_chosen(run.trajectories), run.seed, found.subspace)
@@ -142,6 +181,8 @@ class _Product:
     """True: vectors start at the first state, ``J`` is applied. False: they start at the last state, ``Jᵀ`` is applied."""
     at_once: int
     """Number of vectors per backward pass."""
+    kept: dict[int, Backward] | None
+    """Backward passes of segments that products with ``J`` differentiate; None where all together would take much memory."""
 
     @property
     def chain(self) -> Chain:
@@ -180,20 +221,29 @@ class _Product:
             padded = part.new_zeros(self.trajectories.count, *part.shape[1:])
             padded[: self.used] = part
             columns = self.trajectories.as_columns(before, padded)
-            found = (push_forward if forward else pull_back)(self.chain, index, columns)
+            found = (
+                push_forward(self.chain, index, columns, kept=self.kept)
+                if forward
+                else pull_back(self.chain, index, columns)
+            )
             images = self.trajectories.as_rows(after, found, count=part.shape[1], dtype=torch.float64)
             parts.append(images[: self.used].to(self.device))
         return torch.cat(parts, dim=1)
 
     def apply(self, rows: Tensor, *, forward: bool) -> tuple[Tensor, Tensor]:
         """Apply ``J`` or ``Jᵀ`` to vectors ``(used, k, n)``; return unit vectors and the logarithms of their lengths."""
-        logs = rows.new_zeros(rows.shape[:2])
+        rows, factors = self.steps(rows, forward=forward)
+        return rows, factors.log().sum(dim=0)
+
+    def steps(self, rows: Tensor, *, forward: bool) -> tuple[Tensor, Tensor]:
+        """Apply ``J`` or ``Jᵀ``; return unit vectors and by how much each step lengthened them, ``(L, used, k)``."""
+        factors = []
         for index in self.order(forward=forward):
             rows = self.step(index, rows, forward=forward)
             lengths = torch.linalg.vector_norm(rows, dim=2)
-            logs = logs + lengths.log()
+            factors.append(lengths)
             rows = rows / torch.where(lengths > 0, lengths, 1.0)[:, :, None]
-        return rows, logs
+        return rows, torch.stack(factors)
 
     def precision(self, index: int, size: int) -> float:
         """Return which fraction of a product of a segment with a vector can be round-off."""
@@ -213,7 +263,10 @@ class _Product:
 
 def _product_of(trajectories: Trajectories, used: int, *, forward: bool) -> _Product:
     """Return the whole chain's Jacobian for the first ``used`` trajectories."""
-    return _Product(trajectories, used, forward, cotangents_at_once(trajectories.chain) or AT_ONCE)
+    chain = trajectories.chain
+    size = sum(math.prod(shape) for index in range(len(chain) + 1) for shape, _ in chain.shapes(index))
+    kept: dict[int, Backward] | None = {} if size <= KEPT else None
+    return _Product(trajectories, used, forward, cotangents_at_once(chain) or AT_ONCE, kept)
 
 
 # All singular values --------------------------------------------------------------------------------------------------
@@ -307,45 +360,88 @@ def _extreme(product: _Product, seed: int, wanted: int) -> SingularValues:
 
 def _without_spread(product: _Product, seed: int, wanted: int) -> SingularValues:
     wanted = min(wanted, product.count)
-    start = product.draw(wanted, seed, "singular vectors")
-    start = start / torch.linalg.vector_norm(start, dim=2, keepdim=True)
-    _check_adjoint(product, seed)
-    scale = product.apply(start, forward=product.forward)[1].amax(dim=1)
-    scale = torch.where(scale > -math.inf, scale, 0.0)
-    noise = max(product.precision(index, product.size) for index in product.order(forward=True))
-    if not bool(scale.isfinite().all()):
-        return _unknown(product, wanted)
-    there, back = _scaled(product, scale)
-    found = bidiagonalize(there, back, start, wanted, tolerance=TOLERANCE, noise=noise, limit=BLOCKS)
-    smallest = found.smallest.log() + scale
+    scaled, found = _bidiagonalized(product, seed, wanted, wanted)
+    smallest = found.smallest.log() + scaled.scale
     rank = torch.where(smallest.isnan(), math.nan, float(product.count))
     if product.least < product.count:
         smallest, rank = torch.full_like(smallest, -math.inf), torch.full_like(rank, math.nan)
-    logs, unknown = found.largest.log() + scale[:, None], torch.full_like(rank, math.nan)
+    logs, unknown = found.largest.log() + scaled.scale[:, None], torch.full_like(rank, math.nan)
     return SingularValues(
-        logs.cpu(), smallest.cpu(), rank.cpu(), unknown.cpu(), product.time(), _Subspace(found, scale)
+        logs.cpu(), smallest.cpu(), rank.cpu(), unknown.cpu(), product.time(), _Subspace(found, scaled.scale)
     )
 
 
-def _scaled(product: _Product, scale: Tensor) -> tuple[Operator, Operator]:
-    """Return products with ``J`` and ``Jᵀ`` in the order in which they are applied, divided by ``e^scale``."""
+def _iterated(product: _Product, seed: int) -> Tensor | None:
+    """Return ``ln s_1`` by the iterative method, ``(used,)``; None where all singular values are needed to know it.
 
-    def scaled(rows: Tensor, *, forward: bool) -> Tensor:
-        units, logs = product.apply(rows, forward=forward)
-        return units * (logs - scale[:, None]).exp()[:, :, None]
+    That is so if the method does not converge, if the backward pass cannot be differentiated, or if a step shortens the vectors
+    so much that round-off must be told from small numbers. See Note [Round-off is no direction].
+    """
+    try:
+        scaled, found = _bidiagonalized(product, seed, BLOCK, 1)
+    except CutError:
+        return None
+    logs = found.largest[:, 0].log() + scaled.scale
+    return logs.cpu() if scaled.shortest >= COARSEST and bool(logs.isfinite().all()) else None
 
-    return partial(scaled, forward=product.forward), partial(scaled, forward=not product.forward)
+
+def _bidiagonalized(product: _Product, seed: int, block: int, wanted: int) -> tuple[_Scaled, Krylov]:
+    """Bidiagonalize ``J`` from a block of random vectors.
+
+    Returns:
+        The products, with their scale, and the bidiagonalization of ``J`` divided by it.
+
+    Raises:
+        CutError: A backward pass cannot be differentiated.
+    """
+    start = product.draw(block, seed, "singular vectors")
+    noise = max(product.precision(index, product.size) for index in product.order(forward=True))
+    scaled = _Scaled(product)
+    there = partial(scaled, forward=product.forward)
+    back = partial(scaled, forward=not product.forward)
+    found = bidiagonalize(there, back, start, wanted, tolerance=TOLERANCE, noise=noise, limit=BLOCKS)
+    coarsest = max(product.chain.epsilon(index) for index in product.order(forward=True))
+    if bool((found.asymmetry > _allowed_asymmetry(coarsest)).any()):
+        _check_adjoint(product, seed)
+    return scaled, found
+
+
+class _Scaled:
+    """Products with ``J`` and ``Jᵀ``, divided by ``e^scale`` so that they neither overflow nor underflow."""
+
+    def __init__(self, product: _Product, scale: Tensor | None = None) -> None:
+        self._product = product
+        self._scale = scale
+        self.shortest = math.inf
+        """Smallest factor by which a step lengthened the longest one of the first vectors."""
+
+    @property
+    def scale(self) -> Tensor:
+        """Nats, ``(used,)``: the logarithm of the length of the longest one of the first products, 0 if that vanishes."""
+        assert self._scale is not None, "known from the first product"
+        return self._scale
+
+    def __call__(self, rows: Tensor, *, forward: bool) -> Tensor:
+        """Apply ``J`` or ``Jᵀ`` to vectors ``(used, k, n)``."""
+        units, factors = self._product.steps(rows, forward=forward)
+        logs = factors.log().sum(dim=0)
+        if self._scale is None:
+            longest = logs.amax(dim=1)
+            self._scale = torch.where(longest > -math.inf, longest, 0.0)
+            self.shortest = float(factors.amax(dim=2).amin())
+        return units * (logs - self._scale[:, None]).exp()[:, :, None]
 
 
 def _spread(product: _Product, seed: int, subspace: _Subspace) -> Tensor:
-    there, back = _scaled(product, subspace.scale)
+    scaled = _Scaled(product, subspace.scale)
+    there = partial(scaled, forward=product.forward)
+    back = partial(scaled, forward=not product.forward)
     draw: Callable[[int], Tensor] = lambda attempt: product.draw(PROBES, seed, f"probes {attempt}")  # noqa: E731
     return spread_of_squares(there, back, subspace.krylov, draw, attempts=ATTEMPTS).cpu()
 
 
-def _unknown(product: _Product, wanted: int) -> SingularValues:
-    unknown = torch.full((product.used,), math.nan, dtype=torch.float64, device="cpu")
-    return SingularValues(unknown[:, None].expand(-1, wanted), unknown, unknown, unknown, product.time())
+def _allowed_asymmetry(eps: float) -> float:
+    return 1e-3 + 16 * eps
 
 
 def _check_adjoint(product: _Product, seed: int) -> None:
@@ -361,7 +457,7 @@ def _check_adjoint(product: _Product, seed: int) -> None:
         u = product.draw(1, seed, "probe", index)
         back = product.step(index, u, forward=False)
         difference = (product.step(index, v, forward=True) * u).sum(dim=2) - (back * v).sum(dim=2)
-        allowed = (1e-3 + 16 * product.chain.epsilon(index)) * torch.linalg.vector_norm(back, dim=2)
+        allowed = _allowed_asymmetry(product.chain.epsilon(index)) * torch.linalg.vector_norm(back, dim=2)
         if bool((difference.abs() > allowed).any()):
             msg = (
                 "the backward pass must itself be differentiable where the last state or both ends of the chain are large. "
@@ -395,13 +491,14 @@ def jacobian_singular_values(run: Run) -> list[float]:
     return [float(value) for value in torch.exp(run[SINGULAR_VALUES].logs.mean(dim=0))]
 
 
-@declare("scalar", unit="nats/step", needs=[SINGULAR_VALUES], tolerance=0.02, explained_by_growth=1)
+@declare("scalar", unit="nats/step", needs=[LARGEST_SINGULAR_VALUE], tolerance=0.02, explained_by_growth=1)
 def max_ftle(run: Run) -> float:
     """Return the maximal finite-time Lyapunov exponent: the growth rate of the fastest-growing cotangent.
 
     ``(1/L) ln σ_max(J_L … J_1)``, averaged over trajectories, over all L steps: ``warmup`` and ``alignment`` have no effect.
-    Where steps have durations, it is per unit of time. On one trajectory it is at least the growth rate of a random cotangent,
-    ``lyapunov_max``.
+    If both end states have more than 64 numbers, ``σ_max`` comes from an iterative method, to 0.1 %; if that does not converge
+    and a state has at most 512 numbers, from all singular values. Where steps have durations, it is per unit of time. On one
+    trajectory it is at least the growth rate of a random cotangent, ``lyapunov_max``.
 
     It misleads as a substitute for ``lyapunov_max``. For wide, shallow networks it is far larger, for Gaussian linear ones with
     ``L ≫ N`` by ``½ [ψ(N/2) - ψ(½)] / L``.
@@ -415,12 +512,12 @@ def max_ftle(run: Run) -> float:
 
     Source: Newman, Commun. Math. Phys. 103, 121 (1986), for Gaussian products.
     """
-    found = run[SINGULAR_VALUES]
+    found = run[LARGEST_SINGULAR_VALUE]
     reached = found.time > 0
-    return float((found.logs[reached, 0] / found.time[reached]).mean())
+    return float((found.logs[reached] / found.time[reached]).mean())
 
 
-@declare("scalar", scale="log", needs=[SINGULAR_VALUES], tolerance=0.5)
+@declare("scalar", scale="log", needs=[EXTREME_SINGULAR_VALUES], tolerance=0.5)
 def condition_number(run: Run) -> float:
     """Return the condition number of the chain's Jacobian ``J = J_L … J_1``.
 
@@ -440,12 +537,12 @@ def condition_number(run: Run) -> float:
 
     Source: Saxe, McClelland & Ganguli, ICLR 2014.
     """
-    found = run[SINGULAR_VALUES]
+    found = run[EXTREME_SINGULAR_VALUES]
     logs = torch.where(found.smallest == -math.inf, math.inf, found.logs[:, 0] - found.smallest)
     return float(logs.mean().exp())
 
 
-@declare("scalar", needs=[SINGULAR_VALUES], tolerance=0.5)
+@declare("scalar", needs=[EXTREME_SINGULAR_VALUES], tolerance=0.5)
 def numerical_rank(run: Run) -> float:
     """Return the number of singular values of ``J = J_L … J_1`` above the working precision, averaged over trajectories.
 
@@ -465,7 +562,7 @@ def numerical_rank(run: Run) -> float:
 
     Source: Demmel, Dumitriu & Holtz, Numer. Math. 108, 59 (2007), for rank from a random basis.
     """
-    return float(run[SINGULAR_VALUES].rank.mean())
+    return float(run[EXTREME_SINGULAR_VALUES].rank.mean())
 
 
 @declare("scalar", needs=[SINGULAR_VALUES, SPREAD], tolerance=0.2)

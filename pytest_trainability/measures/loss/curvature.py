@@ -70,6 +70,19 @@ class Hessian:
         drawn = torch.randn(self.size, generator=generator_of(seed, "curvature"), dtype=torch.float64, device="cpu")
         return drawn.to(dtype=self.dtype).to(self.device)
 
+    def starting_vector(self, seed: int) -> Tensor:
+        """Return the sum of a random and the gradient's direction, ``(size,)``.
+
+        The gradient is known, and lies mostly in the space of the eigenvectors with large eigenvalues, which saves products.
+
+        Source: Gur-Ari, Roberts & Dyer, arXiv:1812.04754 (2018), for the space of the gradient.
+        """
+        drawn = self.random_direction(seed)
+        gradient = self._flattened([self._roots.get(index) for index in range(len(self.parameters))])
+        length = float(norm(gradient))
+        drawn = drawn / norm(drawn).to(drawn)
+        return drawn + gradient / length if 0 < length < math.inf else drawn
+
     def matches_gradient_change(self, direction: Tensor) -> bool:
         """Whether the product with a direction equals a central difference of the gradient, within a third of its norm.
 
@@ -147,10 +160,9 @@ def _largest_curvature(run: Run) -> Eigenvalue:
     require_trainable(run, "sharpness")
     with twice_differentiable(), _DifferentiableWeightNorm():
         hessian = Hessian(run)
-        start = hessian.random_direction(run.seed)
         kept = KEPT_BYTES // (hessian.size * hessian.dtype.itemsize)
-        found = largest_eigenvalue(hessian, start, kept=kept)
-        _require_true_products(run, hessian, found, start)
+        found = largest_eigenvalue(hessian, hessian.starting_vector(run.seed), kept=kept)
+        _require_true_products(run, hessian, found, hessian.random_direction(run.seed))
     return found
 
 
@@ -191,10 +203,10 @@ LARGEST_CURVATURE = Need("largest curvature", _largest_curvature, Stage.RERUN)
 def sharpness(run: Run) -> float:
     """Return the largest eigenvalue of the loss's Hessian, ``λ_max(∂²loss/∂w²)``, over all trainable parameters together.
 
-    It is the algebraically largest eigenvalue. Lanczos' method finds it from a random start vector, and stops when the norm of
-    the residual is at most a thousandth of the eigenvalue. Some eigenvalue is at least that close, and the error is usually about
-    the square of the relative residual. The method misses a larger eigenvalue with a small probability. The Hessian belongs to
-    the run's batch and mode, with its dropout masks.
+    It is the algebraically largest eigenvalue. Lanczos' method finds it from a random vector plus the gradient, and stops when
+    the norm of the residual is at most a thousandth of the eigenvalue. Some eigenvalue is at least that close, and the error is
+    usually about the square of the relative residual. The method misses a larger eigenvalue with a small probability. The Hessian
+    belongs to the run's batch and mode, with its dropout masks.
 
     It misleads for adaptive optimizers, which do not move along the gradient; for piecewise linear activation functions, whose
     kinks have no curvature in the autograd graph; and if the input of a LayerNorm is zero, where its derivative is ``1/√ε``.

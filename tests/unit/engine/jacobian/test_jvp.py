@@ -10,7 +10,7 @@ from models import ARCHITECTURES, BATCH, WIDTH, Architecture
 from products import some_cotangents
 from torch import Tensor, nn
 
-from pytest_trainability.engine.jacobian.jvp import push_forward
+from pytest_trainability.engine.jacobian.jvp import Backward, push_forward
 from pytest_trainability.engine.jacobian.trajectories import Division, Trajectories
 from pytest_trainability.engine.jacobian.vjp import pull_back
 from pytest_trainability.errors import CutError
@@ -120,6 +120,21 @@ def test_operators_without_a_batching_rule_take_one_tangent_after_the_other() ->
     tangents = torch.randn(4, 2, 3)
     (found,) = push_forward(chain, len(chain), [tangents])
     assert found is not None and torch.equal(found, 2 * tangents)
+
+
+def test_a_kept_backward_pass_gives_the_same_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A further product takes one backward pass instead of two."""
+    chain = models.cut(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), torch.randn(2, 3, dtype=torch.float32), "*").chain
+    grad, passes = torch.autograd.grad, []
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: passes.append(1) or grad(*a, **k))
+    kept: dict[int, Backward] = {}
+    for count in (1, 4):
+        tangents = torch.randn(count, 2, 3)
+        (expected,) = push_forward(chain, len(chain), [tangents])
+        passes.clear()
+        (found,) = push_forward(chain, len(chain), [tangents], kept=kept)
+        assert found is not None and expected is not None and torch.equal(found, expected)
+        assert len(passes) == (2 if count == 1 else 1)
 
 
 def test_hooks_that_change_gradients_are_refused() -> None:

@@ -119,7 +119,9 @@ def test_a_spread_with_a_large_standard_error_is_nan() -> None:
     squares = torch.cat([torch.ones(597), torch.full((3,), 144.0)]).double()
     A = torch.diag(squares.sqrt())
     zero = torch.zeros(1, dtype=F64)
-    found = Krylov(torch.ones(1, 1, dtype=F64), torch.ones(1, dtype=F64), torch.zeros(1, 1, 600, dtype=F64), zero, zero)
+    found = Krylov(
+        torch.ones(1, 1, dtype=F64), torch.ones(1, dtype=F64), torch.zeros(1, 1, 600, dtype=F64), zero, zero, zero
+    )
     generator = torch.Generator().manual_seed(0)
 
     def draw(attempt: int) -> Tensor:
@@ -171,7 +173,7 @@ def test_the_standard_error_of_a_spread(gain: float) -> None:
     """Exact jackknife over two probes without a subspace: half the difference of the two estimates that leave one out."""
     squares, fourth = torch.tensor([[3.0, 5.0]], dtype=F64) * gain**2, torch.tensor([[4.0, 9.0]], dtype=F64) * gain**4
     zero = torch.zeros(1, dtype=F64)
-    found = Krylov(zero[:, None], zero, torch.zeros(1, 1, 2, dtype=F64), zero, zero)
+    found = Krylov(zero[:, None], zero, torch.zeros(1, 1, 2, dtype=F64), zero, zero, zero)
     value, error = _jackknife(found, squares, fourth)
     assert float(value) == pytest.approx(2 * 6.5 / 4**2 - 1)
     assert float(error) == pytest.approx(abs((2 * 9 / 5**2 - 1) - (2 * 4 / 3**2 - 1)) / 2)
@@ -184,3 +186,14 @@ def test_a_spread_on_the_whole_space_is_exact() -> None:
     squares = torch.tensor([1.0, 4.0, 9.0], dtype=F64)
     assert found.basis.shape == (1, 3, 3)
     assert spread == pytest.approx(float(squares.var(correction=0) / squares.mean().square()), rel=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.1])
+def test_an_adjoint_that_is_none_is_asymmetric(wrong: float) -> None:
+    """Products with another matrix than the transpose do not agree with those of the matrix."""
+    matrix = gaussian(300, 300)
+    other = matrix + wrong * gaussian(300, 300).flip(0)
+    start = torch.randn(1, 2, 300, generator=torch.Generator().manual_seed(0), dtype=F64)
+    found = bidiagonalize(lambda v: v @ matrix.T, lambda u: u @ other, start, 1, tolerance=1e-3, noise=1e-13, limit=5)
+    assert (float(found.asymmetry) < 1e-12) == (not wrong)
+    assert not wrong or float(found.asymmetry) > 1e-2

@@ -19,6 +19,7 @@ from pytest_trainability.engine.runs.common_needs import PARAMETER_GRADIENTS
 from pytest_trainability.engine.runs.ensemble import ensemble
 from pytest_trainability.engine.runs.run import Run
 from pytest_trainability.errors import UsageError
+from pytest_trainability.measures.gradients import per_sample
 from pytest_trainability.measures.gradients.per_sample import PER_SAMPLE, ROUND_OFF, _equal_gradients
 
 NOISE = ["gradient_snr", "gradient_confusion", "gradient_noise_scale"]
@@ -169,6 +170,16 @@ def test_vectorized_gradients_equal_those_of_single_samples(case):
     if "spectral" not in case.id:
         # … whose power iteration goes on at every run.
         assert agree({name: g.mean(dim=0) for name, g in found.samples.items()}, batch, tolerance=1e-12)
+
+
+def test_large_fused_recurrences_are_not_vectorized(monkeypatch):
+    """The kernel would be taken apart into time steps. The gradients are the same."""
+    case = next(case for case in OTHERS if case.id == "fused-lstm")
+    together = find(case.build, case.inputs)
+    monkeypatch.setattr(per_sample, "LARGE_RECURRENCE", 1)
+    one_by_one = find(case.build, case.inputs)
+    assert not one_by_one.vectorized
+    assert agree(together.samples, one_by_one.samples, tolerance=1e-12)
 
 
 def test_operators_without_a_batching_rule_are_not_vectorized():

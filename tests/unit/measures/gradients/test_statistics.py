@@ -16,6 +16,7 @@ from pytest_trainability.engine.linalg import gram
 from pytest_trainability.engine.runs.ensemble import ensemble
 from pytest_trainability.engine.runs.run import Run
 from pytest_trainability.errors import UsageError
+from pytest_trainability.measures.gradients import statistics
 from pytest_trainability.measures.gradients.per_sample import PER_SAMPLE
 from pytest_trainability.measures.gradients.statistics import (
     GRADIENT_GRAM,
@@ -175,8 +176,18 @@ def test_opposite_gradients_may_cancel():
 
 def test_needs_are_shared():
     """Moments and inner products are computed from the same gradients."""
-    assert GRADIENT_MOMENTS.requires == (PER_SAMPLE, GRADIENT_GRAM)
-    assert GRADIENT_GRAM.requires == (PER_SAMPLE,)
+    assert GRADIENT_MOMENTS.requires == GRADIENT_GRAM.requires == (PER_SAMPLE,)
+
+
+@pytest.mark.parametrize(("weighted", "products"), [(False, 0), (True, 1)])
+def test_moments_take_inner_products_only_if_the_loss_is_no_plain_mean(weighted, products, monkeypatch):
+    """With unequal weights, the batch's gradient is no multiple of the mean, but still in the span of the samples'."""
+    taken = []
+    monkeypatch.setattr(statistics, "gram_matrix", lambda *a, **k: taken.append(1) or gram.gram_matrix(*a, **k))
+    weight = torch.linspace(0.1, 9, WIDTH) if weighted else None
+    loss = lambda output, target: F.cross_entropy(output, target, weight=weight)  # noqa: E731
+    measure(models.mlp, models.vectors(), loss=loss, target=LABELS, seeds=1, measures=["gradient_snr"])
+    assert len(taken) == products
 
 
 def test_a_loss_that_is_nan_for_one_sample_is_refused_by_every_measure():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import models
 import pytest
@@ -20,6 +21,7 @@ from pytest_trainability.engine.jacobian.trajectories import Division, Trajector
 from pytest_trainability.engine.jacobian.vjp import pull_back
 from pytest_trainability.engine.trees import batch_size
 from pytest_trainability.errors import CutError
+from pytest_trainability.measures.jacobian import singular_values as singular
 from pytest_trainability.measures.jacobian.singular_values import (
     DENSE,
     SingularValues,
@@ -211,6 +213,51 @@ def test_backward_pass_that_cannot_be_differentiated(function: type[torch.autogr
         measure(large, torch.randn(2, DENSE + 1), measures=["max_ftle"])
     small = nn.Sequential(*[Custom(function, 8) for _ in range(3)])
     assert measure(small, torch.randn(2, 8), measures=["max_ftle"]).max_ftle > 0
+
+
+# The largest value alone --------------------------------------------------------------------------------------------
+
+
+def of_lstm(**options: object) -> dict[str, float]:
+    """Return the largest exponent by both methods, for an LSTM with 160 numbers per state and trajectory."""
+    torch.manual_seed(0)
+    lstm = nn.LSTM(8, 80, batch_first=True).double()
+    x = result_inputs(3, 12, 8)
+    found = measure(lstm, x, steps="time", measures=["max_ftle", "jacobian_singular_values"], **options)
+    return {"alone": float(found.max_ftle), "of all": math.log(float(found.jacobian_singular_values[0])) / 12}
+
+
+def test_the_largest_value_alone_is_that_of_all_values() -> None:
+    """The error of a singular value is about the square of the residual, which is below a thousandth."""
+    found = of_lstm()
+    assert found["alone"] == pytest.approx(found["of all"], abs=1e-3 / 12)
+    assert found["alone"] != found["of all"]
+
+
+def test_it_takes_few_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some blocks of four vectors in both directions, instead of 160 vectors and as many triangular factors as steps."""
+    blocks = []
+    original = singular.bidiagonalize
+    monkeypatch.setattr(singular, "bidiagonalize", lambda *a, **k: blocks.append(original(*a, **k)) or blocks[-1])
+    of_lstm()
+    (found,) = blocks
+    assert found.basis.shape[1] <= 32
+    assert float(found.asymmetry.max()) < 1e-12
+
+
+@pytest.mark.parametrize("reason", ["small", "not differentiable", "shrinking"])
+def test_all_values_are_computed_where_the_largest_alone_is_not_safe(reason: str) -> None:
+    """Few values, a backward pass that leaves autograd, and steps that shorten every vector to less than a twentieth."""
+    width = 8 if reason == "small" else 70
+    torch.manual_seed(0)
+    step = {"not differentiable": partial(Custom, Detached, width)}.get(reason, partial(nn.Linear, width, width))
+    model = nn.Sequential(*[step() for _ in range(3)]).double()
+    if reason == "shrinking":
+        model.load_state_dict({name: 0.01 * weight for name, weight in model.state_dict().items()})
+    result = measure(
+        model, result_inputs(2, width), steps=["0", "1", "2"], measures=["max_ftle", "jacobian_singular_values"]
+    )
+    assert float(result.max_ftle) == pytest.approx(math.log(float(result.jacobian_singular_values[0])) / 3, rel=1e-12)
 
 
 @pytest.mark.parametrize("place", range(3))

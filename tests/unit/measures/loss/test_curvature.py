@@ -59,6 +59,20 @@ def test_products_are_those_of_the_dense_hessian() -> None:
     torch.testing.assert_close(found, dense, rtol=1e-10, atol=1e-12)
 
 
+def test_the_starting_vector_is_a_random_direction_plus_that_of_the_gradient() -> None:
+    model = tower()
+    gradients = torch.autograd.grad(model(X).var(), list(model.parameters()))
+    flat = torch.cat([g.flatten() for g in gradients])
+
+    def vectors(hessian: Hessian) -> tuple[Tensor, Tensor]:
+        return hessian.starting_vector(0), hessian.random_direction(0)
+
+    start, drawn = on_hessian(model, X, vectors)
+    torch.testing.assert_close(start, drawn / drawn.norm() + flat / flat.norm(), rtol=1e-12, atol=1e-14)
+    start, drawn = on_hessian(model, X, vectors, loss=lambda output: 0 * output.var())
+    torch.testing.assert_close(start, drawn / drawn.norm())
+
+
 def test_frozen_parameters_have_no_rows() -> None:
     model = tower()
     model[0].requires_grad_(requires_grad=False)
