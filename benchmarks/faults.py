@@ -3,6 +3,7 @@
     python benchmarks/faults.py                      # everything, in about an hour on one core
     python benchmarks/faults.py --untrained          # without training: a quarter of an hour
     python benchmarks/faults.py root-of-zero ...     # some of the faults, by name
+    python benchmarks/faults.py --unseen             # those of group C only
     python benchmarks/faults.py --save FILE          # continue from the results in a file, and add to them
     python benchmarks/faults.py --save FILE --record # write docs/faults.md from the results
     python benchmarks/faults.py --tiny               # checks in a few seconds that it runs
@@ -17,7 +18,8 @@ twin and cured model are trained on a task that can be learned, for the same num
 rates; the best rate counts for each. The loss is the mean over the last fifth of the steps. A model trains worse if its loss
 exceeds its twin's by more than 0.1 nats on both seeds.
 
-A hash of its name puts each fault into half A, which may be looked at when thresholds are chosen, or into half B.
+A hash of its name puts each fault into half A, which may be looked at when thresholds are chosen, or into half B. Group C
+holds faults by someone who had not seen the code, on which no threshold may be chosen before they have been scored.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from torchvision_for_cpu import declare_torchvision_operators
 
 declare_torchvision_operators()
 
-from faults import HEALTHY, MORE_HEALTHY, SCORED, Case, changed, flagged, half, measured
+from faults import HEALTHY, MORE_HEALTHY, SCORED, UNSEEN, Case, changed, flagged, group, measured
 from faults.pages import write_between
 from faults.scoring import OF_BASELINES, Score, breaks_contract, score, with_cures_tried, with_training
 
@@ -52,6 +54,9 @@ OTHERS = range(4, 8)
 """Seeds of the second baseline of a healthy model."""
 UNREPEATABLE = {"a parameter of torch.empty"}
 """Faults whose training differs from run to run: such a parameter holds the previous content of the memory."""
+ALL = (*SCORED, *UNSEEN)
+GROUPS = {"A": "A", "B": "B", "C": "C: written by someone who had not seen the code"}
+"""Groups of faults, and their columns."""
 TINY = ("layer-of-small-weights", "causal-leak")
 
 
@@ -77,10 +82,10 @@ def alarm(case: Case, *, is_twin: bool) -> Alarm:
     return Alarm(case.id, is_twin, list(found), list(moved))
 
 
-def twins_of_faults() -> list[Case]:
-    """Return the healthy twins that are not in the lists of healthy models."""
+def twins_of_faults(faults: Iterable[Case]) -> list[Case]:
+    """Return the healthy twins of faults that are not in the lists of healthy models."""
     listed = {case.id for case in (*HEALTHY, *MORE_HEALTHY)}
-    twins = {case.twin.id: case.twin for case in SCORED if case.twin is not None}
+    twins = {case.twin.id: case.twin for case in faults if case.twin is not None}
     return [twin for name, twin in twins.items() if name not in listed]
 
 
@@ -165,12 +170,13 @@ def ratio(scores: Iterable[Score], column: Column) -> str:
 
 
 def sums(scores: Sequence[Score]) -> Iterator[str]:
-    """Yield a table of all sums, for both halves and together."""
-    halves = [[s for s in scores if s.half == name] for name in "AB"]
-    yield f"| | target | A ({len(halves[0])} faults) | B ({len(halves[1])} faults) | all |"
-    yield "|---|---|---|---|---|"
+    """Yield a table of all sums, for each group and together."""
+    groups = {title: [s for s in scores if s.half == name] for name, title in GROUPS.items()}
+    yield f"| | target | {' | '.join(f'{title} ({len(part)} faults)' for title, part in groups.items())} | all |"
+    yield f"|---|---|{'---|' * len(groups)}---|"
     for name, column, target in SUMS:
-        yield f"| {name} | {target} | " + " | ".join(ratio(part, column) for part in (*halves, scores)) + " |"
+        cells = [ratio(part, column) for part in (*groups.values(), scores)]
+        yield f"| {name} | {target} | {' | '.join(cells)} |"
 
 
 def alarm_sums(alarms: Sequence[Alarm]) -> Iterator[str]:
@@ -218,7 +224,7 @@ def row(s: Score) -> str:
 
 
 HEAD = (
-    "| fault | half | preset or lint | baseline | else | place | cause | cure | trains worse | seconds |\n"
+    "| fault | group | preset or lint | baseline | else | place | cause | cure | trains worse | seconds |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -227,7 +233,7 @@ def run_scores(cases: Sequence[Case], results: Results, *, train: bool, steps: i
     """Score faults as far as they are not scored yet, first without training."""
     for case in cases:
         if case.id not in results.scores:
-            results.add(score(case, twin_of=measured_twin, half=half(case)))
+            results.add(score(case, twin_of=measured_twin, half=group(case)))
             print(row(results.scores[case.id]), flush=True)
     for case in cases if train else ():
         found = results.scores[case.id]
@@ -252,14 +258,14 @@ def run_healthy(results: Results, cases: Sequence[tuple[Case, bool]]) -> None:
 
 
 def report(results: Results) -> str:
-    scores = [results.scores[case.id] for case in SCORED if case.id in results.scores]
+    scores = [results.scores[case.id] for case in ALL if case.id in results.scores]
     lines = [*sums(scores), "", *alarm_sums([*results.alarms.values()]), "", *misses(scores)]
     return "\n".join(lines)
 
 
 def record(results: Results) -> None:
     """Write the results into the page."""
-    rows = [row(results.scores[case.id]) for case in SCORED if case.id in results.scores]
+    rows = [row(results.scores[case.id]) for case in ALL if case.id in results.scores]
     found = "\n".join([report(results), "", "### All faults", "", HEAD, *rows])
     write_between(PAGE, "results", found)
 
@@ -271,6 +277,7 @@ def main() -> int:
     )
     parser.add_argument("--untrained", action="store_true", help="do not train")
     parser.add_argument("--save", type=Path, help="file of results, which is continued")
+    parser.add_argument("--unseen", action="store_true", help="score the faults of group C and their twins only")
     parser.add_argument("--healthy", action="store_true", help="judge the healthy models only")
     parser.add_argument("--record", action="store_true", help="write the saved results to docs/faults.md")
     parser.add_argument("--tiny", action="store_true", help="two faults, five steps: checks that it runs")
@@ -282,14 +289,14 @@ def main() -> int:
         record(results)
         return 0
     names = TINY if given.tiny else given.names
-    cases = [] if given.healthy else [case for case in SCORED if not names or case.id in names]
+    faults = UNSEEN if given.unseen else ALL
+    cases = [] if given.healthy else [case for case in faults if not names or case.id in names]
     run_scores(cases, results, train=not given.untrained, steps=5 if given.tiny else None)
     if given.tiny:
         run_healthy(results, [(case, False) for case in HEALTHY if case.id == "shallow tanh network"])
     elif not names:
-        run_healthy(
-            results, [*((c, False) for c in (*HEALTHY, *MORE_HEALTHY)), *((c, True) for c in twins_of_faults())]
-        )
+        healthy = () if given.unseen else (*HEALTHY, *MORE_HEALTHY)
+        run_healthy(results, [*((c, False) for c in healthy), *((c, True) for c in twins_of_faults(faults))])
     print(f"\n{report(results)}\n{time.process_time() - began:.0f} s")
     return 0
 

@@ -2,10 +2,11 @@
 
 A fault and its twin come from the same builder, and differ in one argument. What they are fed can be learned, so that training
 shows whether a fault trains worse. `FAULTS` come from published taxonomies and issues of real projects, `REPORTED` from public
-bug reports, and `FURTHER` are of the same kinds. Each declares what a report on it ought to say.
+bug reports, and `FURTHER` are of the same kinds. `UNSEEN` were written after public issues by someone who had not seen the code.
+Each declares what a report on it ought to say.
 """
 
-from .cases import CLASSES, LENGTH, VOCAB, WIDTH, Case, Right, half, sequence
+from .cases import CLASSES, LENGTH, VOCAB, WIDTH, Case, Right, group, half, sequence
 from .convolutions import lenet
 from .further import FURTHER
 from .healthy import HEALTHY
@@ -17,6 +18,7 @@ from .reported_models import Scaled
 from .taxonomies import FAULTS
 from .towers import he
 from .transformers import GPT, Attention, Layer, Mixture
+from .unseen import UNSEEN
 
 __all__ = [
     "CLASSES",
@@ -28,6 +30,7 @@ __all__ = [
     "MORE_HEALTHY",
     "REPORTED",
     "SCORED",
+    "UNSEEN",
     "VOCAB",
     "WIDTH",
     "Attention",
@@ -40,6 +43,7 @@ __all__ = [
     "Scaled",
     "changed",
     "flagged",
+    "group",
     "half",
     "he",
     "holds",
@@ -55,4 +59,4 @@ SCORED: tuple[Case, ...] = (
     *(entry.flawed for entry in REPORTED if not entry.harmless),
     *FURTHER,
 )
-"""All faults of the benchmark."""
+"""All faults of the benchmark that have a half; beside them, it scores those of `UNSEEN`."""

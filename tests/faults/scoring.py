@@ -217,6 +217,7 @@ class Score:
     name: str
     family: str
     half: str
+    """Its group: half A or B, or C."""
     visible: bool
     has_cure: bool
     preset: list[str]
@@ -261,7 +262,7 @@ def score(case: Case, *, twin_of: Callable[[Case], Measurement], half: str) -> S
     Args:
         case: The fault.
         twin_of: Measures the baseline of a twin; twins are shared.
-        half: Its half.
+        half: Its group.
     """
     assert case.right is not None
     assert case.twin is not None

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from faults import FURTHER, HEALTHY, MORE_HEALTHY, SCORED, Case, Right, half, measured
+from faults import FURTHER, HEALTHY, MORE_HEALTHY, SCORED, UNSEEN, Case, Right, group, half, measured
 from faults.scoring import Report, fits, known_names, preset_report, words
 
-BY_NAME = {case.id: case for case in SCORED}
+BY_NAME = {case.id: case for case in (*SCORED, *UNSEEN)}
 
 
 def by_id(case: Case) -> str:
@@ -19,7 +19,8 @@ def by_id(case: Case) -> str:
 
 
 def test_there_are_eighty_faults_and_twice_as_many_healthy_models_as_before() -> None:
-    assert len(BY_NAME) == len(SCORED) >= 80
+    assert len(BY_NAME) == len(SCORED) + len(UNSEEN)
+    assert len(SCORED) >= 80
     assert len({case.id for case in (*HEALTHY, *MORE_HEALTHY)}) >= 2 * 38
 
 
@@ -30,7 +31,13 @@ def test_each_half_has_a_third_at_least_and_never_changes() -> None:
     assert half(BY_NAME["causal-leak"]) == half(replace(BY_NAME["causal-leak"], family="mlp"))
 
 
-@pytest.mark.parametrize("case", SCORED, ids=by_id)
+def test_a_fault_is_in_the_third_group_only_if_it_is_unseen() -> None:
+    assert {group(case) for case in UNSEEN} == {"C"}
+    assert len(UNSEEN) == 24
+    assert all(group(case) == half(case) for case in SCORED)
+
+
+@pytest.mark.parametrize("case", [*SCORED, *UNSEEN], ids=by_id)
 def test_the_declared_place_is_in_the_model(case: Case) -> None:
     assert case.right is not None
     assert case.twin is not None
@@ -39,15 +46,18 @@ def test_the_declared_place_is_in_the_model(case: Case) -> None:
     assert [p for p in case.right.place if any(fits(name, p) for name in known)] != []
 
 
-@pytest.mark.parametrize("case", FURTHER, ids=by_id)
+@pytest.mark.parametrize("case", [*FURTHER, *UNSEEN], ids=by_id)
 def test_a_fault_and_its_twin_take_the_same_inputs(case: Case) -> None:
     assert case.twin is not None
+    assert case.right is not None
     for one in (case, case.twin):
         torch.manual_seed(0)
         inputs, labels = one.task(torch.Generator().manual_seed(0))
         output = one.build()(**inputs) if isinstance(inputs, dict) else one.build()(inputs)
         assert one.loss is not None
-        assert bool(one.loss(output, labels).isfinite())
+        loss = one.loss(output, labels)
+        assert loss.shape == ()
+        assert bool(loss.isfinite()) or (one is case and "NaN" in case.right.cause)
 
 
 @pytest.mark.parametrize(
