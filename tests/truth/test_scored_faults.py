@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from faults import FURTHER, HEALTHY, MORE_HEALTHY, SCORED, UNSEEN, Case, Right, group, half, measured
-from faults.scoring import Report, fits, known_names, preset_report, words
+from faults.scoring import Report, Score, fits, known_names, preset_report, words
+from scripts import script
 
 BY_NAME = {case.id: case for case in (*SCORED, *UNSEEN)}
 
@@ -35,6 +38,25 @@ def test_a_fault_is_in_the_third_group_only_if_it_is_unseen() -> None:
     assert {group(case) for case in UNSEEN} == {"C"}
     assert len(UNSEEN) == 24
     assert all(group(case) == half(case) for case in SCORED)
+
+
+def found(name: str, half: str, *, preset: bool) -> Score:
+    """Return a score of which only the group counts, and whether a preset finds the fault."""
+    names = ("lint", "baseline", "asked", "cures", "lines", "baseline_lines")
+    lists: dict[str, Any] = {name: [] for name in names}
+    marks = dict.fromkeys(("contract", "place", "cause", "baseline_place", "baseline_cause", "back", "trains", "worse"))
+    flags = ["log_gain"] if preset else []
+    given: dict[str, Any] = {"visible": True, "has_cure": False, "preset": flags, "seconds": 0.0, **lists, **marks}
+    return Score(name=name, family="mlp", half=half, **given)
+
+
+def test_the_sums_have_a_column_for_each_group_and_one_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    scores = [found("a", "A", preset=True), found("b", "B", preset=False), found("c", "C", preset=True)]
+    head, _, first, *_ = script("benchmarks/faults.py").sums(scores)
+    titles = ["A (1 faults)", "B (1 faults)", "C: written by someone who had not seen the code (1 faults)", "all"]
+    assert head.strip("| ").split(" | ")[1:] == titles
+    assert first.strip("| ").split(" | ")[2:] == ["1.00 (1 of 1)", "0.00 (0 of 1)", "1.00 (1 of 1)", "0.67 (2 of 3)"]
 
 
 @pytest.mark.parametrize("case", [*SCORED, *UNSEEN], ids=by_id)

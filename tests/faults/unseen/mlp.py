@@ -278,7 +278,9 @@ CASES = (
         "mlp",
         rectified_logits,
         vectors,
-        Right(("11", "ReLU", "output"), r"ReLU.*last|last.*ReLU|half of the logits|modules.*\b11\b"),
+        Right(
+            ("11", "ReLU", "output"), r"(?i)relu.*(last|before|logits)|last.*relu|half of the logits|modules.*\b11\b"
+        ),
     ),
     twins(
         "pixels-divided-twice",
