@@ -287,7 +287,7 @@ CASES = (
         "mlp",
         Pixels,
         partial(bytes_of_images, batch=16),
-        Right(("input*", "net.0"), r"inputs?\b.*(same|constant|smaller|rms|divid|changed)|Div"),
+        Right(("input*", "net.0"), r"inputs?\b.*(same|constant|smaller|rms|divid|changed)|\b[Dd]iv"),
     ),
     twins(
         "masks-that-do-not-alternate",
