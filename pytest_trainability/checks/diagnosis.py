@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from statistics import fmean, median
 
 from ..records.factors import FactorRecord, GateRecord
-from ..records.names import template, with_stars
+from ..records.names import folded, template, with_stars
 from ..records.reports import VerdictRecord
 from ..records.text import format_names, format_number
 
 __all__ = [
     "FactorGroup",
     "closed_gates",
+    "determining",
     "diagnose",
     "factor_groups",
+    "gains_by_layer",
     "is_about_growth",
     "is_gru",
+    "is_in_every_layer",
+    "is_made_by_others",
     "outlier",
     "places",
     "unlike_weights",
@@ -39,6 +45,8 @@ SINGLE_SHARE, GROUP_SHARE = 0.5, 0.25
 """Parts of the total from which a single factor, or a group of them, is named. See Note [Causes explain their share]."""
 UNLIKE = 4.0
 """Ratio of the gains of weights in branches, ``rms * sqrt(fan-in)``, from which on those of one layer are named."""
+FEW_OTHERS = 3
+"""Number of modules from which on those that belong to a part of a group are listed, and not those that do not."""
 LEAST_DEVIATION = 0.7
 """Smallest deviation of a single factor that is named, in nats: a factor of two."""
 
@@ -68,6 +76,22 @@ class FactorGroup:
     def place(self) -> str:
         """The modules, such as ``blocks.*.mlp``, with their class."""
         return _place([member.module for member in self.members], self.first.module_kind)
+
+    def place_among(self, group: FactorGroup) -> str:
+        """Return the modules, such as ``5 × Linear (layers.*, not layers.0)``, where these are only a part of a group."""
+        names = dict.fromkeys(member.module for member in self.members)
+        others = [name for name in dict.fromkeys(member.module for member in group.members) if name not in names]
+        few = f"{places([*names])}, not {', '.join(others)}" if len(others) < FEW_OTHERS else ", ".join(folded(names))
+        return f"{len(names)} × {self.first.module_kind} ({few})"
+
+    @property
+    def of_most_frequent_fan_in(self) -> FactorGroup:
+        """The members whose weights have the most frequent number of inputs; the group itself if all of them have."""
+        numbers = Counter(member.fan_in for member in self.members)
+        if len(numbers) == 1:
+            return self
+        usual, _ = numbers.most_common(1)[0]
+        return FactorGroup(tuple(member for member in self.members if member.fan_in == usual))
 
     @property
     def weights(self) -> str:
@@ -263,7 +287,7 @@ def _of_groups(factors: Sequence[FactorRecord], total: float, along: str) -> Ite
     """Yield lines on the groups of factors that explain a fair part of the total, largest first, and on the size of weights."""
     groups = factor_groups(factors)
     named = [group for group in groups if _is_named(group, total)]
-    needed = list(_needed_weights(groups, total, along))
+    needed = list(_needed_weights(factors, groups, total, along))
     # Half of the slopes of a ReLU are zero: the weights in front of it have to make up for this.
     is_usual = any(group.first.slopes is not None and 0.3 < group.first.slopes.zeros < 0.7 for group in named)
     yield from needed if is_usual else ()
@@ -273,25 +297,83 @@ def _of_groups(factors: Sequence[FactorRecord], total: float, along: str) -> Ite
     yield from () if is_usual else needed
 
 
-def _needed_weights(groups: Sequence[FactorGroup], total: float, along: str) -> Iterator[str]:
+def _needed_weights(
+    factors: Sequence[FactorRecord], groups: Sequence[FactorGroup], total: float, along: str
+) -> Iterator[str]:
     """Yield the rms that weights would need for a gain of 1 at the measured slopes, where their scale decides the gain."""
     weights = [group for group in groups if group.first.kind == "weights" and group.first.weight]
     kinds = {group.first.kind for group in groups}
     if not weights or not kinds <= {"weights", "entrywise", "other"}:
         yield from (line for group in weights for line in _weight_lines(group) if _is_named(group, total))
         return
+    if is_made_by_others(factors):
+        return
     count = sum(len(group.members) for group in weights)
     largest = max(weights, key=lambda group: len(group.members))
+    alike = largest.of_most_frequent_fan_in
     factor = math.exp(-total / count)
+    if alike is not largest:
+        # The first layer, whose fan-in is another one, may follow a rule of its own.
+        by_layer = dict(gains_by_layer(factors))
+        factor = _exp(-median(by_layer[member.weight] for member in alike.members))
     if 0.01 < factor < 100:
         slopes = _typical_slopes(groups)
         at_slopes = f"at slopes of rms {format_number(slopes)} " if slopes is not None else ""
-        now = largest.weight_rms
+        now = alike.weight_rms
         what = "recurrent weights" if along == "time" else "weights"
+        place = largest.place if alike is largest else alike.place_among(largest)
         yield (
-            f"{what} of rms {format_number(now)} over {largest.first.fan_in} inputs in {largest.place}: {at_slopes}a gain of 1 "
+            f"{what} of rms {format_number(now)} over {alike.first.fan_in} inputs in {place}: {at_slopes}a gain of 1 "
             f"needs an rms of about {format_number(now * factor)}"
         )
+
+
+def is_made_by_others(factors: Sequence[FactorRecord]) -> bool:
+    """Return whether the weights of plain layers have a usual size, and other factors explain most of the growth.
+
+    Those are products that do more than these layers, such as a sum over neighbours, and numbers that the signal is multiplied
+    with. A number or a function in every layer may be what the weights ought to make up for, and does not count.
+
+    Args:
+        factors: Factors of the steps, in program order.
+    """
+    groups = factor_groups(factors)
+    weights = [group for group in groups if group.first.kind == "weights"]
+    layers = sum(len(group.members) for group in weights)
+
+    def is_other(group: FactorGroup) -> bool:
+        if group.first.kind == "other":
+            return bool(group.first.products) or not is_in_every_layer(group, layers)
+        slopes = group.first.slopes
+        is_number = slopes is not None and (slopes.is_constant or bool(group.first.buffers))
+        return is_number and not is_in_every_layer(group, layers)
+
+    total = sum(factor.gain for factor in factors)
+    explained = sum(group.gain for group in groups if is_other(group)) * math.copysign(1, total)
+    are_usual = all(0.5 <= _gain_of_weights(group) <= 2 for group in weights if group.first.fan_in)
+    return bool(weights) and are_usual and explained > SINGLE_SHARE * abs(total)
+
+
+def is_in_every_layer(group: FactorGroup, layers: int) -> bool:
+    """Return whether a group has as many members as there are layers with weights; one layer, the last one, may lack it."""
+    return abs(len(group.members) - layers) <= 1
+
+
+def gains_by_layer(factors: Sequence[FactorRecord]) -> Iterator[tuple[str, float]]:
+    """Yield each weight with the gain of its factor and of those that follow up to the next weight, nats.
+
+    Args:
+        factors: Factors of the steps, in program order.
+    """
+    place = 0
+    numbered: list[tuple[int, FactorRecord]] = []
+    for factor in factors:
+        place += factor.kind == "weights"
+        numbered.append((place, factor))
+    for number, layer in groupby(numbered, key=lambda pair: pair[0]):
+        members = [factor for _, factor in layer]
+        if number and members[0].weight:
+            yield members[0].weight, sum(factor.gain for factor in members)
 
 
 def _is_named(group: FactorGroup, total: float) -> bool:
@@ -377,10 +459,40 @@ def _slopes_text(group: FactorGroup) -> str:
         return f"{text}, {100 * zeros:.0f} % of them zero"
     read = list(dict.fromkeys(name for member in group.members for name in member.parameters))
     if read and group.first.operations == ("Mul",):
-        names = ", ".join(form for form, _, _ in with_stars(read, read))
         low, high = min(s.low for s in slopes), max(s.high for s in slopes)
-        return f"slopes from {format_number(low)} to {format_number(high)}, which {names} determines"
+        return f"slopes from {format_number(low)} to {format_number(high)}, which {_determine(group, read)}"
     return text
+
+
+def _determine(group: FactorGroup, read: Sequence[str]) -> str:
+    """Return the parameters that set the slopes of a group, those that matter most with what a shift of their entries does."""
+    most = determining(group.members)
+    if not most:
+        names = [form for form, _, _ in with_stars(read, read)]
+        return f"{', '.join(names)} {'determine' if len(names) > 1 else 'determines'}"
+    forms = {form: [name for name in read if template(name) == form] for form in most}
+    names = [f"{places(forms[form])} ({gain:+.2g})" for form, gain in most.items()]
+    verb = "determine" if len(names) > 1 else "determines"
+    unit = f" (nats of gain for a shift by 1; {len(read) - len(names)} others less)" if len(read) > len(names) else ""
+    return f"{', '.join(names)} {verb}{unit}"
+
+
+def determining(factors: Sequence[FactorRecord]) -> dict[str, float]:
+    """Return the parameters that set the slopes of factors, by the change of the gain per unit of a shift, the largest first.
+
+    Those with less than a quarter of the largest effect are left out. None are returned if the effects are not known.
+
+    Args:
+        factors: Factors of a group.
+    """
+    effects: dict[str, list[float]] = {}
+    for factor in factors:
+        for name, effect in zip(factor.parameters, factor.sensitivities):
+            effects.setdefault(template(name), []).append(effect)
+    means = {form: fmean(values) for form, values in effects.items()}
+    largest = max(map(abs, means.values()), default=0.0)
+    ranked = sorted(means, key=lambda form: -abs(means[form]))
+    return {form: means[form] for form in ranked if largest and abs(means[form]) > GROUP_SHARE * largest}
 
 
 def _details(group: FactorGroup, factors: Sequence[FactorRecord] = ()) -> Iterator[str]:
@@ -397,6 +509,10 @@ def _details(group: FactorGroup, factors: Sequence[FactorRecord] = ()) -> Iterat
         yield from _branch_lines(first, unlike_weights(factors))
     elif first.kind == "weights" and len(group.members) == 1:
         yield from _weight_lines(group)
+    for buffer in dict.fromkeys(buffer for member in group.members for buffer in member.buffers):
+        size = f"rows sum to {format_number(buffer.row_sum)} on average" if math.isfinite(buffer.row_sum) else ""
+        size = size or f"entries have rms {format_number(buffer.rms)}"
+        yield f"the signal is multiplied with the buffer {buffer.name}, whose {size}"
 
 
 def closed_gates(factors: Sequence[FactorRecord]) -> list[GateRecord]:

@@ -7,7 +7,7 @@ weight. The gradient of a bias that a softmax or a normalization cancels is zero
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import BoundError
@@ -139,8 +139,12 @@ def _parameter_texts(classes: GradientClasses) -> Iterator[str]:
         yield f"{zero} excluded from bounds on gradients and updates: {format_names(names)}"
 
 
-def untrained_text(classes: GradientClasses | None) -> str:
-    """Return a sentence with the number of trainable parameters whose gradient is zero at initialization.
+def untrained_text(classes: GradientClasses | None, first: Sequence[str] = ()) -> str:
+    """Return a sentence with the numbers of parameters that ``untrained_fraction`` is computed from.
+
+    Args:
+        classes: Classes of the parameters' gradients; None if they are not known.
+        first: Names that come first where they get no gradient, such as those that are zero.
 
     Returns:
         The sentence, with the names of the first ones that no design explains; empty if there are none.
@@ -150,8 +154,12 @@ def untrained_text(classes: GradientClasses | None) -> str:
     """
     if classes is not None and not classes.trainable():
         return "all parameters are frozen"
-    names = [] if classes is None else classes.without_gradient()
-    if classes is None or not names:
+    shares = [] if classes is None else classes.largest_shares()
+    largest = max(shares, key=lambda share: share.share, default=None)
+    if largest is None or not largest.names:
         return ""
-    zero, trainable = len(classes.zero_at_initialization()), len(classes.trainable())
-    return f"{zero} of {trainable} parameters get no gradient at initialization: {format_names(names)}"
+    names = [*(name for name in first if name in largest.names), *(n for n in largest.names if n not in first)]
+    counts = f"{len(names)} of {largest.judged} parameters" + (f" of the {largest.block}" if largest.block else "")
+    up_to = "" if len({(len(share.names), share.judged, share.block) for share in shares}) == 1 else "up to "
+    design = ", and not by design" if largest.by_design else ""
+    return f"{up_to}{counts} get no gradient at initialization{design}: {format_names(names)}"

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
+from statistics import fmean, median
 from typing import Literal, TypeAlias
 
 from ..records.causes import CauseRecord
 from ..records.factors import FactorRecord
-from ..records.names import with_stars
-from ..records.text import format_number
+from ..records.names import template, with_stars
+from ..records.text import format_names, format_number
 from .diagnosis import (
     GROUP_SHARE,
     closed_gates,
+    determining,
     factor_groups,
+    gains_by_layer,
     is_gru,
+    is_in_every_layer,
+    is_made_by_others,
     outlier,
     places,
     unlike_weights,
@@ -64,6 +70,9 @@ class Remedy:
     """Whether it is tried only if no other change helps, as nothing says that what it changes is at fault."""
     parts: tuple[Remedy, ...] = ()
     """For ``several`` the changes that are made together."""
+    in_order: tuple[str, ...] = ()
+    """Names of its targets in the order in which the forward pass reads them, if a change of some of them may suffice. The last
+    ones are the first that stay as they are."""
     note: str = ""
     """Reason or source, in a few words."""
 
@@ -79,7 +88,21 @@ class Remedy:
             return self
         targets = tuple(self.targets[index] for index in kept)
         factors, rms = (tuple(v[index] for index in kept if index < len(v)) for v in (self.factors, self.rms))
-        return replace(self, targets=targets, factors=factors, rms=rms)
+        parts = tuple(part for one in self.parts if (part := one.without(names)).targets)
+        in_order = tuple(name for name in self.in_order if name not in names)
+        return replace(self, targets=targets, factors=factors, rms=rms, parts=parts, in_order=in_order)
+
+    def without_zeros(self, names: Collection[str]) -> Remedy:
+        """Return the remedy without some of the zeros that are in order, and without the shifts of gains among them."""
+        modules = {name.rpartition(".")[0] for name in names}
+        shifts = {n for n in self.targets if n not in self.in_order and n.rpartition(".")[0] in modules}
+        return self.without({*names} | shifts)
+
+    def adds_nothing_to(self, other: Remedy) -> bool:
+        """Return whether another remedy does the same to some of the targets, or has this one as a part."""
+        if self.kind == other.kind and {*other.targets} <= {*self.targets}:
+            return True
+        return other.kind == "several" and {*self.targets} < {*other.targets}
 
     @property
     def text(self) -> str:
@@ -107,6 +130,12 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     yield from _closed_gates(factors)
     yield from _of_unlike_weights(factors)
     yield from _biases(factors)
+    is_plain = not {factor.kind for factor in factors} & {"normalization", "attention", "gated", "parallel"}
+    of_weights = (
+        [r for r in _weights(factors) if r.kind != "scale" or not is_made_by_others(factors)] if is_plain else []
+    )
+    if _are_constants_of_the_design(factors):
+        yield from (remedy for remedy in of_weights if remedy.kind == "scale")
     yield from _constants(factors)
     yield from _skips(factors)
     yield from _parameters_of_slopes(factors)
@@ -116,8 +145,7 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     yield from _recurrences(factors)
     if any(factor.kind == "parallel" for factor in factors):
         yield from _branches(factors)
-    elif not any(factor.kind in {"normalization", "attention", "gated"} for factor in factors):
-        yield from _weights(factors)
+    yield from of_weights
 
 
 def remedies_of_causes(causes: Iterable[CauseRecord]) -> Iterator[Remedy]:
@@ -153,14 +181,30 @@ def _of_cause(cause: CauseRecord) -> Iterator[Remedy]:
         yield Remedy("scale", cause.weights, cause.factors, cause.rms)
     if cause.padding:
         yield Remedy("padding", cause.padding)
+    if cause.in_order:
+        yield _of_ordered_zeros(cause)
+    else:
+        yield from _of_values(cause)
+    if cause.module:
+        yield Remedy("layer norm", (cause.module,))
+
+
+def _of_values(cause: CauseRecord) -> Iterator[Remedy]:
+    """Yield that parameters are drawn anew, are one, or are zero."""
     if cause.drawn:
         yield Remedy("draw", cause.drawn, cause.deviations)
     if cause.ones:
         yield _ones(cause.ones, cause.zeros)
     elif cause.zeros:
         yield Remedy("zeros", cause.zeros)
-    if cause.module:
-        yield Remedy("layer norm", (cause.module,))
+
+
+def _of_ordered_zeros(cause: CauseRecord) -> Remedy:
+    """Return one remedy for all zeros, of which those at the end may turn out to be needed as they are."""
+    parts = tuple(part for one in _of_values(cause) for part in one.parts or (one,))
+    targets = tuple(name for part in parts for name in part.targets)
+    whole = parts[0] if len(parts) == 1 else Remedy("several", targets, parts=parts)
+    return replace(whole, in_order=cause.in_order)
 
 
 def _ones(gains: tuple[str, ...], shifts: tuple[str, ...], rms: tuple[float, ...] = ()) -> Remedy:
@@ -233,6 +277,21 @@ def _biases(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
         yield Remedy("zeros", tuple(dict.fromkeys(f.bias for f in larger)), note=note)
 
 
+def _are_constants_of_the_design(factors: Sequence[FactorRecord]) -> bool:
+    """Return whether code multiplies with the same number in every layer, as that of a SIREN does.
+
+    A number in modules that do nothing else is a part that can be taken out.
+    """
+    layers = sum(factor.kind == "weights" for factor in factors)
+    constant = (
+        group for group in factor_groups(factors) if all(f.slopes and f.slopes.is_constant for f in group.members)
+    )
+    inline = (group for group in constant if not (group.first.parameters or group.first.is_whole_module))
+    everywhere = (group for group in inline if is_in_every_layer(group, layers))
+    numbers = ([f.slopes.high for f in group.members if f.slopes] for group in everywhere)
+    return any(len(n) >= FEW and math.isclose(min(n), max(n), rel_tol=1e-3) for n in numbers)
+
+
 def _constants(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     """Yield that numbers are removed with which a group of like modules multiplies, where these explain the growth."""
     total = sum(factor.gain for factor in factors)
@@ -299,8 +358,21 @@ def _parameters_of_slopes(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
         if means and "Norm" in group.first.module_kind:
             yield Remedy("ones", tuple(means))
         elif means and total:
-            step = math.copysign(0.5, -total)
-            yield Remedy("shift", tuple(means), (step,) * len(means), tuple(means.values()), adjustable=True)
+            yield from _shifts(members, means, total)
+
+
+def _shifts(members: Sequence[FactorRecord], means: Mapping[str, float], total: float) -> Iterator[Remedy]:
+    """Yield a shift of each parameter that sets slopes, first of those that are zero: nobody has chosen their start."""
+    effects = determining(members)
+    if not effects:
+        step = math.copysign(0.5, -total)
+        yield Remedy("shift", tuple(means), (step,) * len(means), tuple(means.values()), adjustable=True)
+    named = {form: [name for name in means if template(name) == form] for form in effects}
+    for form in sorted(named, key=lambda form: any(means[name] for name in named[form])):
+        names = named[form]
+        step = math.copysign(0.5, -total * effects[form])
+        rms = tuple(means[name] for name in names)
+        yield Remedy("shift", tuple(names), (step,) * len(names), rms, adjustable=True)
 
 
 def _epsilons(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -386,10 +458,11 @@ def _weights(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     if not weights:
         return
     rms = tuple(factor.weight_rms for factor in weights.values())
+    yield from _of_one_rule(weights, dict(gains_by_layer(factors)))
     total, count = sum(factor.gain for factor in factors), sum(factor.kind == "weights" for factor in factors)
     change = math.exp(min(max(-total / count, -9.0), 9.0))
     yield Remedy("scale", tuple(weights), (change,) * len(weights), rms, adjustable=True)
-    each = dict(_by_layer(factors))
+    each = {name: math.exp(min(max(-gain, -9.0), 9.0)) for name, gain in gains_by_layer(factors)}
     if len(each) == len(weights) > 1:
         note = "layer by layer, as LSUV does: Mishkin & Matas, ICLR 2016"
         yield Remedy("scale", tuple(each), tuple(each.values()), rms, adjustable=True, note=note)
@@ -398,18 +471,26 @@ def _weights(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
         yield Remedy("layer norm", modules)
 
 
-def _by_layer(factors: Sequence[FactorRecord]) -> Iterator[tuple[str, float]]:
-    """Yield for each weight the factor that gives a gain of 1 to it and to what follows, up to the next weight."""
-    place = 0
-    numbered: list[tuple[int, FactorRecord]] = []
-    for factor in factors:
-        place += factor.kind == "weights"
-        numbered.append((place, factor))
-    for number, layer in groupby(numbered, key=lambda pair: pair[0]):
-        members = [factor for _, factor in layer]
-        if number and members[0].weight:
-            gain = sum(factor.gain for factor in members)
-            yield members[0].weight, math.exp(min(max(-gain, -9.0), 9.0))
+def _of_one_rule(weights: Mapping[str, FactorRecord], gains: Mapping[str, float]) -> Iterator[Remedy]:
+    """Yield a gain of 1 for most weights, if others have neither their size nor their gain: those were drawn by another rule.
+
+    The first layer of a SIREN is drawn wider than the others, and is right where these are not.
+    """
+    usual, _ = Counter(factor.fan_in for factor in weights.values()).most_common(1)[0]
+    alike = [factor for factor in weights.values() if factor.fan_in == usual]
+    size = math.sqrt(fmean(factor.weight_rms**2 for factor in alike))
+
+    def is_of_the_rule(factor: FactorRecord) -> bool:
+        ratio = factor.weight_rms / size if size else math.nan
+        ratios = ratio, ratio * math.sqrt(factor.fan_in / usual)
+        return any(1 / SAME_SIZE < ratio < SAME_SIZE for ratio in ratios)
+
+    chosen = {name: factor.weight_rms for name, factor in weights.items() if usual and is_of_the_rule(factor)}
+    others = [name for name in weights if name not in chosen]
+    if len(chosen) > len(others) > 0 and gains.keys() >= chosen.keys():
+        change = math.exp(min(max(-median(gains[name] for name in chosen), -9.0), 9.0))
+        note = f"{format_names(others)} stay{'' if len(others) > 1 else 's'}"
+        yield Remedy("scale", tuple(chosen), (change,) * len(chosen), tuple(chosen.values()), note=note)
 
 
 # Words ------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ def judge(
     *,
     scale: str = "linear",
     level: Level = FIXED,
+    by_seed: bool = False,
 ) -> VerdictRecord:
     """Judge one measure by its point estimates: every element must lie in the bound.
 
@@ -33,6 +34,7 @@ def judge(
         bound: Bound in the unit of the measure.
         scale: ``"log"`` if the margin is the log of a ratio.
         level: Confidence level of the intervals of ``value``.
+        by_seed: Whether an element that is outside on every seed settles the failure.
 
     Returns:
         The verdict, with the values of the worst element. An empty profile does not hold.
@@ -42,7 +44,8 @@ def judge(
         return _nothing_to_judge(measure, bound, scale)
     ranked = _rank(elements, bound, scale)
     outside = [element for element in ranked if not bound.holds(element.mean)]
-    worst, seeds_needed = ranked[0], _seeds_needed(elements, outside, bound, level)
+    is_sure = by_seed and any(not any(map(bound.holds, element.values)) for element in outside)
+    worst, seeds_needed = ranked[0], 0.0 if is_sure else _seeds_needed(elements, outside, bound, level)
     return VerdictRecord(
         measure=measure,
         value=worst.mean,

@@ -12,6 +12,7 @@ from torch import nn
 from ..checks.remedies import LARGEST_FACTOR, Remedy, remedies, remedies_of_causes
 from ..measures import MEASURES
 from ..records.estimates import Estimate
+from ..records.names import alike
 from ..records.reports import VerdictRecord
 from .changes import apply, changed
 from .seed_runs import SeedRuns
@@ -20,6 +21,8 @@ __all__ = ["Cure", "Judge", "find_cures"]
 
 MOST_SHOWN = 2
 """Number of cures after which the search ends."""
+MOST_GROUPS = 6
+"""Number of groups of zeros of one name, counted from the output, that are tried to be left as they are."""
 MOST_TRIALS = 4
 """Number of runs of one seed in which the size of a change is adjusted."""
 CLOSE, CLOSE_NATS = 0.05, 0.5
@@ -95,14 +98,12 @@ def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -
         return
     causes = [cause for found_causes in seed_runs.causes.values() for cause in found_causes]
     for remedy in (*remedies_of_causes(causes), *remedies(seed_runs.factors or ())):
-        if any((remedy.kind, {*remedy.targets}) == (other.kind, {*other.targets}) for other in found):
-            # Factors by layer, where one for all of them is enough.
+        if any(remedy.adds_nothing_to(other) for other in found):
+            # Factors by layer where one for all of them is enough, more parameters than needed, a part of what is needed.
             continue
         if (remedy.kind == "several" and found) or (remedy.is_fallback and any(not one.is_fallback for one in found)):
             continue
-        if any(other.kind == "several" and {*remedy.targets} < {*other.targets} for other in found):
-            # A part of a change that is needed as a whole.
-            continue
+        remedy = _smallest(seed_runs, remedy, judge)
         # A change that cannot be made or run is no cure: a module that cannot be copied, a layer that refuses another input.
         with suppress(Exception):
             adjusted = remedy
@@ -117,6 +118,30 @@ def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -
                 found.append(remedy)
         if len(found) == MOST_SHOWN:
             return
+
+
+def _smallest(seed_runs: SeedRuns, remedy: Remedy, judge: Judge) -> Remedy:
+    """Return a remedy with as few of its zeros as the bounds of one seed need.
+
+    Zeros next to the output may be a design, such as the last layer of a branch. They are the first that stay, all layers of one
+    name together; then the last one of those that are left.
+    """
+    groups = alike(remedy.in_order, str)[-MOST_GROUPS:]
+    if len(remedy.in_order) < 2 or not _holds(seed_runs, remedy, judge):
+        return remedy
+    for group in (*reversed(groups), ()):
+        names = group or remedy.in_order[-1:]
+        fewer = remedy.without_zeros(names)
+        if fewer.in_order and _holds(seed_runs, fewer, judge):
+            remedy = fewer
+    return remedy
+
+
+def _holds(seed_runs: SeedRuns, remedy: Remedy, judge: Judge) -> bool:
+    """Return whether what has failed holds on one seed of a changed model."""
+    with suppress(Exception), _runs_with(seed_runs, remedy, (seed_runs.typical_seed(),)) as runs:
+        return all(verdict.holds for verdict in judge(runs))
+    return False
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from ..checks.bounds import Bound
 from ..checks.judged_elements import BY_PARAMETER, COVERAGE, judged_elements, selected_elements, untrained_text
 from ..checks.verdicts import Value, judge
 from ..measures import MEASURES, Measure
-from ..records.estimates import Estimate, Profile, Spectrum
+from ..records.estimates import Estimate, Names, Profile, Spectrum
 from ..records.reports import VerdictRecord
 from .seed_runs import SeedRuns
 
@@ -56,12 +56,16 @@ def verdict_of(seed_runs: SeedRuns, m: Measure, bound: Bound) -> VerdictRecord |
     judged = judged_elements(m.zero_by_design, value, classes)
     if _is_empty(judged) and not _is_empty(value):
         return None
-    verdict = replace(judge(m.name, judged, bound, scale=m.scale, level=seed_runs.level), selection=bound.selection)
+    found = judge(m.name, judged, bound, scale=m.scale, level=seed_runs.level, by_seed=m.holds_by_seed)
+    verdict = replace(found, selection=bound.selection)
     if not verdict.elements:
         return replace(verdict, remark=m.if_empty or (FROZEN if m.zero_by_design in BY_PARAMETER else ""))
     if m.name == "initial_loss":
         return replace(verdict, remark=_chance_loss(seed_runs.values))
-    return replace(verdict, remark=untrained_text(classes)) if m.name == "untrained_fraction" else verdict
+    if m.name == "untrained_fraction":
+        asleep = seed_runs.values.get("asleep_parameters")
+        return replace(verdict, remark=untrained_text(classes, asleep.names if isinstance(asleep, Names) else ()))
+    return verdict
 
 
 def _chance_loss(values: Mapping[str, Value]) -> str:

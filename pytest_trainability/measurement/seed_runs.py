@@ -26,6 +26,7 @@ from ..engine.runs.run import Need, Run
 from ..errors import InapplicableError, TrainabilityError, UsageError
 from ..init.description import ModelDescription
 from ..measures import MEASURES, Measure, companion_of
+from ..measures.gradients.classes import REPEATED_BLOCKS
 from ..measures.parameters.initial_values import DESCRIPTION
 from ..records.causes import CauseRecord
 from ..records.factors import FactorRecord
@@ -302,7 +303,10 @@ class SeedRuns:
     def gradient_classes(self) -> GradientClasses | None:
         """Classes of the parameters' gradients; None if they could not be found, or were not requested."""
         lines, norms = (self.readings.get(name, []) for name in ("gradient_classes", "gradient_norm"))
-        return GradientClasses.of(lines, (name for norm in norms for name in norm)) if lines else None
+        if not lines:
+            return None
+        blocks = self.common.plan.findings.get(REPEATED_BLOCKS, {})
+        return GradientClasses.of(lines, (name for norm in norms for name in norm), blocks)
 
     def with_unit_of_chain(self, m: Measure) -> Measure:
         """Return the measure with its unit on this chain: per time instead of per step where steps span time."""

@@ -57,6 +57,9 @@ class Measure:
         explained_by: Need that explains a value outside of its bound: a tuple of
             :class:`~pytest_trainability.records.causes.CauseRecord`, from one more run after a failure. None, the default, for no
             explanation.
+        holds_by_seed: Whether a bound on an element ought to hold on each seed alone, because a value outside is a fault that no
+            other draw removes, such as a derivative that is wrong. A failure is not marginal then if some element is outside
+            on all seeds, however much its values differ. False by default: the mean over seeds is judged.
 
     Raises:
         UsageError: An argument is not one of the values above, ``zero_by_design`` is set for another kind than a profile, or
@@ -78,6 +81,7 @@ class Measure:
     if_empty: str = ""
     presumes: Need[bool] | None = None
     explained_by: Need[tuple[CauseRecord, ...]] | None = None
+    holds_by_seed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "needs", frozenset(self.needs))
@@ -130,6 +134,7 @@ def declare(
     if_empty: str = "",
     presumes: Need[bool] | None = None,
     explained_by: Need[tuple[CauseRecord, ...]] | None = None,
+    holds_by_seed: bool = False,
 ) -> Callable[[Callable[[Run], Reading]], Measure]:
     """Return a decorator that turns a function of a run into a measure with the function's name.
 
@@ -165,6 +170,7 @@ def declare(
             if_empty=if_empty,
             presumes=presumes,
             explained_by=explained_by,
+            holds_by_seed=holds_by_seed,
         )
 
     return declared

@@ -23,6 +23,9 @@ class CauseRecord:
     """Names of parameters that might be one instead."""
     zeros: tuple[str, ...] = ()
     """Names of parameters that might be zero instead."""
+    in_order: tuple[str, ...] = ()
+    """Names of those among the drawn ones and the ones that are zero, in the order in which the forward pass reads them, if a
+    change of some of them may suffice. The last ones may be zero by design."""
     adding: tuple[str, ...] = ()
     """Names of the modules whose code adds a constant; an empty name for the model itself."""
     constants: tuple[float, ...] = ()

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FactorKind", "FactorRecord", "GateRecord", "SlopeRecord"]
+__all__ = ["BufferRecord", "FactorKind", "FactorRecord", "GateRecord", "SlopeRecord"]
 
 FactorKind = Literal["weights", "gated", "entrywise", "normalization", "attention", "parallel", "layout", "other"]
 """Product with weights; gates that products with weights open, as in an LSTM; function of each entry; normalization; attention;
@@ -49,6 +49,17 @@ class GateRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class BufferRecord:
+    """A buffer that the signal is multiplied with."""
+
+    name: str
+    rms: float
+    """Root mean square of its entries."""
+    row_sum: float = math.nan
+    """Mean over the rows of the sum of a row's absolute values; NaN for a buffer of less than two dimensions."""
+
+
+@dataclass(frozen=True, slots=True)
 class FactorRecord:
     """One factor of the Jacobian of a step. See Note [Factors of a step] in engine/capture/factors.py."""
 
@@ -69,6 +80,10 @@ class FactorRecord:
     """Names of the parameters that the operations read."""
     parameter_means: tuple[float, ...] = ()
     """Mean of each of them."""
+    sensitivities: tuple[float, ...] = ()
+    """For each of them the change of the gain, in nats per unit by which all of its entries grow; none where it is not known."""
+    buffers: tuple[BufferRecord, ...] = ()
+    """Buffers of the model that the signal is multiplied with."""
     zero_parameters: tuple[str, ...] = ()
     """Trained parameters of the model that are zero and no biases, among those whose names differ from these by numbers only."""
     weight: str = ""

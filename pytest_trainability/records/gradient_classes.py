@@ -19,6 +19,7 @@ __all__ = [
     "UNKNOWN",
     "UNUSED",
     "GradientClasses",
+    "ShareWithoutGradient",
     "kind_of",
     "listed",
     "waking",
@@ -96,18 +97,26 @@ class GradientClasses:
 
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     """By name, one class per seed."""
+    blocks: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
+    """Parameters of each repeated block, by a description such as ``12 × Block``."""
 
     @classmethod
-    def of(cls, readings: Sequence[Sequence[str]], parameters: Iterable[str]) -> GradientClasses:
+    def of(
+        cls,
+        readings: Sequence[Sequence[str]],
+        parameters: Iterable[str],
+        blocks: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> GradientClasses:
         """Return the classes from the lines of each seed.
 
         Args:
             readings: For each seed, the lines of :func:`listed`.
             parameters: Names of further parameters, which have a signal where no line names them.
+            blocks: Parameters of each repeated block, by its description.
         """
         seeds = [without_names(lines) for lines in readings]
         names = dict.fromkeys([*parameters, *(name for found in seeds for name in found)])
-        return cls({name: tuple(found.get(name, SIGNAL) for found in seeds) for name in names})
+        return cls({name: tuple(found.get(name, SIGNAL) for found in seeds) for name in names}, blocks)
 
     def by_label(self) -> dict[str, list[str]]:
         """Return the parameters of each class, without those that have a signal on every seed, are frozen or unused.
@@ -161,9 +170,15 @@ class GradientClasses:
         """Return the trainable parameters that get no gradient on at least one seed, and not by design."""
         return [name for name, labels in self.labels.items() if any(map(gets_none, labels))]
 
-    def zero_at_initialization(self) -> list[str]:
-        """Return the trainable parameters without a signal at initialization on at least one seed, for whatever reason."""
-        return [name for name in self.trainable() if set(self.labels[name]) != {SIGNAL}]
+    def largest_shares(self) -> list[ShareWithoutGradient]:
+        """Return for each seed the share of parameters without a gradient: of the whole model or of a repeated block."""
+        groups = {"": self.trainable(), **self.blocks}
+        seeds = range(len(next(iter(self.labels.values()), ())))
+        return [max((self._share(*group, seed) for group in groups.items()), key=lambda s: s.share) for seed in seeds]
+
+    def _share(self, block: str, names: Iterable[str], seed: int) -> ShareWithoutGradient:
+        labels = {name: self.labels[name][seed] for name in names if name in self.labels}
+        return ShareWithoutGradient.of(labels, block)
 
     def are_harmless(self) -> bool:
         """Whether every gradient is a signal, the parameter is frozen, or it is a bias whose gradient is zero by algebra."""
@@ -179,6 +194,37 @@ class GradientClasses:
         if not counts.keys() - {SIGNAL, FROZEN}:
             return ""
         return "gradients: " + ", ".join(f"{counts[kind]} {kind}" for kind in _ORDER if counts[kind])
+
+
+@dataclass(frozen=True, slots=True)
+class ShareWithoutGradient:
+    """Parameters of a model, or of its repeated block, that get no gradient, and not by design."""
+
+    names: tuple[str, ...]
+    """Those without a gradient."""
+    judged: int
+    """Number of all that count. Biases whose gradient is zero by algebra do not."""
+    by_design: int
+    """Number of others that are zero at initialization and wake by design."""
+    block: str = ""
+    """Description of the repeated block; empty for the whole model."""
+
+    @classmethod
+    def of(cls, labels: Mapping[str, str], block: str = "") -> ShareWithoutGradient:
+        """Return the share of trainable parameters.
+
+        Args:
+            labels: Their classes by name.
+            block: Description of the repeated block.
+        """
+        judged = {name: label for name, label in labels.items() if label not in {CANCELLED, FROZEN}}
+        names = tuple(name for name, label in judged.items() if gets_none(label))
+        return cls(names, len(judged), sum(map(_wakes_by_design, judged.values())), block)
+
+    @property
+    def share(self) -> float:
+        """Number of parameters without a gradient over the number of those that count; 1 if none counts."""
+        return len(self.names) / self.judged if self.judged else 1.0
 
 
 def gets_none(label: str) -> bool:

@@ -10,7 +10,7 @@ from ..checks.bounds import Bound
 from ..records.names import alike, and_more
 from ..records.reports import CheckRecord, VerdictRecord
 from ..records.session import CheckOutcome
-from ..records.text import format_number, visible
+from ..records.text import format_names, format_number, visible
 from .changes import baseline_headline, baseline_lines, change_lines
 from .layout import LABEL_WIDTH, SPARKLINE_WIDTH, WORST_NAMED, cut_left, labelled, shown_in, sparkline
 
@@ -98,7 +98,16 @@ def _sentence(verdict: VerdictRecord, width: int) -> str:
         return f"{verdict.measure} is {verdict.finite}, {bound}"
     value = f"{verdict.measure} {_outside_text(verdict)}"
     room = max(width - len(value) - len(bound) - 4, SHORTEST_NAME)
-    return f"{value} ({cut_left(verdict.where, room)}) {bound}" if verdict.where else f"{value} {bound}"
+    return f"{value} ({_where(verdict, room)}) {bound}" if verdict.where else f"{value} {bound}"
+
+
+def _where(verdict: VerdictRecord, room: int) -> str:
+    """Return the name of the worst element, shortened to its end, or as many of the first names of a list as fit."""
+    if not verdict.names:
+        return cut_left(verdict.where, room)
+    plain = [name.partition(": ")[0] for name in verdict.names]
+    texts = [verdict.where, *(format_names(verdict.names, most) for most in (2, 1)), format_names(plain, 1)]
+    return next((text for text in texts if len(text) <= room), cut_left(texts[-1], room))
 
 
 def _outside_text(verdict: VerdictRecord) -> str:

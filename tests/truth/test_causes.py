@@ -38,7 +38,10 @@ EXPECTED: dict[int, tuple[tuple[str, ...], str]] = {
         ("Branch (1, 2, …) multiply the gradient by 1.", "the skip connection by 1"),
         "nn.init.normal_(model[i].outer.weight",
     ),
-    23: (("12 × Conv2d (body.*) multiply the gradient by 0.1", "over 27 inputs"), "nn.init.normal_(body[i].weight"),
+    23: (
+        ("12 × Conv2d (body.*) multiply the gradient by 0.1", "over 144 inputs in 11 × Conv2d (body.*, not body.0)"),
+        "nn.init.normal_(body[i].weight",
+    ),
     24: (("layer (RNN) multiplies the gradient by 0.7", "per time step"), "nn.init.normal_(layer.weight_hh_l0"),
     33: (("forget gates of mean bias -5 keep 0.00669 of the cell",), "a forget bias of 3.37"),
 }

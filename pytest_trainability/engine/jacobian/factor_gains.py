@@ -116,8 +116,10 @@ def _slopes(factor: Factor, u: Tensor) -> Tensor | None:
     first, second = (_product(root, end, cotangent) for cotangent in (u, other))
     if first is None or second is None:
         return None
+    # The quotient of numbers near the smallest one of the data type has lost its digits.
+    smallest = torch.finfo(u.dtype).tiny / torch.finfo(u.dtype).eps
     u, other, first, second = (as_float64(t) for t in (u, other, first, second))
-    slopes = torch.where(u == 0, second / other, first / u)
+    slopes = torch.where(torch.minimum(u.abs(), first.abs()) < smallest, second / other, first / u)
     if float(norm(slopes * other - second)) > SAME_SLOPES.get(_dtype(root), 1e-3) * float(norm(second)):
         return None
     return slopes.flatten().cpu()

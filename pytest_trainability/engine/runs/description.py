@@ -143,8 +143,19 @@ def _left_out(cutting: Cutting) -> str:
         others = [f"steps='time:{recurrence.name}'" for recurrence in cutting.recurrences if recurrence is not chosen]
         return f"other recurrences, {_first_of(others)}" if others else ""
     calls = [call for call in chain.left_out if type(call.module) in {type(step.module) for step in chain.steps}]
-    parent = calls[0].path.rpartition(".")[0] if calls else ""
-    return (describe(calls) + (f" ({parent})" if parent else "")) if calls else ""
+    on_chain = {call.path for call in chain.steps}
+    modules = {call.path: call for call in calls}
+    # A second call of a module, such as one for boundary conditions or a second view, is no module that was missed.
+    again = [modules[path] for path in modules if path in on_chain]
+    missed = [modules[path] for path in modules if path not in on_chain]
+    texts = [_with_place(missed)] if missed else []
+    return "; ".join([*texts, f"other calls of {_with_place(again)}, which are on it"] if again else texts)
+
+
+def _with_place(calls: Sequence[Call]) -> str:
+    """Return a description of one call of each module, with the name of the module, or of what holds the first one of several."""
+    place = calls[0].path.rpartition(".")[0] if len(calls) > 1 else calls[0].path
+    return describe(calls) + (f" ({place})" if place else "")
 
 
 def _first_of(names: Sequence[str]) -> str:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ...errors import InapplicableError
-from ...records.factors import FactorKind, FactorRecord, GateRecord, SlopeRecord
+from ...records.factors import BufferRecord, FactorKind, FactorRecord, GateRecord, SlopeRecord
 from ...records.names import template
 from ..capture.factors import factorized
 from ..capture.operators import MOVES, PRODUCTS, operator_name
 from ..capture.products import fan_in, leaves_read, root_mean_square
 from ..capture.recorder import Call
 from ..jacobian.factor_gains import FactorGain, factor_gains
-from ..jacobian.vjp import random_cotangents
-from ..torch_internals import output_metadata, saved
+from ..jacobian.vjp import backward, random_cotangents
+from ..torch_internals import leaf_of, output_metadata, saved
 from .constants import ConstantObserver
 from .run import Need, Run
 
@@ -31,6 +33,8 @@ OPEN = 0.1
 """Mean of a sigmoid up to which a gate counts as closed, and one minus the mean from which on it counts as open."""
 _PARTS = {"Split", "SplitWithSizes", "UnsafeSplit", "UnsafeSplitWithSizes", "Unbind"}
 """Operators whose results are parts of what they read."""
+_OPERANDS = ("self", "other", "mat1", "mat2", "batch1", "batch2", "vec")
+"""Names under which nodes of products save their operands."""
 _ROOTS = {"Rsqrt", "Sqrt", "Std", "Var", "LinalgVectorNorm", "Norm", "StdMean", "VarMean"}
 """Operators of a normalization that is written by hand."""
 
@@ -77,6 +81,8 @@ class _Description:
             module is not None and self._is_whole(module, nodes),
             tuple(self._names[id(p)] for p in parameters if id(p) in self._names),
             tuple(_mean(p) for p in parameters if id(p) in self._names),
+            tuple(self._sensitivities(found, [p for p in parameters if id(p) in self._names])),
+            tuple(self._buffers_read(nodes)),
             tuple(self._zeros([self._names[id(p)] for p in parameters if id(p) in self._names])),
             branches=tuple(tuple(map(self.record, branch.factors)) for branch in found.branches),
             branch_gains=tuple(branch.gain for branch in found.branches),
@@ -95,6 +101,60 @@ class _Description:
             with_gain = replace(self._with_weight(record, *parameters[:1]), shift_of_one=next(ones, ""))
             return _with_normalization(with_gain, nodes)
         return record
+
+    def _sensitivities(self, found: FactorGain, parameters: Sequence[Tensor]) -> Iterator[float]:
+        """Yield for each parameter that sets the slopes of a factor how a shift of its entries changes ``ln`` of their rms.
+
+        It is 0 for weights of products: nobody shifts all of their entries.
+        """
+        nodes = [node for node in found.factor.nodes if operator_name(node) not in MOVES]
+        if found.slopes is None or not parameters or [operator_name(node) for node in nodes] != ["Mul"]:
+            return
+        others = [edge for edge in self.run.graph.reads[nodes[0]] if edge[0] not in self._signal]
+        if len(others) != 1 or found.slopes.numel() != math.prod(output_metadata(nodes[0])[0].shape):
+            return
+        ((node, number),) = others
+        entry = output_metadata(node)[number]
+        slopes = found.slopes.reshape(output_metadata(nodes[0])[0].shape) / found.slopes.square().sum()
+        with suppress(RuntimeError):
+            cotangent = slopes.sum_to_size(*entry.shape).to(device=entry.device, dtype=entry.dtype)
+            ends = [get_gradient_edge(p) for p in parameters]
+            gradients = backward([GradientEdge(node, number)], ends, [cotangent.unsqueeze(0)])
+            for parameter, g in zip(parameters, gradients):
+                yield 0.0 if g is None or id(parameter) in self._of_products else float(g.double().sum())
+
+    @cached_property
+    def _of_products(self) -> set[int]:
+        """Identities of the leaves of two or more dimensions that products read, directly or with their entries moved."""
+        found: set[int] = set()
+        for node in (node for node in self.run.graph.nodes if operator_name(node) in PRODUCTS):
+            pending = [producer for producer, _ in self.run.graph.reads[node]]
+            while pending:
+                producer = pending.pop()
+                leaf = leaf_of(producer)
+                found |= {id(leaf)} if leaf is not None and leaf.dim() >= 2 else set()
+                pending += [p for p, _ in self.run.graph.reads[producer]] if operator_name(producer) in MOVES else []
+        return found
+
+    def _buffers_read(self, nodes: Iterable[Node]) -> Iterator[BufferRecord]:
+        """Yield the buffers that operations multiply the signal with, each once."""
+        found: dict[str, Tensor] = {}
+        for node in (node for node in nodes if operator_name(node) in {*PRODUCTS, "Mul"}):
+            # An operand that was overwritten since cannot be read.
+            with suppress(RuntimeError):
+                operands = [saved(node, name) for name in _OPERANDS]
+                memory = {_memory_of(t) for t in operands if isinstance(t, Tensor) and not t.requires_grad}
+                found |= {name: buffer for key in memory for name, buffer in self._by_memory.get(key, ())}
+        yield from (BufferRecord(name, root_mean_square(buffer), _row_sum(buffer)) for name, buffer in found.items())
+
+    @cached_property
+    def _by_memory(self) -> dict[int, list[tuple[str, Tensor]]]:
+        """Buffers of the model by the address of their memory."""
+        found: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, buffer in self.run.capture.model.named_buffers():
+            if buffer.is_floating_point() and buffer.numel() > 1 and buffer.layout is torch.strided:
+                found.setdefault(_memory_of(buffer), []).append((name, buffer))
+        return found
 
     def _products(self, nodes: Iterable[Node]) -> Iterator[tuple[str, float, int]]:
         """Yield name, root mean square and number of inputs of the weights that the signal is multiplied with."""
@@ -190,6 +250,16 @@ class _Description:
 def _mean(values: Tensor) -> float:
     """Return the mean of a parameter; NaN if it is complex."""
     return math.nan if values.is_complex() else float(values.detach().double().mean())
+
+
+def _memory_of(tensor: Tensor) -> int:
+    """Return the address of a tensor's memory; -1 if it has none of its own, as a sparse one."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else -1
+
+
+def _row_sum(buffer: Tensor) -> float:
+    """Return the mean over rows of the sum of absolute values; NaN without rows."""
+    return float(buffer.detach().double().abs().sum(-1).mean()) if buffer.dim() > 1 else math.nan
 
 
 def _is_gated(call: Call | None, operations: tuple[str, ...]) -> bool:

@@ -14,8 +14,9 @@ from ...engine.linalg.norms import norm
 from ...engine.runs.perturbed_runs import Changed, PerturbedRuns, Place, inner_product
 from ...engine.runs.run import Need, Run, Stage
 from ...records.causes import CauseRecord
+from ...records.text import format_names
 from ..measure import declare
-from .custom_functions import CUSTOM_BACKWARD, CUSTOM_FUNCTIONS
+from .custom_functions import CUSTOM_BACKWARD, CUSTOM_FUNCTIONS, CustomFunction
 
 __all__ = ["BACKWARD_ERRORS", "Comparison", "compared"]
 
@@ -279,6 +280,8 @@ BACKWARD_ERRORS: Need[dict[str, float]] = Need("backward errors", _backward_erro
 
 WRONG = 0.01
 """Error from which on a backward pass is explained."""
+FEW = 8
+"""Number of modules up to which all are named."""
 
 
 def _backward_causes(run: Run) -> tuple[CauseRecord, ...]:
@@ -291,20 +294,46 @@ def _backward_causes(run: Run) -> tuple[CauseRecord, ...]:
     others = [place for place, error in errors.items() if isinstance(place, str) and error > WRONG]
     wrong: list[Place] = [*sorted(steps)] or [*others]
     # A wrong function inside a step is found through the step, and through the parameters in front of it.
+    found: dict[tuple[str, bool], list[tuple[Place, float]]] = {}
+    for place in wrong:
+        ratio = examination.ratios[place]
+        functions = dict.fromkeys(use.name for use in _uses(run, names, place))
+        found.setdefault((" or ".join(functions), math.isfinite(ratio)), []).append((place, ratio))
     return tuple(
-        CauseRecord(_cause_text(run, names[p] if isinstance(p, int) else p, p, examination.ratios[p])) for p in wrong
+        CauseRecord(_cause_text(_where(run, names, function, [p for p, _ in places]), [ratio for _, ratio in places]))
+        for (function, _), places in found.items()
     )
 
 
-def _cause_text(run: Run, name: str, place: Place, ratio: float) -> str:
-    uses = [f for f in run[CUSTOM_FUNCTIONS] if f.step == name or (isinstance(place, str) and not f.module)]
-    functions = dict.fromkeys(f"{f.name} in {f.module}" if f.module else f.name for f in uses)
-    where = " or ".join(functions) or (f"the parameters of {place or 'the model'}" if isinstance(place, str) else name)
+def _uses(run: Run, names: Sequence[str], place: Place) -> list[CustomFunction]:
+    """Return the uses of custom functions that can have made the gradient at a place wrong."""
+    step = names[place] if isinstance(place, int) else place
+    return [use for use in run[CUSTOM_FUNCTIONS] if use.step == step or (isinstance(place, str) and not use.module)]
+
+
+def _where(run: Run, names: Sequence[str], function: str, places: Sequence[Place]) -> str:
+    """Return the custom function with the modules that call it, or else the steps or the parameters whose gradients are wrong."""
+    if function:
+        modules = list(dict.fromkeys(use.module for place in places for use in _uses(run, names, place) if use.module))
+        return f"{function} in {_listed(modules)}" if modules else function
+    steps = [names[place] for place in places if isinstance(place, int)]
+    modules = [place for place in places if isinstance(place, str)]
+    return _listed(steps) if steps else f"the parameters of {_listed([m or 'the model' for m in modules])}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= FEW else format_names(names)
+
+
+def _cause_text(where: str, ratios: Sequence[float]) -> str:
     of = f"the backward pass of {where} is not the derivative of the forward pass: "
-    if not math.isfinite(ratio):
+    low, high = min(ratios), max(ratios)
+    if not math.isfinite(low):
         return f"{of}autograd's gradient is not zero, and the finite difference is"
-    along = f"along a random direction, autograd's derivative is {ratio:.4g} times the finite difference"
-    return f"{of}{along}, from both sides and for smaller steps, so that it is no kink"
+    times = f"{low:.4g}" if len(ratios) == 1 else f"{low:.3g} to {high:.3g}"
+    along = f"along {'a random direction' if len(ratios) == 1 else 'random directions'}"
+    text = f"{along}, autograd's derivative is {times} times the finite difference"
+    return f"{of}{text}, from both sides and for smaller steps, so that it is no kink"
 
 
 BACKWARD_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
@@ -313,7 +342,14 @@ BACKWARD_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
 """Which custom function has a wrong backward pass, and by which factor."""
 
 
-@declare("profile", needs=[BACKWARD_ERRORS], tolerance=0.01, presumes=CUSTOM_BACKWARD, explained_by=BACKWARD_CAUSES)
+@declare(
+    "profile",
+    needs=[BACKWARD_ERRORS],
+    tolerance=0.01,
+    presumes=CUSTOM_BACKWARD,
+    explained_by=BACKWARD_CAUSES,
+    holds_by_seed=True,
+)
 def backward_error(run: Run) -> dict[str, float]:
     """Return the relative difference between gradients by autograd and finite differences, by step and by module.
 

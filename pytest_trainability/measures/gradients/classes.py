@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ from ...records.gradient_classes import (
     SIGNAL,
     UNKNOWN,
     UNUSED,
-    gets_none,
+    ShareWithoutGradient,
     kind_of,
     listed,
     waking,
@@ -33,14 +33,16 @@ from ..measure import declare
 from .few_units import are_few_units
 from .round_off import RoundOff, cancels, is_zero, round_off, small_gradients
 from .unreached import UNREACHED_CAUSES
-from .zeros import zero_gains, zero_twice
+from .zeros import FIRST_READINGS, zero_gains, zero_twice
 
-__all__ = ["GRADIENT_CLASSES", "WAKING_LIMIT", "Classes", "cancelled_parameters"]
+__all__ = ["GRADIENT_CLASSES", "REPEATED_BLOCKS", "WAKING_LIMIT", "Classes", "cancelled_parameters"]
 
 WAKING_LIMIT = 3
 """Number of optimizer steps after which a parameter whose gradient is still zero counts as asleep. Nested zeros need one step
 each: in a diffusion transformer with a zero-initialized head, the gates get a gradient after step one, and the branches behind
 the gates after step two."""
+REPEATED_BLOCKS = "repeated blocks"
+"""Name of the finding of the first seed that holds the blocks of :class:`Classes`."""
 REPEATED_AT_LEAST = 3
 """Smallest number of modules of one class that are a repeated block."""
 
@@ -52,8 +54,8 @@ class Classes:
 
     labels: Mapping[str, str]
     """Class by parameter name, in the model's order; see :mod:`pytest_trainability.records.gradient_classes`."""
-    blocks: Mapping[str, Collection[str]]
-    """Trainable parameters of each repeated block, by its class."""
+    blocks: Mapping[str, Sequence[str]]
+    """Trainable parameters of each repeated block, by number and class of its modules, such as ``12 × Block``."""
 
 
 def _classes(run: Run) -> Classes:
@@ -244,11 +246,11 @@ def _is_layer(parameter: Tensor) -> bool:
     return parameter.dim() >= 2 or parameter.numel() == 1
 
 
-def _blocks(run: Run) -> Mapping[str, Collection[str]]:
-    return run.of_first_seed("repeated blocks", lambda: _repeated_blocks(run.capture.model))
+def _blocks(run: Run) -> Mapping[str, Sequence[str]]:
+    return run.of_first_seed(REPEATED_BLOCKS, lambda: _repeated_blocks(run.capture.model))
 
 
-def _repeated_blocks(model: nn.Module) -> Mapping[str, Collection[str]]:
+def _repeated_blocks(model: nn.Module) -> Mapping[str, Sequence[str]]:
     """Return the trainable parameters of module classes that occur several times and hold most of the trainable weights."""
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     sizes = {
@@ -268,7 +270,7 @@ def _repeated_blocks(model: nn.Module) -> Mapping[str, Collection[str]]:
         held = {id(p) for module in modules for p in module.parameters() if p.requires_grad}
         most = sum(size for key, size in sizes.items() if key in names) / 2
         if len(modules) >= REPEATED_AT_LEAST and sum(sizes.get(key, 0) for key in held) > most:
-            found[kind.__name__] = [names[key] for key in held if key in names]
+            found[f"{len(modules)} × {kind.__name__}"] = [name for key, name in names.items() if key in held]
     return found
 
 
@@ -353,11 +355,9 @@ def waking_step(run: Run) -> dict[str, float]:
 def _asleep_causes(run: Run) -> tuple[CauseRecord, ...]:
     labels = run[GRADIENT_CLASSES].labels
     cancelled = [name for name, label in labels.items() if label == CANCELLED_WEIGHT]
-    parameters = dict(run.capture.model.named_parameters())
-    factors = [name for name, label in labels.items() if label == DEAD and "bias" not in name.rpartition(".")[2]]
-    zeros = [name for name in factors if not bool(parameters[name].detach().any())]
+    zeros = _zeros_without_gradient(run)
     if zeros:
-        return (zero_twice(zeros, run.capture.model),)
+        return (zero_twice(zeros, run.capture.model, run[FIRST_READINGS]),)
     if not cancelled:
         return ()
     text = (
@@ -367,24 +367,34 @@ def _asleep_causes(run: Run) -> tuple[CauseRecord, ...]:
     return (CauseRecord(text),)
 
 
+def _zeros_without_gradient(run: Run) -> list[str]:
+    """Return the parameters that are zero, no biases, and get no gradient either: those behind them get none because of them."""
+    labels, parameters = run[GRADIENT_CLASSES].labels, dict(run.capture.model.named_parameters())
+    factors = [name for name, label in labels.items() if label == DEAD and "bias" not in name.rpartition(".")[2]]
+    return [name for name in factors if not bool(parameters[name].detach().any())]
+
+
 ASLEEP_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
-    "causes of gradients that stay zero", _asleep_causes, Stage.RERUN, requires=(GRADIENT_CLASSES,)
+    "causes of gradients that stay zero", _asleep_causes, Stage.RERUN, requires=(GRADIENT_CLASSES, FIRST_READINGS)
 )
-"""Which weights cancel."""
+"""Which weights are zero or cancel."""
 
 
 def _untrained_causes(run: Run) -> tuple[CauseRecord, ...]:
     labels = run[GRADIENT_CLASSES].labels
     if all(label in {SIGNAL, CANCELLED, FROZEN, UNUSED} for label in labels.values()):
         return run[UNREACHED_CAUSES]
-    return (*run[UNREACHED_CAUSES], *zero_gains(run.capture.model))
+    zeros, gains = _zeros_without_gradient(run), zero_gains(run.capture.model, run[FIRST_READINGS])
+    if zeros and all({*cause.ones} <= {*zeros} for cause in gains):
+        return (*run[UNREACHED_CAUSES], zero_twice(zeros, run.capture.model, run[FIRST_READINGS]))
+    return (*run[UNREACHED_CAUSES], *gains)
 
 
 UNTRAINED_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
     "causes of gradients that are missing or zero",
     _untrained_causes,
     Stage.RERUN,
-    requires=(GRADIENT_CLASSES, UNREACHED_CAUSES),
+    requires=(GRADIENT_CLASSES, UNREACHED_CAUSES, FIRST_READINGS),
 )
 """Why parameters have no path from the loss, and which zeros nothing passes."""
 
@@ -404,7 +414,7 @@ def asleep_parameters(run: Run) -> list[str]:
     It misleads where one batch does not use all of the model: an expert without tokens, an embedding of tokens that do not occur.
 
     Returns:
-        Parameter names, in the model's order.
+        Parameter names: first the weights and gains that are zero themselves, then the others, both in the model's order.
 
     Raises:
         UsageError: ``optimizer=`` does not create an optimizer of the parameters, or its step raises an exception.
@@ -413,7 +423,9 @@ def asleep_parameters(run: Run) -> list[str]:
     Source: Lu, Shin, Su & Karniadakis, Commun. Comput. Phys. 28, 1671 (2020), for ReLU networks that are born dead.
     """
     found = [name for name, label in run[GRADIENT_CLASSES].labels.items() if label in {DEAD, CANCELLED_WEIGHT}]
-    return [] if found and _are_dead_by_chance(run) else found
+    if not found or _are_dead_by_chance(run):
+        return []
+    return list(dict.fromkeys([*_zeros_without_gradient(run), *found]))
 
 
 def _are_dead_by_chance(run: Run) -> bool:
@@ -454,14 +466,8 @@ def untrained_fraction(run: Run) -> float:
         raise InapplicableError(msg)
     if not trainable:
         return 1.0
-    groups = ([classes.labels[name] for name in names] for names in (trainable, *classes.blocks.values()))
-    return max(_share_without_gradient(group) for group in groups)
-
-
-def _share_without_gradient(labels: Collection[str]) -> float:
-    """Return the share of parameters without a gradient; biases that are zero by algebra count on neither side."""
-    judged = [label for label in labels if label != CANCELLED]
-    return sum(map(gets_none, judged)) / len(judged) if judged else 1.0
+    groups = ({name: classes.labels[name] for name in names} for names in (trainable, *classes.blocks.values()))
+    return max(ShareWithoutGradient.of(labels).share for labels in groups)
 
 
 def steps_of(label: str) -> float:

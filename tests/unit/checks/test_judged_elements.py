@@ -111,6 +111,15 @@ def test_zeros_that_no_design_explains_are_judged(label: str) -> None:
     assert untrained_text(found) == "1 of 2 parameters get no gradient at initialization: weight"
 
 
+def test_the_counts_are_those_of_the_block_with_the_largest_share() -> None:
+    labels = {"stem": ("signal",), "h.0.w": ("dead",), "h.1.w": ("waking at step 1",), "h.2.w": ("dead",)}
+    found = GradientClasses(labels, {"3 × Block": ("h.0.w", "h.1.w", "h.2.w")})
+    text = "2 of 3 parameters of the 3 × Block get no gradient at initialization, and not by design: "
+    assert untrained_text(found) == f"{text}h.*.w (2)"
+    first = GradientClasses({"a": ("dead", "dead"), "b": ("signal", "dead"), "c": ("signal", "signal")})
+    assert untrained_text(first, ["b"]) == "up to 2 of 3 parameters get no gradient at initialization: b, a"
+
+
 def test_a_parameter_that_is_dead_on_one_seed_is_judged() -> None:
     value = profile(weight=(0.0, 0.0), head=(1.0, 1.0))
     found = GradientClasses({"weight": ("zero by algebra", "dead"), "head": ("signal", "signal")})

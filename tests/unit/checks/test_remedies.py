@@ -309,3 +309,50 @@ def test_biases_that_exceed_the_products_become_zero_before_weights_are_changed(
 )
 def test_other_biases_are_left_as_they_are(factors: list[FactorRecord]) -> None:
     assert "zeros" not in {remedy.kind for remedy in remedies(factors)}
+
+
+def zeros() -> Remedy:
+    """Return the change of two zero weights and of a zero gain, in the order in which they are read."""
+    drawn, ones, shifts = ("a.weight", "b.weight"), ("norm.weight",), ("norm.bias",)
+    cause = CauseRecord(
+        drawn=drawn, deviations=(0.5, 0.25), ones=ones, zeros=shifts, in_order=("a.weight", "norm.weight", "b.weight")
+    )
+    (remedy,) = remedies_of_causes([cause])
+    return remedy
+
+
+def test_zeros_in_order_are_one_change_that_can_be_made_smaller() -> None:
+    remedy = zeros()
+    assert remedy.kind == "several" and [part.kind for part in remedy.parts] == ["draw", "ones", "zeros"]
+    fewer = remedy.without_zeros(["b.weight"])
+    assert fewer.in_order == ("a.weight", "norm.weight") and fewer.parts[0].factors == (0.5,)
+    # The shift of a gain goes with it.
+    assert remedy.without_zeros(["norm.weight"]).targets == ("a.weight", "b.weight")
+
+
+def test_a_change_of_more_than_is_needed_adds_nothing() -> None:
+    small, large = Remedy("draw", ("a",), (1.0,)), Remedy("draw", ("a", "b"), (1.0, 1.0))
+    assert large.adds_nothing_to(small) and small.adds_nothing_to(small)
+    assert not small.adds_nothing_to(large)
+    assert not Remedy("ones", ("a", "b")).adds_nothing_to(small)
+    assert small.adds_nothing_to(Remedy("several", ("a", "c"), parts=(small, Remedy("ones", ("c",)))))
+
+
+def test_a_first_layer_of_another_rule_stays_as_it_is() -> None:
+    first = replace(weights(0, rms=0.3), fan_in=2)
+    of_one_rule = next(r for r in remedies([first, *[weights(i, 1.0) for i in range(1, 6)]]) if "stays" in r.note)
+    assert of_one_rule.targets == tuple(f"layers.{i}.weight" for i in range(1, 6))
+    assert of_one_rule.factors == pytest.approx([math.exp(-1.0)] * 5) and of_one_rule.note == "layers.0.weight stays"
+    # Of the same size, or of the same gain, it was drawn by the same rule.
+    for rms in (0.125, 0.125 * math.sqrt(32)):
+        alike = replace(first, weight_rms=rms)
+        assert not any("stays" in r.note for r in remedies([alike, *[weights(i, 1.0) for i in range(1, 6)]]))
+
+
+def test_a_number_in_the_code_of_every_layer_is_removed_after_the_weights_are_rescaled() -> None:
+    factors = [f for i in range(6) for f in (weights(i), slopes(i, 30.0, whole=False))]
+    kinds = [remedy.kind for remedy in remedies(factors)]
+    assert kinds.index("scale") < kinds.index("inline")
+    # Three of six layers have it: it is no design.
+    some = [f for i in range(6) for f in (weights(i), *([slopes(i, 30.0, whole=False)] if i < 3 else []))]
+    assert next(iter(remedies(some))).kind == "inline"

@@ -237,3 +237,11 @@ def test_one_of_many_elements_must_lie_further_outside() -> None:
     bound = at_most(alone.low - 0.01)
     assert is_settled(sampled(barely), bound, level=ALWAYS)
     assert not is_settled(sampled(barely, *[LOOSE_IN] * 99), bound, level=ALWAYS)
+
+
+def test_a_failure_on_every_seed_is_settled_where_each_seed_alone_is_enough() -> None:
+    wide = sampled((0.2, 1.5, 0.1))
+    assert judge("x", wide, at_most(0.05), level=ALWAYS).marginal
+    assert not judge("x", wide, at_most(0.05), level=ALWAYS, by_seed=True).marginal
+    # One seed inside: the mean decides.
+    assert judge("x", sampled((0.2, 1.5, 0.0)), at_most(0.05), level=ALWAYS, by_seed=True).marginal

@@ -65,9 +65,19 @@ def test_classes_of_several_seeds() -> None:
     assert [classes.wakes(name) for name in ("late", "head", "bias", "mixed")] == [True, False, False, False]
     assert classes.not_judged() == ["late", "bias"]
     assert classes.without_gradient() == ["mixed"]
-    assert classes.zero_at_initialization() == ["late", "bias", "mixed"]
+    shares = classes.largest_shares()
+    # The bias counts where its gradient is no round-off.
+    assert [(share.names, share.judged, share.by_design) for share in shares] == [(("mixed",), 3, 1), ((), 4, 2)]
+    assert [share.share for share in shares] == [1 / 3, 0]
     assert classes.is_round_off("bias", 0) and not classes.is_round_off("bias", 1)
     assert classes.counts_text() == "gradients: 1 signal, 1 waking, 1 zero by algebra, 1 dead"
+
+
+def test_a_repeated_block_with_a_larger_share_counts() -> None:
+    lines = ["h.0.w: unused", "h.1.w: dead"]
+    classes = GradientClasses.of([lines], ["stem", "head", "h.2.w"], {"3 × Block": ["h.0.w", "h.1.w", "h.2.w"]})
+    (share,) = classes.largest_shares()
+    assert (share.names, share.judged, share.block) == (("h.0.w", "h.1.w"), 3, "3 × Block")
 
 
 def test_frozen_parameters_are_not_trainable() -> None:

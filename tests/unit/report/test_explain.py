@@ -350,3 +350,13 @@ def test_every_sign_of_a_message_has_an_ascii_spelling(make_record: MakeRecord, 
     assert "\\" not in text
     assert "4 x Linear" in text
     assert "must be >= 1e-06" in text
+
+
+def test_a_headline_has_as_many_of_the_first_names_as_fit(make_record: MakeRecord, make_verdict: MakeVerdict) -> None:
+    names = ("control.proj.weight", "zero_conv.weight", "control.c1.weight", "control.c1.bias")
+    verdict = make_verdict(measure="asleep_parameters", value=4.0, where=", ".join(names), names=names)
+    assert "(control.proj.weight, zero_conv.weight, …)" in headline(make_record(verdict), width=100)
+    # The reason is left out before a name is.
+    reasons = tuple(f"blocks.{i}.q.a: both factors of a low-rank product are 0" for i in range(4))
+    verdict = make_verdict(measure="unusual_parameters", where="long " * 40, names=reasons)
+    assert "(blocks.*.q.a (4))" in headline(make_record(verdict), width=80)

@@ -226,3 +226,60 @@ def test_a_matrix_that_is_stored_the_other_way_round_has_the_same_inputs() -> No
     assert found.fan_in == 64
     # The relative deviation of the norm of 4 rows of 64 products is about 1 / sqrt(2 · 256).
     assert math.exp(found.gain) == pytest.approx(found.weight_rms * 8, rel=5 / math.sqrt(512))
+
+
+class Multiplied(nn.Module):
+    """Multiplies with a buffer, and with a decay that a vector, a bias and a weight set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.inner = nn.Linear(3, 8)
+        self.rate = nn.Parameter(torch.linspace(0.5, 1.5, 8))
+        self.register_buffer("mixing", torch.full((8, 8), 0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x) @ self.get_buffer("mixing")
+        return self.last(h * torch.exp(-self.rate.exp() * self.inner(x.new_ones(3)).exp()))  # type: ignore[no-any-return]
+
+
+def test_buffers_are_named_and_parameters_that_set_slopes_have_the_derivative_of_the_gain() -> None:
+    torch.manual_seed(0)
+    model = Multiplied().double()
+    found = factors(model, inputs(4, 8).double(), steps=["first", "last"])
+    (buffer,) = [b for f in found for b in f.buffers]
+    assert (buffer.name, buffer.rms, buffer.row_sum) == ("mixing", 0.25, 2.0)
+    (scaled,) = [f for f in found if f.sensitivities]
+    effects = dict(zip(scaled.parameters, scaled.sensitivities))
+
+    def gain() -> float:
+        decay = torch.exp(-model.rate.exp() * model.inner(torch.ones(3).double()).exp())
+        return 0.5 * math.log(float(decay.square().mean()))
+
+    with torch.no_grad():
+        for name in ("rate", "inner.bias"):
+            # Central differences in float64: the error is of the order of the square of the step.
+            parameter, gains = model.get_parameter(name), list[float]()
+            for step in (-1e-5, 2e-5):
+                parameter.add_(step)
+                gains.append(gain())
+            parameter.add_(-1e-5)
+            assert effects[name] == pytest.approx((gains[1] - gains[0]) / 2e-5, rel=1e-6)
+    # Nobody shifts all weights of a product.
+    assert effects["inner.weight"] == 0
+
+
+def test_slopes_are_known_where_the_cotangent_has_become_tiny() -> None:
+    """A decay by 0.1 in one entry leaves numbers near the smallest one of float32, 1e-38, after forty steps."""
+
+    class Decay(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slopes = nn.Parameter(torch.linspace(0.1, 1, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.slopes
+
+    model = nn.Sequential(*[Decay() for _ in range(60)])
+    found = measure(model, inputs(4, 8), seeds=1, steps=Decay)._seed_runs.take_apart()
+    assert [f.kind for f in found] == ["entrywise"] * 60
