@@ -118,7 +118,7 @@ FAULTS: tuple[Case, ...] = (
         "softmax before the cross-entropy",
         MLP_TWIN,
         partial(tower, 8, nn.ReLU, he, softmax=True),
-        "baseline",
+        "squashed_scores",
         score=of_probabilities,
         right=Right(("Softmax", "output", "loss", "17"), r"[Ss]oftmax", cure=True),
     ),

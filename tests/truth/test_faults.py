@@ -35,6 +35,7 @@ BY_THE_PROFILE: dict[int, str] = {
     6: "log_gain",
     7: "duplicate_parameters",
     8: "dead_fraction",
+    9: "squashed_scores",
     10: "saturated_fraction",
     11: "activation_rms",
     12: "log_gain",
@@ -57,10 +58,6 @@ BY_THE_PROFILE: dict[int, str] = {
 """Which measure is outside its bound, by number of the fault."""
 
 BY_THE_BASELINE: dict[int, tuple[str, str]] = {
-    9: (
-        "gradient_norm",
-        "the loss is that of a guess, as it should be, and small gradients are no fault by themselves",
-    ),
     13: ("log_gain", "a stream may well grow by 2.5 nats: other healthy models' do"),
     15: (
         "log_gain",
