@@ -113,6 +113,24 @@ HEALTHY: dict[str, tuple[Ending, Callable[..., Tensor], Tensor]] = {
     "a regression": (nn.Sigmoid(), F.mse_loss, BITS),
     "a mean of rectified features": (lambda y: y.relu().unflatten(1, (CLASSES, 1)).mean(2), F.cross_entropy, LABELS),
     "another activation": (nn.GELU(), F.cross_entropy, LABELS),
+    "a focal loss": (nn.LogSoftmax(1), lambda y, t: F.nll_loss((1 - y.exp()) ** 2 * y, t), LABELS),
+    "negative learning": (nn.Softmax(1), lambda p, t: F.nll_loss((1 - p).clamp_min(1e-5).log(), t), LABELS),
+    "weights of both signs": (
+        nn.LogSoftmax(1),
+        lambda y, t: F.nll_loss(y * torch.linspace(-1, 1, 12)[:, None], t),
+        LABELS,
+    ),
+    "a prior": (nn.LogSoftmax(1), lambda y, t: F.nll_loss(y - torch.linspace(0, 2, CLASSES), t), LABELS),
+    "a class of rejection": (
+        lambda y: torch.cat([y[:, :1].relu(), y[:, 1:]], 1),
+        F.cross_entropy,
+        LABELS,
+    ),
+    "a distillation of features": (
+        nn.Identity(),
+        lambda y, t: F.cross_entropy(y, t) + F.kl_div(y.relu().log_softmax(1), BITS.softmax(1), reduction="batchmean"),
+        LABELS,
+    ),
 }
 
 

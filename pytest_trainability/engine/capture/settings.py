@@ -131,7 +131,11 @@ class SettingsObserver(FunctionObserver):
             return f"{float(value):.6g}"
         if value.is_floating_point() or value.dtype == torch.bool:
             return ""
-        low, high = (int(end) for end in torch.aminmax(value))
+        try:
+            low, high = (int(end) for end in torch.aminmax(value))
+        except (RuntimeError, NotImplementedError):
+            # PyTorch does not compare numbers of this type.
+            return ""
         return f"{low}…{high}"
 
 

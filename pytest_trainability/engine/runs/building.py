@@ -167,10 +167,6 @@ def _placed(model: nn.Module, recipe: Recipe) -> nn.Module:
             raise ModelError(did_not_fit(model, recipe.device)) from error
     if model.training != recipe.train:
         model.train(recipe.train)
-    else:
-        # A module's own `train` may keep a normalization in evaluation mode. A training loop calls it in every epoch.
-        for module in [module for module in model.modules() if type(module).train is not nn.Module.train]:
-            module.train(recipe.train)
     return model
 
 

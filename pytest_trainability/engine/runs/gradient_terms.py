@@ -137,6 +137,23 @@ def _weight(use: _Use, parameter: Tensor) -> float:
     return float(_norm(factor)) * math.sqrt(entries / max(1, factor.numel()))
 
 
+def _without_round_off(
+    weighted: Mapping[str, list[tuple[_Use, float]]], eps: float
+) -> dict[str, list[tuple[_Use, float]]]:
+    """Return uses of parameters, unknown where what they are multiplied with is so small that it may be round-off itself.
+
+    A feature that is zero by algebra, such as the mean over what an instance normalization returns, has the size of its terms
+    times the precision. So have the gradients of the weights that read it.
+    """
+    least = math.sqrt(eps) * max(
+        [1.0, *(weight for uses in weighted.values() for _, weight in uses if weight == weight)]
+    )
+    return {
+        name: [(use, weight if weight >= least else math.nan) for use, weight in uses]
+        for name, uses in weighted.items()
+    }
+
+
 def _saved_tensor(node: Node, name: str) -> Tensor | None:
     try:
         found = saved(node, name)
@@ -205,6 +222,7 @@ class TermObserver:
             name: [(use, _weight(use, parameters[name])) for use in uses]
             for name, uses in _uses(model, graph, consumers).items()
         }
+        weighted = _without_round_off(weighted, _coarsest(graph.nodes))
         numbers = [node for node in graph.nodes if _is_number(node)]
         behind = {producer for node in numbers for producer, _ in graph.reads[node]}
         observed = [n for n in graph.nodes if not is_leaf_node(n) and (n in behind or operator_name(n) not in MOVES)]
@@ -247,7 +265,11 @@ def _nan_last(number: float) -> tuple[bool, float]:
 
 
 def _is_number(node: Node) -> bool:
-    return [math.prod(entry.shape) for entry in output_metadata(node)] == [1]
+    try:
+        return [math.prod(entry.shape) for entry in output_metadata(node)] == [1]
+    except RuntimeError:
+        # A nested tensor has no shape.
+        return False
 
 
 def _compare_sum(use: _Use, found: list[float], arriving: tuple[Tensor | None, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -19,6 +20,8 @@ __all__ = ["idle_normalizations"]
 LEAST_SHARE = 0.25
 """Smallest share of the variance in what a normalization divides by, ``σ² / (σ² + ε)``: its result has half the size that it
 should have."""
+LARGEST_EPSILON = 1e-2
+"""Largest usual ε: libraries use 1e-12 to 1e-3. With these, a small variance is that of small states, by design or not."""
 ROUND_OFF = 16
 """Relative deviation of entries, in units of their precision, up to which they are equal."""
 
@@ -51,9 +54,10 @@ def _reasons(node: Node, *, is_training: bool) -> Iterator[str]:
     differ = variance > (ROUND_OFF * torch.finfo(rows.dtype).eps * mean).square()
     divisor = reciprocal.detach().flatten().to(variance.dtype).square().reciprocal()
     share = variance / divisor
-    if 2 * int(differ.sum()) >= len(differ) and float(share[differ].median()) < LEAST_SHARE:
-        typical = float(variance[differ].median())
-        epsilon = float((divisor - variance)[differ].median())
+    if not 2 * int(differ.sum()) >= len(differ) or float(share[differ].median()) >= LEAST_SHARE:
+        return
+    typical, epsilon = (float(numbers[differ].median()) for numbers in (variance, divisor - variance))
+    if epsilon > LARGEST_EPSILON:
         yield f"ε of {format_number(epsilon)} is added to a variance of {format_number(typical)}"
 
 
@@ -66,7 +70,7 @@ def _rows(node: Node) -> Tensor:
     x: Tensor = saved(node, "input").detach()
     kind = KERNELS[operator_name(node)]
     if kind == "LayerNorm":
-        return x.flatten(0, x.dim() - len(saved(node, "normalized_shape")) - 1).flatten(1)
+        return x.reshape(-1, math.prod(saved(node, "normalized_shape")))
     if kind == "GroupNorm":
         return x.reshape(saved(node, "N") * saved(node, "group"), -1)
     return x.movedim(1, 0).flatten(1)
@@ -84,8 +88,9 @@ def idle_normalizations(run: Run) -> list[str]:
 
     A normalization divides by ``√(σ² + ε)``. It is listed if
 
-    - ε makes most of this: the median of ``σ² / (σ² + ε)`` over its rows (tokens, groups or channels) is below 1/4, so that
-      its result has less than half the size that it should have. Rows of equal entries do not count.
+    - ε makes most of this, and is larger than 0.01: the median of ``σ² / (σ² + ε)`` over its rows (tokens, groups or
+      channels) is below 1/4, so that its result has less than half the size that it should have. Rows of equal entries do
+      not count.
     - it is a batch normalization in evaluation mode in a model in training mode, and its running statistics are those of its
       creation, mean 0 and variance 1.
 

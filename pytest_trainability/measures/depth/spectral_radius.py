@@ -12,7 +12,6 @@ from torch import Tensor
 from ...engine.isolation import generator_of
 from ...engine.jacobian.trajectories import Trajectories
 from ...engine.jacobian.vjp import pull_back
-from ...engine.linalg.arnoldi import largest_moduli
 from ...engine.runs.run import Need, Run
 from ..measure import declare
 
@@ -23,25 +22,18 @@ PROBES = 5
 """Largest number of steps, evenly spread along the chain."""
 LARGE = 256
 """Dimensions of a state up to which four trajectories are averaged; for larger states only the first one."""
-SMALL = 128
-"""Dimensions up to which all eigenvalues are computed at once; for larger states the largest one is computed iteratively."""
 DENSE = 1024
-"""Dimensions up to which all eigenvalues are computed if the iteration does not converge."""
-TOLERANCE = 1e-3
-"""Relative tolerance of the iterative methods."""
-PRODUCTS, KEPT_BYTES = 160, 2**28
-"""Largest number of products of the first iteration, and memory for its vectors."""
-SOUGHT, RESTARTS = 6, 100
-"""Settings of the restarted iteration, which large states are left to if the first one does not converge: number of eigenvalues
-(several, so that the largest is not missed) and of restarts."""
+"""Dimensions up to which all eigenvalues are computed; for larger states only the largest, iteratively."""
+SOUGHT, RESTARTS, TOLERANCE = 6, 100, 1e-3
+"""Settings of the iterative method: number of eigenvalues (several, so that the largest is not missed), restarts, and relative
+tolerance."""
 
 
 def spectral_radii(trajectories: Trajectories, seed: int) -> dict[str, float]:
     """Return the spectral radius ``max |eigenvalue of J_l|`` of up to five steps, by step.
 
     The steps are evenly spread over those whose states before and after have the same shapes. All eigenvalues are computed up to
-    128 dimensions, beyond that the largest one iteratively. If the iteration does not converge, all are computed up to 1024
-    dimensions, and the largest ones with restarts beyond that.
+    1024 dimensions, beyond that the largest ones iteratively.
 
     Args:
         trajectories: The chain and its trajectories.
@@ -49,10 +41,9 @@ def spectral_radii(trajectories: Trajectories, seed: int) -> dict[str, float]:
 
     Returns:
         Pure numbers by step, in program order: geometric means over up to four trajectories, over one for states of more than
-        256 dimensions. NaN beyond 1024 dimensions if the iterative method does not converge.
+        256 dimensions. NaN if the iterative method does not converge.
 
-    Source: Arnoldi, Q. Appl. Math. 9, 17 (1951); Saad, Numerical Methods for Large Eigenvalue Problems (2011); with restarts
-    ARPACK by way of scipy.
+    Source: Saad, Numerical Methods for Large Eigenvalue Problems (2011), and ARPACK by way of scipy.
     """
     chain = trajectories.chain
     if any(dtype.is_complex for _, dtype in chain.shapes(0)):
@@ -74,15 +65,10 @@ def _radius(trajectories: Trajectories, index: int, order: Sequence[int], seed: 
     # A step of a packed batch acts on the first samples only.
     active = chain.active[index - 1] if chain.active else None
     count = min(trajectories.count, active or trajectories.count, 4 if size <= LARGE else 1)
-    found = [math.nan] * count if size <= SMALL else _iterated(trajectories, index, order, count, seed)
-    if any(map(math.isnan, found)):
-        if size <= DENSE:
-            found = _dense(trajectories, index, order, size, count)
-        else:
-            found = [
-                _restarted(trajectories, index, order, size, number, seed) if math.isnan(radius) else radius
-                for number, radius in enumerate(found)
-            ]
+    if size <= DENSE:
+        found = _dense(trajectories, index, order, size, count)
+    else:
+        found = [_iterated(trajectories, index, order, size, number, seed) for number in range(count)]
     return math.exp(sum(math.log(radius) if radius else -math.inf for radius in found) / len(found))
 
 
@@ -99,30 +85,8 @@ def _dense(trajectories: Trajectories, index: int, order: Sequence[int], size: i
     ]
 
 
-def _iterated(trajectories: Trajectories, index: int, order: Sequence[int], count: int, seed: int) -> list[float]:
-    """Return the spectral radius of the first trajectories' Jacobians by Arnoldi's method; NaN where it does not converge."""
-    size = trajectories.dimensions(index)
-
-    def apply(vectors: Tensor) -> Tensor:
-        rows = vectors.new_zeros(trajectories.count, 1, size)
-        rows[:count, 0] = vectors
-        return _pulled_back(trajectories, index, order, rows)[:count, 0].to(vectors.dtype)
-
-    dtype = torch.float64 if torch.float64 in {own for _, own in trajectories.chain.shapes(index)} else torch.float32
-    start = _starting_vector(size, seed).to(dtype).expand(count, size)
-    most = min(PRODUCTS, KEPT_BYTES // (count * size * dtype.itemsize))
-    return largest_moduli(apply, start, tolerance=TOLERANCE, most=most).tolist()
-
-
-def _starting_vector(size: int, seed: int) -> Tensor:
-    generator = generator_of(seed, "eigenvector")
-    return torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
-
-
-def _restarted(
-    trajectories: Trajectories, index: int, order: Sequence[int], size: int, number: int, seed: int
-) -> float:
-    """Return the spectral radius of one trajectory's Jacobian by Arnoldi's method with restarts; NaN if it does not converge."""
+def _iterated(trajectories: Trajectories, index: int, order: Sequence[int], size: int, number: int, seed: int) -> float:
+    """Return the spectral radius of one trajectory's Jacobian by Arnoldi's method; NaN if it does not converge."""
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
 
     def apply(vector: Any) -> Any:
@@ -130,7 +94,8 @@ def _restarted(
         rows[number, 0] = torch.from_numpy(vector.reshape(-1))
         return _pulled_back(trajectories, index, order, rows)[number, 0].numpy()
 
-    start = _starting_vector(size, seed).numpy()
+    generator = generator_of(seed, "eigenvector")
+    start = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").numpy()
     image = torch.from_numpy(apply(start))
     if not bool(image.isfinite().all()):
         return math.nan
@@ -166,9 +131,9 @@ def spectral_radius(run: Run) -> dict[str, float]:
 
     Returns:
         Pure numbers by name of the step, in program order: geometric means over up to four trajectories, over one for states of
-        more than 256 dimensions. Beyond 128 dimensions they come from an iterative method, to 0.1 %. If it does not converge, all
-        eigenvalues are computed up to 1024 dimensions; beyond that they are NaN. Empty if no step maps a state to one of the
-        same shapes, if states are complex, or if the chain is too short to match the tensors of a state with those of the next.
+        more than 256 dimensions. Beyond 1024 dimensions they come from an iterative method, to 0.1 %, and are NaN if it does not
+        converge. Empty if no step maps a state to one of the same shapes, if states are complex, or if the chain is too short
+        to match the tensors of a state with those of the next.
 
     Source: Pascanu, Mikolov & Bengio, ICML 2013.
     """

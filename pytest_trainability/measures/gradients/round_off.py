@@ -59,11 +59,13 @@ def cancels(terms: Terms) -> bool | None:
 
     Returns:
         False if it is a larger part of its terms than half of the digits. True if it is the sum of one cotangent, and is as small
-        as the rounding of its terms, both in the backward pass of the loss and for random cotangents.
+        as the rounding of its terms, both in the backward pass of the loss and for random cotangents. A coarse type such as
+        bfloat16 leaves it open, because the rounding of many terms is as large as a small signal.
     """
     if math.sqrt(terms.eps) < terms.share < math.inf:
         return False
-    return True if terms.sums and max(terms.sums) <= ROUNDING * terms.eps else None
+    is_coarse = terms.eps > torch.finfo(torch.float32).eps
+    return True if terms.sums and not is_coarse and max(terms.sums) <= ROUNDING * terms.eps else None
 
 
 def round_off(
@@ -187,17 +189,19 @@ def _has_underflowed(gradient: Tensor | None, other: Tensor | None) -> bool:
 
 
 def is_zero(gradient: Tensor | None) -> bool:
-    """Return whether all entries of a gradient are exactly zero, or there is none."""
+    """Return whether all entries of a gradient are exactly zero, or there is none. Without any entry, nothing is missing."""
     if gradient is None:
         return True
     values = stored_values(gradient)
+    if not gradient.numel():
+        return False
     # The first row nearly always shows that a gradient is none of zeros.
     return not (bool(values[:1].any()) if values.dim() else False) and not bool(values.any())
 
 
 def _is_subnormal(gradient: Tensor | None, of_format: Tensor | None) -> bool:
     """Whether entries are so small that the format of another gradient keeps few of their digits."""
-    if gradient is None or of_format is None:
+    if gradient is None or of_format is None or not gradient.numel():
         return False
     rms = float(norm(gradient)) / math.sqrt(gradient.numel())
     return rms < 2**8 * torch.finfo(of_format.dtype).tiny

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch.autograd.graph import Node
 
 from ...engine.capture.gradient_hooks import MODULE_HOOK
@@ -24,10 +23,12 @@ _LIKELIHOODS = {"NllLoss", "NllLoss2D"}
 """Operators that read logarithms of probabilities, with the classes in dimension 1 (in 0 for a single sample)."""
 _RANGES = {"Softmax": "from 0 to 1", "Sigmoid": "from 0 to 1", "Tanh": "from -1 to 1", "Relu": "of at least 0"}
 """Activations that bound what they return, and the bounds."""
-_PASSED = MOVES | {MODULE_HOOK, "Index", "IndexSelect", "MaskedSelect"}
+_ALWAYS = {"Softmax", "Sigmoid"}
+"""Activations that are wrong in front of any softmax. Others may be features of a distillation, unless a class is scored."""
+_PASSED = (MOVES - {"Cat", "Stack"}) | {MODULE_HOOK, "Index", "IndexSelect", "MaskedSelect"}
 """Operators that hand on entries as they are."""
-_ROUND_OFF = 1e-2
-"""Largest distance of a sum of probabilities from 1, as a logarithm. Log-probabilities in bfloat16 have an error of 2^-8."""
+_LARGEST_LOGARITHM = 1e-2
+"""Largest logarithm of a probability, up to round-off. Log-probabilities in bfloat16 have an error of 2^-8."""
 
 
 def _squashed(run: Run) -> dict[str, str]:
@@ -36,18 +37,20 @@ def _squashed(run: Run) -> dict[str, str]:
 
 
 def _found(capture: Capture, graph: Graph) -> Iterator[tuple[str, str]]:
-    for reader in _score_readers(capture, graph):
+    readers = _score_readers(capture, graph)
+    likelihoods = {node for node in readers if operator_name(node) != "LogSoftmax"} | _of_classes(graph)
+    for reader in readers:
         source = _source(reader)
         if source is None:
             continue
         name, place = operator_name(source), capture.place_of(graph.place[source])
         if operator_name(reader) in _LIKELIHOODS:
-            if _largest_log_sum(reader) > _ROUND_OFF:
+            if _reads_no_logarithms(reader):
                 text = (
                     "nll_loss expects logarithms of probabilities, whose exponentials sum to 1: apply log_softmax first"
                 )
                 yield f"{place}: no log_softmax before nll_loss", text
-        elif name in _RANGES:
+        elif name in _ALWAYS or (name in _RANGES and reader in likelihoods):
             loss = _READERS[operator_name(reader)]
             own = "sigmoid" if "binary" in loss else "softmax"
             text = f"{loss} applies a {own} to scores of any size, and reads numbers {_RANGES[name]}: remove the {name.lower()}"
@@ -70,6 +73,14 @@ def _score_readers(capture: Capture, graph: Graph) -> list[Node]:
     return sorted(found, key=graph.place.__getitem__)
 
 
+def _of_classes(graph: Graph) -> set[Node]:
+    """Return the log-softmaxes of which a likelihood takes the entry of a class."""
+    takers = [node for node in graph.nodes if operator_name(node) in _LIKELIHOODS | {"Gather"}]
+    return {
+        source for node in takers if (source := _source(node)) is not None and operator_name(source) == "LogSoftmax"
+    }
+
+
 def _reads_log_softmax(node: Node) -> bool:
     source = _source(node)
     return source is not None and operator_name(source) == "LogSoftmax"
@@ -83,16 +94,23 @@ def _source(node: Node) -> Node | None:
     return producer
 
 
-def _largest_log_sum(reader: Node) -> float:
-    """Return the largest ``|log Σ exp|`` of the rows that a likelihood reads; 0 if they were not kept or are not finite."""
+def _reads_no_logarithms(reader: Node) -> bool:
+    """Return whether most rows that a likelihood reads are raw scores, of both signs, or probabilities, which sum to 1.
+
+    Other rows may be meant: a focal loss, weights and priors leave logarithms negative, and need not keep them normalized.
+    """
     try:
         rows = saved(reader, "self")
     except RuntimeError:
-        return 0.0
+        return False
     if rows is None or not rows.numel():
-        return 0.0
-    sums = torch.logsumexp(rows.detach().double(), min(rows.dim(), 2) - 1).abs()
-    return float(sums.max()) if bool(sums.isfinite().all()) else 0.0
+        return False
+    rows = rows.detach().double().movedim(min(rows.dim(), 2) - 1, -1)
+    rows = rows.reshape(-1, rows.shape[-1])
+    is_positive = rows > _LARGEST_LOGARITHM
+    are_scores = is_positive.any(-1) & (rows < 0).any(-1)
+    are_probabilities = (rows >= 0).all(-1) & ((rows.sum(-1) - 1).abs() < _LARGEST_LOGARITHM) & (rows < 1).all(-1)
+    return 2 * int((are_scores | are_probabilities).sum()) > len(rows)
 
 
 SQUASHED_SCORES: Need[dict[str, str]] = Need("squashed scores", _squashed)
@@ -112,8 +130,8 @@ def squashed_scores(run: Run) -> list[str]:
     A cross-entropy applies a softmax to its scores, and a binary cross-entropy with logits a sigmoid. If the model has applied
     one already, its probabilities are taken for scores: they differ by at most 1, so that the loss of C classes cannot fall
     below ``ln(1 + (C − 1)/e)``, and the gradient passes two saturated functions. A tanh bounds the scores likewise, and a ReLU
-    passes no gradient to those that are 0. A negative log-likelihood reads logarithms of probabilities: its rows must satisfy
-    ``log Σ exp = 0``.
+    passes no gradient to those that are 0. ``nll_loss`` reads logarithms of probabilities, which are not positive: raw scores
+    and probabilities are listed.
 
     It misleads if the activation is meant, such as a tanh that clips the scores of a pointer network without a factor.
 

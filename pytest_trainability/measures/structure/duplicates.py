@@ -367,12 +367,15 @@ def _repeated(run: Run) -> list[str]:
     """Return the modules that one container holds several times, and that read their own results, each with its places."""
     found = []
     for path, parent in named_modules_of(run.capture.model):
-        places: dict[nn.Module, list[str]] = {}
-        for name, child in child_table(parent).items():
-            if child is not None:
-                places.setdefault(child, []).append(f"{path}.{name}" if path else name)
-        for module, names in places.items():
-            if len(names) >= FEWEST_PLACES and any(p.requires_grad for p in module.parameters()):
+        # By identity: modules may define what is equal.
+        places: dict[int, list[str]] = {}
+        children = {name: child for name, child in child_table(parent).items() if child is not None}
+        for name, child in children.items():
+            places.setdefault(id(child), []).append(f"{path}.{name}" if path else name)
+        for module in {id(child): child for child in children.values()}.values():
+            names = places[id(module)]
+            # A learned slope or normalization may be shared; a layer with matrices is a layer.
+            if len(names) >= FEWEST_PLACES and any(p.requires_grad and p.dim() > 1 for p in module.parameters()):
                 calls = [call for call in run.capture.calls if call.module is module and not call.inner]
                 if len(calls) >= len(names) and _is_in_series(run.graph, calls):
                     found.append(f"{names[0]}: the same module as {format_names(names[1:])}, in series")
@@ -402,7 +405,8 @@ def duplicate_parameters(run: Run) -> list[str]:
     fewer than 8 entries count only if all are equal. A whole weight counts as a copy only if it has more than 16 distinct values.
     A module that one container holds in three places or more, as in ``[layer] * 6``, is listed if it reads its own results.
 
-    It misleads where a copy is intended (experts that start equal, a head that is initialized from the embedding).
+    It misleads where a copy is intended (experts that start equal, a head that is initialized from the embedding), and where one
+    layer is meant to be applied repeatedly and is written as ``[layer] * 6`` (ALBERT, a universal transformer).
 
     Returns:
         ``"layers.1.weight = layers.0.weight"``, ``"fc.weight: 64 equal rows"`` (``columns`` if the weight is the right factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
 from pytest_trainability import measure
-from pytest_trainability.measures.gradients.round_off import _follows_precision, is_zero, small_gradients
+from pytest_trainability.engine.runs.gradient_terms import Terms
+from pytest_trainability.measures.gradients.round_off import _follows_precision, cancels, is_zero, small_gradients
 
 X = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
 LOSS = {"loss": F.cross_entropy, "target": torch.arange(12) % 4}
@@ -79,3 +81,64 @@ def test_where_the_other_precision_is_missing_other_roundings_decide(cancels: bo
     found = [line for line in result.gradient_classes if not line.startswith("norm")]
     # The small layer reads the input of the normalization: its 1e-10 is the true gradient of the bias, and is round-off's size.
     assert found == expected
+
+
+class Squeezed(nn.Module):
+    """A gate that reads the mean over space of an instance normalization, which is zero by algebra."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8)
+        self.gate, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        gate = self.gate(x.mean((2, 3))).sigmoid()
+        scores: Tensor = self.head((x * gate[:, :, None, None]).relu().mean((2, 3)))
+        return scores
+
+
+def test_a_weight_that_reads_round_off_has_round_off_as_its_gradient() -> None:
+    images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    classes = [*measure(Squeezed, images, seeds=1, **LOSS).gradient_classes]
+    assert "gate.weight: zero by algebra, a weight" in classes
+
+
+def test_a_gradient_without_entries_is_missing_nothing() -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.keys, self.queries, self.head = (nn.Linear(8, n) for n in (8, 8, 4))
+            self.none = nn.Parameter(torch.empty(8, 0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            weights = (self.queries(x) @ self.keys(x).mT).softmax(-1)
+            return torch.cat([self.head(weights @ x), x @ self.none], -1)
+
+    found = measure(Empty, X, seeds=1, **LOSS)
+    assert [*found.gradient_classes] == ["keys.bias: zero by algebra"]
+    assert [*found.asleep_parameters] == []
+
+
+def test_a_coarse_type_leaves_open_whether_a_sum_cancels() -> None:
+    """In bfloat16, sixteen roundings are an eighth of the terms."""
+    sums = (0.03, 0.05)
+    assert cancels(Terms(1e-3, sums, 2.0**-8)) is None
+    assert cancels(Terms(1e-5, (EPS, 3 * EPS), EPS)) is True
+
+
+def test_nested_tensors_have_no_shape_and_are_measured() -> None:
+    class Ragged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.first(x)
+            ragged = torch.nested.as_nested_tensor([rows[:3], rows[3:]])
+            return self.last(torch.nested.to_padded_tensor(self.norm(ragged), 0.0))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # nested tensors are a prototype
+        found = measure(Ragged, X, seeds=1, loss=lambda y: y.square().sum())
+        assert "last.weight" in found.gradient_norm

@@ -431,8 +431,9 @@ def test_a_module_in_several_places_that_reads_its_own_results_is_listed() -> No
     assert [*measure(lambda: repeated_block(4), x, seeds=2).duplicate_parameters] == [
         "1.0: the same module as 1.* (3), in series"
     ]
-    activation = nn.Tanh()
+    activation, slope = nn.Tanh(), nn.PReLU()
     for build in (
+        lambda: nn.Sequential(*[part for _ in range(4) for part in (nn.Linear(8, 8), slope)]),
         lambda: repeated_block(2),
         lambda: Heads(4),
         lambda: looped(nn.Linear(8, 8)),
