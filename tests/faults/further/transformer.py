@@ -396,7 +396,7 @@ CASES: tuple[Case, ...] = (
         right=Right(("layers.*", "NormalizedSkip"), r"[Nn]orm|skip"),
     ),
     _text("final-norm-missing", build=final_norm, right=Right(("norm", "norm.*"), r"\bnorm\b", cure=True)),
-    _text("epsilon-of-ten", build=large_epsilon, right=Right(("*norm*", "LayerNorm", "layers.*"), r"eps", cure=True)),
+    _text("epsilon-of-ten", build=large_epsilon, right=Right(("*norm*", "LayerNorm", "layers.*"), r"eps|ε", cure=True)),
     _text(
         "norm-over-positions",
         build=with_norm(WideNorm),
