@@ -259,10 +259,7 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
         tolerance = max(tolerances.get(name, 0.0), MIN_TOLERANCE)
         test = ShiftTest(pairs, repeatable, tolerance, error, derived=name not in _OF_EVERY_RUN)
         changes += _changes(name, old, new, test, faulty[name])
-    if not (of_model or changes or _is_repeated_code(old, new, pairs)):
-        return ()
-    found = (*of_model, *operations, *changes)
-    if not found:
+    if not (of_model or changes or (operations and _is_repeated_code(old, new, pairs))):
         return ()
     return (*of_model, *operations, *_constants(old, new, of_model), *_frames(old, new, changes), *changes)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ..records.names import expanded, folded, in_order_of
+from ..records.names import folded, in_order_of
 from ..records.reports import BaselineChange
-from .text_changes import text_changes
+from .text_changes import text_by_name, text_changes
 
 __all__ = ["MODULES", "folded_modules", "module_changes"]
 
@@ -33,9 +33,7 @@ def module_changes(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[B
         old: Classes by pattern of names, in the baseline.
         new: Classes now.
     """
-    before, after = (
-        {name: kind for pattern, kind in side.items() for name in expanded(pattern)} for side in (old, new)
-    )
+    before, after = text_by_name(old), text_by_name(new)
     changed: dict[tuple[str, str], list[str]] = {}
     for name, kind in before.items():
         if name in after and after[name] != kind:

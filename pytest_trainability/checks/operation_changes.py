@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from zlib import crc32
 
-from ..records.names import expanded, folded, in_order_of
+from ..records.names import folded, in_order_of
 from ..records.reports import BaselineChange
-from .text_changes import text_changes
+from .text_changes import text_by_name, text_changes, times
 
 __all__ = ["OPERATIONS", "VARIES", "is_beyond_chance", "operation_changes", "operation_rows"]
 
@@ -80,7 +80,7 @@ def operation_rows(seeds: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, st
 def _row(names: Sequence[str]) -> str:
     text = ", ".join(_items(names)) if len(names) <= MOST_OPERATIONS else ""
     if names and not 0 < len(text) <= LONGEST_ROW:
-        counts = [_times(name, count) for name, count in Counter(names).items()]
+        counts = [times(name, count) for name, count in Counter(names).items()]
         text = ", ".join([*counts, f"order {crc32(' '.join(names).encode()):08x}"])
     return text
 
@@ -96,7 +96,7 @@ def _items(names: Sequence[str]) -> Iterator[str]:
         if count == 1:
             period = 1
         text = ", ".join(names[start : start + period])
-        yield _times(text if period == 1 else f"({text})", count)
+        yield times(text if period == 1 else f"({text})", count)
         start += period * count
 
 
@@ -107,19 +107,15 @@ def _repeats(names: Sequence[str], start: int, period: int) -> int:
     return count
 
 
-def _times(text: str, count: int) -> str:
-    return text if count == 1 else f"{text} ×{count}"
-
-
 def _operations(row: str) -> list[str]:
     """Return the operations of a row, one by one; a long repetition stays one item."""
     found: list[str] = []
     for group, name, count in _ITEM.findall(row):
-        names, times = (group or name).split(", "), int(count or 1)
-        if len(found) + times * len(names) <= MOST_OPERATIONS:
-            found += names * times
+        names, number = (group or name).split(", "), int(count or 1)
+        if len(found) + number * len(names) <= MOST_OPERATIONS:
+            found += names * number
         else:
-            found.append(_times(group or name, times))
+            found.append(times(group or name, number))
     return found
 
 
@@ -134,7 +130,7 @@ def operation_changes(
         new: Rows now.
         same_environment: Whether unchanged code repeats its operations.
     """
-    before, after = ({name: row for pattern, row in side.items() for name in expanded(pattern)} for side in (old, new))
+    before, after = text_by_name(old), text_by_name(new)
     texts: dict[tuple[str, str], tuple[str, str]] = {}
     changed: dict[tuple[str, str], list[str]] = {}
     for name, row in after.items():

@@ -11,9 +11,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from ..records.names import expanded, folded, in_order_of
+from ..records.names import folded, in_order_of
 from ..records.reports import BaselineChange
-from .text_changes import text_changes
+from .text_changes import text_by_name, text_changes, times
 
 __all__ = ["SETTINGS", "setting_changes", "setting_rows"]
 
@@ -46,7 +46,7 @@ def setting_rows(seeds: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, str]
         counts = Counter(calls)
         for seed in seeds[1:]:
             counts &= Counter(seed.get(name, ()))
-        row = _SEPARATOR.join(_times(call, counts[call]) for call in dict.fromkeys(calls) if counts[call])
+        row = _SEPARATOR.join(times(call, counts[call]) for call in dict.fromkeys(calls) if counts[call])
         if 0 < len(row) <= LONGEST_ROW:
             by_row.setdefault(row, []).append(name)
     return in_order_of(seeds[0], {pattern: row for row, names in by_row.items() for pattern in folded(names)})
@@ -62,7 +62,7 @@ def setting_changes(
         new: Rows now.
         but: Modules of another class, whose constants are those of other code.
     """
-    before, after = ({name: row for pattern, row in side.items() for name in expanded(pattern)} for side in (old, new))
+    before, after = text_by_name(old), text_by_name(new)
     changed: dict[tuple[str, str], list[str]] = {}
     for name, row in after.items():
         if name in before and name not in but and any(texts := _difference(before[name], row)):
@@ -82,12 +82,12 @@ def _difference(old: str, new: str) -> tuple[str, str]:
     for call, count in gone:
         other = next((item for item in fresh if item[1] == count and _function(item[0]) == _function(call)), None)
         if other is None:
-            texts[0].append(_times(call, count))
+            texts[0].append(times(call, count))
             continue
         fresh.remove(other)
         for text, pair in zip(texts, _without_shared(call, other[0])):
-            text.append(_times(pair, count))
-    texts[1].extend(_times(*item) for item in fresh)
+            text.append(times(pair, count))
+    texts[1].extend(times(*item) for item in fresh)
     return _shown(texts[0]), _shown(texts[1])
 
 
@@ -115,7 +115,3 @@ def _calls(row: str) -> Counter[str]:
 
 def _shown(items: Sequence[str]) -> str:
     return ", ".join(items[:MOST_SHOWN]) + (", …" if len(items) > MOST_SHOWN else "")
-
-
-def _times(call: str, count: int) -> str:
-    return call if count == 1 else f"{call} ×{count}"

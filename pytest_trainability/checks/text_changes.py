@@ -4,10 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from ..records.names import of_form, with_stars
+from ..records.names import expanded, of_form, with_stars
 from ..records.reports import BaselineChange
 
-__all__ = ["text_changes"]
+__all__ = ["text_by_name", "text_changes", "times"]
+
+
+def text_by_name(rows: Mapping[str, str]) -> dict[str, str]:
+    """Return the text of each name.
+
+    >>> text_by_name({"blocks.{0-1}": "Linear", "head": "Tanh"})
+    {'blocks.0': 'Linear', 'blocks.1': 'Linear', 'head': 'Tanh'}
+
+    Args:
+        rows: Texts by pattern of names, as a baseline stores them.
+    """
+    return {name: text for pattern, text in rows.items() for name in expanded(pattern)}
+
+
+def times(text: str, count: int) -> str:
+    """Return a text with the number of its repetitions.
+
+    >>> times("Addmm", 1), times("Addmm", 3)
+    ('Addmm', 'Addmm ×3')
+    """
+    return text if count == 1 else f"{text} ×{count}"
 
 
 def text_changes(

@@ -122,6 +122,15 @@ class Capture:
     notes: list[str] = field(default_factory=list)
     """Remarks of the instruments for the report."""
 
+    def call_at(self, number: int) -> Call | None:
+        """Return the innermost call of a module that was running when a node was created; None outside of all calls.
+
+        Args:
+            number: The place of the node in program order.
+        """
+        # The innermost call returns first.
+        return next((call for call in self.calls if not call.inner and call.start <= number < call.end), None)
+
     def place_of(self, number: int) -> str:
         """Return the innermost module during whose call a node was created, with its class, such as ``"3 (Softmax)"``.
 
@@ -131,11 +140,9 @@ class Capture:
         Returns:
             The text; the class of the model alone if none of its modules was running.
         """
-        calls = (call for call in self.calls if call.path and not call.inner and call.start <= number < call.end)
-        innermost = min(calls, key=lambda call: call.end - call.start, default=None)
-        if innermost is None:
-            return type(self.model).__name__
-        return f"{innermost.path} ({type(innermost.module).__name__})"
+        call = self.call_at(number)
+        kind = type(self.model if call is None else call.module).__name__
+        return f"{call.path} ({kind})" if call is not None and call.path else kind
 
     @property
     def roots(self) -> tuple[Edge, ...]:

@@ -40,9 +40,8 @@ def _custom_functions(run: Run) -> tuple[CustomFunction, ...]:
 
 
 def _module(run: Run, node: Node) -> str:
-    place = run.graph.place[node]
-    calls = (call for call in run.capture.calls if not call.inner and call.start <= place < call.end)
-    return next((call.path for call in calls), "")
+    call = run.capture.call_at(run.graph.place[node])
+    return "" if call is None else call.path
 
 
 def _step(run: Run, node: Node) -> str:

@@ -194,9 +194,8 @@ def _end_of_model(run: Run) -> float:
 
 def _reader(run: Run, moment: int) -> str:
     """Return the path of the innermost module that was running at a moment; the class of the model outside of all others."""
-    running = [call for call in run.capture.calls if call.start <= moment < call.end]
-    path = max(running, key=lambda call: call.start).path if running else ""
-    return path or type(run.capture.model).__name__
+    call = run.capture.call_at(moment)
+    return (call.path if call is not None else "") or type(run.capture.model).__name__
 
 
 def _computed(run: Run, use: _Use) -> Result | None:
