@@ -27,8 +27,11 @@ with suppress(ImportError):
 
 pytest_plugins = "pytester"
 
-# transformers imports torchvision where it is installed, as it is together with timm.
+# transformers imports torchvision where it is installed, as it is together with timm. With PyTorch 2.6 it cannot be imported
+# twice either.
 declare_torchvision_operators()
+with suppress(ImportError):
+    import torchvision  # noqa: F401
 
 SMALL_NETS = '''
 import torch

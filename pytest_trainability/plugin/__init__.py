@@ -265,4 +265,4 @@ def pytest_assertrepr_compare(config: pytest.Config, op: str, left: Any, right: 
         return None
     from ..report.comparisons import explain_comparison
 
-    return explain_comparison(op, left, right, full=config.get_verbosity() > 0)
+    return explain_comparison(op, left, right, full=config.getoption("verbose", default=0) > 0)

@@ -319,7 +319,7 @@ def context_settings(config: pytest.Config) -> dict[str, Any]:
         "threads": max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None,
         "confidence": settings.confidence,
         "watch": config.stash[PROGRESS].watch,
-        "full": config.get_verbosity() > 0,
+        "full": config.getoption("verbose", default=0) > 0,
         "cure": settings.cure,
         "choose_steps": partial(chosen_steps, config),
         "environment": partial(added_environment, config),

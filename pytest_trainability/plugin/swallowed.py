@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from types import FrameType
 
     from ..records.reports import CheckRecord
 
@@ -55,14 +56,28 @@ _EXPECTED_EXCEPTIONS = {
 
 
 def _failure_is_expected() -> bool:
-    """Whether a context is open that expects a failed check."""
-    from ..errors import TrainabilityFailure
+    """Whether a context is open that expects a failed check, or a call of ``pytest.raises`` is running that does."""
+    return any(map(_includes_failures, (*_of_open_contexts(), *_of_running_calls())))
 
+
+def _of_open_contexts() -> Iterator[Any]:
+    """Yield what the open contexts of ``pytest.raises`` and ``assertRaises`` expect."""
     # An object refers to its class. To look at every object of the process in Python would take a tenth of a second.
     classes = _context_classes()
     referrers = gc.get_referrers(*classes)
-    contexts = (found for found in referrers if type(found) in classes and _is_open(found))
-    return any(issubclass(TrainabilityFailure, _expected(context)) for context in contexts)
+    for found in referrers:
+        if type(found) in classes and _is_open(found):
+            yield getattr(found, _EXPECTED_EXCEPTIONS[type(found).__name__], ())
+
+
+def _of_running_calls() -> Iterator[Any]:
+    """Yield what the running calls ``pytest.raises(expected, function, ...)`` expect. Before pytest 8.4 they open no context."""
+    for thread in sys._current_frames().values():
+        frame: FrameType | None = thread
+        while frame is not None:
+            if frame.f_code is pytest.raises.__code__:
+                yield frame.f_locals["expected_exception"]
+            frame = frame.f_back
 
 
 def _context_classes() -> list[type]:
@@ -84,11 +99,12 @@ def _is_open(context: Any) -> bool:
         return True
 
 
-def _expected(context: Any) -> tuple[type, ...]:
-    """Return the exceptions that a context expects."""
-    expected = getattr(context, _EXPECTED_EXCEPTIONS[type(context).__name__], ())
+def _includes_failures(expected: Any) -> bool:
+    """Whether an exception, or one of several, is the one of a failed check or a class that it derives from."""
+    from ..errors import TrainabilityFailure
+
     classes = expected if isinstance(expected, tuple) else (expected,)
-    return tuple(found for found in classes if isinstance(found, type))
+    return any(isinstance(found, type) and issubclass(TrainabilityFailure, found) for found in classes)
 
 
 def refuse_swallowed(item: pytest.Item, records: dict[str, CheckRecord]) -> None:

@@ -372,6 +372,10 @@ def test_baseline(trainability):
     with contextlib.suppress(AssertionError):
         trainability(net, images, seeds=1).check_baseline()
 
+def test_called_for_another_exception(trainability):
+    with contextlib.suppress(AssertionError):
+        pytest.raises((ValueError, OSError), bad, trainability)
+
 # The second context is kept for the whole session, and is open in none of these tests.
 @pytest.mark.parametrize("context", [contextlib.nullcontext(), pytest.raises(ValueError)], ids=["none", "raises"])
 def test_with_a_kept_context(context):
@@ -402,6 +406,13 @@ def test_raises(trainability):
 
 def test_called(trainability):
     pytest.raises(AssertionError, bad, trainability)
+
+def test_called_with_several(trainability):
+    pytest.raises((ValueError, AssertionError), bad, trainability)
+
+def test_called_in_a_thread(trainability):
+    with ThreadPoolExecutor() as pool:
+        pytest.raises(AssertionError, lambda: pool.submit(bad, trainability).result())
 
 def test_of_a_future(trainability):
     with ThreadPoolExecutor() as pool, pytest.raises(AssertionError):
@@ -449,9 +460,9 @@ def test_a_failed_check_in_a_teardown_fails_the_teardown(project: Pytester) -> N
 def test_a_failed_check_fails_its_test_unless_the_test_expects_it(project: Pytester) -> None:
     project.makepyfile(test_it=HEAD + SWALLOWED + EXPECTED)
     result = project.runpytest_inprocess("--tb=short")
-    result.assert_outcomes(failed=5, passed=7)
+    result.assert_outcomes(failed=6, passed=9)
     text = result.stdout.str()
-    assert text.count("a check that fails must fail its test.") == 5
+    assert text.count("a check that fails must fail its test.") == 6
     assert r"although log_gain of \x1bone failed" in text
     assert "although the baseline of " in text
 

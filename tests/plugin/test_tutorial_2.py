@@ -34,12 +34,15 @@ def output_of(command: str, project: Pytester) -> list[str]:
         return printed.getvalue().decode("utf-8").splitlines()
 
 
-def without_numbers(lines: list[str]) -> list[str]:
-    """Return lines without numbers: their last digits depend on the machine."""
-    return [re.sub(r"[\d.]+", "#", line) for line in lines]
+def without_numbers(line: str) -> str:
+    """Return a line without numbers and indentation: digits depend on the machine, and where lines break on the digits."""
+    return " ".join(re.sub(r"[\d.]+", "#", line.removeprefix("E ")).split())
 
 
 def test_the_second_part_of_the_tutorial(project: Pytester) -> None:
+    # A session inside a test unloads the modules that it imports first, and transformers 5.0 looks up the module of a class.
+    from transformers import GPT2LMHeadModel  # noqa: F401
+
     commands = []
     for language, text in BLOCKS:
         first, *shown = text.splitlines()
@@ -48,8 +51,8 @@ def test_the_second_part_of_the_tutorial(project: Pytester) -> None:
             continue
         assert first.startswith("$ ")
         commands.append(first)
-        printed = output_of(first.removeprefix("$ "), project)
+        printed = " ".join(map(without_numbers, output_of(first.removeprefix("$ "), project)))
         assert shown
-        missing = [line for line in without_numbers(shown) if line not in without_numbers(printed)]
+        missing = [line for line in map(without_numbers, shown) if line not in printed]
         assert missing == [], f"{first} must print this"
     assert len(commands) == 7
