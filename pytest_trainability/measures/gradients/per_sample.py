@@ -9,13 +9,14 @@ import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...engine.capture.recorder import Loss, evaluate
-from ...engine.isolation import derived_seed, generator_state, preserved_model, seeded
+from ...engine.isolation import ModelState, derived_seed, generator_state, seeded
 from ...engine.jacobian.trajectories import Trajectories
 from ...engine.linalg.gram import at_once
 from ...engine.linalg.norms import norm
@@ -43,6 +44,18 @@ apart into time steps, each of which makes a matrix of the size of the weights f
 MOST_SHARED = 3
 """Largest number of shared tensors that are recognized: tensors with as many rows as there are samples by coincidence."""
 SHARED_HINT = "If all samples share an input with as many rows as there are samples (a table), use another batch size."
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """How per-sample gradients of an architecture are computed. The first seed finds it, for all later ones."""
+
+    shared: frozenset[int]
+    """Numbers of the tensors that have as many rows as there are samples by coincidence."""
+    is_random: bool
+    """Whether the forward pass draws random numbers."""
+    vectorized: bool
+    """Whether ``torch.func.vmap`` differentiates several samples at once."""
 
 
 class PerSample:
@@ -75,10 +88,13 @@ class PerSample:
         """Whether ``torch.func.vmap`` differentiates several samples at once."""
         self._latest: tuple[int, Gradients] | None = None
         self._require_loss_and_samples()
+        self._state = ModelState(self.model)
         if self.parameters:
-            self._find_shared_tensors()
-            self._require_independence(run.trajectories)
-            self._choose_method()
+            # With other shapes, other tensors may have as many rows as there are samples.
+            name = f"{PER_SAMPLE.name} of {[tuple(t.shape) for t in self.batch.tensors]}"
+            method = run.of_first_seed(name, lambda: self._choose_method(run.trajectories))
+            self.batch = self.batch.sharing(method.shared)
+            self.is_random, self.vectorized = method.is_random, method.vectorized
 
     def chunks(self) -> Iterator[Gradients]:
         """Yield the gradients of as many samples at a time as fit in memory.
@@ -152,10 +168,22 @@ class PerSample:
     def _isolated(self, sample: int) -> Iterator[None]:
         """Draw the sample's own dropout masks inside the context, and restore the model afterwards."""
         seeded(derived_seed(self.seed, f"sample {sample}"))
-        with preserved_model(self.model), _no_warnings():
+        with self._state.kept(), _no_warnings():
             yield
 
-    def _choose_method(self) -> None:
+    def _choose_method(self, trajectories: Trajectories) -> _Method:
+        """Find shared tensors, and whether samples interact and can be differentiated together.
+
+        Raises:
+            InapplicableError: Samples interact, or the model does not run on one sample.
+        """
+        shared = self._shared_tensors()
+        self.batch = self.batch.sharing(shared)
+        self._require_independence(trajectories)
+        self._compare_methods()
+        return _Method(shared, self.is_random, self.vectorized)
+
+    def _compare_methods(self) -> None:
         """Differentiate the first sample by both methods, and choose the vectorized one if the results are equal.
 
         If all samples fit in memory, they are differentiated together already, unless random numbers depend on how many they are.
@@ -186,15 +214,14 @@ class PerSample:
         if self.vectorized and step > 1:
             self._latest = 0, vectorized
 
-    def _find_shared_tensors(self) -> None:
-        """Find tensors that have as many rows as there are samples by coincidence, and share them among samples."""
+    def _shared_tensors(self) -> frozenset[int]:
+        """Return the tensors that have as many rows as there are samples by coincidence; all samples share them."""
         split = sorted(self.batch.split)
         for number in range(min(len(split), MOST_SHARED + 1) if len(split) > 1 else 0):
             for shared in itertools.combinations(split, number):
-                batch = self.batch.sharing(shared)
-                if self._runs_with_repeated_sample(batch):
-                    self.batch = batch
-                    return
+                if self._runs_with_repeated_sample(self.batch.sharing(shared)):
+                    return frozenset(shared)
+        return frozenset()
 
     def _runs_with_repeated_sample(self, batch: _Batch) -> bool:
         """Whether the model and its loss run when the first sample is appended to the batch."""
@@ -208,7 +235,7 @@ class PerSample:
         """Return the model's output for other rows, with the random numbers of the run."""
         seeded(derived_seed(self.seed, "forward"))
         inputs, target = batch.with_rows(rows)
-        with preserved_model(self.model), _no_warnings():
+        with self._state.kept(), _no_warnings():
             return evaluate(self.model, *call_arguments(inputs), target, self.loss_module.loss)[0]
 
     # Requirements

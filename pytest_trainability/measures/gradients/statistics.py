@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...engine.linalg.gram import gram_matrix, pieces
 from ...engine.linalg.norms import as_float64, norm
+from ...engine.runs.common_needs import PARAMETER_GRADIENTS
 from ...engine.runs.run import Need, Run, Stage
 from ...errors import InapplicableError
 from ..measure import declare
@@ -93,9 +94,15 @@ def _moments(run: Run) -> dict[str, Moments]:
             sums.setdefault(name, _MomentSums(gradient[:1])).add(gradient)
     found = {name: accumulated.moments() for name, accumulated in sums.items()}
     is_settled = per_sample.is_random or not sums or GRADIENT_GRAM in run.found
-    if not is_settled and not _is_mean_or_sum(per_sample.batch_gradient(), sums):
+    if not is_settled and not any(_is_mean_or_sum(gradient, sums) for gradient in _batch_gradients(run)):
         run[GRADIENT_GRAM]  # refuses a batch gradient that is not a sum of the samples' gradients with any weights
     return found
+
+
+def _batch_gradients(run: Run) -> Iterator[Mapping[str, Tensor]]:
+    """Yield the batch's gradient in the run, which is known, and the one with the buffers that the samples' belong to."""
+    yield {name: gradient.to_dense() for name, gradient in run[PARAMETER_GRADIENTS].items() if gradient is not None}
+    yield run[PER_SAMPLE].batch_gradient()
 
 
 def _is_mean_or_sum(batch: Mapping[str, Tensor], sums: Mapping[str, _MomentSums]) -> bool:
