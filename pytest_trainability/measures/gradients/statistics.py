@@ -15,6 +15,7 @@ from ...engine.runs.common_needs import PARAMETER_GRADIENTS
 from ...engine.runs.run import Need, Run, Stage
 from ...errors import InapplicableError
 from ..measure import declare
+from .outer_products import OuterProducts, dense, first_samples
 from .per_sample import PER_SAMPLE, ROUND_OFF
 
 __all__ = ["GRADIENT_GRAM", "GRADIENT_MOMENTS", "Moments", "sum_of_moments"]
@@ -59,8 +60,9 @@ class _MomentSums:
         self.sums: list[Tensor] = []
         self.squares, self.samples = 0.0, 0
 
-    def add(self, gradients: Tensor) -> None:
+    def add(self, gradients: Tensor | OuterProducts) -> None:
         """Add the gradients of further samples, ``(samples, *shape)``."""
+        assert isinstance(gradients, Tensor), "gradients of one kind only"
         self.samples += len(gradients)
         both = zip(pieces(gradients, wide=False), pieces(self.reference, wide=False))
         for number, (piece, reference) in enumerate(both):
@@ -86,12 +88,57 @@ class _MomentSums:
         return Moments(mean_square, variance, count, self.eps)
 
 
+class _OuterMomentSums(_MomentSums):
+    """The same for outer products ``g_i = δ_i a_iᵀ``: ``g_i − g_0 = δ_i (a_i − a_0)ᵀ + (δ_i − δ_0) a_0ᵀ``."""
+
+    def __init__(self, reference: OuterProducts) -> None:
+        super().__init__(as_float64(dense(reference)))
+        self.eps = torch.finfo(reference.inputs.dtype).eps
+        self._first = as_float64(reference.cotangents), as_float64(reference.inputs)
+        self._total = torch.zeros_like(self.reference)
+        self.sums = [piece[0] for piece in pieces(self._total)]
+
+    def add(self, gradients: Tensor | OuterProducts) -> None:
+        """Add the gradients of further samples."""
+        assert isinstance(gradients, OuterProducts), "gradients of one kind only"
+        self.samples += len(gradients)
+        (first, a_0), delta, a = self._first, as_float64(gradients.cotangents), as_float64(gradients.inputs)
+        moved, alpha = delta - first, a - a_0
+        squares = _inner(delta, delta) * _inner(alpha, alpha)
+        mixed = 2 * _inner(delta, moved) * _inner(alpha, a_0)
+        others = _inner(moved, moved) * _inner(a_0, a_0)
+        found = squares + mixed + others
+        for number in (found < CANCELLED * (squares + others)).nonzero()[:, 0].tolist():
+            found[number] = (
+                (torch.outer(delta[number], alpha[number]) + torch.outer(moved[number], a_0[0])).square().sum()
+            )
+        self.squares += float(found.sum())
+        self._total += delta.T @ alpha + moved.sum(dim=0)[:, None] * a_0
+
+
+CANCELLED = 1e-8
+"""Part of its terms from which a squared difference is computed entry by entry: eight of float64's sixteen digits remain."""
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """Return the inner product of each row with the same one of the other, ``(samples,)``."""
+    return (left * right).sum(dim=1)
+
+
+def _moment_sums(gradients: Tensor | OuterProducts) -> _MomentSums:
+    """Return empty sums of differences from the gradient of the first sample."""
+    first = first_samples(gradients, 1)
+    return _MomentSums(first) if isinstance(first, Tensor) else _OuterMomentSums(first)
+
+
 def _moments(run: Run) -> dict[str, Moments]:
     per_sample = run[PER_SAMPLE]
     sums: dict[str, _MomentSums] = {}
     for gradients in per_sample.chunks():
         for name, gradient in gradients.items():
-            sums.setdefault(name, _MomentSums(gradient[:1])).add(gradient)
+            if name not in sums:
+                sums[name] = _moment_sums(gradient)
+            sums[name].add(gradient)
     found = {name: accumulated.moments() for name, accumulated in sums.items()}
     is_settled = per_sample.is_random or not sums or GRADIENT_GRAM in run.found
     if not is_settled and not any(_is_mean_or_sum(gradient, sums) for gradient in _batch_gradients(run)):
