@@ -299,7 +299,7 @@ def _triangular(product: _Product, seed: int) -> Graded:
     found = Graded.identity(product.used, product.size, product.device)
     for index in product.order(forward=product.forward):
         Q, R = _factored(product, index, Q)
-        found = found.times(R)
+        found = found.times(R, upper=True)
     return found
 
 
