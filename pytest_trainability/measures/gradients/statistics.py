@@ -15,7 +15,7 @@ from ...engine.runs.common_needs import PARAMETER_GRADIENTS
 from ...engine.runs.run import Need, Run, Stage
 from ...errors import InapplicableError
 from ..measure import declare
-from .outer_products import OuterProducts, dense, first_samples
+from .outer_products import OuterProducts, first_samples
 from .per_sample import PER_SAMPLE, ROUND_OFF
 
 __all__ = ["GRADIENT_GRAM", "GRADIENT_MOMENTS", "Moments", "sum_of_moments"]
@@ -92,18 +92,18 @@ class _OuterMomentSums(_MomentSums):
     """The same for outer products ``g_i = δ_i a_iᵀ``: ``g_i − g_0 = δ_i (a_i − a_0)ᵀ + (δ_i − δ_0) a_0ᵀ``."""
 
     def __init__(self, reference: OuterProducts) -> None:
-        super().__init__(as_float64(dense(reference)))
         self.eps = torch.finfo(reference.inputs.dtype).eps
         self._first = as_float64(reference.cotangents), as_float64(reference.inputs)
-        self._total = torch.zeros_like(self.reference)
-        self.sums = [piece[0] for piece in pieces(self._total)]
+        (delta_0, a_0), self.squares, self.samples = self._first, 0.0, 0
+        self._total = delta_0.new_zeros(delta_0.shape[1], a_0.shape[1])
+        self.sums = [piece[0] for piece in pieces(self._total[None])]
 
     def add(self, gradients: Tensor | OuterProducts) -> None:
         """Add the gradients of further samples."""
         assert isinstance(gradients, OuterProducts), "gradients of one kind only"
         self.samples += len(gradients)
-        (first, a_0), delta, a = self._first, as_float64(gradients.cotangents), as_float64(gradients.inputs)
-        moved, alpha = delta - first, a - a_0
+        (delta_0, a_0), delta, a = self._first, as_float64(gradients.cotangents), as_float64(gradients.inputs)
+        moved, alpha = delta - delta_0, a - a_0
         squares = _inner(delta, delta) * _inner(alpha, alpha)
         mixed = 2 * _inner(delta, moved) * _inner(alpha, a_0)
         others = _inner(moved, moved) * _inner(a_0, a_0)
@@ -113,7 +113,14 @@ class _OuterMomentSums(_MomentSums):
                 (torch.outer(delta[number], alpha[number]) + torch.outer(moved[number], a_0[0])).square().sum()
             )
         self.squares += float(found.sum())
-        self._total += delta.T @ alpha + moved.sum(dim=0)[:, None] * a_0
+        left, right = torch.cat([delta, moved.sum(dim=0, keepdim=True)]), torch.cat([alpha, a_0])
+        self._total.addmm_(left.T, right)
+
+    def means(self) -> Iterator[Tensor]:
+        """Yield the mean of the gradients added so far, in pieces."""
+        delta_0, a_0 = self._first
+        mean = torch.addr(self._total, delta_0[0], a_0[0], beta=1 / self.samples)
+        return (piece[0] for piece in pieces(mean[None]))
 
 
 CANCELLED = 1e-8
