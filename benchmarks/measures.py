@@ -9,7 +9,7 @@ A training step is one forward and backward pass with the gradients of all param
 a measure is the time per seed that reading it takes once a model has been measured without it. That is a separate run:
 the forward pass and the cut, about half a training step, are part of it, and are shared by all measures that are requested
 together. Steps and measurements alternate, and the median of the ratios is printed. A dash means that the measure does
-not apply.
+not apply. Each measure is first read of a tiny model: what it imports once per process is not part of its cost.
 
 ``make generated`` writes the table of ``docs/measures/index.md`` from ``benchmarks/costs.json``. One text says there for all rows
 under which conditions they were measured. So single rows can be recorded under the same conditions only, and all rows together
@@ -101,6 +101,8 @@ BUILDING = {"uninitialized_parameters", "meta_device_differences"}
 
 def cost(name: str, model: Model, device: str, repeats: int) -> float | None:
     """Return the cost of one measure in training steps per seed; None where it does not apply."""
+    for tiny in TINY.values():
+        ratio(name, *tiny, device)
     ratios = [found for _ in range(repeats) if (found := ratio(name, *model, device)) is not None]
     return statistics.median(ratios) if len(ratios) == repeats else None
 

@@ -18,6 +18,10 @@ DECOUPLED = 1e-13
 """Relative size below which an entry outside of its group of rows is neglected. Singular values change by at most as much."""
 SHORT = 1e-100
 """Length of a row of a product, relative to its largest term's, from which its entries are taken by their logarithms."""
+NARROW = 100.0
+"""Nats that rows of a product may differ by if they are computed with a common factor: their squares stay far from underflow."""
+BLOCK = 64
+"""Number of rows of a triangular product that are computed together."""
 ITERATIONS = 400
 """Most QR factorizations. At the smallest mean gap, 300 nats over 511 values, groups separate after about thirty."""
 
@@ -39,16 +43,46 @@ class Graded:
         rows = torch.eye(size, dtype=torch.float64, device=device).expand(trajectories, size, size)
         return Graded(torch.zeros(trajectories, size, dtype=torch.float64, device=device), rows)
 
-    def times(self, factor: Tensor) -> Graded:
+    def times(self, factor: Tensor, *, upper: bool = False) -> Graded:
         """Multiply by factors ``(trajectories, n, m)`` from the left.
 
         Each row of the product is accurate relative to its own length. If the factors are triangular and the products of
         their diagonals descend, all singular values are therefore relatively accurate, however small they are.
 
+        Args:
+            factor: The factors.
+            upper: Whether the factors and the rows of this product are upper triangular, which saves half of the time.
+
         Returns:
             The product, graded again.
         """
-        return _weighted(factor, self.logs, self.rows)
+        return (_upper if upper else _weighted)(factor, self.logs, self.rows)
+
+
+def _upper(factor: Tensor, logs: Tensor, rows: Tensor) -> Graded:
+    """Return ``factor diag(e^logs) rows`` of upper triangular matrices, in blocks of rows without the zeros in front of them."""
+    count = factor.shape[1]
+    found_logs, found_rows = logs.new_empty(len(logs), count), rows.new_zeros(len(logs), count, rows.shape[2])
+    for a in range(0, count, BLOCK):
+        b = min(a + BLOCK, count)
+        operands = factor[:, a:b, a:], logs[:, a:], rows[:, a:, a:]
+        part = _with_common_factor(*operands) or _weighted(*operands)
+        found_logs[:, a:b], found_rows[:, a:b, a:] = part.logs, part.rows
+    return Graded(found_logs, found_rows)
+
+
+def _with_common_factor(factor: Tensor, logs: Tensor, rows: Tensor) -> Graded | None:
+    """Compute all rows of a triangular product relative to the largest ``e^logs``; None where some could lose digits."""
+    # Every row takes part of the e^logs on the diagonal.
+    own = torch.where(factor.diagonal(dim1=1, dim2=2) != 0, logs[:, : factor.shape[1]], -math.inf)
+    largest = logs.amax(dim=1, keepdim=True)
+    if not bool((largest - own <= NARROW).all()):
+        return None
+    product = (factor * (logs - largest).exp()[:, None, :]) @ rows
+    lengths = torch.linalg.vector_norm(product, dim=2)
+    if not bool((lengths >= SHORT).all()):
+        return None
+    return Graded(largest + lengths.log(), product.div_(lengths[:, :, None]))
 
 
 def _weighted(factor: Tensor, logs: Tensor, rows: Tensor) -> Graded:

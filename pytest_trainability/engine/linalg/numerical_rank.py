@@ -10,8 +10,6 @@ __all__ = ["maybe_short_of_rank", "near_rank_threshold", "without_round_off"]
 
 NEAR_THRESHOLD = 100.0
 """The diagonal does not decide the rank of a factor with a diagonal entry below this multiple of the round-off."""
-SURE = 2.0
-"""A factor has full rank if a lower bound on its smallest singular value exceeds the round-off by this factor."""
 
 
 def near_rank_threshold(R: Tensor, ranks: Tensor, least: Tensor) -> list[int]:
@@ -39,7 +37,10 @@ def maybe_short_of_rank(R: Tensor, ranks: Tensor, least: Tensor) -> list[int]:
     """Return which triangular factors are to be judged by a singular value decomposition.
 
     These are the ones near the threshold, except those whose inverse proves that they have full rank: the smallest singular
-    value is at least ``1 / ‖R⁻¹‖`` in the Frobenius norm.
+    value ``1 / ‖R⁻¹‖`` exceeds ``least`` if ``1 - least² R⁻¹ R⁻ᵀ`` has a Cholesky factor. Where the Frobenius norm of the inverse
+    is small enough, that is not computed.
+
+    Source: Higham, Accuracy and Stability of Numerical Algorithms (2002), section 14.2, for the error of the inverse.
 
     Args:
         R: Upper triangular factors, ``(trajectories, m, k)``.
@@ -52,16 +53,24 @@ def maybe_short_of_rank(R: Tensor, ranks: Tensor, least: Tensor) -> list[int]:
     near = near_rank_threshold(R, ranks, least)
     if not near:
         return []
-    size = min(R.shape[-2:])
+    size, eps = min(R.shape[-2:]), torch.finfo(R.dtype).eps
     used = torch.arange(size, device=R.device) < ranks.to(R.device)[near, None]
-    inside = used[:, :, None] & used[:, None, :]
-    identity = torch.eye(size, dtype=R.dtype, device=R.device)
-    square = torch.where(inside, R[near, :size, :size], identity)
+    square, identity = R[near, :size, :size], torch.eye(size, dtype=R.dtype, device=R.device)
+    # A triangular inverse is accurate to n eps κ.
+    errors = size * eps * torch.linalg.vector_norm(square, dim=(1, 2))
+    # The leading columns of the inverse are those of the leading block, whatever stands beside it.
+    square.diagonal(dim1=1, dim2=2).masked_fill_(~used, 1.0)
     inverse = torch.linalg.solve_triangular(square, identity * used[:, None, :], upper=True)
-    bounds = 1 / torch.linalg.vector_norm(inverse, dim=(1, 2))
+    lengths = torch.linalg.vector_norm(inverse, dim=(1, 2))
+    scale = (1 + errors * lengths) * least.to(R.device)[near]
     # Singular factors have the bound zero or NaN.
-    is_full = bounds > SURE * least.to(R.device)[near]
-    return [number for number, sure in zip(near, is_full.tolist()) if not sure]
+    undecided = (~(scale * lengths < 1)).nonzero()[:, 0]
+    if not len(undecided):
+        return []
+    scaled = scale[undecided, None, None] * inverse[undecided]
+    found = torch.linalg.cholesky_ex(identity - scaled @ scaled.mT)
+    is_full = (found.info == 0) & found.L.diagonal(dim1=1, dim2=2).isfinite().all(dim=1)
+    return [near[number] for number in undecided[~is_full].tolist()]
 
 
 def without_round_off(R: Tensor, least: float) -> tuple[Tensor, Tensor]:

@@ -7,15 +7,16 @@ import math
 import random
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...engine.capture.recorder import Loss, evaluate
-from ...engine.isolation import derived_seed, generator_state, preserved_model, seeded
+from ...engine.isolation import ModelState, derived_seed, generator_state, seeded
 from ...engine.jacobian.trajectories import Trajectories
 from ...engine.linalg.gram import at_once
 from ...engine.linalg.norms import norm
@@ -25,12 +26,15 @@ from ...engine.runs.run import Need, Run, Stage
 from ...engine.torch_internals import without_compiler
 from ...engine.trees import batch_size, is_float, map_tensors, tensors_in
 from ...errors import InapplicableError
+from .outer_products import OuterProducts, ShiftedProducts, VectorProducts, dense, first_samples
 
 __all__ = ["PER_SAMPLE", "ROUND_OFF", "PerSample"]
 
 
 Gradients = dict[str, Tensor]
 """Gradients ``(samples, *shape)`` by parameter name, or ``shape`` for one sample."""
+Factored = dict[str, Tensor | OuterProducts]
+"""The same, where those of some weights are kept as outer products."""
 
 
 ROUND_OFF = 16
@@ -43,6 +47,20 @@ apart into time steps, each of which makes a matrix of the size of the weights f
 MOST_SHARED = 3
 """Largest number of shared tensors that are recognized: tensors with as many rows as there are samples by coincidence."""
 SHARED_HINT = "If all samples share an input with as many rows as there are samples (a table), use another batch size."
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """How per-sample gradients of an architecture are computed. The first seed finds it, for all later ones."""
+
+    shared: frozenset[int]
+    """Numbers of the tensors that have as many rows as there are samples by coincidence."""
+    is_random: bool
+    """Whether the forward pass draws random numbers."""
+    vectorized: bool
+    """Whether ``torch.func.vmap`` differentiates several samples at once."""
+    products: Mapping[str, torch.Size] = field(default_factory=dict)
+    """Shapes of the products with the weights whose gradients are outer products, by name; only where it is vectorized."""
 
 
 class PerSample:
@@ -73,14 +91,19 @@ class PerSample:
         """Whether the forward pass draws random numbers."""
         self.vectorized = False
         """Whether ``torch.func.vmap`` differentiates several samples at once."""
-        self._latest: tuple[int, Gradients] | None = None
+        self.products: Mapping[str, torch.Size] = {}
+        """Shapes of the products with the weights whose vectorized gradients are outer products, by name."""
+        self._latest: tuple[int, Factored] | None = None
         self._require_loss_and_samples()
+        self._state = ModelState(self.model)
         if self.parameters:
-            self._find_shared_tensors()
-            self._require_independence(run.trajectories)
-            self._choose_method()
+            # With other shapes, other tensors may have as many rows as there are samples.
+            name = f"{PER_SAMPLE.name} of {[tuple(t.shape) for t in self.batch.tensors]}"
+            method = run.of_first_seed(name, lambda: self._choose_method(run.trajectories))
+            self.batch = self.batch.sharing(method.shared)
+            self.is_random, self.vectorized, self.products = method.is_random, method.vectorized, method.products
 
-    def chunks(self) -> Iterator[Gradients]:
+    def chunks(self) -> Iterator[Factored]:
         """Yield the gradients of as many samples at a time as fit in memory.
 
         Raises:
@@ -90,10 +113,14 @@ class PerSample:
             return
         step = at_once(len(self.batch), self.size)
         for first in range(0, len(self.batch), step):
-            yield self.gradients(first, min(first + step, len(self.batch)))
+            yield self._factored(first, min(first + step, len(self.batch)))
         self.require_mean_or_sum()
 
     def gradients(self, first: int, last: int) -> Gradients:
+        """Return the gradients of samples ``first`` to ``last - 1``."""
+        return {name: dense(gradient) for name, gradient in self._factored(first, last).items()}
+
+    def _factored(self, first: int, last: int) -> Factored:
         """Return the gradients of samples ``first`` to ``last - 1``. The latest result is kept and returned again."""
         if self._latest is None or self._latest[0] != first:
             self._latest = None
@@ -105,26 +132,37 @@ class PerSample:
             self._latest = first, found
         return self._latest[1]
 
-    def _vectorized_gradients(self, first: int, last: int) -> Gradients | None:
+    def _vectorized_gradients(self, first: int, last: int) -> Factored | None:
         """Differentiate several samples at once; None if an operator does not support it."""
         # The import takes a tenth of a second, and is needed only here.
         from torch.func import functional_call, grad_and_value, vmap
 
-        def loss(parameters: dict[str, Tensor], *rows: Tensor) -> Tensor:
-            arguments = self.batch.with_rows([row.unsqueeze(0) for row in rows])
-            value: Tensor = functional_call(self.loss_module, parameters, arguments)
-            return value
+        weights = {name: p.detach() for name, p in self.parameters.items()}
+        multiplied = {name: weights.pop(name) for name in self.products}
 
-        parameters = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
-        rows = self.batch.rows(slice(first, last))
-        in_dims = (None, *(0 for _ in rows))
+        def loss(
+            parameters: dict[str, Tensor], shifts: dict[str, Tensor], *rows: Tensor
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            arguments = self.batch.with_rows([row.unsqueeze(0) for row in rows])
+            named = {f"model.{name}": weight for name, weight in (parameters | multiplied).items()}
+            with ShiftedProducts(multiplied, shifts) as watched:
+                value: Tensor = functional_call(self.loss_module, named, arguments)
+            return value, {name: watched.vectors[name] for name in multiplied}
+
+        count, rows = last - first, self.batch.rows(slice(first, last))
+        shifts = {name: w.new_zeros(count, *self.products[name]) for name, w in multiplied.items()}
+        differentiated = grad_and_value(loss, argnums=(0, 1), has_aux=True)
+        in_dims = (None, 0, *(0 for _ in rows))
         with self._isolated(first), torch.no_grad(), without_compiler():
             try:
-                found, losses = vmap(grad_and_value(loss), in_dims, randomness="different")(parameters, *rows)
+                (found, cotangents), (losses, vectors) = vmap(differentiated, in_dims, randomness="different")(
+                    weights, shifts, *rows
+                )
             except Exception:  # of any type: the ordinary backward pass shows whether the model is at fault
                 return None
         self.losses.update(zip(range(first, last), losses.tolist()))
-        return {name: found[f"model.{name}"] for name in self.parameters}
+        outer = {name: OuterProducts(cotangents[name].flatten(1), vectors[name].flatten(1)) for name in multiplied}
+        return {name: outer[name] if name in outer else found[name] for name in self.parameters}
 
     def sample_gradient(self, sample: int) -> Gradients:
         """Return the gradient of one sample's loss, by an ordinary backward pass."""
@@ -138,25 +176,43 @@ class PerSample:
         """
         return self._backward(slice(None))[0]
 
-    def _backward(self, samples: slice) -> tuple[Gradients, float]:
-        """Return the gradient of the loss on some samples as one batch, and the loss."""
+    def _backward(self, samples: slice, watched: AbstractContextManager[Any] | None = None) -> tuple[Gradients, float]:
+        """Return the gradient of the loss on some samples as one batch, and the loss. The forward pass runs in a context."""
         arguments = self.batch.with_rows(self.batch.rows(samples))
         parameters = list(self.parameters.values())
         with self._isolated(samples.start or 0):
-            loss = self.loss_module(*arguments)
+            with watched or nullcontext():
+                loss = self.loss_module(*arguments)
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        dense = [torch.zeros_like(p) if g is None else g.to_dense() for g, p in zip(found, parameters)]
-        return dict(zip(self.parameters, dense)), float(loss.detach())
+        filled = [torch.zeros_like(p) if g is None else g.to_dense() for g, p in zip(found, parameters)]
+        return dict(zip(self.parameters, filled)), float(loss.detach())
 
     @contextmanager
     def _isolated(self, sample: int) -> Iterator[None]:
         """Draw the sample's own dropout masks inside the context, and restore the model afterwards."""
         seeded(derived_seed(self.seed, f"sample {sample}"))
-        with preserved_model(self.model), _no_warnings():
+        with self._state.kept(), _no_warnings():
             yield
 
-    def _choose_method(self) -> None:
+    def _choose_method(self, trajectories: Trajectories) -> _Method:
+        """Find shared tensors, and whether samples interact and can be differentiated together.
+
+        Returns:
+            How the gradients of this seed and of later ones are computed.
+
+        Raises:
+            InapplicableError: Samples interact, or the model does not run on one sample.
+        """
+        shared = self._shared_tensors()
+        self.batch = self.batch.sharing(shared)
+        self._require_independence(trajectories)
+        self._compare_methods()
+        return _Method(shared, self.is_random, self.vectorized, self.products)
+
+    def _compare_methods(self) -> None:
         """Differentiate the first sample by both methods, and choose the vectorized one if the results are equal.
+
+        Weights that multiply one vector per sample have outer products as gradients, unless they are used in other ways as well.
 
         If all samples fit in memory, they are differentiated together already, unless random numbers depend on how many they are.
 
@@ -164,9 +220,9 @@ class PerSample:
             InapplicableError: The model does not run on one sample.
         """
         seeded(derived_seed(self.seed, "sample 0"))
-        before = _generator_states(self.device)
+        before, watched = _generator_states(self.device), VectorProducts(self.parameters)
         try:
-            ordinary = self.sample_gradient(0)
+            ordinary, self.losses[0] = self._backward(slice(0, 1), watched)
         except Exception as error:
             msg = (
                 "Per-sample gradients need a model and a loss that run on one sample alone. On the first of "
@@ -179,22 +235,25 @@ class PerSample:
         if sum(p.numel() for module in fused for p in module.parameters()) >= LARGE_RECURRENCE:
             return
         step = 1 if self.is_random else at_once(len(self.batch), self.size)
-        vectorized = self._vectorized_gradients(0, step)
-        if vectorized is None:
-            return
-        self.vectorized = _equal_gradients(ordinary, {name: gradients[0] for name, gradients in vectorized.items()})
-        if self.vectorized and step > 1:
-            self._latest = 0, vectorized
+        # A product that was not seen makes a difference.
+        for products in (watched.found, {}) if watched.found else ({},):
+            self.products = products
+            vectorized = self._vectorized_gradients(0, step)
+            self.vectorized = vectorized is not None and _equal_gradients(
+                ordinary, {name: dense(first_samples(gradient, 1))[0] for name, gradient in vectorized.items()}
+            )
+            if self.vectorized:
+                self._latest = (0, vectorized) if vectorized is not None and step > 1 else None
+                return
 
-    def _find_shared_tensors(self) -> None:
-        """Find tensors that have as many rows as there are samples by coincidence, and share them among samples."""
+    def _shared_tensors(self) -> frozenset[int]:
+        """Return the tensors that have as many rows as there are samples by coincidence; all samples share them."""
         split = sorted(self.batch.split)
         for number in range(min(len(split), MOST_SHARED + 1) if len(split) > 1 else 0):
             for shared in itertools.combinations(split, number):
-                batch = self.batch.sharing(shared)
-                if self._runs_with_repeated_sample(batch):
-                    self.batch = batch
-                    return
+                if self._runs_with_repeated_sample(self.batch.sharing(shared)):
+                    return frozenset(shared)
+        return frozenset()
 
     def _runs_with_repeated_sample(self, batch: _Batch) -> bool:
         """Whether the model and its loss run when the first sample is appended to the batch."""
@@ -208,7 +267,7 @@ class PerSample:
         """Return the model's output for other rows, with the random numbers of the run."""
         seeded(derived_seed(self.seed, "forward"))
         inputs, target = batch.with_rows(rows)
-        with preserved_model(self.model), _no_warnings():
+        with self._state.kept(), _no_warnings():
             return evaluate(self.model, *call_arguments(inputs), target, self.loss_module.loss)[0]
 
     # Requirements

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ...engine.linalg.gram import gram_matrix, pieces
 from ...engine.linalg.norms import as_float64, norm
+from ...engine.runs.common_needs import PARAMETER_GRADIENTS
 from ...engine.runs.run import Need, Run, Stage
 from ...errors import InapplicableError
 from ..measure import declare
+from .outer_products import OuterProducts, first_samples
 from .per_sample import PER_SAMPLE, ROUND_OFF
 
 __all__ = ["GRADIENT_GRAM", "GRADIENT_MOMENTS", "Moments", "sum_of_moments"]
@@ -58,8 +60,9 @@ class _MomentSums:
         self.sums: list[Tensor] = []
         self.squares, self.samples = 0.0, 0
 
-    def add(self, gradients: Tensor) -> None:
+    def add(self, gradients: Tensor | OuterProducts) -> None:
         """Add the gradients of further samples, ``(samples, *shape)``."""
+        assert isinstance(gradients, Tensor), "gradients of one kind only"
         self.samples += len(gradients)
         both = zip(pieces(gradients, wide=False), pieces(self.reference, wide=False))
         for number, (piece, reference) in enumerate(both):
@@ -85,17 +88,75 @@ class _MomentSums:
         return Moments(mean_square, variance, count, self.eps)
 
 
+class _OuterMomentSums(_MomentSums):
+    """The same for outer products ``g_i = δ_i a_iᵀ``: ``g_i − g_0 = δ_i (a_i − a_0)ᵀ + (δ_i − δ_0) a_0ᵀ``."""
+
+    def __init__(self, reference: OuterProducts) -> None:
+        self.eps = torch.finfo(reference.inputs.dtype).eps
+        self._first = as_float64(reference.cotangents), as_float64(reference.inputs)
+        (delta_0, a_0), self.squares, self.samples = self._first, 0.0, 0
+        self._total = delta_0.new_zeros(delta_0.shape[1], a_0.shape[1])
+        self.sums = [piece[0] for piece in pieces(self._total[None])]
+
+    def add(self, gradients: Tensor | OuterProducts) -> None:
+        """Add the gradients of further samples."""
+        assert isinstance(gradients, OuterProducts), "gradients of one kind only"
+        self.samples += len(gradients)
+        (delta_0, a_0), delta, a = self._first, as_float64(gradients.cotangents), as_float64(gradients.inputs)
+        moved, alpha = delta - delta_0, a - a_0
+        squares = _inner(delta, delta) * _inner(alpha, alpha)
+        mixed = 2 * _inner(delta, moved) * _inner(alpha, a_0)
+        others = _inner(moved, moved) * _inner(a_0, a_0)
+        found = squares + mixed + others
+        for number in (found < CANCELLED * (squares + others)).nonzero()[:, 0].tolist():
+            found[number] = (
+                (torch.outer(delta[number], alpha[number]) + torch.outer(moved[number], a_0[0])).square().sum()
+            )
+        self.squares += float(found.sum())
+        left, right = torch.cat([delta, moved.sum(dim=0, keepdim=True)]), torch.cat([alpha, a_0])
+        self._total.addmm_(left.T, right)
+
+    def means(self) -> Iterator[Tensor]:
+        """Yield the mean of the gradients added so far, in pieces."""
+        delta_0, a_0 = self._first
+        mean = torch.addr(self._total, delta_0[0], a_0[0], beta=1 / self.samples)
+        return (piece[0] for piece in pieces(mean[None]))
+
+
+CANCELLED = 1e-8
+"""Part of its terms from which a squared difference is computed entry by entry: eight of float64's sixteen digits remain."""
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """Return the inner product of each row with the same one of the other, ``(samples,)``."""
+    return (left * right).sum(dim=1)
+
+
+def _moment_sums(gradients: Tensor | OuterProducts) -> _MomentSums:
+    """Return empty sums of differences from the gradient of the first sample."""
+    first = first_samples(gradients, 1)
+    return _MomentSums(first) if isinstance(first, Tensor) else _OuterMomentSums(first)
+
+
 def _moments(run: Run) -> dict[str, Moments]:
     per_sample = run[PER_SAMPLE]
     sums: dict[str, _MomentSums] = {}
     for gradients in per_sample.chunks():
         for name, gradient in gradients.items():
-            sums.setdefault(name, _MomentSums(gradient[:1])).add(gradient)
+            if name not in sums:
+                sums[name] = _moment_sums(gradient)
+            sums[name].add(gradient)
     found = {name: accumulated.moments() for name, accumulated in sums.items()}
     is_settled = per_sample.is_random or not sums or GRADIENT_GRAM in run.found
-    if not is_settled and not _is_mean_or_sum(per_sample.batch_gradient(), sums):
+    if not is_settled and not any(_is_mean_or_sum(gradient, sums) for gradient in _batch_gradients(run)):
         run[GRADIENT_GRAM]  # refuses a batch gradient that is not a sum of the samples' gradients with any weights
     return found
+
+
+def _batch_gradients(run: Run) -> Iterator[Mapping[str, Tensor]]:
+    """Yield the batch's gradient in the run, which is known, and the one with the buffers that the samples' belong to."""
+    yield {name: gradient.to_dense() for name, gradient in run[PARAMETER_GRADIENTS].items() if gradient is not None}
+    yield run[PER_SAMPLE].batch_gradient()
 
 
 def _is_mean_or_sum(batch: Mapping[str, Tensor], sums: Mapping[str, _MomentSums]) -> bool:

@@ -215,20 +215,24 @@ class _Product:
 
     def step(self, index: int, rows: Tensor, *, forward: bool) -> Tensor:
         """Apply ``J_l`` or ``J_lᵀ`` to vectors ``(used, k, n)`` in float64."""
+        parts = [self._image(index, part, forward=forward) for part in torch.split(rows, self.at_once, dim=1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _image(self, index: int, rows: Tensor, *, forward: bool) -> Tensor:
+        """Apply ``J_l`` or ``J_lᵀ`` to as many vectors as one backward pass carries."""
         before, after = (index - 1, index) if forward else (index, index - 1)
-        parts = []
-        for part in torch.split(rows, self.at_once, dim=1):
-            padded = part.new_zeros(self.trajectories.count, *part.shape[1:])
-            padded[: self.used] = part
-            columns = self.trajectories.as_columns(before, padded)
-            found = (
-                push_forward(self.chain, index, columns, kept=self.kept)
-                if forward
-                else pull_back(self.chain, index, columns)
-            )
-            images = self.trajectories.as_rows(after, found, count=part.shape[1], dtype=torch.float64)
-            parts.append(images[: self.used].to(self.device))
-        return torch.cat(parts, dim=1)
+        padded = rows
+        if self.used < self.trajectories.count:
+            padded = rows.new_zeros(self.trajectories.count, *rows.shape[1:])
+            padded[: self.used] = rows
+        columns = self.trajectories.as_columns(before, padded)
+        found = (
+            push_forward(self.chain, index, columns, kept=self.kept)
+            if forward
+            else pull_back(self.chain, index, columns)
+        )
+        images = self.trajectories.as_rows(after, found, count=rows.shape[1], dtype=torch.float64)
+        return images[: self.used].to(self.device)
 
     def apply(self, rows: Tensor, *, forward: bool) -> tuple[Tensor, Tensor]:
         """Apply ``J`` or ``Jᵀ`` to vectors ``(used, k, n)``; return unit vectors and the logarithms of their lengths."""
@@ -299,7 +303,7 @@ def _triangular(product: _Product, seed: int) -> Graded:
     found = Graded.identity(product.used, product.size, product.device)
     for index in product.order(forward=product.forward):
         Q, R = _factored(product, index, Q)
-        found = found.times(R)
+        found = found.times(R, upper=True)
     return found
 
 

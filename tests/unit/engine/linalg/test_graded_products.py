@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from matrices import gaussian, rotation
+from torch import Tensor
 
-from pytest_trainability.engine.linalg.graded_products import RANGE, Graded, log_singular_values
+from pytest_trainability.engine.linalg.graded_products import BLOCK, NARROW, RANGE, Graded, log_singular_values
 
 F64 = torch.float64
 
@@ -119,3 +120,40 @@ def test_more_columns_than_rows() -> None:
 def test_a_matrix_of_zeros() -> None:
     found = log_singular_values(Graded(torch.full((1, 3), -math.inf, dtype=F64), torch.zeros(1, 3, 3, dtype=F64)))
     assert found.tolist() == [[-math.inf] * 3]
+
+
+def triangular(rows: int, columns: int, seed: int) -> Tensor:
+    found: Tensor = torch.linalg.qr(gaussian(columns, columns, seed)).R[:rows]
+    return found
+
+
+@pytest.mark.parametrize("spread", [0.0, NARROW / 2, 30 * NARROW], ids="{:g} nats".format)
+@pytest.mark.parametrize("size", [5, BLOCK, 2 * BLOCK + 3])
+def test_triangular_products_are_products(size: int, spread: float) -> None:
+    """In blocks of rows, with a common factor or one for each row: to round-off of the terms of a row."""
+    grades = torch.diag(torch.linspace(0, -spread / 2, size, dtype=F64).exp())
+    factors = [
+        grades @ triangular(size, size, 1),
+        triangular(size, size, 2),
+        triangular(size - 2, size, 3),
+        triangular(size - 2, size - 2, 4),
+    ]
+    plain = upper = Graded(torch.linspace(0, -spread / 2, size, dtype=F64)[None], torch.eye(size, dtype=F64)[None])
+    for factor in factors:
+        plain, upper = plain.times(factor[None]), upper.times(factor[None], upper=True)
+    assert torch.allclose(plain.logs, upper.logs, rtol=1e-14, atol=size * 1e-14)
+    assert torch.allclose(plain.rows, upper.rows, rtol=0, atol=size * 1e-14)
+    assert not bool(upper.rows.tril(-1).any())
+
+
+def test_triangular_products_with_zeros_and_nan() -> None:
+    """Of three trajectories, one has lost rows, one its numbers, and one entries of every size."""
+    factor = triangular(BLOCK + 6, BLOCK + 6, 0).repeat(3, 1, 1)
+    factor[0, BLOCK:], factor[1, 2] = 0.0, math.nan
+    factor[2, 3] *= 1e-200
+    start = Graded.identity(3, BLOCK + 6, torch.device("cpu")).times(factor, upper=True)
+    plain, upper = start.times(factor), start.times(factor, upper=True)
+    for known in (0, 2):
+        assert torch.allclose(plain.logs[known], upper.logs[known], rtol=1e-13, atol=1e-12)
+        assert torch.allclose(plain.rows[known], upper.rows[known], rtol=0, atol=1e-12)
+    assert upper.logs[0, BLOCK:].tolist() == [-math.inf] * 6 and bool(upper.logs[1, 2].isnan())

@@ -20,6 +20,7 @@ from pytest_trainability.engine.runs.ensemble import ensemble
 from pytest_trainability.engine.runs.run import Run
 from pytest_trainability.errors import UsageError
 from pytest_trainability.measures.gradients import per_sample
+from pytest_trainability.measures.gradients.outer_products import dense
 from pytest_trainability.measures.gradients.per_sample import PER_SAMPLE, ROUND_OFF, _equal_gradients
 
 NOISE = ["gradient_snr", "gradient_confusion", "gradient_noise_scale"]
@@ -53,7 +54,7 @@ def find(model, inputs, *, target=None, loss=mean_square, train=True, steps="aut
 
 
 def _columns(chunks):
-    return zip(*[list(chunk.values()) for chunk in chunks])
+    return zip(*[[dense(gradients) for gradients in chunk.values()] for chunk in chunks])
 
 
 def agree(found: dict[str, Tensor], other: dict[str, Tensor], *, tolerance: float) -> bool:

@@ -17,6 +17,7 @@ from pytest_trainability.engine.runs.ensemble import ensemble
 from pytest_trainability.engine.runs.run import Run
 from pytest_trainability.errors import UsageError
 from pytest_trainability.measures.gradients import statistics
+from pytest_trainability.measures.gradients.outer_products import dense
 from pytest_trainability.measures.gradients.per_sample import PER_SAMPLE
 from pytest_trainability.measures.gradients.statistics import (
     GRADIENT_GRAM,
@@ -42,7 +43,7 @@ def test_recomputed_chunks_have_the_same_masks(monkeypatch):
 
     def read(run: Run) -> dict[str, Tensor]:
         samples = run[PER_SAMPLE]
-        flat = torch.cat([torch.cat([g.flatten(1) for g in chunk.values()], dim=1) for chunk in samples.chunks()])
+        flat = torch.cat([torch.cat([dense(g).flatten(1) for g in chunk.values()], 1) for chunk in samples.chunks()])
         return {"K": run[GRADIENT_GRAM], "G": flat}
 
     found = ensemble(recipe, (0,), [PER_SAMPLE, GRADIENT_GRAM], read).readings[0]
