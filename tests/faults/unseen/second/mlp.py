@@ -225,7 +225,7 @@ CASES = (
         itself,
         Right(
             ("mean*", "log_variance*", "decoder.0*", "encoder*"),
-            r"\br?sample\b|no gradient|without (a )?gradient|detach|does not train|\bKL\b",
+            r"\br?sample\(|no gradient|without (a )?gradient|detach|does not train|\bKL\b",
         ),
         loss=evidence_loss,
     ),
@@ -260,7 +260,7 @@ CASES = (
         partial(cloud, scale=3.0, shift=1.0),
         Right(
             ("couplings.*.actnorm*", "ActNorm"),
-            r"log_scale|standard deviation instead|instead of dividing|multiplies by the standard|squared by",
+            r"deviation instead|instead of dividing|multiplies by the standard|squared by|actnorm.*multipl|multipl.*actnorm",
             cure=True,
         ),
         loss=mean_loss,
