@@ -97,8 +97,9 @@ class Scaled(nn.Module):
 
 
 def scaled_skips(wrong: bool) -> nn.Module:
-    """Build four such blocks on patches, with a normalization in front of the head."""
-    model = Pooled(nn.Conv2d(3, CHANNELS, 2, 2), nn.Sequential(*(Scaled(wrong=wrong) for _ in range(4))))
+    """Build four such blocks on what a first layer sees, with a normalization in front of the head."""
+    stem = nn.Sequential(nn.Conv2d(3, CHANNELS, 4, 2), nn.ReLU())
+    model = Pooled(stem, nn.Sequential(*(Scaled(wrong=wrong) for _ in range(4))))
     for layer in weight_layers(model):
         nn.init.trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)

@@ -42,6 +42,10 @@ def returns(generator: torch.Generator, *, batch: int = 32) -> tuple[Tensor, Ten
     return observed, observed[:, 0]
 
 
+def evidence_per_feature(output: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+    return evidence_loss(output, labels) / WIDTH
+
+
 def loss_of_pairs(scores: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy over rows and over columns."""
     return (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
@@ -227,7 +231,7 @@ CASES = (
             ("mean*", "log_variance*", "decoder.0*", "encoder*"),
             r"\br?sample\(|no gradient|without (a )?gradient|detach|does not train|\bKL\b",
         ),
-        loss=evidence_loss,
+        loss=evidence_per_feature,
     ),
     twins(
         "temperature-without-logarithm",
