@@ -3,7 +3,7 @@
     python benchmarks/faults.py                      # everything, in about an hour on one core
     python benchmarks/faults.py --untrained          # without training: a quarter of an hour
     python benchmarks/faults.py root-of-zero ...     # some of the faults, by name
-    python benchmarks/faults.py --unseen             # those of group C only
+    python benchmarks/faults.py --unseen C D         # those of groups C and D only
     python benchmarks/faults.py --save FILE          # continue from the results in a file, and add to them
     python benchmarks/faults.py --save FILE --record # write docs/faults.md from the results
     python benchmarks/faults.py --tiny               # checks in a few seconds that it runs
@@ -18,8 +18,8 @@ twin and cured model are trained on a task that can be learned, for the same num
 rates; the best rate counts for each. The loss is the mean over the last fifth of the steps. A model trains worse if its loss
 exceeds its twin's by more than 0.1 nats on both seeds.
 
-A hash of its name puts each fault into half A, which may be looked at when thresholds are chosen, or into half B. Group C
-holds faults by someone who had not seen the code, on which no threshold may be chosen before they have been scored.
+A hash of its name puts each fault into half A, which may be looked at when thresholds are chosen, or into half B. Groups C
+and D hold faults by people who had not seen the code, on which no threshold may be chosen before they have been scored.
 """
 
 from __future__ import annotations
@@ -58,7 +58,12 @@ UNTRAINED = {
 }
 """Faults that are not trained."""
 ALL = (*SCORED, *UNSEEN)
-GROUPS = {"A": "A", "B": "B", "C": "C: written by someone who had not seen the code"}
+GROUPS = {
+    "A": "A",
+    "B": "B",
+    "C": "C: written by someone who had not seen the code",
+    "D": "D: a second list by someone who had not seen the code",
+}
 """Groups of faults, and their columns."""
 TINY = ("layer-of-small-weights", "causal-leak")
 
@@ -280,7 +285,9 @@ def main() -> int:
     )
     parser.add_argument("--untrained", action="store_true", help="do not train")
     parser.add_argument("--save", type=Path, help="file of results, which is continued")
-    parser.add_argument("--unseen", action="store_true", help="score the faults of group C and their twins only")
+    parser.add_argument(
+        "--unseen", nargs="+", choices=("C", "D"), help="score the faults of these groups and their twins only"
+    )
     parser.add_argument("--healthy", action="store_true", help="judge the healthy models only")
     parser.add_argument("--record", action="store_true", help="write the saved results to docs/faults.md")
     parser.add_argument("--tiny", action="store_true", help="two faults, five steps: checks that it runs")
@@ -292,7 +299,7 @@ def main() -> int:
         record(results)
         return 0
     names = TINY if given.tiny else given.names
-    faults = UNSEEN if given.unseen else ALL
+    faults = [case for case in ALL if not given.unseen or case.unseen in given.unseen]
     cases = [] if given.healthy else [case for case in faults if not names or case.id in names]
     run_scores(cases, results, train=not given.untrained, steps=5 if given.tiny else None)
     if given.tiny:

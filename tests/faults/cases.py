@@ -69,8 +69,8 @@ class Case:
     """Whether the model is measured in training mode."""
     right: Right | None = None
     """What a report ought to say; None for a healthy model."""
-    unseen: bool = False
-    """Whether it was written by someone who had not seen the code."""
+    unseen: Literal["", "C", "D"] = ""
+    """The list that it is on, if it was written by someone who had not seen the code."""
 
     def inputs(self, generator: torch.Generator) -> Any:
         """Draw what the model is fed."""
@@ -93,9 +93,9 @@ def half(case: Case) -> Literal["A", "B"]:
     return "AB"[hashlib.sha256(case.id.encode()).digest()[0] % 2]  # type: ignore[return-value]
 
 
-def group(case: Case) -> Literal["A", "B", "C"]:
-    """Return C for an unseen fault, on which no threshold may be chosen before it has been scored; else the half."""
-    return "C" if case.unseen else half(case)
+def group(case: Case) -> Literal["A", "B", "C", "D"]:
+    """Return the list of an unseen fault, on which no threshold may be chosen before it has been scored; else the half."""
+    return case.unseen or half(case)
 
 
 def twins(

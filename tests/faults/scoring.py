@@ -217,7 +217,7 @@ class Score:
     name: str
     family: str
     half: str
-    """Its group: half A or B, or C."""
+    """Its group: half A or B, or the list of an unseen fault."""
     visible: bool
     has_cure: bool
     preset: list[str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,14 @@ def xavier(layers: Iterable[nn.Module]) -> None:
         nn.init.zeros_(layer.bias)
 
 
+def uniform_xavier(model: nn.Module) -> None:
+    """Draw the weights of all layers of a model uniformly after Xavier, and set biases to zero."""
+    for layer in weight_layers(model):
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
 def framework_default(layers: Iterable[nn.Module]) -> None:
     """Leave the layers as they were built."""
 
@@ -61,6 +70,12 @@ def tower(
         for layer in weight_layers(model):
             nn.init.constant_(layer.bias, bias)
     return nn.Sequential(*model, nn.Linear(WIDTH, CLASSES), *([nn.Softmax(dim=-1)] if softmax else []))
+
+
+def perceptron(*widths: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Build layers of these widths, with an activation between any two of them and none behind the last."""
+    pairs = ((nn.Linear(*sizes), activation()) for sizes in pairwise(widths))
+    return nn.Sequential(*[part for pair in pairs for part in pair][:-1])
 
 
 class Branch(nn.Module):

@@ -202,8 +202,12 @@ class ViT(nn.Module):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
 
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return the vectors of the patches, a row each."""
+        return self.patches(x).flatten(2).transpose(1, 2)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = self.tokens(x)
         x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
         for layer in self.layers:
             x = layer(x)

@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
-from ..cases import CLASSES, WIDTH, Right, twins
+from ...cases import CLASSES, WIDTH, Right, twins
+from ...towers import uniform_xavier
 
 INPUTS = 16
+STATES = 8
+"""Of a state-space cell, for each of its features."""
 
 
 def cue(generator: torch.Generator, *, batch: int = 8) -> tuple[Tensor, Tensor]:
@@ -46,13 +49,13 @@ class Reading(nn.Module):
 
 
 class StateSpace(nn.Module):
-    """A cell with eight states a feature, whose steps follow from the input (Gu & Dao, 2023)."""
+    """A cell with several states a feature, whose steps follow from the input (Gu & Dao, 2023)."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = INPUTS) -> None:
         super().__init__()
-        self.inner, self.step = nn.Linear(INPUTS, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.maps = nn.Linear(WIDTH, 16, bias=False)
-        self.log_rate = nn.Parameter(torch.arange(1, 9.0).log().repeat(WIDTH, 1))
+        self.inner, self.step = nn.Linear(inputs, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.maps = nn.Linear(WIDTH, 2 * STATES, bias=False)
+        self.log_rate = nn.Parameter(torch.arange(1.0, 1 + STATES).log().repeat(WIDTH, 1))
         self.skip = nn.Parameter(torch.ones(WIDTH))
 
     def draw_steps(self) -> None:
@@ -61,12 +64,17 @@ class StateSpace(nn.Module):
         with torch.no_grad():
             self.step.bias.copy_(step + torch.log(-torch.expm1(-step)))
 
+    def terms(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the state is multiplied by, what is added to it, and what it is read with."""
+        step = F.softplus(self.step(u))[..., None]
+        into, out = self.maps(u)[..., None, :].chunk(2, -1)
+        return torch.exp(-step * self.log_rate.exp()), step * into * u[..., None], out
+
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         u = F.silu(self.inner(x))
-        step = F.softplus(self.step(u))[..., None]
-        into, out = self.maps(u).chunk(2, -1)
-        state = torch.exp(-step * self.log_rate.exp()) * state + step * into[:, None] * u[..., None]
-        return state, (state * out[:, None]).sum(-1) + self.skip * u
+        decay, added, out = self.terms(u)
+        state = decay * state + added
+        return state, (state * out).sum(-1) + self.skip * u
 
 
 class Selective(nn.Module):
@@ -76,17 +84,13 @@ class Selective(nn.Module):
         super().__init__()
         self.cell, self.norm, self.head = StateSpace(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
         self.cell.draw_steps()
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        uniform_xavier(self)
         nn.init.normal_(self.cell.step.weight, std=0.02)
         if not wrong:
             self.cell.draw_steps()
 
     def forward(self, x: Tensor) -> Tensor:
-        state = torch.zeros(len(x), WIDTH, 8)
+        state = torch.zeros(len(x), WIDTH, STATES)
         for step in x.unbind(1):
             state, y = self.cell(step, state)
         return self.head(self.norm(y))

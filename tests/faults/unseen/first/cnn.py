@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
-from ..cases import CLASSES, WIDTH, Right, images, twins
-from ..convolutions import BasicBlock, resnet
+from ...cases import WIDTH, Build, Right, images, twins
+from ...convolutions import BasicBlock, Pooled, resnet
+from ...towers import perceptron
 
 CHANNELS = 32
 STEPS = 1000
@@ -52,13 +53,15 @@ def rendered(generator: torch.Generator, *, batch: int = 8) -> tuple[Tensor, Ten
 
 
 class Residual(nn.Module):
-    """A block with an embedding of the time, and a branch that starts from zero."""
+    """A block with an embedding of the time, and a branch that may start from zero."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, zero_branch: bool) -> None:
         super().__init__()
         self.norm_1, self.conv_1 = nn.GroupNorm(8, CHANNELS), nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
         self.embedding = nn.Linear(WIDTH, CHANNELS)
-        self.norm_2, self.conv_2 = nn.GroupNorm(8, CHANNELS), zero(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1))
+        self.norm_2, self.conv_2 = nn.GroupNorm(8, CHANNELS), nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        if zero_branch:
+            zero(self.conv_2)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         inner = self.conv_1(F.silu(self.norm_1(x))) + self.embedding(F.silu(time))[:, :, None, None]
@@ -79,26 +82,44 @@ class Control(nn.Module):
         return self.projection(F.silu(self.conv_2(F.silu(self.conv_1(x)))))
 
 
-class Denoiser(nn.Module):
-    """A U-Net with a control branch, which a convolution of zeros adds (Zhang and others, 2023; lllyasviel/ControlNet#510)."""
+class Waves(nn.Module):
+    """Sines and cosines of a multiple of the time."""
 
-    def __init__(self, wrong: bool) -> None:
+    def __init__(self, factor: float = 1.0) -> None:
         super().__init__()
-        self.time = nn.Sequential(nn.Linear(32, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+        self.factor = factor
+
+    def forward(self, time: Tensor) -> Tensor:
+        return waves(self.factor * time)
+
+
+class Denoiser(nn.Module):
+    """A U-Net that predicts the noise of an image; a convolution of zeros adds a control branch (Zhang and others, 2023)."""
+
+    def __init__(self, *, factor: float = 1.0, control: Build | None = None, zero_branches: bool = True) -> None:
+        super().__init__()
+        self.time = nn.Sequential(Waves(factor), *perceptron(32, WIDTH, WIDTH, activation=nn.SiLU))
         self.stem = nn.Conv2d(3, CHANNELS, 3, padding=1)
-        self.control, self.zero_conv = Control(wrong=wrong), zero(nn.Conv2d(CHANNELS, CHANNELS, 1))
-        self.fine, self.coarse, self.last = Residual(), Residual(), Residual()
+        self.controlled = control is not None
+        if control is not None:
+            self.control, self.zero_conv = control(), zero(nn.Conv2d(CHANNELS, CHANNELS, 1))
+        self.fine, self.coarse, self.last = (Residual(zero_branch=zero_branches) for _ in range(3))
         self.down = nn.Conv2d(CHANNELS, CHANNELS, 3, 2, 1)
         self.up = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
         self.merge = nn.Conv2d(2 * CHANNELS, CHANNELS, 1)
         self.norm, self.head = nn.GroupNorm(8, CHANNELS), nn.Conv2d(CHANNELS, 3, 3, padding=1)
 
-    def forward(self, x: Tensor, time: Tensor, control: Tensor) -> Tensor:
-        embedded = self.time(waves(time))
-        fine = self.fine(self.stem(x) + self.zero_conv(self.control(control)), embedded)
+    def forward(self, x: Tensor, time: Tensor, control: Tensor | None = None) -> Tensor:
+        embedded, stem = self.time(time), self.stem(x)
+        fine = self.fine(stem + self.zero_conv(self.control(control)) if self.controlled else stem, embedded)
         coarse = self.up(F.interpolate(self.coarse(self.down(fine), embedded), scale_factor=2))
         x = self.last(self.merge(torch.cat([coarse, fine], 1)), embedded)
         return self.head(F.silu(self.norm(x)))
+
+
+def two_zeros(wrong: bool) -> nn.Module:
+    """Build a denoiser whose control branch ends with one convolution of zeros, or with two (lllyasviel/ControlNet#510)."""
+    return Denoiser(control=partial(Control, wrong=wrong))
 
 
 class Decoder(nn.Module):
@@ -170,24 +191,17 @@ class Inverted(nn.Module):
         return x + self.norm_3(self.project(self.excitation(wide)))
 
 
-class Mobile(nn.Module):
-    """Four of these blocks."""
-
-    def __init__(self, wrong: bool) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, CHANNELS, 3, 2, 1, bias=False), nn.BatchNorm2d(CHANNELS)
-        self.blocks = nn.Sequential(*(Inverted(wrong=wrong) for _ in range(4)))
-        self.head = nn.Linear(CHANNELS, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(F.hardswish(self.norm(self.stem(x)))).mean((2, 3)))
+def mobile(wrong: bool) -> nn.Module:
+    """Build a network of four of these blocks."""
+    stem = nn.Sequential(nn.Conv2d(3, CHANNELS, 3, 2, 1, bias=False), nn.BatchNorm2d(CHANNELS), nn.Hardswish())
+    return Pooled(stem, nn.Sequential(*(Inverted(wrong=wrong) for _ in range(4))), CHANNELS)
 
 
 CASES = (
     twins(
         "two-zero-convolutions",
         "cnn",
-        Denoiser,
+        two_zeros,
         controlled,
         Right(
             ("control.projection*", "zero_conv*"),
@@ -214,7 +228,7 @@ CASES = (
     twins(
         "hard-sigmoid-without-shift",
         "cnn",
-        Mobile,
+        mobile,
         partial(images, batch=8, size=16),
         Right(("*excitation*", "Excitation"), r"\bAdd\b|gate|closed|dead|exactly zero"),
     ),

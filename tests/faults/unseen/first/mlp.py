@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
-from ..cases import CLASSES, WIDTH, Right, bytes_of_images, twins, vectors
-from ..towers import gaussian, he, tower, weight_layers, xavier
+from ...cases import CLASSES, WIDTH, Right, bytes_of_images, twins, vectors
+from ...towers import gaussian, he, perceptron, tower, weight_layers, xavier
 
 # Tasks and losses -------------------------------------------------------------------------------------------------
 
@@ -28,9 +29,11 @@ def interval(generator: torch.Generator, *, batch: int = 64) -> tuple[Tensor, Te
     return where, where
 
 
-def cloud(generator: torch.Generator, *, batch: int = 64) -> tuple[Tensor, Tensor]:
+def cloud(
+    generator: torch.Generator, *, batch: int = 64, scale: float = 0.5, shift: float = 0.5
+) -> tuple[Tensor, Tensor]:
     """Draw points of a distribution that is neither centered nor of unit variance; a density has no labels."""
-    drawn = 0.5 + 0.5 * torch.randn(batch, 8, generator=generator)
+    drawn = shift + scale * torch.randn(batch, 8, generator=generator)
     return drawn, drawn
 
 
@@ -92,10 +95,7 @@ class Physics(nn.Module):
 
     def __init__(self, wrong: bool) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for i in range(5):
-            layers += [nn.Linear(1 if i == 0 else WIDTH, WIDTH), nn.ReLU() if wrong else nn.Tanh()]
-        self.net = nn.Sequential(*layers, nn.Linear(WIDTH, 1))
+        self.net = perceptron(1, *5 * (WIDTH,), 1, activation=nn.ReLU if wrong else nn.Tanh)
         xavier(weight_layers(self.net))
         nn.init.uniform_(self.net[0].bias, -1, 1)
 
@@ -138,8 +138,7 @@ class Coupling(nn.Module):
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
-        inner = [nn.Linear(8, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()]
-        self.net = nn.Sequential(*inner, nn.Linear(WIDTH, 16))
+        self.net = perceptron(8, WIDTH, WIDTH, 16)
         nn.init.normal_(self.net[-1].weight, std=0.01)
         nn.init.zeros_(self.net[-1].bias)
 
@@ -150,12 +149,12 @@ class Coupling(nn.Module):
 
 
 class Flow(nn.Module):
-    """A normalizing flow, whose masks may not alternate (jejjohnson/research_notebook#93, bayesiains/nflows#47)."""
+    """A normalizing flow of six couplings, whose masks alternate unless `alternating` is false."""
 
-    def __init__(self, wrong: bool) -> None:
+    def __init__(self, coupling: Callable[[Tensor], nn.Module] = Coupling, *, alternating: bool = True) -> None:
         super().__init__()
-        masks = (((torch.arange(8) + (0 if wrong else i)) % 2).float() for i in range(6))
-        self.couplings = nn.ModuleList(Coupling(mask) for mask in masks)
+        masks = (((torch.arange(8) + (i if alternating else 0)) % 2).float() for i in range(6))
+        self.couplings = nn.ModuleList(map(coupling, masks))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the negative log-likelihood of each sample."""
@@ -166,19 +165,20 @@ class Flow(nn.Module):
         return 0.5 * x.square().sum(-1) + 4 * math.log(2 * math.pi) - total
 
 
+def fixed_masks(wrong: bool) -> nn.Module:
+    """Build a flow whose masks may not alternate (jejjohnson/research_notebook#93, bayesiains/nflows#47)."""
+    return Flow(alternating=not wrong)
+
+
 class Autoencoder(nn.Module):
-    """A variational autoencoder, whose latent may be sampled without gradients.
+    """A variational autoencoder; `draw` takes means and standard deviations, and returns the latent."""
 
-    After ethanluoyc/pytorch-vae#5 and zalandoresearch/pytorch-vq-vae#6.
-    """
-
-    def __init__(self, wrong: bool) -> None:
+    def __init__(self, draw: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.wrong = wrong
-        self.encoder = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
+        self.draw = draw
+        self.encoder = nn.Sequential(*perceptron(WIDTH, WIDTH, WIDTH), nn.ReLU())
         self.mean, self.log_variance = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, 8)
-        inner = [nn.Linear(8, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()]
-        self.decoder = nn.Sequential(*inner, nn.Linear(WIDTH, WIDTH))
+        self.decoder = perceptron(8, WIDTH, WIDTH, WIDTH)
         he(weight_layers(self))
         nn.init.normal_(self.mean.weight, std=0.1)
         nn.init.normal_(self.log_variance.weight, std=0.02)
@@ -186,25 +186,34 @@ class Autoencoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.encoder(x)
         mean, log_variance = self.mean(hidden), self.log_variance(hidden)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.wrong):
-            latent = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        latent = self.draw(mean, torch.exp(0.5 * log_variance))
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1).mean()
         return self.decoder(latent), divergence
 
 
-class Graph(nn.Module):
-    """Convolutions on a ring of nodes with eight neighbours each, with a normalized adjacency matrix or a plain one.
+def latent(wrong: bool) -> nn.Module:
+    """Build an autoencoder whose latent may be drawn without gradients.
 
-    After Emory-Melody/GraphSlim#4, danielegrattarola/spektral#295 and benedekrozemberczki/AttentionWalk#9.
+    After ethanluoyc/pytorch-vae#5 and zalandoresearch/pytorch-vq-vae#6.
     """
 
-    def __init__(self, wrong: bool) -> None:
+    def draw(mean: Tensor, deviation: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not wrong):
+            return mean + deviation * torch.randn_like(mean)
+
+    return Autoencoder(draw)
+
+
+class Graph(nn.Module):
+    """Convolutions on a ring of nodes with eight neighbours each; a power of the degrees is before and behind the adjacency."""
+
+    def __init__(self, power: float = -0.5) -> None:
         super().__init__()
         number = torch.arange(64)
         distance = (number[:, None] - number).remainder(64)
         adjacency = ((distance <= 4) | (distance >= 60)).float()
-        root = adjacency.sum(1).rsqrt()
-        self.register_buffer("adjacency", adjacency if wrong else root[:, None] * adjacency * root)
+        factor = adjacency.sum(1) ** power
+        self.register_buffer("adjacency", factor[:, None] * adjacency * factor)
         self.embed = nn.Linear(16, WIDTH)
         self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(6))
         self.head = nn.Linear(WIDTH, CLASSES)
@@ -217,6 +226,14 @@ class Graph(nn.Module):
         for layer in self.layers:
             x = x + torch.relu(layer(self.adjacency @ x))
         return self.head(x)
+
+
+def neighbours(wrong: bool) -> nn.Module:
+    """Build a graph network with a normalized adjacency matrix, or with a plain one.
+
+    After Emory-Melody/GraphSlim#4, danielegrattarola/spektral#295 and benedekrozemberczki/AttentionWalk#9.
+    """
+    return Graph(0.0) if wrong else Graph()
 
 
 def swish_function(*, wrong: bool) -> type[torch.autograd.Function]:
@@ -292,7 +309,7 @@ CASES = (
     twins(
         "masks-that-do-not-alternate",
         "mlp",
-        Flow,
+        fixed_masks,
         cloud,
         Right(("couplings.[135].mask", "couplings.*.mask"), r"\bmask"),
         loss=mean_loss,
@@ -300,7 +317,7 @@ CASES = (
     twins(
         "latent-without-gradients",
         "mlp",
-        Autoencoder,
+        latent,
         itself,
         Right(("mean*", "log_variance*", "decoder.0"), r"no_grad|detach|no gradient|no longer passes"),
         loss=evidence_loss,
@@ -308,7 +325,7 @@ CASES = (
     twins(
         "neighbours-summed",
         "mlp",
-        Graph,
+        neighbours,
         nodes,
         Right(("adjacency", "Graph", "layers.0"), r"adjacency|[Mm]m\b.*multipl"),
     ),

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
-from ..cases import CLASSES, LENGTH, VOCAB, WIDTH, Right, images, text, token_loss, translation, twins
-from ..transformers import GPT, STD, AdaptiveLayer, Attention, FeedForward, Layer
+from ...cases import CLASSES, LENGTH, VOCAB, WIDTH, Right, images, text, token_loss, translation, twins
+from ...towers import perceptron, uniform_xavier
+from ...transformers import GPT, STD, AdaptiveLayer, Attention, FeedForward, Layer
 from .cnn import noised, waves
 
 HEADS = 4
@@ -21,11 +22,11 @@ large_images = partial(images, batch=8, size=16)
 # Tasks ------------------------------------------------------------------------------------------------------------
 
 
-def padded_sentences(generator: torch.Generator, *, batch: int = 8) -> tuple[Tensor, Tensor]:
-    """Draw tokens that tell their class, with zeros behind, of which each sequence has one more than that before it."""
+def padded_sentences(generator: torch.Generator, *, batch: int = 8, least: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw tokens that tell their class, with `least` zeros behind, and one more in each sequence than in that before it."""
     labels = torch.randint(CLASSES, (batch,), generator=generator)
     ids = 1 + 3 * labels[:, None] + torch.randint(3, (batch, LENGTH), generator=generator)
-    padding = torch.arange(batch)[:, None] % 8
+    padding = least + torch.arange(batch)[:, None] % 8
     return ids.masked_fill(torch.arange(LENGTH) >= LENGTH - padding, 0), labels
 
 
@@ -54,21 +55,33 @@ def loss_without_padding(logits: Tensor, labels: Tensor) -> Tensor:
 # Attention --------------------------------------------------------------------------------------------------------
 
 
-class Separate(nn.Module):
-    """Causal attention with a projection each for queries, keys and values."""
+class Crossing(nn.Module):
+    """Attention with a projection each for queries, keys and values; keys and values may be of another sequence."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
         self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+        memory = x if memory is None else memory
+        given = (self.q(x), self.k(memory), self.v(memory))
+        mixed = self.mix(*(part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in given))
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Separate(Crossing):
+    """The same, causal and with the products written out."""
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         return q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-        weights = self.scores(q, k).masked_fill(later, -math.inf).softmax(-1)
-        return self.out((weights @ v).transpose(1, 2).flatten(2))
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).triu(1)
+        return self.scores(q, k).masked_fill(later, -math.inf).softmax(-1) @ v
 
 
 class Adapted(nn.Module):
@@ -89,13 +102,17 @@ class Adapted(nn.Module):
         return self.base(x) + 2 * (x @ self.a.T @ self.b.T)
 
 
-def adapters(wrong: bool) -> nn.Module:
-    """Build a frozen GPT with adapters of queries and values."""
-    model = GPT(4, layer=partial(Layer, attention=Separate)).requires_grad_(False)
+def adapted(model: nn.Module, *, wrong: bool) -> nn.Module:
+    """Freeze a model, and adapt the queries and values of its layers."""
+    model.requires_grad_(False)
     for layer in model.layers:
         attention = layer.attention
         attention.q, attention.v = Adapted(attention.q, wrong=wrong), Adapted(attention.v, wrong=wrong)
     return model
+
+
+def adapters(wrong: bool) -> nn.Module:
+    return adapted(GPT(4, layer=partial(Layer, attention=Separate)), wrong=wrong)
 
 
 class Cosine(Separate):
@@ -122,10 +139,9 @@ def cosines(wrong: bool) -> nn.Module:
 class Patches(nn.Module):
     """A vision transformer that averages its patches, initialized as GPT-2 is."""
 
-    def __init__(self, positions: Tensor, *, across: int | None = None) -> None:
+    def __init__(self, positions: Tensor, attention: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.patches, self.positions = nn.Conv2d(3, WIDTH, 4, stride=4), positions
-        attention = partial(Attention, causal=False, heads=HEADS, size=WIDTH // HEADS, across=across)
         model = GPT(6, layer=partial(Layer, attention=attention))
         self.layers, self.norm, self.head = model.layers, model.norm, nn.Linear(WIDTH, CLASSES)
         nn.init.normal_(self.head.weight, std=STD)
@@ -138,12 +154,16 @@ class Patches(nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
+def softmax_across(dimension: int) -> Callable[[], nn.Module]:
+    return partial(Attention, causal=False, heads=HEADS, size=WIDTH // HEADS, across=dimension)
+
+
 def over_queries(wrong: bool) -> nn.Module:
     """Build a vision transformer with a softmax over the keys, or over the queries.
 
     After labmlai/annotated_deep_learning_paper_implementations#146 and nerminnuraydogan/vision-transformer#1.
     """
-    return Patches(nn.Parameter(0.02 * torch.randn(1, LENGTH, WIDTH)), across=-2 if wrong else -1)
+    return Patches(nn.Parameter(0.02 * torch.randn(1, LENGTH, WIDTH)), softmax_across(-2 if wrong else -1))
 
 
 def product_of_parameter(wrong: bool) -> nn.Module:
@@ -152,7 +172,7 @@ def product_of_parameter(wrong: bool) -> nn.Module:
     After pytorch/pytorch#17484, pytorch/pytorch#20089 and pytorch/pytorch#39062.
     """
     drawn = torch.randn(1, LENGTH, WIDTH)
-    return Patches(nn.Parameter(drawn) * 0.02 if wrong else nn.Parameter(drawn * 0.02), across=-1)
+    return Patches(nn.Parameter(drawn) * 0.02 if wrong else nn.Parameter(drawn * 0.02), softmax_across(-1))
 
 
 # Layers -----------------------------------------------------------------------------------------------------------
@@ -245,13 +265,10 @@ class Diffusion(nn.Module):
     def __init__(self, wrong: bool) -> None:
         super().__init__()
         self.embed, self.positions = nn.Linear(12, WIDTH), nn.Parameter(0.02 * torch.randn(1, LENGTH, WIDTH))
-        self.time = nn.Sequential(nn.Linear(32, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+        self.time = perceptron(32, WIDTH, WIDTH, activation=nn.SiLU)
         self.layers = nn.ModuleList(AdaptiveLayer() for _ in range(6))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 12)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        uniform_xavier(self)
         if not wrong:
             for layer in self.layers:
                 nn.init.zeros_(layer.modulation[1].weight)
@@ -267,21 +284,6 @@ class Diffusion(nn.Module):
 # Encoder and decoder ----------------------------------------------------------------------------------------------
 
 
-class Crossing(nn.Module):
-    """Attention to a sequence that may be another one."""
-
-    def __init__(self, *, causal: bool = False) -> None:
-        super().__init__()
-        self.causal = causal
-        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        given = (self.q(x), self.k(memory), self.v(memory))
-        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in given)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-
 class Encoding(nn.Module):
     """A layer that sees its own sequence."""
 
@@ -295,8 +297,7 @@ class Encoding(nn.Module):
         return x
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        normalized = self.norm_1(x)
-        x = self.cross(x + self.attention(normalized, normalized), memory)
+        x = self.cross(x + self.attention(self.norm_1(x)), memory)
         return x + self.feed_forward(self.norm_2(x))
 
 
@@ -323,11 +324,8 @@ class Bilingual(nn.Module):
         self.encoder = nn.ModuleList(Encoding() for _ in range(3))
         self.decoder = nn.ModuleList(Decoding(wrong=wrong) for _ in range(3))
         self.norm_encoder, self.norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        for module in (self.encoder, self.decoder):
-            for layer in module.modules():
-                if isinstance(layer, nn.Linear):
-                    nn.init.xavier_uniform_(layer.weight)
-                    nn.init.zeros_(layer.bias)
+        uniform_xavier(self.encoder)
+        uniform_xavier(self.decoder)
         self.head = nn.Linear(WIDTH, VOCAB, bias=False)
         for table in (self.embedding, self.positions, self.head):
             nn.init.normal_(table.weight, std=STD)
