@@ -66,6 +66,7 @@ __all__ = [
     "preserved_version",
     "registered_children",
     "saved",
+    "saved_axis",
     "sequence_number",
     "tables_of",
     "version_of",
@@ -156,6 +157,20 @@ def saved(node: Node, name: str, *, default: Any = None) -> Any:
         RuntimeError: The tensor was overwritten, or the graph was freed.
     """
     return getattr(node, f"_saved_{name}", default)
+
+
+def saved_axis(node: Node) -> int | None:
+    """Return the dimension along which a node's operator works, counted from the last one, -1; None if it saved none.
+
+    Reads ``Node._saved_dim``, a number without a sign where the user's is negative, for an operator whose result has the shape
+    of its operand.
+    """
+    axis = saved(node, "dim")
+    if not isinstance(axis, int):
+        return None
+    axis = axis - 2**64 if axis >= 2**63 else axis
+    dimensions = len(output_metadata(node)[0].shape)
+    return axis - dimensions if 0 <= axis < dimensions else axis
 
 
 def apply_node(node: Node, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,12 +115,12 @@ class Chain:
         """Return for each step the names of the operators on the path of the signal, ordered by the last occurrence of each."""
         return [tuple(dict.fromkeys(reversed(names)))[::-1] for names in self.program(graph)[:-1]]
 
-    def program(self, graph: Graph) -> list[list[str]]:
+    def program(self, graph: Graph, name_of: Callable[[Node], str] = operator_name) -> list[list[str]]:
         """Return the names of all operators on the path of the signal in program order, of each step and of what follows."""
         moments = [call.end for call in self.steps]
         found: list[list[str]] = [[] for _ in (*self.steps, None)]
         for node in sorted(graph.downstream(self.cut.states[0]), key=graph.place.__getitem__):
-            found[bisect_right(moments, graph.place[node])].append(operator_name(node))
+            found[bisect_right(moments, graph.place[node])].append(name_of(node))
         return found
 
 
