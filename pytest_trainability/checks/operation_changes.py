@@ -47,7 +47,8 @@ _FUSED = "ScaledDotProductAttention"
 _MOVE = "|".join(sorted(_MOVES))
 _ATTENTION = re.compile(
     rf"(?<!\S)(?:(?P<scaled>(?:(?:Mul|Div|{_MOVE}) )*)(?:Bmm|Baddbmm|Product) "
-    rf"(?P<scores>(?:(?:Mul|Div|Add|MaskedFill|Where|{_MOVE}) )*)Softmax(?:\[-1\])? (?:(?:Mul|Div|Dropout|{_MOVE}) )*(?:Bmm|Product) "
+    rf"(?P<scores>(?:(?:Mul|Div|Add|MaskedFill|Where|{_MOVE}) )*)Softmax(?:\[-1\])? "
+    rf"(?:(?:Mul|Div|Dropout|{_MOVE}) )*(?:Bmm|Product) "
     rf"|(?:(?:{_MOVE}) )*{_FUSED} )"
 )
 """Attention: fused; or scaled queries and keys, their product, a mask, the softmax, dropout, and the product with the values."""

@@ -82,6 +82,7 @@ _ALWAYS = {
     "linear_steps": _NONE,
     "squashed_scores": _NONE,
     "idle_normalizations": _NONE,
+    "unnormalized_attention": _NONE,
     "activation_rms": at_most(_LARGEST_ACTIVATION),
     "excess_loss": at_most(_WORST_GUESS),
     "untrained_fraction": COVERAGE,
