@@ -55,6 +55,8 @@ __all__ = [
     "is_lazy",
     "is_leaf_node",
     "is_made_by",
+    "is_nested_output",
+    "is_packed",
     "is_unsupported_here",
     "lacks_gradient_of_base",
     "leaf_of",
@@ -101,6 +103,19 @@ def output_metadata(node: Node) -> Sequence[OutputMetadata]:
     """
     found: Sequence[OutputMetadata] = node._input_metadata
     return found
+
+
+def is_nested_output(node: Node, number: int) -> bool:
+    """Return whether an output of a node's operator was a nested tensor, whose rows differ in length.
+
+    Reads ``is_nested_tensor`` of the metadata of :func:`output_metadata`.
+    """
+    return bool(getattr(output_metadata(node)[number], "is_nested_tensor", False))
+
+
+def is_packed(tensor: Tensor) -> bool:
+    """Return whether an element of a tensor holds several numbers, as in ``float4_e2m1fn_x2``: PyTorch reads none of them."""
+    return str(tensor.dtype).endswith(("x2", "x4"))
 
 
 def sequence_number(node: Node) -> int:

@@ -11,7 +11,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from ..engine.torch_internals import is_lazy
+from ..engine.torch_internals import is_lazy, is_packed
 from ..records.tensors import Projections
 
 __all__ = ["has_entries", "projections_of", "projections_of_model"]
@@ -46,12 +46,14 @@ def has_entries(tensor: Tensor) -> bool:
     """Whether the entries of a tensor are numbers or booleans that can be read one by one.
 
     Returns:
-        False for sparse, nested and quantized tensors, those on the meta device, those of lazy modules, and empty ones.
+        False for sparse, nested and quantized tensors, numbers of four bits, tensors on the meta device, those of lazy modules,
+        and empty ones.
     """
     return (
         isinstance(tensor, Tensor)
         and not is_lazy(tensor)
         and tensor.layout is torch.strided
+        and not is_packed(tensor)
         and not (tensor.is_meta or tensor.is_nested or tensor.is_quantized)
         and tensor.numel() > 0
     )

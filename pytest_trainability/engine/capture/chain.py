@@ -11,7 +11,7 @@ from torch import Size, Tensor, device, dtype, finfo
 from torch.autograd.graph import Node
 
 from ...errors import CutError, ModelError
-from ..torch_internals import PARAMETRIZED, is_custom, output_metadata, saved
+from ..torch_internals import PARAMETRIZED, is_custom, is_nested_output, output_metadata, saved
 from .gradient_hooks import MODULE_HOOK, edges_with_hooks_apart, hooked_edges
 from .graph import Cut, Graph
 from .operators import operator_name
@@ -27,6 +27,7 @@ __all__ = [
     "describe",
     "graph_of",
     "inner_eps",
+    "refuse_nested",
     "results",
 ]
 
@@ -235,6 +236,7 @@ def _from_start(capture: Capture, graph: Graph, calls: Sequence[Call], start: in
     left_out = tuple(call for call in calls if call not in kept)
     if left_out == (source,):
         left_out = ()
+    refuse_nested(cut, [call_name(call, calls) for call in kept])
     hooked = hooked_edges(edges_with_hooks_apart(cut))
     return Chain(
         tuple(kept),
@@ -246,6 +248,25 @@ def _from_start(capture: Capture, graph: Graph, calls: Sequence[Call], start: in
         inner_eps(graph, cut, moments[1:]),
         capture=capture,
     )
+
+
+def refuse_nested(cut: Cut, steps: Sequence[str]) -> None:
+    """Refuse states that are nested tensors.
+
+    Args:
+        cut: The cut along the chain.
+        steps: Names of the steps.
+
+    Raises:
+        ModelError: A state is nested. Its rows differ in length, and PyTorch does not stack cotangents of it.
+    """
+    for state, name in zip(cut.states, ("the first step reads", *(f"step {name!r} returns" for name in steps))):
+        if any(is_nested_output(node, number) for node, number in state):
+            msg = (
+                f"states must be dense tensors. What {name} is a nested one, whose rows differ in length. Choose steps that "
+                "return dense tensors with steps=..., or give the model rows of one length."
+            )
+            raise ModelError(msg)
 
 
 def custom_functions(graph: Graph, cut: Cut) -> tuple[Node, ...]:
