@@ -287,6 +287,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "nonfinite": SIZE,
     "linear_steps": SIZE,
     "idle_normalizations": SIZE,
+    "unnormalized_attention": SIZE,
     "squashed_scores": SIZE,
     "meta_device_differences": SIZE,
     "interacting_samples": SIZE,

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from ..errors import BaselineError
 from ..records.names import MOST_NAMES, expanded
+from ..records.tensors import Projections
 from ..records.text import visible
 from .atomic_files import replace_file
 from .baselines import BaselineValues, Entry, NameSet, Series
@@ -50,6 +51,8 @@ DECIMALS, DIGITS = 4, 5
 """Decimals of linear values and significant digits of log-scale values in a file. They are finer than any tolerance."""
 SPREAD_DIGITS = 3
 """Significant digits of the standard deviations of initial values."""
+PROJECTED = 7
+"""Decimals of projections, whose size is about 1."""
 
 Contents: TypeAlias = "Mapping[str, Mapping[str, Mapping[str, Entry]]]"
 """Entries by test (its node id without the file), by name of the measurement, by key of the environment."""
@@ -228,7 +231,7 @@ def _contents(plain: Any) -> Contents:
 
 
 _MODEL = ("modules", "operations", "settings")
-_OF_ENTRY = {"conditions", "draws", "environment", "initial", "measures", "seeds", *_MODEL}
+_OF_ENTRY = {"conditions", "draws", "environment", "initial", "measures", "seeds", "tables", *_MODEL}
 
 
 def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
@@ -255,7 +258,12 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
     modules, operations, settings = (
         _strings(_patterns(entry.get(part, {}), f"{where} › {part}"), f"{where} › {part}") for part in _MODEL
     )
-    return Entry(environment, conditions, seeds, draws, measures, initial, modules, operations, settings)
+    tables = {
+        pattern: _table_from_plain(row, f"{where} › tables › {pattern}")
+        for pattern, row in _patterns(entry.get("tables", {}), f"{where} › tables").items()
+    }
+    known = tables if "tables" in entry else None
+    return Entry(environment, conditions, seeds, draws, measures, initial, modules, operations, settings, known)
 
 
 def _patterns(plain: Any, where: str) -> dict[str, Any]:
@@ -282,10 +290,7 @@ def _row_from_plain(plain: Any, tensors: int, where: str) -> InitialRow:
     """Return a row. The file omits the number of draws if it is that of tensors and seeds, and numbers that are 0."""
     row = _mapping(plain, where)
     _only(row, {"chance", "draws", "mean", "part_means", "part_rms", "rms", "shape", "spread"}, where)
-    shape, draws = row.get("shape"), row.get("draws", tensors)
-    if not isinstance(shape, str) or not re.fullmatch(r"(\d{1,18}( × \d{1,18})*)?", shape, re.ASCII):
-        msg = f"{where} › shape must be a text like '64 × 32'; got {str(shape)[:40]!r}"
-        raise _UnexpectedError(msg)
+    sizes, draws = _sizes(row.get("shape"), f"{where} › shape"), row.get("draws", tensors)
     if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
         msg = f"{where} › draws must be a whole number of at least 1; got {str(draws)[:40]!r}"
         raise _UnexpectedError(msg)
@@ -296,12 +301,30 @@ def _row_from_plain(plain: Any, tensors: int, where: str) -> InitialRow:
     if any(value < 0 for value in (rms, chance, spread)):
         msg = f"{where} must have an rms, a chance and a spread of at least 0"
         raise _UnexpectedError(msg)
-    sizes = tuple(int(size) for size in shape.split(" × ") if size)
     means, sizes_of_parts = (_numbers(row.get(key, ""), f"{where} › {key}") for key in ("part_means", "part_rms"))
     if len(means) != len(sizes_of_parts) or len(means) not in {0, 2, 3, 4}:
         msg = f"{where} must have a mean and an rms for each of 2, 3 or 4 parts; got {len(means)} and {len(sizes_of_parts)}"
         raise _UnexpectedError(msg)
     return InitialRow(sizes, rms, mean, chance, spread, draws, tuple(zip(means, sizes_of_parts)))
+
+
+def _table_from_plain(plain: Any, where: str) -> Projections:
+    row = _mapping(plain, where)
+    _only(row, {"digest", "projections", "rms", "shape"}, where)
+    rms, digest = _number(row.get("rms"), f"{where} › rms"), row.get("digest", "")
+    if rms < 0 or not isinstance(digest, str) or not re.fullmatch(r"([0-9a-f]{8})?", digest, re.ASCII):
+        msg = f"{where} must have an rms of at least 0, and a digest of eight hexadecimal digits, if any"
+        raise _UnexpectedError(msg)
+    sizes = _sizes(row.get("shape"), f"{where} › shape")
+    return Projections(sizes, rms, tuple(_numbers(row.get("projections", ""), f"{where} › projections")), digest)
+
+
+def _sizes(shape: Any, where: str) -> tuple[int, ...]:
+    """Return the sizes of a shape such as ``64 × 32``."""
+    if not isinstance(shape, str) or not re.fullmatch(r"(\d{1,18}( × \d{1,18})*)?", shape, re.ASCII):
+        msg = f"{where} must be a text like '64 × 32'; got {str(shape)[:40]!r}"
+        raise _UnexpectedError(msg)
+    return tuple(int(size) for size in shape.split(" × ") if size)
 
 
 def _numbers(plain: Any, where: str) -> list[float]:
@@ -447,7 +470,14 @@ def entry_to_plain(entry: Entry) -> dict[str, Any]:
         "measures": {name: _values_to_plain(values) for name, values in entry.measures.items()},
         "seeds": list(entry.seeds),
         **{name: part for name, part in model.items() if part},
+        **({} if entry.tables is None else {"tables": {p: _table_to_plain(row) for p, row in entry.tables.items()}}),
     }
+
+
+def _table_to_plain(row: Projections) -> dict[str, Any]:
+    digest = {"digest": row.digest} if row.digest else {}
+    values = ", ".join(f"{round(value, PROJECTED) + 0.0:.{PROJECTED}f}" for value in row.values)
+    return {"projections": values, "rms": _rounded(row.rms, "log"), "shape": " × ".join(map(str, row.shape)), **digest}
 
 
 def _row_to_plain(row: InitialRow, tensors: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from typing import Literal, TypeAlias
 from ..records.gradient_classes import without_names
 from ..records.names import expanded
 from ..records.reports import BaselineChange
+from ..records.tensors import Projections
 from ..records.text import format_finite
 from .class_changes import CLASSES, class_changes
 from .initial_values import IN_ROWS, InitialRow, initial_changes
@@ -39,6 +40,7 @@ from .module_changes import MODULES, module_changes
 from .operation_changes import is_beyond_chance, operation_changes
 from .setting_changes import setting_changes
 from .shifts import Sample, ShiftTest
+from .table_changes import table_changes
 
 __all__ = ["BaselineValues", "Entry", "NameSet", "Series", "compare", "environment_key", "find_entry"]
 
@@ -191,6 +193,9 @@ class Entry:
     settings: Mapping[str, str] = field(default_factory=dict)
     """Calls with the constants that they are given, by pattern of the names of modules. Empty in an older baseline, and in a new
     entry until something else has changed: they explain a change, and are none."""
+    tables: Mapping[str, Projections] | None = None
+    """Projections of the tensors that are the same on all seeds, by pattern of names. None in an older baseline, and for a single
+    seed."""
 
     @property
     def key(self) -> str:
@@ -236,10 +241,10 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
             log-scale measure. 0 for measures that are not named.
 
     Returns:
-        Changes of initial values, of modules, of operations and of constants; then changes of measures in the order in which
-        ``new`` names them, the largest shift of a profile first: shifts, and measures or elements that have vanished or are
-        new. Empty if nothing has changed. Operations that chance or another environment may have changed are listed next to
-        other changes only, and so are constants and the frame.
+        Changes of initial values, of tables, of modules, of operations and of constants; then changes of measures in the order
+        in which ``new`` names them, the largest shift of a profile first: shifts, and measures or elements that have vanished or
+        are new. Empty if nothing has changed. Operations that chance or another environment may have changed are listed next
+        to other changes only, and so are constants and the frame.
 
     Source: Student, Biometrika 6, 1 (1908), for pairs that need not repeat; Welch, Biometrika 34, 28 (1947), otherwise,
     with the degrees of freedom capped by those of two samples of the smaller size. The error probability is divided among
@@ -282,11 +287,12 @@ def _frames(old: Entry, new: Entry, changes: Iterable[BaselineChange]) -> Iterat
 
 
 def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> Iterator[BaselineChange]:
-    """Compare initial values and modules. An older baseline has none, which is no change."""
+    """Compare initial values, tables and modules. An older baseline has none, which is no change."""
+    of_values: list[BaselineChange] = []
     if old.initial and new.initial:
         drawn = [[draw.partition(" ")[0] for draw in entry.draws] for entry in (old, new)]
         repeatable = old.seeds == new.seeds and drawn[0] == drawn[1]
-        yield from initial_changes(
+        of_values += initial_changes(
             old.initial,
             new.initial,
             repeatable=repeatable,
@@ -295,6 +301,11 @@ def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> It
             # Both are recorded since the same version.
             knows_parts=bool(old.settings),
         )
+    yield from of_values
+    if old.tables is not None and new.tables is not None:
+        known = {name for change in of_values for pattern in change.elements for name in expanded(pattern)}
+        drawn_rows = old.initial, new.initial
+        yield from table_changes(old.tables, new.tables, drawn=drawn_rows, but=known, tolerance=tolerance)
     if old.modules and new.modules:
         yield from module_changes(old.modules, new.modules)
 

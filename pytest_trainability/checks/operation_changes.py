@@ -47,10 +47,13 @@ _FUSED = "ScaledDotProductAttention"
 _MOVE = "|".join(sorted(_MOVES))
 _ATTENTION = re.compile(
     rf"(?<!\S)(?:(?P<scaled>(?:(?:Mul|Div|{_MOVE}) )*)(?:Bmm|Baddbmm|Product) "
-    rf"(?P<scores>(?:(?:Mul|Div|Add|MaskedFill|Where|{_MOVE}) )*)Softmax (?:(?:Mul|Div|Dropout|{_MOVE}) )*(?:Bmm|Product) "
+    rf"(?P<scores>(?:(?:Mul|Div|Add|MaskedFill|Where|{_MOVE}) )*)Softmax(?:\[-1\])? "
+    rf"(?:(?:Mul|Div|Dropout|{_MOVE}) )*(?:Bmm|Product) "
     rf"|(?:(?:{_MOVE}) )*{_FUSED} )"
 )
 """Attention: fused; or scaled queries and keys, their product, a mask, the softmax, dropout, and the product with the values."""
+_AXIS = re.compile(r"\[-?\d+\]")
+"""Dimension along which an operation works, counted from the last one."""
 _BIAS = re.compile(r"(?<!\S)Product Add ")
 
 
@@ -78,11 +81,13 @@ def operation_rows(seeds: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, st
 
 
 def _row(names: Sequence[str]) -> str:
-    text = ", ".join(_items(names)) if len(names) <= MOST_OPERATIONS else ""
-    if names and not 0 < len(text) <= LONGEST_ROW:
+    # An older baseline has no axes: length and order are those without them.
+    plain = [_AXIS.sub("", name) for name in names]
+    is_short = len(names) <= MOST_OPERATIONS and 0 < len(", ".join(_items(plain))) <= LONGEST_ROW
+    if names and not is_short:
         counts = [times(name, count) for name, count in Counter(names).items()]
-        text = ", ".join([*counts, f"order {crc32(' '.join(names).encode()):08x}"])
-    return text
+        return ", ".join([*counts, f"order {crc32(' '.join(plain).encode()):08x}"])
+    return ", ".join(_items(names))
 
 
 def _items(names: Sequence[str]) -> Iterator[str]:
@@ -164,7 +169,7 @@ def is_beyond_chance(old: Mapping[str, str], new: Mapping[str, str], seeds: tupl
 
 def _difference(old: str, new: str, *, same_environment: bool) -> tuple[str, str]:
     """Return the operations that are gone and those that are new, or both orders; two empty texts if nothing has changed."""
-    before, after = _operations(old), _operations(new)
+    before, after = _with_axes_of_both(_operations(old), _operations(new))
     if not same_environment:
         before, after = _coarse(before), _coarse(after)
     plain = _FUSED in {*before, *after}
@@ -185,9 +190,22 @@ def _difference(old: str, new: str, *, same_environment: bool) -> tuple[str, str
     )
 
 
+def _with_axes_of_both(before: list[str], after: list[str]) -> tuple[list[str], list[str]]:
+    """Return both lists without the axes of operations that have none on some side, as in an older baseline."""
+    names = {*before, *after}
+    without = {name for name in names if _AXIS.search(name) and _AXIS.sub("", name) in names}
+    bare = {_AXIS.sub("", name) for name in without}
+
+    def plain(name: str) -> str:
+        operation = _AXIS.sub("", name)
+        return operation if operation in bare else name
+
+    return [plain(name) for name in before], [plain(name) for name in after]
+
+
 def _shown(names: Iterable[str]) -> str:
-    """Return the first of some operations as text; empty for none."""
-    items = list(_items(list(names)))
+    """Return the first of some operations as text, such as ``Softmax(dim=-1)``; empty for none."""
+    items = [_AXIS.sub(lambda match: f"(dim={match[0][1:-1]})", item) for item in _items(list(names))]
     return ", ".join(items[:MOST_SHOWN]) + (", …" if len(items) > MOST_SHOWN else "")
 
 

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from .modules import modules_of
-from .torch_internals import buffer_table, compiler_is_loaded, is_lazy, parameter_table, preserved_version, tables_of
+from .torch_internals import (
+    buffer_table,
+    compiler_is_loaded,
+    is_lazy,
+    is_packed,
+    parameter_table,
+    preserved_version,
+    tables_of,
+)
 
 __all__ = [
     "ModelState",
@@ -305,7 +313,7 @@ def _restore(tensor: Tensor, value: Tensor) -> None:
     if value.is_sparse or (tensor.device, tensor.dtype) != (value.device, value.dtype):
         # A copy, as the value may be needed again.
         tensor.data = value.clone()
-    elif value.layout is not torch.strided or value.is_nested:
+    elif value.layout is not torch.strided or value.is_nested or is_packed(value):
         # PyTorch does not compare them.
         tensor.data.copy_(value)
     elif not torch.equal(tensor.data, value):

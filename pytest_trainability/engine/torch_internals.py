@@ -55,6 +55,8 @@ __all__ = [
     "is_lazy",
     "is_leaf_node",
     "is_made_by",
+    "is_nested_output",
+    "is_packed",
     "is_unsupported_here",
     "lacks_gradient_of_base",
     "leaf_of",
@@ -66,6 +68,7 @@ __all__ = [
     "preserved_version",
     "registered_children",
     "saved",
+    "saved_axis",
     "sequence_number",
     "tables_of",
     "version_of",
@@ -100,6 +103,19 @@ def output_metadata(node: Node) -> Sequence[OutputMetadata]:
     """
     found: Sequence[OutputMetadata] = node._input_metadata
     return found
+
+
+def is_nested_output(node: Node, number: int) -> bool:
+    """Return whether an output of a node's operator was a nested tensor, whose rows differ in length.
+
+    Reads ``is_nested_tensor`` of the metadata of :func:`output_metadata`.
+    """
+    return bool(getattr(output_metadata(node)[number], "is_nested_tensor", False))
+
+
+def is_packed(tensor: Tensor) -> bool:
+    """Return whether an element of a tensor holds several numbers, as in ``float4_e2m1fn_x2``: PyTorch reads none of them."""
+    return str(tensor.dtype).endswith(("x2", "x4"))
 
 
 def sequence_number(node: Node) -> int:
@@ -156,6 +172,20 @@ def saved(node: Node, name: str, *, default: Any = None) -> Any:
         RuntimeError: The tensor was overwritten, or the graph was freed.
     """
     return getattr(node, f"_saved_{name}", default)
+
+
+def saved_axis(node: Node) -> int | None:
+    """Return the dimension along which a node's operator works, counted from the last one, -1; None if it saved none.
+
+    Reads ``Node._saved_dim``, a number without a sign where the user's is negative, for an operator whose result has the shape
+    of its operand.
+    """
+    axis = saved(node, "dim")
+    if not isinstance(axis, int):
+        return None
+    axis = axis - 2**64 if axis >= 2**63 else axis
+    dimensions = len(output_metadata(node)[0].shape)
+    return axis - dimensions if 0 <= axis < dimensions else axis
 
 
 def apply_node(node: Node, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:

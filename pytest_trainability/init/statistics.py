@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.torch_internals import is_lazy
+from ..engine.torch_internals import is_lazy, is_packed
 from ..engine.trees import is_float
 from ..records.tensors import TensorStatistics
 
@@ -27,12 +27,14 @@ def is_readable(tensor: Tensor) -> bool:
     """Whether the entries of a tensor are floating-point or complex numbers that can be read.
 
     Returns:
-        False for integers and booleans, sparse and nested tensors, those on the meta device and those of lazy modules.
+        False for integers and booleans, numbers of four bits, sparse and nested tensors, those on the meta device and those of
+        lazy modules.
     """
     return (
         isinstance(tensor, Tensor)
         and not is_lazy(tensor)
         and is_float(tensor)
+        and not is_packed(tensor)
         and tensor.layout is torch.strided
         and not tensor.is_meta
         and not tensor.is_nested
@@ -108,6 +110,9 @@ _NOTHING = _Sums(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, math.inf, -math.inf)
 
 def _sums_of_chunk(chunk: Tensor, center: float, room: Tensor) -> _Sums:
     """Return the sums of a chunk of one dimension, which are computed in two rows of memory."""
+    if chunk.dtype.itemsize == 1:
+        # PyTorch compares no numbers of eight bits.
+        chunk = chunk.float()
     low, high = map(float, chunk.aminmax())
     if not math.isfinite(low + high):
         chunk = chunk[chunk.isfinite()]

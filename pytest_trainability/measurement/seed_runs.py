@@ -27,10 +27,11 @@ from ..errors import InapplicableError, TrainabilityError, UsageError
 from ..init.description import ModelDescription
 from ..measures import MEASURES, Measure, companion_of
 from ..measures.gradients.classes import REPEATED_BLOCKS
-from ..measures.parameters.initial_values import DESCRIPTION
+from ..measures.parameters.initial_values import DESCRIPTION, PROJECTIONS
 from ..records.causes import CauseRecord
 from ..records.factors import FactorRecord
 from ..records.gradient_classes import GradientClasses
+from ..records.tensors import Projections
 from .readings import assemble, read
 
 __all__ = ["MAY_FAIL", "SeedRuns", "Tolerated", "tolerated_by"]
@@ -41,7 +42,7 @@ Tolerated: TypeAlias = "Mapping[str, type[TrainabilityError]]"
 MAY_FAIL: Tolerated = dict.fromkeys(("gradient_classes", "untrained_fraction"), TrainabilityError)
 """Measures of every run. A model without a second run, or without parameters, has none of them."""
 
-RECORDED: tuple[Need[Any], ...] = (DESCRIPTION, OPERATIONS)
+RECORDED: tuple[Need[Any], ...] = (DESCRIPTION, PROJECTIONS, OPERATIONS)
 """Needs that baselines record beyond measures."""
 
 _Found = TypeVar("_Found")
@@ -180,6 +181,14 @@ class SeedRuns:
             UsageError: The inputs or the parameters have changed since the first run.
         """
         return self._for_baseline(DESCRIPTION, "the initial values", built_only=True)
+
+    def projections(self) -> tuple[Mapping[str, Projections], ...]:
+        """Return the projections of each seed's parameters and buffers. The models are built again unless they are known.
+
+        Raises:
+            UsageError: The inputs or the parameters have changed since the first run.
+        """
+        return self._for_baseline(PROJECTIONS, "the entries of tables", built_only=True)
 
     def operations(self) -> tuple[Mapping[str, tuple[str, ...]], ...]:
         """Return the operations of each step, for each seed. The models are run again unless they are known.

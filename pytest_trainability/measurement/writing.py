@@ -6,6 +6,7 @@ and operations are read first.
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +23,15 @@ from ..checks.judged_elements import BY_PARAMETER, not_judged_texts
 from ..checks.module_changes import folded_modules
 from ..checks.operation_changes import operation_rows
 from ..checks.setting_changes import setting_rows
+from ..checks.table_changes import table_rows
 from ..checks.verdicts import Value, first_outside
 from ..engine.runs.finiteness import faults, remarks
 from ..errors import UsageError
+from ..init.description import ModelDescription
 from ..measures import MEASURES, Measure
 from ..records.estimates import Estimate, Names, Profile, value_text
 from ..records.reports import BaselineRecord, CheckRecord, CureRecord, VerdictRecord
+from ..records.tensors import Projections
 from ..records.text import format_finite, format_names
 from .context import Context
 from .readings import recorded
@@ -87,7 +91,14 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
         initial=initial_rows([{n: (d.shapes[n], v) for n, v in d.values.items()} for d in descriptions]),
         modules=folded_modules(descriptions[0].modules),
         operations=operation_rows(seed_runs.operations()),
+        tables=table_rows([_tables(d, p) for d, p in zip(descriptions, seed_runs.projections())]),
     )
+
+
+def _tables(description: ModelDescription, projections: Mapping[str, Projections]) -> dict[str, Projections]:
+    """Return the projections of the tensors whose entries have places: all but constants and single numbers."""
+    constants = {name for name, found in description.values.items() if found.is_constant}
+    return {name: p for name, p in projections.items() if name not in constants and math.prod(p.shape) > 1}
 
 
 def with_settings(found: Entry, seed_runs: SeedRuns) -> Entry:

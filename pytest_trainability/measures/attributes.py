@@ -50,6 +50,7 @@ class Attributes:
         dead_fraction: Profile
         activation_rms: Profile
         forward_log_gain: Estimate
+        unnormalized_attention: Names
         backward_error: Profile
         gradient_classes: Names
         waking_step: Profile

@@ -156,7 +156,7 @@ class Baselines:
         if old is None:
             return "missing" if self._mode == "check" else "recorded"
         pairs = ((entry.modules, old.modules), (entry.operations, old.operations), (entry.settings, old.settings))
-        is_old = any(now and not before for now, before in pairs)
+        is_old = any(now and not before for now, before in pairs) or (old.tables is None and entry.tables is not None)
         if self._mode == "update" and (changed or other_torch or is_old or old.seeds != entry.seeds):
             return "updated"
         return "changed" if changed else "same"

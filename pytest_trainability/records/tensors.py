@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["TensorStatistics"]
+__all__ = ["Projections", "TensorStatistics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +67,34 @@ class TensorStatistics:
     def is_constant(self) -> bool:
         """Whether all entries are finite and equal."""
         return self.not_finite == 0 and self.low == self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Projections:
+    """Numbers that change if the entries of a tensor change places, whatever their sizes."""
+
+    shape: tuple[int, ...]
+    rms: float
+    """Root mean square of the entries, where infinite ones count as ±2 and NaN as 3."""
+    values: tuple[float, ...]
+    """Sums of the entries with fixed pseudo-random weights, in units of their Euclidean norm."""
+    digest: str = ""
+    """Digest of the entries if all are whole numbers, which every machine repeats; empty otherwise."""
+
+    def is_near(self, other: Projections, tolerance: float = 1e-9) -> bool:
+        """Whether shape, size and projections agree.
+
+        Args:
+            other: Projections of another tensor, or of the same one elsewhere.
+            tolerance: Largest distance of two projections, and relative one of the root mean squares.
+
+        Returns:
+            False for other shapes and digests as well.
+        """
+        return (
+            self.shape == other.shape
+            and self.digest == other.digest
+            and len(self.values) == len(other.values)
+            and math.isclose(self.rms, other.rms, rel_tol=tolerance, abs_tol=0.0)
+            and all(abs(a - b) <= tolerance for a, b in zip(self.values, other.values))
+        )

@@ -56,9 +56,9 @@ def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int
 
 
 def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
-    """Return where the cause must be if neither initial values nor modules have changed; empty if they have."""
+    """Return where the cause must be if neither initial values, nor tables, nor modules have changed; empty if they have."""
     changed = {change.measure for change in baseline.changes}
-    if not baseline.model_compared or not changed or not changed.isdisjoint(OF_MODEL[:2]):
+    if not baseline.model_compared or not changed or not changed.isdisjoint(OF_MODEL[:3]):
         return ""
     # The first state is called input, and comes before all steps.
     places = {"input": -1} | {name: place for place, name in enumerate(steps)}
@@ -139,7 +139,7 @@ def _all_changes(changes: Sequence[BaselineChange]) -> list[str]:
     return texts if len(texts) > 1 or any(stand_for_many) else []
 
 
-OPERATIONS, SETTINGS, FRAME = "operations", "settings", "frame"
+TABLES, OPERATIONS, SETTINGS, FRAME = "tables", "operations", "settings", "frame"
 GRADIENTS = "gradient_norm"
 MIN_PARAMETERS = 3
 """Smallest number of gradients that can show a common factor."""
@@ -147,7 +147,7 @@ UNUSED = ("unused_parameters", "new")
 """Measure and kind of the change of parameters that have lost their gradient."""
 
 
-OF_MODEL = ("initial values", "modules", OPERATIONS, SETTINGS)
+OF_MODEL = ("initial values", TABLES, "modules", OPERATIONS, SETTINGS)
 """Comparisons of the model itself, whose changes are causes. All others are consequences."""
 OF_CODE = (OPERATIONS, SETTINGS)
 """Comparisons of the code between and in modules."""

@@ -138,7 +138,7 @@ def baseline_report(found: Measurement, changes: Mapping[str, list[BaselineChang
     every = tuple(change for of_measure in changes.values() for change in of_measure)
     record = BaselineRecord("changed", "", "", every, model_compared=True, operations_compared=True)
     lines = baseline_lines(record, steps=tuple(found.growth_rate), width=10**6)
-    order = ("initial values", "modules", "model", "operations")
+    order = ("initial values", "tables", "modules", "model", "operations")
     texts = [line for line in lines if not line.startswith(("baseline", "if intended"))]
     texts.sort(key=lambda line: next((i for i, word in enumerate(order) if line.startswith(word)), len(order)))
     return Report(tuple(changes), tuple(texts))

@@ -12,11 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
 import zoo
+from faults import SCORED, UNSEEN
 from scipy.special import digamma
 from torch import Tensor, nn
 from towers import F64
 
 from pytest_trainability import measure
+from pytest_trainability.checks.presets import find_preset
 from pytest_trainability.measures.activations import attention
 
 HEADS, WIDTH, BATCH, LENGTH = 2, 16, 3, 7
@@ -379,6 +381,33 @@ def test_attention_across_the_batch_has_samples_for_keys():
     assert result.frame == "joint"
     assert list(result.attention_entropy) == ["0", "1"]
     assert entropies(nn.Sequential(Across(1), Across(1))) == {}
+
+
+DEVIATIONS = {1.0: (0.78, 0.94), 2.5: (0.46, 0.65), 5.0: (0.24, 0.27), 8.0: (0.12, 0.17)}
+"""Entropy of normal logits by their standard deviation: of 2 and of 4096 keys, the smaller one first."""
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS)
+@pytest.mark.parametrize("keys", [2, 4, 16, 64, 256, 1024, 4096])
+def test_the_bound_of_presets_is_that_of_logits_of_deviation_five_for_any_number_of_keys(deviation, keys):
+    """The page names these numbers. A mean over 4,000 queries has a standard error of 0.005 for two keys, where it is largest."""
+    rows = max(4000 // max(1, keys // 64), 400)
+    scores = deviation * torch.randn(rows, keys, dtype=F64, generator=torch.Generator().manual_seed(keys))
+    low, high = DEVIATIONS[deviation]
+    assert low - 0.02 < attention.entropy_of("", scores).mean < high + 0.02
+    bound = find_preset("transformer")["attention_entropy"].low
+    assert bound == pytest.approx(sum(DEVIATIONS[5.0]) / 2, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["cosines-divided", "cosine-without-lengths", "all weights of std 1"])
+def test_sharp_attention_is_healthy_and_saturated_attention_is_not(name):
+    """Cosines times 10 are sharp on purpose, on any seeds. Products without their lengths, and large weights, are saturated."""
+    case = next(case for case in (*SCORED, *UNSEEN) if case.id == name)
+    for one, is_healthy in ((case.twin, True), (case, name == "cosines-divided")):
+        for seeds in (range(4), range(20, 24)):
+            found = measure(one.build, seeds=seeds, measures=["attention_entropy"], **one.arguments)
+            low = find_preset("transformer")["attention_entropy"].low
+            assert (min(e.mean for e in found.attention_entropy.values()) >= low) == is_healthy
 
 
 # Models of others -------------------------------------------------------------------------------------------------

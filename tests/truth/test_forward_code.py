@@ -46,7 +46,7 @@ class Block(nn.Module):
             scores = scores / WIDTH**0.5
         if self.change != "no mask":
             scores = scores.masked_fill(torch.ones(x.shape[1], x.shape[1]).triu(1).bool(), -torch.inf)
-        return self.out(scores.softmax(-1) @ v)
+        return self.out(scores.softmax(-2 if self.change == "over the queries" else -1) @ v)
 
     def forward(self, x: Tensor) -> Tensor:
         drop = 0.0 if self.change == "no dropout" else 0.1
@@ -106,6 +106,7 @@ CHANGES = {
     "no scale": ("blocks.*", "Div", ""),
     "no mask": ("blocks.*", "MaskedFill", ""),
     "no dropout": ("blocks.*", "Mul", ""),
+    "over the queries": ("blocks.*", "Softmax(dim=-1)", "Softmax(dim=-2)"),
     "a stem": ("before the first step", "", "Relu"),
     "a head": ("after the last step", "Mean", "Sum"),
 }
@@ -135,7 +136,7 @@ def test_the_record_is_readable(baseline: Entry) -> None:
     text = render_baselines({"test": {"net": {"cpu float32": baseline}}})
     (line,) = (line for line in text.splitlines() if "Gelu" in line)
     assert line.strip().rstrip(",") == (
-        '"blocks.{0-3}": "LayerNorm, Addmm, Split, Transpose, Bmm, Div, MaskedFill, Softmax, Bmm, Addmm, Add, '
+        '"blocks.{0-3}": "LayerNorm, Addmm, Split, Transpose, Bmm, Div, MaskedFill, Softmax[-1], Bmm, Addmm, Add, '
         'LayerNorm, Addmm, Gelu, Addmm, Mul, Add"'
     )
 

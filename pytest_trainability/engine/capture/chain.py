@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import Size, Tensor, device, dtype, finfo
 from torch.autograd.graph import Node
 
 from ...errors import CutError, ModelError
-from ..torch_internals import PARAMETRIZED, is_custom, output_metadata, saved
+from ..torch_internals import PARAMETRIZED, is_custom, is_nested_output, output_metadata, saved
 from .gradient_hooks import MODULE_HOOK, edges_with_hooks_apart, hooked_edges
 from .graph import Cut, Graph
 from .operators import operator_name
@@ -27,6 +27,7 @@ __all__ = [
     "describe",
     "graph_of",
     "inner_eps",
+    "refuse_nested",
     "results",
 ]
 
@@ -115,12 +116,12 @@ class Chain:
         """Return for each step the names of the operators on the path of the signal, ordered by the last occurrence of each."""
         return [tuple(dict.fromkeys(reversed(names)))[::-1] for names in self.program(graph)[:-1]]
 
-    def program(self, graph: Graph) -> list[list[str]]:
+    def program(self, graph: Graph, name_of: Callable[[Node], str] = operator_name) -> list[list[str]]:
         """Return the names of all operators on the path of the signal in program order, of each step and of what follows."""
         moments = [call.end for call in self.steps]
         found: list[list[str]] = [[] for _ in (*self.steps, None)]
         for node in sorted(graph.downstream(self.cut.states[0]), key=graph.place.__getitem__):
-            found[bisect_right(moments, graph.place[node])].append(operator_name(node))
+            found[bisect_right(moments, graph.place[node])].append(name_of(node))
         return found
 
 
@@ -235,6 +236,7 @@ def _from_start(capture: Capture, graph: Graph, calls: Sequence[Call], start: in
     left_out = tuple(call for call in calls if call not in kept)
     if left_out == (source,):
         left_out = ()
+    refuse_nested(cut, [call_name(call, calls) for call in kept])
     hooked = hooked_edges(edges_with_hooks_apart(cut))
     return Chain(
         tuple(kept),
@@ -246,6 +248,25 @@ def _from_start(capture: Capture, graph: Graph, calls: Sequence[Call], start: in
         inner_eps(graph, cut, moments[1:]),
         capture=capture,
     )
+
+
+def refuse_nested(cut: Cut, steps: Sequence[str]) -> None:
+    """Refuse states that are nested tensors.
+
+    Args:
+        cut: The cut along the chain.
+        steps: Names of the steps.
+
+    Raises:
+        ModelError: A state is nested. Its rows differ in length, and PyTorch does not stack cotangents of it.
+    """
+    for state, name in zip(cut.states, ("the first step reads", *(f"step {name!r} returns" for name in steps))):
+        if any(is_nested_output(node, number) for node, number in state):
+            msg = (
+                f"states must be dense tensors. What {name} is a nested one, whose rows differ in length. Choose steps that "
+                "return dense tensors with steps=..., or give the model rows of one length."
+            )
+            raise ModelError(msg)
 
 
 def custom_functions(graph: Graph, cut: Cut) -> tuple[Node, ...]:

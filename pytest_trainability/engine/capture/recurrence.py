@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 
 from ...errors import CutError, UsageError
 from ..torch_internals import output_metadata
-from .chain import Chain, call_name, custom_functions, inner_eps
+from .chain import Chain, call_name, custom_functions, inner_eps, refuse_nested
 from .gradient_hooks import edges_with_hooks_apart, hooked_edges
 from .graph import Graph
 from .recorder import Call, Capture, Edge, unique
@@ -237,6 +237,7 @@ def chain_along(recurrence: Recurrence) -> Chain:
         raise CutError(_not_carried(recurrence))
     cut = graph.cut(first, moments, last)
     calls = recurrence.calls[skipped:][: len(cut.segments)]
+    refuse_nested(cut, [call_name(call, recurrence.calls) for call in calls])
     durations = tuple(call.duration for call in calls if call.duration is not None)
     return Chain(
         calls,

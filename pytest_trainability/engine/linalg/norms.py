@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["as_complex", "as_float64", "as_real", "norm", "stored_values"]
+from ..torch_internals import is_packed
+
+__all__ = ["are_finite", "as_complex", "as_float64", "as_real", "norm", "stored_values"]
 
 
 _COMPRESSED = {torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
@@ -22,6 +24,15 @@ def stored_values(tensor: Tensor) -> Tensor:
     if tensor.is_quantized:
         return tensor.dequantize()
     return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def are_finite(tensor: Tensor) -> bool:
+    """Return whether all numbers that a tensor stores are finite, as those of four bits always are."""
+    values = stored_values(tensor)
+    if is_packed(values):
+        return True
+    # PyTorch compares no numbers of eight bits.
+    return bool(torch.isfinite(values.float() if values.element_size() == 1 else values).all())
 
 
 def as_real(tensor: Tensor) -> Tensor:

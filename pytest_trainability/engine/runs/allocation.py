@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..torch_internals import DispatchMode, is_lazy
+from ..torch_internals import DispatchMode, is_lazy, is_packed
 from ..trees import is_float
 from .building import built
 from .run import Need, Run, Stage
@@ -55,9 +55,10 @@ def as_allocated(tensor: Tensor) -> Tensor:
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers that have values, by name, each tensor once."""
+    """Return the parameters and buffers that have values that PyTorch reads, by name, each tensor once."""
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: t.detach() for name, t in named if not is_lazy(t) and t.layout is torch.strided and t.numel()}
+    have_values = ((n, t) for n, t in named if not is_lazy(t) and t.layout is torch.strided and t.numel())
+    return {name: tensor.detach() for name, tensor in have_values if not is_packed(tensor)}
 
 
 class _AllocatedAsZero(DispatchMode):

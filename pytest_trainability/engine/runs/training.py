@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...errors import ModelError, TrainabilityError, UsageError
 from ..capture.own_loss import has_training_step
 from ..isolation import derived_seed, preserved_model
-from ..linalg.norms import norm, stored_values
+from ..linalg.norms import are_finite, norm
 from ..modules import ByModule, named_modules_of
 from ..trees import is_float, tensors_in
 from .objective import Objective
@@ -197,7 +197,7 @@ def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(torch.isfinite(stored_values(tensor)).all()) for tensor in tensors)
+    return all(map(are_finite, tensors))
 
 
 def outputs_of_modules(objective: Objective) -> dict[str, list[Tensor]]:

@@ -25,7 +25,15 @@ from ...records.causes import CauseRecord
 from ...records.text import format_number
 from ..measure import declare
 
-__all__ = ["ATTENTION_CAUSES", "ATTENTION_ENTROPIES", "ATTENTION_LOGITS", "Entropy", "entropy_of"]
+__all__ = [
+    "ATTENTION_CAUSES",
+    "ATTENTION_ENTROPIES",
+    "ATTENTION_LOGITS",
+    "NEITHER_SCORES_NOR_WEIGHTS",
+    "OF_OTHER_SHAPE",
+    "Entropy",
+    "entropy_of",
+]
 
 
 AT_ONCE = 2**23
@@ -38,9 +46,11 @@ by adding -1e4."""
 
 
 _PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum"})
-_BREAKING = frozenset({"linear", "layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "embedding"})
+NEITHER_SCORES_NOR_WEIGHTS = frozenset(
+    {"linear", "layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "embedding"}
+)
 """Functions whose results are neither scores nor weights, even if they have the same shape."""
-_PIECEWISE = frozenset(
+OF_OTHER_SHAPE = frozenset(
     {"cat", "concat", "pad", "as_strided", "narrow", "select", "expand", "repeat", "index_select", "gather"}
     | {"__getitem__", "__setitem__"}
 )
@@ -237,10 +247,10 @@ class _Attentions(FunctionObserver):
                     self.found.append(self._weights[operand])
             if result.dim() >= 3 and not any(isinstance(operand, nn.Parameter) for operand in operands):
                 self._scores[result] = self.operands_of_product(operands)
-        elif name not in _BREAKING:
+        elif name not in NEITHER_SCORES_NOR_WEIGHTS:
             for table in (self._scores, self._weights):
                 for operand in operands if len(table) else ():
-                    if operand in table and (operand.numel() == result.numel() or name in _PIECEWISE):
+                    if operand in table and (operand.numel() == result.numel() or name in OF_OTHER_SHAPE):
                         table[result] = table[operand]
                         break
 

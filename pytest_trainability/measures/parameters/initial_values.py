@@ -6,14 +6,21 @@ import math
 
 from ...engine.runs.run import Need, Run, Stage
 from ...init.description import ModelDescription, describe
+from ...init.projections import projections_of_model
+from ...records.tensors import Projections
 from ..measure import declare
 
-__all__ = ["DESCRIPTION"]
+__all__ = ["DESCRIPTION", "PROJECTIONS"]
 
 DESCRIPTION: Need[ModelDescription] = Need(
     "description of the model", lambda run: describe(run.capture.model), Stage.BUILD
 )
 """The model as it was built, before its forward pass."""
+
+PROJECTIONS: Need[dict[str, Projections]] = Need(
+    "projections of initial values", lambda run: projections_of_model(run.capture.model), Stage.BUILD
+)
+"""Which entries parameters and buffers have at which places, by name."""
 
 
 @declare("profile", needs=[DESCRIPTION], scale="log", tolerance=1e-3)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...engine.capture.recorder import Recorder
 from ...engine.capture.results import ResultObserver
-from ...engine.linalg.norms import as_real, stored_values
+from ...engine.linalg.norms import are_finite, as_real, stored_values
 from ...engine.runs.common_needs import GRADIENT_NORMS, STATE_RMS
 from ...engine.runs.finiteness import entries_not_finite
 from ...engine.runs.run import Need, Run
@@ -134,7 +134,7 @@ def _is_finite(parameter: Tensor) -> bool:
     # A finite sum has finite terms, and takes no mask. That of finite terms may overflow.
     if values.dtype in {torch.float32, torch.float64} and math.isfinite(float(values.sum())):
         return True
-    return bool(torch.isfinite(parameter).all())
+    return are_finite(parameter)
 
 
 @declare("names", needs=[STATE_RMS, GRADIENT_NORMS], explained_by=NOT_FINITE_CAUSES)

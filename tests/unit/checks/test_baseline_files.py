@@ -36,6 +36,7 @@ from pytest_trainability.checks.baselines import BaselineValues, Entry, NameSet,
 from pytest_trainability.checks.initial_values import InitialRow
 from pytest_trainability.checks.locks import lock_path
 from pytest_trainability.errors import BaselineError
+from pytest_trainability.records.tensors import Projections
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX: fork, signals, permissions")
 PLACE = Path("__trainability__") / "test_model.json"
@@ -138,6 +139,7 @@ def everywhere(name: str) -> Contents:
             f"{name}, too": InitialRow((), 1.0, 1.0, 0.0, 0.0, 1),
         },
         modules={name: name, f"{name}, too": name},
+        tables={name: Projections((2, 3), 0.5, (0.25, -1.0)), f"{name}, too": Projections((6,), 1.0, (), "0badcafe")},
     )
     return {name: {name: {awkward.key: awkward}, f"{name}, too": {awkward.key: awkward}}}
 
@@ -305,7 +307,7 @@ HAND_EDITED = {
         edited(*TO_ENTRY, "code", to="import os"),
         (
             f"{AT} must have only the keys conditions, draws, environment, initial, measures, modules, operations, seeds, "
-            "settings; got 'code'"
+            "settings, tables; got 'code'"
         ),
     ),
     "another key": (
@@ -1246,7 +1248,33 @@ def test_an_invalid_row_is_refused(row: dict[str, Any], message: str) -> None:
         parse_baselines(edited(*TO_ENTRY, "initial", to={"w": row}), PLACE)
 
 
-@pytest.mark.parametrize("section", ["initial", "modules", "operations", "settings"])
+TABLE = {"digest": "00000000", "projections": "0.1, -0.2", "rms": 0.5, "shape": "4 × 8"}
+INVALID_TABLES: dict[str, tuple[Any, str]] = {
+    "a text": ("Linear", "w must be an object; got str"),
+    "a further key": ({**TABLE, "code": 1}, "must have only the keys digest, projections, rms, shape; got 'code'"),
+    "no rms": ({k: v for k, v in TABLE.items() if k != "rms"}, "rms must be a number"),
+    "a negative rms": ({**TABLE, "rms": -1.0}, "must have an rms of at least 0"),
+    "a digest of words": ({**TABLE, "digest": "all zero"}, "a digest of eight hexadecimal digits"),
+    "a digest as a number": ({**TABLE, "digest": 12345678}, "a digest of eight hexadecimal digits"),
+    "a shape as a list": ({**TABLE, "shape": [4, 8]}, "shape must be a text like '64 × 32'; got '[4, 8]'"),
+    "infinite": ({**TABLE, "projections": "1, inf"}, "projections must be a text like '0, 4, 0, 0'; got '1, inf'"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), INVALID_TABLES.values(), ids=INVALID_TABLES.keys())
+def test_an_invalid_table_is_refused(row: Any, message: str) -> None:
+    with pytest.raises(BaselineError, match=re.escape(message)):
+        parse_baselines(edited(*TO_ENTRY, "tables", to={"w": row}), PLACE)
+
+
+def test_an_older_entry_has_no_tables_and_a_new_one_may_have_none() -> None:
+    for tables in (None, {}, {"w": Projections((2,), 1.0, (0.5, -0.25))}):
+        contents = with_entry({}, "test_a", "", entry(tables=tables))
+        (read,) = parse_baselines(render_baselines(contents), PLACE)["test_a"][""].values()
+        assert read.tables == tables
+
+
+@pytest.mark.parametrize("section", ["initial", "modules", "operations", "settings", "tables"])
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
@@ -1257,7 +1285,7 @@ def test_an_invalid_row_is_refused(row: dict[str, Any], message: str) -> None:
     ids=["too many", "twice", "too many together"],
 )
 def test_patterns_of_too_many_or_the_same_names_are_refused(section: str, patterns: list[str], message: str) -> None:
-    part = dict.fromkeys(patterns, ROW if section == "initial" else "Linear")
+    part = dict.fromkeys(patterns, {"initial": ROW, "tables": TABLE}.get(section, "Linear"))
     with pytest.raises(BaselineError, match=re.escape(message)):
         parse_baselines(edited(*TO_ENTRY, section, to=part), PLACE)
 

@@ -136,6 +136,25 @@ def test_attention_may_be_fused_or_written_out(elsewhere: bool) -> None:
     assert difference(FUSED, WRITTEN_OUT.replace("Softmax", "Sigmoid"), elsewhere=elsewhere) is not None
 
 
+def test_another_axis_is_a_change_and_is_written_as_in_code() -> None:
+    softmaxes = "Bmm Softmax[-1] Bmm", "Bmm Softmax[-2] Bmm"
+    assert difference(*softmaxes) == difference(*softmaxes, elsewhere=True) == ("Softmax(dim=-1)", "Softmax(dim=-2)")
+    assert difference("Cumsum[-1] Softmax[-1]", "Cumsum[-2] Softmax[-1]") == ("Cumsum(dim=-1)", "Cumsum(dim=-2)")
+
+
+def test_a_baseline_without_axes_is_compared_without_them() -> None:
+    assert difference("Bmm Softmax Bmm", "Bmm Softmax[-2] Bmm") is None
+    assert difference("Bmm Softmax Cumsum[-1]", "Bmm Softmax[-2] Cumsum[-2]") == ("Cumsum(dim=-1)", "Cumsum(dim=-2)")
+    long = " ".join(f"Softmax Operation{i}" for i in range(LONGEST_ROW // 10))
+    assert difference(long, long.replace("Softmax", "Softmax[-1]")) is None
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_attention_over_the_keys_may_be_fused_and_over_the_queries_may_not(elsewhere: bool) -> None:
+    assert difference(FUSED, WRITTEN_OUT.replace("Softmax", "Softmax[-1]"), elsewhere=elsewhere) is None
+    assert difference(FUSED, WRITTEN_OUT.replace("Softmax", "Softmax[-2]"), elsewhere=elsewhere) is not None
+
+
 def test_a_lost_mask_of_attention_that_stays_written_out_is_found() -> None:
     assert difference(WRITTEN_OUT, WRITTEN_OUT.replace("Add ", "")) == ("Add", "")
 

@@ -127,3 +127,20 @@ def test_tensors_without_real_numbers_are_not_readable() -> None:
     assert is_readable(nn.Parameter(draw(2, 2))) and is_readable(torch.zeros(2, dtype=torch.complex64))
     unreadable = (torch.arange(3), torch.zeros(3, device="meta"), draw(2, 2).to_sparse(), lazy, torch.ones(2).bool())
     assert not any(map(is_readable, unreadable))
+
+
+EIGHT_BITS = [getattr(torch, name) for name in dir(torch) if name.startswith("float8_")]
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
+def test_numbers_of_eight_bits_have_statistics(dtype: torch.dtype) -> None:
+    """Of powers of two, which all of these types hold exactly."""
+    tensor = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    found = statistics_of(tensor.to(dtype))
+    assert found == statistics_of(tensor)
+    assert is_readable(tensor.to(dtype))
+
+
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="this PyTorch has no numbers of four bits")
+def test_packed_numbers_are_not_readable() -> None:
+    assert not is_readable(torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2))

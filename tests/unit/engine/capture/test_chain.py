@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pytest_trainability.engine.capture.chain import call_name, chain_of, describe, graph_of
 from pytest_trainability.engine.capture.recorder import capture
+from pytest_trainability.engine.capture.steps import choose_steps
 from pytest_trainability.engine.jacobian.vjp import pull_back
 from pytest_trainability.errors import CutError, ModelError
 
@@ -327,3 +328,42 @@ def test_the_node_of_an_outer_modules_hook_does_not_belong_to_the_module_that_en
     assert [type(node).__name__ for node, _ in calls["0.1"].outputs] == ["AddmmBackward0"]
     assert [type(node).__name__ for node, _ in calls["0"].outputs] == ["BackwardHookFunctionBackward"]
     assert calls["0.1"].end == calls["0"].end - 1
+
+
+class Ragged(nn.Module):
+    """Layers of which some read and return rows of different lengths."""
+
+    def __init__(self, layout: torch.layout, nested: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layout, self.nested = layout, nested
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            if i in self.nested and not x.is_nested:
+                x = torch.nested.as_nested_tensor([x[:3], x[3:]], layout=self.layout)
+            elif i not in self.nested and x.is_nested:
+                x = torch.cat(list(x.unbind()))
+            x = layer(x)
+        return torch.cat(list(x.unbind())) if x.is_nested and self.layout is torch.strided else x
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
+@pytest.mark.parametrize(
+    ("nested", "place"),
+    [
+        ((0, 1, 2), "What the first step reads is a nested one"),
+        ((1, 2), "What step 'layers.1' returns is a nested one"),
+        ((2,), "What step 'layers.2' returns is a nested one"),
+    ],
+    ids=["all", "some", "the last"],
+)
+def test_a_state_of_rows_of_different_lengths_is_refused(
+    layout: torch.layout, nested: tuple[int, ...], place: str
+) -> None:
+    captured = capture(Ragged(layout, nested), (torch.randn(8, WIDTH, requires_grad=True),), {})
+    graph = graph_of(captured)
+    with pytest.raises(ModelError, match="states must be dense tensors") as error:
+        chain_of(captured, graph, choose_steps(captured, graph, "layers.*"))
+    assert place in str(error.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its own name
@@ -55,7 +57,7 @@ def test_operations_are_listed_in_order_from_the_inputs_to_the_output() -> None:
     assert list(found.items()) == [
         (BEFORE, ("Embedding", "Mul", "Relu")),
         *((f"steps.{i}", step) for i in range(3)),
-        (AFTER, ("Mean", "Softmax")),
+        (AFTER, ("Mean", "Softmax[-1]")),
     ]
 
 
@@ -107,3 +109,27 @@ def test_kernels_of_one_operation_have_one_name() -> None:
     assert found["0"] == ("ScaledDotProductAttention",)
     layers = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.GroupNorm(1, 1))
     assert list(operations(layers, torch.randn(2, 1, 3, 3)).values()) == [("Convolution",), ("BatchNorm", "GroupNorm")]
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda x: x.softmax(-1), "Softmax[-1]"),
+        (lambda x: x.softmax(1), "Softmax[-2]"),
+        (lambda x: x.softmax(-3), "Softmax[-3]"),
+        (lambda x: F.log_softmax(x, 2), "LogSoftmax[-1]"),
+        (lambda x: x.cumsum(0), "Cumsum[-3]"),
+        (lambda x: x.mean(1, keepdim=True).expand_as(x), "Mean"),
+    ],
+)
+def test_the_axis_of_an_operation_that_keeps_all_sizes_is_counted_from_the_last(function: Any, name: str) -> None:
+    class Along(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[1](function(self.layers[0](x)))
+
+    found = operations(Along(), torch.randn(WIDTH, WIDTH, WIDTH))
+    assert name in [operation for names in found.values() for operation in names]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pytest_trainability.engine.linalg.norms import as_complex, as_float64, as_real, norm, stored_values
+from pytest_trainability.engine.linalg.norms import are_finite, as_complex, as_float64, as_real, norm, stored_values
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1024, 1025, 100_000, 20_000_000])
@@ -106,3 +106,13 @@ def test_the_stored_values_of_every_layout_have_the_norm_of_the_tensor(layout: s
     }
     tensor = made[layout]() if layout in made else numbers.to_sparse(layout=getattr(torch, layout))
     assert float(norm(tensor)) == pytest.approx(5.0)
+
+
+def test_numbers_of_all_types_are_finite_or_not() -> None:
+    for name in (name for name in dir(torch) if name.startswith(("float8_", "float16", "bfloat16", "float32"))):
+        dtype = getattr(torch, name)
+        assert are_finite(torch.tensor([1.0, 2.0]).to(dtype))
+        assert not are_finite(torch.tensor([1.0, float("nan")]).to(dtype))
+    assert are_finite(torch.ones(2, 2).to_sparse())
+    if hasattr(torch, "float4_e2m1fn_x2"):
+        assert are_finite(torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2))
