@@ -548,6 +548,13 @@ def _gate_lines(group: FactorGroup) -> Iterator[str]:
         kept = 1 / (1 + math.exp(-bias))
         gates, state = ("update", "state") if is_gru(group.first) else ("forget", "cell")
         yield f"{gates} gates of mean bias {format_number(bias)} keep {format_number(kept)} of the {state} per time step"
+        misplaced = group.first.misplaced_bias
+        if misplaced is not None:
+            name, part = misplaced
+            yield (
+                f"{name} is large in part {part + 1} of {3 if is_gru(group.first) else 4}, and the {gates} gate's is part 2: "
+                "other libraries have other orders of gates"
+            )
 
 
 def is_gru(factor: FactorRecord) -> bool:

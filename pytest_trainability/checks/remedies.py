@@ -39,12 +39,13 @@ USUAL_EPS = 1e-5
 """Constant that PyTorch's normalizations add to the variance."""
 FEW = 3
 """Number of forms of names up to which each is written with its scale."""
+_ORDINALS = ("first", "second", "third", "fourth")
 SAME_SIZE = 1.3
 """Largest ratio of the scales of weights that are written as one."""
 
 RemedyKind: TypeAlias = (
     'Literal["scale", "ones", "zeros", "draw", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs",'
-    ' "several", "padding", "eps", "shift", "update bias", "inline", "sum", "gate bias"]'
+    ' "several", "padding", "eps", "shift", "update bias", "inline", "sum", "gate bias", "function", "other gate"]'
 )
 
 
@@ -54,20 +55,26 @@ class Remedy:
 
     kind: RemedyKind
     targets: tuple[str, ...]
-    """Names of the parameters that it changes, or of the modules for ``output``, ``inline``, ``sum`` and ``layer norm``."""
+    """Names of the parameters that it changes, or of the modules for ``output``, ``inline``, ``sum``, ``function``, ``eps`` and
+    ``layer norm``."""
     factors: tuple[float, ...] = ()
     """For each target the factor by which it is multiplied; for ``forget bias`` the new mean, for ``draw`` the standard
     deviation, for ``inline`` and ``sum`` the number that the code of the module multiplies with or adds, for ``orthogonal gates``
     the number of gates. For ``standard inputs`` the mean and the standard deviation, for ``gate bias`` the index of the part that
-    becomes zero and the number of parts."""
+    becomes zero and the number of parts, for ``function`` the index of the call in the code of the module, for ``other gate`` the
+    index of the part where the bias is now."""
     rms: tuple[float, ...] = ()
     """Root mean square of each parameter before the change."""
     adjustable: bool = False
     """Whether all factors may be raised to the same power until the gain is right."""
     is_minimal: bool = False
     """Whether the smallest power that satisfies the bound is wanted, rather than a log gain of zero."""
+    is_estimate: bool = False
+    """Whether its factors would be right if gains were powers of the weights, and may be adjusted if they do not suffice."""
     is_fallback: bool = False
     """Whether it is tried only if no other change helps, as nothing says that what it changes is at fault."""
+    function: str = ""
+    """Name of the PyTorch function that ``function`` leaves out."""
     parts: tuple[Remedy, ...] = ()
     """For ``several`` the changes that are made together."""
     in_order: tuple[str, ...] = ()
@@ -173,6 +180,10 @@ def _of_cause(cause: CauseRecord) -> Iterator[Remedy]:
         yield Remedy("inline", (cause.multiplier,), (cause.factor,), note="behind the head")
     elif cause.multiplier:
         yield Remedy("output", (cause.multiplier,), (1 / cause.factor,))
+    if cause.callers:
+        yield Remedy("function", cause.callers, tuple(map(float, cause.calls)), function=cause.function)
+    if cause.normalizations:
+        yield Remedy("eps", cause.normalizations, (USUAL_EPS,) * len(cause.normalizations))
     if cause.adding:
         yield Remedy("sum", cause.adding, cause.constants)
     if cause.input_deviation:
@@ -398,6 +409,10 @@ def _gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     if not gated:
         return
     are_gru = is_gru(gated[0])
+    elsewhere = {name: float(part) for f in gated if f.misplaced_bias for name, part in [f.misplaced_bias]}
+    if elsewhere:
+        note = f"the second is that of the {'update' if are_gru else 'forget'} gate"
+        yield Remedy("other gate", tuple(elsewhere), tuple(elsewhere.values()), note=note)
     weights = {name: f.weight_rms for f in gated for name in _recurrent_weights(f) or [f.weight]}
     if any(not 0.9 < f.weight_rms * math.sqrt(f.fan_in) < 1.1 for f in gated):
         number = (3.0 if are_gru else 4.0,) * len(weights)
@@ -490,7 +505,8 @@ def _of_one_rule(weights: Mapping[str, FactorRecord], gains: Mapping[str, float]
     if len(chosen) > len(others) > 0 and gains.keys() >= chosen.keys():
         change = math.exp(min(max(-median(gains[name] for name in chosen), -9.0), 9.0))
         note = f"{format_names(others)} stay{'' if len(others) > 1 else 's'}"
-        yield Remedy("scale", tuple(chosen), (change,) * len(chosen), tuple(chosen.values()), note=note)
+        names, sizes = tuple(chosen), tuple(chosen.values())
+        yield Remedy("scale", names, (change,) * len(names), sizes, is_estimate=True, note=note)
 
 
 # Words ------------------------------------------------------------------------------------------------------------
@@ -565,6 +581,14 @@ def _fits(form: str, name: str) -> bool:
     return len(parts) == len(others) and all(a == b or (a == "*" and b.isdecimal()) for a, b in zip(parts, others))
 
 
+def _by_factor(remedy: Remedy) -> dict[float, list[str]]:
+    """Return the targets by their factor."""
+    found: dict[float, list[str]] = {}
+    for name, factor in zip(remedy.targets, remedy.factors):
+        found.setdefault(factor, []).append(name)
+    return found
+
+
 def _gates_text(remedy: Remedy) -> str:
     """Return the loop over the gates of one weight, or of the weights of all layers."""
     names, gates = _code(remedy.targets), f"chunk({remedy.factors[0]:.0f})"
@@ -592,6 +616,13 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
     "gate bias": lambda remedy: "; ".join(
         f"nn.init.zeros_({_indexed(form)}.chunk({remedy.factors[1]:.0f})[{remedy.factors[0]:.0f}])"
         for form, _, _ in with_stars(remedy.targets, remedy.targets)
+    ),
+    "other gate": lambda remedy: "; ".join(
+        f"exchange the second part of {_code(names)} with the {_ORDINALS[round(part)]}"
+        for part, names in _by_factor(remedy).items()
+    ),
+    "function": lambda remedy: (
+        f"remove the {remedy.function}" + (f" in {places(remedy.targets)}" if any(remedy.targets) else "")
     ),
     "update bias": lambda remedy: (
         f"a bias of the update gate of {format_number(remedy.factors[0])}: the second third of {_code(remedy.targets)}"

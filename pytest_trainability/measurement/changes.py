@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -199,6 +200,15 @@ def _gate_bias(remedy: Remedy, model: nn.Module) -> None:
         _parameter(model, name).chunk(parts)[part].fill_(0.0)
 
 
+def _other_gate(remedy: Remedy, model: nn.Module) -> None:
+    for name, now in zip(remedy.targets, remedy.factors):
+        module = model.get_submodule(name.rpartition(".")[0])
+        parts = _parameter(model, name).chunk(3 if isinstance(module, (nn.GRU, nn.GRUCell)) else 4)
+        misplaced = parts[round(now)].clone()
+        parts[round(now)].copy_(parts[1])
+        parts[1].copy_(misplaced)
+
+
 def _output(remedy: Remedy, model: nn.Module) -> None:
     for name, factor in zip(remedy.targets, remedy.factors):
         model.get_submodule(name).register_forward_hook(_multiplied_by(factor))
@@ -210,20 +220,33 @@ def _multiplied_by(factor: float) -> Callable[[nn.Module, Any, Any], Any]:
 
 def _inline(remedy: Remedy, model: nn.Module) -> None:
     for name, number in zip(remedy.targets, remedy.factors):
-        _run_inside(model.get_submodule(name), _Without, number)
+        _run_inside(model.get_submodule(name), partial(_Without, number=number))
 
 
 def _sum(remedy: Remedy, model: nn.Module) -> None:
     for name, number in zip(remedy.targets, remedy.factors):
-        _run_inside(model.get_submodule(name), _WithoutSum, number)
+        _run_inside(model.get_submodule(name), partial(_WithoutSum, number=number))
 
 
-def _run_inside(module: nn.Module, mode: type[_Without], number: float) -> None:
-    """Enter a mode whenever a module runs."""
+def _function(remedy: Remedy, model: nn.Module) -> None:
+    calls: dict[str, set[int]] = {}
+    for name, index in zip(remedy.targets, remedy.factors):
+        calls.setdefault(name, set()).add(round(index))
+    for name, indices in calls.items():
+        _run_inside(model.get_submodule(name), partial(_WithoutCalls, function=remedy.function, indices=indices))
+
+
+def _run_inside(module: nn.Module, mode: Callable[[nn.Module], TorchFunctionMode]) -> None:
+    """Enter a mode whenever a module runs.
+
+    Args:
+        module: The module.
+        mode: Makes the mode, given the module that runs.
+    """
     entered: list[Any] = []
 
     def enter(module: nn.Module, args: Any) -> None:
-        entered.append(mode(module, number))
+        entered.append(mode(module))
         entered[-1].__enter__()
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -270,6 +293,24 @@ class _WithoutSum(_Without):
 
     def _is_number(self, value: Any, power: int) -> bool:
         return isinstance(value, (int, float)) and power * value == self.number
+
+
+class _WithoutCalls(TorchFunctionMode):
+    """Returns the first argument of some calls of a function that the code of a module itself performs, instead of the result."""
+
+    def __init__(self, module: nn.Module, function: str, indices: Set[int]) -> None:
+        super().__init__()
+        self.module, self.function, self.indices = module, function, indices
+        self.called = 0
+        """Number of calls so far."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "").strip("_").removeprefix("special_")
+        if name == self.function and _calling_module(inspect.currentframe()) is self.module:
+            self.called += 1
+            if self.called - 1 in self.indices:
+                return args[0] if args else (kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))
 
 
 def _calling_module(frame: FrameType | None) -> nn.Module | None:
@@ -335,4 +376,6 @@ _CHANGES = {
     "update bias": _update_bias,
     "sum": _sum,
     "gate bias": _gate_bias,
+    "function": _function,
+    "other gate": _other_gate,
 }

@@ -42,6 +42,14 @@ class CauseRecord:
     """This factor."""
     is_inline: bool = False
     """Whether the module, or the model if it has no name, does more than multiply."""
+    function: str = ""
+    """Name of a PyTorch function that is to be left out, such as ``softmax``; empty for none."""
+    callers: tuple[str, ...] = ()
+    """Names of the modules whose code calls it; an empty name for the model itself."""
+    calls: tuple[int, ...] = ()
+    """For each of them the index of the call among those of this function in the module's code."""
+    normalizations: tuple[str, ...] = ()
+    """Names of normalizations whose ε is to be the usual one."""
     padding: tuple[str, ...] = ()
     """Names of tables whose padding row is not zero."""
     input_mean: float = 0.0

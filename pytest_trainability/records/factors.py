@@ -104,6 +104,8 @@ class FactorRecord:
     """Root mean square of the product without the bias, if weights are independent of the inputs; NaN if it is not known."""
     forget_bias: float = math.nan
     """Mean bias of an LSTM's forget gate, or of a GRU's update gate; NaN for other modules."""
+    misplaced_bias: tuple[str, int] | None = None
+    """Name of a bias of such a module that opens another gate and not this one, and index of its part; None if there is none."""
     gates: tuple[GateRecord, ...] = ()
     """Sigmoids that are nearly closed or open because of what is added in front of them."""
     slopes: SlopeRecord | None = None

@@ -31,6 +31,10 @@ __all__ = ["FACTORS"]
 _ATTENTION = ("ScaledDotProduct", "Softmax", "FlashAttention")
 OPEN = 0.1
 """Mean of a sigmoid up to which a gate counts as closed, and one minus the mean from which on it counts as open."""
+KEEPING = 1
+"""Index of the part of a bias that belongs to the forget gate of an LSTM, or to the update gate of a GRU."""
+LEAST_BIAS = 0.5
+"""Mean from which on a bias opens a gate on purpose: that of a bias that is drawn as PyTorch does is about 1/n for n units."""
 _PARTS = {"Split", "SplitWithSizes", "UnsafeSplit", "UnsafeSplitWithSizes", "Unbind"}
 """Operators whose results are parts of what they read."""
 _OPERANDS = ("self", "other", "mat1", "mat2", "batch1", "batch2", "vec")
@@ -93,7 +97,10 @@ class _Description:
         if record.kind in {"weights", "gated"} and weight is not None:
             found_inputs = fan_in(weight, found.factor.inputs)
             with_weight = replace(
-                self._with_weight(record, weight), fan_in=found_inputs, forget_bias=_forget_bias(module)
+                self._with_weight(record, weight),
+                fan_in=found_inputs,
+                forget_bias=_forget_bias(module),
+                misplaced_bias=self._misplaced_bias(module),
             )
             return self._with_bias(with_weight, nodes, parameters) if record.kind == "weights" else with_weight
         if record.kind == "normalization":
@@ -101,6 +108,19 @@ class _Description:
             with_gain = replace(self._with_weight(record, *parameters[:1]), shift_of_one=next(ones, ""))
             return _with_normalization(with_gain, nodes)
         return record
+
+    def _misplaced_bias(self, call: Call | None) -> tuple[str, int] | None:
+        """Return the bias of an LSTM or GRU whose mean is large in one part that is not that of the gate that keeps a state.
+
+        Other libraries have other orders of gates. A bias of zero, or one that is drawn, has no large mean in any part.
+        """
+        for bias, parts in _gate_biases(call):
+            means = [float(part.float().mean()) for part in bias.detach().chunk(parts)]
+            rest, largest = sorted(map(abs, means))[-2:]
+            part = means.index(largest) if largest in means else KEEPING
+            if part != KEEPING and largest >= LEAST_BIAS and rest < largest / 4:
+                return self._names.get(id(bias), ""), part
+        return None
 
     def _sensitivities(self, found: FactorGain, parameters: Sequence[Tensor]) -> Iterator[float]:
         """Yield for each parameter that sets the slopes of a factor how a shift of its entries changes ``ln`` of their rms.
@@ -291,12 +311,19 @@ def _forget_bias(call: Call | None) -> float:
 
     It is the forget gate of an LSTM and the update gate of a GRU; NaN for other modules.
     """
+    biases = _gate_biases(call)
+    if not biases:
+        return math.nan
+    return sum(float(p.detach().chunk(parts)[KEEPING].float().mean()) for p, parts in biases) / (len(biases) / 2)
+
+
+def _gate_biases(call: Call | None) -> list[tuple[Tensor, int]]:
+    """Return the biases of an LSTM or GRU, each with the number of its parts; none for other modules."""
     module = None if call is None else call.module
     if not isinstance(module, (nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell)) or not module.bias:
-        return math.nan
-    gates = 4 if isinstance(module, (nn.LSTM, nn.LSTMCell)) else 3
-    biases = [p.detach() for path, p in module.named_parameters() if path.startswith("bias_")]
-    return sum(float(p.chunk(gates)[1].float().mean()) for p in biases) / (len(biases) / 2)
+        return []
+    parts = 4 if isinstance(module, (nn.LSTM, nn.LSTMCell)) else 3
+    return [(p, parts) for path, p in module.named_parameters() if path.startswith("bias_")]
 
 
 def _slope_record(slopes: Tensor) -> SlopeRecord:

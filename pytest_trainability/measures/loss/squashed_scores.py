@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from torch.autograd.graph import Node
 
@@ -31,12 +32,12 @@ _LARGEST_LOGARITHM = 1e-2
 """Largest logarithm of a probability, up to round-off. Log-probabilities in bfloat16 have an error of 2^-8."""
 
 
-def _squashed(run: Run) -> dict[str, str]:
+def _squashed(run: Run) -> dict[str, CauseRecord]:
     """Return the lines of :func:`squashed_scores`, each with its explanation."""
     return {} if run.capture.loss is None else dict(_found(run.capture, run.graph))
 
 
-def _found(capture: Capture, graph: Graph) -> Iterator[tuple[str, str]]:
+def _found(capture: Capture, graph: Graph) -> Iterator[tuple[str, CauseRecord]]:
     readers = _score_readers(capture, graph)
     likelihoods = {node for node in readers if operator_name(node) != "LogSoftmax"} | _of_classes(graph)
     for reader in readers:
@@ -49,12 +50,27 @@ def _found(capture: Capture, graph: Graph) -> Iterator[tuple[str, str]]:
                 text = (
                     "nll_loss expects logarithms of probabilities, whose exponentials sum to 1: apply log_softmax first"
                 )
-                yield f"{place}: no log_softmax before nll_loss", text
+                yield f"{place}: no log_softmax before nll_loss", CauseRecord(text, is_first=True)
         elif name in _ALWAYS or (name in _RANGES and reader in likelihoods):
             loss = _READERS[operator_name(reader)]
             own = "sigmoid" if "binary" in loss else "softmax"
             text = f"{loss} applies a {own} to scores of any size, and reads numbers {_RANGES[name]}: remove the {name.lower()}"
-            yield f"{place}: {name.lower()} before {loss}", text
+            cause = CauseRecord(text, is_first=True)
+            yield f"{place}: {name.lower()} before {loss}", _with_call(cause, capture, graph, source)
+
+
+def _with_call(cause: CauseRecord, capture: Capture, graph: Graph, node: Node) -> CauseRecord:
+    """Return a cause with the call that created a node, if it is in the code of a module that runs once.
+
+    What a loss function calls, and a module that runs again where its result is meant, cannot be left out.
+    """
+    call, name = capture.call_at(graph.place[node]), operator_name(node)
+    if call is None or sum(other.module is call.module and not other.inner for other in capture.calls) > 1:
+        return cause
+    alike = sorted(place for other, place in graph.place.items() if operator_name(other) == name)
+    of_module = [place for place in alike if capture.call_at(place) is call]
+    index = of_module.index(graph.place[node])
+    return replace(cause, function=name.lower(), callers=(call.path,), calls=(index,))
 
 
 def _score_readers(capture: Capture, graph: Graph) -> list[Node]:
@@ -113,11 +129,27 @@ def _reads_no_logarithms(reader: Node) -> bool:
     return 2 * int((are_scores | are_probabilities).sum()) > len(rows)
 
 
-SQUASHED_SCORES: Need[dict[str, str]] = Need("squashed scores", _squashed)
+def _merged(causes: Iterable[CauseRecord]) -> Iterator[CauseRecord]:
+    """Yield one cause for each explanation, with the calls of all lines that it explains."""
+    by_text: dict[str, list[CauseRecord]] = {}
+    for cause in causes:
+        by_text.setdefault(cause.text, []).append(cause)
+    for alike in by_text.values():
+        function = next((cause.function for cause in alike if cause.function), "")
+        callers = tuple(name for cause in alike for name in cause.callers)
+        yield replace(
+            alike[0],
+            function=function,
+            callers=callers,
+            calls=tuple(index for cause in alike for index in cause.calls),
+        )
+
+
+SQUASHED_SCORES: Need[dict[str, CauseRecord]] = Need("squashed scores", _squashed)
 """The lines of :func:`squashed_scores`, each with its explanation."""
 SQUASHED_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
     "causes of squashed scores",
-    lambda run: tuple(CauseRecord(text, is_first=True) for text in dict.fromkeys(run[SQUASHED_SCORES].values())),
+    lambda run: tuple(_merged(run[SQUASHED_SCORES].values())),
     requires=(SQUASHED_SCORES,),
 )
 """What the loss expects."""
