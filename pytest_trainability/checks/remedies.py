@@ -16,12 +16,12 @@ from ..records.names import template, with_stars
 from ..records.text import format_names, format_number
 from .diagnosis import (
     GROUP_SHARE,
+    are_constants_of_the_design,
     closed_gates,
     determining,
     factor_groups,
     gains_by_layer,
     is_gru,
-    is_in_every_layer,
     is_made_by_others,
     outlier,
     places,
@@ -141,7 +141,7 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     of_weights = (
         [r for r in _weights(factors) if r.kind != "scale" or not is_made_by_others(factors)] if is_plain else []
     )
-    if _are_constants_of_the_design(factors):
+    if are_constants_of_the_design(factors):
         yield from (remedy for remedy in of_weights if remedy.kind == "scale")
     yield from _constants(factors)
     yield from _skips(factors)
@@ -286,21 +286,6 @@ def _biases(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
             f"the rms of {_indexed(first.bias)}, {sizes[0]}, exceeds that of the product with the weights, {sizes[1]}"
         )
         yield Remedy("zeros", tuple(dict.fromkeys(f.bias for f in larger)), note=note)
-
-
-def _are_constants_of_the_design(factors: Sequence[FactorRecord]) -> bool:
-    """Return whether code multiplies with the same number in every layer, as that of a SIREN does.
-
-    A number in modules that do nothing else is a part that can be taken out.
-    """
-    layers = sum(factor.kind == "weights" for factor in factors)
-    constant = (
-        group for group in factor_groups(factors) if all(f.slopes and f.slopes.is_constant for f in group.members)
-    )
-    inline = (group for group in constant if not (group.first.parameters or group.first.is_whole_module))
-    everywhere = (group for group in inline if is_in_every_layer(group, layers))
-    numbers = ([f.slopes.high for f in group.members if f.slopes] for group in everywhere)
-    return any(len(n) >= FEW and math.isclose(min(n), max(n), rel_tol=1e-3) for n in numbers)
 
 
 def _constants(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
