@@ -44,7 +44,7 @@ SAME_SIZE = 1.3
 
 RemedyKind: TypeAlias = (
     'Literal["scale", "ones", "zeros", "draw", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs",'
-    ' "several", "padding", "eps", "shift", "update bias", "inline", "sum", "gate bias"]'
+    ' "several", "padding", "eps", "shift", "update bias", "inline", "sum", "gate bias", "fill"]'
 )
 
 
@@ -57,9 +57,9 @@ class Remedy:
     """Names of the parameters that it changes, or of the modules for ``output``, ``inline``, ``sum`` and ``layer norm``."""
     factors: tuple[float, ...] = ()
     """For each target the factor by which it is multiplied; for ``forget bias`` the new mean, for ``draw`` the standard
-    deviation, for ``inline`` and ``sum`` the number that the code of the module multiplies with or adds, for ``orthogonal gates``
-    the number of gates. For ``standard inputs`` the mean and the standard deviation, for ``gate bias`` the index of the part that
-    becomes zero and the number of parts."""
+    deviation, for ``fill`` the value of all entries, for ``inline`` and ``sum`` the number that the code of the module multiplies
+    with or adds, for ``orthogonal gates`` the number of gates. For ``standard inputs`` the mean and the standard deviation, for
+    ``gate bias`` the index of the part that becomes zero and the number of parts."""
     rms: tuple[float, ...] = ()
     """Root mean square of each parameter before the change."""
     adjustable: bool = False
@@ -173,6 +173,8 @@ def _of_cause(cause: CauseRecord) -> Iterator[Remedy]:
         yield Remedy("inline", (cause.multiplier,), (cause.factor,), note="behind the head")
     elif cause.multiplier:
         yield Remedy("output", (cause.multiplier,), (1 / cause.factor,))
+    for value in cause.values:
+        yield Remedy("fill", cause.filled, (value,) * len(cause.filled))
     if cause.adding:
         yield Remedy("sum", cause.adding, cause.constants)
     if cause.input_deviation:
@@ -576,6 +578,10 @@ def _gates_text(remedy: Remedy) -> str:
 _TEXTS: dict[str, Callable[[Remedy], str]] = {
     "scale": _scale_text,
     "ones": lambda remedy: _each("nn.init.ones_", remedy.targets),
+    "fill": lambda remedy: "; ".join(
+        f"nn.init.constant_({_indexed(name)}, {format_number(value)})"
+        for name, value in zip(remedy.targets, remedy.factors)
+    ),
     "orthogonal gates": _gates_text,
     "forget bias": lambda remedy: (
         f"a forget bias of {format_number(remedy.factors[0])}: the second quarter of {_code(remedy.targets)}"

@@ -142,6 +142,11 @@ def _ones(remedy: Remedy, model: nn.Module) -> None:
         _parameter(model, name).fill_(1.0)
 
 
+def _fill(remedy: Remedy, model: nn.Module) -> None:
+    for name, value in zip(remedy.targets, remedy.factors):
+        _parameter(model, name).fill_(value)
+
+
 def _draw(remedy: Remedy, model: nn.Module) -> None:
     for name, deviation in zip(remedy.targets, remedy.factors):
         _parameter(model, name).normal_(0.0, deviation)
@@ -320,6 +325,7 @@ def _parameter(model: nn.Module, name: str) -> Tensor:
 _CHANGES = {
     "scale": _scale,
     "ones": _ones,
+    "fill": _fill,
     "orthogonal gates": _orthogonal_gates,
     "forget bias": _forget_bias,
     "output": _output,
