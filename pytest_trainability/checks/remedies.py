@@ -45,7 +45,7 @@ SAME_SIZE = 1.3
 
 RemedyKind: TypeAlias = (
     'Literal["scale", "ones", "zeros", "draw", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs",'
-    ' "several", "padding", "eps", "shift", "update bias", "inline", "sum", "gate bias", "function", "other gate"]'
+    ' "several", "padding", "eps", "shift", "update bias", "inline", "sum", "gate bias", "function", "other gate", "fill"]'
 )
 
 
@@ -59,10 +59,10 @@ class Remedy:
     ``layer norm``."""
     factors: tuple[float, ...] = ()
     """For each target the factor by which it is multiplied; for ``forget bias`` the new mean, for ``draw`` the standard
-    deviation, for ``inline`` and ``sum`` the number that the code of the module multiplies with or adds, for ``orthogonal gates``
-    the number of gates. For ``standard inputs`` the mean and the standard deviation, for ``gate bias`` the index of the part that
-    becomes zero and the number of parts, for ``function`` the index of the call in the code of the module, for ``other gate`` the
-    index of the part where the bias is now."""
+    deviation, for ``fill`` the value of all entries, for ``inline`` and ``sum`` the number that the code of the module multiplies
+    with or adds, for ``orthogonal gates`` the number of gates. For ``standard inputs`` the mean and the standard deviation, for
+    ``gate bias`` the index of the part that is filled, the number of parts and the value, for ``function`` the index of the call in
+    the code of the module, for ``other gate`` the index of the part where the bias is now."""
     rms: tuple[float, ...] = ()
     """Root mean square of each parameter before the change."""
     adjustable: bool = False
@@ -184,6 +184,8 @@ def _of_cause(cause: CauseRecord) -> Iterator[Remedy]:
         yield Remedy("function", cause.callers, tuple(map(float, cause.calls)), function=cause.function)
     if cause.normalizations:
         yield Remedy("eps", cause.normalizations, (USUAL_EPS,) * len(cause.normalizations))
+    for value in cause.values:
+        yield Remedy("fill", cause.filled, (value,) * len(cause.filled))
     if cause.adding:
         yield Remedy("sum", cause.adding, cause.constants)
     if cause.input_deviation:
@@ -233,13 +235,19 @@ def _of_single(factor: FactorRecord, factors: Sequence[FactorRecord]) -> Iterato
 
 
 def _closed_gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
-    """Yield that nothing is added in front of sigmoids that are closed or open because of it."""
+    """Yield that nothing is added in front of sigmoids that are closed or open because of it, or a bias of the other sign.
+
+    Half of the conventions for a gate keep what it opens, and the other half what it closes.
+    """
     gates = closed_gates(factors)
     parts = {gate.bias: (gate.part, gate.parts) for gate in gates if gate.bias}
+    means = {gate.bias: gate.bias_mean for gate in gates if gate.bias}
     numbers = {gate.module: gate.constant for gate in gates if gate.constant}
     for part in dict.fromkeys(parts.values()):
         names = tuple(name for name in parts if parts[name] == part)
-        yield Remedy("gate bias", names, part) if part[1] > 1 else Remedy("zeros", names)
+        opposite = -fmean(means[name] for name in names)
+        yield Remedy("gate bias", names, (*part, 0.0)) if part[1] > 1 else Remedy("zeros", names)
+        yield Remedy("gate bias", names, (*part, opposite), note="the other sign")
     if numbers:
         yield Remedy("sum", tuple(numbers), tuple(numbers.values()))
 
@@ -582,9 +590,22 @@ def _gates_text(remedy: Remedy) -> str:
     return f"orthogonal weights for each gate: for w in ({names}): for gate in w.{gates}: nn.init.orthogonal_(gate)"
 
 
+def _gate_bias_text(remedy: Remedy) -> str:
+    part, parts, value = remedy.factors
+    chunk = f".chunk({parts:.0f})[{part:.0f}]" if parts > 1 else ""
+    names = [f"{_indexed(form)}{chunk}" for form, _, _ in with_stars(remedy.targets, remedy.targets)]
+    if value:
+        return "; ".join(f"nn.init.constant_({name}, {format_number(value)})" for name in names)
+    return "; ".join(f"nn.init.zeros_({name})" for name in names)
+
+
 _TEXTS: dict[str, Callable[[Remedy], str]] = {
     "scale": _scale_text,
     "ones": lambda remedy: _each("nn.init.ones_", remedy.targets),
+    "fill": lambda remedy: "; ".join(
+        f"nn.init.constant_({_indexed(name)}, {format_number(value)})"
+        for name, value in zip(remedy.targets, remedy.factors)
+    ),
     "orthogonal gates": _gates_text,
     "forget bias": lambda remedy: (
         f"a forget bias of {format_number(remedy.factors[0])}: the second quarter of {_code(remedy.targets)}"
@@ -598,10 +619,7 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
         f"remove the constant {format_number(remedy.factors[0])} that is added"
         + (f" in {places(remedy.targets)}" if any(remedy.targets) else "")
     ),
-    "gate bias": lambda remedy: "; ".join(
-        f"nn.init.zeros_({_indexed(form)}.chunk({remedy.factors[1]:.0f})[{remedy.factors[0]:.0f}])"
-        for form, _, _ in with_stars(remedy.targets, remedy.targets)
-    ),
+    "gate bias": _gate_bias_text,
     "other gate": lambda remedy: "; ".join(
         f"exchange the second part of {_code(names)} with the {_ORDINALS[round(part)]}"
         for part, names in _by_factor(remedy).items()

@@ -143,6 +143,11 @@ def _ones(remedy: Remedy, model: nn.Module) -> None:
         _parameter(model, name).fill_(1.0)
 
 
+def _fill(remedy: Remedy, model: nn.Module) -> None:
+    for name, value in zip(remedy.targets, remedy.factors):
+        _parameter(model, name).fill_(value)
+
+
 def _draw(remedy: Remedy, model: nn.Module) -> None:
     for name, deviation in zip(remedy.targets, remedy.factors):
         _parameter(model, name).normal_(0.0, deviation)
@@ -195,9 +200,9 @@ def _update_bias(remedy: Remedy, model: nn.Module) -> None:
 
 
 def _gate_bias(remedy: Remedy, model: nn.Module) -> None:
-    part, parts = (round(number) for number in remedy.factors)
+    part, parts, value = remedy.factors
     for name in remedy.targets:
-        _parameter(model, name).chunk(parts)[part].fill_(0.0)
+        _parameter(model, name).chunk(round(parts))[round(part)].fill_(value)
 
 
 def _other_gate(remedy: Remedy, model: nn.Module) -> None:
@@ -361,6 +366,7 @@ def _parameter(model: nn.Module, name: str) -> Tensor:
 _CHANGES = {
     "scale": _scale,
     "ones": _ones,
+    "fill": _fill,
     "orthogonal gates": _orthogonal_gates,
     "forget bias": _forget_bias,
     "output": _output,

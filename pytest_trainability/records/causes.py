@@ -23,6 +23,10 @@ class CauseRecord:
     """Names of parameters that might be one instead."""
     zeros: tuple[str, ...] = ()
     """Names of parameters that might be zero instead."""
+    filled: tuple[str, ...] = ()
+    """Names of parameters that might have another value instead."""
+    values: tuple[float, ...] = ()
+    """Such values for all of them, the most likely one first."""
     in_order: tuple[str, ...] = ()
     """Names of those among the drawn ones and the ones that are zero, in the order in which the forward pass reads them, if a
     change of some of them may suffice. The last ones may be zero by design."""
