@@ -334,8 +334,9 @@ def _needed_weights(
 def is_made_by_others(factors: Sequence[FactorRecord]) -> bool:
     """Return whether the weights of plain layers have a usual size, and other factors explain most of the growth.
 
-    Those are products that do more than these layers, such as a sum over neighbours, and numbers that the signal is multiplied
-    with. A number or a function in every layer may be what the weights ought to make up for, and does not count.
+    Those are products that do more than these layers, such as a sum over neighbours, products with a buffer, and numbers that the
+    signal is multiplied with. A number or a function in every layer may be what the weights ought to make up for: it does not
+    count.
 
     Args:
         factors: Factors of the steps, in program order.
@@ -346,7 +347,7 @@ def is_made_by_others(factors: Sequence[FactorRecord]) -> bool:
 
     def is_other(group: FactorGroup) -> bool:
         if group.first.kind == "other":
-            return bool(group.first.products) or not _is_in_every_layer(group, layers)
+            return bool(group.first.products or group.first.buffers) or not _is_in_every_layer(group, layers)
         slopes = group.first.slopes
         is_number = slopes is not None and (slopes.is_constant or bool(group.first.buffers))
         return is_number and not _is_in_every_layer(group, layers)

@@ -61,8 +61,8 @@ class Remedy:
     """For each target the factor by which it is multiplied; for ``forget bias`` the new mean, for ``draw`` the standard
     deviation, for ``fill`` the value of all entries, for ``inline`` and ``sum`` the number that the code of the module multiplies
     with or adds, for ``orthogonal gates`` the number of gates. For ``standard inputs`` the mean and the standard deviation, for
-    ``gate bias`` the index of the part that is filled, the number of parts and the value, for ``function`` the index of the call in
-    the code of the module, for ``other gate`` the index of the part where the bias is now."""
+    ``gate bias`` the index of the part that is filled, the number of parts and the value, for ``function`` the index of the call
+    in the code of the module, for ``other gate`` the index of the part where the bias is now."""
     rms: tuple[float, ...] = ()
     """Root mean square of each parameter before the change."""
     adjustable: bool = False
@@ -88,6 +88,11 @@ class Remedy:
         factors = tuple(f * exponent if self.kind == "shift" else f**exponent for f in self.factors)
         return replace(self, factors=factors)
 
+    def by_other_names(self, names: Mapping[str, str]) -> Remedy:
+        """Return the remedy for the parameters from which weights are computed, in place of these, whose size is another one."""
+        note = self.note or "a weight that is computed from parameters cannot be drawn"
+        return replace(self, targets=tuple(names.get(name, name) for name in self.targets), rms=(), note=note)
+
     def without(self, names: Collection[str]) -> Remedy:
         """Return the remedy for the other parameters."""
         kept = [index for index, name in enumerate(self.targets) if name not in names]
@@ -108,7 +113,7 @@ class Remedy:
     def adds_nothing_to(self, other: Remedy) -> bool:
         """Return whether another remedy does the same to some of the targets, or has this one as a part."""
         if self.kind == other.kind and {*other.targets} <= {*self.targets}:
-            return True
+            return self.kind != "gate bias" or self.factors == other.factors
         return other.kind == "several" and {*self.targets} < {*other.targets}
 
     @property
@@ -124,6 +129,13 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     Args:
         factors: Factors of the steps, in program order.
     """
+    scaling = {factor.weight: factor.scaled_by for factor in with_branches(factors) if factor.scaled_by}
+    for remedy in _of_factors(factors):
+        is_computed = remedy.kind == "scale" and scaling.keys() & {*remedy.targets}
+        yield remedy.by_other_names(scaling) if is_computed else remedy
+
+
+def _of_factors(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     blocked = next((factor for factor in factors if factor.gain == -math.inf), None)
     if blocked is not None:
         yield from _of_zeros(blocked)
@@ -135,6 +147,7 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
         yield from specific
         return
     yield from _closed_gates(factors)
+    yield from _of_buffers(factors)
     yield from _of_unlike_weights(factors)
     yield from _biases(factors)
     is_plain = not {factor.kind for factor in factors} & {"normalization", "attention", "gated", "parallel"}
@@ -250,6 +263,19 @@ def _closed_gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
         yield Remedy("gate bias", names, (*part, opposite), note="the other sign")
     if numbers:
         yield Remedy("sum", tuple(numbers), tuple(numbers.values()))
+
+
+def _of_buffers(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield that a buffer is scaled to a gain of 1, where products with it explain the growth, such as those with neighbours."""
+    total = sum(factor.gain for factor in factors)
+    for group in factor_groups(factors):
+        buffers = dict.fromkeys(buffer for member in group.members for buffer in member.buffers)
+        if buffers and group.gain * math.copysign(1, total) > GROUP_SHARE * abs(total):
+            names, change = tuple(buffer.name for buffer in buffers), math.exp(-group.gain / len(group.members))
+            factor = change ** (1 / max(1, len(group.first.buffers)))
+            sums = [format_number(factor * buffer.row_sum) for buffer in buffers if math.isfinite(buffer.row_sum)]
+            note = f"its rows then sum to {sums[0]} on average" if len(names) == len(sums) == 1 else ""
+            yield Remedy("scale", names, (factor,) * len(names), note=note)
 
 
 def _of_unlike_weights(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -476,7 +502,9 @@ def _weights(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
         yield Remedy("scale", tuple(each), tuple(each.values()), rms, adjustable=True, note=note)
     modules = tuple(dict.fromkeys(factor.module for factor in weights.values() if factor.module))
     if modules:
-        yield Remedy("layer norm", modules)
+        are_convolutions = any("Conv" in factor.module_kind for factor in weights.values())
+        note = "nn.GroupNorm(1, channels) before a convolution" if are_convolutions else ""
+        yield Remedy("layer norm", modules, note=note)
 
 
 def _of_one_rule(weights: Mapping[str, FactorRecord], gains: Mapping[str, float]) -> Iterator[Remedy]:
@@ -532,14 +560,14 @@ def _indexed(form: str) -> str:
 
 
 def _scale_text(remedy: Remedy) -> str:
-    if not remedy.rms:
+    is_one = len({format_number(f, 2) for f in remedy.factors}) == 1
+    if not remedy.rms and is_one:
         return f"multiply {_code(remedy.targets)} by {format_number(remedy.factors[0])}"
     forms = _forms(remedy.targets)
     groups: dict[str, list[float]] = {}
     for form, rms, factor in zip(forms, remedy.rms, remedy.factors):
         groups.setdefault(form, []).append(rms * factor)
-    is_one = len({format_number(f, 2) for f in remedy.factors}) == 1
-    alike = len(groups) <= FEW and all(max(sizes) < SAME_SIZE * min(sizes) for sizes in groups.values())
+    alike = 0 < len(groups) <= FEW and all(max(sizes) < SAME_SIZE * min(sizes) for sizes in groups.values())
     if not (is_one or alike):
         each = [f"{name} × {format_number(f)}" for name, f in zip(remedy.targets, remedy.factors)]
         return "rescale " + ", ".join(each[:4]) + (f" and {len(each) - 4} more" if len(each) > 4 else "")

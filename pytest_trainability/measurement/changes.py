@@ -126,8 +126,13 @@ def _hooks_of(module: nn.Module) -> dict[str, Any]:
 
 
 def _target(model: nn.Module, name: str) -> Tensor | nn.Module:
-    found = dict(model.named_parameters(remove_duplicate=False)).get(name)
+    found = _tensors(model).get(name)
     return model.get_submodule(name) if found is None else found
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a model by all of their names."""
+    return {**dict(model.named_buffers(remove_duplicate=False)), **dict(model.named_parameters(remove_duplicate=False))}
 
 
 # Kinds ------------------------------------------------------------------------------------------------------------
@@ -355,10 +360,13 @@ def _standard_inputs(remedy: Remedy, model: nn.Module) -> None:
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:
-    """Return the values of a parameter. Writing to them keeps its version: an earlier graph can still be differentiated."""
-    found = dict(model.named_parameters(remove_duplicate=False)).get(name)
+    """Return the values of a parameter or buffer. Writing to them keeps its version, so that earlier graphs stay valid."""
+    found = _tensors(model).get(name)
     if found is None:
-        msg = f"the model must have the parameter {name!r} that the cure changes. Apply it to a model of the measured class."
+        msg = (
+            f"the model must have the parameter or buffer {name!r} that the cure changes. "
+            "Apply it to a model of the measured class."
+        )
         raise LookupError(msg)
     return found.data
 

@@ -88,9 +88,13 @@ def find_cures(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judg
         judge: Measures the same on the runs of a changed model.
 
     Returns:
-        Changes after which all of the verdicts hold, also on seeds that the test does not use, the most specific one first.
+        Changes after which all of the verdicts hold, also on seeds that the test does not use, the most specific one first. Of
+        two for the same parameters, that with the log gain nearer to zero comes first.
     """
-    return tuple(_found(seed_runs, failed, judge))
+    found = tuple(_found(seed_runs, failed, judge))
+    if len(found) > 1 and len({cure.remedy.targets for cure in found}) == 1 and found[0].measure in GROWTH:
+        return tuple(sorted(found, key=lambda cure: abs(cure.after)))
+    return found
 
 
 def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -> Iterator[Cure]:

@@ -89,7 +89,9 @@ class FactorRecord:
     weight: str = ""
     """Name of the weight that the signal is multiplied with, or of the gain of a normalization; empty for other kinds."""
     weight_rms: float = math.nan
-    """Root mean square of the entries of this parameter."""
+    """Root mean square of the entries of this parameter, or of the weight that is computed from it if ``scaled_by`` is set."""
+    scaled_by: str = ""
+    """Name of the parameter that a computed weight is proportional to if ``weight`` is not, as with weight normalization."""
     products: tuple[tuple[str, float, int], ...] = ()
     """Name, root mean square and number of inputs of each weight, where a factor is more than one product and has no branches."""
     shift_of_one: str = ""

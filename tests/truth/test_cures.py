@@ -242,3 +242,117 @@ def test_a_bias_at_another_gate_is_moved_to_the_one_that_keeps_the_state(part: i
 def test_a_bias_of_the_right_gate_is_not_moved() -> None:
     result = failed(lambda: Reader(nn.LSTMCell, 1, -2.0), SEQUENCE, {"log_gain": within(6)}, steps="time")
     assert result.cures() and all(cure.remedy.kind != "other gate" for cure in result.cures())
+
+
+# Weights that are computed, buffers, gates of the other sign ------------------------------------------------------
+
+
+def computed(parametrization: Callable[..., nn.Module], *, depth: int = 12) -> nn.Module:
+    """Build a ReLU tower of the default initialization, whose weights are computed from other parameters."""
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [parametrization(nn.Linear(24, 24, bias=False)), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(24, 5))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("parametrization", "name"),
+    [
+        pytest.param(nn.utils.parametrizations.weight_norm, "parametrizations.weight.original0", id="parametrization"),
+        pytest.param(nn.utils.weight_norm, "weight_g", id="hook"),
+    ],
+)
+def test_a_normalized_weight_is_scaled_by_its_length(parametrization: Callable[..., nn.Module], name: str) -> None:
+    # W = g v/‖v‖: another v of the same direction changes nothing.
+    def build() -> nn.Module:
+        return computed(parametrization)
+
+    result = failed(build, X, {"log_gain": within(3)}, target=LABELS, loss=F.cross_entropy, steps="layers")
+    cure = result.cures()[0]
+    assert cure.text.startswith(f"multiply model[i].{name}")
+    assert abs(measure(changed(cure, build), X, target=LABELS, loss=F.cross_entropy, seeds=4).log_gain.mean) < 3
+
+
+class Halved(nn.Module):
+    """A weight at run time of half the size of the parameter."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+def test_a_weight_that_is_proportional_to_its_parameter_is_drawn() -> None:
+    def halved(layer: nn.Module) -> nn.Module:
+        nn.utils.parametrize.register_parametrization(layer, "weight", Halved())
+        return layer
+
+    result = failed(lambda: computed(halved), X, {"log_gain": within(3)}, target=LABELS, loss=F.cross_entropy)
+    assert result.cures()[0].text.startswith("nn.init.normal_(model[i].parametrizations.weight.original, std=")
+
+
+class Neighbours(nn.Module):
+    """Sums over the neighbours on a ring of which each node has five, itself among them, in each of a few layers."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        ring = sum(torch.eye(24).roll(shift, 0) for shift in range(-2, 3))
+        self.register_buffer("adjacency", scale * ring)
+        self.layers = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(6))
+        for layer in self.layers:
+            nn.init.orthogonal_(layer.weight)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.adjacency @ layer(x)
+        return self.head(x.mean(1))
+
+
+def test_a_buffer_that_explains_the_growth_is_scaled_and_not_the_weights() -> None:
+    nodes = torch.randn(16, 24, 16, generator=torch.Generator().manual_seed(1))
+
+    def build() -> nn.Module:
+        return Neighbours(5.0)
+
+    result = failed(build, nodes, {"log_gain": within(3)}, target=LABELS, loss=F.cross_entropy)
+    cure = result.cures()[0]
+    assert cure.text.startswith("multiply adjacency by 0.0")
+    # The gradient of the mean is the same for all nodes: the sum of a row, 25, is its gain.
+    assert applied(cure, build).adjacency.sum(1).tolist() == pytest.approx([1.0] * 24, rel=1e-3)
+    assert build().adjacency.sum(1).tolist() == pytest.approx([25.0] * 24)
+
+
+class Keeping(nn.Module):
+    """A cell whose gate keeps the state where it is open, with a bias that opens or closes it."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.gate, self.new = nn.Linear(24 + 16, 16), nn.Linear(24, 16)
+        nn.init.constant_(self.gate.bias, bias)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        z = torch.sigmoid(self.gate(torch.cat([x, state], -1)))
+        return z * state + (1 - z) * torch.tanh(self.new(x))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.cell, self.head = Keeping(bias), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), 16)
+        for _ in range(20):
+            state = self.cell(x, state)
+        return self.head(state)
+
+
+def test_a_gate_of_the_other_sign_gets_the_value_that_keeps_the_state() -> None:
+    # σ(3) = 0.95 keeps 0.36 of 20 steps, σ(0) = 0.5 a millionth, and both are inside of the bound.
+    result = failed(
+        lambda: Recurrent(-3.0), X, {"log_gain": within(16)}, target=LABELS, loss=F.cross_entropy, steps="time"
+    )
+    first, second = result.cures()
+    assert first.text == "nn.init.constant_(cell.gate.bias, 3) (the other sign)"
+    assert second.text == "nn.init.zeros_(cell.gate.bias)"
+    assert first.after > -3 > second.after

@@ -97,7 +97,7 @@ class _Description:
         if record.kind in {"weights", "gated"} and weight is not None:
             found_inputs = fan_in(weight, found.factor.inputs)
             with_weight = replace(
-                self._with_weight(record, weight),
+                self._scaled(self._with_weight(record, weight), nodes, weight, parameters),
                 fan_in=found_inputs,
                 forget_bias=_forget_bias(module),
                 misplaced_bias=self._misplaced_bias(module),
@@ -226,6 +226,35 @@ class _Description:
             weight=self._names.get(id(weight), ""),
             weight_rms=root_mean_square(weight),
         )
+
+    def _scaled(
+        self, record: FactorRecord, nodes: Iterable[Node], weight: Tensor, parameters: Sequence[Tensor]
+    ) -> FactorRecord:
+        """Return the record with the parameter that scales a computed weight, if the named one does not.
+
+        A weight W is proportional to a parameter p if, by Euler's theorem, ⟨p, ∂½‖W‖²/∂p⟩ = ‖W‖². With weight normalization,
+        W = g v/‖v‖, it is proportional to g, and does not change with the size of v.
+        """
+        node = next((node for node in nodes if operator_name(node) in PRODUCTS), None)
+        if node is None or id(weight) in self._of_products:
+            return record
+        named = [p for p in parameters if id(p) in self._names]
+        # An operand that was overwritten since cannot be read.
+        with suppress(RuntimeError):
+            operands = (saved(node, name) for name in (*_OPERANDS, "weight"))
+            read = {edge[0]: edge for edge in self.run.graph.reads[node] if edge[0] not in self._signal}
+            W = next((t for t in operands if isinstance(t, Tensor) and t.grad_fn in read), None)
+            if W is None or not named:
+                return record
+            edge, ends = read[W.grad_fn], [get_gradient_edge(p) for p in named]  # type: ignore[index]
+            W = W.detach()
+            gradients = backward([GradientEdge(*edge)], ends, [W.unsqueeze(0)])
+            squares = W.square().sum()
+            degrees = [0.0 if g is None else float((p.detach() * g).sum() / squares) for p, g in zip(named, gradients)]
+            scaling = [p for p, degree in zip(named, degrees) if math.isclose(degree, 1, rel_tol=1e-3)]
+            if scaling and all(p is not weight for p in scaling):
+                return replace(record, scaled_by=self._names[id(scaling[0])], weight_rms=root_mean_square(W))
+        return record
 
     def _with_bias(self, record: FactorRecord, nodes: Iterable[Node], parameters: Iterable[Tensor]) -> FactorRecord:
         """Return the record with the bias of a product, and with the size of the product, from the inputs that were saved."""
