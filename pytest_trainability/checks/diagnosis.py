@@ -16,6 +16,7 @@ from ..records.text import format_names, format_number
 
 __all__ = [
     "FactorGroup",
+    "are_constants_of_the_design",
     "closed_gates",
     "determining",
     "diagnose",
@@ -23,7 +24,6 @@ __all__ = [
     "gains_by_layer",
     "is_about_growth",
     "is_gru",
-    "is_in_every_layer",
     "is_made_by_others",
     "outlier",
     "places",
@@ -47,6 +47,8 @@ UNLIKE = 4.0
 """Ratio of the gains of weights in branches, ``rms * sqrt(fan-in)``, from which on those of one layer are named."""
 FEW_OTHERS = 3
 """Number of modules from which on those that belong to a part of a group are listed, and not those that do not."""
+FEWEST_NUMBERS = 3
+"""Number of layers from which on one number in the code of all of them is a part of the design."""
 LEAST_DEVIATION = 0.7
 """Smallest deviation of a single factor that is named, in nats: a factor of two."""
 
@@ -288,8 +290,9 @@ def _of_groups(factors: Sequence[FactorRecord], total: float, along: str) -> Ite
     groups = factor_groups(factors)
     named = [group for group in groups if _is_named(group, total)]
     needed = list(_needed_weights(factors, groups, total, along))
-    # Half of the slopes of a ReLU are zero: the weights in front of it have to make up for this.
+    # Half of the slopes of a ReLU are zero, and a SIREN has its frequency in every layer: the weights have to make up for this.
     is_usual = any(group.first.slopes is not None and 0.3 < group.first.slopes.zeros < 0.7 for group in named)
+    is_usual = is_usual or are_constants_of_the_design(factors)
     yield from needed if is_usual else ()
     for group in sorted(named, key=lambda group: -abs(group.gain))[:2]:
         yield f"{_group_name(group)} {_group_effect(group, along)}: {_nats(group.gain, total)}"
@@ -331,8 +334,9 @@ def _needed_weights(
 def is_made_by_others(factors: Sequence[FactorRecord]) -> bool:
     """Return whether the weights of plain layers have a usual size, and other factors explain most of the growth.
 
-    Those are products that do more than these layers, such as a sum over neighbours, and numbers that the signal is multiplied
-    with. A number or a function in every layer may be what the weights ought to make up for, and does not count.
+    Those are products that do more than these layers, such as a sum over neighbours, products with a buffer, and numbers that the
+    signal is multiplied with. A number or a function in every layer may be what the weights ought to make up for: it does not
+    count.
 
     Args:
         factors: Factors of the steps, in program order.
@@ -343,10 +347,10 @@ def is_made_by_others(factors: Sequence[FactorRecord]) -> bool:
 
     def is_other(group: FactorGroup) -> bool:
         if group.first.kind == "other":
-            return bool(group.first.products) or not is_in_every_layer(group, layers)
+            return bool(group.first.products or group.first.buffers) or not _is_in_every_layer(group, layers)
         slopes = group.first.slopes
         is_number = slopes is not None and (slopes.is_constant or bool(group.first.buffers))
-        return is_number and not is_in_every_layer(group, layers)
+        return is_number and not _is_in_every_layer(group, layers)
 
     total = sum(factor.gain for factor in factors)
     explained = sum(group.gain for group in groups if is_other(group)) * math.copysign(1, total)
@@ -354,9 +358,24 @@ def is_made_by_others(factors: Sequence[FactorRecord]) -> bool:
     return bool(weights) and are_usual and explained > SINGLE_SHARE * abs(total)
 
 
-def is_in_every_layer(group: FactorGroup, layers: int) -> bool:
+def _is_in_every_layer(group: FactorGroup, layers: int) -> bool:
     """Return whether a group has as many members as there are layers with weights; one layer, the last one, may lack it."""
     return abs(len(group.members) - layers) <= 1
+
+
+def are_constants_of_the_design(factors: Sequence[FactorRecord]) -> bool:
+    """Return whether code multiplies with the same number in every layer, as that of a SIREN does.
+
+    A number in modules that do nothing else is a part that can be taken out.
+    """
+    layers = sum(factor.kind == "weights" for factor in factors)
+    constant = (
+        group for group in factor_groups(factors) if all(f.slopes and f.slopes.is_constant for f in group.members)
+    )
+    inline = (group for group in constant if not (group.first.parameters or group.first.is_whole_module))
+    everywhere = (group for group in inline if _is_in_every_layer(group, layers))
+    numbers = ([f.slopes.high for f in group.members if f.slopes] for group in everywhere)
+    return any(len(n) >= FEWEST_NUMBERS and math.isclose(min(n), max(n), rel_tol=1e-3) for n in numbers)
 
 
 def gains_by_layer(factors: Sequence[FactorRecord]) -> Iterator[tuple[str, float]]:
@@ -548,6 +567,13 @@ def _gate_lines(group: FactorGroup) -> Iterator[str]:
         kept = 1 / (1 + math.exp(-bias))
         gates, state = ("update", "state") if is_gru(group.first) else ("forget", "cell")
         yield f"{gates} gates of mean bias {format_number(bias)} keep {format_number(kept)} of the {state} per time step"
+        misplaced = group.first.misplaced_bias
+        if misplaced is not None:
+            name, part = misplaced
+            yield (
+                f"{name} is large in part {part + 1} of {3 if is_gru(group.first) else 4}, and the {gates} gate's is part 2: "
+                "other libraries have other orders of gates"
+            )
 
 
 def is_gru(factor: FactorRecord) -> bool:

@@ -16,12 +16,12 @@ from ..records.names import template, with_stars
 from ..records.text import format_names, format_number
 from .diagnosis import (
     GROUP_SHARE,
+    are_constants_of_the_design,
     closed_gates,
     determining,
     factor_groups,
     gains_by_layer,
     is_gru,
-    is_in_every_layer,
     is_made_by_others,
     outlier,
     places,
@@ -39,12 +39,13 @@ USUAL_EPS = 1e-5
 """Constant that PyTorch's normalizations add to the variance."""
 FEW = 3
 """Number of forms of names up to which each is written with its scale."""
+_ORDINALS = ("first", "second", "third", "fourth")
 SAME_SIZE = 1.3
 """Largest ratio of the scales of weights that are written as one."""
 
 RemedyKind: TypeAlias = (
     'Literal["scale", "ones", "zeros", "draw", "orthogonal gates", "forget bias", "output", "layer norm", "standard inputs",'
-    ' "several", "padding", "eps", "shift", "update bias", "inline", "sum", "gate bias"]'
+    ' "several", "padding", "eps", "shift", "update bias", "inline", "sum", "gate bias", "function", "other gate", "fill"]'
 )
 
 
@@ -54,20 +55,26 @@ class Remedy:
 
     kind: RemedyKind
     targets: tuple[str, ...]
-    """Names of the parameters that it changes, or of the modules for ``output``, ``inline``, ``sum`` and ``layer norm``."""
+    """Names of the parameters that it changes, or of the modules for ``output``, ``inline``, ``sum``, ``function``, ``eps`` and
+    ``layer norm``."""
     factors: tuple[float, ...] = ()
     """For each target the factor by which it is multiplied; for ``forget bias`` the new mean, for ``draw`` the standard
-    deviation, for ``inline`` and ``sum`` the number that the code of the module multiplies with or adds, for ``orthogonal gates``
-    the number of gates. For ``standard inputs`` the mean and the standard deviation, for ``gate bias`` the index of the part that
-    becomes zero and the number of parts."""
+    deviation, for ``fill`` the value of all entries, for ``inline`` and ``sum`` the number that the code of the module multiplies
+    with or adds, for ``orthogonal gates`` the number of gates. For ``standard inputs`` the mean and the standard deviation, for
+    ``gate bias`` the index of the part that is filled, the number of parts and the value, for ``function`` the index of the call
+    in the code of the module, for ``other gate`` the index of the part where the bias is now."""
     rms: tuple[float, ...] = ()
     """Root mean square of each parameter before the change."""
     adjustable: bool = False
     """Whether all factors may be raised to the same power until the gain is right."""
     is_minimal: bool = False
     """Whether the smallest power that satisfies the bound is wanted, rather than a log gain of zero."""
+    is_estimate: bool = False
+    """Whether its factors would be right if gains were powers of the weights, and may be adjusted if they do not suffice."""
     is_fallback: bool = False
     """Whether it is tried only if no other change helps, as nothing says that what it changes is at fault."""
+    function: str = ""
+    """Name of the PyTorch function that ``function`` leaves out."""
     parts: tuple[Remedy, ...] = ()
     """For ``several`` the changes that are made together."""
     in_order: tuple[str, ...] = ()
@@ -80,6 +87,11 @@ class Remedy:
         """Return the remedy with every factor raised to a power."""
         factors = tuple(f * exponent if self.kind == "shift" else f**exponent for f in self.factors)
         return replace(self, factors=factors)
+
+    def by_other_names(self, names: Mapping[str, str]) -> Remedy:
+        """Return the remedy for the parameters from which weights are computed, in place of these, whose size is another one."""
+        note = self.note or "a weight that is computed from parameters cannot be drawn"
+        return replace(self, targets=tuple(names.get(name, name) for name in self.targets), rms=(), note=note)
 
     def without(self, names: Collection[str]) -> Remedy:
         """Return the remedy for the other parameters."""
@@ -101,7 +113,7 @@ class Remedy:
     def adds_nothing_to(self, other: Remedy) -> bool:
         """Return whether another remedy does the same to some of the targets, or has this one as a part."""
         if self.kind == other.kind and {*other.targets} <= {*self.targets}:
-            return True
+            return self.kind != "gate bias" or self.factors == other.factors
         return other.kind == "several" and {*self.targets} < {*other.targets}
 
     @property
@@ -117,6 +129,13 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     Args:
         factors: Factors of the steps, in program order.
     """
+    scaling = {factor.weight: factor.scaled_by for factor in with_branches(factors) if factor.scaled_by}
+    for remedy in _of_factors(factors):
+        is_computed = remedy.kind == "scale" and scaling.keys() & {*remedy.targets}
+        yield remedy.by_other_names(scaling) if is_computed else remedy
+
+
+def _of_factors(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     blocked = next((factor for factor in factors if factor.gain == -math.inf), None)
     if blocked is not None:
         yield from _of_zeros(blocked)
@@ -128,13 +147,14 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
         yield from specific
         return
     yield from _closed_gates(factors)
+    yield from _of_buffers(factors)
     yield from _of_unlike_weights(factors)
     yield from _biases(factors)
     is_plain = not {factor.kind for factor in factors} & {"normalization", "attention", "gated", "parallel"}
     of_weights = (
         [r for r in _weights(factors) if r.kind != "scale" or not is_made_by_others(factors)] if is_plain else []
     )
-    if _are_constants_of_the_design(factors):
+    if are_constants_of_the_design(factors):
         yield from (remedy for remedy in of_weights if remedy.kind == "scale")
     yield from _constants(factors)
     yield from _skips(factors)
@@ -173,6 +193,12 @@ def _of_cause(cause: CauseRecord) -> Iterator[Remedy]:
         yield Remedy("inline", (cause.multiplier,), (cause.factor,), note="behind the head")
     elif cause.multiplier:
         yield Remedy("output", (cause.multiplier,), (1 / cause.factor,))
+    if cause.callers:
+        yield Remedy("function", cause.callers, tuple(map(float, cause.calls)), function=cause.function)
+    if cause.normalizations:
+        yield Remedy("eps", cause.normalizations, (USUAL_EPS,) * len(cause.normalizations))
+    for value in cause.values:
+        yield Remedy("fill", cause.filled, (value,) * len(cause.filled))
     if cause.adding:
         yield Remedy("sum", cause.adding, cause.constants)
     if cause.input_deviation:
@@ -222,15 +248,34 @@ def _of_single(factor: FactorRecord, factors: Sequence[FactorRecord]) -> Iterato
 
 
 def _closed_gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
-    """Yield that nothing is added in front of sigmoids that are closed or open because of it."""
+    """Yield that nothing is added in front of sigmoids that are closed or open because of it, or a bias of the other sign.
+
+    Half of the conventions for a gate keep what it opens, and the other half what it closes.
+    """
     gates = closed_gates(factors)
     parts = {gate.bias: (gate.part, gate.parts) for gate in gates if gate.bias}
+    means = {gate.bias: gate.bias_mean for gate in gates if gate.bias}
     numbers = {gate.module: gate.constant for gate in gates if gate.constant}
     for part in dict.fromkeys(parts.values()):
         names = tuple(name for name in parts if parts[name] == part)
-        yield Remedy("gate bias", names, part) if part[1] > 1 else Remedy("zeros", names)
+        opposite = -fmean(means[name] for name in names)
+        yield Remedy("gate bias", names, (*part, 0.0)) if part[1] > 1 else Remedy("zeros", names)
+        yield Remedy("gate bias", names, (*part, opposite), note="the other sign")
     if numbers:
         yield Remedy("sum", tuple(numbers), tuple(numbers.values()))
+
+
+def _of_buffers(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
+    """Yield that a buffer is scaled to a gain of 1, where products with it explain the growth, such as those with neighbours."""
+    total = sum(factor.gain for factor in factors)
+    for group in factor_groups(factors):
+        buffers = dict.fromkeys(buffer for member in group.members for buffer in member.buffers)
+        if buffers and group.gain * math.copysign(1, total) > GROUP_SHARE * abs(total):
+            names, change = tuple(buffer.name for buffer in buffers), math.exp(-group.gain / len(group.members))
+            factor = change ** (1 / max(1, len(group.first.buffers)))
+            sums = [format_number(factor * buffer.row_sum) for buffer in buffers if math.isfinite(buffer.row_sum)]
+            note = f"its rows then sum to {sums[0]} on average" if len(names) == len(sums) == 1 else ""
+            yield Remedy("scale", names, (factor,) * len(names), note=note)
 
 
 def _of_unlike_weights(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -275,21 +320,6 @@ def _biases(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
             f"the rms of {_indexed(first.bias)}, {sizes[0]}, exceeds that of the product with the weights, {sizes[1]}"
         )
         yield Remedy("zeros", tuple(dict.fromkeys(f.bias for f in larger)), note=note)
-
-
-def _are_constants_of_the_design(factors: Sequence[FactorRecord]) -> bool:
-    """Return whether code multiplies with the same number in every layer, as that of a SIREN does.
-
-    A number in modules that do nothing else is a part that can be taken out.
-    """
-    layers = sum(factor.kind == "weights" for factor in factors)
-    constant = (
-        group for group in factor_groups(factors) if all(f.slopes and f.slopes.is_constant for f in group.members)
-    )
-    inline = (group for group in constant if not (group.first.parameters or group.first.is_whole_module))
-    everywhere = (group for group in inline if is_in_every_layer(group, layers))
-    numbers = ([f.slopes.high for f in group.members if f.slopes] for group in everywhere)
-    return any(len(n) >= FEW and math.isclose(min(n), max(n), rel_tol=1e-3) for n in numbers)
 
 
 def _constants(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
@@ -398,6 +428,10 @@ def _gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     if not gated:
         return
     are_gru = is_gru(gated[0])
+    elsewhere = {name: float(part) for f in gated if f.misplaced_bias for name, part in [f.misplaced_bias]}
+    if elsewhere:
+        note = f"the second is that of the {'update' if are_gru else 'forget'} gate"
+        yield Remedy("other gate", tuple(elsewhere), tuple(elsewhere.values()), note=note)
     weights = {name: f.weight_rms for f in gated for name in _recurrent_weights(f) or [f.weight]}
     if any(not 0.9 < f.weight_rms * math.sqrt(f.fan_in) < 1.1 for f in gated):
         number = (3.0 if are_gru else 4.0,) * len(weights)
@@ -468,7 +502,9 @@ def _weights(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
         yield Remedy("scale", tuple(each), tuple(each.values()), rms, adjustable=True, note=note)
     modules = tuple(dict.fromkeys(factor.module for factor in weights.values() if factor.module))
     if modules:
-        yield Remedy("layer norm", modules)
+        are_convolutions = any("Conv" in factor.module_kind for factor in weights.values())
+        note = "nn.GroupNorm(1, channels) before a convolution" if are_convolutions else ""
+        yield Remedy("layer norm", modules, note=note)
 
 
 def _of_one_rule(weights: Mapping[str, FactorRecord], gains: Mapping[str, float]) -> Iterator[Remedy]:
@@ -490,7 +526,8 @@ def _of_one_rule(weights: Mapping[str, FactorRecord], gains: Mapping[str, float]
     if len(chosen) > len(others) > 0 and gains.keys() >= chosen.keys():
         change = math.exp(min(max(-median(gains[name] for name in chosen), -9.0), 9.0))
         note = f"{format_names(others)} stay{'' if len(others) > 1 else 's'}"
-        yield Remedy("scale", tuple(chosen), (change,) * len(chosen), tuple(chosen.values()), note=note)
+        names, sizes = tuple(chosen), tuple(chosen.values())
+        yield Remedy("scale", names, (change,) * len(names), sizes, is_estimate=True, note=note)
 
 
 # Words ------------------------------------------------------------------------------------------------------------
@@ -523,14 +560,14 @@ def _indexed(form: str) -> str:
 
 
 def _scale_text(remedy: Remedy) -> str:
-    if not remedy.rms:
+    is_one = len({format_number(f, 2) for f in remedy.factors}) == 1
+    if not remedy.rms and is_one:
         return f"multiply {_code(remedy.targets)} by {format_number(remedy.factors[0])}"
     forms = _forms(remedy.targets)
     groups: dict[str, list[float]] = {}
     for form, rms, factor in zip(forms, remedy.rms, remedy.factors):
         groups.setdefault(form, []).append(rms * factor)
-    is_one = len({format_number(f, 2) for f in remedy.factors}) == 1
-    alike = len(groups) <= FEW and all(max(sizes) < SAME_SIZE * min(sizes) for sizes in groups.values())
+    alike = 0 < len(groups) <= FEW and all(max(sizes) < SAME_SIZE * min(sizes) for sizes in groups.values())
     if not (is_one or alike):
         each = [f"{name} × {format_number(f)}" for name, f in zip(remedy.targets, remedy.factors)]
         return "rescale " + ", ".join(each[:4]) + (f" and {len(each) - 4} more" if len(each) > 4 else "")
@@ -565,6 +602,14 @@ def _fits(form: str, name: str) -> bool:
     return len(parts) == len(others) and all(a == b or (a == "*" and b.isdecimal()) for a, b in zip(parts, others))
 
 
+def _by_factor(remedy: Remedy) -> dict[float, list[str]]:
+    """Return the targets by their factor."""
+    found: dict[float, list[str]] = {}
+    for name, factor in zip(remedy.targets, remedy.factors):
+        found.setdefault(factor, []).append(name)
+    return found
+
+
 def _gates_text(remedy: Remedy) -> str:
     """Return the loop over the gates of one weight, or of the weights of all layers."""
     names, gates = _code(remedy.targets), f"chunk({remedy.factors[0]:.0f})"
@@ -573,9 +618,22 @@ def _gates_text(remedy: Remedy) -> str:
     return f"orthogonal weights for each gate: for w in ({names}): for gate in w.{gates}: nn.init.orthogonal_(gate)"
 
 
+def _gate_bias_text(remedy: Remedy) -> str:
+    part, parts, value = remedy.factors
+    chunk = f".chunk({parts:.0f})[{part:.0f}]" if parts > 1 else ""
+    names = [f"{_indexed(form)}{chunk}" for form, _, _ in with_stars(remedy.targets, remedy.targets)]
+    if value:
+        return "; ".join(f"nn.init.constant_({name}, {format_number(value)})" for name in names)
+    return "; ".join(f"nn.init.zeros_({name})" for name in names)
+
+
 _TEXTS: dict[str, Callable[[Remedy], str]] = {
     "scale": _scale_text,
     "ones": lambda remedy: _each("nn.init.ones_", remedy.targets),
+    "fill": lambda remedy: "; ".join(
+        f"nn.init.constant_({_indexed(name)}, {format_number(value)})"
+        for name, value in zip(remedy.targets, remedy.factors)
+    ),
     "orthogonal gates": _gates_text,
     "forget bias": lambda remedy: (
         f"a forget bias of {format_number(remedy.factors[0])}: the second quarter of {_code(remedy.targets)}"
@@ -589,9 +647,13 @@ _TEXTS: dict[str, Callable[[Remedy], str]] = {
         f"remove the constant {format_number(remedy.factors[0])} that is added"
         + (f" in {places(remedy.targets)}" if any(remedy.targets) else "")
     ),
-    "gate bias": lambda remedy: "; ".join(
-        f"nn.init.zeros_({_indexed(form)}.chunk({remedy.factors[1]:.0f})[{remedy.factors[0]:.0f}])"
-        for form, _, _ in with_stars(remedy.targets, remedy.targets)
+    "gate bias": _gate_bias_text,
+    "other gate": lambda remedy: "; ".join(
+        f"exchange the second part of {_code(names)} with the {_ORDINALS[round(part)]}"
+        for part, names in _by_factor(remedy).items()
+    ),
+    "function": lambda remedy: (
+        f"remove the {remedy.function}" + (f" in {places(remedy.targets)}" if any(remedy.targets) else "")
     ),
     "update bias": lambda remedy: (
         f"a bias of the update gate of {format_number(remedy.factors[0])}: the second third of {_code(remedy.targets)}"

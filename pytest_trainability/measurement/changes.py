@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -125,8 +126,13 @@ def _hooks_of(module: nn.Module) -> dict[str, Any]:
 
 
 def _target(model: nn.Module, name: str) -> Tensor | nn.Module:
-    found = dict(model.named_parameters(remove_duplicate=False)).get(name)
+    found = _tensors(model).get(name)
     return model.get_submodule(name) if found is None else found
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a model by all of their names."""
+    return {**dict(model.named_buffers(remove_duplicate=False)), **dict(model.named_parameters(remove_duplicate=False))}
 
 
 # Kinds ------------------------------------------------------------------------------------------------------------
@@ -140,6 +146,11 @@ def _scale(remedy: Remedy, model: nn.Module) -> None:
 def _ones(remedy: Remedy, model: nn.Module) -> None:
     for name in remedy.targets:
         _parameter(model, name).fill_(1.0)
+
+
+def _fill(remedy: Remedy, model: nn.Module) -> None:
+    for name, value in zip(remedy.targets, remedy.factors):
+        _parameter(model, name).fill_(value)
 
 
 def _draw(remedy: Remedy, model: nn.Module) -> None:
@@ -194,9 +205,18 @@ def _update_bias(remedy: Remedy, model: nn.Module) -> None:
 
 
 def _gate_bias(remedy: Remedy, model: nn.Module) -> None:
-    part, parts = (round(number) for number in remedy.factors)
+    part, parts, value = remedy.factors
     for name in remedy.targets:
-        _parameter(model, name).chunk(parts)[part].fill_(0.0)
+        _parameter(model, name).chunk(round(parts))[round(part)].fill_(value)
+
+
+def _other_gate(remedy: Remedy, model: nn.Module) -> None:
+    for name, now in zip(remedy.targets, remedy.factors):
+        module = model.get_submodule(name.rpartition(".")[0])
+        parts = _parameter(model, name).chunk(3 if isinstance(module, (nn.GRU, nn.GRUCell)) else 4)
+        misplaced = parts[round(now)].clone()
+        parts[round(now)].copy_(parts[1])
+        parts[1].copy_(misplaced)
 
 
 def _output(remedy: Remedy, model: nn.Module) -> None:
@@ -210,20 +230,33 @@ def _multiplied_by(factor: float) -> Callable[[nn.Module, Any, Any], Any]:
 
 def _inline(remedy: Remedy, model: nn.Module) -> None:
     for name, number in zip(remedy.targets, remedy.factors):
-        _run_inside(model.get_submodule(name), _Without, number)
+        _run_inside(model.get_submodule(name), partial(_Without, number=number))
 
 
 def _sum(remedy: Remedy, model: nn.Module) -> None:
     for name, number in zip(remedy.targets, remedy.factors):
-        _run_inside(model.get_submodule(name), _WithoutSum, number)
+        _run_inside(model.get_submodule(name), partial(_WithoutSum, number=number))
 
 
-def _run_inside(module: nn.Module, mode: type[_Without], number: float) -> None:
-    """Enter a mode whenever a module runs."""
+def _function(remedy: Remedy, model: nn.Module) -> None:
+    calls: dict[str, set[int]] = {}
+    for name, index in zip(remedy.targets, remedy.factors):
+        calls.setdefault(name, set()).add(round(index))
+    for name, indices in calls.items():
+        _run_inside(model.get_submodule(name), partial(_WithoutCalls, function=remedy.function, indices=indices))
+
+
+def _run_inside(module: nn.Module, mode: Callable[[nn.Module], TorchFunctionMode]) -> None:
+    """Enter a mode whenever a module runs.
+
+    Args:
+        module: The module.
+        mode: Makes the mode, given the module that runs.
+    """
     entered: list[Any] = []
 
     def enter(module: nn.Module, args: Any) -> None:
-        entered.append(mode(module, number))
+        entered.append(mode(module))
         entered[-1].__enter__()
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -272,6 +305,24 @@ class _WithoutSum(_Without):
         return isinstance(value, (int, float)) and power * value == self.number
 
 
+class _WithoutCalls(TorchFunctionMode):
+    """Returns the first argument of some calls of a function that the code of a module itself performs, instead of the result."""
+
+    def __init__(self, module: nn.Module, function: str, indices: Set[int]) -> None:
+        super().__init__()
+        self.module, self.function, self.indices = module, function, indices
+        self.called = 0
+        """Number of calls so far."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "").strip("_").removeprefix("special_")
+        if name == self.function and _calling_module(inspect.currentframe()) is self.module:
+            self.called += 1
+            if self.called - 1 in self.indices:
+                return args[0] if args else (kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))
+
+
 def _calling_module(frame: FrameType | None) -> nn.Module | None:
     """Return the innermost module whose code runs."""
     while frame is not None:
@@ -309,10 +360,13 @@ def _standard_inputs(remedy: Remedy, model: nn.Module) -> None:
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:
-    """Return the values of a parameter. Writing to them keeps its version: an earlier graph can still be differentiated."""
-    found = dict(model.named_parameters(remove_duplicate=False)).get(name)
+    """Return the values of a parameter or buffer. Writing to them keeps its version, so that earlier graphs stay valid."""
+    found = _tensors(model).get(name)
     if found is None:
-        msg = f"the model must have the parameter {name!r} that the cure changes. Apply it to a model of the measured class."
+        msg = (
+            f"the model must have the parameter or buffer {name!r} that the cure changes. "
+            "Apply it to a model of the measured class."
+        )
         raise LookupError(msg)
     return found.data
 
@@ -320,6 +374,7 @@ def _parameter(model: nn.Module, name: str) -> Tensor:
 _CHANGES = {
     "scale": _scale,
     "ones": _ones,
+    "fill": _fill,
     "orthogonal gates": _orthogonal_gates,
     "forget bias": _forget_bias,
     "output": _output,
@@ -335,4 +390,6 @@ _CHANGES = {
     "update bias": _update_bias,
     "sum": _sum,
     "gate bias": _gate_bias,
+    "function": _function,
+    "other gate": _other_gate,
 }

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import count, islice
 
 from torch import nn
 
@@ -40,7 +41,7 @@ Judge = Callable[[SeedRuns], Sequence[VerdictRecord]]
 
 @dataclass(frozen=True, slots=True)
 class Cure:
-    """A change of a model that brings a failed measure inside its bound, on the same seeds.
+    """A change of a model that brings a failed measure inside its bound, on the same seeds and on as many others.
 
     It was tried on copies. :meth:`apply` makes the same change to a model of the same class.
 
@@ -87,9 +88,13 @@ def find_cures(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judg
         judge: Measures the same on the runs of a changed model.
 
     Returns:
-        Changes after which all of the verdicts hold, the most specific one first.
+        Changes after which all of the verdicts hold, also on seeds that the test does not use, the most specific one first. Of
+        two for the same parameters, that with the log gain nearer to zero comes first.
     """
-    return tuple(_found(seed_runs, failed, judge))
+    found = tuple(_found(seed_runs, failed, judge))
+    if len(found) > 1 and len({cure.remedy.targets for cure in found}) == 1 and found[0].measure in GROWTH:
+        return tuple(sorted(found, key=lambda cure: abs(cure.after)))
+    return found
 
 
 def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -> Iterator[Cure]:
@@ -104,20 +109,62 @@ def _found(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], judge: Judge) -
         if (remedy.kind == "several" and found) or (remedy.is_fallback and any(not one.is_fallback for one in found)):
             continue
         remedy = _smallest(seed_runs, remedy, judge)
-        # A change that cannot be made or run is no cure: a module that cannot be copied, a layer that refuses another input.
-        with suppress(Exception):
-            adjusted = remedy
-            if remedy.adjustable:
-                adjusted = _adjusted(seed_runs, remedy, _target(seed_runs, failed, remedy))
-            elif remedy.kind == "draw" and GROWTH & {verdict.measure for verdict in failed}:
-                adjusted = _drawn_for_growth(seed_runs, remedy, _target(seed_runs, failed, remedy))
-            with _runs_with(seed_runs, adjusted, seed_runs.common.seeds) as runs:
-                verdicts = judge(runs)
-            if all(verdict.holds for verdict in verdicts):
-                yield Cure(adjusted.text, failed[0].measure, failed[0].value, verdicts[0].value, adjusted)
-                found.append(remedy)
+        cure = _tried(seed_runs, failed, remedy, judge)
+        if cure is not None:
+            yield cure
+            found.append(remedy)
         if len(found) == MOST_SHOWN:
             return
+
+
+def _tried(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], remedy: Remedy, judge: Judge) -> Cure | None:
+    """Return a remedy as a cure; None if it is none.
+
+    Where its size only just suffices, so that the bound holds on the seeds of the test and not on others, it is adjusted to the
+    middle of the bound; an estimate also where it does not suffice.
+    """
+    versions = [remedy]
+    if _concerns_growth(failed) and remedy.kind == "scale" and (remedy.is_minimal or not remedy.adjustable):
+        versions.append(replace(remedy, adjustable=True, is_minimal=False))
+    for version in versions:
+        # A change that cannot be made or run is no cure: a module that cannot be copied, a layer that refuses another input.
+        with suppress(Exception):
+            sized = _sized(seed_runs, failed, version)
+            verdicts = _verdicts(seed_runs, sized, seed_runs.common.seeds, judge)
+            if not all(verdict.holds for verdict in verdicts):
+                if not version.is_estimate:
+                    return None
+            elif all(verdict.holds for verdict in _verdicts(seed_runs, sized, _other_seeds(seed_runs), judge)):
+                return Cure(sized.text, failed[0].measure, failed[0].value, verdicts[0].value, sized)
+    return None
+
+
+def _other_seeds(seed_runs: SeedRuns) -> tuple[int, ...]:
+    """Return as many seeds as were run that the test does not use; none if there is one draw only."""
+    if seed_runs.recipe.fixed:
+        return ()
+    return tuple(islice((s for s in count() if s not in seed_runs.seeds_requested), len(seed_runs.common.seeds)))
+
+
+def _verdicts(seed_runs: SeedRuns, remedy: Remedy, seeds: tuple[int, ...], judge: Judge) -> Sequence[VerdictRecord]:
+    """Return the verdicts on what has failed, measured on a changed model; none without seeds."""
+    if not seeds:
+        return ()
+    with _runs_with(seed_runs, remedy, seeds) as runs:
+        return judge(runs)
+
+
+def _concerns_growth(failed: Sequence[VerdictRecord]) -> bool:
+    return bool(GROWTH & {verdict.measure for verdict in failed})
+
+
+def _sized(seed_runs: SeedRuns, failed: Sequence[VerdictRecord], remedy: Remedy) -> Remedy:
+    """Return a remedy with the size that bounds on growth ask for, where it has one."""
+    if remedy.adjustable:
+        return _adjusted(seed_runs, remedy, _target(seed_runs, failed, remedy))
+    if remedy.kind == "draw" and _concerns_growth(failed):
+        return _drawn_for_growth(seed_runs, remedy, _target(seed_runs, failed, remedy))
+    return remedy
 
 
 def _smallest(seed_runs: SeedRuns, remedy: Remedy, judge: Judge) -> Remedy:
@@ -139,8 +186,8 @@ def _smallest(seed_runs: SeedRuns, remedy: Remedy, judge: Judge) -> Remedy:
 
 def _holds(seed_runs: SeedRuns, remedy: Remedy, judge: Judge) -> bool:
     """Return whether what has failed holds on one seed of a changed model."""
-    with suppress(Exception), _runs_with(seed_runs, remedy, (seed_runs.typical_seed(),)) as runs:
-        return all(verdict.holds for verdict in judge(runs))
+    with suppress(Exception):
+        return all(verdict.holds for verdict in _verdicts(seed_runs, remedy, (seed_runs.typical_seed(),), judge))
     return False
 
 

@@ -431,8 +431,8 @@ class Measurement(Presentation, Attributes):
     def cures(self) -> tuple[Cure, ...]:
         """Return changes of the model that bring what has failed inside its bounds.
 
-        Each was tried on copies of the model, on the same seeds. They change weights, gains, biases or a factor, or add a
-        normalization. A failure that growth along the chain does not explain has none.
+        Each was tried on copies of the model, on the same seeds and on as many others. They change weights, gains, biases, an ε
+        or a factor, add a normalization, or leave out an activation. A failure without a known cause has none.
 
         Returns:
             At most two, the most specific one first; none if no check has failed.

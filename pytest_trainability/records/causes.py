@@ -23,6 +23,10 @@ class CauseRecord:
     """Names of parameters that might be one instead."""
     zeros: tuple[str, ...] = ()
     """Names of parameters that might be zero instead."""
+    filled: tuple[str, ...] = ()
+    """Names of parameters that might have another value instead."""
+    values: tuple[float, ...] = ()
+    """Such values for all of them, the most likely one first."""
     in_order: tuple[str, ...] = ()
     """Names of those among the drawn ones and the ones that are zero, in the order in which the forward pass reads them, if a
     change of some of them may suffice. The last ones may be zero by design."""
@@ -42,6 +46,14 @@ class CauseRecord:
     """This factor."""
     is_inline: bool = False
     """Whether the module, or the model if it has no name, does more than multiply."""
+    function: str = ""
+    """Name of a PyTorch function that is to be left out, such as ``softmax``; empty for none."""
+    callers: tuple[str, ...] = ()
+    """Names of the modules whose code calls it; an empty name for the model itself."""
+    calls: tuple[int, ...] = ()
+    """For each of them the index of the call among those of this function in the module's code."""
+    normalizations: tuple[str, ...] = ()
+    """Names of normalizations whose ε is to be the usual one."""
     padding: tuple[str, ...] = ()
     """Names of tables whose padding row is not zero."""
     input_mean: float = 0.0

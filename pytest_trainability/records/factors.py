@@ -89,7 +89,9 @@ class FactorRecord:
     weight: str = ""
     """Name of the weight that the signal is multiplied with, or of the gain of a normalization; empty for other kinds."""
     weight_rms: float = math.nan
-    """Root mean square of the entries of this parameter."""
+    """Root mean square of the entries of this parameter, or of the weight that is computed from it if ``scaled_by`` is set."""
+    scaled_by: str = ""
+    """Name of the parameter that a computed weight is proportional to if ``weight`` is not, as with weight normalization."""
     products: tuple[tuple[str, float, int], ...] = ()
     """Name, root mean square and number of inputs of each weight, where a factor is more than one product and has no branches."""
     shift_of_one: str = ""
@@ -104,6 +106,8 @@ class FactorRecord:
     """Root mean square of the product without the bias, if weights are independent of the inputs; NaN if it is not known."""
     forget_bias: float = math.nan
     """Mean bias of an LSTM's forget gate, or of a GRU's update gate; NaN for other modules."""
+    misplaced_bias: tuple[str, int] | None = None
+    """Name of a bias of such a module that opens another gate and not this one, and index of its part; None if there is none."""
     gates: tuple[GateRecord, ...] = ()
     """Sigmoids that are nearly closed or open because of what is added in front of them."""
     slopes: SlopeRecord | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 from ..records.names import alike, and_more, expanded
 from ..records.reports import BaselineChange, BaselineRecord
@@ -70,7 +71,8 @@ def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
         operated = [
             name for c in baseline.changes if c.measure == OPERATIONS for p in c.elements for name in expanded(p)
         ]
-        return f"{unchanged}: the forward code changed{without or _first(operated, places)}"
+        inner = [name for c in baseline.changes if c.measure == SETTINGS for p in c.elements for name in expanded(p)]
+        return f"{unchanged}: the forward code changed{without or _first(operated, places, inner)}"
     moved = [change.element for change in baseline.changes if change.element in places]
     if baseline.operations_compared:
         what = "a constant of the forward pass"
@@ -103,9 +105,18 @@ def _scaled_text(changes: Sequence[BaselineChange]) -> str:
     return f"all are {times} times {way}, but states and growth are as before: the loss or the output is scaled"
 
 
-def _first(names: Sequence[str], places: Mapping[str, int]) -> str:
-    """Return the first of some steps as text; without a step among them, the place that they name; empty for none."""
+def _first(names: Sequence[str], places: Mapping[str, int], inner: Sequence[str] = ()) -> str:
+    """Return the first of some steps as text; without a step among them, the place that they name; empty for none.
+
+    Args:
+        names: Names of steps.
+        places: Place of each step in program order.
+        inner: Modules whose code passes other constants. The innermost one that holds all of those in the first step is named.
+    """
     first = min((name for name in names if name in places), key=places.__getitem__, default="")
+    inside = [name.split(".") for name in inner if name.startswith(f"{first}.")] if first else []
+    shared = takewhile(lambda parts: len({*parts}) == 1, zip(*inside))
+    first = ".".join(part for part, *_ in shared) or first
     return f", first at {first}" if first else f" {names[0]}" if names else ""
 
 

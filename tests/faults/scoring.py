@@ -176,14 +176,18 @@ def recommended(case: Case) -> list[str]:
 
 
 def with_cure(case: Case, cure: Cure) -> Case:
-    """Return the case with a cure applied to every model that is built."""
+    """Return the case with a cure applied to every model that is built.
+
+    Without an activation, the model returns what its twin returns, and its training is judged by the same.
+    """
 
     def build() -> nn.Module:
         model = case.build()
         cure.apply(model)
         return model
 
-    return replace(case, build=build)
+    score = case.twin.score if cure.remedy.kind == "function" and case.twin is not None else case.score
+    return replace(case, build=build, score=score)
 
 
 def is_back(case: Case, bounds: Mapping[str, Bound]) -> bool:

@@ -287,7 +287,7 @@ OF_ONE_BOUND: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, Bound],
         VECTORS,
         {"log_gain": within(13)},
         ".second.bias has mean -4",
-        "nn.init.zeros_(model[i].second.bias)",
+        "nn.init.constant_(model[i].second.bias, 4) (the other sign)",
     ),
     "a bias of the head": (
         partial(relu_tower, with_bias),
@@ -360,14 +360,14 @@ class ByCell(nn.Module):
         (
             partial(HandWritten, bias=-5),
             "part 2 of 4 of inputs.bias has mean -5",
-            "nn.init.zeros_(inputs.bias.chunk(4)[1])",
+            "nn.init.constant_(inputs.bias.chunk(4)[1], 5) (the other sign)",
         ),
         (
             partial(HandWritten, constant=-5),
             "the constant -5 in the forward code of the model",
             "remove the constant -5",
         ),
-        (ByCell, "update gates of mean bias -6", "nn.init.zeros_(cell.bias_hh.chunk(3)[1])"),
+        (ByCell, "update gates of mean bias -6", "nn.init.constant_(cell.bias_hh.chunk(3)[1], 6) (the other sign)"),
     ],
     ids=["bias", "constant", "cell"],
 )

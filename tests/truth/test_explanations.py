@@ -117,6 +117,7 @@ def test_weights_of_one_rule_are_rescaled_before_the_factor_of_the_design_is_rem
     first = result.cures()[0]
     assert first.remedy.targets == (*(f"inner.{i}.weight" for i in range(1, 7)), "out.weight")
     assert "(inner.0.weight stays)" in first.text
+    assert text.index("weights of rms") < text.index("Mul in Sines multiplies the gradient by 20")
     assert first.remedy.rms[0] * first.remedy.factors[0] == pytest.approx(usual / 20, rel=0.2)
     assert not any(cure.text.startswith("remove") for cure in result.cures()[:1])
 

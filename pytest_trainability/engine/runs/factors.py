@@ -31,6 +31,10 @@ __all__ = ["FACTORS"]
 _ATTENTION = ("ScaledDotProduct", "Softmax", "FlashAttention")
 OPEN = 0.1
 """Mean of a sigmoid up to which a gate counts as closed, and one minus the mean from which on it counts as open."""
+KEEPING = 1
+"""Index of the part of a bias that belongs to the forget gate of an LSTM, or to the update gate of a GRU."""
+LEAST_BIAS = 0.5
+"""Mean from which on a bias opens a gate on purpose: that of a bias that is drawn as PyTorch does is about 1/n for n units."""
 _PARTS = {"Split", "SplitWithSizes", "UnsafeSplit", "UnsafeSplitWithSizes", "Unbind"}
 """Operators whose results are parts of what they read."""
 _OPERANDS = ("self", "other", "mat1", "mat2", "batch1", "batch2", "vec")
@@ -93,7 +97,10 @@ class _Description:
         if record.kind in {"weights", "gated"} and weight is not None:
             found_inputs = fan_in(weight, found.factor.inputs)
             with_weight = replace(
-                self._with_weight(record, weight), fan_in=found_inputs, forget_bias=_forget_bias(module)
+                self._scaled(self._with_weight(record, weight), nodes, weight, parameters),
+                fan_in=found_inputs,
+                forget_bias=_forget_bias(module),
+                misplaced_bias=self._misplaced_bias(module),
             )
             return self._with_bias(with_weight, nodes, parameters) if record.kind == "weights" else with_weight
         if record.kind == "normalization":
@@ -101,6 +108,19 @@ class _Description:
             with_gain = replace(self._with_weight(record, *parameters[:1]), shift_of_one=next(ones, ""))
             return _with_normalization(with_gain, nodes)
         return record
+
+    def _misplaced_bias(self, call: Call | None) -> tuple[str, int] | None:
+        """Return the bias of an LSTM or GRU whose mean is large in one part that is not that of the gate that keeps a state.
+
+        Other libraries have other orders of gates. A bias of zero, or one that is drawn, has no large mean in any part.
+        """
+        for bias, parts in _gate_biases(call):
+            means = [float(part.float().mean()) for part in bias.detach().chunk(parts)]
+            rest, largest = sorted(map(abs, means))[-2:]
+            part = means.index(largest) if largest in means else KEEPING
+            if part != KEEPING and largest >= LEAST_BIAS and rest < largest / 4:
+                return self._names.get(id(bias), ""), part
+        return None
 
     def _sensitivities(self, found: FactorGain, parameters: Sequence[Tensor]) -> Iterator[float]:
         """Yield for each parameter that sets the slopes of a factor how a shift of its entries changes ``ln`` of their rms.
@@ -207,6 +227,35 @@ class _Description:
             weight_rms=root_mean_square(weight),
         )
 
+    def _scaled(
+        self, record: FactorRecord, nodes: Iterable[Node], weight: Tensor, parameters: Sequence[Tensor]
+    ) -> FactorRecord:
+        """Return the record with the parameter that scales a computed weight, if the named one does not.
+
+        A weight W is proportional to a parameter p if, by Euler's theorem, ⟨p, ∂½‖W‖²/∂p⟩ = ‖W‖². With weight normalization,
+        W = g v/‖v‖, it is proportional to g, and does not change with the size of v.
+        """
+        node = next((node for node in nodes if operator_name(node) in PRODUCTS), None)
+        if node is None or id(weight) in self._of_products:
+            return record
+        named = [p for p in parameters if id(p) in self._names]
+        # An operand that was overwritten since cannot be read.
+        with suppress(RuntimeError):
+            operands = (saved(node, name) for name in (*_OPERANDS, "weight"))
+            read = {edge[0]: edge for edge in self.run.graph.reads[node] if edge[0] not in self._signal}
+            W = next((t for t in operands if isinstance(t, Tensor) and t.grad_fn in read), None)
+            if W is None or not named:
+                return record
+            edge, ends = read[W.grad_fn], [get_gradient_edge(p) for p in named]  # type: ignore[index]
+            W = W.detach()
+            gradients = backward([GradientEdge(*edge)], ends, [W.unsqueeze(0)])
+            squares = W.square().sum()
+            degrees = [0.0 if g is None else float((p.detach() * g).sum() / squares) for p, g in zip(named, gradients)]
+            scaling = [p for p, degree in zip(named, degrees) if math.isclose(degree, 1, rel_tol=1e-3)]
+            if scaling and all(p is not weight for p in scaling):
+                return replace(record, scaled_by=self._names[id(scaling[0])], weight_rms=root_mean_square(W))
+        return record
+
     def _with_bias(self, record: FactorRecord, nodes: Iterable[Node], parameters: Iterable[Tensor]) -> FactorRecord:
         """Return the record with the bias of a product, and with the size of the product, from the inputs that were saved."""
         bias = next((p for p in parameters if p.dim() == 1 and id(p) in self._names), None)
@@ -291,12 +340,19 @@ def _forget_bias(call: Call | None) -> float:
 
     It is the forget gate of an LSTM and the update gate of a GRU; NaN for other modules.
     """
+    biases = _gate_biases(call)
+    if not biases:
+        return math.nan
+    return sum(float(p.detach().chunk(parts)[KEEPING].float().mean()) for p, parts in biases) / (len(biases) / 2)
+
+
+def _gate_biases(call: Call | None) -> list[tuple[Tensor, int]]:
+    """Return the biases of an LSTM or GRU, each with the number of its parts; none for other modules."""
     module = None if call is None else call.module
     if not isinstance(module, (nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell)) or not module.bias:
-        return math.nan
-    gates = 4 if isinstance(module, (nn.LSTM, nn.LSTMCell)) else 3
-    biases = [p.detach() for path, p in module.named_parameters() if path.startswith("bias_")]
-    return sum(float(p.chunk(gates)[1].float().mean()) for p in biases) / (len(biases) / 2)
+        return []
+    parts = 4 if isinstance(module, (nn.LSTM, nn.LSTMCell)) else 3
+    return [(p, parts) for path, p in module.named_parameters() if path.startswith("bias_")]
 
 
 def _slope_record(slopes: Tensor) -> SlopeRecord:

@@ -12,6 +12,7 @@ from torch.autograd.graph import Node
 from ...engine.capture.operators import KERNELS, operator_name
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import saved
+from ...records.causes import CauseRecord
 from ...records.text import format_number
 from ..measure import declare
 
@@ -28,13 +29,22 @@ ROUND_OFF = 16
 
 def _idle(run: Run) -> list[str]:
     capture, graph = run.capture, run.graph
-    found = (
-        (node, reason)
-        for node in graph.nodes
-        if KERNELS.get(operator_name(node)) in {"LayerNorm", "GroupNorm", "BatchNorm"}
-        for reason in _reasons(node, is_training=capture.model.training)
-    )
-    return list(dict.fromkeys(f"{capture.place_of(graph.place[node])}: {reason}" for node, reason in found))
+    return list(dict.fromkeys(f"{capture.place_of(graph.place[node])}: {reason}" for node, reason in _found(run)))
+
+
+def _found(run: Run) -> Iterator[tuple[Node, str]]:
+    """Yield the nodes of normalizations that do not normalize, each with the reason."""
+    for node in run.graph.nodes:
+        if KERNELS.get(operator_name(node)) in {"LayerNorm", "GroupNorm", "BatchNorm"}:
+            for reason in _reasons(node, is_training=run.capture.model.training):
+                yield node, reason
+
+
+def _idle_causes(run: Run) -> tuple[CauseRecord, ...]:
+    """Return the modules whose ε is too large. The lines of the measure say what is to be said."""
+    calls = (run.capture.call_at(run.graph.place[node]) for node, reason in _found(run) if reason.startswith("ε"))
+    found = dict.fromkeys(call.path for call in calls if call is not None and hasattr(call.module, "eps"))
+    return (CauseRecord(normalizations=tuple(found)),) if found else ()
 
 
 def _reasons(node: Node, *, is_training: bool) -> Iterator[str]:
@@ -82,7 +92,11 @@ IDLE_NORMALIZATIONS: Need[list[str]] = Need(
 """The lines of :func:`idle_normalizations`. The first seed answers for all, because ε does not depend on the draw."""
 
 
-@declare("names", needs=[IDLE_NORMALIZATIONS])
+IDLE_CAUSES: Need[tuple[CauseRecord, ...]] = Need("causes of idle normalizations", _idle_causes)
+"""Which modules add an ε that is too large."""
+
+
+@declare("names", needs=[IDLE_NORMALIZATIONS], explained_by=IDLE_CAUSES)
 def idle_normalizations(run: Run) -> list[str]:
     """Return the normalizations of PyTorch that do not normalize, each with the reason.
 

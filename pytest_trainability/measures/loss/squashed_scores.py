@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from torch import Tensor
 from torch.autograd.graph import Node
@@ -47,7 +48,7 @@ _LARGEST_LOGARITHM = 1e-2
 """Largest logarithm of a probability, up to round-off. Log-probabilities in bfloat16 have an error of 2^-8."""
 
 
-def _squashed(run: Run) -> dict[str, str]:
+def _squashed(run: Run) -> dict[str, CauseRecord]:
     """Return the lines of :func:`squashed_scores`, each with its explanation."""
     return (
         {}
@@ -56,7 +57,7 @@ def _squashed(run: Run) -> dict[str, str]:
     )
 
 
-def _found(capture: Capture, graph: Graph) -> Iterator[tuple[str, str]]:
+def _found(capture: Capture, graph: Graph) -> Iterator[tuple[str, CauseRecord]]:
     readers = _score_readers(capture, graph)
     likelihoods = {node for node in readers if operator_name(node) not in {"LogSoftmax", "Logsumexp"}} | _of_classes(
         graph
@@ -77,13 +78,28 @@ def _found(capture: Capture, graph: Graph) -> Iterator[tuple[str, str]]:
                 text = (
                     "nll_loss expects logarithms of probabilities, whose exponentials sum to 1: apply log_softmax first"
                 )
-                yield f"{place}: no log_softmax before nll_loss", text
+                yield f"{place}: no log_softmax before nll_loss", CauseRecord(text, is_first=True)
         elif (range_ := _range_of(source)) and (name in _ALWAYS or reader in likelihoods):
             loss = _READERS[operator_name(reader)]
             own = "sigmoid" if "binary" in loss else "softmax"
             subject = "a categorical distribution of logits" if loss == "logsumexp" else loss
             text = f"{subject} applies a {own} to scores of any size, and reads numbers {range_}: remove the {name.lower()}"
-            yield f"{place}: {name.lower()} before {loss}", text
+            cause = CauseRecord(text, is_first=True)
+            yield f"{place}: {name.lower()} before {loss}", _with_call(cause, capture, graph, source)
+
+
+def _with_call(cause: CauseRecord, capture: Capture, graph: Graph, node: Node) -> CauseRecord:
+    """Return a cause with the call that created a node, if it is in the code of a module that runs once.
+
+    What a loss function calls, and a module that runs again where its result is meant, cannot be left out.
+    """
+    call, name = capture.call_at(graph.place[node]), operator_name(node)
+    if call is None or sum(other.module is call.module and not other.inner for other in capture.calls) > 1:
+        return cause
+    alike = sorted(place for other, place in graph.place.items() if operator_name(other) == name)
+    of_module = [place for place in alike if capture.call_at(place) is call]
+    index = of_module.index(graph.place[node])
+    return replace(cause, function=name.lower(), callers=(call.path,), calls=(index,))
 
 
 def _range_of(node: Node) -> str:
@@ -98,7 +114,7 @@ def _range_of(node: Node) -> str:
     return "of at least 0" if low == 0 else ""
 
 
-def _of_divergences(capture: Capture, graph: Graph) -> Iterator[tuple[str, str]]:
+def _of_divergences(capture: Capture, graph: Graph) -> Iterator[tuple[str, CauseRecord]]:
     """Yield the probabilities that a Kullback-Leibler divergence reads as logarithms."""
     for node in sorted(graph.nodes, key=graph.place.__getitem__):
         source = _read_by_divergence(node) if operator_name(node) == "Sub" else None
@@ -106,7 +122,7 @@ def _of_divergences(capture: Capture, graph: Graph) -> Iterator[tuple[str, str]]
             text = (
                 "kl_div expects logarithms of probabilities as its first argument: replace the softmax by a log_softmax"
             )
-            yield f"{capture.place_of(graph.place[source])}: softmax before kl_div", text
+            yield f"{capture.place_of(graph.place[source])}: softmax before kl_div", CauseRecord(text, is_first=True)
 
 
 def _read_by_divergence(node: Node) -> Node | None:
@@ -244,11 +260,27 @@ def _are_no_logarithms(rows: Tensor) -> bool:
     return 2 * int((are_scores | are_probabilities).sum()) > len(rows)
 
 
-SQUASHED_SCORES: Need[dict[str, str]] = Need("squashed scores", _squashed)
+def _merged(causes: Iterable[CauseRecord]) -> Iterator[CauseRecord]:
+    """Yield one cause for each explanation, with the calls of all lines that it explains."""
+    by_text: dict[str, list[CauseRecord]] = {}
+    for cause in causes:
+        by_text.setdefault(cause.text, []).append(cause)
+    for alike in by_text.values():
+        function = next((cause.function for cause in alike if cause.function), "")
+        callers = tuple(name for cause in alike for name in cause.callers)
+        yield replace(
+            alike[0],
+            function=function,
+            callers=callers,
+            calls=tuple(index for cause in alike for index in cause.calls),
+        )
+
+
+SQUASHED_SCORES: Need[dict[str, CauseRecord]] = Need("squashed scores", _squashed)
 """The lines of :func:`squashed_scores`, each with its explanation."""
 SQUASHED_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
     "causes of squashed scores",
-    lambda run: tuple(CauseRecord(text, is_first=True) for text in dict.fromkeys(run[SQUASHED_SCORES].values())),
+    lambda run: tuple(_merged(run[SQUASHED_SCORES].values())),
     requires=(SQUASHED_SCORES,),
 )
 """What the loss expects."""

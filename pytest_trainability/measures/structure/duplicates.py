@@ -19,7 +19,7 @@ from ...engine.modules import named_modules_of
 from ...engine.runs.run import Need, Run
 from ...engine.torch_internals import apply_node, child_table, leaf_of, output_metadata, saved
 from ...records.causes import CauseRecord
-from ...records.text import format_names
+from ...records.names import and_more
 from ..measure import declare
 
 __all__ = ["DUPLICATES", "DUPLICATE_CAUSES", "equal_rows"]
@@ -378,7 +378,8 @@ def _repeated(run: Run) -> list[str]:
             if len(names) >= FEWEST_PLACES and any(p.requires_grad and p.dim() > 1 for p in module.parameters()):
                 calls = [call for call in run.capture.calls if call.module is module and not call.inner]
                 if len(calls) >= len(names) and _is_in_series(run.graph, calls):
-                    found.append(f"{names[0]}: the same module as {format_names(names[1:])}, in series")
+                    later = f"{names[1]}{and_more(names[1:])}"
+                    found.append(f"{later}: the same module as {names[0]}, in series")
     return found
 
 
@@ -391,7 +392,7 @@ def _is_in_series(graph: Graph, calls: Sequence[Call]) -> bool:
 REPEATED: Need[list[str]] = Need(
     "repeated modules", lambda run: run.of_first_seed(REPEATED.name, lambda: _repeated(run))
 )
-"""``"NAME: the same module as OTHER NAMES, in series"``. The first seed answers for all."""
+"""``"LATER NAMES: the same module as NAME, in series"``. The first seed answers for all."""
 
 
 @declare("names", needs=[DUPLICATES, REPEATED], explained_by=DUPLICATE_CAUSES)
@@ -411,7 +412,7 @@ def duplicate_parameters(run: Run) -> list[str]:
     Returns:
         ``"layers.1.weight = layers.0.weight"``, ``"fc.weight: 64 equal rows"`` (``columns`` if the weight is the right factor
         of a product, ``units`` in other layouts) and ``"experts.weight: 8 equal matrices"``, in the model's order; then
-        ``"layers.0: the same module as layers.* (5), in series"``.
+        ``"layers.1 and 4 more layers.*: the same module as layers.0, in series"``.
 
     Source: Goodfellow, Bengio & Courville, Deep Learning (2016), section 8.4, on breaking symmetry.
     """

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_trainability.checks.remedies import Remedy, remedies, remedies_of_causes
 from pytest_trainability.records.causes import CauseRecord
-from pytest_trainability.records.factors import FactorRecord, GateRecord, SlopeRecord
+from pytest_trainability.records.factors import BufferRecord, FactorRecord, GateRecord, SlopeRecord
 
 
 def weights(step: int, gain: float = 0.0, rms: float = 0.125) -> FactorRecord:
@@ -247,9 +247,11 @@ def test_what_closes_gates_is_removed() -> None:
         GateRecord(0.01, module="c", constant=-5.0),
     )
     found = [r for r in remedies([replace(weights(0, -5.0), kind="gated", gates=gates)]) if r.kind != "scale"]
-    assert [remedy.text for remedy in found[:3]] == [
+    assert [remedy.text for remedy in found[:5]] == [
         "nn.init.zeros_(a.bias)",
+        "nn.init.constant_(a.bias, 5) (the other sign)",
         "nn.init.zeros_(b.bias.chunk(4)[1])",
+        "nn.init.constant_(b.bias.chunk(4)[1], 5) (the other sign)",
         "remove the constant -5 that is added in c",
     ]
 
@@ -356,3 +358,19 @@ def test_a_number_in_the_code_of_every_layer_is_removed_after_the_weights_are_re
     # Three of six layers have it: it is no design.
     some = [f for i in range(6) for f in (weights(i), *([slopes(i, 30.0, whole=False)] if i < 3 else []))]
     assert next(iter(remedies(some))).kind == "inline"
+
+
+def test_a_computed_weight_is_changed_by_what_scales_it() -> None:
+    """The size of another parameter is not known, so that the text gives a factor."""
+    computed = [replace(weights(i, -2.0), weight=f"{i}.v", scaled_by=f"{i}.g") for i in range(4)]
+    first = next(r for r in remedies(computed) if r.kind == "scale")
+    assert first.targets == ("0.g", "1.g", "2.g", "3.g")
+    assert first.text.startswith("multiply model[i].g by 7.39 (a weight that is computed")
+
+
+def test_a_buffer_that_explains_the_growth_is_scaled() -> None:
+    buffer = BufferRecord("adjacency", 1.0, 5.0)
+    summed = [replace(weights(i, math.log(5)), kind="other", weight="", buffers=(buffer,)) for i in range(4)]
+    first = next(iter(remedies(summed)))
+    assert (first.targets, first.factors) == (("adjacency",), (pytest.approx(0.2),))
+    assert first.text == "multiply adjacency by 0.2 (its rows then sum to 1 on average)"

@@ -178,8 +178,8 @@ def test_names_that_are_gone_are_counted_one_by_one_and_listed_as_patterns() -> 
     assert change_lines([odd], 100, full=True) == ["unused_parameters", "               1 new: w.{0-99999999}"]
 
 
-def forward_changed(element: str, *folded: str) -> BaselineChange:
-    return BaselineChange("operations", "moved", element, elements=folded, old_text="Gelu", new_text="Relu")
+def forward_changed(element: str, *folded: str, measure: str = "operations") -> BaselineChange:
+    return BaselineChange(measure, "moved", element, elements=folded, old_text="Gelu", new_text="Relu")
 
 
 SHIFTS = [
@@ -217,6 +217,25 @@ UNCHANGED: dict[str, tuple[dict[str, bool], list[BaselineChange], str]] = {
     "operations": (
         {"model_compared": True, "operations_compared": True},
         [forward_changed("b.3", "b.3"), forward_changed("b.*", "b.{1,10}"), *SHIFTS],
+        "initial values and modules unchanged: the forward code changed, first at b.1",
+    ),
+    "operations of a part of a step": (
+        {"model_compared": True, "operations_compared": True},
+        [
+            forward_changed("b.*", "b.{1,10}"),
+            forward_changed("b.*.gate", "b.{1,10}.gate", measure="settings"),
+            forward_changed("b.*.gate.norm", "b.{1,10}.gate.norm", measure="settings"),
+            *SHIFTS,
+        ],
+        "initial values and modules unchanged: the forward code changed, first at b.1.gate",
+    ),
+    "operations of several parts of a step": (
+        {"model_compared": True, "operations_compared": True},
+        [
+            forward_changed("b.1", "b.1"),
+            forward_changed("b.1.gate", "b.1.gate", measure="settings"),
+            forward_changed("b.1.norm", "b.1.norm", measure="settings"),
+        ],
         "initial values and modules unchanged: the forward code changed, first at b.1",
     ),
     "operations only": (

@@ -429,7 +429,7 @@ def looped(layer: nn.Module) -> nn.Module:
 def test_a_module_in_several_places_that_reads_its_own_results_is_listed() -> None:
     x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     assert [*measure(lambda: repeated_block(4), x, seeds=2).duplicate_parameters] == [
-        "1.0: the same module as 1.* (3), in series"
+        "1.1 and 2 more 1.*: the same module as 1.0, in series"
     ]
     activation, slope = nn.Tanh(), nn.PReLU()
     for build in (

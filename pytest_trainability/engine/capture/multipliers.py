@@ -1,0 +1,123 @@
+"""Numbers that a result is multiplied by as a whole: constants of the code, and what is computed from parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Set
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from ..torch_internals import apply_node, leaf_of, output_metadata
+from .gradient_hooks import MODULE_HOOK
+from .graph import Graph
+from .operators import MOVES, PRODUCTS, operator_name
+from .products import leaves_read
+from .recorder import Edge
+
+__all__ = ["Multiplier", "multipliers"]
+
+_LINEAR = MOVES | PRODUCTS | {"Mul", "Div", "Neg", "Sum", "Mean", "Add", "Sub", "Rsub", MODULE_HOOK}
+"""Operators that are linear in each operand that carries the signal, or shift it."""
+_SUMS = {"Add", "Sub", "Rsub", "Cat", "Stack"}
+"""Those that are not proportional to one operand if several carry the signal."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Multiplier:
+    """A multiplication of a whole tensor by one number, or a division."""
+
+    node: Node
+    factor: float
+    """What the tensor is multiplied by; the inverse of what it is divided by."""
+    divides: bool
+    parameter: Tensor | None = None
+    """The one parameter that the number is computed from; None for a constant of the code or a buffer."""
+    operators: tuple[str, ...] = ()
+    """What is computed from the parameter, without operators that only move entries, the first one first."""
+
+    @property
+    def value(self) -> float:
+        """Value of the parameter's entries; NaN without a parameter, or if they differ."""
+        if self.parameter is None:
+            return math.nan
+        entries = self.parameter.detach().flatten()
+        return float(entries[0]) if bool((entries == entries[0]).all()) else math.nan
+
+    def value_for(self, factor: float) -> float:
+        """Return the value of the parameter with which the tensor is multiplied by another factor; NaN if it is not known.
+
+        Args:
+            factor: The factor, positive.
+        """
+        number = 1 / factor if self.divides else factor
+        return {(): number, ("Exp",): math.log(number)}.get(self.operators, math.nan)
+
+
+def multipliers(graph: Graph, signal: Set[Node], end: Edge) -> Iterator[Multiplier]:
+    """Yield the numbers that a result is proportional to, as far back as the last product with weights, or the last function.
+
+    Behind a normalization nothing but these numbers sets the size of a result.
+
+    Args:
+        graph: The graph.
+        signal: Nodes that carry the signal.
+        end: The result.
+    """
+    pending, seen = [end[0]], {end[0]}
+    while pending:
+        node = pending.pop(0)
+        name = operator_name(node)
+        operands = [edge for edge in graph.reads[node] if edge[0] in signal]
+        if name not in _LINEAR or (name in _SUMS and len(operands) > 1):
+            continue
+        if name in PRODUCTS and any(leaf.dim() >= 2 for leaf in leaves_read(graph, signal, [node])):
+            continue
+        if name in {"Mul", "Div"}:
+            if len(operands) != 1 or (name == "Div" and node.next_functions[0] != operands[0]):
+                continue
+            found = _multiplier(graph, signal, node, operands[0])
+            if found is None:
+                continue
+            yield found
+        for producer, _ in operands:
+            if producer not in seen:
+                seen.add(producer)
+                pending.append(producer)
+
+
+def _multiplier(graph: Graph, signal: Set[Node], node: Node, operand: Edge) -> Multiplier | None:
+    """Return what a multiplication or division multiplies by; None if that differs from entry to entry."""
+    entry, before = output_metadata(node)[0], output_metadata(operand[0])[operand[1]]
+    if tuple(entry.shape) != tuple(before.shape):
+        return None
+    factors = None
+    # What the node has saved may have been overwritten.
+    with suppress(RuntimeError):
+        given = apply_node(node, [torch.ones(tuple(entry.shape), dtype=entry.dtype, device=entry.device)])
+        factors = given[node.next_functions.index(operand)]
+    if factors is None or factors.is_complex() or not factors.numel():
+        return None
+    first = factors.flatten()[0]
+    if not torch.allclose(factors, first.expand_as(factors)):
+        return None
+    others = [edge for edge in graph.reads[node] if edge[0] not in signal]
+    parameter, operators = _origin(graph, others[0]) if len(others) == 1 else (None, ())
+    return Multiplier(node, float(first), operator_name(node) == "Div", parameter, operators)
+
+
+def _origin(graph: Graph, edge: Edge) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Return the one leaf that a number is computed from, and the operators on the way; None if there are more leaves."""
+    operators: list[str] = []
+    node = edge[0]
+    while (leaf := leaf_of(node)) is None:
+        reads = graph.reads[node]
+        if len(reads) != 1:
+            return None, ()
+        if operator_name(node) not in MOVES:
+            operators.insert(0, operator_name(node))
+        node = reads[0][0]
+    return leaf, tuple(operators)
