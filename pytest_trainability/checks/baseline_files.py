@@ -227,7 +227,7 @@ def _contents(plain: Any) -> Contents:
     return found
 
 
-_MODEL = ("modules", "operations", "settings")
+_MODEL = ("modules", "operations", "settings", "copies")
 _OF_ENTRY = {"conditions", "draws", "environment", "initial", "measures", "seeds", *_MODEL}
 
 
@@ -252,10 +252,10 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
         pattern: _row_from_plain(row, len(expanded(pattern)) * len(seeds), f"{where} › initial › {pattern}")
         for pattern, row in _patterns(entry.get("initial", {}), f"{where} › initial").items()
     }
-    modules, operations, settings = (
+    modules, operations, settings, copies = (
         _strings(_patterns(entry.get(part, {}), f"{where} › {part}"), f"{where} › {part}") for part in _MODEL
     )
-    return Entry(environment, conditions, seeds, draws, measures, initial, modules, operations, settings)
+    return Entry(environment, conditions, seeds, draws, measures, initial, modules, operations, settings, copies)
 
 
 def _patterns(plain: Any, where: str) -> dict[str, Any]:
@@ -439,6 +439,7 @@ def entry_to_plain(entry: Entry) -> dict[str, Any]:
         "modules": dict(entry.modules),
         "operations": dict(entry.operations),
         "settings": dict(entry.settings),
+        "copies": dict(entry.copies),
     }
     return {
         "conditions": dict(entry.conditions),

@@ -34,6 +34,7 @@ from ..records.names import expanded
 from ..records.reports import BaselineChange
 from ..records.text import format_finite
 from .class_changes import CLASSES, class_changes
+from .copy_changes import copy_changes
 from .initial_values import IN_ROWS, InitialRow, initial_changes
 from .module_changes import MODULES, module_changes
 from .operation_changes import is_beyond_chance, operation_changes
@@ -192,6 +193,9 @@ class Entry:
     """Calls with the constants that they are given, by pattern of the names of modules. Empty in an older baseline, and in a new
     entry until something else has changed: they explain a change, and are none."""
 
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that equal earlier ones entry by entry, by pattern of names; empty in an older baseline, and without copies."""
+
     @property
     def key(self) -> str:
         """Key of the environment in a file."""
@@ -236,9 +240,9 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
             log-scale measure. 0 for measures that are not named.
 
     Returns:
-        Changes of initial values, of modules, of operations and of constants; then changes of measures in the order in which
-        ``new`` names them, the largest shift of a profile first: shifts, and measures or elements that have vanished or are
-        new. Empty if nothing has changed. Operations that chance or another environment may have changed are listed next to
+        Changes of initial values, of copies, of modules, of operations and of constants; then changes of measures in the order
+        in which ``new`` names them, the largest shift of a profile first: shifts, and measures or elements that have vanished or
+        are new. Empty if nothing has changed. Operations that chance or another environment may have changed are listed next to
         other changes only, and so are constants and the frame.
 
     Source: Student, Biometrika 6, 1 (1908), for pairs that need not repeat; Welch, Biometrika 34, 28 (1947), otherwise,
@@ -282,7 +286,7 @@ def _frames(old: Entry, new: Entry, changes: Iterable[BaselineChange]) -> Iterat
 
 
 def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> Iterator[BaselineChange]:
-    """Compare initial values and modules. An older baseline has none, which is no change."""
+    """Compare initial values, copies and modules. An older baseline has none, which is no change."""
     if old.initial and new.initial:
         drawn = [[draw.partition(" ")[0] for draw in entry.draws] for entry in (old, new)]
         repeatable = old.seeds == new.seeds and drawn[0] == drawn[1]
@@ -295,6 +299,8 @@ def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> It
             # Both are recorded since the same version.
             knows_parts=bool(old.settings),
         )
+        known = ([name for pattern in rows for name in expanded(pattern)] for rows in (old.initial, new.initial))
+        yield from copy_changes(old.copies, new.copies, known=(next(known), next(known)))
     if old.modules and new.modules:
         yield from module_changes(old.modules, new.modules)
 

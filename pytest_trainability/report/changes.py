@@ -58,7 +58,7 @@ def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int
 def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
     """Return where the cause must be if neither initial values nor modules have changed; empty if they have."""
     changed = {change.measure for change in baseline.changes}
-    if not baseline.model_compared or not changed or not changed.isdisjoint(OF_MODEL[:2]):
+    if not baseline.model_compared or not changed or not changed.isdisjoint(OF_MODEL[:3]):
         return ""
     # The first state is called input, and comes before all steps.
     places = {"input": -1} | {name: place for place, name in enumerate(steps)}
@@ -139,7 +139,7 @@ def _all_changes(changes: Sequence[BaselineChange]) -> list[str]:
     return texts if len(texts) > 1 or any(stand_for_many) else []
 
 
-OPERATIONS, SETTINGS, FRAME = "operations", "settings", "frame"
+OPERATIONS, SETTINGS, FRAME, COPIES = "operations", "settings", "frame", "copies"
 GRADIENTS = "gradient_norm"
 MIN_PARAMETERS = 3
 """Smallest number of gradients that can show a common factor."""
@@ -147,7 +147,7 @@ UNUSED = ("unused_parameters", "new")
 """Measure and kind of the change of parameters that have lost their gradient."""
 
 
-OF_MODEL = ("initial values", "modules", OPERATIONS, SETTINGS)
+OF_MODEL = ("initial values", COPIES, "modules", OPERATIONS, SETTINGS)
 """Comparisons of the model itself, whose changes are causes. All others are consequences."""
 OF_CODE = (OPERATIONS, SETTINGS)
 """Comparisons of the code between and in modules."""
@@ -157,7 +157,7 @@ def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:
     """Return texts on changes of initial values or modules: one for each group of names that changed alike."""
     moved = _shortened([_model_change_text(change) for change in changes if change.kind == "moved"])
     others = [_names_text(change) for change in changes if change.kind != "moved"]
-    if moved and not others and changes[0].measure not in OF_CODE:
+    if moved and not others and changes[0].measure not in (COPIES, *OF_CODE):
         moved[-1] += ", all others unchanged"
     return [*moved, *others]
 
@@ -166,6 +166,8 @@ def _model_change_text(change: BaselineChange) -> str:
     of = f" ({change.count} of {change.considered})" if change.considered > 1 else ""
     if change.measure in OF_CODE and "" in (change.old_text, change.new_text):
         return f"{change.element}: {change.old_text or change.new_text} {'gone' if change.old_text else 'new'}{of}"
+    if change.measure == COPIES:
+        return f"{change.element}: {change.new_text}{of}"
     if change.old_text:
         return f"{change.element}: {change.old_to_new}{of}"
     if math.isnan(change.shift):
