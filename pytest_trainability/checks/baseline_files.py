@@ -230,7 +230,7 @@ def _contents(plain: Any) -> Contents:
     return found
 
 
-_MODEL = ("modules", "operations", "settings")
+_MODEL = ("modules", "operations", "settings", "copies")
 _OF_ENTRY = {"conditions", "draws", "environment", "initial", "measures", "seeds", "tables", *_MODEL}
 
 
@@ -255,7 +255,7 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
         pattern: _row_from_plain(row, len(expanded(pattern)) * len(seeds), f"{where} › initial › {pattern}")
         for pattern, row in _patterns(entry.get("initial", {}), f"{where} › initial").items()
     }
-    modules, operations, settings = (
+    modules, operations, settings, copies = (
         _strings(_patterns(entry.get(part, {}), f"{where} › {part}"), f"{where} › {part}") for part in _MODEL
     )
     tables = {
@@ -263,7 +263,7 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
         for pattern, row in _patterns(entry.get("tables", {}), f"{where} › tables").items()
     }
     known = tables if "tables" in entry else None
-    return Entry(environment, conditions, seeds, draws, measures, initial, modules, operations, settings, known)
+    return Entry(environment, conditions, seeds, draws, measures, initial, modules, operations, settings, known, copies)
 
 
 def _patterns(plain: Any, where: str) -> dict[str, Any]:
@@ -462,6 +462,7 @@ def entry_to_plain(entry: Entry) -> dict[str, Any]:
         "modules": dict(entry.modules),
         "operations": dict(entry.operations),
         "settings": dict(entry.settings),
+        "copies": dict(entry.copies),
     }
     return {
         "conditions": dict(entry.conditions),

@@ -35,6 +35,7 @@ from ..records.reports import BaselineChange
 from ..records.tensors import Projections
 from ..records.text import format_finite
 from .class_changes import CLASSES, class_changes
+from .copy_changes import copy_changes
 from .initial_values import IN_ROWS, InitialRow, initial_changes
 from .module_changes import MODULES, module_changes
 from .operation_changes import is_beyond_chance, operation_changes
@@ -197,6 +198,9 @@ class Entry:
     """Projections of the tensors that are the same on all seeds, by pattern of names. None in an older baseline, and for a single
     seed."""
 
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that equal earlier ones entry by entry, by pattern of names; empty in an older baseline, and without copies."""
+
     @property
     def key(self) -> str:
         """Key of the environment in a file."""
@@ -241,8 +245,8 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
             log-scale measure. 0 for measures that are not named.
 
     Returns:
-        Changes of initial values, of tables, of modules, of operations and of constants; then changes of measures in the order
-        in which ``new`` names them, the largest shift of a profile first: shifts, and measures or elements that have vanished or
+        Changes of initial values, of copies, of tables, of modules, of operations and of constants; then changes of measures in
+        the order in which ``new`` names them, the largest shift of a profile first: shifts, and measures or elements that have vanished or
         are new. Empty if nothing has changed. Operations that chance or another environment may have changed are listed next
         to other changes only, and so are constants and the frame.
 
@@ -287,7 +291,7 @@ def _frames(old: Entry, new: Entry, changes: Iterable[BaselineChange]) -> Iterat
 
 
 def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> Iterator[BaselineChange]:
-    """Compare initial values, tables and modules. An older baseline has none, which is no change."""
+    """Compare initial values, copies, tables and modules. An older baseline has none, which is no change."""
     of_values: list[BaselineChange] = []
     if old.initial and new.initial:
         drawn = [[draw.partition(" ")[0] for draw in entry.draws] for entry in (old, new)]
@@ -301,7 +305,9 @@ def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> It
             # Both are recorded since the same version.
             knows_parts=bool(old.settings),
         )
-    yield from of_values
+        yield from of_values
+        names = [[name for pattern in rows for name in expanded(pattern)] for rows in (old.initial, new.initial)]
+        yield from copy_changes(old.copies, new.copies, known=(names[0], names[1]))
     if old.tables is not None and new.tables is not None:
         known = {name for change in of_values for pattern in change.elements for name in expanded(pattern)}
         drawn_rows = old.initial, new.initial

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from ..engine.modules import named_modules_of
 from ..engine.torch_internals import PARAMETRIZED
 from ..records.tensors import TensorStatistics
+from .copies import copies_among
 from .parts import parts_of
 from .statistics import is_readable, statistics_of
 
@@ -25,6 +26,8 @@ class ModelDescription:
     """Shapes of the same tensors."""
     modules: dict[str, str]
     """Class by name, in the model's order; the model itself has the empty name."""
+    copies: dict[str, str] = field(default_factory=dict)
+    """Names of tensors that equal an earlier one entry by entry, each with that one's name."""
 
 
 def describe(model: nn.Module) -> ModelDescription:
@@ -35,10 +38,12 @@ def describe(model: nn.Module) -> ModelDescription:
     ({'0.weight': (2, 3), '0.bias': (2,)}, {'': 'Sequential', '0': 'Linear', '1': 'Tanh'})
     """
     tensors = initial_tensors(model)
+    values = {name: _statistics_with_parts(tensor) for name, tensor in tensors.items()}
     return ModelDescription(
-        {name: _statistics_with_parts(tensor) for name, tensor in tensors.items()},
+        values,
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         {name: _class_of(module) for name, module in named_modules_of(model)},
+        copies_among(tensors, values),
     )
 
 

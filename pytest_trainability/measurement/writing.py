@@ -17,6 +17,7 @@ import torch
 
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound
+from ..checks.copy_changes import copy_rows
 from ..checks.diagnosis import diagnose, is_about_growth
 from ..checks.initial_values import initial_rows
 from ..checks.judged_elements import BY_PARAMETER, not_judged_texts
@@ -90,6 +91,7 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
         measures={m.name: recorded(seed_runs.with_unit_of_chain(m), _stored(seed_runs, m)) for m in measures},
         initial=initial_rows([{n: (d.shapes[n], v) for n, v in d.values.items()} for d in descriptions]),
         modules=folded_modules(descriptions[0].modules),
+        copies=copy_rows([description.copies for description in descriptions]),
         operations=operation_rows(seed_runs.operations()),
         tables=table_rows([_tables(d, p) for d, p in zip(descriptions, seed_runs.projections())]),
     )

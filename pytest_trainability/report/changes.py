@@ -150,7 +150,7 @@ def _all_changes(changes: Sequence[BaselineChange]) -> list[str]:
     return texts if len(texts) > 1 or any(stand_for_many) else []
 
 
-TABLES, OPERATIONS, SETTINGS, FRAME = "tables", "operations", "settings", "frame"
+TABLES, COPIES, OPERATIONS, SETTINGS, FRAME = "tables", "copies", "operations", "settings", "frame"
 GRADIENTS = "gradient_norm"
 MIN_PARAMETERS = 3
 """Smallest number of gradients that can show a common factor."""
@@ -158,7 +158,7 @@ UNUSED = ("unused_parameters", "new")
 """Measure and kind of the change of parameters that have lost their gradient."""
 
 
-OF_MODEL = ("initial values", TABLES, "modules", OPERATIONS, SETTINGS)
+OF_MODEL = ("initial values", COPIES, TABLES, "modules", OPERATIONS, SETTINGS)
 """Comparisons of the model itself, whose changes are causes. All others are consequences."""
 OF_CODE = (OPERATIONS, SETTINGS)
 """Comparisons of the code between and in modules."""
@@ -168,7 +168,7 @@ def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:
     """Return texts on changes of initial values or modules: one for each group of names that changed alike."""
     moved = _shortened([_model_change_text(change) for change in changes if change.kind == "moved"])
     others = [_names_text(change) for change in changes if change.kind != "moved"]
-    if moved and not others and changes[0].measure not in OF_CODE:
+    if moved and not others and changes[0].measure not in (COPIES, *OF_CODE):
         moved[-1] += ", all others unchanged"
     return [*moved, *others]
 
@@ -177,6 +177,8 @@ def _model_change_text(change: BaselineChange) -> str:
     of = f" ({change.count} of {change.considered})" if change.considered > 1 else ""
     if change.measure in OF_CODE and "" in (change.old_text, change.new_text):
         return f"{change.element}: {change.old_text or change.new_text} {'gone' if change.old_text else 'new'}{of}"
+    if change.measure == COPIES:
+        return f"{change.element}: {change.new_text}{of}"
     if change.old_text:
         return f"{change.element}: {change.old_to_new}{of}"
     if math.isnan(change.shift):

@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from processor import other_number_of_threads
 from torch import Tensor, nn
 
+from pytest_trainability.checks.baseline_files import entry_from_plain, entry_to_plain
 from pytest_trainability.checks.baselines import Entry, Series, compare
 from pytest_trainability.measurement import Context, measure_in
 from pytest_trainability.measures import MEASURES, recorded_along
@@ -251,3 +255,44 @@ def test_the_same_weights_computed_otherwise_are_not_a_change(
     assert new.draws == old.draws[:FEW]
     assert differs(old, new)
     assert compare(old, new, TOLERANCES) == ()
+
+
+# Copies -----------------------------------------------------------------------------------------------------------
+class Momentum(nn.Module):
+    """Predicts what a frozen copy of the encoder returns for another view."""
+
+    def __init__(self, *, drawn_after_copying: bool) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 8))
+        self.predictor = nn.Linear(8, 8)
+        if not drawn_after_copying:
+            self.apply(self._draw)
+        self.momentum_encoder = deepcopy(self.encoder).requires_grad_(False)
+        if drawn_after_copying:
+            self.apply(self._draw)
+
+    @staticmethod
+    def _draw(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        prediction = F.normalize(self.predictor(self.encoder(x)), dim=-1)
+        target = F.normalize(self.momentum_encoder(x + 0.1), dim=-1)
+        return {"loss": (prediction - target).square().sum(-1).mean()}
+
+
+@pytest.mark.parametrize("seeds", [range(4), range(100, 104)], ids=["same seeds", "other seeds"])
+def test_a_copy_that_is_drawn_anew_is_a_change_on_any_seeds(seeds: Sequence[int]) -> None:
+    x = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    old = entry_from_plain(entry_to_plain(recorded(lambda: Momentum(drawn_after_copying=False), x, range(4))))
+    again, anew = (recorded(partial(Momentum, drawn_after_copying=late), x, seeds) for late in (False, True))
+    assert not compare(old, again, TOLERANCES)
+    (change, *_) = compare(old, anew, TOLERANCES)
+    assert (change.measure, change.element, change.new_text) == (
+        "copies",
+        "momentum_encoder.*",
+        "no longer equal to encoder.*",
+    )
+    # An older entry has no copies.
+    assert "copies" not in {c.measure for c in compare(replace(old, copies={}), again, TOLERANCES)}

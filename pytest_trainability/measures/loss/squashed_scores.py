@@ -73,7 +73,8 @@ def _found(capture: Capture, graph: Graph) -> Iterator[tuple[str, CauseRecord]]:
                     f"nll_loss expects the classes in dimension {_class_axis(reader)}, counted from the last one: log_softmax is "
                     f"over dimension {saved_axis(source)}"
                 )
-                yield f"{place}: log_softmax over dimension {saved_axis(source)} before nll_loss", text
+                cause = CauseRecord(text, is_first=True)
+                yield f"{place}: log_softmax over dimension {saved_axis(source)} before nll_loss", cause
             elif _reads_no_logarithms(reader):
                 text = (
                     "nll_loss expects logarithms of probabilities, whose exponentials sum to 1: apply log_softmax first"

@@ -306,8 +306,8 @@ HAND_EDITED = {
     "an entry with more": (
         edited(*TO_ENTRY, "code", to="import os"),
         (
-            f"{AT} must have only the keys conditions, draws, environment, initial, measures, modules, operations, seeds, "
-            "settings, tables; got 'code'"
+            f"{AT} must have only the keys conditions, copies, draws, environment, initial, measures, modules, operations, "
+            "seeds, settings, tables; got 'code'"
         ),
     ),
     "another key": (
