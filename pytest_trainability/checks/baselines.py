@@ -47,12 +47,13 @@ FALSE_ALARMS = 1e-4
 MAX_ROUND_OFF = 1e-3
 """Relative round-off error, amplified by the network, from which numbers of unchanged code no longer repeat."""
 ROUND_OFF_UNITS = 10
-"""Elements of a profile below this many units of round-off of the largest element are raised to that level before they are
-compared. A gradient that is zero except for round-off, such as that of a bias that a softmax cancels, differs between any two
-machines."""
+"""Elements of a profile below this many units of round-off of the largest element of both sides have not moved. A gradient that is
+zero except for round-off, such as that of a bias that a softmax cancels, differs between any two machines."""
 MIN_TOLERANCE = 1e-4
 """Smallest tolerance. Files hold four decimals, or five significant digits of log-scale measures."""
 
+FIRST_STATE = "input"
+"""Element of a profile by step that stands for the first state."""
 FRAME = "frame"
 """Name of the division into trajectories, among the conditions and in reports."""
 _ARITHMETIC = ("platform", "threads", "torch")
@@ -94,25 +95,34 @@ class Series:
         *,
         measure: str,
         test: ShiftTest,
-        floor: float,
+        floors: tuple[float, float],
         faulty: tuple[Sequence[bool], Sequence[bool]],
+        in_order: bool,
     ) -> Iterator[BaselineChange]:
         """Yield the elements that have vanished or are new, then the elements that have moved, largest shift first.
+
+        An element that is round-off on both sides has not moved, however large the other elements have become. One that is not
+        counts even if it is small next to an element that has exploded.
 
         Args:
             old: The same measure in the baseline.
             measure: Name of the measure.
             test: Test for one element, with the error probability of the whole measure.
-            floor: Level of round-off, to which smaller values of a log-scale measure are raised.
+            floors: Levels of round-off of a log-scale measure, of the baseline and now.
             faulty: Whether NaN and +inf are faults on each seed, of the baseline and now. See the top of this file.
+            in_order: Whether elements are in the order of the forward pass: the first one that has moved comes first, as the others
+                may be its consequences.
         """
         fresh = self.on_every_seed() | {e for e, row in self.values.items() if any(_faults(row, faulty[1]))}
         yield from _name_changes(measure, old.on_every_seed() - set(self.values), fresh - set(old.values))
         shared = [element for element in self.values if element in old.values]
         test = test.for_each_of(len(shared))
+        floor = min(floors)
 
         def change_of(element: str) -> BaselineChange | None:
             rows = old.values[element], self.values[element]
+            if old.scale == "log" and all(_is_round_off(*of, test.tolerance) for of in zip(rows, floors)):
+                return None
             samples = (
                 Sample([_on_scale(value, old.scale, floor) for value in row], _faults(row, seeds))
                 for row, seeds in zip(rows, faulty)
@@ -121,7 +131,8 @@ class Series:
             return None if shift is None else self._moved(measure, element, rows, old.scale, shift, test.tolerance)
 
         moved = [replace(c, considered=len(shared)) for element in shared if (c := change_of(element)) is not None]
-        yield from sorted(moved, key=lambda change: -_size(change))
+        first, others = (moved[:1], moved[1:]) if in_order else ([], moved)
+        yield from (*first, *sorted(others, key=lambda change: -_size(change)))
 
     def _moved(
         self,
@@ -136,6 +147,9 @@ class Series:
         old_finite, new_finite = map(format_finite, rows)
         is_shown = math.isfinite if math.isfinite(shift) else lambda value: True
         old, new = (_mean([v for v in row if v is not None and is_shown(v)], scale) for row in rows)
+        if scale == "log" and math.isfinite(shift) and 0 < old < math.inf and 0 < new < math.inf:
+            # The level of round-off decides whether an element has moved, and not how far.
+            shift = max(shift, math.log(new / old), key=abs)
         return BaselineChange(
             measure,
             "moved",
@@ -237,9 +251,10 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
 
     Returns:
         Changes of initial values, of modules, of operations and of constants; then changes of measures in the order in which
-        ``new`` names them, the largest shift of a profile first: shifts, and measures or elements that have vanished or are
-        new. Empty if nothing has changed. Operations that chance or another environment may have changed are listed next to
-        other changes only, and so are constants and the frame.
+        ``new`` names them: shifts, and measures or elements that have vanished or are new. The largest shift of a profile is
+        first; of a profile by step the first step that has moved is, and the largest of the others follows. Empty if nothing
+        has changed. Operations that chance or another environment may have changed are listed next to other changes only, and
+        so are constants and the frame.
 
     Source: Student, Biometrika 6, 1 (1908), for pairs that need not repeat; Welch, Biometrika 34, 28 (1947), otherwise,
     with the degrees of freedom capped by those of two samples of the smaller size. The error probability is divided among
@@ -342,11 +357,19 @@ def _changes(
     if isinstance(before, NameSet) and isinstance(after, NameSet):
         return after.changes_from(before, measure=measure)
     if isinstance(before, Series) and isinstance(after, Series):
-        # One floor for both, so that an element that is zero in both does not move when the largest element moves.
-        floor = max(series.round_off(entry.environment["dtype"]) for entry, series in ((old, before), (new, after)))
-        return after.changes_from(before, measure=measure, test=test, floor=floor, faulty=faulty)
+        floors = before.round_off(old.environment["dtype"]), after.round_off(new.environment["dtype"])
+        in_order = set(after.values) <= {FIRST_STATE, *_steps(new)}
+        return after.changes_from(
+            before, measure=measure, test=test, floors=floors, faulty=faulty, in_order=in_order and len(after.values) > 1
+        )
     vanished = [BaselineChange(measure, "vanished")] if before is not None else []
     return [*vanished, *([BaselineChange(measure, "new")] if after is not None else [])]
+
+
+def _steps(entry: Entry) -> Iterable[str]:
+    """Return the names of the steps of the chain; none if they were not recorded."""
+    rates = entry.measures.get("growth_rate")
+    return rates.values if isinstance(rates, Series) else ()
 
 
 def _faulty_seeds(measure: str, entry: Entry) -> list[bool]:
@@ -425,6 +448,15 @@ def _size(change: BaselineChange) -> float:
     """Return the size of a shift, infinite if it is NaN."""
     size = abs(change.shift)
     return math.inf if math.isnan(size) else size
+
+
+def _is_round_off(row: Sequence[float | None], floor: float, tolerance: float) -> bool:
+    """Return whether the values of an element do not exceed the level of round-off by more than the tolerance, on average."""
+    known = [value for value in row if value is not None]
+    if not known or not floor or not all(map(math.isfinite, known)):
+        return False
+    above = [math.log(max(value, floor) / floor) for value in known]
+    return math.fsum(above) <= tolerance * len(above)
 
 
 def _on_scale(value: float | None, scale: str, floor: float) -> float | None:

@@ -203,11 +203,14 @@ def _names_of(change: BaselineChange, element: str) -> list[str]:
 
 
 def _moved_text(moved: Sequence[BaselineChange]) -> str:
-    largest = moved[0]
+    # A profile by step begins with the first step that has moved.
+    first, largest = moved[0], max(moved, key=_size)
     if largest.measure == FRAME:
         return _frame_text(largest)
     if not largest.element:
         return f"{largest.old_to_new}: {shift_text(largest)}"
+    is_later = not first.old_text and _size(first) < _size(largest)
+    moved = [largest, *(change for change in moved if change is not largest)] if is_later else moved
     groups = alike(moved, lambda change: f"{change.element}: {change.old_text} {change.new_text}")
     worst = ", ".join(
         f"{group[0].element} ({group[0].old_to_new}){and_more([change.element for change in group])}"
@@ -216,7 +219,13 @@ def _moved_text(moved: Sequence[BaselineChange]) -> str:
     more = ", …" if len(groups) > WORST_NAMED else ""
     if largest.old_text:
         return f"{len(moved)} of {largest.considered} changed: {worst}{more}"
-    return f"{len(moved)} of {largest.considered} moved, {shift_text(largest)}: {worst}{more}"
+    at = f" first at {first.element} ({first.old_to_new})," if is_later else ""
+    return f"{len(moved)} of {largest.considered} moved,{at} {shift_text(largest)}: {worst}{more}"
+
+
+def _size(change: BaselineChange) -> float:
+    """Return the size of a shift, infinite if it is NaN."""
+    return math.inf if math.isnan(change.shift) else abs(change.shift)
 
 
 def _frame_text(change: BaselineChange) -> str:

@@ -309,6 +309,30 @@ def test_round_off_of_the_larger_side_counts_for_both(draws: str) -> None:
         assert [change.element for change in changes(old, new)] == ["w"]
 
 
+@pytest.mark.parametrize("draws", ["", FRESH], ids=["paired", "unpaired"])
+def test_an_element_moves_next_to_one_that_explodes(draws: str) -> None:
+    """The level of round-off of 1e31 is 1e25. What was healthy counts below it, and its factor is that of its numbers."""
+    stack = {f"flow.{i}": LARGE for i in range(4)}
+    factors = {"flow.0": 1.0, "flow.1": 1e5, "flow.2": 1e20, "flow.3": 1e32}
+    exploded = {name: [factors[name] * value for value in LARGE] for name in stack}
+    for old, new, sign in ((stack, exploded, 1), (exploded, stack, -1)):
+        found = changes(norms(old), norms(new, draws=draws))
+        assert {c.element: c.shift for c in found} == pytest.approx(
+            {name: sign * math.log(factor) for name, factor in factors.items() if factor > 1}
+        )
+        assert all(c.shift == pytest.approx(math.log(c.new / c.old)) for c in found)
+
+
+def test_the_first_step_that_moved_comes_first() -> None:
+    states = {"input": LARGE, **{f"flow.{i}": LARGE for i in range(4)}}
+    rates = {f"flow.{i}": [0.0] * 4 for i in range(4)}
+    later = {n: [v * f for v in LARGE] for n, f in zip(states, (1.0, 1.0, 1e2, 1e3, 1e31))}
+    found = changes(
+        entry({"growth_rate": rates, "activation_rms": states}), entry({"growth_rate": rates, "activation_rms": later})
+    )
+    assert [change.element for change in found] == ["flow.1", "flow.3", "flow.2"]
+
+
 def test_round_off_depends_on_the_precision() -> None:
     elements = {"b": [1e-8] * 4, "w": LARGE}
     moved = {**elements, "b": [1e-7] * 4}
@@ -362,14 +386,14 @@ def test_a_measure_of_another_kind_has_vanished_and_is_new() -> None:
     assert [change.kind for change in changes(old, new)] == ["vanished", "new"]
 
 
-def test_changes_are_in_the_order_of_measures_and_the_largest_of_a_profile_is_first() -> None:
+def test_changes_are_in_the_order_of_measures_and_the_first_step_is_before_the_largest() -> None:
     steps = {name: [1.0] * 4 for name in "abcd"}
     old = entry({"activation_rms": {"x": [1.0] * 4}, "log_gain": [1.0] * 4, "growth_rate": steps})
     moved = {"a": [1.1] * 4, "b": [0.0] * 4, "c": [INF] * 4, "d": [2.5] * 4}
     new = entry({"growth_rate": moved, "gradient_norm": {"w": [1.0] * 4}, "log_gain": [9.0] * 4})
     found = [(change.measure, change.kind, change.element) for change in changes(old, new)]
     assert found == [
-        *(("growth_rate", "moved", name) for name in "cdba"),
+        *(("growth_rate", "moved", name) for name in "acdb"),
         ("gradient_norm", "new", ""),
         ("log_gain", "moved", ""),
         ("activation_rms", "vanished", ""),
