@@ -98,6 +98,7 @@ def baseline(status: str, changes: list[dict[str, Any]], old_values: list[dict[s
         "status": status, "file": "__trainability__/test_gpt2.json", "entry": "test_gpt2 › default › cpu float32",
         "changes": changes, "recorded_with": "", "command": command if status in {"changed", "missing"} else "",
         "measures": ["log_gain", "gradient_norm"], "model_compared": True, "operations_compared": True,
+        "custom_functions": [], "remarks": [],
         "old_values": old_values,
     }  # fmt: skip
 

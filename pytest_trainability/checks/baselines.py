@@ -40,20 +40,39 @@ from .operation_changes import is_beyond_chance, operation_changes
 from .setting_changes import setting_changes
 from .shifts import Sample, ShiftTest
 
-__all__ = ["BaselineValues", "Entry", "NameSet", "Series", "compare", "environment_key", "find_entry"]
+__all__ = [
+    "CUSTOM_FUNCTIONS",
+    "CUT_OFF",
+    "OUTPUT",
+    "BaselineValues",
+    "Entry",
+    "NameSet",
+    "Series",
+    "compare",
+    "environment_key",
+    "find_entry",
+]
 
 FALSE_ALARMS = 1e-4
 """Probability that unchanged code is reported as changed, where chance plays a part."""
 MAX_ROUND_OFF = 1e-3
 """Relative round-off error, amplified by the network, from which numbers of unchanged code no longer repeat."""
 ROUND_OFF_UNITS = 10
-"""Elements of a profile below this many units of round-off of the largest element of both sides have not moved. A gradient that is
-zero except for round-off, such as that of a bias that a softmax cancels, differs between any two machines."""
+"""Elements of a profile below this many units of round-off of the largest element of both sides have not moved. A gradient that
+is zero except for round-off, such as that of a bias that a softmax cancels, differs between any two machines."""
 MIN_TOLERANCE = 1e-4
 """Smallest tolerance. Files hold four decimals, or five significant digits of log-scale measures."""
 
 FIRST_STATE = "input"
 """Element of a profile by step that stands for the first state."""
+OUTPUT = "output"
+"""Name of the shapes of the output, among the conditions and in reports. They are not in an older baseline."""
+CUSTOM_FUNCTIONS = "custom functions"
+"""Name of the condition that lists custom autograd functions."""
+CUT_OFF = "without gradient to the inputs"
+"""Name of the condition that lists the modules from which no gradient gets to the inputs."""
+PATH = "gradient path"
+"""Name of the comparison of the modules that the gradient passes."""
 FRAME = "frame"
 """Name of the division into trajectories, among the conditions and in reports."""
 _ARITHMETIC = ("platform", "threads", "torch")
@@ -110,8 +129,8 @@ class Series:
             test: Test for one element, with the error probability of the whole measure.
             floors: Levels of round-off of a log-scale measure, of the baseline and now.
             faulty: Whether NaN and +inf are faults on each seed, of the baseline and now. See the top of this file.
-            in_order: Whether elements are in the order of the forward pass: the first one that has moved comes first, as the others
-                may be its consequences.
+            in_order: Whether elements are in the order of the forward pass: the first one that has moved comes first, as the
+                others may be its consequences.
         """
         fresh = self.on_every_seed() | {e for e, row in self.values.items() if any(_faults(row, faulty[1]))}
         yield from _name_changes(measure, old.on_every_seed() - set(self.values), fresh - set(old.values))
@@ -191,7 +210,8 @@ class Entry:
     environment: Mapping[str, str]
     """``device`` (its kind), ``dtype``, ``platform``, ``torch`` (its version), ``threads``, and keys that plugins add."""
     conditions: Mapping[str, str]
-    """``chain``, ``frame`` and ``mode``, as information for readers. Only ``chain`` is compared, along time."""
+    """``chain``, ``frame``, ``mode``, and facts about the code, as information for readers. ``chain`` is compared along time,
+    and ``output``, the shapes of the output, wherever both sides have it."""
     seeds: tuple[int, ...]
     draws: tuple[str, ...]
     """Digests per seed: of the initial weights and inputs, then, after a space, of the random numbers that the run used."""
@@ -274,9 +294,28 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
         tolerance = max(tolerances.get(name, 0.0), MIN_TOLERANCE)
         test = ShiftTest(pairs, repeatable, tolerance, error, derived=name not in _OF_EVERY_RUN)
         changes += _changes(name, old, new, test, faulty[name])
-    if not (of_model or changes or (operations and _is_repeated_code(old, new, pairs))):
+    shapes = list(_output_changes(old, new))
+    of_code = (operations and _is_repeated_code(old, new, pairs)) or (shapes and pairs and _is_same_place(old, new))
+    if not (of_model or changes or of_code):
         return ()
-    return (*of_model, *operations, *_constants(old, new, of_model), *_frames(old, new, changes), *changes)
+    path = _path_changes(new, changes)
+    settings = _constants(old, new, of_model)
+    return (*of_model, *shapes, *operations, *settings, *path, *_frames(old, new, changes), *changes)
+
+
+def _output_changes(old: Entry, new: Entry) -> Iterator[BaselineChange]:
+    """Yield another shape of the output."""
+    before, after = (entry.conditions.get(OUTPUT, "") for entry in (old, new))
+    if before and after and before != after:
+        yield BaselineChange(OUTPUT, "moved", old_text=before, new_text=after)
+
+
+def _path_changes(new: Entry, changes: Iterable[BaselineChange]) -> Iterator[BaselineChange]:
+    """Yield the steps of the baseline from which no gradient gets to the inputs any longer."""
+    gone = [name for c in changes if (c.measure, c.kind) == ("growth_rate", "vanished") for name in c.elements]
+    lost = [name for name in new.conditions.get(CUT_OFF, "").split(", ") if name in gone]
+    if lost:
+        yield BaselineChange(PATH, "vanished", elements=tuple(lost))
 
 
 def _constants(old: Entry, new: Entry, of_model: Sequence[BaselineChange]) -> Iterator[BaselineChange]:
@@ -360,7 +399,12 @@ def _changes(
         floors = before.round_off(old.environment["dtype"]), after.round_off(new.environment["dtype"])
         in_order = set(after.values) <= {FIRST_STATE, *_steps(new)}
         return after.changes_from(
-            before, measure=measure, test=test, floors=floors, faulty=faulty, in_order=in_order and len(after.values) > 1
+            before,
+            measure=measure,
+            test=test,
+            floors=floors,
+            faulty=faulty,
+            in_order=in_order and len(after.values) > 1,
         )
     vanished = [BaselineChange(measure, "vanished")] if before is not None else []
     return [*vanished, *([BaselineChange(measure, "new")] if after is not None else [])]

@@ -165,6 +165,7 @@ class Baselines:
         self, request: BaselineRequest, command: str, old: Entry | None, changes: tuple[BaselineChange, ...]
     ) -> BaselineRecord:
         """Return the record of a comparison for the test's report."""
+        from ..checks.baselines import CUSTOM_FUNCTIONS
         from ..records.reports import BaselineRecord
 
         mode = "new" if request.status == "missing" else "update"
@@ -178,6 +179,7 @@ class Baselines:
             measures=tuple(request.entry.measures),
             model_compared=old is not None and bool(old.modules and request.entry.modules),
             operations_compared=old is not None and bool(old.operations and request.entry.operations),
+            custom_functions=tuple(filter(None, request.entry.conditions.get(CUSTOM_FUNCTIONS, "").split(", "))),
             old_values=() if old is None or not self._detailed else _values_of(old),
         )
 
@@ -214,9 +216,12 @@ def _other_torch(old: Entry, new: Entry) -> str:
 
 
 def _differences(old: Entry, new: Entry) -> list[str]:
-    """Return the conditions of the baseline that differ from the current ones."""
+    """Return the conditions of the baseline that differ from the current ones, without those that are compared."""
+    from ..checks.baselines import CUT_OFF, OUTPUT
+
     before, after = ({**entry.environment, **entry.conditions, "threads": ""} for entry in (old, new))
-    found = [f"{name} {value}" for name, value in before.items() if value != after.get(name)]
+    compared = {OUTPUT, CUT_OFF}
+    found = [f"{name} {v}" for name, v in before.items() if v != after.get(name) and name not in compared]
     if old.seeds != new.seeds:
         found.append(f"{len(old.seeds)} seeds")
     return found

@@ -147,6 +147,10 @@ class BaselineRecord:
     """Whether initial values and modules were compared. A baseline of an earlier version has none."""
     operations_compared: bool = False
     """Whether operations were compared."""
+    custom_functions: tuple[str, ...] = ()
+    """Names of the custom autograd functions of the model, whose backward pass no operation shows."""
+    remarks: tuple[str, ...] = ()
+    """Differences that are no changes by themselves, such as other constants next to equal numbers."""
     old_values: tuple[ValueRecord, ...] = ()
     """Values of the baseline; empty unless a file of the session shows them."""
 

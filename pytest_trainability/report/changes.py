@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..records.names import alike, and_more, expanded
 from ..records.reports import BaselineChange, BaselineRecord
@@ -23,11 +23,23 @@ def baseline_headline(baseline: BaselineRecord) -> str:
         return f"no baseline for {baseline.entry}"
     if not baseline.changes:
         return f"changed since the baseline {baseline.entry}"
-    first, *others = dict.fromkeys(change.measure for change in baseline.changes)
+    first, *others = sorted(dict.fromkeys(change.measure for change in baseline.changes), key=_rank(baseline.changes))
     of_first = [change for change in baseline.changes if change.measure == first]
     text = (model_change_texts if first in OF_MODEL else change_texts)(of_first)[0]
     more = f"; {len(others)} more differ{'' if len(others) > 1 else 's'}" if others else ""
     return f"{first} changed since the baseline: {text}{more}"
+
+
+def _rank(changes: Sequence[BaselineChange]) -> Callable[[str], int]:
+    """Return a function that orders measures by weight: the model, gradients that are gone, its code, numbers, the frame."""
+    lost = {PATH, *(measure for measure, kind in ((c.measure, c.kind) for c in changes) if (measure, kind) == UNUSED)}
+
+    def rank(measure: str) -> int:
+        groups = (set(OF_MODEL) - {*OF_CODE, OUTPUT}, lost, {OUTPUT, OPERATIONS}, {SETTINGS})
+        number = next((i for i, group in enumerate(groups) if measure in group), len(groups))
+        return number + (measure == FRAME)
+
+    return rank
 
 
 def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int, full: bool = False) -> list[str]:
@@ -64,22 +76,33 @@ def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
     places = {"input": -1} | {name: place for place, name in enumerate(steps)}
     lost = [name for c in baseline.changes if (c.measure, c.kind) == UNUSED for name in c.elements]
     without = f", so that {format_names(lost, WORST_NAMED)} get{'s' * (len(lost) == 1)} no gradient" if lost else ""
-    unchanged = "initial values and modules"
-    if OPERATIONS in changed:
-        unchanged += " unchanged" if changed - {OPERATIONS} else " unchanged, all numbers within tolerance"
+    if not changed.isdisjoint(SEEN):
+        numbers = "" if changed - SEEN - {SETTINGS} else ", all numbers within tolerance"
         operated = [
             name for c in baseline.changes if c.measure == OPERATIONS for p in c.elements for name in expanded(p)
         ]
-        return f"{unchanged}: the forward code changed{without or _first(operated, places)}"
+        where = without or _first(operated, places)
+        return f"initial values and modules unchanged{numbers}: the forward code changed{where}"
+    unchanged = f"{_compared_text(baseline)} unchanged"
+    settings = [change for change in baseline.changes if change.measure == SETTINGS]
+    if settings:
+        is_constant = all(change.old_text and change.new_text for change in settings)
+        return f"{unchanged}: {'a constant of' if is_constant else 'a call in'} the forward pass changed{without}"
+    if without or PATH in changed:
+        entered = [name for change in baseline.changes if change.measure == PATH for name in change.elements]
+        place = f" in front of {format_names(entered, WORST_NAMED)}" if entered else ""
+        return f"{unchanged}: the gradient is cut{place}, as by {CUTS if entered else CUTS_OF_LOSS}{without}"
     moved = [change.element for change in baseline.changes if change.element in places]
-    if baseline.operations_compared:
-        what = "a constant of the forward pass"
-        unchanged = "initial values, modules and operations"
-    else:
-        what = "the forward pass"
-    if SETTINGS in changed:
-        return f"{unchanged} unchanged: a constant of the forward pass changed{without}"
-    return f"{unchanged} unchanged: {what}, the loss or the inputs changed{without or _first(moved, places)}"
+    functions = [f"the backward pass of {format_names(baseline.custom_functions)}"] if baseline.custom_functions else []
+    return f"{unchanged}: {', '.join([*NOT_SEEN, *functions])}, the inputs or the loss changed{_first(moved, places)}"
+
+
+def _compared_text(baseline: BaselineRecord) -> str:
+    """Return what could be compared: operations only of steps that both sides have."""
+    if not baseline.operations_compared:
+        return "initial values and modules"
+    are_gone = any(c.measure in OF_STEPS and c.kind != "moved" and c.elements for c in baseline.changes)
+    return f"initial values, modules and operations{' of the steps that remain' if are_gone else ''}"
 
 
 def _scaled_text(changes: Sequence[BaselineChange]) -> str:
@@ -140,6 +163,16 @@ def _all_changes(changes: Sequence[BaselineChange]) -> list[str]:
 
 
 OPERATIONS, SETTINGS, FRAME = "operations", "settings", "frame"
+OUTPUT, PATH = "output", "gradient path"
+OF_STEPS = ("growth_rate", "activation_rms")
+"""Measures whose elements are steps."""
+SEEN = {OPERATIONS, OUTPUT}
+"""Comparisons that show that the forward code has changed."""
+NOT_SEEN = ("a constant", "a reshape", "a detach", "code under no_grad")
+"""Parts of the forward pass that neither operations nor initial values show."""
+CUTS = "a detach, code under no_grad or a draw without gradient"
+CUTS_OF_LOSS = "a detach, code under no_grad, a draw without gradient, or a loss that leaves results out"
+"""What can take the gradient away."""
 GRADIENTS = "gradient_norm"
 MIN_PARAMETERS = 3
 """Smallest number of gradients that can show a common factor."""
@@ -147,7 +180,7 @@ UNUSED = ("unused_parameters", "new")
 """Measure and kind of the change of parameters that have lost their gradient."""
 
 
-OF_MODEL = ("initial values", "modules", OPERATIONS, SETTINGS)
+OF_MODEL = ("initial values", "modules", OUTPUT, OPERATIONS, SETTINGS)
 """Comparisons of the model itself, whose changes are causes. All others are consequences."""
 OF_CODE = (OPERATIONS, SETTINGS)
 """Comparisons of the code between and in modules."""
@@ -157,13 +190,15 @@ def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:
     """Return texts on changes of initial values or modules: one for each group of names that changed alike."""
     moved = _shortened([_model_change_text(change) for change in changes if change.kind == "moved"])
     others = [_names_text(change) for change in changes if change.kind != "moved"]
-    if moved and not others and changes[0].measure not in OF_CODE:
+    if moved and not others and changes[0].measure not in {*OF_CODE, OUTPUT}:
         moved[-1] += ", all others unchanged"
     return [*moved, *others]
 
 
 def _model_change_text(change: BaselineChange) -> str:
     of = f" ({change.count} of {change.considered})" if change.considered > 1 else ""
+    if change.measure == OUTPUT:
+        return f"shape {change.old_to_new}"
     if change.measure in OF_CODE and "" in (change.old_text, change.new_text):
         return f"{change.element}: {change.old_text or change.new_text} {'gone' if change.old_text else 'new'}{of}"
     if change.old_text:
@@ -194,6 +229,11 @@ def _names_text(change: BaselineChange) -> str:
     if not change.elements:
         return "not in the baseline" if is_new else "no longer measured"
     names = [name for element in change.elements for name in _names_of(change, element)]
+    if change.measure == PATH:
+        return f"no gradient passes into {format_names(names, WORST_NAMED)} any longer"
+    if (change.measure, change.kind) == UNUSED:
+        of = f"{len(names)} parameters get" if len(names) > 1 else "1 parameter gets"
+        return f"{of} no gradient now: {format_names(names, WORST_NAMED)}"
     return f"{len(names)} {'new' if is_new else 'gone'}: {format_names(names, WORST_NAMED)}"
 
 
