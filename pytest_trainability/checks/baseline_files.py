@@ -18,7 +18,7 @@ from ..errors import BaselineError
 from ..records.names import MOST_NAMES, expanded
 from ..records.text import visible
 from .atomic_files import replace_file
-from .baselines import BaselineValues, Entry, NameSet, Series
+from .baselines import OUTPUT, BaselineValues, Entry, NameSet, Series
 from .initial_values import InitialRow
 from .locks import locked
 
@@ -255,7 +255,9 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
     modules, operations, settings = (
         _strings(_patterns(entry.get(part, {}), f"{where} › {part}"), f"{where} › {part}") for part in _MODEL
     )
-    return Entry(environment, conditions, seeds, draws, measures, initial, modules, operations, settings)
+    # Output shapes are recorded since a later version than constants: where there are no constants, the code has none.
+    known = settings if settings or OUTPUT in conditions else None
+    return Entry(environment, conditions, seeds, draws, measures, initial, modules, operations, known)
 
 
 def _patterns(plain: Any, where: str) -> dict[str, Any]:
@@ -438,7 +440,7 @@ def entry_to_plain(entry: Entry) -> dict[str, Any]:
         },
         "modules": dict(entry.modules),
         "operations": dict(entry.operations),
-        "settings": dict(entry.settings),
+        "settings": dict(entry.settings or {}),
     }
     return {
         "conditions": dict(entry.conditions),

@@ -51,6 +51,8 @@ __all__ = [
     "compare",
     "environment_key",
     "find_entry",
+    "has_comparable_constants",
+    "other_constants",
 ]
 
 FALSE_ALARMS = 1e-4
@@ -222,9 +224,9 @@ class Entry:
     """Classes of the modules, by pattern of names; empty in a baseline of schema 1."""
     operations: Mapping[str, str] = field(default_factory=dict)
     """Operations that the signal passes, by pattern of the names of steps; empty in a baseline of schema 1."""
-    settings: Mapping[str, str] = field(default_factory=dict)
-    """Calls with the constants that they are given, by pattern of the names of modules. Empty in an older baseline, and in a new
-    entry until something else has changed: they explain a change, and are none."""
+    settings: Mapping[str, str] | None = None
+    """Calls with the constants that they are given, by pattern of the names of modules. None where they are not known: in an
+    older baseline, and in a new entry until they are read. They explain a change, and are none."""
 
     @property
     def key(self) -> str:
@@ -318,11 +320,28 @@ def _path_changes(new: Entry, changes: Iterable[BaselineChange]) -> Iterator[Bas
         yield BaselineChange(PATH, "vanished", elements=tuple(lost))
 
 
+def other_constants(old: Entry, new: Entry) -> tuple[BaselineChange, ...]:
+    """Return the constants in the code that differ from those of a baseline of the same version of torch.
+
+    They explain changes, and are none by themselves: the code may be written in other words.
+
+    Args:
+        old: The baseline.
+        new: The new measurement.
+    """
+    return tuple(_constants(old, new, ()))
+
+
+def has_comparable_constants(old: Entry, new: Entry) -> bool:
+    """Return whether a baseline has constants that those of a new measurement can be compared with."""
+    return old.settings is not None and _is_same_version(old, new)
+
+
 def _constants(old: Entry, new: Entry, of_model: Sequence[BaselineChange]) -> Iterator[BaselineChange]:
-    """Yield other constants in the code, which explain changes and are none by themselves."""
-    if old.settings and new.settings and _is_same_version(old, new):
+    if old.settings is not None and new.settings is not None and has_comparable_constants(old, new):
         of_other_class = {n for c in of_model if c.measure == MODULES for p in c.elements for n in expanded(p)}
-        yield from setting_changes(old.settings, new.settings, but=of_other_class)
+        names = [{n or kind for p, kind in entry.modules.items() for n in expanded(p)} for entry in (old, new)]
+        yield from setting_changes(old.settings, new.settings, but=of_other_class, shared=names[0] & names[1])
 
 
 def _frames(old: Entry, new: Entry, changes: Iterable[BaselineChange]) -> Iterator[BaselineChange]:
@@ -347,7 +366,7 @@ def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> It
             error=error,
             tolerance=tolerance,
             # Both are recorded since the same version.
-            knows_parts=bool(old.settings),
+            knows_parts=old.settings is not None,
         )
     if old.modules and new.modules:
         yield from module_changes(old.modules, new.modules)

@@ -121,7 +121,7 @@ def with_settings(found: Entry, seed_runs: SeedRuns) -> Entry:
         found: The entry.
         seed_runs: The runs that it describes.
     """
-    return replace(found, settings=setting_rows(rows) if (rows := seed_runs.settings()) else {})
+    return replace(found, settings=setting_rows(rows) if (rows := seed_runs.settings()) else None)
 
 
 def _stored(seed_runs: SeedRuns, m: Measure) -> Sequence[Any]:
@@ -195,7 +195,10 @@ def check_record(
         cause=_cause(seed_runs, growth_rate, nonfinite, failed, about_growth=about_growth),
         cures=tuple(cures),
         notes=(*common.notes, *of_gradients) if are_harmless else common.notes,
-        cautions=tuple(_cautions(seed_runs, () if are_harmless else of_gradients)),
+        cautions=(
+            *_cautions(seed_runs, () if are_harmless else of_gradients),
+            *(() if baseline is None else baseline.remarks),
+        ),
         reproduce=context.reproduce,
         baseline=baseline,
         along=common.along,

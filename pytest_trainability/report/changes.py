@@ -10,7 +10,7 @@ from ..records.reports import BaselineChange, BaselineRecord
 from ..records.text import format_names, format_number
 from .layout import WORST_NAMED, WORST_SHOWN, labelled
 
-__all__ = ["baseline_headline", "baseline_lines", "change_lines", "change_texts", "shift_text"]
+__all__ = ["baseline_headline", "baseline_lines", "change_lines", "change_texts", "constants_text", "shift_text"]
 
 
 def baseline_headline(baseline: BaselineRecord) -> str:
@@ -193,6 +193,20 @@ def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:
     if moved and not others and changes[0].measure not in {*OF_CODE, OUTPUT}:
         moved[-1] += ", all others unchanged"
     return [*moved, *others]
+
+
+def constants_text(changes: Sequence[BaselineChange]) -> str:
+    """Return a remark on constants in the code that differ from those of a baseline, whose numbers have not changed.
+
+    >>> constants_text([BaselineChange("settings", "moved", "time", old_text="mul(1000)")])
+    'settings changed since the baseline, all numbers within tolerance: time: mul(1000) gone'
+
+    Args:
+        changes: The differences.
+    """
+    return (
+        f"{SETTINGS} changed since the baseline, all numbers within tolerance: {'; '.join(model_change_texts(changes))}"
+    )
 
 
 def _model_change_text(change: BaselineChange) -> str:

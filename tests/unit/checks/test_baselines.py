@@ -715,6 +715,47 @@ def test_constants_and_the_frame_are_listed_before_the_numbers_that_moved() -> N
     ]
 
 
+def test_the_only_constant_of_a_model_may_be_gone() -> None:
+    """Constants that are not known are none that have gone. Those of the model itself have the name of its class."""
+    modules = {"": "Critic", "value": "Linear"}
+    old, new = (replace(gain(v), modules=modules) for v in (SPREAD, shifted(SPREAD, 2)))
+    old = replace(old, settings={"Critic": "squeeze(value, dim=-1)"})
+    (found, _) = changes(old, replace(new, settings={}))
+    assert (found.measure, found.element, found.old_text) == ("settings", "Critic", "squeeze(value, dim=-1)")
+    assert [c.measure for c in changes(old, new)] == ["log_gain"]
+    assert [c.measure for c in changes(old, replace(new, settings={}, modules={"": "Actor"}))] == [
+        "modules",
+        "modules",
+        "log_gain",
+    ]
+
+
+def with_output(entry: Entry, output: str) -> Entry:
+    return replace(entry, conditions={**entry.conditions, "output": output})
+
+
+def test_another_shape_of_the_output_is_a_change() -> None:
+    old, new = with_output(gain(SPREAD), "(32,)"), with_output(gain(SPREAD), "(32, 1)")
+    (found,) = changes(old, new)
+    assert (found.measure, found.old_to_new) == ("output", "(32,) → (32, 1)")
+    assert changes(gain(SPREAD), new) == changes(old, gain(SPREAD)) == changes(old, old) == ()
+    # Other weights may choose another shape, such as that of the tokens that are kept.
+    fresh = with_output(gain(SPREAD, draws=FRESH), "(32, 1)")
+    assert changes(old, fresh) == ()
+    moved = with_output(gain(shifted(SPREAD, 9), draws=FRESH), "(32, 1)")
+    assert [c.measure for c in changes(old, moved)] == ["output", "log_gain"]
+
+
+def test_steps_without_a_gradient_to_the_inputs_are_named_if_they_had_one() -> None:
+    steps = {name: [0.0] * 4 for name in ("encoder", "decoder.0", "decoder.2")}
+    old, new = entry({"growth_rate": steps}), entry({"growth_rate": {"encoder": [0.0] * 4}})
+    cut = replace(new, conditions={**new.conditions, "without gradient to the inputs": "decoder.0, teacher.0"})
+    path, gone = changes(old, cut)
+    assert (path.measure, path.kind, path.elements) == ("gradient path", "vanished", ("decoder.0",))
+    assert (gone.measure, gone.elements) == ("growth_rate", ("decoder.0", "decoder.2"))
+    assert [c.measure for c in changes(old, new)] == ["growth_rate"]
+
+
 def test_constants_are_compared_within_one_version_of_torch() -> None:
     old = replace(gain(SPREAD, torch="2.6.0"), **OF_CODE[0])
     assert "settings" not in {c.measure for c in changes(old, replace(gain(shifted(SPREAD, 9)), **OF_CODE[1]))}
