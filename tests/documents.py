@@ -86,7 +86,7 @@ def change(measure: str, old: float, new: float, tolerance: float, **others: Any
     found = {
         "measure": measure, "kind": "moved", "element": "", "elements": [], "old": old, "new": new, "shift": shift,
         "tolerance": tolerance, "unit": "", "scale": "linear", "considered": 1, "old_finite": "", "new_finite": "",
-        "old_text": "", "new_text": "", "count": 1, "text": f"{old:.3g} → {new:.3g}",
+        "old_text": "", "new_text": "", "count": 1, "remark": "", "text": f"{old:.3g} → {new:.3g}",
     }  # fmt: skip
     return {name: _written(v) if isinstance(v, float) else v for name, v in (found | others).items()}
 

@@ -105,6 +105,8 @@ class BaselineChange:
     """Class, shape or operations now."""
     count: int = 1
     """Number of elements that the change is about."""
+    remark: str = ""
+    """Remark on what may explain the change, printed behind it."""
 
     @property
     def old_to_new(self) -> str:

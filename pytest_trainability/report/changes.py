@@ -188,7 +188,7 @@ OF_CODE = (OPERATIONS, SETTINGS)
 
 def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:
     """Return texts on changes of initial values or modules: one for each group of names that changed alike."""
-    moved = _shortened([_model_change_text(change) for change in changes if change.kind == "moved"])
+    moved = _shortened([_with_remark(change) for change in changes if change.kind == "moved"])
     others = [_names_text(change) for change in changes if change.kind != "moved"]
     if moved and not others and changes[0].measure not in {*OF_CODE, OUTPUT}:
         moved[-1] += ", all others unchanged"
@@ -209,6 +209,10 @@ def constants_text(changes: Sequence[BaselineChange]) -> str:
     )
 
 
+def _with_remark(change: BaselineChange) -> str:
+    return _model_change_text(change) + (f", {change.remark}" if change.remark else "")
+
+
 def _model_change_text(change: BaselineChange) -> str:
     of = f" ({change.count} of {change.considered})" if change.considered > 1 else ""
     if change.measure == OUTPUT:
@@ -219,10 +223,11 @@ def _model_change_text(change: BaselineChange) -> str:
         return f"{change.element}: {change.old_to_new}{of}"
     if math.isnan(change.shift):
         return f"{change.element}: {'no longer finite' if math.isnan(change.new) else 'finite again'}{of}"
-    if change.unit == "mean" or not math.isfinite(change.shift):
-        what = "mean" if change.unit == "mean" else "rms"
-        return f"{change.element}: {what} {change.old:.3g} → {change.new:.3g}{of}"
-    return f"{change.element} ×{format_number(math.exp(change.shift))}{of}: rms {change.old:.3g} → {change.new:.3g}"
+    what = {"mean": "mean ", "value": ""}.get(change.unit, "rms ")
+    # A mean has no factor, and a number none from zero or to another sign.
+    if change.unit == "mean" or not math.isfinite(change.shift) or (change.unit and change.old * change.new <= 0):
+        return f"{change.element}: {what}{change.old + 0.0:.3g} → {change.new + 0.0:.3g}{of}"
+    return f"{change.element} ×{format_number(math.exp(change.shift))}{of}: {what}{change.old:.3g} → {change.new:.3g}"
 
 
 def _shortened(texts: Sequence[str]) -> list[str]:

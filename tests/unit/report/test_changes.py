@@ -85,6 +85,24 @@ MODEL_CHANGES: dict[str, tuple[BaselineChange, str]] = {
         BaselineChange("initial values", "moved", "head", old=0.02, new=0.0, shift=-INF),
         "initial values head: rms 0.02 → 0",
     ),
+    "a constant tensor": (
+        BaselineChange("initial values", "moved", "log_std", old=0.0, new=-20.0, shift=INF, unit="value"),
+        "initial values log_std: 0 → -20",
+    ),
+    "another sign": (
+        BaselineChange("initial values", "moved", "s", old=1.0, new=-2.0, shift=math.log(2), unit="value"),
+        "initial values s: 1 → -2",
+    ),
+    "a larger constant": (
+        BaselineChange("initial values", "moved", "s", old=-1.0, new=-2.0, shift=math.log(2), unit="value"),
+        "initial values s ×2: -1 → -2",
+    ),
+    "other draws": (
+        BaselineChange(
+            "initial values", "moved", "w", old=0.1, new=0.2, shift=0.1, unit="mean", remark="which chance explains"
+        ),
+        "initial values w: mean 0.1 → 0.2, which chance explains",
+    ),
     "a mean": (
         BaselineChange("initial values", "moved", "head", old=0.0, new=1.0, shift=1.0, unit="mean"),
         "initial values head: mean 0 → 1",
