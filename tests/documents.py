@@ -86,7 +86,7 @@ def change(measure: str, old: float, new: float, tolerance: float, **others: Any
     found = {
         "measure": measure, "kind": "moved", "element": "", "elements": [], "old": old, "new": new, "shift": shift,
         "tolerance": tolerance, "unit": "", "scale": "linear", "considered": 1, "old_finite": "", "new_finite": "",
-        "old_text": "", "new_text": "", "count": 1, "text": f"{old:.3g} → {new:.3g}",
+        "old_text": "", "new_text": "", "count": 1, "remark": "", "text": f"{old:.3g} → {new:.3g}",
     }  # fmt: skip
     return {name: _written(v) if isinstance(v, float) else v for name, v in (found | others).items()}
 
@@ -98,6 +98,7 @@ def baseline(status: str, changes: list[dict[str, Any]], old_values: list[dict[s
         "status": status, "file": "__trainability__/test_gpt2.json", "entry": "test_gpt2 › default › cpu float32",
         "changes": changes, "recorded_with": "", "command": command if status in {"changed", "missing"} else "",
         "measures": ["log_gain", "gradient_norm"], "model_compared": True, "operations_compared": True,
+        "custom_functions": [], "remarks": [],
         "old_values": old_values,
     }  # fmt: skip
 

@@ -19,7 +19,7 @@ from ..records.names import MOST_NAMES, expanded
 from ..records.tensors import Projections
 from ..records.text import visible
 from .atomic_files import replace_file
-from .baselines import BaselineValues, Entry, NameSet, Series
+from .baselines import OUTPUT, BaselineValues, Entry, NameSet, Series
 from .initial_values import InitialRow
 from .locks import locked
 
@@ -262,8 +262,20 @@ def entry_from_plain(plain: Any, where: str = "an entry") -> Entry:
         pattern: _table_from_plain(row, f"{where} › tables › {pattern}")
         for pattern, row in _patterns(entry.get("tables", {}), f"{where} › tables").items()
     }
-    known = tables if "tables" in entry else None
-    return Entry(environment, conditions, seeds, draws, measures, initial, modules, operations, settings, known, copies)
+    return Entry(
+        environment,
+        conditions,
+        seeds,
+        draws,
+        measures,
+        initial,
+        modules,
+        operations,
+        # Output shapes are recorded since a later version than constants: where there are no constants, the code has none.
+        settings if settings or OUTPUT in conditions else None,
+        tables if "tables" in entry else None,
+        copies,
+    )
 
 
 def _patterns(plain: Any, where: str) -> dict[str, Any]:
@@ -461,7 +473,7 @@ def entry_to_plain(entry: Entry) -> dict[str, Any]:
         },
         "modules": dict(entry.modules),
         "operations": dict(entry.operations),
-        "settings": dict(entry.settings),
+        "settings": dict(entry.settings or {}),
         "copies": dict(entry.copies),
     }
     return {

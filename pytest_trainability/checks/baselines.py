@@ -43,19 +43,41 @@ from .setting_changes import setting_changes
 from .shifts import Sample, ShiftTest
 from .table_changes import table_changes
 
-__all__ = ["BaselineValues", "Entry", "NameSet", "Series", "compare", "environment_key", "find_entry"]
+__all__ = [
+    "CUSTOM_FUNCTIONS",
+    "CUT_OFF",
+    "OUTPUT",
+    "BaselineValues",
+    "Entry",
+    "NameSet",
+    "Series",
+    "compare",
+    "environment_key",
+    "find_entry",
+    "has_comparable_constants",
+    "other_constants",
+]
 
 FALSE_ALARMS = 1e-4
 """Probability that unchanged code is reported as changed, where chance plays a part."""
 MAX_ROUND_OFF = 1e-3
 """Relative round-off error, amplified by the network, from which numbers of unchanged code no longer repeat."""
 ROUND_OFF_UNITS = 10
-"""Elements of a profile below this many units of round-off of the largest element are raised to that level before they are
-compared. A gradient that is zero except for round-off, such as that of a bias that a softmax cancels, differs between any two
-machines."""
+"""Elements of a profile below this many units of round-off of the largest element of both sides have not moved. A gradient that
+is zero except for round-off, such as that of a bias that a softmax cancels, differs between any two machines."""
 MIN_TOLERANCE = 1e-4
 """Smallest tolerance. Files hold four decimals, or five significant digits of log-scale measures."""
 
+FIRST_STATE = "input"
+"""Element of a profile by step that stands for the first state."""
+OUTPUT = "output"
+"""Name of the shapes of the output, among the conditions and in reports. They are not in an older baseline."""
+CUSTOM_FUNCTIONS = "custom functions"
+"""Name of the condition that lists custom autograd functions."""
+CUT_OFF = "without gradient to the inputs"
+"""Name of the condition that lists the modules from which no gradient gets to the inputs."""
+PATH = "gradient path"
+"""Name of the comparison of the modules that the gradient passes."""
 FRAME = "frame"
 """Name of the division into trajectories, among the conditions and in reports."""
 _ARITHMETIC = ("platform", "threads", "torch")
@@ -97,25 +119,34 @@ class Series:
         *,
         measure: str,
         test: ShiftTest,
-        floor: float,
+        floors: tuple[float, float],
         faulty: tuple[Sequence[bool], Sequence[bool]],
+        in_order: bool,
     ) -> Iterator[BaselineChange]:
         """Yield the elements that have vanished or are new, then the elements that have moved, largest shift first.
+
+        An element that is round-off on both sides has not moved, however large the other elements have become. One that is not
+        counts even if it is small next to an element that has exploded.
 
         Args:
             old: The same measure in the baseline.
             measure: Name of the measure.
             test: Test for one element, with the error probability of the whole measure.
-            floor: Level of round-off, to which smaller values of a log-scale measure are raised.
+            floors: Levels of round-off of a log-scale measure, of the baseline and now.
             faulty: Whether NaN and +inf are faults on each seed, of the baseline and now. See the top of this file.
+            in_order: Whether elements are in the order of the forward pass: the first one that has moved comes first, as the
+                others may be its consequences.
         """
         fresh = self.on_every_seed() | {e for e, row in self.values.items() if any(_faults(row, faulty[1]))}
         yield from _name_changes(measure, old.on_every_seed() - set(self.values), fresh - set(old.values))
         shared = [element for element in self.values if element in old.values]
         test = test.for_each_of(len(shared))
+        floor = min(floors)
 
         def change_of(element: str) -> BaselineChange | None:
             rows = old.values[element], self.values[element]
+            if old.scale == "log" and all(_is_round_off(*of, test.tolerance) for of in zip(rows, floors)):
+                return None
             samples = (
                 Sample([_on_scale(value, old.scale, floor) for value in row], _faults(row, seeds))
                 for row, seeds in zip(rows, faulty)
@@ -124,7 +155,8 @@ class Series:
             return None if shift is None else self._moved(measure, element, rows, old.scale, shift, test.tolerance)
 
         moved = [replace(c, considered=len(shared)) for element in shared if (c := change_of(element)) is not None]
-        yield from sorted(moved, key=lambda change: -_size(change))
+        first, others = (moved[:1], moved[1:]) if in_order else ([], moved)
+        yield from (*first, *sorted(others, key=lambda change: -_size(change)))
 
     def _moved(
         self,
@@ -139,6 +171,9 @@ class Series:
         old_finite, new_finite = map(format_finite, rows)
         is_shown = math.isfinite if math.isfinite(shift) else lambda value: True
         old, new = (_mean([v for v in row if v is not None and is_shown(v)], scale) for row in rows)
+        if scale == "log" and math.isfinite(shift) and 0 < old < math.inf and 0 < new < math.inf:
+            # The level of round-off decides whether an element has moved, and not how far.
+            shift = max(shift, math.log(new / old), key=abs)
         return BaselineChange(
             measure,
             "moved",
@@ -180,7 +215,8 @@ class Entry:
     environment: Mapping[str, str]
     """``device`` (its kind), ``dtype``, ``platform``, ``torch`` (its version), ``threads``, and keys that plugins add."""
     conditions: Mapping[str, str]
-    """``chain``, ``frame`` and ``mode``, as information for readers. Only ``chain`` is compared, along time."""
+    """``chain``, ``frame``, ``mode``, and facts about the code, as information for readers. ``chain`` is compared along time,
+    and ``output``, the shapes of the output, wherever both sides have it."""
     seeds: tuple[int, ...]
     draws: tuple[str, ...]
     """Digests per seed: of the initial weights and inputs, then, after a space, of the random numbers that the run used."""
@@ -191,13 +227,12 @@ class Entry:
     """Classes of the modules, by pattern of names; empty in a baseline of schema 1."""
     operations: Mapping[str, str] = field(default_factory=dict)
     """Operations that the signal passes, by pattern of the names of steps; empty in a baseline of schema 1."""
-    settings: Mapping[str, str] = field(default_factory=dict)
-    """Calls with the constants that they are given, by pattern of the names of modules. Empty in an older baseline, and in a new
-    entry until something else has changed: they explain a change, and are none."""
+    settings: Mapping[str, str] | None = None
+    """Calls with the constants that they are given, by pattern of the names of modules. None where they are not known: in an
+    older baseline, and in a new entry until they are read. They explain a change, and are none."""
     tables: Mapping[str, Projections] | None = None
     """Projections of the tensors that are the same on all seeds, by pattern of names. None in an older baseline, and for a single
     seed."""
-
     copies: Mapping[str, str] = field(default_factory=dict)
     """Tensors that equal earlier ones entry by entry, by pattern of names; empty in an older baseline, and without copies."""
 
@@ -246,9 +281,10 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
 
     Returns:
         Changes of initial values, of copies, of tables, of modules, of operations and of constants; then changes of measures in
-        the order in which ``new`` names them, the largest shift of a profile first: shifts, and measures or elements that have vanished or
-        are new. Empty if nothing has changed. Operations that chance or another environment may have changed are listed next
-        to other changes only, and so are constants and the frame.
+        the order in which ``new`` names them: shifts, and measures or elements that have vanished or are new. The largest shift
+        of a profile is first; of a profile by step the first step that has moved is, and the largest of the others follows.
+        Empty if nothing has changed. Operations that chance or another environment may have changed are listed next to other
+        changes only, and so are constants and the frame.
 
     Source: Student, Biometrika 6, 1 (1908), for pairs that need not repeat; Welch, Biometrika 34, 28 (1947), otherwise,
     with the degrees of freedom capped by those of two samples of the smaller size. The error probability is divided among
@@ -268,16 +304,52 @@ def compare(old: Entry, new: Entry, tolerances: Mapping[str, float]) -> tuple[Ba
         tolerance = max(tolerances.get(name, 0.0), MIN_TOLERANCE)
         test = ShiftTest(pairs, repeatable, tolerance, error, derived=name not in _OF_EVERY_RUN)
         changes += _changes(name, old, new, test, faulty[name])
-    if not (of_model or changes or (operations and _is_repeated_code(old, new, pairs))):
+    shapes = list(_output_changes(old, new))
+    of_code = (operations and _is_repeated_code(old, new, pairs)) or (shapes and pairs and _is_same_place(old, new))
+    if not (of_model or changes or of_code):
         return ()
-    return (*of_model, *operations, *_constants(old, new, of_model), *_frames(old, new, changes), *changes)
+    path = _path_changes(new, changes)
+    settings = _constants(old, new, of_model)
+    return (*of_model, *shapes, *operations, *settings, *path, *_frames(old, new, changes), *changes)
+
+
+def _output_changes(old: Entry, new: Entry) -> Iterator[BaselineChange]:
+    """Yield another shape of the output."""
+    before, after = (entry.conditions.get(OUTPUT, "") for entry in (old, new))
+    if before and after and before != after:
+        yield BaselineChange(OUTPUT, "moved", old_text=before, new_text=after)
+
+
+def _path_changes(new: Entry, changes: Iterable[BaselineChange]) -> Iterator[BaselineChange]:
+    """Yield the steps of the baseline from which no gradient gets to the inputs any longer."""
+    gone = [name for c in changes if (c.measure, c.kind) == ("growth_rate", "vanished") for name in c.elements]
+    lost = [name for name in new.conditions.get(CUT_OFF, "").split(", ") if name in gone]
+    if lost:
+        yield BaselineChange(PATH, "vanished", elements=tuple(lost))
+
+
+def other_constants(old: Entry, new: Entry) -> tuple[BaselineChange, ...]:
+    """Return the constants in the code that differ from those of a baseline of the same version of torch.
+
+    They explain changes, and are none by themselves: the code may be written in other words.
+
+    Args:
+        old: The baseline.
+        new: The new measurement.
+    """
+    return tuple(_constants(old, new, ()))
+
+
+def has_comparable_constants(old: Entry, new: Entry) -> bool:
+    """Return whether a baseline has constants that those of a new measurement can be compared with."""
+    return old.settings is not None and _is_same_version(old, new)
 
 
 def _constants(old: Entry, new: Entry, of_model: Sequence[BaselineChange]) -> Iterator[BaselineChange]:
-    """Yield other constants in the code, which explain changes and are none by themselves."""
-    if old.settings and new.settings and _is_same_version(old, new):
+    if old.settings is not None and new.settings is not None and has_comparable_constants(old, new):
         of_other_class = {n for c in of_model if c.measure == MODULES for p in c.elements for n in expanded(p)}
-        yield from setting_changes(old.settings, new.settings, but=of_other_class)
+        names = [{n or kind for p, kind in entry.modules.items() for n in expanded(p)} for entry in (old, new)]
+        yield from setting_changes(old.settings, new.settings, but=of_other_class, shared=names[0] & names[1])
 
 
 def _frames(old: Entry, new: Entry, changes: Iterable[BaselineChange]) -> Iterator[BaselineChange]:
@@ -303,7 +375,7 @@ def _model_changes(old: Entry, new: Entry, error: float, tolerance: float) -> It
             error=error,
             tolerance=tolerance,
             # Both are recorded since the same version.
-            knows_parts=bool(old.settings),
+            knows_parts=old.settings is not None,
         )
         yield from of_values
         names = [[name for pattern in rows for name in expanded(pattern)] for rows in (old.initial, new.initial)]
@@ -359,11 +431,24 @@ def _changes(
     if isinstance(before, NameSet) and isinstance(after, NameSet):
         return after.changes_from(before, measure=measure)
     if isinstance(before, Series) and isinstance(after, Series):
-        # One floor for both, so that an element that is zero in both does not move when the largest element moves.
-        floor = max(series.round_off(entry.environment["dtype"]) for entry, series in ((old, before), (new, after)))
-        return after.changes_from(before, measure=measure, test=test, floor=floor, faulty=faulty)
+        floors = before.round_off(old.environment["dtype"]), after.round_off(new.environment["dtype"])
+        in_order = set(after.values) <= {FIRST_STATE, *_steps(new)}
+        return after.changes_from(
+            before,
+            measure=measure,
+            test=test,
+            floors=floors,
+            faulty=faulty,
+            in_order=in_order and len(after.values) > 1,
+        )
     vanished = [BaselineChange(measure, "vanished")] if before is not None else []
     return [*vanished, *([BaselineChange(measure, "new")] if after is not None else [])]
+
+
+def _steps(entry: Entry) -> Iterable[str]:
+    """Return the names of the steps of the chain; none if they were not recorded."""
+    rates = entry.measures.get("growth_rate")
+    return rates.values if isinstance(rates, Series) else ()
 
 
 def _faulty_seeds(measure: str, entry: Entry) -> list[bool]:
@@ -442,6 +527,15 @@ def _size(change: BaselineChange) -> float:
     """Return the size of a shift, infinite if it is NaN."""
     size = abs(change.shift)
     return math.inf if math.isnan(size) else size
+
+
+def _is_round_off(row: Sequence[float | None], floor: float, tolerance: float) -> bool:
+    """Return whether the values of an element do not exceed the level of round-off by more than the tolerance, on average."""
+    known = [value for value in row if value is not None]
+    if not known or not floor or not all(map(math.isfinite, known)):
+        return False
+    above = [math.log(max(value, floor) / floor) for value in known]
+    return math.fsum(above) <= tolerance * len(above)
 
 
 def _on_scale(value: float | None, scale: str, floor: float) -> float | None:

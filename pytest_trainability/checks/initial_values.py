@@ -36,6 +36,16 @@ INCONSISTENCY = 1e-3
 """Error probability with which the spread between seeds counts as larger than that of independent entries."""
 
 
+CONSTANT = 1e-4
+"""Relative difference between root mean square and mean up to which a tensor is a constant. Files hold five digits of both."""
+VALUE = "value"
+"""Unit of a change that is that of a constant."""
+OTHER_DRAWS = "which other draws explain"
+"""Remark on a change that may be the same distribution, drawn in another order."""
+SAME_SHAPE = 0.01
+"""Relative difference up to which statistics that a factor leaves alone are equal. Files hold three of their digits."""
+
+
 @dataclass(frozen=True, slots=True)
 class InitialRow:
     """Statistics of the initial values of tensors that are alike, over tensors and seeds."""
@@ -58,6 +68,11 @@ class InitialRow:
     def is_finite(self) -> bool:
         """Whether all entries were finite."""
         return math.isfinite(self.rms)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all entries were one number, up to the digits of a file."""
+        return self.is_finite and math.isclose(self.rms, abs(self.mean), rel_tol=CONSTANT)
 
     @property
     def entries(self) -> int:
@@ -157,6 +172,8 @@ def initial_changes(
 ) -> Iterator[BaselineChange]:
     """Yield the tensors whose initial values have changed, most tensors first, then those that have vanished or are new.
 
+    Tensors that may have been drawn from the same distributions in another order come last among those that have changed.
+
     Args:
         old: Rows of the baseline.
         new: Rows now.
@@ -180,12 +197,14 @@ def initial_changes(
             rows = rows[0], replace(rows[1], parts=())
         change = _change(*rows, 0.0 if is_exact else error / len(pairs), tolerance)
         if change is not None:
+            if is_exact and _may_be_other_draws(*rows, error / len(pairs), tolerance):
+                change = replace(change, remark=OTHER_DRAWS)
             forms = with_stars(names, before)
             moved += [
                 replace(change, element=form, elements=tuple(of_form(form, names)), count=count, considered=known)
                 for form, count, known in forms
             ]
-    yield from sorted(moved, key=lambda change: -change.count)
+    yield from sorted(moved, key=lambda change: (bool(change.remark), -change.count))
     gone, fresh = (
         [name for name in names if name not in others] for names, others in ((before, after), (after, before))
     )
@@ -193,6 +212,21 @@ def initial_changes(
         yield BaselineChange(INITIAL_VALUES, "vanished", elements=tuple(folded(gone)))
     if fresh:
         yield BaselineChange(INITIAL_VALUES, "new", elements=tuple(folded(fresh)))
+
+
+def _may_be_other_draws(old: InitialRow, new: InitialRow, error: float, tolerance: float) -> bool:
+    """Return whether two rows of as many random numbers may be draws from one distribution in another order.
+
+    A factor moves root mean square and mean alike, and leaves the spread between seeds and the fourth moment as they were.
+    """
+    if not (old.chance and new.chance) or _change(old, new, error, tolerance) is not None:
+        return False
+    shapes = [(row.mean / row.rms, row.spread, row.chance) for row in (old, new)]
+    is_scaled = all(
+        (math.isnan(a) and math.isnan(b)) or a == b or abs(a - b) <= SAME_SHAPE * max(abs(a), abs(b))
+        for a, b in zip(*shapes)
+    )
+    return not is_scaled
 
 
 def _pattern_by_name(rows: Iterable[str]) -> dict[str, str]:
@@ -211,15 +245,19 @@ def _change(old: InitialRow, new: InitialRow, error: float, tolerance: float) ->
     if old.shape != new.shape:
         was, now = ("shape " + "×".join(map(str, row.shape)) for row in (old, new))
         return BaselineChange(INITIAL_VALUES, "moved", old_text=was, new_text=now)
+    are_constant = old.is_constant and new.is_constant
     shift = _shift_of_rms(old, new, error / 2, tolerance)
     if shift is not None:
+        # The sign of a constant counts, and it has no other root mean square than its size.
+        before, after, unit = (old.mean, new.mean, VALUE) if are_constant else (old.rms, new.rms, "")
         return BaselineChange(
-            INITIAL_VALUES, "moved", old=old.rms, new=new.rms, shift=shift, tolerance=tolerance, scale="log"
+            INITIAL_VALUES, "moved", old=before, new=after, shift=shift, tolerance=tolerance, unit=unit, scale="log"
         )
     shift = _shift_of_mean(old, new, error / 2, tolerance)
     if shift is not None:
+        unit = VALUE if are_constant else "mean"
         return BaselineChange(
-            INITIAL_VALUES, "moved", old=old.mean, new=new.mean, shift=shift, tolerance=tolerance * new.rms, unit="mean"
+            INITIAL_VALUES, "moved", old=old.mean, new=new.mean, shift=shift, tolerance=tolerance * new.rms, unit=unit
         )
     if _parts_differ(old, new, error, tolerance):
         was, now = _parts_text(old.parts, new.parts)

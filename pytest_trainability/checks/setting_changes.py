@@ -20,7 +20,9 @@ __all__ = ["SETTINGS", "setting_changes", "setting_rows"]
 SETTINGS = "settings"
 """Name of the comparison in reports."""
 LONGEST_ROW = 2000
-"""Number of characters from which a row is left out. A module with as many calls is seldom written by hand."""
+"""Number of characters from which a row is :data:`OMITTED`. A module with as many calls is seldom written by hand."""
+OMITTED = "…"
+"""Row of a module with too many calls, which are not compared."""
 MOST_SHOWN = 4
 """Number of calls that a difference names."""
 _SEPARATOR = "; "
@@ -47,13 +49,13 @@ def setting_rows(seeds: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, str]
         for seed in seeds[1:]:
             counts &= Counter(seed.get(name, ()))
         row = _SEPARATOR.join(times(call, counts[call]) for call in dict.fromkeys(calls) if counts[call])
-        if 0 < len(row) <= LONGEST_ROW:
-            by_row.setdefault(row, []).append(name)
+        if row:
+            by_row.setdefault(row if len(row) <= LONGEST_ROW else OMITTED, []).append(name)
     return in_order_of(seeds[0], {pattern: row for row, names in by_row.items() for pattern in folded(names)})
 
 
 def setting_changes(
-    old: Mapping[str, str], new: Mapping[str, str], *, but: Collection[str] = ()
+    old: Mapping[str, str], new: Mapping[str, str], *, but: Collection[str] = (), shared: Collection[str] = ()
 ) -> Iterator[BaselineChange]:
     """Yield the modules whose code passes other constants. Modules of one side only are left out.
 
@@ -61,13 +63,16 @@ def setting_changes(
         old: Rows of the baseline.
         new: Rows now.
         but: Modules of another class, whose constants are those of other code.
+        shared: Modules of both sides. One that has no row on one side passes no constants there.
     """
     before, after = text_by_name(old), text_by_name(new)
     changed: dict[tuple[str, str], list[str]] = {}
-    for name, row in after.items():
-        if name in before and name not in but and any(texts := _difference(before[name], row)):
+    for name in dict.fromkeys([*before, *after]):
+        rows = before.get(name, ""), after.get(name, "")
+        is_compared = name not in but and (all(rows) or name in shared) and OMITTED not in rows
+        if is_compared and any(texts := _difference(*rows)):
             changed.setdefault(texts, []).append(name)
-    yield from text_changes(SETTINGS, changed, after)
+    yield from text_changes(SETTINGS, changed, {**before, **after})
 
 
 def _difference(old: str, new: str) -> tuple[str, str]:
@@ -107,7 +112,7 @@ def _without_shared(call: str, other: str) -> tuple[str, str]:
 
 def _calls(row: str) -> Counter[str]:
     found = Counter[str]()
-    for item in row.split(_SEPARATOR):
+    for item in row.split(_SEPARATOR) if row else ():
         match = _COUNT.fullmatch(item)
         found[match[1] if match else item] += int(match[2]) if match else 1
     return found

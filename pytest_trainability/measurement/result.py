@@ -37,7 +37,7 @@ from .presentation import Presentation
 from .seed_runs import MAY_FAIL, SeedRuns, Tolerated, tolerated_by
 from .suggesting import suggestions_of
 from .values import details
-from .writing import DEAD_UNITS, NOT_FINITE, check_record, entry, is_caused_by_growth
+from .writing import DEAD_UNITS, NOT_FINITE, check_record, entry, explained_by_measures, is_caused_by_growth
 from .writing import with_settings as entry_with_settings
 
 __all__ = ["Measurement"]
@@ -292,6 +292,7 @@ class Measurement(Presentation, Attributes):
             raise error.with_traceback(None) from error.__cause__
         if not self._baseline.holds:
             self._find_causes(list(self._verdicts.values()))
+            self._seed_runs.ask_why(explained_by_measures(self._baseline))
         self._report()
         if not self._baseline.holds:
             record = self._to_record(list(self._verdicts.values()))

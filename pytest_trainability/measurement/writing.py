@@ -15,8 +15,9 @@ from typing import Any, cast
 
 import torch
 
-from ..checks.baselines import Entry
+from ..checks.baselines import CUSTOM_FUNCTIONS, CUT_OFF, OUTPUT, Entry
 from ..checks.bounds import Bound
+from ..checks.class_changes import CLASSES
 from ..checks.copy_changes import copy_rows
 from ..checks.diagnosis import diagnose, is_about_growth
 from ..checks.initial_values import initial_rows
@@ -26,11 +27,13 @@ from ..checks.operation_changes import operation_rows
 from ..checks.setting_changes import setting_rows
 from ..checks.table_changes import table_rows
 from ..checks.verdicts import Value, first_outside
+from ..engine.runs.description import Ensemble
 from ..engine.runs.finiteness import faults, remarks
 from ..errors import UsageError
 from ..init.description import ModelDescription
 from ..measures import MEASURES, Measure
 from ..records.estimates import Estimate, Names, Profile, value_text
+from ..records.gradient_classes import DEAD
 from ..records.reports import BaselineRecord, CheckRecord, CureRecord, VerdictRecord
 from ..records.tensors import Projections
 from ..records.text import format_finite, format_names
@@ -39,7 +42,15 @@ from .readings import recorded
 from .seed_runs import SeedRuns
 from .values import details
 
-__all__ = ["DEAD_UNITS", "NOT_FINITE", "check_record", "entry", "is_caused_by_growth", "with_settings"]
+__all__ = [
+    "DEAD_UNITS",
+    "NOT_FINITE",
+    "check_record",
+    "entry",
+    "explained_by_measures",
+    "is_caused_by_growth",
+    "with_settings",
+]
 
 DEAD_UNITS = "dead_fraction"
 """Measure that is asked for the cause where a function of each entry passes no gradient."""
@@ -49,6 +60,8 @@ NOT_LISTED = frozenset(
     ("log_gain", "growth_rate", "unused_parameters", "gradient_classes", "untrained_fraction", "nonfinite")
 )
 """Measures of every run whose values other parts of a report show."""
+UNUSED, ASLEEP = "unused_parameters", "asleep_parameters"
+"""Measures that are asked for the cause where parameters have lost their gradient since a baseline, or where it is zero now."""
 NOTEWORTHY = 5.0
 """Absolute log gain, in nats, from which a record without verdicts names a likely cause: the test may fail by a plain assert."""
 
@@ -85,7 +98,7 @@ def entry(seed_runs: SeedRuns, measures: Sequence[Measure], added: Mapping[str, 
     descriptions = seed_runs.descriptions()
     return Entry(
         environment={**environment, **added},
-        conditions={"chain": chain, "frame": common.plan.division.name, "mode": common.mode},
+        conditions={"chain": chain, "frame": common.plan.division.name, "mode": common.mode, **_code(common)},
         seeds=common.seeds,
         draws=common.draws,
         measures={m.name: recorded(seed_runs.with_unit_of_chain(m), _stored(seed_runs, m)) for m in measures},
@@ -103,6 +116,17 @@ def _tables(description: ModelDescription, projections: Mapping[str, Projections
     return {name: p for name, p in projections.items() if name not in constants and math.prod(p.shape) > 1}
 
 
+def _code(common: Ensemble) -> dict[str, str]:
+    """Return facts about the code that operations and constants do not show."""
+    code = common.code
+    found = {
+        OUTPUT: code.output,
+        CUSTOM_FUNCTIONS: ", ".join(code.custom_functions),
+        CUT_OFF: ", ".join(code.cut_off),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
 def with_settings(found: Entry, seed_runs: SeedRuns) -> Entry:
     """Return an entry with the constants in the code of modules, which one more run of the first seeds finds.
 
@@ -110,7 +134,7 @@ def with_settings(found: Entry, seed_runs: SeedRuns) -> Entry:
         found: The entry.
         seed_runs: The runs that it describes.
     """
-    return replace(found, settings=setting_rows(rows) if (rows := seed_runs.settings()) else {})
+    return replace(found, settings=setting_rows(rows) if (rows := seed_runs.settings()) else None)
 
 
 def _stored(seed_runs: SeedRuns, m: Measure) -> Sequence[Any]:
@@ -151,7 +175,7 @@ def check_record(
     log_gain, growth_rate = cast("Estimate", values["log_gain"]), cast("Profile", values["growth_rate"])
     growth = tuple(element.mean for element in growth_rate.values())
     about_growth = is_caused_by_growth(verdicts, seed_runs, baseline)
-    failed = [verdict.measure for verdict in verdicts if not verdict.holds]
+    failed = [*(verdict.measure for verdict in verdicts if not verdict.holds), *explained_by_measures(baseline)]
     nonfinite = tuple(cast("Names", values.get("nonfinite", ())))
     of_gradients = tuple(_remarks_on_gradients(seed_runs, bounded))
     # Biases that a softmax or a normalization cancels are in most transformers, and nothing can be done about them.
@@ -184,7 +208,10 @@ def check_record(
         cause=_cause(seed_runs, growth_rate, nonfinite, failed, about_growth=about_growth),
         cures=tuple(cures),
         notes=(*common.notes, *of_gradients) if are_harmless else common.notes,
-        cautions=tuple(_cautions(seed_runs, () if are_harmless else of_gradients)),
+        cautions=(
+            *_cautions(seed_runs, () if are_harmless else of_gradients),
+            *(() if baseline is None else baseline.remarks),
+        ),
         reproduce=context.reproduce,
         baseline=baseline,
         along=common.along,
@@ -235,6 +262,18 @@ def _cause(
     causes = [cause for name in asked for cause in seed_runs.causes.get(name, ()) if cause.text]
     first, others = ([cause.text for cause in causes if cause.is_first is now] for now in (True, False))
     return tuple(dict.fromkeys([*at_end, *(() if at_end else first), *of_growth, *(() if at_end else others)]))
+
+
+def explained_by_measures(baseline: BaselineRecord | None) -> list[str]:
+    """Return the measures that are asked for the cause of changes since a baseline: of gradients that are gone or zero.
+
+    Args:
+        baseline: The comparison; None if there was none.
+    """
+    changes = () if baseline is None or baseline.holds else baseline.changes
+    asked = [UNUSED] if any((change.measure, change.kind) == (UNUSED, "new") for change in changes) else []
+    are_dead = any(change.measure == CLASSES and change.new_text == DEAD for change in changes)
+    return [*asked, *([ASLEEP] if are_dead else [])]
 
 
 def is_caused_by_growth(

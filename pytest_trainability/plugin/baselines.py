@@ -97,8 +97,8 @@ class Baselines:
             name: Name of the measurement in the file.
             entry: The measured numbers.
             tolerances: Tolerances of the comparison, by measure.
-            with_settings: Adds the constants in the code of modules, by another run: where something has changed, or where they
-                are written.
+            with_settings: Adds the constants in the code of modules, by another run of two seeds: where the baseline has some, or
+                where they are written.
 
         Returns:
             The result of the comparison, for the record of the measurement.
@@ -107,7 +107,7 @@ class Baselines:
             BaselineError: The file cannot be read.
             UsageError: Another measurement of the test has the same name.
         """
-        from ..checks.baselines import compare
+        from ..checks.baselines import compare, has_comparable_constants, other_constants
 
         requests = item.stash[BASELINE_REQUESTS]
         if any(request.name == name and request.key != key for request in requests):
@@ -116,13 +116,14 @@ class Baselines:
         old = self._find(path, test, name, entry)
         changes = () if old is None else compare(old, entry, tolerances)
         writes = self._mode == "update" or (self._mode == "new" and old is None) or self._writes_measured
-        if changes or writes:
+        if changes or writes or (old is not None and has_comparable_constants(old, entry)):
             entry = with_settings(entry)
-            changes = () if old is None else compare(old, entry, tolerances)
+            changes = () if old is None or not changes else compare(old, entry, tolerances)
+        constants = other_constants(old, entry) if old is not None and not changes else ()
         torch = "" if old is None else _other_torch(old, entry)
-        status = self._status(entry, old, changed=bool(changes), other_torch=bool(torch))
+        status = self._status(entry, old, changed=bool(changes), is_stale=bool(torch or constants))
         requests.append(BaselineRequest(path, test, key, name, status, entry, torch))
-        return self._record(requests[-1], command, old, changes)
+        return self._record(requests[-1], command, old, changes, constants)
 
     def expects(self, item: pytest.Item) -> bool:
         """Return whether a test will probably be compared: its file has an entry for it, or baselines are recorded.
@@ -152,20 +153,27 @@ class Baselines:
         known = self._files[path].get(test, {}).get(name, {})
         return find_entry(known, entry) if self._mode == "check" else known.get(entry.key)
 
-    def _status(self, entry: Entry, old: Entry | None, *, changed: bool, other_torch: bool) -> str:
+    def _status(self, entry: Entry, old: Entry | None, *, changed: bool, is_stale: bool) -> str:
         if old is None:
             return "missing" if self._mode == "check" else "recorded"
         pairs = ((entry.modules, old.modules), (entry.operations, old.operations), (entry.settings, old.settings))
         is_old = any(now and not before for now, before in pairs) or (old.tables is None and entry.tables is not None)
-        if self._mode == "update" and (changed or other_torch or is_old or old.seeds != entry.seeds):
+        if self._mode == "update" and (changed or is_stale or is_old or old.seeds != entry.seeds):
             return "updated"
         return "changed" if changed else "same"
 
     def _record(
-        self, request: BaselineRequest, command: str, old: Entry | None, changes: tuple[BaselineChange, ...]
+        self,
+        request: BaselineRequest,
+        command: str,
+        old: Entry | None,
+        changes: tuple[BaselineChange, ...],
+        constants: tuple[BaselineChange, ...],
     ) -> BaselineRecord:
         """Return the record of a comparison for the test's report."""
+        from ..checks.baselines import CUSTOM_FUNCTIONS
         from ..records.reports import BaselineRecord
+        from ..report.changes import constants_text
 
         mode = "new" if request.status == "missing" else "update"
         return BaselineRecord(
@@ -178,6 +186,8 @@ class Baselines:
             measures=tuple(request.entry.measures),
             model_compared=old is not None and bool(old.modules and request.entry.modules),
             operations_compared=old is not None and bool(old.operations and request.entry.operations),
+            custom_functions=tuple(filter(None, request.entry.conditions.get(CUSTOM_FUNCTIONS, "").split(", "))),
+            remarks=(constants_text(constants),) if constants and request.status == "same" else (),
             old_values=() if old is None or not self._detailed else _values_of(old),
         )
 
@@ -214,9 +224,12 @@ def _other_torch(old: Entry, new: Entry) -> str:
 
 
 def _differences(old: Entry, new: Entry) -> list[str]:
-    """Return the conditions of the baseline that differ from the current ones."""
+    """Return the conditions of the baseline that differ from the current ones, without those that are compared."""
+    from ..checks.baselines import CUT_OFF, OUTPUT
+
     before, after = ({**entry.environment, **entry.conditions, "threads": ""} for entry in (old, new))
-    found = [f"{name} {value}" for name, value in before.items() if value != after.get(name)]
+    compared = {OUTPUT, CUT_OFF}
+    found = [f"{name} {v}" for name, v in before.items() if v != after.get(name) and name not in compared]
     if old.seeds != new.seeds:
         found.append(f"{len(old.seeds)} seeds")
     return found

@@ -105,6 +105,8 @@ class BaselineChange:
     """Class, shape or operations now."""
     count: int = 1
     """Number of elements that the change is about."""
+    remark: str = ""
+    """Remark on what may explain the change, printed behind it."""
 
     @property
     def old_to_new(self) -> str:
@@ -147,6 +149,10 @@ class BaselineRecord:
     """Whether initial values and modules were compared. A baseline of an earlier version has none."""
     operations_compared: bool = False
     """Whether operations were compared."""
+    custom_functions: tuple[str, ...] = ()
+    """Names of the custom autograd functions of the model, whose backward pass no operation shows."""
+    remarks: tuple[str, ...] = ()
+    """Differences that are no changes by themselves, such as other constants next to equal numbers."""
     old_values: tuple[ValueRecord, ...] = ()
     """Values of the baseline; empty unless a file of the session shows them."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 
 from ..records.names import alike, and_more, expanded
@@ -11,7 +11,7 @@ from ..records.reports import BaselineChange, BaselineRecord
 from ..records.text import format_names, format_number
 from .layout import WORST_NAMED, WORST_SHOWN, labelled
 
-__all__ = ["baseline_headline", "baseline_lines", "change_lines", "change_texts", "shift_text"]
+__all__ = ["baseline_headline", "baseline_lines", "change_lines", "change_texts", "constants_text", "shift_text"]
 
 
 def baseline_headline(baseline: BaselineRecord) -> str:
@@ -24,11 +24,23 @@ def baseline_headline(baseline: BaselineRecord) -> str:
         return f"no baseline for {baseline.entry}"
     if not baseline.changes:
         return f"changed since the baseline {baseline.entry}"
-    first, *others = dict.fromkeys(change.measure for change in baseline.changes)
+    first, *others = sorted(dict.fromkeys(change.measure for change in baseline.changes), key=_rank(baseline.changes))
     of_first = [change for change in baseline.changes if change.measure == first]
     text = (model_change_texts if first in OF_MODEL else change_texts)(of_first)[0]
     more = f"; {len(others)} more differ{'' if len(others) > 1 else 's'}" if others else ""
     return f"{first} changed since the baseline: {text}{more}"
+
+
+def _rank(changes: Sequence[BaselineChange]) -> Callable[[str], int]:
+    """Return a function that orders measures by weight: the model, gradients that are gone, its code, numbers, the frame."""
+    lost = {PATH, *(measure for measure, kind in ((c.measure, c.kind) for c in changes) if (measure, kind) == UNUSED)}
+
+    def rank(measure: str) -> int:
+        groups = (set(OF_MODEL) - {*OF_CODE, OUTPUT}, lost, {OUTPUT, OPERATIONS}, {SETTINGS})
+        number = next((i for i, group in enumerate(groups) if measure in group), len(groups))
+        return number + (measure == FRAME)
+
+    return rank
 
 
 def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int, full: bool = False) -> list[str]:
@@ -59,29 +71,40 @@ def baseline_lines(baseline: BaselineRecord, *, steps: Sequence[str], width: int
 def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
     """Return where the cause must be if neither initial values, nor tables, nor modules have changed; empty if they have."""
     changed = {change.measure for change in baseline.changes}
-    if not baseline.model_compared or not changed or not changed.isdisjoint(OF_MODEL[:3]):
+    if not baseline.model_compared or not changed or not changed.isdisjoint(OF_INITIALIZATION):
         return ""
     # The first state is called input, and comes before all steps.
     places = {"input": -1} | {name: place for place, name in enumerate(steps)}
     lost = [name for c in baseline.changes if (c.measure, c.kind) == UNUSED for name in c.elements]
     without = f", so that {format_names(lost, WORST_NAMED)} get{'s' * (len(lost) == 1)} no gradient" if lost else ""
-    unchanged = "initial values and modules"
-    if OPERATIONS in changed:
-        unchanged += " unchanged" if changed - {OPERATIONS} else " unchanged, all numbers within tolerance"
+    if not changed.isdisjoint(SEEN):
+        numbers = "" if changed - SEEN - {SETTINGS} else ", all numbers within tolerance"
         operated = [
             name for c in baseline.changes if c.measure == OPERATIONS for p in c.elements for name in expanded(p)
         ]
         inner = [name for c in baseline.changes if c.measure == SETTINGS for p in c.elements for name in expanded(p)]
-        return f"{unchanged}: the forward code changed{without or _first(operated, places, inner)}"
+        where = without or _first(operated, places, inner)
+        return f"initial values and modules unchanged{numbers}: the forward code changed{where}"
+    unchanged = f"{_compared_text(baseline)} unchanged"
+    settings = [change for change in baseline.changes if change.measure == SETTINGS]
+    if settings:
+        is_constant = all(change.old_text and change.new_text for change in settings)
+        return f"{unchanged}: {'a constant of' if is_constant else 'a call in'} the forward pass changed{without}"
+    if without or PATH in changed:
+        entered = [name for change in baseline.changes if change.measure == PATH for name in change.elements]
+        place = f" in front of {format_names(entered, WORST_NAMED)}" if entered else ""
+        return f"{unchanged}: the gradient is cut{place}, as by {CUTS if entered else CUTS_OF_LOSS}{without}"
     moved = [change.element for change in baseline.changes if change.element in places]
-    if baseline.operations_compared:
-        what = "a constant of the forward pass"
-        unchanged = "initial values, modules and operations"
-    else:
-        what = "the forward pass"
-    if SETTINGS in changed:
-        return f"{unchanged} unchanged: a constant of the forward pass changed{without}"
-    return f"{unchanged} unchanged: {what}, the loss or the inputs changed{without or _first(moved, places)}"
+    functions = [f"the backward pass of {format_names(baseline.custom_functions)}"] if baseline.custom_functions else []
+    return f"{unchanged}: {', '.join([*NOT_SEEN, *functions])}, the inputs or the loss changed{_first(moved, places)}"
+
+
+def _compared_text(baseline: BaselineRecord) -> str:
+    """Return what could be compared: operations only of steps that both sides have."""
+    if not baseline.operations_compared:
+        return "initial values and modules"
+    are_gone = any(c.measure in OF_STEPS and c.kind != "moved" and c.elements for c in baseline.changes)
+    return f"initial values, modules and operations{' of the steps that remain' if are_gone else ''}"
 
 
 def _scaled_text(changes: Sequence[BaselineChange]) -> str:
@@ -151,6 +174,16 @@ def _all_changes(changes: Sequence[BaselineChange]) -> list[str]:
 
 
 TABLES, COPIES, OPERATIONS, SETTINGS, FRAME = "tables", "copies", "operations", "settings", "frame"
+OUTPUT, PATH = "output", "gradient path"
+OF_STEPS = ("growth_rate", "activation_rms")
+"""Measures whose elements are steps."""
+SEEN = {OPERATIONS, OUTPUT}
+"""Comparisons that show that the forward code has changed."""
+NOT_SEEN = ("a constant", "a reshape", "a detach", "code under no_grad")
+"""Parts of the forward pass that neither operations nor initial values show."""
+CUTS = "a detach, code under no_grad or a draw without gradient"
+CUTS_OF_LOSS = "a detach, code under no_grad, a draw without gradient, or a loss that leaves results out"
+"""What can take the gradient away."""
 GRADIENTS = "gradient_norm"
 MIN_PARAMETERS = 3
 """Smallest number of gradients that can show a common factor."""
@@ -158,7 +191,9 @@ UNUSED = ("unused_parameters", "new")
 """Measure and kind of the change of parameters that have lost their gradient."""
 
 
-OF_MODEL = ("initial values", COPIES, TABLES, "modules", OPERATIONS, SETTINGS)
+OF_INITIALIZATION = ("initial values", COPIES, TABLES, "modules")
+"""Comparisons of the model before it runs."""
+OF_MODEL = (*OF_INITIALIZATION, OUTPUT, OPERATIONS, SETTINGS)
 """Comparisons of the model itself, whose changes are causes. All others are consequences."""
 OF_CODE = (OPERATIONS, SETTINGS)
 """Comparisons of the code between and in modules."""
@@ -166,15 +201,35 @@ OF_CODE = (OPERATIONS, SETTINGS)
 
 def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:
     """Return texts on changes of initial values or modules: one for each group of names that changed alike."""
-    moved = _shortened([_model_change_text(change) for change in changes if change.kind == "moved"])
+    moved = _shortened([_with_remark(change) for change in changes if change.kind == "moved"])
     others = [_names_text(change) for change in changes if change.kind != "moved"]
-    if moved and not others and changes[0].measure not in (COPIES, *OF_CODE):
+    if moved and not others and changes[0].measure not in {COPIES, *OF_CODE, OUTPUT}:
         moved[-1] += ", all others unchanged"
     return [*moved, *others]
 
 
+def constants_text(changes: Sequence[BaselineChange]) -> str:
+    """Return a remark on constants in the code that differ from those of a baseline, whose numbers have not changed.
+
+    >>> constants_text([BaselineChange("settings", "moved", "time", old_text="mul(1000)")])
+    'settings changed since the baseline, all numbers within tolerance: time: mul(1000) gone'
+
+    Args:
+        changes: The differences.
+    """
+    return (
+        f"{SETTINGS} changed since the baseline, all numbers within tolerance: {'; '.join(model_change_texts(changes))}"
+    )
+
+
+def _with_remark(change: BaselineChange) -> str:
+    return _model_change_text(change) + (f", {change.remark}" if change.remark else "")
+
+
 def _model_change_text(change: BaselineChange) -> str:
     of = f" ({change.count} of {change.considered})" if change.considered > 1 else ""
+    if change.measure == OUTPUT:
+        return f"shape {change.old_to_new}"
     if change.measure in OF_CODE and "" in (change.old_text, change.new_text):
         return f"{change.element}: {change.old_text or change.new_text} {'gone' if change.old_text else 'new'}{of}"
     if change.measure == COPIES:
@@ -183,10 +238,11 @@ def _model_change_text(change: BaselineChange) -> str:
         return f"{change.element}: {change.old_to_new}{of}"
     if math.isnan(change.shift):
         return f"{change.element}: {'no longer finite' if math.isnan(change.new) else 'finite again'}{of}"
-    if change.unit == "mean" or not math.isfinite(change.shift):
-        what = "mean" if change.unit == "mean" else "rms"
-        return f"{change.element}: {what} {change.old:.3g} → {change.new:.3g}{of}"
-    return f"{change.element} ×{format_number(math.exp(change.shift))}{of}: rms {change.old:.3g} → {change.new:.3g}"
+    what = {"mean": "mean ", "value": ""}.get(change.unit, "rms ")
+    # A mean has no factor, and a number none from zero or to another sign.
+    if change.unit == "mean" or not math.isfinite(change.shift) or (change.unit and change.old * change.new <= 0):
+        return f"{change.element}: {what}{change.old + 0.0:.3g} → {change.new + 0.0:.3g}{of}"
+    return f"{change.element} ×{format_number(math.exp(change.shift))}{of}: {what}{change.old:.3g} → {change.new:.3g}"
 
 
 def _shortened(texts: Sequence[str]) -> list[str]:
@@ -207,6 +263,11 @@ def _names_text(change: BaselineChange) -> str:
     if not change.elements:
         return "not in the baseline" if is_new else "no longer measured"
     names = [name for element in change.elements for name in _names_of(change, element)]
+    if change.measure == PATH:
+        return f"no gradient passes into {format_names(names, WORST_NAMED)} any longer"
+    if (change.measure, change.kind) == UNUSED:
+        of = f"{len(names)} parameters get" if len(names) > 1 else "1 parameter gets"
+        return f"{of} no gradient now: {format_names(names, WORST_NAMED)}"
     return f"{len(names)} {'new' if is_new else 'gone'}: {format_names(names, WORST_NAMED)}"
 
 
@@ -216,11 +277,14 @@ def _names_of(change: BaselineChange, element: str) -> list[str]:
 
 
 def _moved_text(moved: Sequence[BaselineChange]) -> str:
-    largest = moved[0]
+    # A profile by step begins with the first step that has moved.
+    first, largest = moved[0], max(moved, key=_size)
     if largest.measure == FRAME:
         return _frame_text(largest)
     if not largest.element:
         return f"{largest.old_to_new}: {shift_text(largest)}"
+    is_later = not first.old_text and _size(first) < _size(largest)
+    moved = [largest, *(change for change in moved if change is not largest)] if is_later else moved
     groups = alike(moved, lambda change: f"{change.element}: {change.old_text} {change.new_text}")
     worst = ", ".join(
         f"{group[0].element} ({group[0].old_to_new}){and_more([change.element for change in group])}"
@@ -229,7 +293,13 @@ def _moved_text(moved: Sequence[BaselineChange]) -> str:
     more = ", …" if len(groups) > WORST_NAMED else ""
     if largest.old_text:
         return f"{len(moved)} of {largest.considered} changed: {worst}{more}"
-    return f"{len(moved)} of {largest.considered} moved, {shift_text(largest)}: {worst}{more}"
+    at = f" first at {first.element} ({first.old_to_new})," if is_later else ""
+    return f"{len(moved)} of {largest.considered} moved,{at} {shift_text(largest)}: {worst}{more}"
+
+
+def _size(change: BaselineChange) -> float:
+    """Return the size of a shift, infinite if it is NaN."""
+    return math.inf if math.isnan(change.shift) else abs(change.shift)
 
 
 def _frame_text(change: BaselineChange) -> str:

@@ -216,6 +216,39 @@ def test_a_failure_begins_with_what_has_changed(
     assert section.startswith(CULPRITS[change])
 
 
+def test_other_constants_next_to_equal_numbers_are_a_note(project: Pytester) -> None:
+    """A constant that changes no number, as that of an offset of zero: the test passes, and says so until it is updated."""
+    suite = """
+import torch
+from torch import nn
+from small_nets import images
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+        self.register_buffer("offset", torch.zeros(8))
+
+    def forward(self, x):
+        return self.body(x) + SHIFT
+
+def test_net(trainability):
+    trainability(Net, images, seeds=4).check_baseline()
+"""
+    project.makepyfile(test_suite=suite.replace("SHIFT", "1000 * self.offset"))
+    assert run(project, "--trainability-baseline=new").ret == 0
+    assert "settings changed" not in joined(run(project))
+    project.makepyfile(test_suite=suite.replace("SHIFT", "self.offset"))
+    said = "note settings changed since the baseline, all numbers within tolerance: Net: mul(1000) gone"
+    result = run(project)
+    result.assert_outcomes(passed=1)
+    assert said in joined(result)
+    assert run(project, "--trainability-baseline=update").ret == 0
+    result = run(project)
+    result.assert_outcomes(passed=1)
+    assert "settings changed" not in joined(result)
+
+
 def test_update_adds_initial_values_to_a_baseline_of_schema_1(recorded: Pytester) -> None:
     text = file(recorded).read_text(encoding="utf-8")
     document = json.loads(text)

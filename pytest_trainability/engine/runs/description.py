@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
 
 from ...records.estimates import Steps
-from ..capture.chain import Chain, describe
+from ..capture.chain import Chain, dependent_nodes, describe
 from ..capture.graph import Graph
 from ..capture.operators import operator_name
 from ..capture.recorder import Call, Capture
 from ..capture.recurrence import Recurrence, find_recurrences
 from ..capture.weights import WeightLayers
 from ..jacobian.trajectories import Division
-from ..torch_internals import is_batch_norm
+from ..torch_internals import custom_function_of, is_batch_norm
 from ..trees import batch_size, tensors_in
 from .finiteness import NotFinite
 from .recipe import Recipe
 
-__all__ = ["Cutting", "Ensemble", "Plan", "described"]
+__all__ = ["CodeFacts", "Cutting", "Ensemble", "Plan", "described"]
 
 _SHOWN = 3
 """Number of names that a note lists."""
+_MOST_SHAPES = 8
+"""Number of shapes of an output that are recorded."""
 NOTABLE_SKIPS = 1.0
 """Nats by which the log gain must differ without skips for a note."""
 
@@ -58,6 +61,18 @@ class Cutting:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeFacts:
+    """Facts about the code of a model that neither its operations nor its constants show."""
+
+    output: str = ""
+    """Shapes of the tensors that the model returns, such as ``(32, 10)``."""
+    custom_functions: tuple[str, ...] = ()
+    """Names of the custom autograd functions, whose backward pass is their own."""
+    cut_off: tuple[str, ...] = ()
+    """Modules like the steps that a gradient reaches, and that read nothing through which it would get to the inputs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ensemble:
     """The description that all runs of a measurement share, and the readings of each run."""
 
@@ -87,6 +102,8 @@ class Ensemble:
     """Result of ``read`` for each seed."""
     not_finite: tuple[tuple[NotFinite, ...], ...] = ()
     """Entries of the output and of the loss that are not finite, for each seed."""
+    code: CodeFacts = field(default_factory=lambda: CodeFacts())
+    """What baselines record of the code besides its operations."""
     interrupted: bool = False
     """Whether Ctrl-C has ended the runs before all seeds were drawn."""
     draws: tuple[str, ...] = ()
@@ -133,7 +150,34 @@ def described(
             division,
             chosen.name if chosen is not None else "",
         ),
+        code=CodeFacts(_shapes(capture.output), _custom_functions(graph), _cut_off(capture, graph, chain)),
     )
+
+
+def _shapes(output: Any) -> str:
+    """Return the shapes of tensors as text, those that follow each other and are equal with their number."""
+    shapes = [str(tuple(tensor.shape)) for tensor in tensors_in(output)]
+    counted = [(shape, len(list(group))) for shape, group in groupby(shapes)]
+    text = ", ".join(shape if count == 1 else f"{shape} ×{count}" for shape, count in counted[:_MOST_SHAPES])
+    return text + (", …" if len(counted) > _MOST_SHAPES else "")
+
+
+def _custom_functions(graph: Graph) -> tuple[str, ...]:
+    found = (custom_function_of(node) for node in graph.nodes)
+    return tuple(sorted({f.__name__ for f in found if f is not None and not f.__module__.startswith("torch.")}))
+
+
+def _cut_off(capture: Capture, graph: Graph, chain: Chain) -> tuple[str, ...]:
+    reached = {*graph.nodes}
+    calls = [c for c in chain.left_out if not c.inner and c.slots and any(node in reached for node, _ in c.outputs)]
+    known = dependent_nodes(capture, graph) if calls else set()
+    found: list[str] = []
+    for call in sorted(calls, key=lambda call: call.start):
+        if not any(node in known for node, _ in call.inputs):
+            found.append(call.path)
+            # What follows reads the results of this one.
+            known |= {node for node, _ in call.outputs} | graph.downstream(e for e in call.outputs if e[0] in reached)
+    return tuple(dict.fromkeys(found))
 
 
 def _left_out(cutting: Cutting) -> str:

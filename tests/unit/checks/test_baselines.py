@@ -309,6 +309,30 @@ def test_round_off_of_the_larger_side_counts_for_both(draws: str) -> None:
         assert [change.element for change in changes(old, new)] == ["w"]
 
 
+@pytest.mark.parametrize("draws", ["", FRESH], ids=["paired", "unpaired"])
+def test_an_element_moves_next_to_one_that_explodes(draws: str) -> None:
+    """The level of round-off of 1e31 is 1e25. What was healthy counts below it, and its factor is that of its numbers."""
+    stack = {f"flow.{i}": LARGE for i in range(4)}
+    factors = {"flow.0": 1.0, "flow.1": 1e5, "flow.2": 1e20, "flow.3": 1e32}
+    exploded = {name: [factors[name] * value for value in LARGE] for name in stack}
+    for old, new, sign in ((stack, exploded, 1), (exploded, stack, -1)):
+        found = changes(norms(old), norms(new, draws=draws))
+        assert {c.element: c.shift for c in found} == pytest.approx(
+            {name: sign * math.log(factor) for name, factor in factors.items() if factor > 1}
+        )
+        assert all(c.shift == pytest.approx(math.log(c.new / c.old)) for c in found)
+
+
+def test_the_first_step_that_moved_comes_first() -> None:
+    states = {"input": LARGE, **{f"flow.{i}": LARGE for i in range(4)}}
+    rates = {f"flow.{i}": [0.0] * 4 for i in range(4)}
+    later = {n: [v * f for v in LARGE] for n, f in zip(states, (1.0, 1.0, 1e2, 1e3, 1e31))}
+    found = changes(
+        entry({"growth_rate": rates, "activation_rms": states}), entry({"growth_rate": rates, "activation_rms": later})
+    )
+    assert [change.element for change in found] == ["flow.1", "flow.3", "flow.2"]
+
+
 def test_round_off_depends_on_the_precision() -> None:
     elements = {"b": [1e-8] * 4, "w": LARGE}
     moved = {**elements, "b": [1e-7] * 4}
@@ -362,14 +386,14 @@ def test_a_measure_of_another_kind_has_vanished_and_is_new() -> None:
     assert [change.kind for change in changes(old, new)] == ["vanished", "new"]
 
 
-def test_changes_are_in_the_order_of_measures_and_the_largest_of_a_profile_is_first() -> None:
+def test_changes_are_in_the_order_of_measures_and_the_first_step_is_before_the_largest() -> None:
     steps = {name: [1.0] * 4 for name in "abcd"}
     old = entry({"activation_rms": {"x": [1.0] * 4}, "log_gain": [1.0] * 4, "growth_rate": steps})
     moved = {"a": [1.1] * 4, "b": [0.0] * 4, "c": [INF] * 4, "d": [2.5] * 4}
     new = entry({"growth_rate": moved, "gradient_norm": {"w": [1.0] * 4}, "log_gain": [9.0] * 4})
     found = [(change.measure, change.kind, change.element) for change in changes(old, new)]
     assert found == [
-        *(("growth_rate", "moved", name) for name in "cdba"),
+        *(("growth_rate", "moved", name) for name in "acdb"),
         ("gradient_norm", "new", ""),
         ("log_gain", "moved", ""),
         ("activation_rms", "vanished", ""),
@@ -689,6 +713,47 @@ def test_constants_and_the_frame_are_listed_before_the_numbers_that_moved() -> N
         ("frame", "per sample", "joint"),
         ("log_gain", "", ""),
     ]
+
+
+def test_the_only_constant_of_a_model_may_be_gone() -> None:
+    """Constants that are not known are none that have gone. Those of the model itself have the name of its class."""
+    modules = {"": "Critic", "value": "Linear"}
+    old, new = (replace(gain(v), modules=modules) for v in (SPREAD, shifted(SPREAD, 2)))
+    old = replace(old, settings={"Critic": "squeeze(value, dim=-1)"})
+    (found, _) = changes(old, replace(new, settings={}))
+    assert (found.measure, found.element, found.old_text) == ("settings", "Critic", "squeeze(value, dim=-1)")
+    assert [c.measure for c in changes(old, new)] == ["log_gain"]
+    assert [c.measure for c in changes(old, replace(new, settings={}, modules={"": "Actor"}))] == [
+        "modules",
+        "modules",
+        "log_gain",
+    ]
+
+
+def with_output(entry: Entry, output: str) -> Entry:
+    return replace(entry, conditions={**entry.conditions, "output": output})
+
+
+def test_another_shape_of_the_output_is_a_change() -> None:
+    old, new = with_output(gain(SPREAD), "(32,)"), with_output(gain(SPREAD), "(32, 1)")
+    (found,) = changes(old, new)
+    assert (found.measure, found.old_to_new) == ("output", "(32,) → (32, 1)")
+    assert changes(gain(SPREAD), new) == changes(old, gain(SPREAD)) == changes(old, old) == ()
+    # Other weights may choose another shape, such as that of the tokens that are kept.
+    fresh = with_output(gain(SPREAD, draws=FRESH), "(32, 1)")
+    assert changes(old, fresh) == ()
+    moved = with_output(gain(shifted(SPREAD, 9), draws=FRESH), "(32, 1)")
+    assert [c.measure for c in changes(old, moved)] == ["output", "log_gain"]
+
+
+def test_steps_without_a_gradient_to_the_inputs_are_named_if_they_had_one() -> None:
+    steps = {name: [0.0] * 4 for name in ("encoder", "decoder.0", "decoder.2")}
+    old, new = entry({"growth_rate": steps}), entry({"growth_rate": {"encoder": [0.0] * 4}})
+    cut = replace(new, conditions={**new.conditions, "without gradient to the inputs": "decoder.0, teacher.0"})
+    path, gone = changes(old, cut)
+    assert (path.measure, path.kind, path.elements) == ("gradient path", "vanished", ("decoder.0",))
+    assert (gone.measure, gone.elements) == ("growth_rate", ("decoder.0", "decoder.2"))
+    assert [c.measure for c in changes(old, new)] == ["growth_rate"]
 
 
 def test_constants_are_compared_within_one_version_of_torch() -> None:

@@ -148,7 +148,7 @@ def test_changes_are_found_with_other_draws(before: Draw, after: Draw, what: str
     (change,) = changes({"w": before, "v": normal(1, 40)}, {"w": after, "v": normal(1, 40)})
     assert change.element == "w"
     seen = {
-        "mean": change.unit == "mean",
+        "mean": change.unit in {"mean", "value"} and change.scale == "linear",
         "shape": change.old_text.startswith("shape"),
         "finite": math.isnan(change.shift),
     }
@@ -268,3 +268,32 @@ def test_tensors_with_parts_have_rows_of_their_own() -> None:
     seed = {f"b.{i}": ((64,), found) for i in range(3)}
     assert list(initial_rows([seed, seed])) == ["b.0", "b.1", "b.2"]
     assert initial_rows([seed, {name: ((64,), statistics(array)) for name in seed}])["b.{0-2}"].parts == ()
+
+
+# Other draws -----------------------------------------------------------------------------------------------------------
+def test_what_other_draws_explain_comes_last_and_says_so() -> None:
+    """The same random numbers in another order: the law of one tensor has changed, and the others are drawn anew."""
+    old = rows({"a": normal(0.1, 32, 32), "b": normal(0.5, 32), "c": normal(1, 8, 8)}, range(8))
+    new = rows({"b": constant(0.0, 32), "a": normal(0.1, 32, 32), "c": normal(1, 8, 8)}, range(500, 508))
+    found = list(initial_changes(old, new, repeatable=True, error=ERROR, tolerance=1e-3))
+    assert [(c.element, bool(c.remark)) for c in found] == [("b", False), ("a", True), ("c", True)]
+
+
+@pytest.mark.parametrize("factor", [1.02, 0.98])
+def test_a_factor_within_chance_is_no_other_draw(factor: float) -> None:
+    """The spread between seeds and the fourth moment are those of the baseline, which no other draws repeat."""
+    (found,) = changes({"w": normal(0.1, 32, 32)}, {"w": normal(0.1 * factor, 32, 32)}, repeatable=True)
+    assert found.shift == pytest.approx(math.log(factor))
+    assert not found.remark
+    assert changes({"w": normal(0.1, 32, 32)}, {"w": normal(0.1 * factor, 32, 32)}) == []
+
+
+def test_constants_are_shown_with_their_sign() -> None:
+    old = {"log_std": constant(0.0, 4), "scale": constant(2.0, 4), "drawn": normal(1, 40)}
+    new = {"log_std": constant(-20.0, 4), "scale": constant(-2.0, 4), "drawn": constant(-1.0, 40)}
+    found = {c.element: c for c in changes(old, new, repeatable=True)}
+    assert {name: (c.old, c.new, c.unit) for name, c in found.items() if name != "drawn"} == {
+        "log_std": (0.0, -20.0, "value"),
+        "scale": (2.0, -2.0, "value"),
+    }
+    assert (found["drawn"].new, found["drawn"].unit) in {(1.0, ""), (-1.0, "mean")}

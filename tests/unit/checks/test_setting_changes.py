@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_trainability.checks.setting_changes import LONGEST_ROW, setting_changes, setting_rows
+from pytest_trainability.checks.setting_changes import LONGEST_ROW, OMITTED, setting_changes, setting_rows
 
 NORM = "layer_norm((64), eps=1e-05)"
 
@@ -25,9 +25,23 @@ def test_calls_that_a_seed_lacks_are_left_out() -> None:
     assert setting_rows(seeds) == {"a": "mul(2)"}
 
 
-def test_a_long_row_is_left_out() -> None:
+def test_a_long_row_is_not_compared() -> None:
     calls = [f"mul({i})" for i in range(LONGEST_ROW)]
-    assert setting_rows([{"a": calls, "b": calls[:2]}]) == {"b": "mul(0); mul(1)"}
+    rows = setting_rows([{"a": calls, "b": calls[:2]}])
+    assert rows == {"a": OMITTED, "b": "mul(0); mul(1)"}
+    for other in ({"b": rows["b"]}, {"a": "mul(2)", "b": rows["b"]}):
+        assert list(setting_changes(rows, other, shared={"a", "b"})) == []
+        assert list(setting_changes(other, rows, shared={"a", "b"})) == []
+
+
+def test_a_module_may_lose_its_only_call() -> None:
+    """A module that is on one side only has other constants because it is gone; one on both sides has lost its calls."""
+    old, new = {"b.{0-1}": "squeeze(dim=-1)", "head": "mul(2)"}, {"head": "mul(2)"}
+    (gone,) = setting_changes(old, new, shared={"b.0", "b.1", "head"})
+    (fresh,) = setting_changes(new, old, shared={"b.0", "b.1", "head"})
+    assert (gone.element, gone.old_text, gone.new_text, gone.count) == ("b.*", "squeeze(dim=-1)", "", 2)
+    assert (fresh.element, fresh.old_text, fresh.new_text, fresh.count) == ("b.*", "", "squeeze(dim=-1)", 2)
+    assert list(setting_changes(old, new, shared={"head"})) == []
 
 
 @pytest.mark.parametrize(

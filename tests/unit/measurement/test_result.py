@@ -272,7 +272,7 @@ def test_constants_in_the_code_are_read_where_the_comparison_asks_for_them() -> 
     result = measure_in(compared(True, calls), lambda: nn.Sequential(residual(), nn.Softmax(-1)), X, seeds=2)
     result.check_baseline()
     ((_, entry, _, with_settings),) = calls
-    assert entry.settings == {}
+    assert entry.settings is None
     assert with_settings(entry).settings == result.baseline_entry().settings == {"1": "softmax(dim=-1)"}
 
 

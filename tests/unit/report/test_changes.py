@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_trainability.records.reports import BaselineChange, BaselineRecord, CheckRecord, VerdictRecord
-from pytest_trainability.report.changes import baseline_lines, change_lines, change_texts
+from pytest_trainability.report.changes import baseline_headline, baseline_lines, change_lines, change_texts
 from pytest_trainability.report.explain import (
     explain_baseline,
 )
@@ -85,6 +85,24 @@ MODEL_CHANGES: dict[str, tuple[BaselineChange, str]] = {
         BaselineChange("initial values", "moved", "head", old=0.02, new=0.0, shift=-INF),
         "initial values head: rms 0.02 → 0",
     ),
+    "a constant tensor": (
+        BaselineChange("initial values", "moved", "log_std", old=0.0, new=-20.0, shift=INF, unit="value"),
+        "initial values log_std: 0 → -20",
+    ),
+    "another sign": (
+        BaselineChange("initial values", "moved", "s", old=1.0, new=-2.0, shift=math.log(2), unit="value"),
+        "initial values s: 1 → -2",
+    ),
+    "a larger constant": (
+        BaselineChange("initial values", "moved", "s", old=-1.0, new=-2.0, shift=math.log(2), unit="value"),
+        "initial values s ×2: -1 → -2",
+    ),
+    "other draws": (
+        BaselineChange(
+            "initial values", "moved", "w", old=0.1, new=0.2, shift=0.1, unit="mean", remark="which chance explains"
+        ),
+        "initial values w: mean 0.1 → 0.2, which chance explains",
+    ),
     "a mean": (
         BaselineChange("initial values", "moved", "head", old=0.0, new=1.0, shift=1.0, unit="mean"),
         "initial values head: mean 0 → 1",
@@ -158,6 +176,17 @@ def test_elements_that_moved_are_folded(width: int) -> None:
     assert change_lines(moved_norms(1), width, full=True) == change_lines(moved_norms(1), width)
 
 
+def test_the_first_step_that_moved_is_named_before_the_largest() -> None:
+    def moved(name: str, factor: float) -> BaselineChange:
+        given = {"tolerance": 0.1, "scale": "log", "considered": 7}
+        return BaselineChange("activation_rms", "moved", name, old=1.0, new=factor, shift=math.log(factor), **given)  # type: ignore[arg-type]
+
+    text = "3 of 7 moved, first at flow.1 (1 → 1.5), 1e+31 times larger, more than 1.11: flow.5 (1 → 1e+31) and 2 more flow.*"
+    assert change_texts([moved("flow.1", 1.5), moved("flow.5", 1e31), moved("flow.2", 20.0)]) == [text]
+    text = "2 of 7 moved, 20 times larger, more than 1.11: flow.1 (1 → 20) and 1 more flow.*"
+    assert change_texts([moved("flow.1", 20.0), moved("flow.2", 2.0)]) == [text]
+
+
 def test_parameters_of_another_class_are_folded_if_they_changed_alike() -> None:
     labels = ["dead", "dead", "waking at step 1", "dead"]
     changes = [
@@ -175,7 +204,10 @@ def test_names_that_are_gone_are_counted_one_by_one_and_listed_as_patterns() -> 
     assert [line.strip() for line in change_lines([gone], 100, full=True)[1:]] == ["blocks.{0-11}.ln.weight", "head"]
     # Names of measures are names, whatever they look like.
     odd = BaselineChange("unused_parameters", "new", elements=("w.{0-99999999}",))
-    assert change_lines([odd], 100, full=True) == ["unused_parameters", "               1 new: w.{0-99999999}"]
+    assert change_lines([odd], 100, full=True) == [
+        "unused_parameters",
+        "               1 parameter gets no gradient now: w.{0-99999999}",
+    ]
 
 
 def forward_changed(element: str, *folded: str, measure: str = "operations") -> BaselineChange:
@@ -196,23 +228,23 @@ def gradients(*shifts: float, considered: int | None = None) -> list[BaselineCha
     ]
 
 
-ALL = "initial values, modules and operations unchanged: a constant of the forward pass, the loss or the inputs changed"
+NOT_SEEN = "a constant, a reshape, a detach, code under no_grad, the inputs or the loss changed"
+ALL = f"initial values, modules and operations unchanged: {NOT_SEEN}"
+LOST = BaselineChange("unused_parameters", "new", elements=("b.5.weight", "b.5.bias"))
+GONE = BaselineChange("growth_rate", "vanished", elements=("b.4", "b.5"))
 COMPARED = {"model_compared": True, "operations_compared": True}
 UNCHANGED: dict[str, tuple[dict[str, bool], list[BaselineChange], str]] = {
     # The first step in program order is named, although a later one has moved more.
     "numbers": (
         {"model_compared": True},
         SHIFTS,
-        "initial values and modules unchanged: the forward pass, the loss or the inputs changed, first at b.2",
+        f"initial values and modules unchanged: {NOT_SEEN}, first at b.2",
     ),
     "an old baseline": ({}, SHIFTS, ""),
     "no operation": (
         {"model_compared": True, "operations_compared": True},
         SHIFTS,
-        (
-            "initial values, modules and operations unchanged: a constant of the forward pass, the loss or the inputs changed, "
-            "first at b.2"
-        ),
+        f"{ALL}, first at b.2",
     ),
     "operations": (
         {"model_compared": True, "operations_compared": True},
@@ -252,22 +284,46 @@ UNCHANGED: dict[str, tuple[dict[str, bool], list[BaselineChange], str]] = {
         {"model_compared": True, "operations_compared": True},
         [
             forward_changed("b.3", "b.3"),
-            BaselineChange("unused_parameters", "new", elements=("b.5.weight", "b.5.bias")),
+            LOST,
         ],
         "initial values and modules unchanged: the forward code changed, so that b.5.weight, b.5.bias get no gradient",
     ),
     "the first state": (
         {"model_compared": True, "operations_compared": True},
         [replace(SHIFTS[0], element="input"), *SHIFTS],
-        (
-            "initial values, modules and operations unchanged: a constant of the forward pass, the loss or the inputs changed, "
-            "first at input"
-        ),
+        f"{ALL}, first at input",
     ),
     "a constant in the code": (
         COMPARED,
         [BaselineChange("settings", "moved", "b.1", old_text="mul(2)", new_text="mul(3)"), *SHIFTS],
         "initial values, modules and operations unchanged: a constant of the forward pass changed",
+    ),
+    "a call that is gone": (
+        COMPARED,
+        [BaselineChange("settings", "moved", "b.1", old_text="squeeze(dim=-1)"), *SHIFTS],
+        "initial values, modules and operations unchanged: a call in the forward pass changed",
+    ),
+    "another shape of the output": (
+        COMPARED,
+        [BaselineChange("output", "moved", old_text="(32,)", new_text="(32, 1)"), *SHIFTS],
+        "initial values and modules unchanged: the forward code changed",
+    ),
+    "parameters without a gradient": (
+        COMPARED,
+        [LOST, *SHIFTS],
+        (
+            "initial values, modules and operations unchanged: the gradient is cut, as by a detach, code under no_grad, a draw "
+            "without gradient, or a loss that leaves results out, so that b.5.weight, b.5.bias get no gradient"
+        ),
+    ),
+    # Only what both sides have is compared.
+    "steps that are gone": (
+        COMPARED,
+        [BaselineChange("gradient path", "vanished", elements=("b.4",)), GONE, *SHIFTS],
+        (
+            "initial values, modules and operations of the steps that remain unchanged: the gradient is cut in front of b.4, as "
+            "by a detach, code under no_grad or a draw without gradient"
+        ),
     ),
     "gradients and states": (COMPARED, [*gradients(2.7, 2.7, 2.7), *SHIFTS], f"{ALL}, first at b.2"),
     "a module": (
@@ -287,8 +343,43 @@ def test_an_unchanged_model_points_to_the_code(
 ) -> None:
     baseline = BaselineRecord("changed", "f.json", "t › T", tuple(changes), **compared)
     record = make_record(step_names=tuple(f"b.{i}" for i in range(12)), baseline=baseline)
-    lines = [line for line in explain_baseline(record, width=200).splitlines() if line.startswith("  model ")]
+    lines = [line for line in explain_baseline(record, width=250).splitlines() if line.startswith("  model ")]
     assert lines == ([f"  model          {text}"] if text else [])
+
+
+def test_a_custom_function_may_have_another_backward_pass(make_record: MakeRecord) -> None:
+    baseline = BaselineRecord("changed", "f.json", "t › T", tuple(SHIFTS), custom_functions=("SignSTE",), **COMPARED)
+    text = explain_baseline(make_record(step_names=("b.2", "b.3"), baseline=baseline), width=200)
+    assert "code under no_grad, the backward pass of SignSTE, the inputs or the loss changed, first at b.2" in text
+
+
+FRAME = BaselineChange("frame", "moved", old_text="joint", new_text="per sample")
+PATH = BaselineChange("gradient path", "vanished", elements=("judge.0",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "headline"),
+    [
+        (
+            [FRAME, *SHIFTS, LOST],
+            "unused_parameters changed since the baseline: 2 parameters get no gradient now: b.5",
+        ),
+        (
+            [FRAME, PATH, *SHIFTS, LOST],
+            "gradient path changed since the baseline: no gradient passes into judge.0 any longer; 3",
+        ),
+        ([FRAME, *SHIFTS], "activation_rms changed since the baseline: "),
+        ([forward_changed("b.1", "b.1"), FRAME, LOST], "unused_parameters changed since the baseline: "),
+        (
+            [BaselineChange("initial values", "moved", "w", old=1.0, new=0.0, shift=-INF), FRAME, LOST],
+            "initial values changed since the baseline: w: rms 1 → 0, all others unchanged; 2 more differ",
+        ),
+    ],
+)
+def test_the_headline_is_the_weightiest_change(changes: list[BaselineChange], headline: str) -> None:
+    assert baseline_headline(BaselineRecord("changed", "f.json", "t › T", tuple(changes), **COMPARED)).startswith(
+        headline
+    )
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Parts(nn.Module):
         ("no graph", "first: run without recording a gradient"),
         (
             "detached",
-            "the gradient stops in second, or before it; first: run, but their results reach the loss without a",
+            "the gradient stops between first and second; first: run, but their results reach the loss without a",
         ),
     ],
 )
@@ -40,3 +40,61 @@ def test_the_reason(how: str, says: str) -> None:
     with pytest.raises(TrainabilityFailure) as raised:
         measure(lambda: Parts(how), torch.randn(4, 8), seeds=1).check(unused_parameters=at_most(0))
     assert says in " ".join(str(raised.value).split())
+
+
+class Cut(nn.Module):
+    """A generator and a judge. The gradient is cut between them, inside a layer of either, or by nothing but the loss."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.generator = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh())
+        self.inside = Detach() if where == "inside" else nn.Identity()
+        self.judge = nn.Sequential(nn.Linear(8, 8), nn.LeakyReLU(), nn.Linear(8, 1))
+        self.reader = Reader()
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        made = self.generator(x)
+        if self.where == "left out":
+            return self.judge(x), made
+        if self.where == "reader":
+            return self.reader(made)
+        if self.where == "end":
+            return self.judge(x) + made.detach().mean()
+        return self.judge(self.inside(made) if self.where == "inside" else made.detach())
+
+
+class Detach(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.detach())
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        # The last module without parameters belongs to the part that gets no gradient.
+        ("between", "the gradient stops between generator.3 and judge.0; generator.* (2): run"),
+        ("inside", "the gradient stops in inside, which reads them"),
+        ("reader", "the gradient stops in reader, which reads them"),
+        # The judge reads the input.
+        ("end", "the gradient stops behind generator.3; generator.* (2): run"),
+        ("left out", "generator.* (2): run, but their results reach the loss without a gradient"),
+    ],
+)
+def test_the_place_of_a_cut(where: str, says: str) -> None:
+    loss = (lambda output: output[0].square().mean()) if where == "left out" else (lambda y: y.square().mean())
+    with pytest.raises(TrainabilityFailure) as raised:
+        measure(lambda: Cut(where), torch.randn(4, 8), loss=loss, seeds=1).check(unused_parameters=at_most(0))
+    text = " ".join(str(raised.value).split())
+    assert says in text
+    assert "or before it" not in text
+    assert ("the gradient stops" in text) == (where != "left out")
