@@ -268,7 +268,7 @@ UNCHANGED: dict[str, tuple[dict[str, bool], list[BaselineChange], str]] = {
             forward_changed("b.1.gate", "b.1.gate", measure="settings"),
             forward_changed("b.1.norm", "b.1.norm", measure="settings"),
         ],
-        "initial values and modules unchanged: the forward code changed, first at b.1",
+        "initial values and modules unchanged, all numbers within tolerance: the forward code changed, first at b.1",
     ),
     "operations only": (
         {"model_compared": True, "operations_compared": True},
