@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .norms import as_float64, as_real
+from .outer_products import OuterProducts, inner_products
 
 __all__ = ["NUMBERS", "Rows", "at_once", "gram_matrix", "pieces"]
 
@@ -18,8 +19,9 @@ PIECE = 2**13
 """Number of columns that are copied to float64 at a time. The rows of 32 samples, 2 MiB, stay in the caches of a processor."""
 
 
-Rows = Callable[[int, int], Sequence[Tensor]]
-"""Maps ``(first, last)`` to the rows from ``first`` to ``last - 1``, in parts: a sequence of tensors ``(rows, *shape)``."""
+Rows = Callable[[int, int], Sequence["Tensor | OuterProducts"]]
+"""Maps ``(first, last)`` to the rows from ``first`` to ``last - 1``, in parts: a sequence of tensors ``(rows, *shape)``, or of
+outer products."""
 
 
 def at_once(count: int, size: int) -> int:
@@ -67,11 +69,18 @@ def _fill(K: Tensor, a: int, b: int, block: Tensor) -> None:
     K[a : a + rows, b : b + columns], K[b : b + columns, a : a + rows] = block, block.T
 
 
-def _products(left: Sequence[Tensor], right: Sequence[Tensor], further: Sequence[Tensor] = ()) -> Tensor:
+def _products(
+    left: Sequence[Tensor | OuterProducts], right: Sequence[Tensor | OuterProducts], further: Sequence[Tensor] = ()
+) -> Tensor:
     """Return ``G [H, F]ᵀ`` for rows ``G``, ``H`` and further rows ``F`` given in parts, in float64 on the CPU."""
     rows, columns, added = (len(side[0]) if side else 0 for side in (left, right, further))
     block = torch.zeros(rows, columns + added, dtype=torch.float64, device="cpu")
     for number, (G, H) in enumerate(zip(left, right)):
+        if isinstance(G, OuterProducts):
+            beside = further[number : number + 1]
+            block += torch.cat([inner_products(G, H), *(inner_products(G, F) for F in beside)], dim=1).cpu()
+            continue
+        assert isinstance(H, Tensor), "the parts of all rows are of the same kinds"
         sides = [pieces(G), *([] if G is H else [pieces(H)]), *([pieces(further[number])] if further else [])]
         for g, *others in zip(*sides):
             block += (g @ torch.cat([g, *others] if G is H else others).T).cpu()

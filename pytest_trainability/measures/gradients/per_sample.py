@@ -20,13 +20,14 @@ from ...engine.isolation import ModelState, derived_seed, generator_state, seede
 from ...engine.jacobian.trajectories import Trajectories
 from ...engine.linalg.gram import at_once
 from ...engine.linalg.norms import norm
+from ...engine.linalg.outer_products import OuterProducts, dense, first_samples
 from ...engine.runs.common_needs import PARAMETER_GRADIENTS
 from ...engine.runs.forward_pass import call_arguments
 from ...engine.runs.run import Need, Run, Stage
 from ...engine.torch_internals import without_compiler
 from ...engine.trees import batch_size, is_float, map_tensors, tensors_in
 from ...errors import InapplicableError
-from .outer_products import OuterProducts, ShiftedProducts, VectorProducts, dense, first_samples
+from .vector_products import ShiftedProducts, VectorProducts
 
 __all__ = ["PER_SAMPLE", "ROUND_OFF", "PerSample"]
 
@@ -113,14 +114,10 @@ class PerSample:
             return
         step = at_once(len(self.batch), self.size)
         for first in range(0, len(self.batch), step):
-            yield self._factored(first, min(first + step, len(self.batch)))
+            yield self.gradients(first, min(first + step, len(self.batch)))
         self.require_mean_or_sum()
 
-    def gradients(self, first: int, last: int) -> Gradients:
-        """Return the gradients of samples ``first`` to ``last - 1``."""
-        return {name: dense(gradient) for name, gradient in self._factored(first, last).items()}
-
-    def _factored(self, first: int, last: int) -> Factored:
+    def gradients(self, first: int, last: int) -> Factored:
         """Return the gradients of samples ``first`` to ``last - 1``. The latest result is kept and returned again."""
         if self._latest is None or self._latest[0] != first:
             self._latest = None

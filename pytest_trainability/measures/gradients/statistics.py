@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ...engine.linalg.gram import gram_matrix, pieces
 from ...engine.linalg.norms import as_float64, norm
+from ...engine.linalg.outer_products import OuterProducts, first_samples
 from ...engine.runs.common_needs import PARAMETER_GRADIENTS
 from ...engine.runs.run import Need, Run, Stage
 from ...errors import InapplicableError
 from ..measure import declare
-from .outer_products import OuterProducts, first_samples
 from .per_sample import PER_SAMPLE, ROUND_OFF
 
 __all__ = ["GRADIENT_GRAM", "GRADIENT_MOMENTS", "Moments", "sum_of_moments"]
@@ -92,8 +92,8 @@ class _OuterMomentSums(_MomentSums):
     """The same for outer products ``g_i = δ_i a_iᵀ``: ``g_i − g_0 = δ_i (a_i − a_0)ᵀ + (δ_i − δ_0) a_0ᵀ``."""
 
     def __init__(self, reference: OuterProducts) -> None:
-        self.eps = torch.finfo(reference.inputs.dtype).eps
-        self._first = as_float64(reference.cotangents), as_float64(reference.inputs)
+        self.eps = torch.finfo(reference.right.dtype).eps
+        self._first = as_float64(reference.left), as_float64(reference.right)
         (delta_0, a_0), self.squares, self.samples = self._first, 0.0, 0
         self._total = delta_0.new_zeros(delta_0.shape[1], a_0.shape[1])
         self.sums = [piece[0] for piece in pieces(self._total[None])]
@@ -102,7 +102,7 @@ class _OuterMomentSums(_MomentSums):
         """Add the gradients of further samples."""
         assert isinstance(gradients, OuterProducts), "gradients of one kind only"
         self.samples += len(gradients)
-        (delta_0, a_0), delta, a = self._first, as_float64(gradients.cotangents), as_float64(gradients.inputs)
+        (delta_0, a_0), delta, a = self._first, as_float64(gradients.left), as_float64(gradients.right)
         moved, alpha = delta - delta_0, a - a_0
         squares = _inner(delta, delta) * _inner(alpha, alpha)
         mixed = 2 * _inner(delta, moved) * _inner(alpha, a_0)

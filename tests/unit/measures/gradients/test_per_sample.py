@@ -15,12 +15,12 @@ from models import BATCH, LENGTH, VOCAB, WIDTH, Lightning, mean_error, mean_squa
 from torch import Tensor, nn
 
 from pytest_trainability import measure
+from pytest_trainability.engine.linalg.outer_products import dense
 from pytest_trainability.engine.runs.common_needs import PARAMETER_GRADIENTS
 from pytest_trainability.engine.runs.ensemble import ensemble
 from pytest_trainability.engine.runs.run import Run
 from pytest_trainability.errors import UsageError
 from pytest_trainability.measures.gradients import per_sample
-from pytest_trainability.measures.gradients.outer_products import dense
 from pytest_trainability.measures.gradients.per_sample import PER_SAMPLE, ROUND_OFF, _equal_gradients
 
 NOISE = ["gradient_snr", "gradient_confusion", "gradient_noise_scale"]

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from pytest_trainability import measure
 from pytest_trainability.engine.linalg import gram
+from pytest_trainability.engine.linalg.outer_products import dense
 from pytest_trainability.engine.runs.ensemble import ensemble
 from pytest_trainability.engine.runs.run import Run
 from pytest_trainability.errors import UsageError
 from pytest_trainability.measures.gradients import statistics
-from pytest_trainability.measures.gradients.outer_products import dense
 from pytest_trainability.measures.gradients.per_sample import PER_SAMPLE
 from pytest_trainability.measures.gradients.statistics import (
     GRADIENT_GRAM,

@@ -1,4 +1,4 @@
-"""Outer products of per-sample gradients: which weights have them, and that their moments are those of dense gradients."""
+"""Weights whose per-sample gradients are outer products, and that the moments of these are those of dense gradients."""
 
 from __future__ import annotations
 
@@ -10,14 +10,9 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
 from pytest_trainability import measure
-from pytest_trainability.measures.gradients.outer_products import (
-    OuterProducts,
-    ShiftedProducts,
-    VectorProducts,
-    dense,
-    first_samples,
-)
+from pytest_trainability.engine.linalg.outer_products import OuterProducts, dense, first_samples
 from pytest_trainability.measures.gradients.statistics import _MomentSums, _OuterMomentSums
+from pytest_trainability.measures.gradients.vector_products import ShiftedProducts, VectorProducts
 
 F64 = torch.float64
 
@@ -28,14 +23,6 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
 
 def products(samples: int = 6, seed: int = 0) -> OuterProducts:
     return OuterProducts(normal(samples, 3, seed=seed), normal(samples, 5, seed=seed + 1))
-
-
-def test_dense_gradients_are_the_outer_products() -> None:
-    found = products()
-    assert len(found) == 6
-    assert torch.equal(dense(found)[2], torch.outer(found.cotangents[2], found.inputs[2]))
-    assert torch.equal(dense(first_samples(found, 2)), dense(found)[:2])
-    assert torch.equal(dense(first_samples(dense(found), 2)), dense(found)[:2])
 
 
 class Uses(nn.Module):
@@ -105,7 +92,7 @@ def test_moments_are_those_of_dense_gradients() -> None:
 def test_equal_gradients_of_unequal_factors_have_no_variance(factor: float) -> None:
     """The terms of the difference cancel: it is computed entry by entry."""
     one = products(1)
-    other = OuterProducts(one.cotangents / factor, one.inputs * factor)
+    other = OuterProducts(one.left / factor, one.right * factor)
     sums = _OuterMomentSums(one)
     _ = moments(sums, one, other)
     assert sums.moments().are_equal
@@ -114,7 +101,7 @@ def test_equal_gradients_of_unequal_factors_have_no_variance(factor: float) -> N
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_factors_that_are_not_finite_have_no_moments(value: float) -> None:
     found = products()
-    found.inputs[1, 0] = value
+    found.right[1, 0] = value
     assert math.isnan(moments(_OuterMomentSums(first_samples(found, 1)), found)[1])
 
 

@@ -1,10 +1,9 @@
-"""Per-sample gradients of weights that multiply one vector per sample: outer products, which are kept as their two factors."""
+"""Weights that multiply one vector per sample. Their per-sample gradients are outer products, of which the factors suffice."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,37 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...engine.trees import tensors_in
 
-__all__ = ["OuterProducts", "ShiftedProducts", "VectorProducts", "dense", "first_samples"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OuterProducts:
-    """Gradients ``g_i = δ_i a_iᵀ`` of a weight ``W`` on each sample, where ``W a_i`` is a summand of what the loss depends on.
-
-    They take ``m + n`` numbers per sample instead of ``m n``.
-    """
-
-    cotangents: Tensor
-    """``δ_i``, the gradient with respect to the product ``W a_i``, ``(samples, m)``."""
-    inputs: Tensor
-    """``a_i``, ``(samples, n)``."""
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-
-def dense(gradients: Tensor | OuterProducts) -> Tensor:
-    """Return the gradients of samples as one tensor, ``(samples, *shape)``."""
-    if isinstance(gradients, Tensor):
-        return gradients
-    return gradients.cotangents[:, :, None] * gradients.inputs[:, None, :]
-
-
-def first_samples(gradients: Tensor | OuterProducts, count: int) -> Tensor | OuterProducts:
-    """Return the gradients of the first samples."""
-    if isinstance(gradients, Tensor):
-        return gradients[:count]
-    return OuterProducts(gradients.cotangents[:count], gradients.inputs[:count])
+__all__ = ["ShiftedProducts", "VectorProducts"]
 
 
 class VectorProducts(TorchFunctionMode):
