@@ -36,7 +36,8 @@ OTHERS = {
     "plugin/swallowed.py": {"_current_frames"},
     "plugin/summary.py": {"_tw", "_file"},
 }
-"""Private attributes of other objects than PyTorch's, by file: an estimate's, a named tuple's, pytest's, and a function that Python documents."""
+"""Private attributes of other objects than PyTorch's, by file: an estimate's, a named tuple's, pytest's, and a function that
+Python documents."""
 
 
 def private_accesses(path: str, source: str) -> list[str]:
