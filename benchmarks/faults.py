@@ -19,7 +19,7 @@ rates; the best rate counts for each. The loss is the mean over the last fifth o
 exceeds its twin's by more than 0.1 nats on both seeds.
 
 A hash of its name puts each fault into half A, which may be looked at when thresholds are chosen, or into half B. Groups C
-and D hold faults by people who had not seen the code, on which no threshold may be chosen before they have been scored.
+and D hold faults by someone who had not seen the code, on which no threshold may be chosen before they have been scored.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A fault and its twin come from the same builder, and differ in one argument. What they are fed can be learned, so that training
 shows whether a fault trains worse. `FAULTS` come from published taxonomies and issues of real projects, `REPORTED` from public
-bug reports, and `FURTHER` are of the same kinds. `UNSEEN` are two lists by people who had not seen the code. Each declares what
+bug reports, and `FURTHER` are of the same kinds. `UNSEEN` are two lists by someone who had not seen the code. Each declares what
 a report on it ought to say.
 """
 

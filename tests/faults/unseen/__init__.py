@@ -1,4 +1,4 @@
-"""Faults by people who had not seen the code, on which no threshold was chosen: the lists C and D."""
+"""Faults by someone who had not seen the code, on which no threshold was chosen: the lists C and D."""
 
 from dataclasses import replace
 
