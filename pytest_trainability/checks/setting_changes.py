@@ -2,7 +2,8 @@
 
 A row is a text with the calls of PyTorch functions that are given constants, such as ``"mean(dim=-1); softmax(dim=-1)"``. They
 explain a change that numbers show, and are no change by themselves: two constants may cancel, and code may be written in other
-words.
+words. A call may be followed by the inner modules that read its result, as ``"ne(0) read by layers.*.attention as mask"``. They
+are said where a call has changed, and are not compared.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ OMITTED = "…"
 """Row of a module with too many calls, which are not compared."""
 MOST_SHOWN = 4
 """Number of calls that a difference names."""
-_SEPARATOR = "; "
+_SEPARATOR, _READ_BY = "; ", " read by "
 _ARGUMENT = re.compile(r"(?:[^,()]|\((?:[^()]|\([^()]*\))*\))+")
+_READERS = re.compile(rf"{_READ_BY}.*?(?=(?: ×\d+)?(?:{_SEPARATOR}|$))")
 _COUNT = re.compile(r"(.+) ×(\d{1,6})")
 
 
@@ -49,6 +51,8 @@ def setting_rows(seeds: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, str]
         for seed in seeds[1:]:
             counts &= Counter(seed.get(name, ()))
         row = _SEPARATOR.join(times(call, counts[call]) for call in dict.fromkeys(calls) if counts[call])
+        if len(row) > LONGEST_ROW:
+            row = _READERS.sub("", row)
         if row:
             by_row.setdefault(row if len(row) <= LONGEST_ROW else OMITTED, []).append(name)
     return in_order_of(seeds[0], {pattern: row for row, names in by_row.items() for pattern in folded(names)})
@@ -57,7 +61,7 @@ def setting_rows(seeds: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, str]
 def setting_changes(
     old: Mapping[str, str], new: Mapping[str, str], *, but: Collection[str] = (), shared: Collection[str] = ()
 ) -> Iterator[BaselineChange]:
-    """Yield the modules whose code passes other constants. Modules of one side only are left out.
+    """Yield the modules whose code passes other constants.
 
     Args:
         old: Rows of the baseline.
@@ -81,7 +85,7 @@ def _difference(old: str, new: str) -> tuple[str, str]:
     >>> _difference("mean(norm, dim=1, keepdim=True)", "mean(norm, dim=0, keepdim=True)")
     ('mean(norm, dim=1)', 'mean(norm, dim=0)')
     """
-    before, after = _calls(old), _calls(new)
+    (before, readers), (after, new_readers) = _calls(old), _calls(new)
     gone, fresh = list((before - after).items()), list((after - before).items())
     texts: tuple[list[str], list[str]] = ([], [])
     for call, count in gone:
@@ -93,7 +97,10 @@ def _difference(old: str, new: str) -> tuple[str, str]:
         for text, pair in zip(texts, _without_shared(call, other[0])):
             text.append(times(pair, count))
     texts[1].extend(times(*item) for item in fresh)
-    return _shown(texts[0]), _shown(texts[1])
+    read = [new_readers[call] for call in after - before if call in new_readers]
+    read_before = [readers[call] for call in before - after if call in readers]
+    is_there = bool(texts[1])
+    return _shown(texts[0], [] if is_there else read_before), _shown(texts[1], read or read_before if is_there else [])
 
 
 def _function(call: str) -> str:
@@ -110,13 +117,19 @@ def _without_shared(call: str, other: str) -> tuple[str, str]:
     return one, two
 
 
-def _calls(row: str) -> Counter[str]:
-    found = Counter[str]()
+def _calls(row: str) -> tuple[Counter[str], dict[str, str]]:
+    """Return the number of each call, and what reads the results of those that something is known to read."""
+    found, readers = Counter[str](), {}
     for item in row.split(_SEPARATOR) if row else ():
         match = _COUNT.fullmatch(item)
-        found[match[1] if match else item] += int(match[2]) if match else 1
-    return found
+        call, _, reader = (match[1] if match else item).partition(_READ_BY)
+        found[call] += int(match[2]) if match else 1
+        if reader:
+            readers[call] = reader
+    return found, readers
 
 
-def _shown(items: Sequence[str]) -> str:
-    return ", ".join(items[:MOST_SHOWN]) + (", …" if len(items) > MOST_SHOWN else "")
+def _shown(items: Sequence[str], readers: Sequence[str]) -> str:
+    more = ", …" if len(items) > MOST_SHOWN else ""
+    read = f" ({_READ_BY.strip()} {readers[0]})" if readers else ""
+    return f"{', '.join(items[:MOST_SHOWN])}{more}{read}"

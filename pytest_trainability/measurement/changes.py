@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..checks.remedies import Remedy
+from ..checks.remedy import Remedy
 from ..engine.runs.constants import SIGNS
 from ..engine.runs.recipe import ModelSource
 from ..engine.torch_internals import tables_of, version_of

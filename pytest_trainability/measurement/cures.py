@@ -10,7 +10,8 @@ from itertools import count, islice
 
 from torch import nn
 
-from ..checks.remedies import LARGEST_FACTOR, Remedy, remedies, remedies_of_causes
+from ..checks.remedies import LARGEST_FACTOR, remedies, remedies_of_causes
+from ..checks.remedy import Remedy
 from ..measures import MEASURES
 from ..records.estimates import Estimate
 from ..records.names import alike

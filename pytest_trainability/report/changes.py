@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 
@@ -76,17 +77,20 @@ def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
     # The first state is called input, and comes before all steps.
     places = {"input": -1} | {name: place for place, name in enumerate(steps)}
     lost = [name for c in baseline.changes if (c.measure, c.kind) == UNUSED for name in c.elements]
+    settings = [change for change in baseline.changes if change.measure == SETTINGS]
+    ended = next(filter(None, map(_ended_gradient, settings)), "")
     without = f", so that {format_names(lost, WORST_NAMED)} get{'s' * (len(lost) == 1)} no gradient" if lost else ""
     if not changed.isdisjoint(SEEN):
         numbers = "" if changed - SEEN - {SETTINGS} else ", all numbers within tolerance"
         operated = [
             name for c in baseline.changes if c.measure == OPERATIONS for p in c.elements for name in expanded(p)
         ]
-        inner = [name for c in baseline.changes if c.measure == SETTINGS for p in c.elements for name in expanded(p)]
-        where = without or _first(operated, places, inner)
+        inner = [name for change in settings for pattern in change.elements for name in expanded(pattern)]
+        where = ended + without or _first(operated, places, inner)
         return f"initial values and modules unchanged{numbers}: the forward code changed{where}"
     unchanged = f"{_compared_text(baseline)} unchanged"
-    settings = [change for change in baseline.changes if change.measure == SETTINGS]
+    if ended:
+        return f"{unchanged}: the forward code changed{ended}{without}"
     if settings:
         is_constant = all(change.old_text and change.new_text for change in settings)
         return f"{unchanged}: {'a constant of' if is_constant else 'a call in'} the forward pass changed{without}"
@@ -105,6 +109,14 @@ def _compared_text(baseline: BaselineRecord) -> str:
         return "initial values and modules"
     are_gone = any(c.measure in OF_STEPS and c.kind != "moved" and c.elements for c in baseline.changes)
     return f"initial values, modules and operations{' of the steps that remain' if are_gone else ''}"
+
+
+def _ended_gradient(change: BaselineChange) -> str:
+    """Return where and at which calls of a module a gradient ends that did not in the baseline; empty if none does."""
+    calls = [call for call in _CALL.findall(change.new_text) if _ENDS.search(call)]
+    if not calls or _ENDS.search(change.old_text):
+        return ""
+    return f", and a gradient ends in {change.element} at {', '.join(calls[:WORST_NAMED])}"
 
 
 def _scaled_text(changes: Sequence[BaselineChange]) -> str:
@@ -197,6 +209,9 @@ OF_MODEL = (*OF_INITIALIZATION, OUTPUT, OPERATIONS, SETTINGS)
 """Comparisons of the model itself, whose changes are causes. All others are consequences."""
 OF_CODE = (OPERATIONS, SETTINGS)
 """Comparisons of the code between and in modules."""
+_CALL = re.compile(r"\w+\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)")
+_ENDS = re.compile(r"^detach\(|\bno_grad\)")
+"""Calls at which a gradient ends."""
 
 
 def model_change_texts(changes: Sequence[BaselineChange]) -> list[str]:

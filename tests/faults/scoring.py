@@ -16,7 +16,7 @@ from torch import nn
 from pytest_trainability import TrainabilityFailure, measure
 from pytest_trainability.checks.bounds import Bound, at_most
 from pytest_trainability.checks.presets import find_preset
-from pytest_trainability.checks.remedies import Remedy
+from pytest_trainability.checks.remedy import Remedy
 from pytest_trainability.errors import TrainabilityError
 from pytest_trainability.init.rules import Rule
 from pytest_trainability.init.writing import contract_of, rules_of

@@ -516,6 +516,39 @@ CHANGED: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Calla
         signals,
         ("initial values layer.bias_ih_l0: quarters of mean 0, 3, 0, 0 → 0, 0, 0, 3",),
     ),
+    "a mask for its opposite": (
+        lambda: Marked(torch.eq),
+        lambda: Marked(torch.ne),
+        words,
+        ("settings Marked: eq(0) → ne(0) (read by layers.*.self_attn as key_padding_mask)",),
+    ),
+    "inputs that are divided again": (
+        lambda: Divided(4.0),
+        lambda: Divided(16.0),
+        flat,
+        ("settings Divided: div(4) → div(16) (read by net.0)",),
+    ),
+    "a sample without a gradient": (
+        lambda: Sampled("gradient"),
+        lambda: Sampled("no_grad"),
+        flat,
+        (
+            "the forward code changed, and a gradient ends in Sampled at mul(spread, 0.5, no_grad), add(mean, no_grad)",
+            "settings Sampled: mul(spread, 0.5) → mul(spread, 0.5, no_grad), add(mean, no_grad) (read by decoder)",
+        ),
+    ),
+    "a sample that is detached": (
+        lambda: Sampled("gradient"),
+        lambda: Sampled("detach"),
+        flat,
+        ("the forward code changed, and a gradient ends in Sampled at detach()", "detach() (read by decoder) new"),
+    ),
+    "a factor in an inner module": (
+        lambda: nn.Sequential(*(Outer(1.0) for _ in range(4))),
+        lambda: nn.Sequential(*(Outer(0.1) for _ in range(4))),
+        flat,
+        ("the forward code changed, first at 0.inner", "settings *.inner: mul(layer, 0.1) new (4 of 4)"),
+    ),
     "samples for time": (
         lambda: Scan(batch_first=True),
         lambda: Scan(batch_first=False),
@@ -523,6 +556,75 @@ CHANGED: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Calla
         ("lstm(batch_first=True) → ", "lstm(batch_first=False)"),
     ),
 }
+
+
+class Marked(nn.Module):
+    """PyTorch's layers with a mask of the words that are 0, or of all others, which the model makes once."""
+
+    def __init__(self, function: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.words, self.function = nn.Embedding(20, 8), function
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        ids = torch.cat([ids[:, :6] % 19 + 1, torch.zeros_like(ids[:, 6:])], 1)
+        x, mask = self.words(ids), self.function(ids, 0)
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=mask)
+        return self.head(x.mean(1))
+
+
+class Divided(nn.Module):
+    """Divides its inputs in its own code."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.net, self.by = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)), by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net((4 * x).clone() / self.by)
+
+
+class Sampled(nn.Module):
+    """Draws what it decodes, with a gradient or without one, and returns a divergence, too."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.encoder, self.mean, self.spread, self.decoder = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.tanh(self.encoder(x))
+        mean, spread = self.mean(hidden), self.spread(hidden)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.how != "no_grad"):
+            drawn = mean + torch.exp(0.5 * spread) * torch.randn_like(mean)
+        if self.how == "detach":
+            drawn = drawn.detach()
+        return self.decoder(drawn), (mean.square() + spread.exp() - spread).sum()
+
+
+class Inner(nn.Module):
+    """Multiplies what its layer returns, unless the factor is 1."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.layer, self.factor = nn.Linear(8, 8), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x)
+        return found if self.factor == 1 else found * self.factor
+
+
+class Outer(nn.Module):
+    """Adds what such a module returns."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(8), Inner(factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(self.norm(x))  # type: ignore[no-any-return]
 
 
 class Scan(nn.Module):

@@ -31,6 +31,10 @@ _SIZES = frozenset({
 """Functions whose constants are sizes of tensors, or which compute nothing."""
 _LOOKUPS = frozenset({"getitem", "index_select", "gather", "embedding", "take", "take_along_dim"})
 """Functions that read entries of a table at positions, whose names matter."""
+_PLAIN = frozenset({"", "input", "self", "other", "idx", "normalized_shape"})
+"""Arguments that need no name: positions, factors and shapes."""
+MOST_FOLLOWED = 16
+"""Number of calls whose results are followed together; the last ones if there are more."""
 _RESERVED = frozenset({"out", "device", "generator", "layout", "memory_format", "inplace", "names", "requires_grad"})
 """Arguments that do not change what is computed."""
 MOST_INDICES = 2**16
@@ -42,7 +46,12 @@ class SettingsObserver(FunctionObserver):
 
     Arguments are named as in PyTorch's documentation. Tensors are left out, with three exceptions: constant numbers and
     constant positions, of which the range is shown; the table that positions are looked up in; and what a module inside the
-    calling one has returned, which has the name of that module.
+    calling one has returned, which has the name of that module. Calls at which a gradient ends are noted, too: ``detach``, and
+    those that record no graph, as ``add(mean, no_grad)``.
+
+    The result of a call is followed up to the first call in which it meets another value that carries a gradient, a parameter
+    for instance. If this is in the code of a module inside the calling one, that module reads it: a mask is made by the model and
+    read by its attention.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -51,6 +60,10 @@ class SettingsObserver(FunctionObserver):
         self.kind = type(model).__name__
         self.found: dict[str, list[str]] = {}
         """Texts of the calls by the path of the module, in program order. The model itself has the name of its class."""
+        self.readers: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
+        """For a path and a text the modules that read the result, relative to the calling one, with the name of the argument."""
+        self._followed: MutableMapping[Tensor, tuple[tuple[str, str], ...]] = WeakIdKeyDictionary()
+        """Path and text of the calls that a tensor has been computed from since."""
         self._names: MutableMapping[Tensor, str] = WeakIdKeyDictionary({tensor: name for name, tensor in _named(model)})
         self._makers: MutableMapping[Tensor, str] = WeakIdKeyDictionary()
         self._constants: MutableMapping[Tensor, None] = WeakIdKeyDictionary(dict.fromkeys(model.buffers()))
@@ -58,40 +71,64 @@ class SettingsObserver(FunctionObserver):
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function, and note the constants that it is given."""
         name = getattr(func, "__name__", "").strip("_")
-        if not name or name in _SIZES or self.caller is None or function_transforms_are_active():
+        if not name or self.caller is None or function_transforms_are_active():
             return func(*args, **kwargs)
-        path = self.caller.path
+        path, has_graph = self.caller.path, torch.is_grad_enabled()
         with without_torch_functions(), torch.no_grad():
-            text = self._text(func, name, path, args, kwargs)
             given = list(tensors_in((args, kwargs)))
+            loses = (name == "detach" or not has_graph) and any(tensor.requires_grad for tensor in given)
+            shown = self._argument_texts(func, name, path, args, kwargs) if name not in _SIZES or loses else None
             is_constant = all(tensor in self._constants for tensor in given)
+            arriving = self._arriving(func, path, args, kwargs)
         result = func(*args, **kwargs)
-        if text:
+        results = list(tensors_in(result))
+        loses = loses and not name.endswith("_like") and any(tensor.is_floating_point() for tensor in results)
+        text = ""
+        if shown is not None and (shown[1] or loses):
+            text = f"{name}({', '.join([*shown[0], *(['no_grad'] if loses and not has_graph else [])])})"
             self.found.setdefault(path or self.kind, []).append(text)
-        for tensor in tensors_in(result):
+        followed = (*arriving, *([(path, text)] if text else []))[-MOST_FOLLOWED:]
+        for tensor in results:
+            if followed:
+                self._followed[tensor] = followed
+            # Sizes and copies are no results of a module's own.
+            if name in _SIZES:
+                continue
             if is_constant and not tensor.requires_grad:
                 self._constants[tensor] = None
             if tensor not in self._names:
                 self._makers[tensor] = path
         return result
 
-    def _text(self, func: Any, name: str, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-        """Return a call as text; empty without constants."""
+    def _arriving(
+        self, func: Any, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[str, str], ...]:
+        """Return the calls whose results are given and may be followed further; note those that meet another value here."""
+        arguments = [(key, tensor) for key, value in _arguments(func, args, kwargs) for tensor in tensors_in(value)]
+        followed = {call: key for key, tensor in arguments for call in self._followed.get(tensor, ())}
+        if not followed or not any(t.requires_grad and t not in self._followed for _, t in arguments):
+            return tuple(followed)
+        for (caller, text), key in followed.items():
+            inner = _inside(path, caller)
+            if inner:
+                self.readers.setdefault((caller or self.kind, text), {})[inner, "" if key in _PLAIN else key] = None
+        return ()
+
+    def _argument_texts(
+        self, func: Any, name: str, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[list[str], bool]:
+        """Return the arguments of a call as texts, and whether there are constants among them."""
         usual = _defaults(func)
         values = [
             (k, v) for k, v in _arguments(func, args, kwargs) if k not in _RESERVED and not _is_same(v, usual.get(k))
         ]
         shown = [(key, self._shown(value, path)) for key, value in values]
-        if not any(text for _, text in shown):
-            return ""
         texts = []
         for (key, value), (_, text) in zip(values, shown):
             named = text or (self._source(value, name, path) if isinstance(value, Tensor) else "")
             if named:
-                # Positions, factors and shapes need no name.
-                is_plain = not key or key in {"input", "self", "other", "idx", "normalized_shape"}
-                texts.append(named if is_plain else f"{key}={named}")
-        return f"{name}({', '.join(texts)})"
+                texts.append(named if key in _PLAIN else f"{key}={named}")
+        return texts, any(text for _, text in shown)
 
     def _source(self, tensor: Tensor, name: str, path: str) -> str:
         """Return the name of a table that is looked up, or of the module inside the calling one that returned a tensor."""

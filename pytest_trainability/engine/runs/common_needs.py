@@ -6,13 +6,14 @@ Parameter gradients, the RMS of states, and the operations and constants that ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ...records.names import with_stars
 from ..capture.operations import operations_by_step
 from ..capture.recorder import Edge, Recorder
 from ..capture.settings import SettingsObserver
@@ -31,6 +32,10 @@ __all__ = [
     "SquareSums",
     "grows_by",
 ]
+
+
+MOST_READERS = 2
+"""Number of modules that are named as the readers of a result."""
 
 
 def _parameter_gradients(run: Run) -> dict[str, Tensor | None]:
@@ -117,12 +122,37 @@ OPERATIONS: Need[dict[str, tuple[str, ...]]] = Need(
 )
 """Names of the operations that the signal passes, by step. No measure reads them, but baselines record them."""
 
+
+def _settings(run: Run) -> dict[str, tuple[str, ...]]:
+    observer: SettingsObserver = run.capture.watched[SettingsObserver]
+    read_by = {call: _readers_text(readers) for call, readers in observer.readers.items()}
+    return {
+        name: tuple(call + read_by.get((name, call), "") for call in calls) for name, calls in observer.found.items()
+    }
+
+
+def _readers_text(readers: Collection[tuple[str, str]]) -> str:
+    """Return the modules that read the result of a call, as in `` read by layers.*.attention as mask``."""
+    by_argument: dict[str, list[str]] = {}
+    for name, argument in readers:
+        by_argument.setdefault(argument, []).append(name)
+    forms = [
+        form + (f" as {argument}" if argument else "")
+        for argument, names in by_argument.items()
+        for form, _, _ in with_stars(names, names)
+    ]
+    return f" read by {', '.join(forms[:MOST_READERS])}{', …' if len(forms) > MOST_READERS else ''}"
+
+
 SETTINGS: Need[dict[str, tuple[str, ...]]] = Need(
     "constants in the code of modules",
-    lambda run: {name: tuple(calls) for name, calls in run.capture.watched[SettingsObserver].found.items()},
+    _settings,
     instruments=(SettingsObserver,),
 )
-"""Calls that are given constants, by module. No measure reads them, but baselines record them."""
+"""Calls that are given constants, by module, with the inner modules that read the results.
+
+No measure reads them, but baselines record them.
+"""
 
 
 def grows_by(run: Run) -> float:

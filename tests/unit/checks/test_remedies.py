@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_trainability.checks.remedies import Remedy, remedies, remedies_of_causes
+from pytest_trainability.checks.remedies import remedies, remedies_of_causes
+from pytest_trainability.checks.remedy import Remedy
 from pytest_trainability.records.causes import CauseRecord
 from pytest_trainability.records.factors import BufferRecord, FactorRecord, GateRecord, SlopeRecord
 
@@ -195,12 +196,6 @@ def test_the_recurrent_weights_of_several_layers_are_multiplied() -> None:
     assert remedy.text == "multiply rnn.weight_hh_l0, rnn.weight_hh_l1 by 3.32"
 
 
-def test_a_power_applies_to_every_factor() -> None:
-    remedy = Remedy("scale", ("a", "b"), (4.0, 9.0), (1.0, 1.0), adjustable=True)
-    assert remedy.to_the_power(0.5).factors == (2.0, 3.0)
-    assert remedy.to_the_power(0.5).adjustable
-
-
 def test_causes_suggest_changes_alone_and_together() -> None:
     causes = [
         CauseRecord(weights=("a.weight",), factors=(0.5,), rms=(2.0,)),
@@ -223,11 +218,6 @@ def test_causes_suggest_changes_alone_and_together() -> None:
     ]
     # A weight that two causes name is changed once.
     assert together.kind == "several" and together.text.count("a.weight") == 1 and "b.weight" in together.text
-
-
-def test_a_shift_is_multiplied_by_its_exponent() -> None:
-    remedy = Remedy("shift", ("cell.decay",), (0.5,), (1.0,))
-    assert remedy.to_the_power(4).text == "start cell.decay from 3 instead of 1 on average"
 
 
 def test_weights_that_stand_out_in_branches_come_before_last_projections() -> None:
@@ -330,14 +320,6 @@ def test_zeros_in_order_are_one_change_that_can_be_made_smaller() -> None:
     assert fewer.in_order == ("a.weight", "norm.weight") and fewer.parts[0].factors == (0.5,)
     # The shift of a gain goes with it.
     assert remedy.without_zeros(["norm.weight"]).targets == ("a.weight", "b.weight")
-
-
-def test_a_change_of_more_than_is_needed_adds_nothing() -> None:
-    small, large = Remedy("draw", ("a",), (1.0,)), Remedy("draw", ("a", "b"), (1.0, 1.0))
-    assert large.adds_nothing_to(small) and small.adds_nothing_to(small)
-    assert not small.adds_nothing_to(large)
-    assert not Remedy("ones", ("a", "b")).adds_nothing_to(small)
-    assert small.adds_nothing_to(Remedy("several", ("a", "c"), parts=(small, Remedy("ones", ("c",)))))
 
 
 def test_a_first_layer_of_another_rule_stays_as_it_is() -> None:

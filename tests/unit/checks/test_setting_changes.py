@@ -44,6 +44,13 @@ def test_a_module_may_lose_its_only_call() -> None:
     assert list(setting_changes(old, new, shared={"head"})) == []
 
 
+def test_a_long_row_does_without_the_readers() -> None:
+    calls = [f"mul({i}) read by layers.*.self_attn as key_padding_mask" for i in range(100, 200)]
+    assert setting_rows([{"a": [*calls, calls[-1]]}]) == {
+        "a": "; ".join(f"mul({i})" for i in range(100, 199)) + "; mul(199) ×2"
+    }
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -56,6 +63,13 @@ def test_a_module_may_lose_its_only_call() -> None:
         ("add(1)", "mul(2); add(1)", ("", "mul(2)")),
         ("mean(dim=(2, 3))", "mean(dim=2); getitem((0, :))", ("mean(dim=(2, 3))", "mean(dim=2), getitem((0, :))")),
         ("fold(dilation=(1, 1), padding=1)", "fold(dilation=2, padding=1)", ("fold(dilation=(1, 1))", "fold(dilation=2)")),
+        # What reads a result is said of the new call, or of the old one if there is none, and is no difference.
+        ("mul(2) read by a; add(1)", "mul(3) read by b; add(1) read by c", ("mul(2)", "mul(3) (read by b)")),
+        ("eq(0) read by a as mask, b ×4", "ne(0) read by a as mask, b ×4", ("eq(0) ×4", "ne(0) ×4 (read by a as mask, b)")),
+        ("mul(2) read by a ×2; add(1)", "add(1)", ("mul(2) ×2 (read by a)", "")),
+        ("mul(2) read by a", "mul(2) read by b", None),
+        ("mul(2)", "mul(2) read by b", None),
+        ("mul(x, 2)", "mul(x, 2, no_grad)", ("mul(x, 2)", "mul(x, 2, no_grad)")),
         ("a(1); b(1); c(1); d(1); e(1)", "f(2)", ("a(1), b(1), c(1), d(1), …", "f(2)")),
     ],
 )  # fmt: skip

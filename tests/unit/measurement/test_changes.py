@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_trainability import TrainabilityFailure, measure, within
-from pytest_trainability.checks.remedies import Remedy
+from pytest_trainability.checks.remedy import Remedy
 from pytest_trainability.measurement.changes import apply, changed
 
 SCALE = Remedy("scale", ("0.weight",), (2.0,), (1.0,))

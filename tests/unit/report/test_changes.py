@@ -270,6 +270,31 @@ UNCHANGED: dict[str, tuple[dict[str, bool], list[BaselineChange], str]] = {
         ],
         "initial values and modules unchanged, all numbers within tolerance: the forward code changed, first at b.1",
     ),
+    "a gradient that ends": (
+        {"model_compared": True, "operations_compared": True},
+        [
+            forward_changed("b.3", "b.3"),
+            BaselineChange("settings", "moved", "b.1", old_text="mul(x, 2)", new_text="mul(x, 2, no_grad), add(1)"),
+            *SHIFTS,
+        ],
+        (
+            "initial values and modules unchanged: the forward code changed, and a gradient ends in b.1 at "
+            "mul(x, 2, no_grad)"
+        ),
+    ),
+    "a gradient that ends, without other operations": (
+        {"model_compared": True, "operations_compared": True},
+        [BaselineChange("settings", "moved", "b.1", new_text="detach(inner) (read by out)"), *SHIFTS],
+        (
+            "initial values, modules and operations unchanged: the forward code changed, and a gradient ends in b.1 at "
+            "detach(inner)"
+        ),
+    ),
+    "a gradient that ended before": (
+        {"model_compared": True, "operations_compared": True},
+        [BaselineChange("settings", "moved", "b.1", old_text="detach(a)", new_text="detach(b)"), *SHIFTS],
+        "initial values, modules and operations unchanged: a constant of the forward pass changed",
+    ),
     "operations only": (
         {"model_compared": True, "operations_compared": True},
         [forward_changed("b.3", "b.3")],

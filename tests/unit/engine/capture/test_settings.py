@@ -26,6 +26,11 @@ class Code(nn.Module):
         return self.run(self, x)
 
 
+def no_gradient(run: Callable[[], Tensor]) -> Tensor:
+    with torch.no_grad():
+        return run()
+
+
 def settings(model: nn.Module, x: Tensor) -> dict[str, list[str]]:
     found: dict[str, list[str]] = (
         capture(model, (x,), {}, instruments=(SettingsObserver,)).watched[SettingsObserver].found
@@ -53,6 +58,15 @@ CALLS: dict[str, tuple[Callable[[Code, Tensor], Tensor], list[str]]] = {
         lambda m, x: x + m.table[torch.zeros(3, dtype=torch.long)].sum(0),
         ["zeros(3, dtype=int64)", "getitem(table, 0…0)", "sum(dim=0)"],
     ),
+    "a graph that is cut": (
+        lambda m, x: m.inner(x).detach() + x.detach() * m.table[0, 0],
+        ["detach(inner)", "detach()", "getitem(table, (0, 0))"],
+    ),
+    "what has no graph": (lambda m, x: x + no_gradient(lambda: m.inner(x) * x), ["mul(inner, no_grad)"]),
+    "what needs no graph": (
+        lambda m, x: x + no_gradient(lambda: torch.zeros_like(x) + (x > 0) * m.factor),
+        ["gt(0)", "mul(0.5)"],
+    ),
     "positions of the input": (lambda m, x: m.table[x.argmax(-1)] + x, ["argmax(-1)"]),
     "slices": (lambda m, x: x[:, 1:], ["getitem((:, 1:))"]),
     "a mask": (
@@ -75,6 +89,40 @@ def test_calls_belong_to_the_module_whose_code_makes_them() -> None:
         "1.1": ["add(inner, 1)"],
         "2": ["dropout(p=0.25)"],
     }
+
+
+class Reads(nn.Module):
+    """Hands a mask, a factor or a scaled input to the modules inside it."""
+
+    def __init__(self, give: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.give, self.first, self.second = give, nn.Linear(4, 4), nn.Bilinear(4, 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = self.give(x)
+        return self.second(self.first(given), given.view(-1, 4))  # type: ignore[no-any-return]
+
+
+READ: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, list[tuple[str, str]]]]] = {
+    "through functions and copies of sizes": (
+        lambda x: (x.reshape(4, 3).T / 3).clone(),
+        {"div(3)": [("first", ""), ("second", "input2")]},
+    ),
+    "by the calling code itself": (lambda x: (x > 0) * x, {}),
+    "several calls": (
+        lambda x: (x - 0.5) * 2,
+        {"sub(0.5)": [("first", ""), ("second", "input2")], "mul(2)": [("first", ""), ("second", "input2")]},
+    ),
+    "no constant": (lambda x: x + x, {}),
+}
+
+
+@pytest.mark.parametrize(("give", "readers"), READ.values(), ids=READ.keys())
+def test_what_inner_modules_read_is_followed(
+    give: Callable[[Tensor], Tensor], readers: dict[str, list[tuple[str, str]]]
+) -> None:
+    observer = capture(Reads(give), (torch.randn(3, 4),), {}, instruments=(SettingsObserver,)).watched[SettingsObserver]
+    assert {text: [*found] for (_, text), found in observer.readers.items()} == readers
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
