@@ -839,3 +839,27 @@ def test_children_of_registered_containers():
     assert children == [1, 2]
     assert rebuilt([3, 4]) == {"a": 3, "b": 4}
     assert internals.registered_children(object()) is None
+
+
+@pytest.mark.parametrize("axis", [-3, -2, -1, 0, 1, 2])
+def test_the_axis_that_a_node_saves_is_counted_from_the_last_one(axis):
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    for result in (x.softmax(axis), x.log_softmax(axis), x.cumsum(axis)):
+        assert internals.saved_axis(result.grad_fn) == (axis - 3 if axis >= 0 else axis)
+    assert internals.saved_axis((x + 1).grad_fn) is None
+    assert internals.saved_axis(x.mean((0, 1)).grad_fn) is None
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
+def test_outputs_that_are_nested_tensors(layout):
+    x = torch.randn(5, 2, requires_grad=True)
+    ragged = torch.nested.as_nested_tensor([x[:2], x[2:]], layout=layout)
+    assert internals.is_nested_output((ragged * 2).grad_fn, 0)
+    assert not internals.is_nested_output((x * 2).grad_fn, 0)
+
+
+def test_packed_numbers():
+    assert not any(map(internals.is_packed, (torch.zeros(2), torch.zeros(2, dtype=torch.float8_e5m2))))
+    if hasattr(torch, "float4_e2m1fn_x2"):
+        assert internals.is_packed(torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2))
