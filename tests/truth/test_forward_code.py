@@ -38,7 +38,8 @@ class Block(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         if self.change in {"library attention", "fused attention"}:
-            # With a dimension of heads, PyTorch takes a fused kernel. t[:, None] would be a further operation in PyTorch 2.6.
+            # With a dimension of heads, PyTorch takes a fused kernel; since 2.14 also without.
+            # t[:, None] would be a further operation in PyTorch 2.6.
             q, k, v = (t.unsqueeze(1) if self.change == "fused attention" else t for t in (q, k, v))
             return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).flatten(0, -3))
         scores = q @ k.transpose(-1, -2)
@@ -188,7 +189,7 @@ def test_hooks_are_no_change_of_the_code(baseline: Entry) -> None:
 @pytest.mark.parametrize("way", ["library attention", "fused attention"])
 def test_the_way_attention_is_computed_is_no_change(baseline: Entry, way: str) -> None:
     new = recorded(lambda: Net(way), EIGHT)
-    assert ("ScaledDotProductAttention" in new.operations["blocks.{2-3}"]) == (way == "fused attention")
+    assert way == "library attention" or "ScaledDotProductAttention" in new.operations["blocks.{2-3}"]
     assert new.operations != baseline.operations
     assert not of_code(baseline, new)
 
