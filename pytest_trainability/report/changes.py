@@ -284,8 +284,8 @@ def _moved_text(moved: Sequence[BaselineChange]) -> str:
     if not largest.element:
         return f"{largest.old_to_new}: {shift_text(largest)}"
     is_later = not first.old_text and _size(first) < _size(largest)
-    moved = [largest, *(change for change in moved if change is not largest)] if is_later else moved
-    groups = alike(moved, lambda change: f"{change.element}: {change.old_text} {change.new_text}")
+    others = [largest, *(c for c in moved if c is not largest and c is not first)] if is_later else moved
+    groups = alike(others, lambda change: f"{change.element}: {change.old_text} {change.new_text}")
     worst = ", ".join(
         f"{group[0].element} ({group[0].old_to_new}){and_more([change.element for change in group])}"
         for group in groups[:WORST_NAMED]

@@ -181,7 +181,7 @@ def test_the_first_step_that_moved_is_named_before_the_largest() -> None:
         given = {"tolerance": 0.1, "scale": "log", "considered": 7}
         return BaselineChange("activation_rms", "moved", name, old=1.0, new=factor, shift=math.log(factor), **given)  # type: ignore[arg-type]
 
-    text = "3 of 7 moved, first at flow.1 (1 → 1.5), 1e+31 times larger, more than 1.11: flow.5 (1 → 1e+31) and 2 more flow.*"
+    text = "3 of 7 moved, first at flow.1 (1 → 1.5), 1e+31 times larger, more than 1.11: flow.5 (1 → 1e+31) and 1 more flow.*"
     assert change_texts([moved("flow.1", 1.5), moved("flow.5", 1e31), moved("flow.2", 20.0)]) == [text]
     text = "2 of 7 moved, 20 times larger, more than 1.11: flow.1 (1 → 20) and 1 more flow.*"
     assert change_texts([moved("flow.1", 20.0), moved("flow.2", 2.0)]) == [text]
