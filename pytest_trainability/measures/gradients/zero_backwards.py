@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,14 +36,14 @@ class ZeroBackward:
     parameter: str
 
 
-@dataclass(slots=True)
 class _Passed:
     """What has passed nodes in one backward pass."""
 
-    arrived: set[Node] = field(default_factory=set)
-    """Nodes at which a gradient has arrived that is not zero."""
-    left: set[tuple[Node, int]] = field(default_factory=set)
-    """Nodes, and numbers of their inputs, to which a gradient has gone on that is not zero."""
+    def __init__(self) -> None:
+        self.arrived: set[Node] = set()
+        """Nodes at which a gradient has arrived that is not zero."""
+        self.left: set[tuple[Node, int]] = set()
+        """Nodes, and numbers of their inputs, to which a gradient has gone on that is not zero."""
 
     def hook_of(self, node: Node) -> Callable[..., None]:
         def note(sent: Sequence[Tensor | None], came: Sequence[Tensor | None]) -> None:
