@@ -89,7 +89,9 @@ def test_very_large_rates_are_given_in_nats(rate: float, line: str) -> None:
 
 
 def test_an_outlying_step_is_named_alone() -> None:
-    assert diagnose([0.01, 0.02, -6.0, 0.01, 0.0], names(5)) == ["2 alone contributes -6.00 nats, everything else +0.04"]
+    assert diagnose([0.01, 0.02, -6.0, 0.01, 0.0], names(5)) == [
+        "2 alone contributes -6.00 nats, everything else +0.04"
+    ]
 
 
 def test_a_large_rate_without_the_majority_is_no_outlier() -> None:
@@ -178,7 +180,9 @@ def scaled(gain: float, step: int = 3) -> FactorRecord:
 
 def test_what_lies_between_two_layers_is_named_and_not_the_layer_behind_it() -> None:
     factors = [*tower(6, 0.35, -0.35), scaled(math.log(1e-4))]
-    assert causes(factors, 6) == ["Mul in shrink (Shrink) multiplies the gradient by 0.0001: -9.21 nats, everything else +0.35"]
+    assert causes(factors, 6) == [
+        "Mul in shrink (Shrink) multiplies the gradient by 0.0001: -9.21 nats, everything else +0.35"
+    ]
 
 
 def test_weights_that_deviate_from_their_peers_are_named_with_their_scale() -> None:
