@@ -179,7 +179,7 @@ OF_STEPS = ("growth_rate", "activation_rms")
 """Measures whose elements are steps."""
 SEEN = {OPERATIONS, OUTPUT}
 """Comparisons that show that the forward code has changed."""
-NOT_SEEN = ("a constant", "a reshape", "a detach", "code under no_grad")
+NOT_SEEN = ("a constant", "a mask", "a reshape", "a detach", "code under no_grad")
 """Parts of the forward pass that neither operations nor initial values show."""
 CUTS = "a detach, code under no_grad or a draw without gradient"
 CUTS_OF_LOSS = "a detach, code under no_grad, a draw without gradient, or a loss that leaves results out"

@@ -357,7 +357,8 @@ def _asleep_causes(run: Run) -> tuple[CauseRecord, ...]:
     labels = run[GRADIENT_CLASSES].labels
     cancelled = [name for name, label in labels.items() if label == CANCELLED_WEIGHT]
     zeros, dead = _zeros_without_gradient(run), [name for name, label in labels.items() if label == DEAD]
-    stopped = zero_backward_causes(run[ZERO_BACKWARDS], dead, custom_only=bool(zeros))
+    nodes = run[ZERO_BACKWARDS]
+    stopped = zero_backward_causes(nodes, dead, custom_only=bool(zeros))
     if zeros:
         return (*stopped, zero_twice(zeros, run.capture.model, run[FIRST_READINGS]))
     if not cancelled:

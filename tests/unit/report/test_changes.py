@@ -228,7 +228,7 @@ def gradients(*shifts: float, considered: int | None = None) -> list[BaselineCha
     ]
 
 
-NOT_SEEN = "a constant, a reshape, a detach, code under no_grad, the inputs or the loss changed"
+NOT_SEEN = "a constant, a mask, a reshape, a detach, code under no_grad, the inputs or the loss changed"
 ALL = f"initial values, modules and operations unchanged: {NOT_SEEN}"
 LOST = BaselineChange("unused_parameters", "new", elements=("b.5.weight", "b.5.bias"))
 GONE = BaselineChange("growth_rate", "vanished", elements=("b.4", "b.5"))
@@ -349,7 +349,7 @@ def test_an_unchanged_model_points_to_the_code(
 
 def test_a_custom_function_may_have_another_backward_pass(make_record: MakeRecord) -> None:
     baseline = BaselineRecord("changed", "f.json", "t › T", tuple(SHIFTS), custom_functions=("SignSTE",), **COMPARED)
-    text = explain_baseline(make_record(step_names=("b.2", "b.3"), baseline=baseline), width=200)
+    text = explain_baseline(make_record(step_names=("b.2", "b.3"), baseline=baseline), width=250)
     assert "code under no_grad, the backward pass of SignSTE, the inputs or the loss changed, first at b.2" in text
 
 
