@@ -49,6 +49,8 @@ FEW_OTHERS = 3
 """Number of modules from which on those that belong to a part of a group are listed, and not those that do not."""
 FEWEST_NUMBERS = 3
 """Number of layers from which on one number in the code of all of them is a part of the design."""
+TYPICAL = 0.2
+"""Relative deviation of a seed's log gain from the mean up to which the parts of one are those of the other."""
 LEAST_DEVIATION = 0.7
 """Smallest deviation of a single factor that is named, in nats: a factor of two."""
 
@@ -155,10 +157,10 @@ def diagnose(
     total = sum(factor.gain for factor in factors)
     single = outlier(factors)
     if single is not None:
-        return [_single(single, total), *_details(FactorGroup((single,)), factors)]
+        return [_single(single, total, math.fsum(growth)), *_details(FactorGroup((single,)), factors)]
     if abs(total) < NEGLIGIBLE * len(growth):
         return []
-    return [*_of_steps(growth, names), *_of_groups(factors, total, along)]
+    return [*_of_steps(growth, names), *_of_groups(factors, total, math.fsum(growth), along)]
 
 
 def _not_finite(step: str, holders: Sequence[str], factors: Sequence[FactorRecord]) -> str:
@@ -281,11 +283,11 @@ def _gain_of_weights(group: FactorGroup) -> float:
     return group.weight_rms * math.sqrt(group.first.fan_in)
 
 
-def _single(factor: FactorRecord, total: float) -> str:
-    return f"{_named(factor)} {_effect(factor)}: {_nats(factor.gain, total)}"
+def _single(factor: FactorRecord, total: float, mean: float) -> str:
+    return f"{_named(factor)} {_effect(factor)}: {_nats(factor.gain, total, mean)}"
 
 
-def _of_groups(factors: Sequence[FactorRecord], total: float, along: str) -> Iterator[str]:
+def _of_groups(factors: Sequence[FactorRecord], total: float, mean: float, along: str) -> Iterator[str]:
     """Yield lines on the groups of factors that explain a fair part of the total, largest first, and on the size of weights."""
     groups = factor_groups(factors)
     named = [group for group in groups if _is_named(group, total)]
@@ -295,7 +297,7 @@ def _of_groups(factors: Sequence[FactorRecord], total: float, along: str) -> Ite
     is_usual = is_usual or are_constants_of_the_design(factors)
     yield from needed if is_usual else ()
     for group in sorted(named, key=lambda group: -abs(group.gain))[:2]:
-        yield f"{_group_name(group)} {_group_effect(group, along)}: {_nats(group.gain, total)}"
+        yield f"{_group_name(group)} {_group_effect(group, along)}: {_nats(group.gain, total, mean)}"
         yield from _details(group, factors)
     yield from () if is_usual else needed
 
@@ -411,9 +413,26 @@ def _typical_slopes(groups: Sequence[FactorGroup]) -> float | None:
 # Words ------------------------------------------------------------------------------------------------------------
 
 
-def _nats(gain: float, total: float) -> str:
+def _nats(gain: float, total: float, mean: float | None = None) -> str:
+    """Return the part of a factor in the log gain as text.
+
+    >>> _nats(-8.9, -16.5), _nats(-16.5, -16.5), _nats(-17.6, -16.5)
+    ('-8.9 of -16.5 nats', 'the whole log gain', '-17.6 nats, everything else +1.1')
+
+    Args:
+        gain: Gain of the factor, nats.
+        total: Gain of all factors on the same seed.
+        mean: Log gain, averaged over seeds, which the report shows. The part is that of this number if the seed is typical.
+    """
+    if mean is not None and total and abs(mean / total - 1) < TYPICAL:
+        gain, total = gain * mean / total, mean
     decimals = 1 if abs(total) >= 10 else 2
-    return f"{gain:+.{decimals}f} of {total:+.{decimals}f} nats"
+    part, whole = round(gain, decimals), round(total, decimals)
+    if part == whole:
+        return "the whole log gain"
+    if abs(part) > abs(whole):
+        return f"{part:+.{decimals}f} nats, everything else {whole - part:+.{decimals}f}"
+    return f"{part:+.{decimals}f} of {whole:+.{decimals}f} nats"
 
 
 def _place(modules: Sequence[str], kind: str) -> str:

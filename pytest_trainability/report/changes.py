@@ -191,7 +191,7 @@ OF_STEPS = ("growth_rate", "activation_rms")
 """Measures whose elements are steps."""
 SEEN = {OPERATIONS, OUTPUT}
 """Comparisons that show that the forward code has changed."""
-NOT_SEEN = ("a constant", "a reshape", "a detach", "code under no_grad")
+NOT_SEEN = ("a constant", "a mask", "a reshape", "a detach", "code under no_grad")
 """Parts of the forward pass that neither operations nor initial values show."""
 CUTS = "a detach, code under no_grad or a draw without gradient"
 CUTS_OF_LOSS = "a detach, code under no_grad, a draw without gradient, or a loss that leaves results out"
@@ -299,8 +299,8 @@ def _moved_text(moved: Sequence[BaselineChange]) -> str:
     if not largest.element:
         return f"{largest.old_to_new}: {shift_text(largest)}"
     is_later = not first.old_text and _size(first) < _size(largest)
-    moved = [largest, *(change for change in moved if change is not largest)] if is_later else moved
-    groups = alike(moved, lambda change: f"{change.element}: {change.old_text} {change.new_text}")
+    others = [largest, *(c for c in moved if c is not largest and c is not first)] if is_later else moved
+    groups = alike(others, lambda change: f"{change.element}: {change.old_text} {change.new_text}")
     worst = ", ".join(
         f"{group[0].element} ({group[0].old_to_new}){and_more([change.element for change in group])}"
         for group in groups[:WORST_NAMED]

@@ -186,7 +186,7 @@ def _left_out(cutting: Cutting) -> str:
     if chosen is not None:
         others = [f"steps='time:{recurrence.name}'" for recurrence in cutting.recurrences if recurrence is not chosen]
         return f"other recurrences, {_first_of(others)}" if others else ""
-    calls = [call for call in chain.left_out if type(call.module) in {type(step.module) for step in chain.steps}]
+    calls = _like_steps(chain)
     on_chain = {call.path for call in chain.steps}
     modules = {call.path: call for call in calls}
     # A second call of a module, such as one for boundary conditions or a second view, is no module that was missed.
@@ -194,6 +194,11 @@ def _left_out(cutting: Cutting) -> str:
     missed = [modules[path] for path in modules if path not in on_chain]
     texts = [_with_place(missed)] if missed else []
     return "; ".join([*texts, f"other calls of {_with_place(again)}, which are on it"] if again else texts)
+
+
+def _like_steps(chain: Chain) -> list[Call]:
+    """Return the calls of modules of the steps' classes that are not on the chain."""
+    return [call for call in chain.left_out if type(call.module) in {type(step.module) for step in chain.steps}]
 
 
 def _with_place(calls: Sequence[Call]) -> str:
@@ -263,13 +268,15 @@ def _notes_on_skips(chain: Chain, skipped: tuple[float, float] | None) -> Iterat
 
 
 def _stem(capture: Capture, chain: Chain, weights: WeightLayers) -> list[str]:
-    """Return the layers with weights that the signal passes before the first step, except embeddings."""
+    """Return the layers with weights that ran before the first step, except embeddings, and those that another note names."""
+    missed = {id(call) for call in _like_steps(chain)}
     calls = [
         call
         for call in capture.calls
         if call.end <= chain.steps[0].start
         and not isinstance(call.module, (nn.Embedding, nn.EmbeddingBag))
         and call.module in weights
+        and id(call) not in missed
     ]
     names = list(dict.fromkeys(call.path for call in calls))
     return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]

@@ -33,6 +33,7 @@ from ..measure import declare
 from .few_units import are_few_units
 from .round_off import RoundOff, cancels, is_zero, round_off, small_gradients
 from .unreached import UNREACHED_CAUSES
+from .zero_backwards import ZERO_BACKWARDS, zero_backward_causes
 from .zeros import FIRST_READINGS, zero_gains, zero_twice
 
 __all__ = ["GRADIENT_CLASSES", "REPEATED_BLOCKS", "WAKING_LIMIT", "Classes", "cancelled_parameters"]
@@ -355,16 +356,18 @@ def waking_step(run: Run) -> dict[str, float]:
 def _asleep_causes(run: Run) -> tuple[CauseRecord, ...]:
     labels = run[GRADIENT_CLASSES].labels
     cancelled = [name for name, label in labels.items() if label == CANCELLED_WEIGHT]
-    zeros = _zeros_without_gradient(run)
+    zeros, dead = _zeros_without_gradient(run), [name for name, label in labels.items() if label == DEAD]
+    nodes = run[ZERO_BACKWARDS]
+    stopped = zero_backward_causes(nodes, dead, custom_only=bool(zeros))
     if zeros:
-        return (zero_twice(zeros, run.capture.model, run[FIRST_READINGS]),)
+        return (*stopped, zero_twice(zeros, run.capture.model, run[FIRST_READINGS]))
     if not cancelled:
-        return ()
+        return tuple(stopped)
     text = (
         f"{format_names(cancelled)}: the gradient is zero by algebra, as what the weight computes cancels: a softmax over a "
         "single entry, or a share that is divided by itself"
     )
-    return (CauseRecord(text),)
+    return (*stopped, CauseRecord(text))
 
 
 def _zeros_without_gradient(run: Run) -> list[str]:
@@ -375,9 +378,12 @@ def _zeros_without_gradient(run: Run) -> list[str]:
 
 
 ASLEEP_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
-    "causes of gradients that stay zero", _asleep_causes, Stage.RERUN, requires=(GRADIENT_CLASSES, FIRST_READINGS)
+    "causes of gradients that stay zero",
+    _asleep_causes,
+    Stage.RERUN,
+    requires=(GRADIENT_CLASSES, FIRST_READINGS, ZERO_BACKWARDS),
 )
-"""Which weights are zero or cancel."""
+"""Which backward passes return zeros, and which weights are zero or cancel."""
 
 
 def _untrained_causes(run: Run) -> tuple[CauseRecord, ...]:

@@ -88,7 +88,7 @@ def test_an_entry_is_written_from_known_readings() -> None:
     assert Counted.passes == passes
     assert found.measures == {"log_gain": Series("nats", "linear", {"": result.log_gain.values})}
     assert found.environment["cpu"] == "old" and found.environment["device"] == "cpu"
-    assert found.conditions == {"chain": "4 × Linear", "frame": "per sample", "mode": "train"}
+    assert found.conditions == {"chain": "4 × Linear", "frame": "per sample", "mode": "train", "output": "(4, 8)"}
     assert (found.seeds, len(found.draws)) == ((0, 1), 2)
 
 

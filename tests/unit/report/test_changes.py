@@ -181,7 +181,7 @@ def test_the_first_step_that_moved_is_named_before_the_largest() -> None:
         given = {"tolerance": 0.1, "scale": "log", "considered": 7}
         return BaselineChange("activation_rms", "moved", name, old=1.0, new=factor, shift=math.log(factor), **given)  # type: ignore[arg-type]
 
-    text = "3 of 7 moved, first at flow.1 (1 → 1.5), 1e+31 times larger, more than 1.11: flow.5 (1 → 1e+31) and 2 more flow.*"
+    text = "3 of 7 moved, first at flow.1 (1 → 1.5), 1e+31 times larger, more than 1.11: flow.5 (1 → 1e+31) and 1 more flow.*"
     assert change_texts([moved("flow.1", 1.5), moved("flow.5", 1e31), moved("flow.2", 20.0)]) == [text]
     text = "2 of 7 moved, 20 times larger, more than 1.11: flow.1 (1 → 20) and 1 more flow.*"
     assert change_texts([moved("flow.1", 20.0), moved("flow.2", 2.0)]) == [text]
@@ -228,7 +228,7 @@ def gradients(*shifts: float, considered: int | None = None) -> list[BaselineCha
     ]
 
 
-NOT_SEEN = "a constant, a reshape, a detach, code under no_grad, the inputs or the loss changed"
+NOT_SEEN = "a constant, a mask, a reshape, a detach, code under no_grad, the inputs or the loss changed"
 ALL = f"initial values, modules and operations unchanged: {NOT_SEEN}"
 LOST = BaselineChange("unused_parameters", "new", elements=("b.5.weight", "b.5.bias"))
 GONE = BaselineChange("growth_rate", "vanished", elements=("b.4", "b.5"))
@@ -374,7 +374,7 @@ def test_an_unchanged_model_points_to_the_code(
 
 def test_a_custom_function_may_have_another_backward_pass(make_record: MakeRecord) -> None:
     baseline = BaselineRecord("changed", "f.json", "t › T", tuple(SHIFTS), custom_functions=("SignSTE",), **COMPARED)
-    text = explain_baseline(make_record(step_names=("b.2", "b.3"), baseline=baseline), width=200)
+    text = explain_baseline(make_record(step_names=("b.2", "b.3"), baseline=baseline), width=250)
     assert "code under no_grad, the backward pass of SignSTE, the inputs or the loss changed, first at b.2" in text
 
 

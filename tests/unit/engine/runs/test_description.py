@@ -211,3 +211,21 @@ def test_what_passes_by_all_steps_and_what_passes_by_some_has_a_note() -> None:
     assert note.startswith("the input also passes by all 4 steps")
     (note,) = measure(lambda: Returning(to_the_end=False), torch.randn(2, WIDTH), seeds=1).notes
     assert note.startswith("skips pass by some of the steps: without them, the log gain of the first seed would be -1")
+
+
+class Cut(nn.Module):
+    """Layers that a detach separates from those behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.behind = (nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.behind(self.before(x).detach())
+
+
+def test_layers_that_are_not_on_the_chain_are_named_once() -> None:
+    record = measure(Cut, torch.ones(3, 4), seeds=1)._shown_record()
+    texts = (*record.notes, *record.cautions)
+    assert "not on the chain: 5 × Linear" in " ".join(texts)
+    assert not any("before the chain" in text for text in texts)
