@@ -19,6 +19,7 @@ from ..modules import ByModule, named_modules_of
 from ..torch_internals import hooks_skipped_without_gradient, next_sequence_number, owner_of, without_torch_functions
 from ..trees import carries_gradient, is_float, map_tensors, tensors_in
 from .own_loss import call_training_step, has_training_step, named_loss, only_scalar, picker
+from .rewritten import Rewritten, Snapshot
 from .rollout import Rollout, kind_of
 
 __all__ = [
@@ -121,6 +122,8 @@ class Capture:
     """Whether the model ran with float inputs that require a gradient."""
     copied_constants: set[Edge] = field(default_factory=set)
     """Edges of the copies that replaced constant arguments. See Note [Initial states of recurrences] in initial_states.py."""
+    rewritten: Mapping[str, Rewritten] = field(default_factory=dict)
+    """Parameters that the forward pass has written, by name."""
     notes: list[str] = field(default_factory=list)
     """Remarks of the instruments for the report."""
 
@@ -265,11 +268,13 @@ def _run(
     args, kwargs = map_tensors(args, fresh), map_tensors(dict(kwargs), fresh)
     captured.sources, captured.indices = tuple(sources), frozenset(indices)
     recorder = Recorder(captured)
+    before = Snapshot(model)
     # Products with segments stop gradients at states: see Note [Barrier at the inputs] in vjp.py.
     with recorder.watching(), hooks_skipped_without_gradient(), ExitStack() as stack:
         for instrument in instruments:
             captured.watched[instrument] = stack.enter_context(instrument(recorder))
         captured.output = _output_of(model, args, kwargs, loss)
+    captured.rewritten = before.rewritten()
     if recorder.elsewhere is not None:
         # PyTorch counts the nodes of each thread separately, so that their order is not known.
         msg = (
