@@ -266,6 +266,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "overflow_fraction": SHARE,
     "fp8_overflow_fraction": SHARE,
     "fp8_underflow_fraction": SHARE,
+    "largest_learning_rate": SIZE,
     "smallest_loss_scale": (2.0**-149, math.inf),
     "gradient_norm": SIZE,
     "relative_gradient_norm": SIZE,

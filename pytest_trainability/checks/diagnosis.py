@@ -547,10 +547,30 @@ def _details(group: FactorGroup, factors: Sequence[FactorRecord] = ()) -> Iterat
         yield from _branch_lines(first, unlike_weights(factors))
     elif first.kind == "weights" and len(group.members) == 1:
         yield from _weight_lines(group)
+    yield from _rewritten_lines(group)
     for buffer in dict.fromkeys(buffer for member in group.members for buffer in member.buffers):
         size = f"rows sum to {format_number(buffer.row_sum)} on average" if math.isfinite(buffer.row_sum) else ""
         size = size or f"entries have rms {format_number(buffer.rms)}"
         yield f"the signal is multiplied with the buffer {buffer.name}, whose {size}"
+
+
+def _rewritten_lines(group: FactorGroup) -> Iterator[str]:
+    """Yield which of the parameters of a group the forward pass has written, with the range of their means."""
+    means: dict[str, list[float]] = {}
+    for member in with_branches(group.members):
+        for name, mean in zip(member.parameters, member.parameter_means):
+            if name in member.rewritten:
+                means.setdefault(template(name), []).append(mean)
+    names = [name for member in with_branches(group.members) for name in member.rewritten]
+    if means:
+        texts = []
+        for form, values in means.items():
+            low, high = min(values), max(values)
+            size = (
+                f"mean {format_number(low)}" if low == high else f"means {format_number(low)} to {format_number(high)}"
+            )
+            texts.append(f"{places([name for name in names if template(name) == form])} ({size})")
+        yield f"the first forward pass has changed {', '.join(texts)}, which it reads"
 
 
 def closed_gates(factors: Sequence[FactorRecord]) -> list[GateRecord]:

@@ -76,6 +76,12 @@ _BLIND = 0.9999
 """Largest blindness to the order of tokens. Only 1 means blind: with relative positions healthy models have 0.9 and more."""
 
 
+_SMALLEST_RATE = 1e-6
+"""Smallest learning rate in use, and lower bound of the one at which the first step of gradient descent replaces all parameters.
+Healthy networks with a mean loss have 4e-4 and more, and a sum over a batch divides this by the number of its terms. A loss in
+units of 10¹⁰, such as the likelihood of a Gaussian of standard deviation 1e-9, is outside: no rate trains the network then."""
+
+
 _NONE = at_most(0)
 
 
@@ -93,6 +99,7 @@ _ALWAYS = {
     "excess_loss": at_most(_WORST_GUESS),
     "untrained_fraction": COVERAGE,
     "asleep_parameters": _NONE,
+    "largest_learning_rate": at_least(_SMALLEST_RATE),
     "backward_error": at_most(_RIGHT_GRADIENT),
 }
 """Bounds of every family. ``backward_error`` is asked of models with custom autograd functions only."""

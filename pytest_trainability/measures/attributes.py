@@ -63,6 +63,7 @@ class Attributes:
         underflow_fraction: Profile
         overflow_fraction: Profile
         smallest_loss_scale: Estimate
+        largest_learning_rate: Estimate
         gradient_norm: Profile
         relative_gradient_norm: Profile
         unused_parameters: Names

@@ -80,6 +80,8 @@ class FactorRecord:
     """Names of the parameters that the operations read."""
     parameter_means: tuple[float, ...] = ()
     """Mean of each of them."""
+    rewritten: tuple[str, ...] = ()
+    """Names of those that the forward pass has written, as a data-dependent initialization does."""
     sensitivities: tuple[float, ...] = ()
     """For each of them the change of the gain, in nats per unit by which all of its entries grow; none where it is not known."""
     buffers: tuple[BufferRecord, ...] = ()

@@ -203,6 +203,7 @@ def test_parameters_that_set_a_decay_are_ranked_and_the_one_that_is_zero_is_chan
     # ln of a decay exp(-softplus(b) * exp(r)) at b = 0 has the derivatives -exp(r) / 2 and -exp(r) * ln 2: the rate comes first.
     found = re.search(r"which cell\.rate \((-[\d.]+)\), cell\.offset \((-[\d.]+)\) determine", text)
     assert found is not None, text
+    print(text)
     assert float(found[1]) / float(found[2]) == pytest.approx(2 * math.log(2), rel=0.1)
     assert [cure.text.split(" from")[0] for cure in result.cures()] == ["start cell.offset", "start cell.rate"]
     assert result.cures()[0].remedy.factors[0] < 0
@@ -264,6 +265,7 @@ def test_the_counts_are_those_that_the_share_without_a_gradient_is_computed_from
     result, text = failed(build, IDS, {"untrained_fraction": at_most(0.3)})
     found = re.search(r"\((\d+) of (\d+) parameters", text)
     assert found is not None, text
+    print(text)
     assert int(found[1]) / int(found[2]) == pytest.approx(result.untrained_fraction.mean, abs=1e-12)
     assert "× Layer get no gradient" in text
 
@@ -349,3 +351,52 @@ class Twice(nn.Module):
 def test_second_calls_of_the_modules_on_the_chain_are_no_modules_that_were_missed() -> None:
     result = measure(Twice, X, seeds=1)
     assert result.steps.left_out == "other calls of 4 × Linear (tower), which are on it"
+
+
+# Data-dependent initialization ------------------------------------------------------------------------------------
+class Standardized(nn.Module):
+    """Takes its shift and its scale from the first batch, so that each feature has mean 0 and standard deviation 1."""
+
+    def __init__(self, *, sign: float) -> None:
+        super().__init__()
+        self.shift, self.log_scale = nn.Parameter(torch.zeros(24)), nn.Parameter(torch.zeros(24))
+        self.sign, self.is_new = sign, True
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.is_new:
+            self.is_new = False
+            self.shift.data.copy_(-x.detach().mean(0))
+            self.log_scale.data.copy_(self.sign * x.detach().std(0).log())
+        return (x + self.shift) * self.log_scale.exp(), self.log_scale.sum()
+
+
+class Flow(nn.Module):
+    """A flow of steps that each return a term of the loss, which the flow sums."""
+
+    def __init__(self, *, sign: float) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([Standardized(sign=sign) for _ in range(5)])
+        self.mixes = nn.ModuleList([nn.Linear(24, 24, bias=False) for _ in range(5)])
+        for mix in self.mixes:
+            nn.init.orthogonal_(mix.get_parameter("weight"))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        total = x.new_zeros(())
+        for norm, mix in zip(self.norms, self.mixes):
+            x, term = norm(mix(x))
+            total = total + term
+        return {"z": x, "loss": x.square().mean() - total / 24}
+
+
+def test_parameters_that_the_first_forward_pass_has_written_are_named_with_their_values() -> None:
+    """Scales of σ instead of 1/σ square the standard deviation in each step: from 3 to 3^32 in five steps."""
+    x = 3 * torch.randn(64, 24, generator=torch.Generator().manual_seed(0)) + 1
+    measure(partial(Flow, sign=-1.0), x, seeds=2).check(log_gain=within(3))
+    _, text = failed(partial(Flow, sign=1.0), x, {"log_gain": within(3)})
+    found = re.search(r"has changed norms\.\*\.log_scale \(means (\S+) to (\S+)\), which it reads", text)
+    assert found is not None, text
+    # The logarithms of the standard deviations double, from ln 3 to 8 ln 3: the fifth scale is behind the last step. Those of 64
+    # samples have an error of 1/√128, which doubles as well.
+    logarithms = [float(number) for number in found.groups()]
+    assert logarithms == pytest.approx([math.log(3), 8 * math.log(3)], rel=0.1)
+    assert "whose new values are measured: norms.*.shift, norms.*.log_scale" in text

@@ -17,8 +17,9 @@ from ...errors import ModelError
 from ..isolation import uncompiled
 from ..modules import ByModule, named_modules_of
 from ..torch_internals import hooks_skipped_without_gradient, next_sequence_number, owner_of, without_torch_functions
-from ..trees import carries_gradient, map_tensors, tensors_in
+from ..trees import carries_gradient, is_float, map_tensors, tensors_in
 from .own_loss import call_training_step, has_training_step, named_loss, only_scalar, picker
+from .rewritten import Rewritten, Snapshot
 from .rollout import Rollout, kind_of
 
 __all__ = [
@@ -73,6 +74,8 @@ class Call:
     """
     duration: float | None = None
     """Time that an inner step spans; None if steps are counted instead."""
+    reads_without_gradient: bool = False
+    """Whether a floating-point tensor among the arguments carries no gradient."""
     active: int | None = None
     """Number of samples, counted from the first one, that an inner step acts on; None for all."""
 
@@ -119,6 +122,8 @@ class Capture:
     """Whether the model ran with float inputs that require a gradient."""
     copied_constants: set[Edge] = field(default_factory=set)
     """Edges of the copies that replaced constant arguments. See Note [Initial states of recurrences] in initial_states.py."""
+    rewritten: Mapping[str, Rewritten] = field(default_factory=dict)
+    """Parameters that the forward pass has written, by name."""
     notes: list[str] = field(default_factory=list)
     """Remarks of the instruments for the report."""
 
@@ -263,11 +268,13 @@ def _run(
     args, kwargs = map_tensors(args, fresh), map_tensors(dict(kwargs), fresh)
     captured.sources, captured.indices = tuple(sources), frozenset(indices)
     recorder = Recorder(captured)
+    before = Snapshot(model)
     # Products with segments stop gradients at states: see Note [Barrier at the inputs] in vjp.py.
     with recorder.watching(), hooks_skipped_without_gradient(), ExitStack() as stack:
         for instrument in instruments:
             captured.watched[instrument] = stack.enter_context(instrument(recorder))
         captured.output = _output_of(model, args, kwargs, loss)
+    captured.rewritten = before.rewritten()
     if recorder.elsewhere is not None:
         # PyTorch counts the nodes of each thread separately, so that their order is not known.
         msg = (
@@ -382,12 +389,14 @@ class Recorder:
 
     def begin(self, module: nn.Module, path: str, arguments: Iterable[Tensor], *, inner: str = "") -> Call:
         """Record the beginning of a call."""
+        arguments = list(arguments)
         index = self._counts.get((path, inner), 0)
         self._counts[path, inner] = index + 1
         call = Call(path, module, index, self.running[-1] if self.running else None, now(), inner=inner)
         # See Note [Parameters are no signal] in chain.py.
         with without_torch_functions():
             call.slots = tuple(None if t.is_leaf and t.requires_grad else self._observe(t, call) for t in arguments)
+            call.reads_without_gradient = any(is_float(t) and not t.requires_grad for t in arguments)
         self.running.append(call)
         return call
 

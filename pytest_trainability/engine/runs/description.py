@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...records.estimates import Steps
+from ...records.names import with_stars
 from ..capture.chain import Chain, dependent_nodes, describe
 from ..capture.graph import Graph
 from ..capture.operators import operator_name
@@ -241,6 +242,9 @@ def _notes(
         yield from _notes_on_depth(capture, chain, weights)
         yield from _notes_on_skips(chain, skipped)
     yield from _notes_on_batch_norm(capture)
+    if capture.rewritten:
+        names = [form for form, _, _ in with_stars(list(capture.rewritten), list(capture.rewritten))]
+        yield f"the first forward pass has changed parameters, whose new values are measured: {_first_of(names)}"
     yield from capture.notes
     if chosen is not None:
         yield from _notes_on_time(chosen, chain, capture.device)

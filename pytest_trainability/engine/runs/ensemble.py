@@ -33,6 +33,7 @@ from .building import built, device_of
 from .description import Cutting, Ensemble, Plan, described
 from .finiteness import NotFinite, entries_not_finite
 from .forward_pass import forward_pass, outlines
+from .gradient_remarks import STOPPED_GRADIENTS
 from .gradient_terms import TermObserver, observe_terms
 from .recipe import NO_KERNEL, Recipe, did_not_fit, sentence
 from .run import Need, Run, Stage, with_dependencies
@@ -149,6 +150,7 @@ def _read_once(
     with _translated_errors(model, device_of(model), along):
         cut = _capture_and_cut(recipe, model, seed, along, needs, known, nodes)
         capture, cutting, first_sweep = cut.capture, cut.cutting, None
+        is_first = known is None
         if known is None:
             with _observed(cut):
                 trajectories, first_sweep = find_trajectories(cutting.chain, batch_size(capture.inputs), seed)
@@ -166,7 +168,9 @@ def _read_once(
             first_sweep=first_sweep,
             findings=known.plan.findings,
         )
-        run.fulfil(needs, built=before)
+        run.fulfil(needs | {STOPPED_GRADIENTS} if is_first else needs, built=before)
+        if is_first:
+            known = replace(known, cautions=(*known.cautions, *run[STOPPED_GRADIENTS]))
         return known, read(run), capture, cut.drew
 
 

@@ -74,6 +74,8 @@ class _Description:
         module = self._performed_by(nodes)
         operations = tuple(operator_name(node) for node in nodes)
         parameters = list(self._read_by(nodes))
+        if module is None and not found.branches:
+            module = self._performed_by(node for node in nodes if not self._is_sum_of_model(node))
         weight = self._weight(nodes, parameters)
         record = FactorRecord(
             found.step,
@@ -85,6 +87,7 @@ class _Description:
             module is not None and self._is_whole(module, nodes),
             tuple(self._names[id(p)] for p in parameters if id(p) in self._names),
             tuple(_mean(p) for p in parameters if id(p) in self._names),
+            tuple(n for p in parameters if (n := self._names.get(id(p), "")) in self.run.capture.rewritten),
             tuple(self._sensitivities(found, [p for p in parameters if id(p) in self._names])),
             tuple(self._buffers_read(nodes)),
             tuple(self._zeros([self._names[id(p)] for p in parameters if id(p) in self._names])),
@@ -273,6 +276,11 @@ class _Description:
         if not places:
             return None
         return next((c for c in self._calls if c.path and c.start <= min(places) and max(places) < c.end), None)
+
+    def _is_sum_of_model(self, node: Node) -> bool:
+        """Return whether the model itself adds a result to others, as one that sums a term of each step does."""
+        call = self.run.capture.call_at(self.run.graph.place[node])
+        return operator_name(node) == "Add" and (call is None or not call.path)
 
     def _is_whole(self, call: Call, nodes: Iterable[Node]) -> bool:
         """Return whether a call performs no other operation on the signal."""

@@ -240,6 +240,27 @@ def test_an_activation_is_named_by_its_operations_and_slopes() -> None:
     assert not any("1/4" in line for line in lines)
 
 
+def test_parameters_that_the_forward_pass_has_written_are_named_with_their_means() -> None:
+    scales = [
+        factor(
+            "entrywise",
+            4.0 + i,
+            i,
+            module=f"norms.{i}",
+            module_kind="Norm",
+            operations=("Mul",),
+            slopes=SlopeRecord(50.0, 1.0, 90.0, 0.0),
+            parameters=(f"norms.{i}.scale",),
+            parameter_means=(4.0 + i,),
+            rewritten=(f"norms.{i}.scale",),
+        )
+        for i in range(3)
+    ]
+    (*_, line) = causes(scales, 3)
+    assert line == "the first forward pass has changed norms.*.scale (means 4 to 6), which it reads"
+    assert not any("changed" in line for line in causes([replace(scale, rewritten=()) for scale in scales], 3))
+
+
 def test_dead_slopes_are_counted() -> None:
     dead = SlopeRecord(0.1, 0.0, 1.0, 0.99)
     assert any("99 % of them zero" in line for line in causes([activation(-2.3, i, slopes=dead) for i in range(9)], 9))
