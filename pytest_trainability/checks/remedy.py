@@ -76,6 +76,8 @@ class Remedy:
             return self
         targets = tuple(self.targets[index] for index in kept)
         factors, rms = (tuple(v[index] for index in kept if index < len(v)) for v in (self.factors, self.rms))
+        if self.kind == "gate bias":
+            factors = self.factors  # They hold for all targets.
         parts = tuple(part for one in self.parts if (part := one.without(names)).targets)
         in_order = tuple(name for name in self.in_order if name not in names)
         return replace(self, targets=targets, factors=factors, rms=rms, parts=parts, in_order=in_order)

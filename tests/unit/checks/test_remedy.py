@@ -22,3 +22,10 @@ def test_a_change_of_more_than_is_needed_adds_nothing() -> None:
     assert not small.adds_nothing_to(large)
     assert not Remedy("ones", ("a", "b")).adds_nothing_to(small)
     assert small.adds_nothing_to(Remedy("several", ("a", "c"), parts=(small, Remedy("ones", ("c",)))))
+
+
+def test_fewer_gates_are_changed_in_the_same_part() -> None:
+    both = Remedy("gate bias", ("a.bias", "b.bias"), (1.0, 4.0, 2.0))
+    assert both.without({"a.bias"}).text == "nn.init.constant_(b.bias.chunk(4)[1], 2)"
+    scaled = Remedy("scale", ("a.weight", "b.weight"), (2.0, 3.0), (0.1, 0.2))
+    assert scaled.without({"a.weight"}) == Remedy("scale", ("b.weight",), (3.0,), (0.2,))
