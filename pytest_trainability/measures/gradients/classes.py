@@ -105,8 +105,10 @@ def _round_off(run: Run, objective: Objective) -> RoundOff:
             frozenset(name for name in small if known[name]), frozenset(name for name in zero if underflows[name])
         )
     found = round_off(objective, gradients, eps=eps, loss=loss)
-    known |= {name: name in found.cancelled for name in small}
-    underflows |= {name: name in found.underflowed for name in zero}
+    if small:
+        # A sum that cancels is small: the gradients that are not small are none either.
+        known |= {name: name in found.cancelled for name in _nonzero(gradients)}
+        underflows |= {name: name in found.underflowed for name in zero}
     return found
 
 
@@ -180,7 +182,7 @@ def _asleep(
     small = small_gradients(training.parameters, later, eps=eps, loss=loss) & sleeping
     if not small <= known.keys():
         found = round_off(training.objective, later, eps=eps, loss=loss, among=sleeping).cancelled
-        known |= {name: name in found for name in small}
+        known |= {name: name in found for name in sleeping & _nonzero(later)}
     cancelled = {name for name in small if known[name]}
     nonzero = _nonzero(later)
 
