@@ -1,18 +1,29 @@
-"""Log gain of well-known architectures, memory of recurrent layers, and presets on models of transformers.
+"""Log gain of well-known architectures, memory of recurrent layers, presets on models of transformers, and costs.
 
 python benchmarks/architectures.py --reference   # log gain of well-known architectures: the reference of the bounds
 python benchmarks/architectures.py --memory      # log gain of recurrent layers, and loss of a task that requires memory
 python benchmarks/architectures.py --zoo         # flags of all small models of transformers in tests/zoo.py
+python benchmarks/architectures.py --cost        # cost of the default measures on these, and on models of timm
+python benchmarks/architectures.py --cost --record  # and the table of docs/cost.md
 python benchmarks/architectures.py --tiny        # checks in a few seconds that all of these run
+
+Costs are CPU time in training steps per seed, on four seeds and one thread, without building the model.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +37,14 @@ declare_torchvision_operators()
 
 import zoo
 from faults import CLASSES, VOCAB, WIDTH, Case, Reader, he, lenet, lstm, rnn, sequence
+from faults.pages import write_between
 from faults.training import trained
+from presets import SEEDS, Built
 
 from pytest_trainability import TrainabilityFailure, measure
+from pytest_trainability.engine.runs.objective import functional
+from pytest_trainability.measurement import measure_in
+from pytest_trainability.measurement.context import Context
 
 # Well-known architectures -----------------------------------------------------------------------------------------
 
@@ -173,11 +189,219 @@ def report_zoo(models: Sequence[zoo.Case] = zoo.CASES, seeds: int = 4) -> None:
     print(f"flagged {count} of {len(models)}")
 
 
+# Cost ---------------------------------------------------------------------------------------------------------------
+
+TIMM = (
+    *("cait_xxs24_224", "convit_tiny", "convnext_atto", "deit_tiny_patch16_224", "dla46_c", "edgenext_xx_small"),
+    *("efficientformer_l1", "efficientnet_b0", "fastvit_t8", "ghostnet_050", "hgnetv2_b0", "hrnet_w18_small"),
+    *("inception_next_atto", "levit_128s", "mobilenetv3_small_050", "mobileone_s0", "mobilevit_xxs", "pit_ti_224"),
+    *("regnetx_002", "regnety_002", "resnet18", "rexnet_100", "starnet_s1", "vit_tiny_patch16_224"),
+)
+"""Small models of timm, most of them from a file of their own."""
+PIXELS, IMAGES = 128, 2
+"""Height and width of the images for models of timm, where they accept this size, and their number."""
+SMALL_STEP = 100
+"""Milliseconds of a training step below which the fixed cost of a measurement counts."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model whose default measurement is timed."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Any
+    target: Tensor | None = None
+
+    @property
+    def loss(self) -> Callable[..., Tensor] | None:
+        """The loss; None where the model computes its own one, or there is none."""
+        return None if self.target is None else nn.functional.cross_entropy
+
+    def training_step(self, model: nn.Module) -> None:
+        """Run the model forward and backward."""
+        model.zero_grad(set_to_none=True)
+        output = model(**self.inputs) if isinstance(self.inputs, dict) else model(self.inputs)
+        loss = getattr(output, "loss", None) if self.loss is None else self.loss(output, self.target)
+        roots, weights = functional(output, loss, 0)
+        torch.autograd.backward(roots, weights)
+
+
+def subject_of_timm(name: str) -> Subject:
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    size = cfg.input_size[-1] if cfg.fixed_input_size else PIXELS
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(IMAGES, 3, size, size, generator=generator)
+    target = torch.randint(CLASSES, (IMAGES,), generator=generator)
+    return Subject(f"{name} (timm)", partial(timm.create_model, name, num_classes=CLASSES), pixels, target)
+
+
+def subject_of_zoo(case: zoo.Case) -> Subject:
+    return Subject(case.id, case.build, case.inputs(torch.Generator().manual_seed(0)))
+
+
+class Stopwatch:
+    """Divides the time of a measurement into its parts, and counts the runs of its models.
+
+    Args:
+        build: Factory of the model.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module]) -> None:
+        self.factory = Built(build)
+        self.parts = Counter[str]()
+        """Seconds by part, without those of builds."""
+        self.runs = Counter[torch.dtype]()
+        """Forward passes by the type of the first parameter."""
+        self._part, self._since, self._built = "", time.process_time(), 0.0
+
+    def build(self) -> nn.Module:
+        """Build a model that counts its runs."""
+        model = self.factory()
+        model.register_forward_pre_hook(lambda module, _: self.runs.update([next(module.parameters()).dtype]))
+        return model
+
+    def watch(self, model: str, kind: str, text: str) -> None:
+        """Begin another part; the receiver of ``Context.watch``."""
+        now = time.process_time()
+        self.parts[self._part] += now - self._since - (self.factory.seconds - self._built)
+        self._part, self._since, self._built = text if kind == "now" else "", now, self.factory.seconds
+
+
+@dataclass(frozen=True)
+class DefaultCost:
+    """Cost of the default measures of one model, per seed."""
+
+    model: str
+    step: float
+    """Milliseconds of a training step."""
+    ratio: float
+    """Training steps that a measurement takes."""
+    chain: str
+    """Number of steps, and their division into trajectories."""
+    runs: float
+    """Forward passes."""
+    other: float
+    """Forward passes in another precision."""
+    parts: Mapping[str, float]
+    """Training steps that parts of the measurement take, the longest first."""
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{name} {steps:.2f}" for name, steps in [*self.parts.items()][:3])
+        passes = f"{self.runs:.1f} ({self.other:.1f})"
+        return f"{self.model:<30}{self.step:>7.0f} ms{self.ratio:>7.2f} {self.chain:<16}{passes:<11}{where}"
+
+
+def default_cost(subject: Subject, seeds: int = SEEDS) -> DefaultCost:
+    """Measure the default measures of a model, between training steps."""
+    model = subject.build()
+
+    def step() -> float:
+        began = time.process_time()
+        subject.training_step(model)
+        return time.process_time() - began
+
+    step()
+    before = [step(), step()]
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    watch = Stopwatch(subject.build)
+    began = time.process_time()
+    found = measure_in(
+        Context(watch=watch.watch),
+        watch.build,
+        subject.inputs,
+        target=subject.target,
+        loss=subject.loss,
+        seeds=seeds,
+        device="cpu",
+    )
+    seconds = time.process_time() - began - watch.factory.seconds
+    alone = statistics.fmean([*before, step(), step()])
+    dtype = next(model.parameters()).dtype
+    other = sum(count for kind, count in watch.runs.items() if kind != dtype)
+    parts = {name or "the rest": took / seeds / alone for name, took in watch.parts.most_common()}
+    return DefaultCost(
+        subject.name,
+        1000 * alone,
+        seconds / seeds / alone,
+        f"{len(found.steps)} {found.frame}",
+        sum(watch.runs.values()) / seeds,
+        other / seeds,
+        parts,
+    )
+
+
+def report_cost(subjects: Sequence[Callable[[], Subject]], seeds: int = SEEDS, *, record: bool = False) -> None:
+    """Print the cost of the default measures on each model, where their time goes, and the medians.
+
+    Args:
+        subjects: Functions that make the models.
+        seeds: Number of seeds.
+        record: Whether to write the table of docs/cost.md.
+    """
+    # The first measurement of a process imports modules.
+    default_cost(Subject("", partial(nn.Sequential, nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(4, 4)), 1)
+    print(f"{'model':<30}{'step':>10}{'steps':>7} {'chain':<16}{'forward':<11}training steps by part")
+    costs = []
+    for subject in subjects:
+        given = subject()
+        try:
+            costs.append(default_cost(given, seeds))
+        except Exception as error:
+            print(f"{given.name:<30} {type(error).__name__}: {error}", flush=True)
+            continue
+        print(costs[-1], flush=True)
+    for summary, _ in groups(costs):
+        print(summary)
+    if record:
+        write_between(ROOT / "docs" / "cost.md", "architectures", table_of_costs(costs))
+
+
+def groups(costs: Sequence[DefaultCost]) -> Iterator[tuple[str, list[DefaultCost]]]:
+    """Yield the models with long and with short training steps, the slowest first, and a line about them."""
+    for what, chosen in (
+        (f"training steps of at least {SMALL_STEP} ms", [c for c in costs if c.step >= SMALL_STEP]),
+        ("shorter training steps", [c for c in costs if c.step < SMALL_STEP]),
+    ):
+        if chosen:
+            ratios = [cost.ratio for cost in chosen]
+            summary = f"{len(chosen)} models, median {statistics.median(ratios):.1f}, at most {max(ratios):.1f}"
+            yield f"{what}: {summary}", sorted(chosen, key=lambda cost: -cost.ratio)
+
+
+def table_of_costs(costs: Sequence[DefaultCost], slowest: int = 6) -> str:
+    """Return the medians, and the slowest models with what they take, as text of a page."""
+    lines = [f"torch {torch.__version__}, {torch.get_num_threads()} thread, {SEEDS} seeds, {date.today().isoformat()}:"]
+    for summary, chosen in groups(costs):
+        lines += ["", f"{summary[0].upper()}{summary[1:]}. The slowest:", ""]
+        lines += [
+            "| model | training step | cost | chain | forward passes (in another precision) | where the time goes |"
+        ]
+        lines += ["|---|---|---|---|---|---|"]
+        for c in chosen[:slowest]:
+            where = ", ".join(f"{name} {steps:.1f}" for name, steps in [*c.parts.items()][:3])
+            lines.append(
+                f"| {c.model} | {c.step:.0f} ms | {c.ratio:.1f} | {c.chain} | {c.runs:.1f} ({c.other:.1f}) | {where} |"
+            )
+    return "\n".join(lines)
+
+
+SUBJECTS: tuple[Callable[[], Subject], ...] = (
+    *(partial(subject_of_zoo, case) for case in zoo.CASES),
+    *(partial(subject_of_timm, name) for name in TIMM),
+)
+"""Functions that make the models of which :func:`report_cost` prints the cost."""
+
+
 def report_tiny() -> None:
     """Run each report on one model and one seed."""
     report_reference(REFERENCE[:1])
     report_memory({name: RECURRENT[name] for name in [*RECURRENT][-1:]}, lengths=(10,), steps=5)
     report_zoo(zoo.CASES[:1], seeds=1)
+    report_cost(SUBJECTS[:1], seeds=1)
 
 
 def main() -> int:
@@ -185,6 +409,8 @@ def main() -> int:
     parser.add_argument("--reference", action="store_true", help="measure well-known architectures")
     parser.add_argument("--memory", action="store_true", help="train recurrent layers on sequences")
     parser.add_argument("--zoo", action="store_true", help="judge the models of transformers")
+    parser.add_argument("--cost", action="store_true", help="time the default measures")
+    parser.add_argument("--record", action="store_true", help="with --cost: write the table of docs/cost.md")
     parser.add_argument("--tiny", action="store_true", help="one model for each report: checks that they run")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -192,6 +418,7 @@ def main() -> int:
         report_reference: given.reference,
         report_memory: given.memory,
         report_zoo: given.zoo,
+        partial(report_cost, SUBJECTS, record=given.record): given.cost,
         report_tiny: given.tiny,
     }
     for report, asked in reports.items():

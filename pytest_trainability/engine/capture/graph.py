@@ -124,6 +124,7 @@ class Graph:
         """The edges that each node reads."""
         self.place: dict[Node, int] = {}
         """The place of each node in program order; producers come before consumers, also in this dictionary."""
+        self._downstream: dict[tuple[frozenset[Edge], int], frozenset[Node]] = {}
         reads, place = self.reads, self.place
         pending = [node for node, _ in roots]
         while pending:
@@ -149,14 +150,21 @@ class Graph:
         """All nodes, producers before consumers."""
         return self.place.keys()
 
-    def downstream(self, edges: Iterable[Edge], *, since: int = -2) -> set[Node]:
+    def downstream(self, edges: Iterable[Edge], *, since: int = -2) -> frozenset[Node]:
         """Return the nodes that depend on the given edges through nodes not placed before ``since``."""
-        sources = set(edges)
-        reached: set[Node] = set()
-        for node in self.nodes:
-            if self.place[node] >= since and any(e in sources or e[0] in reached for e in self.reads[node]):
-                reached.add(node)
-        return reached
+        sources = frozenset(edges)
+        found = self._downstream.get((sources, since))
+        if found is None:
+            reached: set[Node] = set()
+            for node, place in self.place.items():
+                if place < since:
+                    continue
+                for edge in self.reads[node]:
+                    if edge[0] in reached or edge in sources:
+                        reached.add(node)
+                        break
+            found = self._downstream[sources, since] = frozenset(reached)
+        return found
 
     def consumers(self) -> dict[Node, list[tuple[Node, int]]]:
         """Return for each node the nodes that read from it, each with the position of that operand."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = [
     "Edge",
     "Instrument",
     "Loss",
+    "Places",
     "Recorder",
     "as_signal",
     "called_loss",
@@ -40,6 +41,10 @@ __all__ = [
 
 Edge = tuple[Node, int]
 """An autograd node and the number of one of its outputs. It stands for a tensor of the forward pass without holding it."""
+
+
+Places = Mapping[tuple[str, int], tuple[Set[int], Set[int]]]
+"""Places of tensors: by path and index of a call, the positions among its arguments and among its results."""
 
 
 Loss = Callable[..., Any]
@@ -206,6 +211,7 @@ def capture(
     loss: Loss | None = None,
     restart: Callable[[], None] = lambda: None,
     instruments: Sequence[Instrument] = (),
+    places: Places | None = None,
 ) -> Capture:
     """Run the model once and record its calls. The hooks change nothing.
 
@@ -220,6 +226,7 @@ def capture(
         loss: The loss; None to use the loss that the model computes itself, if any.
         restart: Restores the random generators before a second run.
         instruments: Further observers of the forward pass.
+        places: Places of the tensors to observe; None for all.
 
     Returns:
         The calls of the modules, the output and the loss.
@@ -230,7 +237,7 @@ def capture(
     """
 
     def run(captured: Capture) -> Capture:
-        return _run(captured, args, kwargs, target, loss, instruments=instruments)
+        return _run(captured, args, kwargs, target, loss, instruments=instruments, places=places)
 
     try:
         return run(Capture(model))
@@ -249,6 +256,7 @@ def _run(
     loss: Loss | None,
     *,
     instruments: Sequence[Instrument],
+    places: Places | None,
 ) -> Capture:
     model = captured.model
     sources: list[Edge] = []
@@ -267,7 +275,7 @@ def _run(
 
     args, kwargs = map_tensors(args, fresh), map_tensors(dict(kwargs), fresh)
     captured.sources, captured.indices = tuple(sources), frozenset(indices)
-    recorder = Recorder(captured)
+    recorder = Recorder(captured, places)
     before = Snapshot(model)
     # Products with segments stop gradients at states: see Note [Barrier at the inputs] in vjp.py.
     with recorder.watching(), hooks_skipped_without_gradient(), ExitStack() as stack:
@@ -364,10 +372,16 @@ def _cure_of_loss(value: Any) -> str:
 
 
 class Recorder:
-    """Records the module calls of a run."""
+    """Records the module calls of a run.
 
-    def __init__(self, captured: Capture) -> None:
+    Args:
+        captured: Receives the calls.
+        places: Places of the tensors that observers receive; None for all. Calls that it does not name are observed, too.
+    """
+
+    def __init__(self, captured: Capture, places: Places | None = None) -> None:
         self.capture = captured
+        self._places = {} if places is None else places
         self.paths = ByModule(
             (module, path)
             for path, module in named_modules_of(captured.model)
@@ -379,6 +393,7 @@ class Recorder:
         self.observers: list[Callable[[Edge, Tensor], None]] = []
         """Functions that receive each tensor that carries a gradient and that a module reads or returns, once, with its edge.
 
+        If an earlier run has shown which of them belong to states, only these are received.
         They are called while the tensor still holds its values: a later operation in place may overwrite them.
         """
         self.elsewhere: str | None = None
@@ -394,8 +409,14 @@ class Recorder:
         self._counts[path, inner] = index + 1
         call = Call(path, module, index, self.running[-1] if self.running else None, now(), inner=inner)
         # See Note [Parameters are no signal] in chain.py.
+        observed = self._places.get((path, index), (None, None))[0]
         with without_torch_functions():
-            call.slots = tuple(None if t.is_leaf and t.requires_grad else self._observe(t, call) for t in arguments)
+            call.slots = tuple(
+                None
+                if t.is_leaf and t.requires_grad
+                else self._observe(t, call, is_observed=observed is None or i in observed)
+                for i, t in enumerate(arguments)
+            )
             call.reads_without_gradient = any(is_float(t) and not t.requires_grad for t in arguments)
         self.running.append(call)
         return call
@@ -406,19 +427,22 @@ class Recorder:
         while self.running[-1] is not call:
             self.running.pop()
         self.running.pop()
+        observed = self._places.get((call.path, call.index), (None, None))[1]
         with without_torch_functions():
-            call.results = tuple(self._observe(tensor, call) for tensor in results)
+            call.results = tuple(
+                self._observe(t, call, is_observed=observed is None or i in observed) for i, t in enumerate(results)
+            )
         call.end = now()
         self.capture.calls.append(call)
 
-    def _observe(self, tensor: Tensor, call: Call) -> Edge | None:
+    def _observe(self, tensor: Tensor, call: Call, *, is_observed: bool) -> Edge | None:
         """Return the edge of a tensor, or None. Function modes of instruments must not see what this computes."""
         if not carries_gradient(tensor):
             return None
         edge = edge_of(tensor)
         if (owner := owner_of(tensor)) is not None:
             call.owners.append(owner)
-        if self.observers and edge not in self._seen:
+        if is_observed and self.observers and edge not in self._seen:
             self._seen.add(edge)
             for observer in self.observers:
                 observer(edge, tensor)

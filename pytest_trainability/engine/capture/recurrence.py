@@ -236,12 +236,14 @@ def chain_along(recurrence: Recurrence) -> Chain:
     if len(moments) < 2:
         raise CutError(_not_carried(recurrence))
     cut = graph.cut(first, moments, last)
-    calls = recurrence.calls[skipped:][: len(cut.segments)]
-    refuse_nested(cut, [call_name(call, recurrence.calls) for call in calls])
+    ends = recurrence.calls
+    calls = ends[skipped:][: len(cut.segments)]
+    names = tuple(call_name(call, ends) for call in calls)
+    refuse_nested(cut, names)
     durations = tuple(call.duration for call in calls if call.duration is not None)
     return Chain(
         calls,
-        tuple(call_name(call, recurrence.calls) for call in calls),
+        names,
         cut,
         hooked=hooked_edges(edges_with_hooks_apart(cut)),
         custom=custom_functions(graph, cut),

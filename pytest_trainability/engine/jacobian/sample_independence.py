@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain as one_after_the_other
+
 import torch
 from torch import Tensor
 
@@ -48,9 +51,11 @@ def find_trajectories(chain: Chain, batch: int | None, seed: int) -> tuple[Traje
     for division in _candidates(chain, batch):
         trajectories = Trajectories(chain, division)
         sizes = _sizes(division.count, seed, HALF_RANGE if is_half else RANGE)
-        rates = _rates_within_spread(trajectories, drawn, sizes)
-        if rates is None:
-            rates = _undisturbed_rates(trajectories, drawn, sizes)
+        sized = walk(trajectories, drawn, sizes)
+        found, are_similar = _rates_within_spread(sized)
+        rates: list[Tensor] | None = found
+        if not are_similar:
+            rates = _undisturbed_rates(trajectories, drawn, sizes, one_after_the_other(found, sized))
         if rates is not None:
             return trajectories, QRSweep(torch.stack(rates[::-1]).unsqueeze(-1), trajectories)
     return Trajectories(chain, Division(1)), None
@@ -91,48 +96,52 @@ def _sizes(count: int, seed: int, spread: int) -> Tensor:
     return torch.exp2((spread * order).round())
 
 
-def _rates_within_spread(trajectories: Trajectories, columns: Cotangents, sizes: Tensor) -> list[Tensor] | None:
-    """Return the growth rates of steps L … 1 at the given sizes, or None if they differ much between samples."""
+def _rates_within_spread(sized: Iterator[Tensor]) -> tuple[list[Tensor], bool]:
+    """Return growth rates up to the first step at which they differ much between samples, and whether there is none."""
     rates = []
-    for rate in walk(trajectories, columns, sizes):
-        if not rate.isfinite().all() or rate.max() - rate.min() > MAX_RATE_SPREAD:
-            return None
+    for rate in sized:
         rates.append(rate)
-    return rates
+        if not rate.isfinite().all() or rate.max() - rate.min() > MAX_RATE_SPREAD:
+            return rates, False
+    return rates, True
 
 
-def _undisturbed_rates(trajectories: Trajectories, columns: Cotangents, sizes: Tensor) -> list[Tensor] | None:
-    """Return the growth rates of steps L … 1 at equal sizes, or None if those at the given sizes differ from them."""
-    chain = trajectories.chain
-    plain = compared = _until_one_vanishes(trajectories, len(chain), columns, sizes)
-    index = len(chain) - len(plain or ())
-    while index and compared is not None:
-        drawn = gaussian_state(chain, index, torch.Generator("cpu").manual_seed(index))
-        compared = _until_one_vanishes(trajectories, index, [column.unsqueeze(0) for column in drawn], sizes)
-        index -= len(compared or ())
-    if plain is None or compared is None:
-        return None
-    equal = torch.ones(trajectories.count, device="cpu")
-    return plain if len(plain) == len(chain) else list(walk(trajectories, columns, equal))
-
-
-def _until_one_vanishes(
-    trajectories: Trajectories, start: int, columns: Cotangents, sizes: Tensor
+def _undisturbed_rates(
+    trajectories: Trajectories, columns: Cotangents, sizes: Tensor, sized: Iterator[Tensor]
 ) -> list[Tensor] | None:
-    """Compare growth rates at the given sizes with those at equal sizes, up to the step where a trajectory's part vanishes.
+    """Return the growth rates of steps L … 1 at equal sizes, or None if those at the given sizes differ from them.
 
     Args:
         trajectories: The chain and its trajectories.
-        start: Number of the state to start from, 1 … L.
-        columns: One cotangent of this state.
+        columns: One cotangent of the last state.
         sizes: Norm of each trajectory's part, ``(trajectories,)``.
+        sized: Growth rates of this cotangent at these sizes.
+    """
+    chain, equal = trajectories.chain, torch.ones(trajectories.count, device="cpu")
+    plain = compared = _until_one_vanishes(walk(trajectories, columns, equal), sized)
+    index = len(chain) - len(plain or ())
+    while index and compared is not None:
+        drawn = gaussian_state(chain, index, torch.Generator("cpu").manual_seed(index))
+        random: Cotangents = [column.unsqueeze(0) for column in drawn]
+        compared = _until_one_vanishes(*(walk(trajectories, random, each, start=index) for each in (equal, sizes)))
+        index -= len(compared or ())
+    if plain is None or compared is None:
+        return None
+    return plain if len(plain) == len(chain) else list(walk(trajectories, columns, equal))
+
+
+def _until_one_vanishes(at_equal_sizes: Iterator[Tensor], at_sizes: Iterator[Tensor]) -> list[Tensor] | None:
+    """Compare growth rates at sizes that differ with those at equal sizes, up to the step where a trajectory's part vanishes.
+
+    Args:
+        at_equal_sizes: Growth rates of one cotangent, with parts of equal sizes.
+        at_sizes: Those of the same cotangent, with parts of different sizes.
 
     Returns:
-        The growth rates at equal sizes, or None if those at the given sizes differ from them.
+        The growth rates at equal sizes, or None if the others differ from them.
     """
     found: list[Tensor] = []
-    equal = torch.ones(trajectories.count, device="cpu")
-    for plain, sized in zip(*(walk(trajectories, columns, each, start=start) for each in (equal, sizes))):
+    for plain, sized in zip(at_equal_sizes, at_sizes):
         if not torch.allclose(plain, sized, rtol=0, atol=SAME_RATE, equal_nan=True):
             return None
         found.append(plain)

@@ -83,6 +83,8 @@ _BLOCK = 1024
 
 def _norm_of_blocks(numbers: Tensor) -> Tensor:
     whole = len(numbers) - len(numbers) % _BLOCK
-    lengths = torch.linalg.vector_norm(numbers[:whole].view(-1, _BLOCK), dim=1).double()
-    rest = torch.linalg.vector_norm(numbers[whole:], dtype=torch.float64)
-    return torch.hypot(torch.linalg.vector_norm(lengths), rest)
+    length: Tensor = torch.linalg.vector_norm(
+        torch.linalg.vector_norm(numbers[:whole].view(-1, _BLOCK), dim=1).double()
+    )
+    rest = numbers[whole:]
+    return torch.hypot(length, torch.linalg.vector_norm(rest, dtype=torch.float64)) if len(rest) else length

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from ...records.names import with_stars
 from ..capture.operations import operations_by_step
 from ..capture.recorder import Edge, Recorder
 from ..capture.settings import SettingsObserver
+from ..jacobian.vjp import backward
 from ..linalg.norms import norm
+from ..trees import carries_gradient, tensors_in
 from .gradient_terms import TermObserver, Terms, observe_terms
 from .objective import functional, trainable_parameters
 from .run import Need, Run, Stage
@@ -31,6 +34,7 @@ __all__ = [
     "STATE_RMS",
     "SquareSums",
     "grows_by",
+    "joint_sweep_observed",
 ]
 
 
@@ -85,6 +89,30 @@ GRADIENT_TERMS: Need[Mapping[str, Terms]] = Need(
 Parameters whose terms are not known are left out. They are all of them along time, where most operations take less time than it
 takes to observe them, and in a model with custom autograd functions.
 """
+
+
+@contextmanager
+def joint_sweep_observed(run: Run) -> Iterator[None]:
+    """Observe the pass of a random cotangent through a joint chain for :data:`GRADIENT_TERMS`, on the first seed.
+
+    See Note [Terms of a gradient] in gradient_terms.py.
+    """
+    observer: TermObserver | None = run.capture.watched.get(observe_terms)
+    is_known = run.first_sweep is not None or GRADIENT_TERMS.name in run.findings
+    if observer is None or is_known or run.chain.along == "time":
+        yield
+        return
+    model, graph, chain = run.capture.model, run.graph, run.chain
+    begin = chain.steps[-2].end if len(chain) > 1 else -math.inf
+    with observer.random_cotangents(model, graph, until=begin):
+        yield
+    outputs = [t for t in tensors_in(run.capture.output) if carries_gradient(t) and t.numel() > 1]
+    # A part of the output that the loss does not depend on may have no backward pass.
+    with observer.random_cotangents(model, graph, since=begin), suppress(RuntimeError):
+        if outputs:
+            roots, weights = functional(outputs, None, run.seed)
+            edges = [GradientEdge(*edge) for edge in chain.cut.states[-2]]
+            backward(roots, edges, [weight.unsqueeze(0) for weight in weights])
 
 
 @dataclass(slots=True, eq=False)

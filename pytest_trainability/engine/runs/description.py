@@ -15,7 +15,7 @@ from ...records.names import with_stars
 from ..capture.chain import Chain, dependent_nodes, describe
 from ..capture.graph import Graph
 from ..capture.operators import operator_name
-from ..capture.recorder import Call, Capture
+from ..capture.recorder import Call, Capture, Edge, Places
 from ..capture.recurrence import Recurrence, find_recurrences
 from ..capture.weights import WeightLayers
 from ..jacobian.trajectories import Division
@@ -44,6 +44,8 @@ class Plan:
     """Division of the states into trajectories."""
     recurrence: str = ""
     """Along time, the name of the recurrence that is measured."""
+    places: Places | None = field(default=None, compare=False)
+    """Along depth, the places of the tensors that belong to states."""
     findings: dict[str, Any] = field(default_factory=dict, compare=False)
     """Findings about the architecture, which later seeds reuse, by the name of the need that made them."""
 
@@ -150,6 +152,7 @@ def described(
             frozenset((call.path, call.index) for call in cutting.calls),
             division,
             chosen.name if chosen is not None else "",
+            _places_of_states(capture, chain) if chain.along == "depth" else None,
         ),
         code=CodeFacts(_shapes(capture.output), _custom_functions(graph), _cut_off(capture, graph, chain)),
     )
@@ -179,6 +182,16 @@ def _cut_off(capture: Capture, graph: Graph, chain: Chain) -> tuple[str, ...]:
             # What follows reads the results of this one.
             known |= {node for node, _ in call.outputs} | graph.downstream(e for e in call.outputs if e[0] in reached)
     return tuple(dict.fromkeys(found))
+
+
+def _places_of_states(capture: Capture, chain: Chain) -> Places:
+    """Return where calls read or return tensors of states. A tensor may have several places, of which another seed needs one."""
+    states = {edge for state in chain.cut.states for edge in state}
+
+    def positions(edges: Sequence[Edge | None]) -> frozenset[int]:
+        return frozenset(i for i, edge in enumerate(edges) if edge in states)
+
+    return {(call.path, call.index): (positions(call.slots), positions(call.results)) for call in capture.calls}
 
 
 def _left_out(cutting: Cutting) -> str:

@@ -154,6 +154,9 @@ def _read_once(
         if known is None:
             with _observed(cut):
                 trajectories, first_sweep = find_trajectories(cutting.chain, batch_size(capture.inputs), seed)
+            if first_sweep is None and observe_terms in capture.watched:
+                # The pass ended where samples interact. That of the joint chain is observed instead.
+                capture.watched[observe_terms].forget_random_cotangents()
             skipped = log_gain_without_skips(trajectories, first_sweep, seed) if along is None else None
             known = described(recipe, capture, cut.graph, cutting, trajectories.division, skipped)
         run = Run(
@@ -216,7 +219,9 @@ def _capture_and_cut(
     """
     observing = dict.fromkeys(i for need in sorted(needs, key=lambda n: n.name) for i in need.instruments)
     instruments = (*(() if along is None else ALONG_TIME), *observing)
-    capture = forward_pass(recipe, model, seed, instruments=instruments)
+    capture = forward_pass(
+        recipe, model, seed, instruments=instruments, places=None if known is None else known.plan.places
+    )
     others = other_draws(derived_seed(seed, "forward"))
     drew = digest(generator_state(), generator_state(capture.device), *([others] if others else []))[:4]
     graph = graph_of(capture)

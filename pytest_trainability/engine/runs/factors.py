@@ -299,7 +299,7 @@ class _Description:
         return leaves_read(self.run.graph, self._signal, nodes)
 
     @cached_property
-    def _signal(self) -> set[Node]:
+    def _signal(self) -> frozenset[Node]:
         first = self.run.chain.cut.states[0]
         return self.run.graph.downstream(first) | {node for node, _ in first}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...errors import ModelError, TrainabilityError, UsageError
-from ..capture.recorder import Capture, Instrument, Loss, capture
+from ..capture.recorder import Capture, Instrument, Loss, Places, capture
 from ..isolation import derived_seed, generator_of, one_at_a_time, seeded, uncompiled
 from ..linalg.norms import stored_values
 from ..torch_internals import is_lazy, is_unsupported_here
@@ -23,7 +23,14 @@ from .recipe import NO_KERNEL, Recipe, did_not_fit, sentence
 __all__ = ["call_arguments", "fingerprint", "forward_pass", "outlines"]
 
 
-def forward_pass(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Sequence[Instrument] = ()) -> Capture:
+def forward_pass(
+    recipe: Recipe,
+    model: nn.Module,
+    seed: int,
+    *,
+    instruments: Sequence[Instrument] = (),
+    places: Places | None = None,
+) -> Capture:
     """Return the captured forward pass: draw the inputs, run the model on them and compute the loss.
 
     Args:
@@ -31,6 +38,7 @@ def forward_pass(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Se
         model: The model, already built and placed.
         seed: Seed of inputs, dropout and everything else that the forward pass draws.
         instruments: Context managers that observe the forward pass.
+        places: Places of the tensors to observe; None for all.
 
     Raises:
         UsageError: The inputs or the target cannot be made.
@@ -56,6 +64,7 @@ def forward_pass(recipe: Recipe, model: nn.Module, seed: int, *, instruments: Se
                 loss=recipe.loss,
                 restart=restart,
                 instruments=instruments,
+                places=places,
             )
     except TrainabilityError:
         raise

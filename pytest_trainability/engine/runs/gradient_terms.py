@@ -42,6 +42,10 @@ Gradients = Mapping[str, Tensor | None]
 # known, unless the sum of a bias is examined in two passes: if the sum of its terms is as small as the rounding of the terms
 # themselves, both for the loss and for a random cotangent, the signal does not depend on the bias. The loss alone would not do,
 # because its cotangent may sum to zero by the choice of the data, as that of standardized targets does.
+#
+# The random cotangent is that of the first exponent. At the last state it is random itself, whatever follows there: to a bias
+# before the normalization of a head, it shows nothing. Where samples interact, as in a batch normalization, biases in the last
+# segment and behind it are therefore observed in a pass from the output back to the state before the last one.
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +196,20 @@ class TermObserver:
         self._sums: dict[str, list[float]] = {}
 
     @contextmanager
-    def random_cotangents(self, model: nn.Module, graph: Graph) -> Iterator[None]:
-        """Observe the sums of biases in backward passes of random cotangents."""
+    def random_cotangents(
+        self, model: nn.Module, graph: Graph, *, since: float = -math.inf, until: float = math.inf
+    ) -> Iterator[None]:
+        """Observe the sums of biases in backward passes of random cotangents.
+
+        Args:
+            model: The model.
+            graph: Its graph.
+            since: Place in program order from which operations are observed; by default all of them.
+            until: Place from which they are observed no more.
+        """
         handles = []
         for name, uses in _uses(model, graph, graph.consumers()).items():
-            if len(uses) == 1 and uses[0].is_sum:
+            if len(uses) == 1 and uses[0].is_sum and since <= graph.place[uses[0].node] < until:
                 found = self._sums.setdefault(name, [])
                 handles.append(uses[0].node.register_prehook(partial(_compare_sum, uses[0], found)))
         try:
@@ -204,6 +217,10 @@ class TermObserver:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def forget_random_cotangents(self) -> None:
+        """Forget the backward passes of random cotangents that were observed."""
+        self._sums.clear()
 
     @contextmanager
     def loss_gradient(self, model: nn.Module, graph: Graph) -> Iterator[Callable[[Gradients], dict[str, Terms]]]:

@@ -13,6 +13,7 @@ from ...engine.jacobian.qr_sweep import QRSweep, qr_sweep
 from ...engine.jacobian.sample_independence import find_trajectories
 from ...engine.jacobian.skips import vanishes_without_skips
 from ...engine.jacobian.vjp import loss_cotangent, random_cotangents
+from ...engine.runs.common_needs import joint_sweep_observed
 from ...engine.runs.requirements import require_loss
 from ...engine.runs.run import Need, Run
 from ...engine.trees import batch_size
@@ -26,7 +27,8 @@ __all__ = ["LOSS_SWEEP", "RECURRENCES", "SWEEP", "exponents", "horizon"]
 def _random_sweep(run: Run) -> QRSweep:
     if run.first_sweep is not None and run.recipe.exponents == 1:
         return run.first_sweep
-    return qr_sweep(run.trajectories, random_cotangents(run.chain, run.recipe.exponents, run.seed))
+    with joint_sweep_observed(run):
+        return qr_sweep(run.trajectories, random_cotangents(run.chain, run.recipe.exponents, run.seed))
 
 
 SWEEP = Need("sweep", _random_sweep)

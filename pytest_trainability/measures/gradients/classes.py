@@ -46,6 +46,9 @@ REPEATED_BLOCKS = "repeated blocks"
 """Name of the finding of the first seed that holds the blocks of :class:`Classes`."""
 REPEATED_AT_LEAST = 3
 """Smallest number of modules of one class that are a repeated block."""
+_UNDERFLOWS, _SUMS_AFTER_STEPS = "underflows", "sums after optimizer steps"
+"""Names of findings of earlier seeds, by parameter: whether a gradient of zero has underflowed, and whether a gradient that is
+first zero is a sum that cancels."""
 
 
 # Classes ----------------------------------------------------------------------------------------------------------
@@ -87,18 +90,25 @@ def _zeros(run: Run) -> dict[str, str]:
     if weights or zero:
         explained = (zero | weights) - doubtful.underflowed
         by_design = explained if _is_by_design(run, gradients, zero | doubtful.cancelled) else set()
-        found |= _asleep(Training.of(run), gradients, zero, weights, eps=eps, by_design=by_design)
+        known = run.of_first_seed(_SUMS_AFTER_STEPS, dict[str, bool])
+        found |= _asleep(Training.of(run), gradients, zero, weights, eps=eps, by_design=by_design, known=known)
     return found
 
 
 def _round_off(run: Run, objective: Objective) -> RoundOff:
-    """Find the gradients that are round-off. Whether a sum cancels is a property of the architecture that later seeds reuse."""
+    """Find the gradients that are round-off. Later seeds reuse whether a sum cancels, and whether a gradient underflows."""
     gradients, eps, loss = run[PARAMETER_GRADIENTS], _coarsest(run), _loss(run)
-    small, known = _small(run), _known_sums(run)
-    if small <= known.keys() and not _zero(gradients):
-        return RoundOff(frozenset(name for name in small if known[name]), frozenset())
+    small, known, zero = _small(run), _known_sums(run), _zero(gradients)
+    underflows = run.of_first_seed(_UNDERFLOWS, dict[str, bool])
+    if small <= known.keys() and zero <= underflows.keys():
+        return RoundOff(
+            frozenset(name for name in small if known[name]), frozenset(name for name in zero if underflows[name])
+        )
     found = round_off(objective, gradients, eps=eps, loss=loss)
-    known |= {name: name in found.cancelled for name in small}
+    if small:
+        # A sum that cancels is small: the gradients that are not small are none either.
+        known |= {name: name in found.cancelled for name in _nonzero(gradients)}
+        underflows |= {name: name in found.underflowed for name in zero}
     return found
 
 
@@ -135,7 +145,14 @@ def _loss(run: Run) -> float:
 
 
 def _asleep(
-    training: Training, gradients: Gradients, zero: set[str], weights: set[str], *, eps: float, by_design: set[str]
+    training: Training,
+    gradients: Gradients,
+    zero: set[str],
+    weights: set[str],
+    *,
+    eps: float,
+    by_design: set[str],
+    known: dict[str, bool],
 ) -> dict[str, str]:
     """Take optimizer steps until every parameter has a gradient, and return the classes of those that had none.
 
@@ -146,6 +163,7 @@ def _asleep(
         weights: Weights whose gradient is zero by algebra.
         eps: Coarsest relative precision of the model's arithmetic.
         by_design: Parameters whose zeros a zero-initialized part explains.
+        known: Whether the gradients are sums that cancel, as far as earlier seeds have found out; receives further answers.
 
     Returns:
         Classes of the parameters in ``zero`` and ``weights``.
@@ -161,7 +179,11 @@ def _asleep(
         if first.keys() >= sleeping:
             break
     # One comparison after the last step, instead of one after every step.
-    cancelled = round_off(training.objective, later, eps=eps, loss=loss, among=sleeping).cancelled
+    small = small_gradients(training.parameters, later, eps=eps, loss=loss) & sleeping
+    if not small <= known.keys():
+        found = round_off(training.objective, later, eps=eps, loss=loss, among=sleeping).cancelled
+        known |= {name: name in found for name in sleeping & _nonzero(later)}
+    cancelled = {name for name in small if known[name]}
     nonzero = _nonzero(later)
 
     def label(name: str) -> str:

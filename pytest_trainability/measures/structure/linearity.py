@@ -109,7 +109,7 @@ class _Signal:
     graph: Graph
     edges: frozenset[Edge]
     """Edges of the first state."""
-    nodes: set[Node]
+    nodes: frozenset[Node]
     """Nodes that depend on the first state."""
     constants: frozenset[int]
     """Addresses of the model's parameters and buffers."""

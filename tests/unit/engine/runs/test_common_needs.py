@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_trainability import Measure, Run, measure
+from pytest_trainability.engine.runs import description
 from pytest_trainability.engine.runs.common_needs import PARAMETER_GRADIENTS, STATE_RMS, SquareSums
 
 X = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
@@ -96,3 +97,52 @@ def test_a_state_of_several_tensors_is_averaged_over_all_elements() -> None:
 
 def test_a_state_that_no_module_took_or_returned_has_no_rms() -> None:
     assert math.isnan(SquareSums().root_mean_square([("unseen", 0)]))  # type: ignore[list-item]
+
+
+class Skipping(nn.Module):
+    """Layers with activations in place and skips, of which a draw may drop the branches."""
+
+    def __init__(self, drop: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(6))
+        self.act, self.drop = nn.ReLU(inplace=True), drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x
+        for layer in self.layers:
+            if not self.training or float(torch.rand(())) >= self.drop:
+                x = x + self.act(layer(x))
+        return x + first
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+@pytest.mark.parametrize("steps", ["auto", "layers.*"])
+def test_states_of_later_seeds_are_those_of_observing_everything(
+    drop: float, steps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later seeds observe only the places at which the first one has found tensors of states."""
+    inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+
+    def profile() -> dict[str, tuple[str, ...]]:
+        found = measure(lambda: Skipping(drop), inputs, seeds=6, steps=steps).activation_rms
+        return {name: tuple(map(float.hex, estimate.values)) for name, estimate in found.items()}
+
+    found = profile()
+    monkeypatch.setattr(description, "_places_of_states", lambda capture, chain: {})
+    assert found == profile() and len(found) > 3
+
+
+def test_later_seeds_observe_the_tensors_of_states_only(added: Callable[..., Measure]) -> None:
+    counts: list[int] = []
+
+    def read(run: Run) -> float:
+        counts.append(len(run[STATE_RMS].square_sums))
+        return 0.0
+
+    added("reading", STATE_RMS, read=read)
+
+    def build() -> nn.Module:
+        return nn.Sequential(*(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)) for _ in range(3)))
+
+    measure(build, X, measures=["reading"], steps=["0", "1", "2"], seeds=3)
+    assert counts == [10, 4, 4], "three tensors of each block, and the input"

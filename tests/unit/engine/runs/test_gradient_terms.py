@@ -227,3 +227,23 @@ def test_unknown_operators_leave_the_share_open(terms_of: Any) -> None:
 
     found = terms_of(Power())
     assert math.isnan(found["power"].share) and found["layer.weight"].share > 0.01
+
+
+def test_the_output_shows_whether_the_last_bias_of_a_joint_chain_cancels(terms_of: Any) -> None:
+    """Where samples interact, it is a random functional of the output that meets the biases behind the last state.
+
+    The gradient of the loss with respect to the last bias is zero by the choice of the targets, and not by algebra.
+    """
+    body = [nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh()) for _ in range(3)]
+    head = nn.Linear(8, 1)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    model = nn.Sequential(nn.Sequential(*body), nn.Linear(8, 8), nn.BatchNorm1d(8), head)
+    target = torch.cat([torch.ones(6, 1), -torch.ones(6, 1)])
+    found = terms_of(model, loss=F.mse_loss, target=target, steps=["0.0", "0.1", "0.2"])
+    of_loss, random = found["3.bias"].sums
+    assert of_loss < EPS and random > 0.01
+    nn.init.normal_(head.weight)
+    found = terms_of(model, loss=F.mse_loss, target=target, steps=["0.0", "0.1", "0.2"])
+    for name in ("0.0.0.bias", "0.1.0.bias", "0.2.0.bias", "1.bias"):
+        assert 0 < max(found[name].sums) < 16 * EPS

@@ -241,3 +241,79 @@ def test_later_seeds_reuse_which_sums_cancel() -> None:
     Counted.passes = 0
     assert measure(lambda: nn.Sequential(Counted(Cancelled())), x, seeds=1, steps="layers").gradient_classes
     assert passes == Counted.passes + 2
+
+
+def normalized(width: int = 6) -> nn.Module:
+    """Return a layer between batch normalizations, whose bias has no effect, and an activation."""
+    return nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.Tanh())
+
+
+def test_biases_before_batch_normalizations_are_known_without_another_pass() -> None:
+    """Samples interact, so that the joint chain is observed; the bias in the head is behind its last state."""
+    Counted.passes = 0
+
+    def build() -> nn.Module:
+        body = nn.Sequential(*(normalized() for _ in range(4)))
+        return Counted(nn.Sequential(body, nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)))
+
+    settings = {"loss": nn.functional.cross_entropy, "target": torch.arange(16) % 3, "seeds": 2}
+    result = measure(build, X6, steps=[f"body.0.{number}" for number in range(4)], **settings)
+    assert result.frame == "joint"
+    biases = [*(f"body.0.{number}.0.bias" for number in range(4)), "body.1.bias"]
+    assert list(result.gradient_classes) == [f"{name}: zero by algebra" for name in biases]
+    assert Counted.passes == 2
+
+
+class ZeroBranches(nn.Module):
+    """Residual blocks whose last normalization is multiplied by zero. Normalizations cancel the biases of layers."""
+
+    in_float64 = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(normalized(), nn.Linear(6, 6), nn.BatchNorm1d(6)) for _ in range(3))
+        for block in self.blocks:
+            nn.init.zeros_(block[2].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).in_float64 += x.dtype == torch.float64
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def test_later_seeds_reuse_which_sums_cancel_after_a_step() -> None:
+    """The gradients are zero until an optimizer step has moved the weights of the normalizations."""
+
+    def classes(seeds: int) -> list[str]:
+        ZeroBranches.in_float64 = 0
+        result = measure(ZeroBranches, X6, seeds=seeds, loss=lambda y: y.sin().sum())
+        return list(result.gradient_classes)
+
+    alone, count = classes(1), ZeroBranches.in_float64
+    assert count > 0
+    assert "blocks.0.0.0.bias: zero by algebra" in alone
+    assert "blocks.0.0.0.weight: waking at step 1" in alone
+    assert classes(3) == alone and ZeroBranches.in_float64 == count
+
+
+class Tiny(nn.Module):
+    """A layer whose gradient is too small for float32, and one whose gradient is small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.small, self.tiny = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.small(x) / 1e12 + self.tiny(x) / 1e25 / 1e25
+
+
+def test_later_seeds_reuse_which_gradients_underflow() -> None:
+    def classes(seeds: int) -> list[str]:
+        Counted.passes = 0
+        result = measure(lambda: Counted(Tiny()), X6, seeds=seeds, loss=lambda y: y.sum())
+        return list(result.gradient_classes)
+
+    alone, passes = classes(1), Counted.passes
+    assert any(line.startswith("body.tiny") for line in alone)
+    assert classes(3) == alone and Counted.passes == 3 * passes - 2
