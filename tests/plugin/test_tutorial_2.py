@@ -39,10 +39,16 @@ def without_numbers(line: str) -> str:
     return " ".join(re.sub(r"[\d.]+", "#", line.removeprefix("E ")).split())
 
 
-def test_the_second_part_of_the_tutorial(project: Pytester) -> None:
-    # A session inside a test unloads the modules that it imports first, and transformers 5.0 looks up the module of a class.
+@pytest.fixture(scope="module", autouse=True)
+def gpt2_is_loaded() -> None:
+    """Load the model before ``pytester``, which unloads what a test imports first: transformers cannot be imported in parts.
+
+    It keeps the classes that it has imported, and looks up their modules.
+    """
     from transformers import GPT2LMHeadModel  # noqa: F401
 
+
+def test_the_second_part_of_the_tutorial(project: Pytester) -> None:
     commands = []
     for language, text in BLOCKS:
         first, *shown = text.splitlines()
