@@ -122,7 +122,7 @@ class BaselineChange:
 
     def _side(self, mean: float, finite: str) -> str:
         """Return the text of one side, without its unit."""
-        sign = "+" if self.unit.startswith("nats") else ""
+        sign = "+" if self.unit.startswith("nats") and not math.isnan(mean) else ""
         text = f"{mean + 0.0:{sign}.3g}"
         if not finite:
             return text

@@ -98,9 +98,9 @@ def _unchanged_text(baseline: BaselineRecord, steps: Sequence[str]) -> str:
         entered = [name for change in baseline.changes if change.measure == PATH for name in change.elements]
         place = f" in front of {format_names(entered, WORST_NAMED)}" if entered else ""
         return f"{unchanged}: the gradient is cut{place}, as by {CUTS if entered else CUTS_OF_LOSS}{without}"
-    moved = [change.element for change in baseline.changes if change.element in places]
+    moved = [change for change in baseline.changes if change.element in places]
     functions = [f"the backward pass of {format_names(baseline.custom_functions)}"] if baseline.custom_functions else []
-    return f"{unchanged}: {', '.join([*NOT_SEEN, *functions])}, the inputs or the loss changed{_first(moved, places)}"
+    return f"{unchanged}: {', '.join([*NOT_SEEN, *functions])}, the inputs or the loss changed{_first_moved(moved, places)}"
 
 
 def _compared_text(baseline: BaselineRecord) -> str:
@@ -120,13 +120,14 @@ def _ended_gradient(change: BaselineChange) -> str:
 
 
 def _scaled_text(changes: Sequence[BaselineChange]) -> str:
-    """Return that gradients are scaled behind the last state, if all are larger or all smaller, and nothing else has moved.
+    """Return that gradients are scaled behind the last state, if all are larger or all smaller, and only the code has changed.
 
     Where states and growth rates are as before, so are the Jacobians that a gradient is pulled back with. What has changed is
-    the gradient that they start from. All change by one factor then, and less only where they are round-off.
+    the gradient that they start from. All change by one factor then, and less only where they are round-off. An initial value
+    that has changed, such as the bias of a head, moves the point at which the loss is taken instead.
     """
     of_gradients = [change for change in changes if change.measure == GRADIENTS]
-    others = {change.measure for change in changes} - {GRADIENTS, *OF_MODEL}
+    others = {change.measure for change in changes} - {GRADIENTS, *OF_CODE, OUTPUT}
     shifts = [change.shift for change in of_gradients]
     # A few parameters show nothing that all have in common.
     if others or len(shifts) < MIN_PARAMETERS or len(shifts) < of_gradients[0].considered:
@@ -138,6 +139,21 @@ def _scaled_text(changes: Sequence[BaselineChange]) -> str:
     times = f"{up_to}{format_number(_exp(sizes[-1]))}"
     way = "larger" if shifts[0] > 0 else "smaller"
     return f"all are {times} times {way}, but states and growth are as before: the loss or the output is scaled"
+
+
+def _first_moved(changes: Sequence[BaselineChange], places: Mapping[str, int]) -> str:
+    """Return the first state or step at which numbers differ, in the order in which they are computed.
+
+    States differ behind what has changed in the forward pass. In the backward pass, everything in front of it differs: if no
+    state does, the last step is the first one that the gradient comes to. A state holds what later steps read: if a step in front
+    of the first one differs, too, then what has changed may be in a later step, which reads something else.
+    """
+    forward = [change.element for change in changes if change.measure != GROWTH]
+    backward = [change.element for change in changes if change.measure == GROWTH]
+    if not forward:
+        return f", in the backward pass first at {max(backward, key=places.__getitem__)}" if backward else ""
+    is_earlier = min(map(places.__getitem__, forward)) > min(map(places.__getitem__, backward), default=len(places))
+    return _first(forward, places) + (", or in what later steps read of its output" if is_earlier else "")
 
 
 def _first(names: Sequence[str], places: Mapping[str, int], inner: Sequence[str] = ()) -> str:
@@ -191,12 +207,13 @@ OF_STEPS = ("growth_rate", "activation_rms")
 """Measures whose elements are steps."""
 SEEN = {OPERATIONS, OUTPUT}
 """Comparisons that show that the forward code has changed."""
-NOT_SEEN = ("a constant", "a mask", "a reshape", "a detach", "code under no_grad")
+NOT_SEEN = ("a constant", "a mask", "a reshape", "another operand", "a detach", "code under no_grad")
 """Parts of the forward pass that neither operations nor initial values show."""
 CUTS = "a detach, code under no_grad or a draw without gradient"
 CUTS_OF_LOSS = "a detach, code under no_grad, a draw without gradient, or a loss that leaves results out"
 """What can take the gradient away."""
 GRADIENTS = "gradient_norm"
+GROWTH = "growth_rate"
 MIN_PARAMETERS = 3
 """Smallest number of gradients that can show a common factor."""
 UNUSED = ("unused_parameters", "new")

@@ -228,7 +228,7 @@ class Net(nn.Module):
 def test_it(trainability):
     trainability(Net, torch.randn(4, 8))
 """,
-        "Net frees it: it calls backward() or autograd.grad() inside forward(). Move that call out of forward(), or pass",
+        "Where the output or the loss depends on that gradient, as a penalty or force does, pass create_graph=True: without it",
     ),
     "a factory that needs arguments": (
         "def test_it(trainability):\n    trainability(nn.Linear, torch.randn(4, 8))\n",

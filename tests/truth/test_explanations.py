@@ -274,9 +274,36 @@ def test_the_counts_are_those_that_the_share_without_a_gradient_is_computed_from
 def test_a_gradient_stops_where_results_are_read_and_not_used(second: int) -> None:
     build = partial(TwoTowers, first=2, second=second)
     _, text = failed(build, IDS, {"unused_parameters": at_most(0)})
-    where = "second.* (3), which read them" if second > 1 else "second.0, which reads them"
+    where = "second.* (3), which get them" if second > 1 else "second.0, which gets them"
     assert f"the gradient stops in {where}" in text
     assert "stops in table" not in text
+
+
+class Aligned(nn.Module):
+    """Multiplies the inputs by a matrix that layers make of them, or rounds them, around which another path leads."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.hidden, self.matrix = nn.Linear(24, 24), nn.Linear(24, 24 * 24)
+        self.head = nn.Sequential(nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 4))
+        if kind == "zero":
+            nn.init.zeros_(self.matrix.weight)
+            nn.init.zeros_(self.matrix.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        matrix = self.matrix(self.hidden(x).tanh())
+        if self.kind == "cancels":
+            matrix = matrix + (matrix.round() - matrix)
+        return self.head((matrix.view(-1, 24, 24) @ x.unsqueeze(-1)).squeeze(-1))
+
+
+@pytest.mark.parametrize("kind", ["zero", "cancels"])
+def test_a_zero_layer_is_told_from_an_estimator_that_cancels(kind: str) -> None:
+    _, text = failed(partial(Aligned, kind), X, {"log_gain": Bound(-9, 9)})
+    assert ("what it reads cancels or is detached" in text) is (kind == "cancels")
+    assert ("its weight matrix.weight is zero" in text) is (kind == "zero")
+    assert ("skips pass by" in text) is (kind == "cancels")
 
 
 class Scaled(nn.Module):

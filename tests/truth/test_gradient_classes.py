@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -456,3 +457,32 @@ def test_without_an_end_token_the_queries_and_keys_of_clip_are_asleep() -> None:
     healthy = measure(clip(end=3), {**inputs, "input_ids": ended}, seeds=1)
     assert not healthy.asleep_parameters
     healthy.check(gradient_norm=at_least(1e-6))
+
+
+class Aligned(nn.Module):
+    """Points that are multiplied by a matrix of zero, which a zero layer makes of them, in front of normalizations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.matrix = nn.Sequential(nn.Linear(3, 32), nn.BatchNorm1d(32), nn.ReLU()), nn.Linear(32, 9)
+        widths = (3, 32, 64)
+        self.points = nn.Sequential(
+            *(part for i, o in pairwise(widths) for part in (nn.Conv1d(i, o, 1), nn.BatchNorm1d(o), nn.ReLU()))
+        )
+        self.head = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 5))
+        nn.init.zeros_(self.matrix.weight)
+        nn.init.zeros_(self.matrix.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        matrix = self.matrix(self.hidden(x.amax(-1))).view(-1, 3, 3)
+        found: Tensor = self.head(self.points(matrix @ x).amax(-1))
+        return found
+
+
+def test_a_bias_behind_a_zero_layer_wakes_and_one_before_a_normalization_does_not() -> None:
+    x, target = torch.randn(16, 3, 24, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 5
+    result = classified(Aligned, x, target=target, loss=F.cross_entropy)
+    found = classes(result)
+    # All samples are equal at first, so that the normalization takes away what all get.
+    assert found["points.1.bias"].startswith("waking at step")
+    assert (found["points.0.bias"], found["head.0.bias"]) == ("zero by algebra", "zero by algebra")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -18,6 +19,7 @@ from ..capture.operators import operator_name
 from ..capture.recorder import Call, Capture, Edge, Places
 from ..capture.recurrence import Recurrence, find_recurrences
 from ..capture.weights import WeightLayers
+from ..jacobian.skips import runs_side_by_side
 from ..jacobian.trajectories import Division
 from ..torch_internals import custom_function_of, is_batch_norm
 from ..trees import batch_size, tensors_in
@@ -277,7 +279,11 @@ def _notes_on_skips(chain: Chain, skipped: tuple[float, float] | None) -> Iterat
     if chain.cut.bypasses:
         steps = f"all {len(chain)} steps" if len(chain) > 1 else "the step"
         yield f"the input also passes by {steps}: this path is no part of the chain, whose gain is that of the steps"
-    if skipped is not None and not abs(skipped[0] - skipped[1]) < NOTABLE_SKIPS:
+    if skipped is None or skipped[0] == skipped[1] or abs(skipped[0] - skipped[1]) < NOTABLE_SKIPS:
+        return
+    if skipped[1] == -math.inf and runs_side_by_side(chain):
+        yield "no path leads through all steps: some of them run side by side, and the gain is that of all paths together"
+    else:
         yield (
             f"skips pass by some of the steps: without them, the log gain of the first seed would be {skipped[1]:+.1f} nats "
             f"instead of {skipped[0]:+.1f}"

@@ -274,7 +274,9 @@ def _translated(
     if isinstance(error, RuntimeError) and "backward through the graph a second time" in str(error):
         return ModelError(
             f"the graph of the forward pass must still exist when it is measured. {name} frees it: it calls backward() or "
-            "autograd.grad() inside forward(). Move that call out of forward(), or pass retain_graph=True to it."
+            "autograd.grad() inside forward(). Where the output or the loss depends on that gradient, as a penalty or force "
+            "does, pass create_graph=True: without it, no parameter learns from the gradient. Otherwise move the call out of "
+            "forward(), or pass retain_graph=True."
         )
     if arose_in_backward(error):
         advice = (

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...engine.capture.recurrence import chain_along
 from ...engine.jacobian.qr_sweep import QRSweep, qr_sweep
 from ...engine.jacobian.sample_independence import find_trajectories
-from ...engine.jacobian.skips import vanishes_without_skips
+from ...engine.jacobian.skips import is_multiplied_by_zero, vanishes_without_skips
 from ...engine.jacobian.vjp import loss_cotangent, random_cotangents
 from ...engine.runs.common_needs import joint_sweep_observed
 from ...engine.runs.requirements import require_loss
@@ -106,7 +106,7 @@ def _cut_causes(run: Run) -> tuple[CauseRecord, ...]:
     if run.chain.along != "depth" or not has_skips:
         return ()
     index = vanishes_without_skips(run.trajectories, run.seed)
-    if index is None:
+    if index is None or is_multiplied_by_zero(run.chain, index):
         return ()
     behind, before = run.chain.names[index - 1], run.chain.names[index - 2] if index > 1 else "the inputs"
     text = (

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...engine.linalg.norms import stored_values
 from ...engine.runs.common_needs import GRADIENT_NORMS, GRADIENT_TERMS, PARAMETER_GRADIENTS
 from ...engine.runs.objective import Objective, trainable_parameters
 from ...engine.runs.run import Need, Run, Stage
@@ -88,10 +89,12 @@ def _zeros(run: Run) -> dict[str, str]:
     weights = {name for name in doubtful.cancelled if _is_weight(objective.parameters[name])}
     found, zero = dict.fromkeys(doubtful.cancelled, CANCELLED), _zero(gradients)
     if weights or zero:
-        explained = (zero | weights) - doubtful.underflowed
+        biases = set(doubtful.cancelled) - weights
+        explained = (zero | weights | biases) - doubtful.underflowed
         by_design = explained if _is_by_design(run, gradients, zero | doubtful.cancelled) else set()
         known = run.of_first_seed(_SUMS_AFTER_STEPS, dict[str, bool])
-        found |= _asleep(Training.of(run), gradients, zero, weights, eps=eps, by_design=by_design, known=known)
+        sleepers = _Sleepers(zero, weights, biases)
+        found |= _asleep(Training.of(run), gradients, sleepers, eps=eps, by_design=by_design, known=known)
     return found
 
 
@@ -144,11 +147,22 @@ def _loss(run: Run) -> float:
     return 0.0 if run.capture.loss is None else float(run.capture.loss.detach().abs())
 
 
+@dataclass(frozen=True, slots=True)
+class _Sleepers:
+    """Parameters that get no gradient at initialization."""
+
+    zero: set[str]
+    """Those whose gradient is exactly zero."""
+    weights: set[str]
+    """Weights whose gradient is zero by algebra."""
+    biases: set[str]
+    """Other parameters whose gradient is zero by algebra. No step is taken for them."""
+
+
 def _asleep(
     training: Training,
     gradients: Gradients,
-    zero: set[str],
-    weights: set[str],
+    sleepers: _Sleepers,
     *,
     eps: float,
     by_design: set[str],
@@ -159,23 +173,26 @@ def _asleep(
     Args:
         training: Optimizer steps on the run's batch.
         gradients: Gradients at initialization.
-        zero: Parameters whose gradient is exactly zero.
-        weights: Weights whose gradient is zero by algebra.
+        sleepers: Parameters without a gradient.
         eps: Coarsest relative precision of the model's arithmetic.
         by_design: Parameters whose zeros a zero-initialized part explains.
         known: Whether the gradients are sums that cancel, as far as earlier seeds have found out; receives further answers.
 
     Returns:
-        Classes of the parameters in ``zero`` and ``weights``.
+        Classes of the parameters whose gradient is zero and of weights; and of biases whose gradient is a signal after a step, so
+        that it is round-off at initialization only because something in between is zero.
     """
+    zero, weights, biases = sleepers.zero, sleepers.weights, sleepers.biases
     sleeping, first = zero | weights, dict[str, int]()
     later, loss = gradients, 0.0
     for step, after in _gradients_after_steps(training, gradients):
         if after is None:
             return {n: waking(first[n], by_design=n in by_design) if n in first else UNKNOWN for n in sleeping}
         later, loss = after
-        awake = _nonzero(later) - (weights & small_gradients(training.parameters, later, eps=eps, loss=loss))
-        first |= dict.fromkeys((sleeping & awake) - first.keys(), step)
+        doubtful = weights | biases
+        small = small_gradients(training.parameters, later, eps=eps, loss=loss) if doubtful else set()
+        awake = _nonzero(later) - (doubtful & small)
+        first |= dict.fromkeys(((sleeping | biases) & awake) - first.keys(), step)
         if first.keys() >= sleeping:
             break
     # One comparison after the last step, instead of one after every step.
@@ -193,7 +210,13 @@ def _asleep(
             return waking(first.get(name, WAKING_LIMIT), by_design=name in by_design)
         return DEAD if name in zero else CANCELLED_WEIGHT
 
-    return {name: label(name) for name in sleeping}
+    # A gradient that is not finite afterwards tells nothing of a bias.
+    woken = biases & first.keys() if _are_finite(later) else set()
+    return {name: label(name) for name in sleeping | woken}
+
+
+def _are_finite(gradients: Gradients) -> bool:
+    return all(g is None or bool(stored_values(g).isfinite().all()) for g in gradients.values())
 
 
 def _nonzero(gradients: Gradients) -> set[str]:

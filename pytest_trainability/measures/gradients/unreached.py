@@ -56,7 +56,7 @@ def _where_it_stops(run: Run, unused: Sequence[str]) -> tuple[str, str]:
     if readers:
         return (
             "",
-            f"; the gradient stops in {format_names(readers)}, which {'read' if len(readers) > 1 else 'reads'} them",
+            f"; the gradient stops in {format_names(readers)}, which {'get' if len(readers) > 1 else 'gets'} them",
         )
     last = _last_alive(calls, alive)
     if last is None or _are_returned(run, alive):

@@ -147,3 +147,7 @@ def test_a_record_holds_when_every_verdict_does(
     assert make_record().holds
     assert make_record(good, good).holds
     assert not make_record(good, make_verdict()).holds
+
+
+def test_a_number_that_is_none_has_no_sign() -> None:
+    assert BaselineChange("growth_rate", "moved", "b", old=0.0, new=NAN, unit="nats").old_to_new == "+0 → nan nats"

@@ -220,6 +220,10 @@ SHIFTS = [
 ]
 
 
+def growth(name: str) -> BaselineChange:
+    return BaselineChange("growth_rate", "moved", name, old=0.0, new=0.5, shift=0.5, tolerance=0.05, unit="nats")
+
+
 def gradients(*shifts: float, considered: int | None = None) -> list[BaselineChange]:
     given = {"tolerance": 0.3, "scale": "log", "considered": considered or len(shifts)}
     return [
@@ -228,7 +232,9 @@ def gradients(*shifts: float, considered: int | None = None) -> list[BaselineCha
     ]
 
 
-NOT_SEEN = "a constant, a mask, a reshape, a detach, code under no_grad, the inputs or the loss changed"
+NOT_SEEN = (
+    "a constant, a mask, a reshape, another operand, a detach, code under no_grad, the inputs or the loss changed"
+)
 ALL = f"initial values, modules and operations unchanged: {NOT_SEEN}"
 LOST = BaselineChange("unused_parameters", "new", elements=("b.5.weight", "b.5.bias"))
 GONE = BaselineChange("growth_rate", "vanished", elements=("b.4", "b.5"))
@@ -313,6 +319,13 @@ UNCHANGED: dict[str, tuple[dict[str, bool], list[BaselineChange], str]] = {
         ],
         "initial values and modules unchanged: the forward code changed, so that b.5.weight, b.5.bias get no gradient",
     ),
+    "growth in front of the states": (
+        COMPARED,
+        [growth("b.1"), *SHIFTS, growth("b.3")],
+        f"{ALL}, first at b.2, or in what later steps read of its output",
+    ),
+    "growth behind the states": (COMPARED, [*SHIFTS, growth("b.3")], f"{ALL}, first at b.2"),
+    "growth alone": (COMPARED, [growth("b.1"), growth("b.2")], f"{ALL}, in the backward pass first at b.2"),
     "the first state": (
         {"model_compared": True, "operations_compared": True},
         [replace(SHIFTS[0], element="input"), *SHIFTS],
@@ -437,6 +450,7 @@ SCALES: dict[str, tuple[list[BaselineChange], str]] = {
     "some gradients": (gradients(2.7, 2.7, 2.7, considered=4), ""),
     "gradients of two parameters": (gradients(2.7, 2.7), ""),
     "gradients that vanish": (gradients(-2.7, -2.7, -math.inf), ""),
+    "an initial value": ([BaselineChange("initial values", "moved", "b.3.bias"), *gradients(2.7, 2.7, 2.7)], ""),
     "gradients and states": ([*gradients(2.7, 2.7, 2.7), *SHIFTS], ""),
     "states": (SHIFTS, ""),
 }

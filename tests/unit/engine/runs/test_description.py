@@ -213,6 +213,43 @@ def test_what_passes_by_all_steps_and_what_passes_by_some_has_a_note() -> None:
     assert note.startswith("skips pass by some of the steps: without them, the log gain of the first seed would be -1")
 
 
+class SideBySide(nn.Module):
+    """Two networks on the same inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = models.mlp(), models.mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) - self.other(x)
+
+
+def test_networks_side_by_side_are_no_skips() -> None:
+    notes = measure(SideBySide, FLOATS, seeds=1).notes
+    assert any(note.startswith("no path leads through all steps: some of them run side by side") for note in notes)
+    assert not any("skips" in note for note in notes)
+
+
+class ZeroBranch(nn.Module):
+    """A zero layer that makes a matrix, which the inputs are multiplied by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.matrix, self.head = nn.Linear(4, 4), nn.Linear(4, 16), nn.Linear(4, 4)
+        nn.init.zeros_(self.matrix.weight)
+        nn.init.zeros_(self.matrix.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.matrix(self.hidden(x).tanh()).view(-1, 4, 4)
+        return self.head((y @ x.unsqueeze(-1)).squeeze(-1))
+
+
+def test_skips_have_no_note_if_the_gain_is_the_same_without_them() -> None:
+    result = measure(ZeroBranch, torch.randn(3, 4), seeds=1)
+    assert result.log_gain.mean == -float("inf")
+    assert not any("skips" in note for note in result.notes)
+
+
 class Cut(nn.Module):
     """Layers that a detach separates from those behind them."""
 

@@ -83,8 +83,8 @@ class Reader(nn.Module):
     [
         # The last module without parameters belongs to the part that gets no gradient.
         ("between", "the gradient stops between generator.3 and judge.0; generator.* (2): run"),
-        ("inside", "the gradient stops in inside, which reads them"),
-        ("reader", "the gradient stops in reader, which reads them"),
+        ("inside", "the gradient stops in inside, which gets them"),
+        ("reader", "the gradient stops in reader, which gets them"),
         # The judge reads the input.
         ("end", "the gradient stops behind generator.3; generator.* (2): run"),
         ("left out", "generator.* (2): run, but their results reach the loss without a gradient"),
