@@ -295,7 +295,8 @@ class Aligned(nn.Module):
         matrix = self.matrix(self.hidden(x).tanh())
         if self.kind == "cancels":
             matrix = matrix + (matrix.round() - matrix)
-        return self.head((matrix.view(-1, 24, 24) @ x.unsqueeze(-1)).squeeze(-1))
+        found: Tensor = self.head((matrix.view(-1, 24, 24) @ x.unsqueeze(-1)).squeeze(-1))
+        return found
 
 
 @pytest.mark.parametrize("kind", ["zero", "cancels"])

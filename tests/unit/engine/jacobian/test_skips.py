@@ -99,7 +99,8 @@ class Pair(nn.Module):
         self.second = self.first if shared else nn.Sequential(Scale(1.0), nn.Tanh(), Scale(1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.first(x) - self.second(2 * x)
+        found: Tensor = self.first(x) - self.second(2 * x)
+        return found
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -137,7 +138,8 @@ class Gated(nn.Module):
             y = self.zeros.expand(WIDTH) * y
         elif self.kind == "offset":
             y = y + self.zeros.view(1, WIDTH)
-        return self.up(self.norm(y))
+        found: Tensor = self.up(self.norm(y))
+        return found
 
 
 @pytest.mark.parametrize(

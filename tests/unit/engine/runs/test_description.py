@@ -221,7 +221,8 @@ class SideBySide(nn.Module):
         self.one, self.other = models.mlp(), models.mlp()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.one(x) - self.other(x)
+        found: Tensor = self.one(x) - self.other(x)
+        return found
 
 
 def test_networks_side_by_side_are_no_skips() -> None:
@@ -241,7 +242,8 @@ class ZeroBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.matrix(self.hidden(x).tanh()).view(-1, 4, 4)
-        return self.head((y @ x.unsqueeze(-1)).squeeze(-1))
+        found: Tensor = self.head((y @ x.unsqueeze(-1)).squeeze(-1))
+        return found
 
 
 def test_skips_have_no_note_if_the_gain_is_the_same_without_them() -> None:
