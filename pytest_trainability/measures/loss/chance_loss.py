@@ -120,9 +120,10 @@ def _chance_loss_of_outputs(run: Run) -> ChanceLoss | None:
         return None
     equal = _EqualScores()
     output = map_tensors(run.capture.output, lambda t: with_gradient(t) if is_float(t) else t.clone())
+    function = _with_gradient(run.recipe.loss)
     with equal:
-        loss = called_loss(_with_gradient(run.recipe.loss), output, run.capture.target)
-    matches = _matching_classes(loss, list(equal.classes), _AUXILIARY)
+        loss = _unless_it_raises(lambda: called_loss(function, output, run.capture.target))
+    matches = [] if loss is None else _matching_classes(loss, list(equal.classes), _AUXILIARY)
     return matches[0] if len(matches) == 1 else None
 
 
@@ -131,7 +132,7 @@ def _chance_loss_of_model(run: Run) -> ChanceLoss:
     equal, objective = _EqualScores(), Objective.of(run)
     objective.loss = None if objective.loss is None else _with_gradient(objective.loss)
     with equal:
-        _, loss = objective.outputs()
+        loss = _unless_it_raises(lambda: objective.outputs()[1])
     matches = [] if loss is None else _matching_classes(loss, list(equal.classes), _AUXILIARY)
     if not matches and not equal.classes:
         matches = _classes_of_equal_outputs(run)
@@ -143,6 +144,23 @@ def _chance_loss_of_model(run: Run) -> ChanceLoss:
 CHANCE_LOSS: Need[ChanceLoss] = Need("chance loss", _chance_loss, Stage.RERUN, once=True)
 """The :class:`ChanceLoss` for the number of classes that the user has given. By default, it is found from the loss: with equal
 scores for all classes, the loss must be the logarithm of their number."""
+
+
+def _unless_it_raises(evaluate: Callable[[], Tensor | None]) -> Tensor | None:
+    """Return a loss of scores that the model has not computed; None if it cannot be evaluated there.
+
+    A loss may reject such scores: probabilities that do not sum to one, or a covariance that is not positive definite. It has
+    been evaluated at the model's own scores before, so that this says nothing about the model.
+
+    Raises:
+        OutOfMemoryError: There is not enough memory.
+    """
+    try:
+        return evaluate()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return None
 
 
 def _with_gradient(loss: Loss) -> Loss:
@@ -183,18 +201,20 @@ def _classes_of_equal_outputs(run: Run) -> list[ChanceLoss]:
     output = map_tensors(
         run.capture.output, lambda t: with_gradient(torch.zeros_like(t)) if t.is_floating_point() else t
     )
-    target = map_tensors(run.capture.target, torch.clone)
-    loss = run.recipe.loss(output) if run.capture.target is None else run.recipe.loss(output, target)
+    function = _with_gradient(run.recipe.loss)
+    loss = _unless_it_raises(lambda: called_loss(function, output, run.capture.target))
     sizes = [size for tensor in tensors_in(output) for size in tensor.shape[1:]]
-    return _matching_classes(loss.reshape(()), list(dict.fromkeys([2, *sizes])), _EXACT)
+    return [] if loss is None else _matching_classes(loss, list(dict.fromkeys([2, *sizes])), _EXACT)
 
 
 def _reason(run: Run, classes: Sequence[int], loss: Tensor | None) -> str:
     """Return the message that says why the chance loss is unknown."""
     expected = "excess_loss needs a loss that is a mean cross-entropy, and its number of classes."
     advice = "To compare the loss with chance anyway, pass the number of classes: classes=10."
+    name = getattr(run.recipe.loss, "__name__", type(run.capture.model).__name__)
+    if classes and loss is None:
+        return f"{expected} {name!r} computes one, but cannot be evaluated at equal scores for all classes. {advice}"
     if not classes or loss is None:
-        name = getattr(run.recipe.loss, "__name__", type(run.capture.model).__name__)
         return f"{expected} No cross-entropy was found in the loss of {name!r}. {advice}"
     value, chance = float(loss.detach()), math.log(max(classes[0], 2))
     counts = " and ".join(map(str, classes))

@@ -77,6 +77,14 @@ def test_a_given_number_of_classes_needs_no_second_forward_pass() -> None:
     assert len(calls) - before == 2
 
 
+def refuses_equal_scores(output: Tensor, target: Tensor) -> Tensor:
+    loss, other = (F.cross_entropy(output, t) for t in (target, (target + 1) % CLASSES))
+    if bool(loss == other):
+        msg = "these are no scores of a model"
+        raise ValueError(msg)
+    return loss
+
+
 REFUSED: dict[str, tuple[Loss, Tensor, str]] = {
     "no cross-entropy": (
         F.mse_loss,
@@ -98,6 +106,25 @@ REFUSED: dict[str, tuple[Loss, Tensor, str]] = {
         lambda o, t: F.cross_entropy(o, t) + F.cross_entropy(o[:, :3], t % 3),
         LABELS,
         "computes one over 5 and 3 classes",
+    ),
+    "probabilities of zero": (
+        lambda o, t: -torch.distributions.Categorical(probs=o.softmax(1).clamp(0, 1) * (o != 0)).log_prob(t).mean(),
+        LABELS,
+        "No cross-entropy was found",
+    ),
+    "a covariance of zero": (
+        lambda o, t: (
+            -torch.distributions.MultivariateNormal(o, covariance_matrix=torch.diag_embed(o.square()))
+            .log_prob(t[:, None].expand(-1, CLASSES).float())
+            .mean()
+        ),
+        LABELS,
+        "No cross-entropy was found",
+    ),
+    "scores that may not be equal": (
+        refuses_equal_scores,
+        LABELS,
+        "computes one, but cannot be evaluated at equal scores for all classes. To compare",
     ),
 }
 
