@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from ..records.gradient_classes import CANCELLED, DEAD, SIGNAL, kind_of, without_names
+from ..records.gradient_classes import BALANCED, CANCELLED, DEAD, SIGNAL, kind_of, without_names
 from ..records.reports import BaselineChange
 
 __all__ = ["CLASSES", "class_changes"]
@@ -19,7 +19,7 @@ def class_changes(
     """Yield the parameters whose gradient has changed its class.
 
     Whether a sum cancels exactly (dead) or up to round-off (zero by algebra) depends on the machine. The difference between these
-    two counts only where arithmetic repeats.
+    two counts only where arithmetic repeats. That a sum cancels on this draw is a property of the draw, and no change.
 
     Args:
         old: Lines ``NAME: CLASS`` of the baseline. A parameter without a line has a signal.
@@ -31,7 +31,9 @@ def class_changes(
     before, after = without_names(old), without_names(new)
     for name in dict.fromkeys([*before, *after]):
         labels = before.get(name, SIGNAL), after.get(name, SIGNAL)
-        same = labels[0] == labels[1] or (not repeatable and {kind_of(label) for label in labels} <= {CANCELLED, DEAD})
+        kinds = {kind_of(label) for label in labels}
+        same = labels[0] == labels[1] or kinds == {SIGNAL, BALANCED}
+        same = same or (not repeatable and kinds <= {CANCELLED, BALANCED, DEAD})
         if not same and name not in gone:
             yield BaselineChange(
                 CLASSES, "moved", element=name, old_text=labels[0], new_text=labels[1], considered=considered

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 __all__ = [
+    "BALANCED",
     "CANCELLED",
     "CANCELLED_WEIGHT",
     "DEAD",
@@ -32,8 +33,11 @@ CANCELLED = "zero by algebra"
 """The gradient is the round-off of a sum that cancels. The parameter has at most one dimension, such as a bias of a key."""
 CANCELLED_WEIGHT = "zero by algebra, a weight"
 """The same for a parameter of two or more dimensions, also after the optimizer steps."""
+BALANCED = "zero on this draw"
+"""The gradient is exactly zero, and still is after the optimizer steps, because the terms that it is the sum of cancel. The loss
+depends on the parameter, and another draw or more steps give it a gradient."""
 DEAD = "dead"
-"""The gradient is exactly zero, and still is after the optimizer steps."""
+"""The gradient is exactly zero, and still is after the optimizer steps. It is no sum of terms that are not zero."""
 UNUSED = "unused"
 """The loss has no path to the parameter."""
 FROZEN = "frozen"
@@ -43,8 +47,9 @@ UNKNOWN = "zero, an optimizer step was not finite"
 
 _WAKING = "waking at step "
 _BLOCKED = ", not by design"
-_HARMLESS = frozenset({SIGNAL, CANCELLED, FROZEN})
-_ORDER = (SIGNAL, "waking", "waking not by design", CANCELLED, DEAD, UNUSED, FROZEN, "unknown")
+_HARMLESS = frozenset({SIGNAL, CANCELLED, BALANCED, FROZEN})
+_MOVABLE = _HARMLESS - {FROZEN}
+_ORDER = (SIGNAL, "waking", "waking not by design", CANCELLED, BALANCED, DEAD, UNUSED, FROZEN, "unknown")
 
 
 def waking(step: int, *, by_design: bool) -> str:
@@ -141,9 +146,10 @@ class GradientClasses:
         return any(map(_wakes, labels)) and all(label == SIGNAL or _wakes_by_design(label) for label in labels)
 
     def is_cancelled(self, name: str) -> bool:
-        """Whether the gradient is zero by algebra on at least one seed, and harmless on every seed."""
+        """Whether the gradient is a sum that cancels on at least one seed, and harmless on every seed."""
         labels = self.labels.get(name, ())
-        return CANCELLED in labels and all(label in {SIGNAL, CANCELLED} or _wakes_by_design(label) for label in labels)
+        cancels = CANCELLED in labels or BALANCED in labels
+        return cancels and all(label in _MOVABLE or _wakes_by_design(label) for label in labels)
 
     def is_cancelled_weight(self, name: str) -> bool:
         """Whether the parameter is a weight whose gradient is zero by algebra on at least one seed, and stays so."""
@@ -160,7 +166,7 @@ class GradientClasses:
     def moves(self, names: Collection[str]) -> bool:
         """Whether there are parameters of these names, and an optimizer can move all of them within a few steps."""
         own = [label for name in names for label in self.labels.get(name, ())]
-        return bool(own) and all(label in {SIGNAL, CANCELLED} or _wakes(label) for label in own)
+        return bool(own) and all(label in _MOVABLE or _wakes(label) for label in own)
 
     def trainable(self) -> list[str]:
         """Return the parameters that are not frozen."""
@@ -181,7 +187,7 @@ class GradientClasses:
         return ShareWithoutGradient.of(labels, block)
 
     def are_harmless(self) -> bool:
-        """Whether every gradient is a signal, the parameter is frozen, or it is a bias whose gradient is zero by algebra."""
+        """Whether every gradient is a signal, the parameter is frozen, or it is a bias whose gradient is a sum that cancels."""
         return all(label in _HARMLESS for labels in self.labels.values() for label in labels)
 
     def counts_text(self) -> str:
@@ -203,7 +209,7 @@ class ShareWithoutGradient:
     names: tuple[str, ...]
     """Those without a gradient."""
     judged: int
-    """Number of all that count. Biases whose gradient is zero by algebra do not."""
+    """Number of all that count. Biases whose gradient is a sum that cancels do not."""
     by_design: int
     """Number of others that are zero at initialization and wake by design."""
     block: str = ""
@@ -217,7 +223,7 @@ class ShareWithoutGradient:
             labels: Their classes by name.
             block: Description of the repeated block.
         """
-        judged = {name: label for name, label in labels.items() if label not in {CANCELLED, FROZEN}}
+        judged = {name: label for name, label in labels.items() if label not in {CANCELLED, BALANCED, FROZEN}}
         names = tuple(name for name, label in judged.items() if gets_none(label))
         return cls(names, len(judged), sum(map(_wakes_by_design, judged.values())), block)
 

@@ -4,7 +4,8 @@ No class depends on a name or on the size of a gradient. A sum that cancels is z
 
 - a normalization subtracts the mean over the batch, and with it a bias that is added before it;
 - a softmax over keys does not change if the same number is added to all scores of a query, as the bias of the keys does;
-- ``p / (p + ε)`` is constant up to ``ε``, and so is a softmax of one score.
+- ``p / (p + ε)`` is constant up to ``ε``, and so is a softmax of one score;
+- a difference of two scores does not see their bias.
 """
 
 from __future__ import annotations
@@ -163,6 +164,73 @@ def test_a_sum_that_is_zero_by_the_choice_of_targets_is_a_signal() -> None:
     result = classified(model, x, loss=F.mse_loss, target=target)
     assert result.gradient_norm["bias"] == 2.0**-21 * 2 / 64
     assert not result.gradient_classes
+
+
+# Sums of exactly zero ----------------------------------------------------------------------------------------------
+class Pair(nn.Module):
+    """Scores of the two halves of a batch, in one call of the network or in two."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+        self.body = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.LeakyReLU(0.2), nn.Linear(WIDTH, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = (self.body(x) if self.calls == 1 else torch.cat([self.body(half) for half in x.chunk(2)])).chunk(2)
+        return a, b
+
+
+PAIR_LOSSES: dict[str, Callable[[Any], Tensor]] = {
+    "difference of means": lambda o: o[1].mean() - o[0].mean(),
+    "Bradley-Terry": lambda o: -F.logsigmoid(o[0] - o[1]).mean(),
+    "distance": lambda o: (o[0] - o[1]).abs().mean(),
+}
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("loss", PAIR_LOSSES.values(), ids=PAIR_LOSSES)
+def test_the_bias_of_scores_that_are_subtracted_is_zero_by_algebra(loss: Callable[[Any], Tensor], calls: int) -> None:
+    result = classified(lambda: Pair(calls), loss=loss, target=None)
+    assert classes(result) == {"body.2.bias": CANCELS}
+    assert not result.asleep_parameters
+    assert result.untrained_fraction == 0
+
+
+def hinge(output: tuple[Tensor, Tensor]) -> Tensor:
+    real, fake = output
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+@pytest.mark.parametrize("is_normalized", [False, True])
+def test_a_hinge_loss_within_the_margin_is_balanced_on_this_draw(is_normalized: bool) -> None:
+    """All terms are 1 or -1, and there are as many of each: the bias gets a gradient as soon as a score leaves the margin."""
+
+    def build() -> nn.Module:
+        model = Pair(1)
+        nn.init.normal_(model.body[0].weight, std=0.1)
+        if is_normalized:
+            # Its vectors change in every forward pass.
+            torch.nn.utils.parametrizations.spectral_norm(model.body[2])
+        return model
+
+    x = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(0))
+    result = classified(build, x, loss=hinge, target=None)
+    assert classes(result) == {"body.2.bias": "zero on this draw"}
+    assert not result.asleep_parameters
+    assert result.untrained_fraction == 0
+    result.check(gradient_norm=at_least(1e-6))
+
+
+def test_a_score_that_is_subtracted_from_itself_leaves_the_weights_asleep() -> None:
+    """Only biases are excused: the weights get no gradient either."""
+
+    def loss(output: tuple[Tensor, Tensor]) -> Tensor:
+        return (output[0] - output[0].clone()).mean() + 0 * output[1].mean()
+
+    assert set(classified(lambda: Pair(2), loss=loss, target=None).asleep_parameters) >= {
+        "body.0.weight",
+        "body.2.weight",
+    }
 
 
 # Signals, however small --------------------------------------------------------------------------------------------

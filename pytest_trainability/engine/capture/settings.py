@@ -96,6 +96,9 @@ class SettingsObserver(FunctionObserver):
                 continue
             if is_constant and not tensor.requires_grad:
                 self._constants[tensor] = None
+            else:
+                # A buffer that is computed in place, such as the vector of a spectral normalization, is constant no more.
+                self._constants.pop(tensor, None)
             if tensor not in self._names:
                 self._makers[tensor] = path
         return result

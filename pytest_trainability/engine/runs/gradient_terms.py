@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from ..capture.graph import Graph
+from ..capture.graph import Graph, freed_in_order
 from ..capture.operators import CONVOLUTIONS, LAYOUTS, MOVES, TRANSPOSES, operator_name
-from ..capture.recorder import Recorder
+from ..capture.recorder import Recorder, edge_of
 from ..linalg.norms import norm, stored_values
 from ..torch_internals import function_transforms_are_active, is_custom, is_leaf_node, leaf_of, output_metadata, saved
 
-__all__ = ["TermObserver", "Terms", "observe_terms"]
+__all__ = ["TermObserver", "Terms", "observe_terms", "sums_with_terms"]
 
 Gradients = Mapping[str, Tensor | None]
 """Gradients by parameter name."""
@@ -305,6 +305,44 @@ def _summed(use: _Use, cotangent: Tensor) -> Tensor:
     producer, number = use.node.next_functions[use.place]
     assert producer is not None, "a parameter is read here"
     return cotangent.sum_to_size(tuple(output_metadata(producer)[number].shape))
+
+
+def sums_with_terms(model: nn.Module, evaluate: Callable[[], Tensor], names: Collection[str]) -> set[str]:
+    """Return the parameters whose gradient is the sum of a cotangent, in some use of them, that is not zero.
+
+    Args:
+        model: The model.
+        evaluate: Function that runs it and returns the loss with its graph.
+        names: Names of the parameters in question.
+    """
+    found: set[str] = set()
+    with freed_in_order() as nodes:
+        _note_sums(model, evaluate(), names, found, nodes)
+    return found
+
+
+def _note_sums(model: nn.Module, loss: Tensor, names: Collection[str], found: set[str], nodes: list[Node]) -> None:
+    graph = Graph([edge_of(loss)])
+    nodes.extend(graph.nodes)
+    uses = _uses(model, graph, graph.consumers())
+    handles = [
+        use.node.register_prehook(partial(_note_terms, name, found))
+        for name in names
+        for use in uses.get(name, ())
+        if use.is_sum
+    ]
+    try:
+        if handles:
+            torch.autograd.grad(loss, [model.get_parameter(name) for name in names], allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note_terms(name: str, found: set[str], arriving: tuple[Tensor | None, ...]) -> None:
+    cotangent = arriving[0]
+    if cotangent is not None and not function_transforms_are_active() and bool((cotangent != 0).any()):
+        found.add(name)
 
 
 def _note_size(found: list[Tensor], arriving: tuple[Tensor | None, ...]) -> None:

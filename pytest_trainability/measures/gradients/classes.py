@@ -17,6 +17,7 @@ from ...engine.runs.training import Gradients, Training
 from ...errors import InapplicableError, TrainabilityError
 from ...records.causes import CauseRecord
 from ...records.gradient_classes import (
+    BALANCED,
     CANCELLED,
     CANCELLED_WEIGHT,
     DEAD,
@@ -32,7 +33,7 @@ from ...records.gradient_classes import (
 from ...records.text import format_names
 from ..measure import declare
 from .few_units import are_few_units
-from .round_off import RoundOff, cancels, is_zero, round_off, small_gradients
+from .round_off import RoundOff, cancels, is_zero, round_off, small_gradients, zero_sums
 from .unreached import UNREACHED_CAUSES
 from .zero_backwards import ZERO_BACKWARDS, zero_backward_causes
 from .zeros import FIRST_READINGS, zero_gains, zero_twice
@@ -201,13 +202,17 @@ def _asleep(
         found = round_off(training.objective, later, eps=eps, loss=loss, among=sleeping).cancelled
         known |= {name: name in found for name in sleeping & _nonzero(later)}
     cancelled = {name for name in small if known[name]}
-    nonzero = _nonzero(later)
+    awake = _nonzero(later) | first.keys()
+    biases = {name for name in zero - cancelled - awake if not _is_weight(training.parameters[name])}
+    sums = zero_sums(training.objective, biases, eps=eps) if biases else {}
 
     def label(name: str) -> str:
         if name in cancelled:
             return CANCELLED_WEIGHT if _is_weight(training.parameters[name]) else CANCELLED
-        if name in first or name in nonzero:
+        if name in awake:
             return waking(first.get(name, WAKING_LIMIT), by_design=name in by_design)
+        if name in sums:
+            return BALANCED if sums[name] else CANCELLED
         return DEAD if name in zero else CANCELLED_WEIGHT
 
     # A gradient that is not finite afterwards tells nothing of a bias.
@@ -345,10 +350,13 @@ def gradient_classes(run: Run) -> list[str]:
       gradients reach the inputs or the first step of the chain, or if a weight layer or a gate is entirely zero and has a
       gradient itself.
       Otherwise, and where the gradient has underflowed, the class ends in ``, not by design``.
-    - ``zero by algebra``: round-off of a sum that cancels, such as that of attention's key bias, or of a bias before a
-      normalization. Of weights (two or more dimensions), it is listed as ``zero by algebra, a weight`` if it is still round-off
-      after three optimizer steps.
-    - ``dead``: exactly zero, and still after three optimizer steps.
+    - ``zero by algebra``: a sum that cancels, up to round-off or exactly, such as that of attention's key bias, of a bias before
+      a normalization, or of a bias in a difference of two scores. Of weights (two or more dimensions), it is listed as
+      ``zero by algebra, a weight`` if it is still round-off after three optimizer steps.
+    - ``zero on this draw``: exactly zero, and still after three optimizer steps, as the terms of a bias cancel. Unlike for one
+      that is zero by algebra, the loss changes if the bias is moved. So it is while all samples are within the margin of a hinge
+      loss.
+    - ``dead``: exactly zero, and still after three optimizer steps, without such terms.
     - ``unused``: the loss has no path to the parameter.
     - ``frozen``: the parameter does not require a gradient.
 
@@ -433,7 +441,7 @@ ASLEEP_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
 
 def _untrained_causes(run: Run) -> tuple[CauseRecord, ...]:
     labels = run[GRADIENT_CLASSES].labels
-    if all(label in {SIGNAL, CANCELLED, FROZEN, UNUSED} for label in labels.values()):
+    if all(label in {SIGNAL, CANCELLED, BALANCED, FROZEN, UNUSED} for label in labels.values()):
         return run[UNREACHED_CAUSES]
     zeros, gains = _zeros_without_gradient(run), zero_gains(run.capture.model, run[FIRST_READINGS])
     if zeros and all({*cause.ones} <= {*zeros} for cause in gains):
@@ -457,8 +465,8 @@ def asleep_parameters(run: Run) -> list[str]:
     Their gradient is exactly zero at initialization and after each step; or it is zero by algebra, for a weight of two or more
     dimensions, such as a router whose scores are divided by their own sum. Parameters behind a zero-initialized branch, gate or
     head get a gradient within these steps, and are not listed; ``waking_step`` reports when. The listed parameters are behind
-    dead units, or behind a zero whose own gradient is zero, such as a zero before a ReLU. Biases that a softmax or a
-    normalization cancels are not listed, and neither are ``unused_parameters``, which have no path from the loss. The list is
+    dead units, or behind a zero whose own gradient is zero, such as a zero before a ReLU. Biases that a softmax, a normalization
+    or a difference cancels are not listed, and neither are ``unused_parameters``, which have no path from the loss. The list is
     empty if all of them belong to layers of fewer than ten units that the gradient passes by, such as the excitation of a small
     network: a draw leaves so few units dead by chance.
 
@@ -495,7 +503,7 @@ def untrained_fraction(run: Run) -> float:
     """Return the share of trainable parameters that get no gradient, and not by design.
 
     These are the unused and the dead ones, weights whose gradient is zero by algebra, and those that wake although no
-    zero-initialized branch, gate or layer explains the zero (``gradient_classes``). Biases whose gradient is zero by algebra
+    zero-initialized branch, gate or layer explains the zero (``gradient_classes``). Biases whose gradient is a sum that cancels
     count on neither side. The value is the larger one of two shares, by number of parameters: of the whole model, and of its
     repeated block, which are the modules of a class that occurs three times or more and holds most of the trainable weights
     outside of embeddings.

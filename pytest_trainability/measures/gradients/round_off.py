@@ -9,17 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...engine.isolation import generator_of, preserved_model
 from ...engine.linalg.norms import norm, stored_values
-from ...engine.runs.gradient_terms import Terms
+from ...engine.runs.gradient_terms import Terms, sums_with_terms
 from ...engine.runs.objective import Objective
 from ...engine.runs.other_precision import (
     gradients_in_other_precision,
     gradients_under_other_roundings,
     other_precision,
+    replaced_values,
 )
 from ...engine.runs.training import Gradients
 
-__all__ = ["RoundOff", "cancels", "is_zero", "round_off", "small_gradients"]
+__all__ = ["RoundOff", "cancels", "is_zero", "round_off", "small_gradients", "zero_sums"]
 
 # Note [What zero is]
 # ~~~~~~~~~~~~~~~~~~~
@@ -32,6 +34,11 @@ __all__ = ["RoundOff", "cancels", "is_zero", "round_off", "small_gradients"]
 # parameters do not change: in a chaotic network all do. Where the model does not run in another precision, all roundings are
 # changed instead. None of this is computed unless a gradient is so small that it might be round-off, and the backward passes of
 # the measurement do not decide it themselves: Note [Terms of a gradient] in gradient_terms.py.
+#
+# A sum may also cancel to exactly zero: that of a bias in f(a) - f(b), where each term meets its negative. It is told from the
+# gradient of dead units by its terms, which are not zero. Whether it cancels by algebra or only at the present values is told by
+# the loss: what cancels by algebra does not show in it, however far the bias is moved. While all samples of a hinge loss are
+# within the margin, their terms are 1 and -1, and cancel as well; but a bias that moves the scores beyond the margin shows.
 
 UNCHANGED, CHANGED = 0.1, 0.5
 """Relative change of the entries up to which a gradient is the same in another precision, and from which it is another one."""
@@ -100,6 +107,57 @@ def round_off(
     following = {name for name in small if _follows_precision(gradients[name], other[name], dtype)}
     underflowed = {name for name, g in gradients.items() if _has_underflowed(g, other[name])}
     return RoundOff(frozenset(following | _changed(gradients, other, small)), frozenset(underflowed))
+
+
+def zero_sums(objective: Objective, names: Collection[str], *, eps: float) -> dict[str, bool]:
+    """Find the gradients of exactly zero that are sums of terms that are not zero. See Note [What zero is].
+
+    Args:
+        objective: The loss, at parameters where these gradients are zero.
+        names: Parameters whose gradients are exactly zero.
+        eps: Coarsest relative precision of the model's arithmetic.
+
+    Returns:
+        By name, whether the loss changes when the parameter is moved: False for a sum that is zero by algebra. Parameters whose
+        gradients are no such sums are left out.
+    """
+    with preserved_model(objective.model):
+        found = sums_with_terms(objective.model, objective, names)
+    if not found:
+        return {}
+    loss = _value(objective)
+    if not _shows(objective, found, loss, eps):
+        return dict.fromkeys(found, False)
+    return {name: len(found) == 1 or _shows(objective, [name], loss, eps) for name in found}
+
+
+def _shows(objective: Objective, names: Collection[str], loss: float, eps: float) -> bool:
+    """Return whether the loss changes by more than rounding if parameters are moved far; True where it cannot be evaluated."""
+    generator, largest, values = generator_of(objective.seed, "moved sums"), abs(loss), dict[Tensor, Tensor]()
+    for name in sorted(names):
+        parameter = objective.parameters[name]
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu")
+        values[parameter] = parameter.data + (FAR * (drawn + drawn.sign())).to(parameter)
+        largest, eps = max(largest, float(values[parameter].abs().max())), max(eps, torch.finfo(parameter.dtype).eps)
+    try:
+        with replaced_values(values):
+            moved = _value(objective)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        # A loss need not accept what the model has not returned.
+        return True
+    return not abs(moved - loss) <= ROUNDING * eps * largest
+
+
+def _value(objective: Objective) -> float:
+    """Return the loss. What a forward pass changes, such as the vectors of a spectral normalization, is as before afterwards."""
+    with preserved_model(objective.model):
+        return float(objective().detach())
+
+
+FAR = 16.0
+"""How far parameters are moved, to see whether the loss depends on them: beyond the margin of a hinge loss, which is 1."""
 
 
 def small_gradients(

@@ -58,3 +58,10 @@ def test_whether_a_sum_cancels_exactly_depends_on_the_machine() -> None:
         assert len(list(class_changes(*lines, gone=(), repeatable=repeatable, considered=2))) == count
     elsewhere = replace(entry("a: zero by algebra"), environment={**ENVIRONMENT, "platform": "darwin"})
     assert compare(entry("a: dead"), elsewhere, {}) == ()
+
+
+def test_a_sum_that_cancels_on_one_draw_and_not_on_another_is_no_change() -> None:
+    lines = ["a: zero on this draw"], ["b: zero on this draw"]
+    assert not list(class_changes(*lines, gone=(), repeatable=True, considered=2))
+    (change,) = class_changes(["a: zero on this draw"], ["a: dead"], gone=(), repeatable=True, considered=2)
+    assert (change.old_text, change.new_text) == ("zero on this draw", "dead")

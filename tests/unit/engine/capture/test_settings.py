@@ -51,6 +51,10 @@ CALLS: dict[str, tuple[Callable[[Code, Tensor], Tensor], list[str]]] = {
     "a function of PyTorch": (lambda m, x: F.layer_norm(x, (4,), eps=0.1), ["layer_norm((4), eps=0.1)"]),
     "defaults": (lambda m, x: F.gelu(x, approximate="none"), []),
     "another than the default": (lambda m, x: F.gelu(x, approximate="tanh"), ["gelu(approximate='tanh')"]),
+    "a number computed in place": (
+        lambda m, x: x * no_gradient(lambda: m.factor.copy_(x.mean())),
+        ["mean(no_grad)", "copy(0.5)"],
+    ),
     "what a module returned": (lambda m, x: m.inner(x) * 2, ["mul(inner, 2)"]),
     "shapes": (lambda m, x: x.view(1, -1).expand(2, -1).reshape(-1, 4), []),
     "positions": (lambda m, x: x[0] + m.table[torch.arange(4)], ["getitem(0)", "arange(4)", "getitem(table, 0…3)"]),
