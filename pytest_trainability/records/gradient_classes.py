@@ -34,8 +34,8 @@ CANCELLED = "zero by algebra"
 CANCELLED_WEIGHT = "zero by algebra, a weight"
 """The same for a parameter of two or more dimensions, also after the optimizer steps."""
 BALANCED = "zero on this draw"
-"""The gradient is exactly zero, and still is after the optimizer steps, because the terms that it is the sum of cancel. The loss
-depends on the parameter, and another draw or more steps give it a gradient."""
+"""The terms that the gradient is the sum of cancel. But the loss depends on the parameter, and another draw or more steps give it
+a gradient. It has at most one dimension."""
 DEAD = "dead"
 """The gradient is exactly zero, and still is after the optimizer steps. It is no sum of terms that are not zero."""
 UNUSED = "unused"
@@ -156,8 +156,8 @@ class GradientClasses:
         return CANCELLED_WEIGHT in self.labels.get(name, ())
 
     def is_round_off(self, name: str, seed: int) -> bool:
-        """Whether the gradient is zero by algebra on the seed with this number."""
-        return name in self.labels and kind_of(self.labels[name][seed]) == CANCELLED
+        """Whether the gradient is a sum that cancels on the seed with this number."""
+        return name in self.labels and kind_of(self.labels[name][seed]) in {CANCELLED, BALANCED}
 
     def not_judged(self) -> list[str]:
         """Return the parameters that bounds on gradients do not judge: zero by algebra, or zero by design and waking."""

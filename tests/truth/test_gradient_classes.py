@@ -202,8 +202,12 @@ def hinge(output: tuple[Tensor, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("is_normalized", [False, True])
-def test_a_hinge_loss_within_the_margin_is_balanced_on_this_draw(is_normalized: bool) -> None:
-    """All terms are 1 or -1, and there are as many of each: the bias gets a gradient as soon as a score leaves the margin."""
+@pytest.mark.parametrize("batch", [16, 24])
+def test_a_hinge_loss_within_the_margin_is_balanced_on_this_draw(batch: int, is_normalized: bool) -> None:
+    """All terms are 1/n or -1/n, and there are as many of each: the bias gets a gradient as soon as a score leaves the margin.
+
+    Of 24 samples n = 12, and the sum is round-off.
+    """
 
     def build() -> nn.Module:
         model = Pair(1)
@@ -213,7 +217,7 @@ def test_a_hinge_loss_within_the_margin_is_balanced_on_this_draw(is_normalized: 
             torch.nn.utils.parametrizations.spectral_norm(model.body[2])
         return model
 
-    x = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(batch, WIDTH, generator=torch.Generator().manual_seed(0))
     result = classified(build, x, loss=hinge, target=None)
     assert classes(result) == {"body.2.bias": "zero on this draw"}
     assert not result.asleep_parameters

@@ -33,7 +33,7 @@ from ...records.gradient_classes import (
 from ...records.text import format_names
 from ..measure import declare
 from .few_units import are_few_units
-from .round_off import RoundOff, cancels, is_zero, round_off, small_gradients, zero_sums
+from .round_off import RoundOff, cancels, is_zero, round_off, rounded_sums, small_gradients, zero_sums
 from .unreached import UNREACHED_CAUSES
 from .zero_backwards import ZERO_BACKWARDS, zero_backward_causes
 from .zeros import FIRST_READINGS, zero_gains, zero_twice
@@ -51,6 +51,8 @@ REPEATED_AT_LEAST = 3
 _UNDERFLOWS, _SUMS_AFTER_STEPS = "underflows", "sums after optimizer steps"
 """Names of findings of earlier seeds, by parameter: whether a gradient of zero has underflowed, and whether a gradient that is
 first zero is a sum that cancels."""
+_SHOWN = "sums that show in the loss"
+"""Name of the finding of earlier seeds whether the loss changes when a bias is moved whose gradient is a sum that cancels."""
 
 
 # Classes ----------------------------------------------------------------------------------------------------------
@@ -69,14 +71,15 @@ def _classes(run: Run) -> Classes:
     labels: dict[str, str] = {name: SIGNAL if p.requires_grad else FROZEN for name, p in model.named_parameters()}
     labels |= {name: UNUSED for name, g in gradients.items() if g is None}
     small = _small(run)
-    known = _known_sums(run)
+    known, shown = _known_sums(run), _shown(run)
     cancelled = {name for name in small if known.get(name)}
     if (
         small <= known.keys()
+        and cancelled <= shown.keys()
         and not _zero(gradients)
         and not any(_is_weight(model.get_parameter(n)) for n in cancelled)
     ):
-        return Classes(labels | dict.fromkeys(cancelled, CANCELLED), _blocks(run))
+        return Classes(labels | {n: BALANCED if shown[n] else CANCELLED for n in cancelled}, _blocks(run))
     # The need of a later stage is not listed, so that models without zeros are neither copied nor run again.
     found = run[_ZEROS]
     labels |= found
@@ -86,9 +89,10 @@ def _classes(run: Run) -> Classes:
 def _zeros(run: Run) -> dict[str, str]:
     """Return the classes of gradients that are zero, exactly or by algebra."""
     gradients, objective, eps = run[PARAMETER_GRADIENTS], Objective.of(run), _coarsest(run)
-    doubtful = _round_off(run, objective)
+    doubtful, shown = _round_off(run, objective), _shown(run)
     weights = {name for name in doubtful.cancelled if _is_weight(objective.parameters[name])}
     found, zero = dict.fromkeys(doubtful.cancelled, CANCELLED), _zero(gradients)
+    shown |= rounded_sums(objective, doubtful.cancelled - weights - shown.keys(), eps=eps)
     if weights or zero:
         biases = set(doubtful.cancelled) - weights
         explained = (zero | weights | biases) - doubtful.underflowed
@@ -96,7 +100,9 @@ def _zeros(run: Run) -> dict[str, str]:
         known = run.of_first_seed(_SUMS_AFTER_STEPS, dict[str, bool])
         sleepers = _Sleepers(zero, weights, biases)
         found |= _asleep(Training.of(run), gradients, sleepers, eps=eps, by_design=by_design, known=known)
-    return found
+        rounded = {name for name, label in found.items() if label == CANCELLED}
+        shown |= rounded_sums(objective, rounded - weights - shown.keys(), eps=eps)
+    return {n: BALANCED if label == CANCELLED and shown.get(n) else label for n, label in found.items()}
 
 
 def _round_off(run: Run, objective: Objective) -> RoundOff:
@@ -133,6 +139,16 @@ def _known_sums(run: Run) -> dict[str, bool]:
         return {name: answer for name, answer in found.items() if answer is not None}
 
     return run.of_first_seed(_ZEROS.name, by_terms)
+
+
+def _shown(run: Run) -> dict[str, bool]:
+    """Return of which sums that cancel it is known whether they show in the loss, and whether they do. Further ones may be added.
+
+    What cancels for a random functional as well does not depend on the values, and cannot show.
+    """
+    return run.of_first_seed(
+        _SHOWN, lambda: {name: False for name, terms in run[GRADIENT_TERMS].items() if cancels(terms)}
+    )
 
 
 _ZEROS: Need[Mapping[str, str]] = Need(
@@ -202,22 +218,22 @@ def _asleep(
         found = round_off(training.objective, later, eps=eps, loss=loss, among=sleeping).cancelled
         known |= {name: name in found for name in sleeping & _nonzero(later)}
     cancelled = {name for name in small if known[name]}
-    awake = _nonzero(later) | first.keys()
-    biases = {name for name in zero - cancelled - awake if not _is_weight(training.parameters[name])}
-    sums = zero_sums(training.objective, biases, eps=eps) if biases else {}
+    woken = _nonzero(later) | first.keys()
+    vectors = {name for name in zero - cancelled - woken if not _is_weight(training.parameters[name])}
+    sums = zero_sums(training.objective, vectors, eps=eps) if vectors else {}
 
     def label(name: str) -> str:
         if name in cancelled:
             return CANCELLED_WEIGHT if _is_weight(training.parameters[name]) else CANCELLED
-        if name in awake:
+        if name in woken:
             return waking(first.get(name, WAKING_LIMIT), by_design=name in by_design)
         if name in sums:
             return BALANCED if sums[name] else CANCELLED
         return DEAD if name in zero else CANCELLED_WEIGHT
 
     # A gradient that is not finite afterwards tells nothing of a bias.
-    woken = biases & first.keys() if _are_finite(later) else set()
-    return {name: label(name) for name in sleeping | woken}
+    signals = biases & first.keys() if _are_finite(later) else set()
+    return {name: label(name) for name in sleeping | signals}
 
 
 def _are_finite(gradients: Gradients) -> bool:
@@ -332,12 +348,12 @@ GRADIENT_CLASSES: Need[Classes] = Need(
 
 
 def cancelled_parameters(run: Run) -> set[str]:
-    """Return the parameters whose gradient is zero by algebra; none if the classes cannot be found."""
+    """Return the parameters whose gradient is a sum that cancels; none if the classes cannot be found."""
     try:
         labels = run[GRADIENT_CLASSES].labels
     except TrainabilityError:
         return set()
-    return {name for name, label in labels.items() if kind_of(label) == CANCELLED}
+    return {name for name, label in labels.items() if kind_of(label) in {CANCELLED, BALANCED}}
 
 
 @declare("names", needs=[GRADIENT_CLASSES], recorded=["depth", "time"])
@@ -353,9 +369,9 @@ def gradient_classes(run: Run) -> list[str]:
     - ``zero by algebra``: a sum that cancels, up to round-off or exactly, such as that of attention's key bias, of a bias before
       a normalization, or of a bias in a difference of two scores. Of weights (two or more dimensions), it is listed as
       ``zero by algebra, a weight`` if it is still round-off after three optimizer steps.
-    - ``zero on this draw``: exactly zero, and still after three optimizer steps, as the terms of a bias cancel. Unlike for one
-      that is zero by algebra, the loss changes if the bias is moved. So it is while all samples are within the margin of a hinge
-      loss.
+    - ``zero on this draw``: the terms of a bias cancel, up to round-off or, also after three optimizer steps, exactly; but unlike
+      for one that is zero by algebra, the loss changes if the bias is moved. So it is while all samples are within the margin of
+      a hinge loss.
     - ``dead``: exactly zero, and still after three optimizer steps, without such terms.
     - ``unused``: the loss has no path to the parameter.
     - ``frozen``: the parameter does not require a gradient.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from ...engine.runs.other_precision import (
 )
 from ...engine.runs.training import Gradients
 
-__all__ = ["RoundOff", "cancels", "is_zero", "round_off", "small_gradients", "zero_sums"]
+__all__ = ["RoundOff", "cancels", "is_zero", "round_off", "rounded_sums", "small_gradients", "zero_sums"]
 
 # Note [What zero is]
 # ~~~~~~~~~~~~~~~~~~~
@@ -123,15 +123,37 @@ def zero_sums(objective: Objective, names: Collection[str], *, eps: float) -> di
     """
     with preserved_model(objective.model):
         found = sums_with_terms(objective.model, objective, names)
-    if not found:
+    return _shown_in_loss(objective, found, lambda precision: ROUNDING * precision, eps)
+
+
+def rounded_sums(objective: Objective, names: Collection[str], *, eps: float) -> dict[str, bool]:
+    """Find the gradients that consist of round-off, but only at the present values. See Note [What zero is].
+
+    Args:
+        objective: The loss.
+        names: Parameters whose gradients are round-off.
+        eps: Coarsest relative precision of the model's arithmetic.
+
+    Returns:
+        By name, whether the loss changes by more than half of its digits when the parameter is moved.
+    """
+    return _shown_in_loss(objective, names, math.sqrt, eps)
+
+
+def _shown_in_loss(
+    objective: Objective, names: Collection[str], rounding: Callable[[float], float], eps: float
+) -> dict[str, bool]:
+    if not names:
         return {}
     loss = _value(objective)
-    if not _shows(objective, found, loss, eps):
-        return dict.fromkeys(found, False)
-    return {name: len(found) == 1 or _shows(objective, [name], loss, eps) for name in found}
+    if not math.isfinite(loss) or not _shows(objective, names, loss, rounding, eps):
+        return dict.fromkeys(names, False)
+    return {name: len(names) == 1 or _shows(objective, [name], loss, rounding, eps) for name in names}
 
 
-def _shows(objective: Objective, names: Collection[str], loss: float, eps: float) -> bool:
+def _shows(
+    objective: Objective, names: Collection[str], loss: float, rounding: Callable[[float], float], eps: float
+) -> bool:
     """Return whether the loss changes by more than rounding if parameters are moved far; True where it cannot be evaluated."""
     generator, largest, values = generator_of(objective.seed, "moved sums"), abs(loss), dict[Tensor, Tensor]()
     for name in sorted(names):
@@ -147,7 +169,7 @@ def _shows(objective: Objective, names: Collection[str], loss: float, eps: float
     except Exception:
         # A loss need not accept what the model has not returned.
         return True
-    return not abs(moved - loss) <= ROUNDING * eps * largest
+    return not abs(moved - loss) <= rounding(eps) * largest
 
 
 def _value(objective: Objective) -> float:
