@@ -225,6 +225,16 @@ def test_a_hinge_loss_within_the_margin_is_balanced_on_this_draw(batch: int, is_
     result.check(gradient_norm=at_least(1e-6))
 
 
+def test_a_loss_that_rejects_what_a_moved_bias_gives_is_no_error() -> None:
+    def loss(output: tuple[Tensor, Tensor]) -> Tensor:
+        if bool((output[0].detach().abs() > 8).any()):
+            msg = "scores must be small"
+            raise ValueError(msg)
+        return output[1].mean() - output[0].mean()
+
+    assert classes(classified(lambda: Pair(1), loss=loss, target=None)) == {"body.2.bias": "zero on this draw"}
+
+
 def test_a_score_that_is_subtracted_from_itself_leaves_the_weights_asleep() -> None:
     """Only biases are excused: the weights get no gradient either."""
 

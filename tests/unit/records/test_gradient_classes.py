@@ -113,3 +113,13 @@ def test_a_weight_is_zero_by_algebra_if_it_is_on_one_seed() -> None:
         False,
     ]
     assert [classes.is_cancelled(name) for name in ("router", "bias", "head", "other")] == [False, True, False, False]
+
+
+def test_a_sum_that_cancels_on_one_draw_is_harmless_and_not_judged() -> None:
+    classes = GradientClasses.of([["b: zero on this draw"], []], ["a", "b"])
+    assert classes.are_harmless()
+    assert classes.not_judged() == ["b"]
+    assert classes.is_round_off("b", 0)
+    assert not classes.is_round_off("b", 1)
+    assert classes.counts_text() == "gradients: 1 signal, 1 zero on this draw"
+    assert [(s.names, s.judged) for s in classes.largest_shares()] == [((), 1), ((), 2)]
