@@ -321,8 +321,8 @@ class SeedRuns:
     def gain_around_zeros(self) -> AroundZeros | None:
         """Return the log gain of the steps that zero-initialized weights do not close.
 
-        None if the log gain is finite on a seed, if something else closes a step, or if a weight that closes one, or a parameter in
-        front of it, gets no gradient within a few optimizer steps.
+        None if the log gain is finite on a seed, if something else closes a step, or if a weight that closes one, or a parameter
+        in front of it, gets no gradient within a few optimizer steps.
         """
         classes, found = self.gradient_classes, self.common.plan.findings.get(AROUND_ZEROS.name)
         if classes is None or found is None or set(self.readings["log_gain"]) != {-math.inf}:

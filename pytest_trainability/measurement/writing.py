@@ -332,11 +332,11 @@ def _remarks_on_gradients(seed_runs: SeedRuns, bounded: Mapping[str, Value]) -> 
     zero_by_design = {name: (MEASURES[name].zero_by_design, value) for name, value in bounded.items()}
     yield from not_judged_texts(zero_by_design, classes)
     if "log_gain" in bounded and (around := seed_runs.gain_around_zeros()) is not None:
-        steps = f"step {format_names(around.zeros)} is" if len(around.zeros) == 1 else f"steps {format_names(around.zeros)} are"
-        yield (
-            f"{steps} zero by design and excluded from the bound on log_gain: the other steps have "
-            f"{format_number(around.log_gain)} nats"
-        )
+        names = format_names(list(around.zeros))
+        steps = f"step {names} is" if len(around.zeros) == 1 else f"steps {names} are"
+        others = len(seed_runs.readings["growth_rate"][0]) - len(around.zeros)
+        rest = f": bounds on log_gain judge the other {others}, {format_number(around.log_gain)} nats" if others else ""
+        yield f"{steps} zero by design{rest}"
     if classes is not None and (counts := classes.counts_text()):
         yield counts
 

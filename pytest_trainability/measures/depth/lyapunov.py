@@ -123,14 +123,13 @@ def _around_zeros(run: Run) -> AroundZeros | None:
     total, start, zeros = torch.zeros(trajectories.count, dtype=torch.float64, device="cpu"), len(chain), {}
     before: tuple[str, ...] | None = None
     while start:
-        drawn = [column.unsqueeze(0) for column in gaussian_state(chain, start, generator)]
+        drawn: list[Tensor | None] = [column.unsqueeze(0) for column in gaussian_state(chain, start, generator)]
         for rates in walk(trajectories, drawn, sizes, start=start):
             start -= 1
             if not (rates == -math.inf).any():
                 total += rates
                 continue
-            step = chain.steps[start]
-            names = tuple(name for name, p in parameters.items() if _may_close(name, p, step.path, step.module))
+            names = tuple(name for name, p in parameters.items() if _may_close(name, p, chain.steps[start].path))
             if not names:
                 return None
             zeros[chain.names[start]] = names
@@ -153,11 +152,14 @@ AROUND_ZEROS: Need[AroundZeros | None] = Need("log gain around zeros", _around_z
 """Log gain without the steps that zero-initialized weights close, from the first seed; None if there are none."""
 
 
-def _may_close(name: str, parameter: nn.Parameter, path: str, module: nn.Module) -> bool:
-    """Return whether a parameter is zero and multiplies all that passes a step: a weight or gate of it, or a gate around it."""
-    is_gate = parameter.numel() == 1 and f"{path}.".startswith(name.rpartition(".")[0])
-    is_inside = any(parameter is own for own in module.parameters()) and (parameter.dim() >= 2 or parameter.numel() == 1)
-    return (is_inside or is_gate) and parameter.requires_grad and not bool(parameter.detach().any())
+def _may_close(name: str, parameter: nn.Parameter, path: str) -> bool:
+    """Return whether a parameter is zero and may multiply all that passes a step: a weight or gate of it, or a gate around it."""
+    if not parameter.requires_grad or bool(parameter.detach().any()):
+        return False
+    holder = name.rpartition(".")[0]
+    is_inside = f"{holder}.".startswith(f"{path}.")
+    is_around = not holder or path.startswith(f"{holder}.")
+    return (parameter.dim() >= 2 and is_inside) or (parameter.numel() == 1 and (is_inside or is_around))
 
 
 def _cut_causes(run: Run) -> tuple[CauseRecord, ...]:

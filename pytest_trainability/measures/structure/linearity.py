@@ -292,7 +292,8 @@ def linear_steps(run: Run) -> list[str]:
     """Return the steps that are exactly linear although an activation was expected.
 
     Two layers without an activation between them are equal to one layer: ``W₂ (W₁ x + b₁) + b₂``. A weight layer is listed if it
-    reads only the output of the weight layer before it, through linear operators, and nothing else reads that output. A step
+    reads only the output of the weight layer before it, through linear operators, and nothing else reads that output. A layer
+    that also reads what becomes of another input of the model, as where a condition is added, is not listed. A step
     that contains modules is listed if it is linear and another module of its class is not, or if the step before it has the same
     class and is linear as well. Bottlenecks (LoRA) and separable convolutions are linear by design, and are not listed.
 
