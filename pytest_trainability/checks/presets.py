@@ -56,9 +56,13 @@ samples leaves half of the units of a deep network without a sample on their act
 dead or saturated, a bias or the scale of the inputs has caused it."""
 
 
-_LEAST_SPREAD = 0.5
-"""Smallest entropy of routing as a share of its maximum. At one half, a router with E experts, k for each token, uses the
-equivalent of √(kE) experts. One without preference is above 0.8 from about a hundred tokens on."""
+_LEAST_SPREAD = 0.1
+"""Smallest entropy of routing as a share of its maximum, 0 if all tokens choose the same experts. A router of random weights
+prefers experts by chance, as its tokens have a part in common: others on each seed. If the scores of experts deviate as much
+between their means as over tokens, it has 0.55 to 0.75 on average, with a deviation over seeds of up to 0.3. If the means deviate
+twice as much, from which on a preference is explained, it has 0.33 to 0.5, and the mean of four seeds still exceeds 0.1 on 99 of
+100 draws, for 4 experts or more. If the bias of the favored experts is four deviations of the scores above that of the others, a
+router of 2 of 8 experts has less than 0.1."""
 
 
 _LEAST_ATTENTION = 0.25

@@ -47,7 +47,8 @@ def verdict_of(seed_runs: SeedRuns, m: Measure, bound: Bound) -> VerdictRecord |
         bound: Its bound.
 
     Returns:
-        The verdict; None where all branches are zero by design, so that there is nothing to judge.
+        The verdict; None where all branches are zero by design, so that there is nothing to judge, and where only zeros by design
+        close the chain, and the log gain of the other steps holds.
 
     Raises:
         BoundError: A pattern of the bound matches no element.
@@ -55,6 +56,9 @@ def verdict_of(seed_runs: SeedRuns, m: Measure, bound: Bound) -> VerdictRecord |
     value, classes = selected_elements(m.name, seed_runs.values[m.name], bound), seed_runs.gradient_classes
     judged = judged_elements(m.zero_by_design, value, classes)
     if _is_empty(judged) and not _is_empty(value):
+        return None
+    around = seed_runs.gain_around_zeros() if m.name == "log_gain" else None
+    if around is not None and bound.holds(around.log_gain):
         return None
     found = judge(m.name, judged, bound, scale=m.scale, level=seed_runs.level, by_seed=m.holds_by_seed)
     verdict = replace(found, selection=bound.selection)

@@ -26,6 +26,7 @@ from ..engine.runs.run import Need, Run
 from ..errors import InapplicableError, TrainabilityError, UsageError
 from ..init.description import ModelDescription
 from ..measures import MEASURES, Measure, companion_of
+from ..measures.depth.lyapunov import AROUND_ZEROS, AroundZeros
 from ..measures.gradients.classes import REPEATED_BLOCKS
 from ..measures.parameters.initial_values import DESCRIPTION, PROJECTIONS
 from ..records.causes import CauseRecord
@@ -316,6 +317,18 @@ class SeedRuns:
             return None
         blocks = self.common.plan.findings.get(REPEATED_BLOCKS, {})
         return GradientClasses.of(lines, (name for norm in norms for name in norm), blocks)
+
+    def gain_around_zeros(self) -> AroundZeros | None:
+        """Return the log gain of the steps that zero-initialized weights do not close.
+
+        None if the log gain is finite on a seed, if something else closes a step, or if a weight that closes one, or a parameter
+        in front of it, gets no gradient within a few optimizer steps.
+        """
+        classes, found = self.gradient_classes, self.common.plan.findings.get(AROUND_ZEROS.name)
+        if classes is None or found is None or set(self.readings["log_gain"]) != {-math.inf}:
+            return None
+        closed = all(any(classes.move_by_design([name]) for name in names) for names in found.zeros.values())
+        return found if closed and classes.move_by_design(found.before) else None
 
     def with_unit_of_chain(self, m: Measure) -> Measure:
         """Return the measure with its unit on this chain: per time instead of per step where steps span time."""

@@ -36,7 +36,7 @@ from ..records.estimates import Estimate, Names, Profile, value_text
 from ..records.gradient_classes import DEAD
 from ..records.reports import BaselineRecord, CheckRecord, CureRecord, VerdictRecord
 from ..records.tensors import Projections
-from ..records.text import format_finite, format_names
+from ..records.text import format_finite, format_names, format_number
 from .context import Context
 from .readings import recorded
 from .seed_runs import SeedRuns
@@ -331,6 +331,12 @@ def _remarks_on_gradients(seed_runs: SeedRuns, bounded: Mapping[str, Value]) -> 
     classes = seed_runs.gradient_classes
     zero_by_design = {name: (MEASURES[name].zero_by_design, value) for name, value in bounded.items()}
     yield from not_judged_texts(zero_by_design, classes)
+    if "log_gain" in bounded and (around := seed_runs.gain_around_zeros()) is not None:
+        names = format_names(list(around.zeros))
+        steps = f"step {names} is" if len(around.zeros) == 1 else f"steps {names} are"
+        others = len(seed_runs.readings["growth_rate"][0]) - len(around.zeros)
+        rest = f": bounds on log_gain judge the other {others}, {format_number(around.log_gain)} nats" if others else ""
+        yield f"{steps} zero by design{rest}"
     if classes is not None and (counts := classes.counts_text()):
         yield counts
 

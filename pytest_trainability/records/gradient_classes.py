@@ -168,6 +168,11 @@ class GradientClasses:
         own = [label for name in names for label in self.labels.get(name, ())]
         return bool(own) and all(label in _MOVABLE or _wakes(label) for label in own)
 
+    def move_by_design(self, names: Iterable[str]) -> bool:
+        """Whether each of these parameters has a signal, wakes by design, or is zero by algebra without harm, on every seed."""
+        own = [self.labels.get(name, (UNKNOWN,)) for name in names]
+        return all(label in {SIGNAL, CANCELLED} or _wakes_by_design(label) for labels in own for label in labels)
+
     def trainable(self) -> list[str]:
         """Return the parameters that are not frozen."""
         return [name for name, labels in self.labels.items() if FROZEN not in labels]

@@ -423,6 +423,85 @@ def test_gates_in_one_vector_are_a_design() -> None:
     result.check(gradient_norm=at_least(1e-4), untrained_fraction=at_most(0))
 
 
+class Closed(nn.Module):
+    """Orthogonal layers times a gain, then a head of zeros. Something may stop the gradient in front of the last layer."""
+
+    def __init__(self, gain: float, *, frozen: bool = False, stop: str = "") -> None:
+        super().__init__()
+        self.body = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(3))
+        for layer in self.body:
+            nn.init.orthogonal_(layer.weight, gain)  # type: ignore[arg-type]
+        self.body.requires_grad_(not frozen)
+        self.scale = nn.Parameter(torch.zeros(16) if stop == "gain" else torch.ones(16))
+        self.head, self.stop = nn.Linear(16, 3), stop
+        nn.init.zeros_(self.head.weight)
+        if stop == "twice":
+            nn.init.zeros_(self.body[2].weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, layer in enumerate(self.body):
+            x = layer(x)
+            if number == 1 and self.stop:
+                x = {"detach": x.detach(), "round": x.round(), "gain": x * self.scale}.get(self.stop, x)
+        out: Tensor = self.head(x)
+        return out
+
+
+def of_closed(gain: float, **how: Any) -> Measurement:
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+    return measure(lambda: Closed(gain, **how), x, target=torch.arange(32) % 3, loss=F.cross_entropy, seeds=2)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_behind_a_head_of_zeros_the_gain_of_the_other_steps_is_judged(frozen: bool) -> None:
+    """Three orthogonal layers times 2 pass ln 8 nats, times a hundredth -13.8."""
+    found = of_closed(2.0, frozen=frozen)
+    assert found.log_gain == -math.inf
+    found.check(log_gain=(math.log(8) - 1e-3, math.log(8) + 1e-3))
+    with pytest.raises(AssertionError) as failure:
+        found.check(initial_loss=at_most(0), log_gain=at_least(0))
+    text = " ".join(str(failure.value).split())
+    assert "note step head is zero by design: bounds on log_gain judge the other 3, 2.08 nats" in text
+    with pytest.raises(AssertionError, match="log_gain -inf"):
+        of_closed(0.01, frozen=frozen).check(log_gain=(-7, 3))
+
+
+@pytest.mark.parametrize("stop", ["detach", "round", "gain", "twice"])
+def test_a_head_of_zeros_excuses_nothing_else_that_stops_the_gradient(stop: str) -> None:
+    # The chain begins behind a detached tensor.
+    with pytest.raises(AssertionError, match="unused_parameters 3" if stop == "detach" else "log_gain -inf"):
+        of_closed(1.0, stop=stop).check(log_gain=(-7, 3), unused_parameters=at_most(0))
+
+
+class Experts(nn.Module):
+    """Four experts, each of which gets the tokens of its number; the last expert's number does not occur."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)) for _ in range(4))
+        self.weights, self.how = nn.ParameterList(torch.randn(16, 16) / 4 for _ in range(4)), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen, out = torch.arange(len(x)) % 3, x
+        for number, (expert, weight) in enumerate(zip(self.experts, self.weights)):
+            rows = (chosen == number).nonzero().squeeze(1)
+            if self.how == "masked":
+                out = out + (chosen == number)[:, None] * expert(F.linear(x, weight))
+            else:
+                out = out.index_add(0, rows, expert(F.linear(x[rows], weight)))
+        return out
+
+
+def test_experts_that_get_no_row_are_not_asleep() -> None:
+    """Where an expert computes rows that are multiplied by zero, that cannot be told from a closed branch."""
+    x = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
+    of = lambda how: measure(lambda: Experts(how), x, loss=lambda out: out.square().mean(), seeds=2)  # noqa: E731  short
+    selected, masked = of("selected"), of("masked")
+    assert not selected.asleep_parameters
+    names = {"weights.3", *(f"experts.3.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias"))}
+    assert set(masked.asleep_parameters) == names == {name for name in classes(selected) if name in names}
+
+
 def test_dead_units_do_not_wake() -> None:
     result = classified(lambda: Net(Block(), Block(dead=True), Block()))
     assert classes(result) == {f"blocks.1.{name}": "dead" for name in (*HIDDEN, "down.weight")}

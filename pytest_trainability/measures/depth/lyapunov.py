@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...engine.capture.recurrence import chain_along
-from ...engine.jacobian.qr_sweep import QRSweep, qr_sweep
+from ...engine.jacobian.qr_sweep import QRSweep, qr_sweep, walk
 from ...engine.jacobian.sample_independence import find_trajectories
 from ...engine.jacobian.skips import is_multiplied_by_zero, vanishes_without_skips
-from ...engine.jacobian.vjp import loss_cotangent, random_cotangents
+from ...engine.jacobian.vjp import gaussian_state, loss_cotangent, random_cotangents
 from ...engine.runs.common_needs import joint_sweep_observed
 from ...engine.runs.requirements import require_loss
 from ...engine.runs.run import Need, Run
@@ -21,7 +22,7 @@ from ...errors import CutError
 from ...records.causes import CauseRecord
 from ..measure import declare
 
-__all__ = ["LOSS_SWEEP", "RECURRENCES", "SWEEP", "exponents", "horizon"]
+__all__ = ["AROUND_ZEROS", "LOSS_SWEEP", "RECURRENCES", "SWEEP", "AroundZeros", "exponents", "horizon"]
 
 
 def _random_sweep(run: Run) -> QRSweep:
@@ -100,6 +101,67 @@ def _time_to_lose(nats: float, steps: Iterable[tuple[float, float]], average: fl
     return elapsed + remaining / -average if average < 0 else math.inf if average >= 0 else math.nan
 
 
+@dataclass(frozen=True, slots=True)
+class AroundZeros:
+    """The log gain of a chain without the steps that pass nothing because a weight of theirs is zero."""
+
+    log_gain: float
+    """Of all other steps, nats, averaged over trajectories. A random cotangent starts anew in front of each step left out."""
+    zeros: dict[str, tuple[str, ...]]
+    """Parameters that are zero, by name of the step left out."""
+    before: tuple[str, ...]
+    """Trainable parameters of the steps in front of the last one that is left out."""
+
+
+def _around_zeros(run: Run) -> AroundZeros | None:
+    """Return the log gain without the steps that zero-initialized weights close; None if something else closes one."""
+    chain, trajectories = run.chain, run.trajectories
+    if chain.along != "depth":
+        return None
+    parameters = dict(run.capture.model.named_parameters())
+    generator, sizes = torch.Generator("cpu").manual_seed(run.seed), torch.ones(trajectories.count, device="cpu")
+    total, start, zeros = torch.zeros(trajectories.count, dtype=torch.float64, device="cpu"), len(chain), {}
+    before: tuple[str, ...] | None = None
+    while start:
+        drawn: list[Tensor | None] = [column.unsqueeze(0) for column in gaussian_state(chain, start, generator)]
+        for rates in walk(trajectories, drawn, sizes, start=start):
+            start -= 1
+            if not (rates == -math.inf).any():
+                total += rates
+                continue
+            names = tuple(name for name, p in parameters.items() if _may_close(name, p, chain.steps[start].path))
+            if not names:
+                return None
+            zeros[chain.names[start]] = names
+            if before is None:
+                modules = [earlier.module for earlier in chain.steps[:start]]
+                held = {id(p) for module in modules for p in module.parameters() if p.requires_grad}
+                before = tuple(name for name, p in parameters.items() if id(p) in held)
+            break
+    return AroundZeros(float(total.mean()), zeros, before or ())
+
+
+def _around_zeros_once(run: Run) -> AroundZeros | None:
+    """Return what the first seed with a log gain of ``-inf`` finds; None where it is finite."""
+    if not (run[SWEEP].sums()[:, 0] == -math.inf).any():
+        return None
+    return run.of_first_seed(AROUND_ZEROS.name, lambda: _around_zeros(run))
+
+
+AROUND_ZEROS: Need[AroundZeros | None] = Need("log gain around zeros", _around_zeros_once, requires=(SWEEP,))
+"""Log gain without the steps that zero-initialized weights close, from the first seed; None if there are none."""
+
+
+def _may_close(name: str, parameter: nn.Parameter, path: str) -> bool:
+    """Return whether a parameter is zero and may multiply all that passes a step: a weight or gate of it, or a gate around it."""
+    if not parameter.requires_grad or bool(parameter.detach().any()):
+        return False
+    holder = name.rpartition(".")[0]
+    is_inside = f"{holder}.".startswith(f"{path}.")
+    is_around = not holder or path.startswith(f"{holder}.")
+    return (parameter.dim() >= 2 and is_inside) or (parameter.numel() == 1 and (is_inside or is_around))
+
+
 def _cut_causes(run: Run) -> tuple[CauseRecord, ...]:
     """Return the step behind which only paths around it carry a gradient."""
     has_skips = any(segment.passing for segment in run.chain.cut.segments)
@@ -123,7 +185,7 @@ CUT_CAUSES: Need[tuple[CauseRecord, ...]] = Need("causes of a cut", _cut_causes)
 @declare(
     "scalar",
     unit="nats",
-    needs=[SWEEP],
+    needs=[SWEEP, AROUND_ZEROS],
     tolerance=0.3,
     explained_by_growth=1,
     recorded=["depth", "time"],
@@ -134,7 +196,8 @@ def log_gain(run: Run) -> float:
 
     ``ln ‖u_0‖ / ‖u_L‖`` with ``u_{l-1} = J_lᵀ u_l`` and a Gaussian ``u_L``, averaged over trajectories.
 
-    It misleads where one part of the chain grows as much as another one shrinks: see ``growth_rate``.
+    It misleads where one part of the chain grows as much as another one shrinks: see ``growth_rate``. Where a zero-initialized
+    weight passes nothing at first, and an optimizer can move it and all that is in front of it, bounds judge the other steps.
 
     Returns:
         A number in nats; ``-inf`` if the cotangent vanishes.

@@ -14,6 +14,7 @@ from ...engine.runs.common_needs import GRADIENT_NORMS, GRADIENT_TERMS, PARAMETE
 from ...engine.runs.objective import Objective, trainable_parameters
 from ...engine.runs.run import Need, Run, Stage
 from ...engine.runs.training import Gradients, Training
+from ...engine.torch_internals import is_leaf_node, leaf_of, output_metadata
 from ...errors import InapplicableError, TrainabilityError
 from ...records.causes import CauseRecord
 from ...records.gradient_classes import (
@@ -474,7 +475,31 @@ UNTRAINED_CAUSES: Need[tuple[CauseRecord, ...]] = Need(
 """Why parameters have no path from the loss, and which zeros nothing passes."""
 
 
-@declare("names", needs=[GRADIENT_CLASSES], explained_by=ASLEEP_CAUSES)
+def _without_rows(run: Run) -> frozenset[str]:
+    """Return the parameters from which every way to the loss leads through a tensor without entries."""
+    reads = run.graph.reads
+    read = {edge[0] for edges in reads.values() for edge in edges}
+    visited = {node for node in reads if node not in read}
+    pending, skipped = list(visited), False
+    while pending:
+        for producer, number in reads[pending.pop()]:
+            is_empty = not is_leaf_node(producer) and 0 in output_metadata(producer)[number].shape
+            skipped |= is_empty
+            if not is_empty and producer not in visited:
+                visited.add(producer)
+                pending.append(producer)
+    if not skipped:
+        return frozenset()
+    names = {id(p): name for name, p in run.capture.model.named_parameters()}
+    leaves = {id(leaf): node for node in reads if (leaf := leaf_of(node)) is not None}
+    return frozenset(names[key] for key, node in leaves.items() if key in names and node not in visited)
+
+
+WITHOUT_ROWS: Need[frozenset[str]] = Need("parameters without rows", _without_rows)
+"""Names of the parameters whose layer got no row of the batch, such as those of an expert that no token has chosen."""
+
+
+@declare("names", needs=[GRADIENT_CLASSES, WITHOUT_ROWS], explained_by=ASLEEP_CAUSES)
 def asleep_parameters(run: Run) -> list[str]:
     """Return the trainable parameters that get no gradient within three optimizer steps.
 
@@ -486,7 +511,9 @@ def asleep_parameters(run: Run) -> list[str]:
     empty if all of them belong to layers of fewer than ten units that the gradient passes by, such as the excitation of a small
     network: a draw leaves so few units dead by chance.
 
-    It misleads where one batch does not use all of the model: an expert without tokens, an embedding of tokens that do not occur.
+    It misleads where one batch does not use all of the model: an embedding of tokens that do not occur, or an expert without
+    tokens whose result is computed and multiplied by zero. Layers that get no row of the batch are not listed, such as an expert
+    that gets the tokens that have chosen it, if there are none.
 
     Returns:
         Parameter names: first the weights and gains that are zero themselves, then the others, both in the model's order.
@@ -497,10 +524,12 @@ def asleep_parameters(run: Run) -> list[str]:
 
     Source: Lu, Shin, Su & Karniadakis, Commun. Comput. Phys. 28, 1671 (2020), for ReLU networks that are born dead.
     """
-    found = [name for name, label in run[GRADIENT_CLASSES].labels.items() if label in {DEAD, CANCELLED_WEIGHT}]
+    labels = run[GRADIENT_CLASSES].labels
+    asleep = [name for name, label in labels.items() if label in {DEAD, CANCELLED_WEIGHT}]
+    found = [name for name in asleep if labels[name] != DEAD or name not in run[WITHOUT_ROWS]]
     if not found or _are_dead_by_chance(run):
         return []
-    return list(dict.fromkeys([*_zeros_without_gradient(run), *found]))
+    return list(dict.fromkeys([*(name for name in _zeros_without_gradient(run) if name in found), *found]))
 
 
 def _are_dead_by_chance(run: Run) -> bool:

@@ -115,10 +115,17 @@ class _Signal:
     """Addresses of the model's parameters and buffers."""
     masked: Collection[int]
     """Sequence numbers of the nodes that read a tensor which is computed from the signal without a gradient."""
+    others: frozenset[Edge | Node]
+    """Edges of the model's inputs that are not in the first state, and the nodes that depend on them."""
 
     def reaches(self, edge: tuple[Node | None, int]) -> bool:
         """Whether an edge depends on the first state, or is one of its edges."""
         return edge[0] is not None and (edge[0] in self.nodes or edge in self.edges)
+
+    def joins_others(self, node: Node) -> bool:
+        """Whether an operator also reads what depends on other inputs of the model, and not on the first state."""
+        read = (edge for edge in self.graph.reads[node] if not self.reaches(edge))
+        return any(edge in self.others or edge[0] in self.others for edge in read)
 
     def between(self, outputs: Iterable[Edge], inputs: Iterable[Edge]) -> tuple[set[Node], set[Edge]]:
         """Return the nodes on paths from the inputs to the outputs, and the inputs at which these paths begin."""
@@ -218,7 +225,9 @@ def _signal_of(run: Run) -> _Signal:
     held = [*model.parameters(), *model.buffers()]
     constants = frozenset(t.untyped_storage().data_ptr() for t in held if t.layout is torch.strided)
     masked = run.capture.watched[_Masks].readers
-    return _Signal(run.graph, frozenset(first), run.graph.downstream(first), constants, masked)
+    sources = frozenset(run.capture.sources) - frozenset(first)
+    others = sources | run.graph.downstream(sources) if sources else sources
+    return _Signal(run.graph, frozenset(first), run.graph.downstream(first), constants, masked, others)
 
 
 def _is_linear(signal: _Signal, outputs: Iterable[Edge], inputs: Iterable[Edge]) -> bool:
@@ -232,6 +241,8 @@ def _collapses(signal: _Signal, before: Call, step: Call, state: Iterable[Edge],
     if not _is_layer(before.module) or not _is_linear(signal, before.outputs, before.inputs):
         return False
     nodes, entered = signal.between(step.outputs, state)
+    if any(map(signal.joins_others, nodes)):
+        return False
     inside = nodes - {node for node, _ in step.outputs} | {node for node, _ in entered}
     read_by_others = any(reader not in nodes for node in inside for reader, _ in readers.get(node, ()))
     return entered <= set(before.outputs) and not read_by_others and not _factorizes(before.module, step.module)
@@ -281,7 +292,8 @@ def linear_steps(run: Run) -> list[str]:
     """Return the steps that are exactly linear although an activation was expected.
 
     Two layers without an activation between them are equal to one layer: ``W₂ (W₁ x + b₁) + b₂``. A weight layer is listed if it
-    reads only the output of the weight layer before it, through linear operators, and nothing else reads that output. A step
+    reads only the output of the weight layer before it, through linear operators, and nothing else reads that output. A layer
+    that also reads what becomes of another input of the model, as where a condition is added, is not listed. A step
     that contains modules is listed if it is linear and another module of its class is not, or if the step before it has the same
     class and is linear as well. Bottlenecks (LoRA) and separable convolutions are linear by design, and are not listed.
 

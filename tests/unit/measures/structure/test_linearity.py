@@ -252,6 +252,29 @@ def blocks(*linear: int) -> Build:
     return lambda: nn.Sequential(*[Block(nn.Identity if number in linear else nn.Tanh) for number in range(5)])
 
 
+class Conditioned(nn.Module):
+    """A layer reads the sum of two layers: one of a condition, the other, with an activation, of the inputs."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self.inputs, self.condition = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.layer, self.head, self.alone = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), alone
+        self.inputs.requires_grad_(False)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        added = torch.ones(WIDTH) if self.alone else torch.tanh(self.inputs(x))
+        out: Tensor = self.head(torch.tanh(self.layer(self.condition(c) + added)))
+        return out
+
+
+def test_a_layer_that_also_reads_another_input_is_no_linear_step() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = (vectors(generator), vectors(generator))
+    how = {"steps": ["condition", "layer", "head"]}
+    assert linear_steps(lambda: Conditioned(alone=False), inputs, **how) == []
+    assert linear_steps(lambda: Conditioned(alone=True), inputs, **how) == ["layer"]
+
+
 def test_linear_blocks_among_nonlinear_ones_are_listed() -> None:
     """The first block is listed as well, because it has two layers. If all blocks are linear, they are equal to one."""
     assert linear_steps(blocks(), vectors) == []
