@@ -168,12 +168,11 @@ def _closed_gates(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     Half of the conventions for a gate keep what it opens, and the other half what it closes.
     """
     gates = closed_gates(factors)
-    parts = {gate.bias: (gate.part, gate.parts) for gate in gates if gate.bias}
-    means = {gate.bias: gate.bias_mean for gate in gates if gate.bias}
+    biased = {gate.bias: gate for gate in gates if gate.bias}
     numbers = {gate.module: gate.constant for gate in gates if gate.constant}
-    for part in dict.fromkeys(parts.values()):
-        names = tuple(name for name in parts if parts[name] == part)
-        opposite = -fmean(means[name] for name in names)
+    for part in dict.fromkeys((gate.part, gate.parts) for gate in biased.values()):
+        of_part = {name: gate.bias_mean for name, gate in biased.items() if (gate.part, gate.parts) == part}
+        names, opposite = tuple(of_part), -fmean(of_part.values())
         yield Remedy("gate bias", names, (*part, 0.0)) if part[1] > 1 else Remedy("zeros", names)
         yield Remedy("gate bias", names, (*part, opposite), note="the other sign")
     if numbers:

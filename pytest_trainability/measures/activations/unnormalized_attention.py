@@ -23,38 +23,15 @@ __all__ = ["unnormalized_attention"]
 
 _FACTORS = {"matmul": (0, 1), "rmatmul": (1, 0), "bmm": (0, 1), "mm": (0, 1), "baddbmm": (1, 2)}
 """Products of matrices, and the positions of their first and second factor."""
-_REPEATED = frozenset(
-    {"transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "get", "view", "reshape", "flatten"}
-    | {
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "contiguous",
-        "clone",
-        "detach",
-        "expand",
-        "broadcast_to",
-        "to",
-        "type",
-        "type_as",
-    }
-    | {"float", "half", "bfloat16", "double", "chunk", "split", "unbind", "select", "narrow", "getitem", "sum", "mean"}
-    | {
-        "mul",
-        "rmul",
-        "div",
-        "truediv",
-        "divide",
-        "true_divide",
-        "add",
-        "radd",
-        "clamp",
-        "clamp_min",
-        "normalize",
-        "where",
-    }
-    | {"masked_fill", "nan_to_num"}
+_VIEWS = (
+    "transpose swapaxes swapdims permute movedim moveaxis t get view reshape flatten unflatten squeeze unsqueeze contiguous "
+    "clone detach expand broadcast_to chunk split unbind select narrow getitem"
 )
+_CASTS = "to type type_as float half bfloat16 double"
+_FURTHER_NORMALIZATIONS = (
+    "sum mean mul rmul div truediv divide true_divide add radd clamp clamp_min normalize where masked_fill nan_to_num"
+)
+_REPEATED = frozenset(f"{_VIEWS} {_CASTS} {_FURTHER_NORMALIZATIONS}".split())
 """Functions that are repeated on a stand-in of the weights: views, casts, and what normalizes or masks weights once more."""
 _IS_ONE, _IS_NOT_ONE = 1e-4, 1e-3
 """Deviations of sums from 1: at most that of round-off in float32, and at least that of random entries."""
