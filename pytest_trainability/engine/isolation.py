@@ -9,7 +9,7 @@ import random
 import sys
 import threading
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -256,11 +256,18 @@ class ModelState:
     """The state of a module, to which it returns after each of several changes. See :func:`preserved_model`."""
 
     def __init__(self, model: nn.Module) -> None:
-        modules = [module for module in modules_of(model) if not isinstance(module, torch.jit.ScriptModule)]
-        self._attributes = [(module, dict(vars(module)), _copied_tables(module)) for module in modules]
-        held = _containers(model)
-        self._containers = [(container, copy.copy(container)) for container in held]
-        self._tensors = [(tensor, tensor.detach().clone()) for tensor in _own_tensors(model, held)]
+        modules = list(modules_of(model))
+        tables = [{} if isinstance(module, torch.jit.ScriptModule) else tables_of(module) for module in modules]
+        self._attributes = [
+            (module, dict(vars(module)), {name: _copied(table) for name, table in of_module.items()})
+            for module, of_module in zip(modules, tables)
+            if not isinstance(module, torch.jit.ScriptModule)
+        ]
+        plain = [v for _, held, of_module in self._attributes for name, v in held.items() if name not in of_module]
+        containers = _containers(plain)
+        self._containers = [(container, container.copy()) for container in containers]
+        in_containers = (v for held in containers for v in _items(held))
+        self._tensors = [(t, t.detach().clone()) for t in _own_tensors(modules, [*plain, *in_containers])]
         self._gradients = [
             (p, p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()
         ]
@@ -280,9 +287,10 @@ class ModelState:
             vars(module).clear()
             vars(module).update(saved)
             for name, table in tables.items():
-                current = vars(module)[name]
-                current.clear()
-                current.update(table)
+                current = saved[name]
+                if table or current:
+                    current.clear()
+                    current.update(table)
         for container, items in self._containers:
             _refill(container, items)
         for parameter, gradient, kept, _ in self._gradients:
@@ -320,21 +328,19 @@ def _restore(tensor: Tensor, value: Tensor) -> None:
         tensor.data.copy_(value)
 
 
-def _copied_tables(module: nn.Module) -> dict[str, Any]:
+def _copied(table: Any) -> Any:
     # Most are empty, and `copy.copy` of an OrderedDict is slow.
-    return {
-        name: dict(table) if isinstance(table, dict) else copy.copy(table) for name, table in tables_of(module).items()
-    }
+    return dict(table) if isinstance(table, dict) else copy.copy(table)
 
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 """Types of containers whose items are restored. A subclass may do more than hold items."""
 
 
-def _containers(model: nn.Module) -> list[Any]:
-    """Return the containers in plain attributes of the modules, and those that these contain."""
+def _containers(values: Iterable[Any]) -> list[Any]:
+    """Return the containers among the values of plain attributes, and those that these contain."""
     found: dict[int, Any] = {}
-    waiting = [value for module in modules_of(model) for value in _attributes(module)]
+    waiting = [value for value in values if type(value) is tuple or type(value) in _CONTAINERS]
     while waiting:
         value = waiting.pop()
         if type(value) is tuple:
@@ -343,14 +349,6 @@ def _containers(model: nn.Module) -> list[Any]:
             found[id(value)] = value
             waiting.extend(_items(value))
     return list(found.values())
-
-
-def _attributes(module: nn.Module) -> list[Any]:
-    """Return the values of a module's attributes, without its tables of parameters, buffers, submodules and hooks."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return []
-    tables = tables_of(module)
-    return [value for name, value in vars(module).items() if name not in tables]
 
 
 def _items(container: Any) -> Collection[Any]:
@@ -368,14 +366,16 @@ def _refill(container: Any, items: Any) -> None:
         (container.update if isinstance(container, set) else container.extend)(items)
 
 
-def _own_tensors(model: nn.Module, containers: Collection[Any]) -> list[Tensor]:
-    """Return the parameters, the buffers, and the tensors in plain attributes and in containers there, that hold numbers.
+def _own_tensors(modules: Iterable[nn.Module], plain: Iterable[Any]) -> list[Tensor]:
+    """Return the parameters, the buffers, and the tensors among other values, that hold numbers.
 
     Results of differentiable operations are left out, and so are tensors on the meta device and those of lazy modules.
+
+    Args:
+        modules: The modules.
+        plain: Values of their plain attributes, and of containers there.
     """
-    modules = list(modules_of(model))
     registered = (t for m in modules for t in (*parameter_table(m).values(), *buffer_table(m).values()))
-    plain = (*(v for m in modules for v in _attributes(m)), *(v for held in containers for v in _items(held)))
     kept = (value for value in plain if isinstance(value, Tensor) and value.grad_fn is None)
     tensors = (t for t in (*registered, *kept) if t is not None and not is_lazy(t) and not t.is_meta)
     return list({id(tensor): tensor for tensor in tensors}.values())

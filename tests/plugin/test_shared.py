@@ -168,6 +168,8 @@ def test_mistakes_are_explained(project: pytest.Pytester, case: str) -> None:
     assert result.ret == 1
     assert message in result.stdout.str()
     result.stdout.no_fnmatch_line("*During handling of the above exception*")
+    # A traceback ends in the user's own line.
+    result.stdout.no_fnmatch_line("*shared.py:[0-9]*")
 
 
 def test_settings_of_a_marker_that_agree_are_accepted(project: pytest.Pytester) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ...engine.linalg.norms import stored_values
-from ...engine.runs.common_needs import GRADIENT_NORMS, GRADIENT_TERMS, PARAMETER_GRADIENTS
-from ...engine.runs.objective import Objective, trainable_parameters
+from ...engine.runs.common_needs import GRADIENT_TERMS, PARAMETER_GRADIENTS
 from ...engine.runs.run import Need, Run, Stage
-from ...engine.runs.training import Gradients, Training
 from ...engine.torch_internals import is_leaf_node, leaf_of, output_metadata
 from ...errors import InapplicableError, TrainabilityError
 from ...records.causes import CauseRecord
@@ -29,31 +25,21 @@ from ...records.gradient_classes import (
     ShareWithoutGradient,
     kind_of,
     listed,
-    waking,
 )
 from ...records.text import format_names
 from ..measure import declare
 from .few_units import are_few_units
-from .round_off import RoundOff, cancels, is_zero, round_off, rounded_sums, small_gradients, zero_sums
 from .unreached import UNREACHED_CAUSES
 from .zero_backwards import ZERO_BACKWARDS, zero_backward_causes
+from .zero_gradients import SMALL_GRADIENTS, classes_of_zeros, first_parameters
 from .zeros import FIRST_READINGS, zero_gains, zero_twice
 
-__all__ = ["GRADIENT_CLASSES", "REPEATED_BLOCKS", "WAKING_LIMIT", "Classes", "cancelled_parameters"]
+__all__ = ["GRADIENT_CLASSES", "REPEATED_BLOCKS", "Classes", "cancelled_parameters"]
 
-WAKING_LIMIT = 3
-"""Number of optimizer steps after which a parameter whose gradient is still zero counts as asleep. Nested zeros need one step
-each: in a diffusion transformer with a zero-initialized head, the gates get a gradient after step one, and the branches behind
-the gates after step two."""
 REPEATED_BLOCKS = "repeated blocks"
 """Name of the finding of the first seed that holds the blocks of :class:`Classes`."""
 REPEATED_AT_LEAST = 3
 """Smallest number of modules of one class that are a repeated block."""
-_UNDERFLOWS, _SUMS_AFTER_STEPS = "underflows", "sums after optimizer steps"
-"""Names of findings of earlier seeds, by parameter: whether a gradient of zero has underflowed, and whether a gradient that is
-first zero is a sum that cancels."""
-_SHOWN = "sums that show in the loss"
-"""Name of the finding of earlier seeds whether the loss changes when a bias is moved whose gradient is a sum that cancels."""
 
 
 # Classes ----------------------------------------------------------------------------------------------------------
@@ -68,250 +54,9 @@ class Classes:
 
 
 def _classes(run: Run) -> Classes:
-    model, gradients = run.capture.model, run[PARAMETER_GRADIENTS]
-    labels: dict[str, str] = {name: SIGNAL if p.requires_grad else FROZEN for name, p in model.named_parameters()}
-    labels |= {name: UNUSED for name, g in gradients.items() if g is None}
-    small = _small(run)
-    known, shown = _known_sums(run), _shown(run)
-    cancelled = {name for name in small if known.get(name)}
-    if (
-        small <= known.keys()
-        and cancelled <= shown.keys()
-        and not _zero(gradients)
-        and not any(_is_weight(model.get_parameter(n)) for n in cancelled)
-    ):
-        return Classes(labels | {n: BALANCED if shown[n] else CANCELLED for n in cancelled}, _blocks(run))
-    # The need of a later stage is not listed, so that models without zeros are neither copied nor run again.
-    found = run[_ZEROS]
-    labels |= found
-    return Classes(labels, _blocks(run))
-
-
-def _zeros(run: Run) -> dict[str, str]:
-    """Return the classes of gradients that are zero, exactly or by algebra."""
-    gradients, objective, eps = run[PARAMETER_GRADIENTS], Objective.of(run), _coarsest(run)
-    doubtful, shown = _round_off(run, objective), _shown(run)
-    weights = {name for name in doubtful.cancelled if _is_weight(objective.parameters[name])}
-    found, zero = dict.fromkeys(doubtful.cancelled, CANCELLED), _zero(gradients)
-    shown |= rounded_sums(objective, doubtful.cancelled - weights - shown.keys(), eps=eps)
-    if weights or zero:
-        biases = set(doubtful.cancelled) - weights
-        explained = (zero | weights | biases) - doubtful.underflowed
-        by_design = explained if _is_by_design(run, gradients, zero | doubtful.cancelled) else set()
-        known = run.of_first_seed(_SUMS_AFTER_STEPS, dict[str, bool])
-        sleepers = _Sleepers(zero, weights, biases)
-        found |= _asleep(Training.of(run), gradients, sleepers, eps=eps, by_design=by_design, known=known)
-        rounded = {name for name, label in found.items() if label == CANCELLED}
-        shown |= rounded_sums(objective, rounded - weights - shown.keys(), eps=eps)
-    return {n: BALANCED if label == CANCELLED and shown.get(n) else label for n, label in found.items()}
-
-
-def _round_off(run: Run, objective: Objective) -> RoundOff:
-    """Find the gradients that are round-off. Later seeds reuse whether a sum cancels, and whether a gradient underflows."""
-    gradients, eps, loss = run[PARAMETER_GRADIENTS], _coarsest(run), _loss(run)
-    small, known, zero = _small(run), _known_sums(run), _zero(gradients)
-    underflows = run.of_first_seed(_UNDERFLOWS, dict[str, bool])
-    if small <= known.keys() and zero <= underflows.keys():
-        return RoundOff(
-            frozenset(name for name in small if known[name]), frozenset(name for name in zero if underflows[name])
-        )
-    found = round_off(objective, gradients, eps=eps, loss=loss)
-    if small:
-        # A sum that cancels is small: the gradients that are not small are none either.
-        known |= {name: name in found.cancelled for name in _nonzero(gradients)}
-        underflows |= {name: name in found.underflowed for name in zero}
-    return found
-
-
-def _small(run: Run) -> set[str]:
-    parameters, gradients, sizes = (
-        trainable_parameters(run.capture.model),
-        run[PARAMETER_GRADIENTS],
-        run[GRADIENT_NORMS],
-    )
-    return small_gradients(parameters, gradients, eps=_coarsest(run), loss=_loss(run), sizes=sizes)
-
-
-def _known_sums(run: Run) -> dict[str, bool]:
-    """Return of which parameters it is known whether the sum cancels, and whether it does. Further ones may be added."""
-
-    def by_terms() -> dict[str, bool]:
-        found = {name: cancels(terms) for name, terms in run[GRADIENT_TERMS].items()}
-        return {name: answer for name, answer in found.items() if answer is not None}
-
-    return run.of_first_seed(_ZEROS.name, by_terms)
-
-
-def _shown(run: Run) -> dict[str, bool]:
-    """Return of which sums that cancel it is known whether they show in the loss, and whether they do. Further ones may be added.
-
-    What cancels for a random functional as well does not depend on the values, and cannot show.
-    """
-    return run.of_first_seed(
-        _SHOWN, lambda: {name: False for name, terms in run[GRADIENT_TERMS].items() if cancels(terms)}
-    )
-
-
-_ZEROS: Need[Mapping[str, str]] = Need(
-    "zero gradients", _zeros, Stage.RERUN, requires=(PARAMETER_GRADIENTS, GRADIENT_NORMS, GRADIENT_TERMS)
-)
-
-
-def _zero(gradients: Gradients) -> set[str]:
-    return {name for name, g in gradients.items() if g is not None and is_zero(g)}
-
-
-def _loss(run: Run) -> float:
-    return 0.0 if run.capture.loss is None else float(run.capture.loss.detach().abs())
-
-
-@dataclass(frozen=True, slots=True)
-class _Sleepers:
-    """Parameters that get no gradient at initialization."""
-
-    zero: set[str]
-    """Those whose gradient is exactly zero."""
-    weights: set[str]
-    """Weights whose gradient is zero by algebra."""
-    biases: set[str]
-    """Other parameters whose gradient is zero by algebra. No step is taken for them."""
-
-
-def _asleep(
-    training: Training,
-    gradients: Gradients,
-    sleepers: _Sleepers,
-    *,
-    eps: float,
-    by_design: set[str],
-    known: dict[str, bool],
-) -> dict[str, str]:
-    """Take optimizer steps until every parameter has a gradient, and return the classes of those that had none.
-
-    Args:
-        training: Optimizer steps on the run's batch.
-        gradients: Gradients at initialization.
-        sleepers: Parameters without a gradient.
-        eps: Coarsest relative precision of the model's arithmetic.
-        by_design: Parameters whose zeros a zero-initialized part explains.
-        known: Whether the gradients are sums that cancel, as far as earlier seeds have found out; receives further answers.
-
-    Returns:
-        Classes of the parameters whose gradient is zero and of weights; and of biases whose gradient is a signal after a step, so
-        that it is round-off at initialization only because something in between is zero.
-    """
-    zero, weights, biases = sleepers.zero, sleepers.weights, sleepers.biases
-    sleeping, first = zero | weights, dict[str, int]()
-    later, loss = gradients, 0.0
-    for step, after in _gradients_after_steps(training, gradients):
-        if after is None:
-            return {n: waking(first[n], by_design=n in by_design) if n in first else UNKNOWN for n in sleeping}
-        later, loss = after
-        doubtful = weights | biases
-        small = small_gradients(training.parameters, later, eps=eps, loss=loss) if doubtful else set()
-        awake = _nonzero(later) - (doubtful & small)
-        first |= dict.fromkeys(((sleeping | biases) & awake) - first.keys(), step)
-        if first.keys() >= sleeping:
-            break
-    # One comparison after the last step, instead of one after every step.
-    small = small_gradients(training.parameters, later, eps=eps, loss=loss) & sleeping
-    if not small <= known.keys():
-        found = round_off(training.objective, later, eps=eps, loss=loss, among=sleeping).cancelled
-        known |= {name: name in found for name in sleeping & _nonzero(later)}
-    cancelled = {name for name in small if known[name]}
-    woken = _nonzero(later) | first.keys()
-    vectors = {name for name in zero - cancelled - woken if not _is_weight(training.parameters[name])}
-    sums = zero_sums(training.objective, vectors, eps=eps) if vectors else {}
-
-    def label(name: str) -> str:
-        if name in cancelled:
-            return CANCELLED_WEIGHT if _is_weight(training.parameters[name]) else CANCELLED
-        if name in woken:
-            return waking(first.get(name, WAKING_LIMIT), by_design=name in by_design)
-        if name in sums:
-            return BALANCED if sums[name] else CANCELLED
-        return DEAD if name in zero else CANCELLED_WEIGHT
-
-    # A gradient that is not finite afterwards tells nothing of a bias.
-    signals = biases & first.keys() if _are_finite(later) else set()
-    return {name: label(name) for name in sleeping | signals}
-
-
-def _are_finite(gradients: Gradients) -> bool:
-    return all(g is None or bool(stored_values(g).isfinite().all()) for g in gradients.values())
-
-
-def _nonzero(gradients: Gradients) -> set[str]:
-    return {name for name, g in gradients.items() if g is not None} - _zero(gradients)
-
-
-def _gradients_after_steps(
-    training: Training, gradients: Gradients
-) -> Iterator[tuple[int, tuple[Gradients, float] | None]]:
-    """Yield the number of each optimizer step, from 1, with gradients and loss after it; None once a parameter is not finite."""
-    for step in range(1, WAKING_LIMIT + 1):
-        if not training.step(gradients):
-            yield step, None
-            return
-        training.draw_anew(step)
-        loss = training.loss()
-        gradients = training.objective.gradients(loss)
-        yield step, (gradients, float(loss.detach().abs()))
-
-
-def _is_weight(parameter: Tensor) -> bool:
-    """Whether two or more dimensions have more than one entry: a bias may have further dimensions of one."""
-    return sum(size > 1 for size in parameter.shape) >= 2
-
-
-def _coarsest(run: Run) -> float:
-    """Return the coarsest relative precision of the chain and of the loss."""
-    found = [run.chain.epsilon(index) for index in range(1, len(run.chain) + 1)]
-    loss = run.capture.loss
-    return max([*found, *([] if loss is None else [torch.finfo(loss.dtype).eps])], default=0.0)
-
-
-def _is_by_design(run: Run, gradients: Gradients, without: Collection[str]) -> bool:
-    """Whether a zero-initialized branch, gate or layer explains gradients that are zero and wake.
-
-    Zeros by design leave a way for gradients: a residual connection, through which they reach the first step or the inputs; or a
-    weight layer or a gate that is zero, whose own gradient is not, such as a zero head. An elementwise factor of zero on the
-    only way, such as the weight of a normalization, is no design.
-
-    Args:
-        run: The run.
-        gradients: Gradients at initialization.
-        without: Parameters whose gradient is zero, exactly or by algebra.
-
-    Returns:
-        Whether there is such a way.
-    """
-    parameters = dict(run.capture.model.named_parameters())
-    awake = {id(parameters[name]) for name, g in gradients.items() if g is not None and name not in without}
-    if any(id(p) in awake for p in _first_parameters(run)):
-        return True
-    if any(id(p) in awake and _is_layer(p) and is_zero(p) for p in parameters.values()):
-        return True
-    return run.capture.inputs_carry_gradient and Objective.of(run).reaches_inputs()
-
-
-def _first_parameters(run: Run) -> list[nn.Parameter]:
-    """Return the parameters of the first step that has any to train, and of modules before it, without those of the head.
-
-    The weights of an embedding may be those of the head, and then get a gradient that has not come through the chain.
-    """
-    steps = [call for call in run.chain.steps if any(p.requires_grad for p in call.module.parameters())]
-    if not steps:
-        return []
-    calls, last = run.capture.calls, run.chain.steps[-1].end
-    tied = {id(p) for call in calls if call.start >= last for p in call.module.parameters()}
-    early = (p for call in calls if call.end <= steps[0].end for p in call.module.parameters())
-    return [p for p in (*steps[0].module.parameters(), *early) if id(p) not in tied]
-
-
-def _is_layer(parameter: Tensor) -> bool:
-    """Whether a parameter multiplies vectors as a matrix, or all of them by one number."""
-    return parameter.dim() >= 2 or parameter.numel() == 1
+    labels: dict[str, str] = {n: SIGNAL if p.requires_grad else FROZEN for n, p in run.capture.model.named_parameters()}
+    labels |= {name: UNUSED for name, g in run[PARAMETER_GRADIENTS].items() if g is None}
+    return Classes(labels | classes_of_zeros(run), _blocks(run))
 
 
 def _blocks(run: Run) -> Mapping[str, Sequence[str]]:
@@ -343,7 +88,7 @@ def _repeated_blocks(model: nn.Module) -> Mapping[str, Sequence[str]]:
 
 
 GRADIENT_CLASSES: Need[Classes] = Need(
-    "gradient classes", _classes, Stage.BACKWARD, requires=(PARAMETER_GRADIENTS, GRADIENT_NORMS, GRADIENT_TERMS)
+    "gradient classes", _classes, Stage.BACKWARD, requires=(PARAMETER_GRADIENTS, GRADIENT_TERMS, SMALL_GRADIENTS)
 )
 """The :class:`Classes` of the run's gradients."""
 
@@ -540,7 +285,7 @@ def _are_dead_by_chance(run: Run) -> bool:
     parameters = dict(run.capture.model.named_parameters())
     asleep = {name: parameters[name] for name, label in labels.items() if label == DEAD}
     awake = {id(parameters[name]) for name, label in labels.items() if label == SIGNAL}
-    return are_few_units(asleep) and any(id(p) in awake for p in _first_parameters(run))
+    return are_few_units(asleep) and any(id(p) in awake for p in first_parameters(run))
 
 
 @declare("scalar", needs=[GRADIENT_CLASSES], tolerance=0.1, explained_by=UNTRAINED_CAUSES)

@@ -1,20 +1,14 @@
-"""Classes of gradients: optimizer steps that wake parameters, and which further passes are run."""
+"""Classes of gradients: what they mean for the share of untrained parameters, and what is refused."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pytest_trainability import InapplicableError, TrainabilityFailure, UsageError, at_least, at_most, measure
-from pytest_trainability.measures.gradients.classes import WAKING_LIMIT
 
 X = torch.tensor([[1.0]], dtype=torch.float64)
-SGD = partial(torch.optim.SGD, lr=0.25)
 
 
 def chain(*factors: float) -> nn.Module:
@@ -23,114 +17,6 @@ def chain(*factors: float) -> nn.Module:
     for layer, factor in zip(layers, factors):
         nn.init.constant_(layer.weight, factor)
     return nn.Sequential(*layers)
-
-
-class Counted(nn.Module):
-    """Counts its forward passes, over all copies."""
-
-    passes = 0
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x: Tensor) -> Tensor:
-        type(self).passes += 1
-        out: Tensor = self.body(x)
-        return out
-
-
-X6 = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
-
-
-class Shrunk(nn.Module):
-    """A layer, and another one whose output is made small."""
-
-    def __init__(self, shrink: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.layer, self.branch, self.shrink = nn.Linear(6, 6), nn.Linear(6, 6), shrink
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.layer(x)) + self.shrink(self.branch(x))
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.query, self.key, self.head = (nn.Linear(6, 6) for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.tanh(self.head((self.query(x) @ self.key(x).mT).softmax(-1) @ x))
-        return out
-
-
-@pytest.mark.parametrize("zeros", [0, 1, 2])
-def test_parameters_wake_one_step_after_the_zero_that_hides_them(zeros: int) -> None:
-    """The loss ``Σ x · …`` has a gradient for a single zero factor. It moves in the first step, and the others wake."""
-    factors = [2.0] * (3 - zeros) + [0.0] * zeros
-    result = measure(chain(*factors), X, loss=torch.sum, optimizer=SGD)
-    steps = [e.mean for e in result.waking_step.values()]
-    if zeros == 0:
-        assert steps == [0, 0, 0]
-    elif zeros == 1:
-        assert steps == [1, 1, 0]
-    else:
-        # Each of two zeros hides the other one's gradient.
-        assert steps == [math.inf] * 3
-    asleep = [n for n, e in result.waking_step.items() if math.isinf(e.mean)]
-    # Those that are zero come first.
-    assert list(result.asleep_parameters) == sorted(asleep, key=lambda name: factors[int(name[0])] != 0)
-
-
-def test_a_step_that_is_not_finite_leaves_the_waking_step_unknown() -> None:
-    result = measure(chain(2.0, 0.0), X, loss=torch.sum, optimizer=partial(torch.optim.SGD, lr=math.inf))
-    assert math.isnan(result.waking_step["0.weight"].mean)
-    assert result.waking_step["1.weight"].mean == 0
-    assert list(result.gradient_classes) == ["0.weight: zero, an optimizer step was not finite"]
-
-
-def test_no_more_than_three_steps_are_taken() -> None:
-    taken = []
-
-    class CountedSGD(torch.optim.SGD):
-        def step(self, closure=None):
-            taken.append(1)
-            return super().step(closure)
-
-    measure(chain(0.0, 0.0), X, loss=torch.sum, optimizer=partial(CountedSGD, lr=0.1))
-    assert len(taken) == WAKING_LIMIT == 3
-
-
-def test_without_small_gradients_nothing_is_run_again() -> None:
-    Counted.passes = 0
-    result = measure(Counted(chain(2.0, 1.0)), X, loss=torch.sum)
-    assert Counted.passes == 1
-    assert not result.gradient_classes and result.untrained_fraction == 0
-
-
-def test_a_small_factor_explains_a_small_gradient() -> None:
-    Counted.passes = 0
-    result = measure(Counted(Shrunk(lambda x: 1e-12 * x)), X6, loss=torch.sum)
-    assert result.gradient_norm["body.branch.weight"] < 1e-10
-    assert Counted.passes == 1
-    assert not result.gradient_classes
-
-
-def test_a_small_gradient_is_computed_once_more() -> None:
-    """A quotient may cancel, and is not looked at."""
-    Counted.passes = 0
-    result = measure(Counted(Shrunk(lambda x: x / 1e12)), X6, loss=torch.sum)
-    assert Counted.passes == 2
-    assert not result.gradient_classes
-
-
-def test_a_bias_that_cancels_for_every_cotangent_is_known_without_another_pass() -> None:
-    Counted.passes = 0
-    result = measure(
-        Counted(Attention()), torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0)), loss=torch.sum
-    )
-    assert list(result.gradient_classes) == ["body.key.bias: zero by algebra"]
-    assert Counted.passes == 1
 
 
 def test_an_optimizer_that_cannot_be_made_leaves_the_classes_unknown() -> None:
@@ -209,111 +95,3 @@ def test_the_repeated_block_counts_by_itself() -> None:
     result = measure(Net, torch.randn(4, 32), seeds=1)
     assert len(result.unused_parameters) == 3 and len(result.gradient_norm) == 6
     assert result.untrained_fraction == 1
-
-
-def test_the_model_is_left_unchanged() -> None:
-    model = chain(1e-12, 0.0)
-    memory = [p.data_ptr() for p in model.parameters()]
-    measure(model, X, loss=torch.sum, optimizer=SGD)
-    assert [float(p.detach()) for p in model.parameters()] == [1e-12, 0.0]
-    assert all(p.grad is None and p.dtype == torch.float64 for p in model.parameters())
-    assert memory == [p.data_ptr() for p in model.parameters()]
-
-
-class Cancelled(nn.Module):
-    """A bias before a normalization over the batch, whose gradient cancels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.norm, self.head = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.norm(self.layer(x))))
-
-
-def test_later_seeds_reuse_which_sums_cancel() -> None:
-    """Whether a sum cancels is a property of the architecture. Later seeds run no further forward pass."""
-    Counted.passes = 0
-    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
-    result = measure(lambda: nn.Sequential(Counted(Cancelled())), x, seeds=3, steps="layers")
-    assert list(result.gradient_classes) == ["0.body.layer.bias: zero by algebra"]
-    passes = Counted.passes
-    Counted.passes = 0
-    assert measure(lambda: nn.Sequential(Counted(Cancelled())), x, seeds=1, steps="layers").gradient_classes
-    assert passes == Counted.passes + 2
-
-
-def normalized(width: int = 6) -> nn.Module:
-    """Return a layer between batch normalizations, whose bias has no effect, and an activation."""
-    return nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.Tanh())
-
-
-def test_biases_before_batch_normalizations_are_known_without_another_pass() -> None:
-    """Samples interact, so that the joint chain is observed; the bias in the head is behind its last state."""
-    Counted.passes = 0
-
-    def build() -> nn.Module:
-        body = nn.Sequential(*(normalized() for _ in range(4)))
-        return Counted(nn.Sequential(body, nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)))
-
-    settings = {"loss": nn.functional.cross_entropy, "target": torch.arange(16) % 3, "seeds": 2}
-    result = measure(build, X6, steps=[f"body.0.{number}" for number in range(4)], **settings)
-    assert result.frame == "joint"
-    biases = [*(f"body.0.{number}.0.bias" for number in range(4)), "body.1.bias"]
-    assert list(result.gradient_classes) == [f"{name}: zero by algebra" for name in biases]
-    assert Counted.passes == 2
-
-
-class ZeroBranches(nn.Module):
-    """Residual blocks whose last normalization is multiplied by zero. Normalizations cancel the biases of layers."""
-
-    in_float64 = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(normalized(), nn.Linear(6, 6), nn.BatchNorm1d(6)) for _ in range(3))
-        for block in self.blocks:
-            nn.init.zeros_(block[2].weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        type(self).in_float64 += x.dtype == torch.float64
-        for block in self.blocks:
-            x = x + block(x)
-        return x
-
-
-def test_later_seeds_reuse_which_sums_cancel_after_a_step() -> None:
-    """The gradients are zero until an optimizer step has moved the weights of the normalizations."""
-
-    def classes(seeds: int) -> list[str]:
-        ZeroBranches.in_float64 = 0
-        result = measure(ZeroBranches, X6, seeds=seeds, loss=lambda y: y.sin().sum())
-        return list(result.gradient_classes)
-
-    alone, count = classes(1), ZeroBranches.in_float64
-    assert count > 0
-    assert "blocks.0.0.0.bias: zero by algebra" in alone
-    assert "blocks.0.0.0.weight: waking at step 1" in alone
-    assert classes(3) == alone and ZeroBranches.in_float64 == count
-
-
-class Tiny(nn.Module):
-    """A layer whose gradient is too small for float32, and one whose gradient is small."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.small, self.tiny = (nn.Linear(6, 6) for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) + self.small(x) / 1e12 + self.tiny(x) / 1e25 / 1e25
-
-
-def test_later_seeds_reuse_which_gradients_underflow() -> None:
-    def classes(seeds: int) -> list[str]:
-        Counted.passes = 0
-        result = measure(lambda: Counted(Tiny()), X6, seeds=seeds, loss=lambda y: y.sum())
-        return list(result.gradient_classes)
-
-    alone, passes = classes(1), Counted.passes
-    assert any(line.startswith("body.tiny") for line in alone)
-    assert classes(3) == alone and Counted.passes == 3 * passes - 2
