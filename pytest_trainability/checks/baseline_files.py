@@ -41,8 +41,8 @@ __all__ = [
 FOLDER = "__trainability__"
 SCHEMA = 2
 """Version of the format that is written. Version 1, without initial values, modules and operations, is read as well."""
-LARGEST_FILE = 16 * 2**20
-"""Largest size of a file in bytes. A hundred models with a thousand parameters each need less."""
+LARGEST_FILE = 64 * 2**20
+"""Largest size of a file in bytes. Thirty thousand small models need less, or four hundred with a thousand parameters each."""
 LOCK_PATIENCE = 60.0
 """Seconds to wait for another session that writes baselines."""
 LONGEST_OBJECT = 200
@@ -575,22 +575,34 @@ def change_baselines(path: Path, change: Callable[[Contents], Contents]) -> bool
         Whether the file has changed.
 
     Raises:
-        BaselineError: The file cannot be read or written. It is left unchanged.
+        BaselineError: The file cannot be read or written, or would be too large to be read. It is left unchanged.
     """
     try:
         _refuse_links(path)
         with _locked(path):
             old = read_baselines(path)
             new = change(old)
-            if render_baselines(new) == render_baselines(old) and (new or not path.exists()):
+            text = render_baselines(new)
+            if text == render_baselines(old) and (new or not path.exists()):
                 return False
+            _refuse_size(path, text)
             path.parent.mkdir(exist_ok=True)
             _refuse_links(path)
-            replace_file(path, render_baselines(new) if new else "")
+            replace_file(path, text if new else "")
     except OSError as error:
         msg = f"{path}: the baseline could not be written. The file is unchanged. {_reason(error)}."
         raise BaselineError(msg) from error
     return True
+
+
+def _refuse_size(path: Path, text: str) -> None:
+    size = len(text.encode())
+    if size > LARGEST_FILE:
+        msg = (
+            f"{path}: a baseline must be smaller than {LARGEST_FILE // 2**20} MB. With what was measured now, this one would have "
+            f"{size / 2**20:.0f} MB. It is unchanged. Divide {path.stem}.py into several files of tests."
+        )
+        raise BaselineError(msg)
 
 
 def _reason(error: OSError) -> str:

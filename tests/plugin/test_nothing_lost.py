@@ -452,7 +452,7 @@ UNUSABLE = {
     "newer": (from_the_future, "it has schema 99, but this version reads schemas up to 2; upgrade pytest-trainability"),
     "a merge conflict": (in_conflict, "it contains the markers of a merge conflict"),
     "NaN": (with_nan, "NaN is not a JSON number"),
-    "100 MB": (huge, "a baseline must be smaller than 16 MB. This one has 100 MB."),
+    "100 MB": (huge, "a baseline must be smaller than 64 MB. This one has 100 MB."),
     "a link": pytest.param(linked, "must not be symbolic links, which could lead out of the project", marks=posix),
     "a folder": (
         replaced_by_a_folder,

@@ -531,7 +531,7 @@ def test_a_huge_file_is_refused_without_parsing(recorded: Path) -> None:
         with pytest.raises(BaselineError) as caught:
             use(recorded)  # type: ignore[operator]
         assert str(caught.value) == (
-            f"{recorded}: a baseline must be smaller than 16 MB. This one has 100 MB. Restore it from version control, or "
+            f"{recorded}: a baseline must be smaller than 64 MB. This one has 100 MB. Restore it from version control, or "
             "move it away and record it again."
         )
     after = recorded.stat()
@@ -1338,3 +1338,18 @@ def test_contents_are_copied_once_for_any_number_of_entries() -> None:
     assert len(found) == 30 and len(contents) == 20
     assert [len(found[f"test_{number}"]) for number in (9, 10, 29)] == [1, 2, 2]
     assert found["test_10"][""] is not contents["test_10"][""], "the contents are left as they were"
+
+
+def test_a_file_that_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written can be read: a file grows up to the largest size, and not beyond."""
+    path = tmp_path / PLACE
+    change_baselines(path, lambda contents: with_entry(contents, "test_a", "model", entry()))
+    before = path.read_bytes()
+    larger = with_entry(read_baselines(path), "test_b", "model", entry())
+    size = len(render_baselines(larger).encode())
+    monkeypatch.setattr(baseline_files, "LARGEST_FILE", size - 1)
+    with pytest.raises(BaselineError, match=r"It is unchanged\. Divide test_model\.py into several files of tests\."):
+        change_baselines(path, lambda _: larger)
+    assert path.read_bytes() == before
+    monkeypatch.setattr(baseline_files, "LARGEST_FILE", size)
+    assert change_baselines(path, lambda _: larger) and read_baselines(path) == larger
