@@ -124,19 +124,61 @@ def race() -> ModuleType:
 SIZE = {"depth": 3, "width": 4, "batch": 2, "exponents": 1, "seeds": 1}
 
 
-@pytest.mark.parametrize(("recorded", "status"), [(1e6, 0), (1e-6, 1)], ids=["no ratio has grown", "planted growth"])
-def test_the_check_of_the_race_finds_a_ratio_that_has_grown(
-    race: ModuleType, recorded: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+ROWS = {"a contest, by hand": 2.0, "a contest, by QR": 4.0, "another one, by hand": 1.0}
+"""Recorded ratios of this project to hand-written loops."""
+
+
+def check(
+    race: ModuleType,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recorded: dict[str, float],
+    measured: dict[str, float],
+) -> int:
+    """Return the exit status of the check for recorded and measured ratios."""
+    path.write_text(json.dumps({"checked": {name: [v, v, v] for name, v in recorded.items()}}), encoding="utf-8")
+    monkeypatch.setattr(race, "checked_rows", lambda contests: measured)
+    status: int = race.check(path)
+    return status
+
+
+@pytest.mark.parametrize("factors", [(1, 1, 1), (1.4, 1.4, 1.4), (0.2, 0.1, 0.2)])
+def test_ratios_that_have_not_grown_by_half_pass(
+    race: ModuleType, factors: tuple[float, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measured = {name: value * factor for (name, value), factor in zip(ROWS.items(), factors)}
+    assert check(race, tmp_path / "race.json", monkeypatch, ROWS, measured) == 0
+
+
+@pytest.mark.parametrize("factors", [(1.6, 1.6, 1), (1.6, 1.3, 1), (1, 1, 1.6)])
+def test_a_ratio_that_has_grown_by_half_fails(
+    race: ModuleType, factors: tuple[float, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a contest with one loop, which has no ratio of two loops, and with a small shift of the others' ratio."""
+    measured = {name: value * factor for (name, value), factor in zip(ROWS.items(), factors)}
+    assert check(race, tmp_path / "race.json", monkeypatch, ROWS, measured) == 1
+
+
+def test_on_another_kind_of_processor_ratios_are_printed_and_not_judged(
+    race: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One loop by hand is twice as fast, relative to the other one: this project is no part of this change."""
+    measured = {**ROWS, "a contest, by hand": 4.0}
+    assert check(race, tmp_path / "race.json", monkeypatch, ROWS, measured) == 0
+    printed = capsys.readouterr().out
+    assert "a contest, by hand: 4.000 of the other's time, recorded 2.000" in printed
+    assert "not judged: the other loops compare in another way" in printed
+
+
+def test_the_check_of_the_race_runs_its_rows(race: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contest = race.Contest("exponents", partial(race.chain, race.perceptron), SIZE, {}, checked=SIZE)
     monkeypatch.setattr(race, "CONTESTS", {"perceptron": contest})
-    ours = {race.OURS, race.ALONE}
-    names = [
-        f"perceptron, {race.label(SIZE)}, {other}" for other in race.chain(race.perceptron, SIZE) if other not in ours
-    ]
+    monkeypatch.setattr(race, "RECORDED", 1)
     path = tmp_path / "race.json"
-    path.write_text(json.dumps({"checked": dict.fromkeys(names, recorded)}), encoding="utf-8")
-    assert len(names) == 2 and race.check(path) == status
+    path.write_text("{}", encoding="utf-8")
+    race.record_checked(path)
+    found = json.loads(path.read_text(encoding="utf-8"))["checked"]
+    assert len(found) == 2 and all(median == low == high > 0 for median, low, high in found.values())
 
 
 def test_a_row_that_is_not_measured_any_more_fails_the_check(
@@ -144,7 +186,7 @@ def test_a_row_that_is_not_measured_any_more_fails_the_check(
 ) -> None:
     monkeypatch.setattr(race, "CONTESTS", {})
     path = tmp_path / "race.json"
-    path.write_text(json.dumps({"checked": {"a removed row": 1.0}}), encoding="utf-8")
+    path.write_text(json.dumps({"checked": {"a removed row": [1.0, 1.0, 1.0]}}), encoding="utf-8")
     assert race.check(path) == 1
     assert "a removed row: not measured" in capsys.readouterr().out
 
