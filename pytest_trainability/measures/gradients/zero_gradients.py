@@ -71,9 +71,7 @@ class _Answers:
         def by_terms() -> _Answers:
             found = {name: cancels(terms) for name, terms in run[GRADIENT_TERMS].items()}
             decided = {name: answer for name, answer in found.items() if answer is not None}
-            # All terms of a gradient of zero may be zero.
-            gradients = run[PARAMETER_GRADIENTS]
-            sums = {name for name in decided if decided[name]} - _zero(gradients)
+            sums = {name for name, cancel in decided.items() if cancel}
             return cls(decided, sums={n: CANCELLED for n in sums if not _is_weight(run.capture.model.get_parameter(n))})
 
         return run.of_first_seed(_ZEROS.name, by_terms)
