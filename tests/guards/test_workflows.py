@@ -41,7 +41,7 @@ def test_the_oldest_and_the_newest_versions_are_tested_everywhere() -> None:
 def test_one_job_runs_what_must_pass_before_a_change_is_merged() -> None:
     assert ".ci/run" in commands(TESTS) and (ROOT / ".ci" / "run").stat().st_mode & 0o111
     targets = re.findall(r"^make (\w+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
-    assert targets == ["lint", "types", "docs", "package", "demo", "test"]
+    assert targets == ["lint", "types", "docs", "package", "demo", "race", "test"]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
 
