@@ -21,6 +21,8 @@ from pytest_trainability.measures import FAMILIES
 
 PACKAGE = Path(pytest_trainability.__file__).parent
 NAME = PACKAGE.name
+STANDARD = sys.stdlib_module_names | {"tomllib"}
+"""Modules of the standard library, in any supported version of Python."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _complaint(found: Import, room: str) -> str:
     when = "" if found.in_function else " at import"
     if found.target is None:
         third_party = row.third_party | (row.third_party_in_functions if found.in_function else frozenset())
-        allowed = found.package in sys.stdlib_module_names or found.package in third_party
+        allowed = found.package in STANDARD or found.package in third_party
         return "" if allowed else f"{room} must not import {found.package}{when}"
     rooms = row.rooms | (row.rooms_in_functions if found.in_function else frozenset())
     target = "/".join(found.target) or "__init__"

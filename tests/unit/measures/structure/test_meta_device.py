@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -139,8 +140,10 @@ def test_modules_of_torch_reset_themselves_equally() -> None:
 def test_real_models_initialize_themselves(name: str) -> None:
     """Since transformers 5, rotary frequencies, position ids and ties are restored."""
     case = architecture(name)
-    # The transformers library does not initialize weight norm on the meta device.
+    # On the meta device, transformers does not initialize weight norm, and version 5.0 not the embedding of masked frames.
     gaps = {"wav2vec2": ["wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight"]}
+    if version("transformers").startswith("5.0."):
+        gaps["wav2vec2"].append("wav2vec2.masked_spec_embed")
     assert [
         d for d in differences(case.build, case.inputs, seeds=1) if not d.startswith(tuple(gaps.get(name, ())))
     ] == []
