@@ -48,7 +48,8 @@ def test_the_default_configuration_is_not_reduced() -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
     with torch.device("meta"):
         model = named_model("hf:gpt2").build()
-    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+    # Without the head: transformers 5.0 does not tie it to the embedding on the meta device.
+    assert sum(p.numel() for p in model.transformer.parameters()) == 124_439_808
 
 
 @pytest.mark.parametrize(
