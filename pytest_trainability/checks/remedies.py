@@ -13,18 +13,20 @@ from ..records.causes import CauseRecord
 from ..records.factors import FactorRecord
 from ..records.names import template
 from ..records.text import format_names, format_number
-from .diagnosis import (
-    GROUP_SHARE,
+from .factor_groups import (
     are_constants_of_the_design,
     closed_gates,
     determining,
+    explains_fair_part,
     factor_groups,
     gains_by_layer,
     is_gru,
     is_made_by_others,
+    is_unusual_gain,
     outlier,
     unlike_weights,
     usual_gain,
+    vanishing,
     with_branches,
 )
 from .remedy import SAME_SIZE, Remedy, indexed
@@ -51,7 +53,7 @@ def remedies(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
 
 
 def _of_factors(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
-    blocked = next((factor for factor in factors if factor.gain == -math.inf), None)
+    blocked = vanishing(factors)
     if blocked is not None:
         yield from _of_zeros(blocked)
     if not factors or not all(math.isfinite(factor.gain) for factor in factors):
@@ -184,7 +186,7 @@ def _of_buffers(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     total = sum(factor.gain for factor in factors)
     for group in factor_groups(factors):
         buffers = dict.fromkeys(buffer for member in group.members for buffer in member.buffers)
-        if buffers and group.gain * math.copysign(1, total) > GROUP_SHARE * abs(total):
+        if buffers and explains_fair_part(group.gain, total):
             names, change = tuple(buffer.name for buffer in buffers), math.exp(-group.gain / len(group.members))
             factor = change ** (1 / max(1, len(group.first.buffers)))
             sums = [format_number(factor * buffer.row_sum) for buffer in buffers if math.isfinite(buffer.row_sum)]
@@ -198,7 +200,7 @@ def _of_unlike_weights(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     if found is not None:
         group, gain = found
         sizes = {member.weight: member.weight_rms for member in group.members}
-        factor = gain / (group.weight_rms * math.sqrt(group.first.fan_in))
+        factor = gain / group.gain_of_weights
         factor_of_each = (factor,) * len(sizes)
         as_others = Remedy("scale", tuple(sizes), factor_of_each, tuple(sizes.values()))
         yield replace(as_others, note="as the others in the branches")
@@ -227,7 +229,7 @@ def _biases(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     behind = {f.weight: after for f, after in pairwise(factors) if f.weight and after.kind == "entrywise"}
     larger = [f for f in factors if f.weight in behind and f.bias and f.bias_rms > f.product_rms]
     lost = sum(behind[f.weight].gain for f in larger)
-    if larger and lost < 0 and lost * math.copysign(1, total) > GROUP_SHARE * abs(total):
+    if larger and lost < 0 and explains_fair_part(lost, total):
         first = larger[0]
         sizes = [format_number(size) for size in (first.bias_rms, first.product_rms)]
         note = f"the rms of {indexed(first.bias)}, {sizes[0]}, exceeds that of the product with the weights, {sizes[1]}"
@@ -238,7 +240,7 @@ def _constants(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     """Yield that numbers are removed with which a group of like modules multiplies, where these explain the growth."""
     total = sum(factor.gain for factor in factors)
     for group in factor_groups(factors):
-        is_named = group.gain * math.copysign(1, total) > GROUP_SHARE * abs(total)
+        is_named = explains_fair_part(group.gain, total)
         # The start of a parameter that sets the number, such as a logarithm of it, is a change by itself.
         if is_named and all(not f.parameters or _is_mean(f, f.slopes.high) for f in group.members if f.slopes):
             yield from _of_constants(group.members)
@@ -282,7 +284,7 @@ def _skips(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
             if slopes is not None and slopes.is_constant and not constant[0].parameters:
                 gain += along
                 found[constant[0].module] = constant[0], slopes.high
-    if found and gain * math.copysign(1, total) > GROUP_SHARE * abs(total):
+    if found and explains_fair_part(gain, total):
         first, _ = next(iter(found.values()))
         numbers = {name: number for name, (_, number) in found.items()}
         yield replace(_inline(first, numbers), note="the skip connection")
@@ -292,7 +294,7 @@ def _parameters_of_slopes(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     """Yield another start of a parameter that sets the slopes of factors, such as a decay, where these explain the growth."""
     total = sum(factor.gain for factor in factors)
     for group in factor_groups(factors):
-        is_named = group.gain * math.copysign(1, total) > GROUP_SHARE * abs(total)
+        is_named = explains_fair_part(group.gain, total)
         members = [f for f in group.members if f.parameters] if group.first.kind == "entrywise" and is_named else []
         means = {
             name: mean for f in members for name, mean in zip(f.parameters, f.parameter_means) if math.isfinite(mean)
@@ -328,7 +330,7 @@ def _epsilons(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
 def _gains_of_normalizations(factors: Sequence[FactorRecord]) -> Iterator[Remedy]:
     """Yield that the gains of normalizations start at one, where they do not."""
     everywhere = [f for f in with_branches(factors) if f.kind == "normalization" and f.weight]
-    unusual = {f.weight: f.weight_rms for f in everywhere if f.weight_rms > 0 and not 0.5 < f.weight_rms < 2}
+    unusual = {f.weight: f.weight_rms for f in everywhere if f.weight_rms > 0 and is_unusual_gain(f.weight_rms)}
     if unusual:
         shifts = dict.fromkeys(f.shift_of_one for f in everywhere if f.weight in unusual and f.shift_of_one)
         yield _ones(tuple(unusual), tuple(shifts), tuple(unusual.values()))

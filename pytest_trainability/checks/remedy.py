@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from ..records.names import with_stars
 from ..records.text import format_number
-from .diagnosis import places
+from .factor_groups import places
 
 __all__ = ["SAME_SIZE", "Remedy", "indexed"]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..checks.baselines import Entry
 from ..checks.bounds import Bound, BoundLike, as_bound
-from ..checks.diagnosis import vanishing
+from ..checks.factor_groups import vanishing
 from ..checks.initial_values import IN_ROWS
 from ..checks.presets import find_preset
 from ..checks.tolerances import as_tolerance

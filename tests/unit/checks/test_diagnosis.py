@@ -4,47 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from step_factors import activation, factor, scaled, tower
 
-from pytest_trainability.checks.diagnosis import (
-    closed_gates,
-    diagnose,
-    factor_groups,
-    is_about_growth,
-    outlier,
-    unlike_weights,
-    usual_gain,
-    vanishing,
-)
+from pytest_trainability.checks.diagnosis import diagnose, is_about_growth
 from pytest_trainability.measures import MEASURES
-from pytest_trainability.records.factors import FactorRecord, GateRecord, SlopeRecord
+from pytest_trainability.records.factors import FactorRecord
 from pytest_trainability.records.reports import VerdictRecord
 
 NAN, INF = math.nan, math.inf
-RELU = SlopeRecord(0.7, 0.0, 1.0, 0.5)
-TANH = SlopeRecord(0.8, 0.1, 1.0, 0.0)
-
-
-def factor(kind: str = "weights", gain: float = 0.0, step: int = 0, **changes: Any) -> FactorRecord:
-    """Return a factor of a linear layer, with some fields changed."""
-    given: dict[str, Any] = {"module": f"{2 * step}", "module_kind": "Linear", "operations": ("Addmm",)}
-    if kind == "weights":
-        given |= {"weight": f"{2 * step}.weight", "weight_rms": 0.125, "fan_in": 64}
-    return FactorRecord(step=step, kind=kind, gain=gain, **{**given, **changes})  # type: ignore[arg-type]
-
-
-def activation(gain: float, step: int, *, slopes: SlopeRecord = RELU, **changes: Any) -> FactorRecord:
-    given = {"module": f"{2 * step - 1}", "module_kind": "ReLU", "operations": ("Relu",), "slopes": slopes}
-    return factor("entrywise", gain, step, **{**given, **changes})
-
-
-def tower(count: int, weights: float, slopes: float) -> list[FactorRecord]:
-    """Return the factors of linear layers with activations between them."""
-    pairs = [[activation(slopes, i), factor(gain=weights, step=i)] for i in range(count)]
-    return [f for pair in pairs for f in pair][1:]
 
 
 def names(count: int) -> list[str]:
@@ -165,17 +135,9 @@ def test_without_factors_the_step_that_passes_nothing_is_named() -> None:
 )
 def test_a_factor_that_passes_nothing_says_why(blocked: FactorRecord, line: str) -> None:
     assert diagnose([-INF, -INF, 0.0], names(3), [blocked, *tower(3, 0.35, -0.35)[2:]]) == [line]
-    assert vanishing([blocked]) is blocked
-    assert vanishing(tower(3, 0.35, -0.35)) is None
 
 
 # A single factor --------------------------------------------------------------------------------------------------
-
-
-def scaled(gain: float, step: int = 3) -> FactorRecord:
-    c = math.exp(gain)
-    slopes = SlopeRecord(c, c, c, 0.0)
-    return factor("entrywise", gain, step, module="shrink", module_kind="Shrink", operations=("Mul",), slopes=slopes)
 
 
 def test_what_lies_between_two_layers_is_named_and_not_the_layer_behind_it() -> None:
@@ -193,34 +155,7 @@ def test_weights_that_deviate_from_their_peers_are_named_with_their_scale() -> N
     assert why == "4.weight: rms 0.0006 over 64 inputs, rms × √inputs = 0.0048"
 
 
-def test_a_factor_that_acts_against_the_failure_is_not_named() -> None:
-    factors = [*tower(6, -1.0, -0.35), scaled(4.0)]
-    assert outlier(factors) is None
-
-
-def test_peers_of_a_normalization_are_all_normalizations() -> None:
-    """A gain of one nat is usual for the others, so that it is the deviation of -11 nats that counts."""
-    norms = [factor("normalization", 1.0, i, module=f"{i}.norm", module_kind="LayerNorm") for i in range(4)]
-    odd = factor("normalization", -10.0, 4, module="other", module_kind="GroupNorm", operations=("NativeGroupNorm",))
-    assert usual_gain(odd, [*norms, odd]) == 1.0
-    assert outlier([*norms, odd]) is odd
-
-
-def test_a_function_without_peers_usually_does_nothing() -> None:
-    assert usual_gain(scaled(-2.0), tower(4, 0.3, -0.3)) == 0.0
-
-
 # Groups -----------------------------------------------------------------------------------------------------------
-
-
-def test_factors_of_like_modules_form_groups() -> None:
-    weights, slopes = sorted(factor_groups(tower(5, -1.0, -0.5)), key=lambda group: group.gain)
-    assert (weights.place, weights.gain, weights.weights) == ("5 × Linear (0, 2, …)", -5.0, "*.weight")
-    assert (slopes.place, slopes.gain) == ("4 × ReLU (1, 3, …)", -2.0)
-
-
-def test_entries_that_only_move_are_in_no_group() -> None:
-    assert factor_groups([factor("layout", 0.0, operations=("View",))]) == []
 
 
 def test_groups_explain_their_share_and_weights_are_compared_with_what_the_slopes_need() -> None:
@@ -232,86 +167,13 @@ def test_groups_explain_their_share_and_weights_are_compared_with_what_the_slope
     assert needed == f"weights of rms 0.125 over 64 inputs in 20 × Linear (0, 2, …): {needs}"
 
 
-def test_an_activation_is_named_by_its_operations_and_slopes() -> None:
-    swish = {"module_kind": "Act", "operations": ("Sigmoid", "Mul"), "slopes": SlopeRecord(0.5, 0.4, 0.6, 0.0)}
-    factors = [activation(-0.69, i, **swish) if i % 2 else factor(step=i) for i in range(20)]
-    lines = causes(factors, 20)
-    assert "Sigmoid × Mul in 10 × Act (1, 5, …) have slopes of rms 0.5: the whole log gain" in lines
-    assert not any("1/4" in line for line in lines)
-
-
-def test_parameters_that_the_forward_pass_has_written_are_named_with_their_means() -> None:
-    scales = [
-        factor(
-            "entrywise",
-            4.0 + i,
-            i,
-            module=f"norms.{i}",
-            module_kind="Norm",
-            operations=("Mul",),
-            slopes=SlopeRecord(50.0, 1.0, 90.0, 0.0),
-            parameters=(f"norms.{i}.scale",),
-            parameter_means=(4.0 + i,),
-            rewritten=(f"norms.{i}.scale",),
-        )
-        for i in range(3)
-    ]
-    (*_, line) = causes(scales, 3)
-    assert line == "the first forward pass has changed norms.*.scale (means 4 to 6), which it reads"
-    assert not any("changed" in line for line in causes([replace(scale, rewritten=()) for scale in scales], 3))
-
-
-def test_dead_slopes_are_counted() -> None:
-    dead = SlopeRecord(0.1, 0.0, 1.0, 0.99)
-    assert any("99 % of them zero" in line for line in causes([activation(-2.3, i, slopes=dead) for i in range(9)], 9))
-
-
-def test_a_decay_per_time_step_names_its_parameter() -> None:
-    slopes = SlopeRecord(0.72, 0.711, 0.731, 0.0)
-    decay = {"module": "cell", "module_kind": "Cell", "operations": ("Mul",), "parameters": ("cell.decay",)}
-    factors = [activation(-0.33, i, slopes=slopes, **decay) for i in range(30)]
-    _, why = causes(factors, 30, along="time")
-    assert why == "Mul in cell (Cell) has slopes from 0.711 to 0.731, which cell.decay determines: the whole log gain"
-
-
-def test_gates_show_the_gain_of_their_weights_and_what_they_keep() -> None:
+def test_a_group_along_time_acts_at_each_time_step() -> None:
     gated = {"module": "rnn", "module_kind": "LSTM", "weight": "rnn.weight_hh_l0", "weight_rms": 0.0625, "fan_in": 64}
     factors = [factor("gated", -0.3, i, forget_bias=1.0, **gated) for i in range(30)]
     _, gain, weights, kept = causes(factors, 30, along="time")
     assert gain == "rnn (LSTM) multiplies the gradient by 0.741 per time step: the whole log gain"
-    assert "rms × √inputs = 0.5 (1 if each gate's is orthogonal)" in weights
-    assert kept == "forget gates of mean bias 1 keep 0.731 of the cell per time step"
-
-
-def test_a_normalization_shows_its_gain_its_input_and_its_constant() -> None:
-    def lines(**changes: Any) -> list[str]:
-        norm = {"module_kind": "LayerNorm", "operations": ("NativeLayerNorm",), **changes}
-        return causes([factor("normalization", -1.0, i, module=f"{i}.norm", **norm) for i in range(8)], 8)[2:]
-
-    small = lines(weight="norm.weight", weight_rms=0.02, input_deviation=0.5)
-    assert small == [
-        "its gain norm.weight has rms 0.02, where 1 is usual",
-        "its inputs deviate by 0.5, by which it divides",
-    ]
-    assert lines(input_deviation=0.003, eps=1e-5) == ["its inputs deviate by no more than √eps = 0.00316"]
-    assert lines(group_size=1) == ["it normalizes groups of one element"]
-    assert lines() == []
-
-
-def test_a_residual_block_shows_branch_and_skip_and_what_stands_out_in_the_branch() -> None:
-    norm = factor("normalization", 3.0, module="b.norm", module_kind="LayerNorm", weight_rms=1.0)
-    inner = (norm, factor(gain=1.6, module="b.proj"))
-    blocks = [
-        factor(
-            "parallel", 1.8, i, module=f"blocks.{i}", module_kind="Block", branches=((), inner), branch_gains=(0.0, 1.7)
-        )
-        for i in range(6)
-    ]
-    lines = causes(blocks, 6)
-    assert lines[1] == "6 × Block (blocks.*) multiply the gradient by 6.05 each: the whole log gain"
-    assert lines[2] == "its branch multiplies the gradient by 5.47, the skip connection by 1"
-    assert lines[3] == "in the branch, b.proj (Linear) multiplies the gradient by 4.95"
-    assert lines[4] == "0.weight: rms 0.125 over 64 inputs, rms × √inputs = 1"
+    assert weights.startswith("rnn.weight_hh_l0: rms 0.0625 over 64 inputs")
+    assert kept.startswith("forget gates of mean bias 1 ")
 
 
 def test_normalized_weights_have_no_needed_size() -> None:
@@ -357,49 +219,3 @@ def test_too_much_underflow_is_explained_by_decay_only(make_verdict: Callable[..
     verdict = make_verdict(measure="underflow_fraction", value=0.9, unit="", low=None, high=0.1)
     declared = MEASURES["underflow_fraction"].explained_by_growth
     assert is_about_growth(verdict, declared, gain) is (gain < 0)
-
-
-# Weights in branches, and gates -----------------------------------------------------------------------------------
-
-
-def residual(step: int, sizes: dict[str, float], gain: float = 0.5) -> FactorRecord:
-    """Return a residual block whose branch is one gated product of weights over 16 inputs."""
-    products = tuple((f"blocks.{step}.{name}.weight", size, 16) for name, size in sizes.items())
-    inner = factor("other", step=step, module=f"blocks.{step}.mlp", operations=("Mm", "Mul"), products=products)
-    return factor(
-        "parallel",
-        gain,
-        step,
-        module=f"blocks.{step}",
-        module_kind="Block",
-        branches=((), (inner,)),
-        branch_gains=(0.0, gain),
-    )
-
-
-def test_weights_in_branches_stand_out_if_all_others_are_four_times_smaller() -> None:
-    unlike = [residual(i, {"up": 0.1, "gate": 1.0, "down": 0.05}) for i in range(3)]
-    found = unlike_weights(unlike)
-    assert found is not None
-    group, usual = found
-    assert [member.weight for member in group.members] == [f"blocks.{i}.gate.weight" for i in range(3)]
-    assert usual == pytest.approx(0.4)
-    text = " ".join(causes(unlike, 3))
-    assert "in the branches, blocks.*.gate.weight has rms 1 over 16 inputs: a gain rms × √inputs of 4" in text
-    assert unlike_weights([residual(i, {"up": 0.1, "gate": 0.39}) for i in range(3)]) is None
-
-
-def test_weights_in_branches_do_not_stand_out_alone_or_where_gradients_shrink() -> None:
-    assert unlike_weights([residual(0, {"up": 1.0})]) is None
-    assert unlike_weights([residual(0, {"up": 1.0, "down": 0.1}, gain=-0.5)]) is None
-    assert unlike_weights(tower(4, 1.0, 0.0)) is None
-
-
-def test_the_most_extreme_gate_is_named_with_what_closes_it() -> None:
-    gates = (GateRecord(0.05, bias="f.bias", bias_mean=-3.0, part=1, parts=4), GateRecord(0.999, constant=7.0))
-    closed = factor("gated", -1.0, weight="f.weight", weight_rms=0.1, fan_in=9, gates=(*gates, GateRecord(0.0)))
-    assert closed_gates([closed]) == [gates[1], gates[0]]
-    constant = "a sigmoid is 0.999 on average: the constant 7 in the forward code of the model is added in front of it"
-    assert constant in causes([closed], 1)
-    of_bias = "a sigmoid is 0.05 on average: part 2 of 4 of f.bias has mean -3"
-    assert of_bias in causes([replace(closed, gates=gates[:1])], 1)
