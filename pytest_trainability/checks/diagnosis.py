@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from ..records.factors import FactorRecord
 from ..records.reports import VerdictRecord
-from ..records.text import format_number
+from ..records.text import exp_or_infinity, format_number
 from .factor_groups import (
     FactorGroup,
     are_constants_of_the_design,
@@ -21,7 +21,6 @@ from .factor_groups import (
 )
 from .factor_text import (
     details,
-    exp_or_infinity,
     factor_name,
     group_effect,
     group_name,

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from ..records.factors import FactorRecord, GateRecord
 from ..records.names import template, with_stars
-from ..records.text import format_number
+from ..records.text import exp_or_infinity, format_number
 from .factor_groups import (
     LEAST_DEVIATION,
     FactorGroup,
@@ -21,7 +21,7 @@ from .factor_groups import (
     with_branches,
 )
 
-__all__ = ["details", "exp_or_infinity", "factor_name", "group_effect", "group_name", "part_of_total", "weight_lines"]
+__all__ = ["details", "factor_name", "group_effect", "group_name", "part_of_total", "weight_lines"]
 
 TYPICAL = 0.2
 """Relative deviation of a seed's log gain from the mean up to which the parts of one are those of the other."""
@@ -228,8 +228,3 @@ def _branch_lines(factor: FactorRecord, unlike: tuple[FactorGroup, float] | None
         alone = FactorGroup((largest,))
         yield f"in the branch, {group_name(alone)} {group_effect(alone)}"
         yield from details(alone)
-
-
-def exp_or_infinity(value: float) -> float:
-    """Return the exponential of a number; infinity where it would overflow."""
-    return math.exp(value) if value < 700 else math.inf

@@ -12,6 +12,7 @@ from .names import alike, and_more, common_form
 __all__ = [
     "as_code",
     "as_toml",
+    "exp_or_infinity",
     "format_finite",
     "format_names",
     "format_number",
@@ -35,6 +36,15 @@ def format_number(value: float, digits: int = 3) -> str:
     if not math.isfinite(value):
         return str(value)
     return f"{value + 0.0:.{digits}g}"
+
+
+def exp_or_infinity(value: float) -> float:
+    """Return the exponential of a number; infinity where it would overflow, and for NaN.
+
+    >>> exp_or_infinity(0.0), exp_or_infinity(800.0)
+    (1.0, inf)
+    """
+    return math.exp(value) if value < 700 else math.inf
 
 
 def format_names(names: Sequence[str], most: int = 2) -> str:
@@ -153,7 +163,7 @@ def format_spread(mean: float, spread: float, *, unit: str = "", scale: str = "l
     ('-14.41 ± 0.12 nats', '3.00e-09 ×/÷ 1.5')
     """
     if scale == "log":
-        factor = math.exp(spread) if spread < 700 else math.inf
+        factor = exp_or_infinity(spread)
         low, high = mean / factor, mean * factor
     else:
         low, high = mean - spread, mean + spread

@@ -9,7 +9,7 @@ from itertools import takewhile
 
 from ..records.names import alike, and_more, expanded
 from ..records.reports import BaselineChange, BaselineRecord
-from ..records.text import format_names, format_number
+from ..records.text import exp_or_infinity, format_names, format_number
 from .layout import WORST_NAMED, WORST_SHOWN, labelled
 
 __all__ = ["baseline_headline", "baseline_lines", "change_lines", "change_texts", "constants_text", "shift_text"]
@@ -136,7 +136,7 @@ def _scaled_text(changes: Sequence[BaselineChange]) -> str:
     if not all(map(math.isfinite, shifts)) or abs(math.fsum(shifts)) < math.fsum(sizes):
         return ""
     up_to = "up to " if sizes[-1] - sizes[0] > of_gradients[0].tolerance else ""
-    times = f"{up_to}{format_number(_exp(sizes[-1]))}"
+    times = f"{up_to}{format_number(exp_or_infinity(sizes[-1]))}"
     way = "larger" if shifts[0] > 0 else "smaller"
     return f"all are {times} times {way}, but states and growth are as before: the loss or the output is scaled"
 
@@ -359,10 +359,6 @@ def shift_text(change: BaselineChange) -> str:
     if not math.isfinite(change.shift):
         return _finiteness_text(change)
     if change.scale == "log":
-        factor, most = (format_number(_exp(abs(value))) for value in (change.shift, change.tolerance))
+        factor, most = (format_number(exp_or_infinity(abs(value))) for value in (change.shift, change.tolerance))
         return f"{factor} times {'larger' if change.shift > 0 else 'smaller'}, more than {most}"
     return f"by {format_number(change.shift)}, more than {format_number(change.tolerance)}"
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

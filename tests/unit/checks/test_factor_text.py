@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pytest
 from step_factors import activation, factor, residual
 
 from pytest_trainability.checks.factor_groups import FactorGroup
-from pytest_trainability.checks.factor_text import details, exp_or_infinity, group_effect, group_name, part_of_total
+from pytest_trainability.checks.factor_text import details, group_effect, group_name, part_of_total
 from pytest_trainability.records.factors import FactorRecord, GateRecord, SlopeRecord
 
 
@@ -119,8 +118,3 @@ def test_a_closed_gate_is_named_with_what_closes_it() -> None:
 def test_the_part_of_a_typical_seed_is_that_of_the_mean() -> None:
     assert part_of_total(-5.0, -10.0, -11.0) == "-5.5 of -11.0 nats"
     assert part_of_total(-5.0, -10.0, -13.0) == "-5.0 of -10.0 nats"
-
-
-def test_an_exponential_does_not_overflow() -> None:
-    assert exp_or_infinity(710.0) == float("inf")
-    assert exp_or_infinity(1.0) == pytest.approx(2.718281828)
