@@ -599,7 +599,7 @@ def _refuse_size(path: Path, text: str) -> None:
     size = len(text.encode())
     if size > LARGEST_FILE:
         msg = (
-            f"{path}: a baseline must be smaller than {LARGEST_FILE // 2**20} MB. With what was measured now, this one would have "
+            f"{path}: a baseline must be smaller than {LARGEST_FILE // 2**20} MB. With what was measured now, it would have "
             f"{size / 2**20:.0f} MB. It is unchanged. Divide {path.stem}.py into several files of tests."
         )
         raise BaselineError(msg)
