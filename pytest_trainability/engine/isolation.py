@@ -360,7 +360,8 @@ def _refill(container: Any, items: Any) -> None:
     if isinstance(container, dict):
         if [*map(id, container), *map(id, container.values())] != [*map(id, items), *map(id, items.values())]:
             container.clear()
-            dict.update(container, items)
+            # An OrderedDict keeps its order elsewhere, which `dict.update` would not fill. Counts are added to an empty Counter.
+            container.update(items)
     elif [*map(id, container)] != [*map(id, items)]:
         container.clear()
         (container.update if isinstance(container, set) else container.extend)(items)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections import Counter, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -1024,3 +1024,52 @@ def test_a_process_that_is_forked_during_a_run_can_measure() -> None:
     done.set()
     thread.join()
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+CONTAINERS: dict[str, Callable[[], Any]] = {
+    "list": lambda: ["a", "b", "b"],
+    "set": lambda: {"a", "b"},
+    "deque": lambda: deque("abb", maxlen=3),
+    "dict": lambda: {"a": 2, "b": 0},
+    "OrderedDict": lambda: OrderedDict(a=2, b=0),
+    "defaultdict": lambda: defaultdict(int, a=2, b=0),
+    "Counter": lambda: Counter(a=2, b=0),
+}
+
+
+def emptied(container: Any) -> None:
+    container.clear()
+
+
+def grown(container: Any) -> None:
+    if isinstance(container, dict):
+        container["new"] = 1
+    else:
+        (container.add if isinstance(container, set) else container.append)("new")
+
+
+def reordered(container: Any) -> None:
+    kept = [*container.items()] if isinstance(container, dict) else [*container]
+    container.clear()
+    if isinstance(container, dict):
+        for key, value in reversed(kept):
+            container[key] = value
+    else:
+        (container.update if isinstance(container, set) else container.extend)(reversed(kept))
+
+
+@pytest.mark.parametrize("change", [emptied, grown, reordered])
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_containers_of_every_kind_get_their_items_back_in_order(kind: str, change: Callable[[Any], None]) -> None:
+    layer = nn.Linear(1, 1)
+    layer.held = held = CONTAINERS[kind]()
+    expected = CONTAINERS[kind]()
+    with preserved_model(layer):
+        change(held)
+    assert layer.held is held and held == expected and len(held) == len(expected)
+    assert isinstance(held, set) or [*held] == [*expected]
+    if isinstance(held, dict):
+        assert [*held.items()] == [*expected.items()]
+        # Where its order is kept elsewhere, it can be changed again.
+        held["new"] = 1
+        assert [*held] == [*expected, "new"]
