@@ -32,9 +32,10 @@ the gates after step two."""
 
 # Note [Zeros of later seeds]
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~
-# That a sum cancels belongs to the architecture, not to the draw, so later seeds take it over from the first one, by name. What
-# a gate or a head of zero hides is found out on every seed: a draw may leave units behind it dead, and only the optimizer steps
-# tell a gradient that wakes from one that does not.
+# That a sum cancels belongs to the architecture, not to the draw, so later seeds take it over from the first one that finds it,
+# by name: a sum that is round-off at initialization, or that is zero although its terms are not. A parameter that is anything
+# else on an earlier seed is not known, and neither is what a gate or a head of zero hides: a draw may leave units behind it dead,
+# and only the optimizer steps tell a gradient that wakes from one that does not.
 
 
 def _small(run: Run) -> set[str]:
@@ -59,7 +60,9 @@ class _Answers:
     underflows: dict[str, bool] = field(default_factory=dict)
     """Whether a gradient of zero has underflowed."""
     sums: dict[str, str] = field(default_factory=dict)
-    """The classes of vectors whose gradient is a sum that cancels: zero by algebra, or on this draw."""
+    """The classes of vectors whose gradient is a sum that cancels at initialization: zero by algebra, or on this draw."""
+    others: set[str] = field(default_factory=set)
+    """Parameters without a gradient that are no such sums on at least one seed."""
 
     @classmethod
     def of(cls, run: Run) -> _Answers:
@@ -76,14 +79,19 @@ class _Answers:
 
         return run.of_first_seed(_ZEROS.name, by_terms)
 
-    def add(self, labels: Mapping[str, str]) -> None:
-        """Add the classes that one seed has found."""
-        for name, label in labels.items():
-            if label in {CANCELLED, BALANCED}:
-                self.sums[name], self.cancels[name] = label, True
-            else:
-                # Its sum cancels at initialization only, as behind a gate of zero.
-                self.sums.pop(name, None)
+    def add(self, labels: Mapping[str, str], sums: Collection[str]) -> None:
+        """Add the classes that one seed has found.
+
+        Args:
+            labels: The classes.
+            sums: Parameters whose gradient is a sum that cancels at initialization.
+        """
+        found = {name: labels[name] for name in sums if labels[name] in {CANCELLED, BALANCED}}
+        self.others.update(labels.keys() - found.keys())
+        self.sums.update(found)
+        self.cancels.update(dict.fromkeys(found, True))
+        for name in self.others:
+            self.sums.pop(name, None)
 
 
 def classes_of_zeros(run: Run) -> dict[str, str]:
@@ -104,20 +112,24 @@ def _find(run: Run) -> dict[str, str]:
     found, zero = {n: answers.sums[n] for n in all_zero & answers.sums.keys()}, all_zero - answers.sums.keys()
     doubtful = _round_off(run, objective, zero, answers)
     weights = {name for name in doubtful.cancelled if _is_weight(objective.parameters[name])}
+    biases = set(doubtful.cancelled) - weights
+    sums = biases | found.keys()
     found |= dict.fromkeys(doubtful.cancelled, CANCELLED)
     shown = {name: label == BALANCED for name, label in answers.sums.items()}
-    shown |= rounded_sums(objective, doubtful.cancelled - weights - shown.keys(), eps=eps)
+    shown |= rounded_sums(objective, biases - shown.keys(), eps=eps)
     if weights or zero:
-        biases = set(doubtful.cancelled) - weights
         explained = (zero | weights | biases) - doubtful.underflowed
         by_design = explained if _is_by_design(run, gradients, all_zero | doubtful.cancelled) else set()
         sleepers = _Sleepers(zero, weights, biases)
-        known = answers.cancels_after_steps
-        found |= _asleep(Training.of(run), gradients, sleepers, eps=eps, by_design=by_design, known=known)
+        classes, zeros = _asleep(
+            Training.of(run), gradients, sleepers, eps=eps, by_design=by_design, known=answers.cancels_after_steps
+        )
+        found |= classes
+        sums |= zeros
         rounded = {name for name, label in found.items() if label == CANCELLED}
         shown |= rounded_sums(objective, rounded - weights - shown.keys(), eps=eps)
     labels = {n: BALANCED if label == CANCELLED and shown.get(n) else label for n, label in found.items()}
-    answers.add(labels)
+    answers.add(labels, sums)
     return labels
 
 
@@ -170,7 +182,7 @@ def _asleep(
     eps: float,
     by_design: set[str],
     known: dict[str, bool],
-) -> dict[str, str]:
+) -> tuple[dict[str, str], set[str]]:
     """Take optimizer steps until every parameter has a gradient, and return the classes of those that had none.
 
     Args:
@@ -183,14 +195,15 @@ def _asleep(
 
     Returns:
         Classes of the parameters whose gradient is zero and of weights; and of biases whose gradient is a signal after a step, so
-        that it is round-off at initialization only because something in between is zero.
+        that it is round-off at initialization only because something in between is zero. And the parameters whose gradient is
+        zero although it is the sum of terms that are not.
     """
     zero, weights, biases = sleepers.zero, sleepers.weights, sleepers.biases
     sleeping, first = zero | weights, dict[str, int]()
     later, loss = gradients, 0.0
     for step, after in _gradients_after_steps(training, gradients):
         if after is None:
-            return {n: waking(first[n], by_design=n in by_design) if n in first else UNKNOWN for n in sleeping}
+            return {n: waking(first[n], by_design=n in by_design) if n in first else UNKNOWN for n in sleeping}, set()
         later, loss = after
         doubtful = weights | biases
         small = small_gradients(training.parameters, later, eps=eps, loss=loss) if doubtful else set()
@@ -219,7 +232,7 @@ def _asleep(
 
     # A gradient that is not finite afterwards tells nothing of a bias.
     signals = biases & first.keys() if _are_finite(later) else set()
-    return {name: label(name) for name in sleeping | signals}
+    return {name: label(name) for name in sleeping | signals}, set(sums)
 
 
 def _are_finite(gradients: Gradients) -> bool:

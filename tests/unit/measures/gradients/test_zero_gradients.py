@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_trainability import measure
-from pytest_trainability.measures.gradients.zero_gradients import WAKING_LIMIT
+from pytest_trainability.measures.gradients.zero_gradients import WAKING_LIMIT, _Answers
+from pytest_trainability.records.gradient_classes import CANCELLED, waking
 
 X = torch.tensor([[1.0]], dtype=torch.float64)
 SGD = partial(torch.optim.SGD, lr=0.25)
@@ -297,3 +298,67 @@ def test_a_sum_that_cancels_is_known_on_later_seeds_whether_it_is_zero_or_round_
     alone, passes = classes(seeds[:1]), Contrast.passes
     assert alone == ["head.bias: zero by algebra"]
     assert classes(seeds) == alone and Contrast.passes == passes + 5
+
+
+class GatedContrast(Contrast):
+    """The same behind a branch with a gate of zero, so that optimizer steps are taken on every seed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.gate = nn.Linear(6, 6), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.gate * self.branch(x))
+
+
+def test_a_sum_that_cancels_is_known_next_to_gradients_that_wake() -> None:
+    def passes(seeds: Sequence[int]) -> int:
+        GatedContrast.passes = 0
+        result = measure(GatedContrast, X6, seeds=seeds, loss=torch.sum)
+        assert set(result.gradient_classes) == {
+            "head.bias: zero by algebra",
+            "branch.weight: waking at step 1",
+            "branch.bias: waking at step 1",
+        }
+        return GatedContrast.passes
+
+    # Each later seed takes its own forward pass and one after an optimizer step, and hardly any more.
+    assert passes(range(6)) < passes([0]) + 5 * 3
+
+
+class EqualTokensOnSomeDraws(nn.Module):
+    """Attention with an output of zero. On some draws, the units before it are dead, and all tokens are equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.query, self.out = (nn.Linear(6, 6) for _ in range(4))
+        nn.init.zeros_(self.out.weight)
+        if float(torch.rand(())) < 0.5:
+            nn.init.constant_(self.first.bias, -1e3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu())
+        return x + self.out((self.query(x) @ self.out(x).mT).softmax(-1) @ x)
+
+
+@pytest.mark.parametrize("seeds", [range(6), range(5, -1, -1)])
+def test_what_differs_between_draws_is_found_on_every_seed_in_any_order(seeds: range) -> None:
+    def classes(seeds: Sequence[int]) -> dict[str, tuple[float, ...]]:
+        result = measure(EqualTokensOnSomeDraws, X6, seeds=seeds, loss=lambda y: y.sin().sum())
+        return {name: result.waking_step[name].values for name in ("query.weight", "query.bias")}
+
+    alone = [classes([seed]) for seed in seeds]
+    together = classes(seeds)
+    assert {name: tuple(found[name][0] for found in alone) for name in together} == together
+    assert len(set(together["query.bias"])) == 2
+
+
+def test_later_seeds_take_over_sums_of_initialization_only() -> None:
+    """Neither what cancels after optimizer steps, nor a parameter that is something else on another seed."""
+    answers = _Answers({})
+    answers.add({"sum": CANCELLED, "later": CANCELLED, "wakes": waking(1, by_design=True)}, {"sum"})
+    assert answers.sums == {"sum": CANCELLED} and answers.cancels == {"sum": True}
+    answers.add({"sum": CANCELLED, "later": CANCELLED, "wakes": CANCELLED}, {"sum", "later", "wakes"})
+    assert answers.sums == {"sum": CANCELLED}
+    answers.add({"sum": waking(1, by_design=True)}, {"sum"})
+    assert answers.sums == {}
