@@ -59,6 +59,8 @@ class _Answers:
     """Whether a gradient that is not zero after the optimizer steps is a sum that cancels."""
     underflows: dict[str, bool] = field(default_factory=dict)
     """Whether a gradient of zero has underflowed."""
+    shows: dict[str, bool] = field(default_factory=dict)
+    """Whether the loss changes when a parameter is moved whose gradient is a sum that cancels, also after the steps."""
     sums: dict[str, str] = field(default_factory=dict)
     """The classes of vectors whose gradient is a sum that cancels at initialization: zero by algebra, or on this draw."""
     others: set[str] = field(default_factory=set)
@@ -75,7 +77,8 @@ class _Answers:
             found = {name: cancels(terms) for name, terms in run[GRADIENT_TERMS].items()}
             decided = {name: answer for name, answer in found.items() if answer is not None}
             sums = {name for name, cancel in decided.items() if cancel}
-            return cls(decided, sums={n: CANCELLED for n in sums if not _is_weight(run.capture.model.get_parameter(n))})
+            vectors = {name for name in sums if not _is_weight(run.capture.model.get_parameter(name))}
+            return cls(decided, shows=dict.fromkeys(sums, False), sums=dict.fromkeys(vectors, CANCELLED))
 
         return run.of_first_seed(_ZEROS.name, by_terms)
 
@@ -115,8 +118,8 @@ def _find(run: Run) -> dict[str, str]:
     biases = set(doubtful.cancelled) - weights
     sums = biases | found.keys()
     found |= dict.fromkeys(doubtful.cancelled, CANCELLED)
-    shown = {name: label == BALANCED for name, label in answers.sums.items()}
-    shown |= rounded_sums(objective, biases - shown.keys(), eps=eps)
+    shows = answers.shows
+    shows |= rounded_sums(objective, biases - shows.keys(), eps=eps)
     if weights or zero:
         explained = (zero | weights | biases) - doubtful.underflowed
         by_design = explained if _is_by_design(run, gradients, all_zero | doubtful.cancelled) else set()
@@ -127,8 +130,8 @@ def _find(run: Run) -> dict[str, str]:
         found |= classes
         sums |= zeros
         rounded = {name for name, label in found.items() if label == CANCELLED}
-        shown |= rounded_sums(objective, rounded - weights - shown.keys(), eps=eps)
-    labels = {n: BALANCED if label == CANCELLED and shown.get(n) else label for n, label in found.items()}
+        shows |= rounded_sums(objective, rounded - weights - shows.keys(), eps=eps)
+    labels = {n: BALANCED if label == CANCELLED and shows.get(n) else label for n, label in found.items()}
     answers.add(labels, sums)
     return labels
 
