@@ -32,10 +32,12 @@ the gates after step two."""
 
 # Note [Zeros of later seeds]
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~
-# That a sum cancels belongs to the architecture, not to the draw, so later seeds take it over from the first one that finds it,
-# by name: a sum that is round-off at initialization, or that is zero although its terms are not. A parameter that is anything
-# else on an earlier seed is not known, and neither is what a gate or a head of zero hides: a draw may leave units behind it dead,
-# and only the optimizer steps tell a gradient that wakes from one that does not.
+# That a sum cancels by algebra belongs to the architecture, not to the draw, so later seeds take it over from the first one that
+# finds it, by name: a sum that is round-off at initialization, or that is zero although its terms are not. A gradient that is
+# exactly zero needs evidence of its own seed: the gradient of the weight next to a bias, which has the same cotangent, is a
+# signal, so that the terms of the sum are not zero. A draw may leave units dead, or behind a gate of zero, and then only the
+# optimizer steps tell a gradient that wakes from one that does not. A parameter that is anything else on an earlier seed is not
+# known.
 
 
 def _small(run: Run) -> set[str]:
@@ -82,6 +84,17 @@ class _Answers:
 
         return run.of_first_seed(_ZEROS.name, by_terms)
 
+    def sums_of_zero(self, gradients: Gradients, small: set[str]) -> set[str]:
+        """Return the parameters whose gradient is exactly zero and known to be a sum that cancels by algebra.
+
+        Args:
+            gradients: Gradients of this seed by parameter name.
+            small: Parameters whose gradient may be round-off.
+        """
+        signals = {name for name in _nonzero(gradients) if name not in small or self.cancels.get(name) is False}
+        sums = {name for name in _zero(gradients) if self.sums.get(name) == CANCELLED}
+        return {name for name in sums if _weight_next_to(name) in signals}
+
     def add(self, labels: Mapping[str, str], sums: Collection[str]) -> None:
         """Add the classes that one seed has found.
 
@@ -97,11 +110,18 @@ class _Answers:
             self.sums.pop(name, None)
 
 
+def _weight_next_to(name: str) -> str:
+    """Return the name that the weight of a bias has in PyTorch's modules, such as ``in_proj_weight`` of ``in_proj_bias``."""
+    module, _, last = name.rpartition(".")
+    return f"{module}.{last.replace('bias', 'weight')}".removeprefix(".")
+
+
 def classes_of_zeros(run: Run) -> dict[str, str]:
     """Return the classes of the parameters whose gradient is zero, exactly or by algebra, by name."""
     gradients, small, answers = run[PARAMETER_GRADIENTS], run[SMALL_GRADIENTS], _Answers.of(run)
     without = _zero(gradients) | {name for name in small if answers.cancels.get(name)}
-    if small <= answers.cancels.keys() and without <= answers.sums.keys():
+    known = answers.sums_of_zero(gradients, small) | (small & answers.sums.keys())
+    if small <= answers.cancels.keys() and without <= known:
         return {name: answers.sums[name] for name in without}
     # The need of a later stage is not listed, so that models without zeros are neither copied nor run again.
     return run[_ZEROS]
@@ -111,13 +131,12 @@ def _find(run: Run) -> dict[str, str]:
     """Find the classes of gradients that are zero, by further passes."""
     objective, eps, answers = Objective.of(run), _coarsest(run), _Answers.of(run)
     gradients = run[PARAMETER_GRADIENTS]
-    all_zero = _zero(gradients)
-    found, zero = {n: answers.sums[n] for n in all_zero & answers.sums.keys()}, all_zero - answers.sums.keys()
+    all_zero, known = _zero(gradients), answers.sums_of_zero(gradients, run[SMALL_GRADIENTS])
+    zero, zeros = all_zero - known, set[str]()
     doubtful = _round_off(run, objective, zero, answers)
     weights = {name for name in doubtful.cancelled if _is_weight(objective.parameters[name])}
-    biases = set(doubtful.cancelled) - weights
-    sums = biases | found.keys()
-    found |= dict.fromkeys(doubtful.cancelled, CANCELLED)
+    biases = set(doubtful.cancelled) - weights | known
+    found = dict.fromkeys(doubtful.cancelled | known, CANCELLED)
     shows = answers.shows
     shows |= rounded_sums(objective, biases - shows.keys(), eps=eps)
     if weights or zero:
@@ -128,11 +147,10 @@ def _find(run: Run) -> dict[str, str]:
             Training.of(run), gradients, sleepers, eps=eps, by_design=by_design, known=answers.cancels_after_steps
         )
         found |= classes
-        sums |= zeros
         rounded = {name for name, label in found.items() if label == CANCELLED}
         shows |= rounded_sums(objective, rounded - weights - shows.keys(), eps=eps)
     labels = {n: BALANCED if label == CANCELLED and shows.get(n) else label for n, label in found.items()}
-    answers.add(labels, sums)
+    answers.add(labels, biases | zeros)
     return labels
 
 

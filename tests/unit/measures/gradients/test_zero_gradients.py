@@ -353,6 +353,44 @@ def test_what_differs_between_draws_is_found_on_every_seed_in_any_order(seeds: r
     assert len(set(together["query.bias"])) == 2
 
 
+class NormalizedOnSomeDraws(nn.Module):
+    """A bias before a normalization, whose sum cancels. On some draws, all units behind the normalization are dead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+        if float(torch.rand(())) < 0.5:
+            nn.init.constant_(self.norm.bias, -1e3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.layer(x)).relu())
+
+
+class DeadOrGated(nn.Module):
+    """Units of a branch are dead on some draws, and a gate of zero is before them on the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.gate = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Parameter(torch.ones(()))
+        self.is_dead = float(torch.rand(())) < 0.5
+        nn.init.constant_(self.norm.bias if self.is_dead else self.gate, -1e3 if self.is_dead else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gate * self.norm(self.layer(x)).relu()
+
+
+@pytest.mark.parametrize("model", [NormalizedOnSomeDraws, DeadOrGated])
+@pytest.mark.parametrize("seeds", [range(6), range(5, -1, -1)], ids=["forwards", "backwards"])
+def test_dead_units_are_found_behind_a_sum_that_cancels_on_other_draws(model: type[nn.Module], seeds: range) -> None:
+    def found(seeds: Sequence[int]) -> list[float]:
+        result = measure(model, X6, seeds=seeds, loss=lambda y: y.sin().sum())
+        return list(result.untrained_fraction.values)
+
+    alone = [found([seed])[0] for seed in seeds]
+    assert len(set(alone)) == 2
+    assert found(seeds) == alone
+
+
 def test_later_seeds_take_over_sums_of_initialization_only() -> None:
     """Neither what cancels after optimizer steps, nor a parameter that is something else on another seed."""
     answers = _Answers({})
