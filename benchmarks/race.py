@@ -598,6 +598,7 @@ def shifted(recorded: Mapping[str, float], found: Mapping[str, float]) -> list[s
 
 
 def contest_of(row: str) -> str:
+    """Return the contest of a row of the check."""
     return row.partition(", ")[0]
 
 
@@ -654,10 +655,15 @@ def record(name: str, text: str, ratios: Mapping[str, Any]) -> None:
     write_between(PAGE, f"race: {name}", f"{text.rstrip()}\n\n{conditions()}")
     found = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {"checked": {}, "ratios": {}}
     contest = CONTESTS[name]
-    kept = {row: value for row, value in found["checked"].items() if not row.startswith(f"{name}, ")}
+    kept = {row: value for row, value in found["checked"].items() if contest_of(row) != name}
     found["checked"] = kept | repeated_rows({name: contest})
     found["ratios"][name] = {"conditions": conditions(), **ratios}
-    RECORD.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_record(found, RECORD)
+
+
+def write_record(found: Mapping[str, Any], path: Path) -> None:
+    """Write the file that the check reads."""
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def repeated_rows(contests: Mapping[str, Contest]) -> dict[str, list[float]]:
@@ -671,7 +677,7 @@ def record_checked(path: Path = RECORD) -> None:
     """Record the rows of the check alone, and print how much they vary."""
     found = json.loads(path.read_text(encoding="utf-8"))
     found["checked"] = repeated_rows(CONTESTS)
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_record(found, path)
     for name, (median, smallest, largest) in found["checked"].items():
         print(f"{median:.2f}, from {smallest / median:.2f} to {largest / median:.2f} of it: {name}")
 
