@@ -19,9 +19,10 @@ from ..capture.operators import operator_name
 from ..capture.recorder import Call, Capture, Edge, Places
 from ..capture.recurrence import Recurrence, find_recurrences
 from ..capture.weights import WeightLayers
+from ..isolation import digest
 from ..jacobian.skips import runs_side_by_side
 from ..jacobian.trajectories import Division
-from ..torch_internals import custom_function_of, is_batch_norm
+from ..torch_internals import custom_function_of, is_batch_norm, is_lazy
 from ..trees import batch_size, tensors_in
 from .finiteness import NotFinite
 from .recipe import Recipe
@@ -48,8 +49,14 @@ class Plan:
     """Along time, the name of the recurrence that is measured."""
     places: Places | None = field(default=None, compare=False)
     """Along depth, the places of the tensors that belong to states."""
+    architecture: str = field(default="", compare=False)
+    """Digest of the names, classes and shapes of the first seed's model."""
     findings: dict[str, Any] = field(default_factory=dict, compare=False)
     """Findings about the architecture, which later seeds reuse, by the name of the need that made them."""
+
+    def findings_about(self, model: nn.Module) -> dict[str, Any]:
+        """Return the findings, to which others may be added; none about a model of another architecture than the first one's."""
+        return self.findings if _architecture(model) == self.architecture else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +162,17 @@ def described(
             division,
             chosen.name if chosen is not None else "",
             _places_of_states(capture, chain) if chain.along == "depth" else None,
+            _architecture(capture.model),
         ),
         code=CodeFacts(_shapes(capture.output), _custom_functions(graph), _cut_off(capture, graph, chain)),
     )
+
+
+def _architecture(model: nn.Module) -> str:
+    modules = (f"{name} {type(module).__qualname__}" for name, module in model.named_modules())
+    held = (*model.named_parameters(), *model.named_buffers())
+    tensors = (f"{name} {'lazy' if is_lazy(t) else tuple(t.shape)} {t.requires_grad}" for name, t in held)
+    return digest("\n".join((*modules, *tensors)).encode())
 
 
 def _shapes(output: Any) -> str:

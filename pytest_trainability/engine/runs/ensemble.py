@@ -169,7 +169,7 @@ def _read_once(
             cutting.recurrence,
             time_instruments=ALONG_TIME if along is not None else (),
             first_sweep=first_sweep,
-            findings=known.plan.findings,
+            findings=known.plan.findings_about(model),
         )
         run.fulfil(needs | {STOPPED_GRADIENTS} if is_first else needs, built=before)
         if is_first:

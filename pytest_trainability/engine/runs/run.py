@@ -165,11 +165,11 @@ class Run:
         return found
 
     def of_first_seed(self, name: str, find: Callable[[], _Found]) -> _Found:
-        """Return what the first seed found about the architecture, which no other seed can change.
+        """Return what the first seed found about the architecture, which no other seed of the same modules and shapes can change.
 
         Args:
             name: Name of the need.
-            find: Called for the first seed only.
+            find: Called for the first seed, and for each seed whose model has other modules or shapes.
         """
         if name not in self.findings:
             self.findings[name] = find()

@@ -21,7 +21,16 @@ from ...engine.runs.other_precision import (
 )
 from ...engine.runs.training import Gradients
 
-__all__ = ["RoundOff", "cancels", "is_zero", "round_off", "rounded_sums", "small_gradients", "zero_sums"]
+__all__ = [
+    "RoundOff",
+    "cancels",
+    "gradient_norms",
+    "is_zero",
+    "round_off",
+    "rounded_sums",
+    "small_gradients",
+    "zero_sums",
+]
 
 # Note [What zero is]
 # ~~~~~~~~~~~~~~~~~~~
@@ -205,7 +214,7 @@ def small_gradients(
     Returns:
         Names of parameters; empty if a gradient is not finite.
     """
-    sizes = _sizes(gradients) if sizes is None else sizes
+    sizes = gradient_norms(gradients) if sizes is None else sizes
     if not sizes or not all(map(math.isfinite, sizes.values())):
         return set()
     largest, coarsest = max(sizes.values()), max(eps, *(_eps(g) for g in gradients.values()))
@@ -222,7 +231,8 @@ def small_gradients(
     return {name for name, size in sizes.items() if size > 0 and is_small(name)}
 
 
-def _sizes(gradients: Gradients) -> dict[str, float]:
+def gradient_norms(gradients: Gradients) -> dict[str, float]:
+    """Return the norms of gradients by parameter name, without those that are None."""
     return {name: float(norm(g)) for name, g in gradients.items() if g is not None}
 
 

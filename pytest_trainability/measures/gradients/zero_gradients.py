@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -21,7 +22,7 @@ from ...records.gradient_classes import (
     UNKNOWN,
     waking,
 )
-from .round_off import RoundOff, cancels, is_zero, round_off, rounded_sums, small_gradients, zero_sums
+from .round_off import RoundOff, cancels, gradient_norms, is_zero, round_off, rounded_sums, small_gradients, zero_sums
 
 __all__ = ["SMALL_GRADIENTS", "WAKING_LIMIT", "classes_of_zeros", "first_parameters"]
 
@@ -32,12 +33,11 @@ the gates after step two."""
 
 # Note [Zeros of later seeds]
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~
-# That a sum cancels by algebra belongs to the architecture, not to the draw, so later seeds take it over from the first one that
-# finds it, by name: a sum that is round-off at initialization, or that is zero although its terms are not. A gradient that is
-# exactly zero needs evidence of its own seed: the gradient of the weight next to a bias, which has the same cotangent, is a
-# signal, so that the terms of the sum are not zero. A draw may leave units dead, or behind a gate of zero, and then only the
-# optimizer steps tell a gradient that wakes from one that does not. A parameter that is anything else on an earlier seed is not
-# known.
+# That a sum cancels by algebra belongs to the architecture, not to the draw, so later seeds reuse, by name, whether a small
+# gradient is one. A draw may differ, though: a weight of zero before a normalization leaves round-off where others have a signal.
+# So an answer holds only where the gradients have about the same sizes, unless the terms gave it: what cancels for a random
+# functional as well cancels at all values. A gradient that is exactly zero is examined on every seed. A draw may leave units
+# dead, or behind a gate of zero, and only the optimizer steps tell a gradient that wakes from one that does not.
 
 
 def _small(run: Run) -> set[str]:
@@ -51,22 +51,63 @@ SMALL_GRADIENTS: Need[set[str]] = Need(
 """Parameters whose gradient may be round-off."""
 
 
+class _Sums:
+    """Which gradients that are not zero are sums that cancel, by parameter. See Note [Zeros of later seeds].
+
+    Args:
+        eps: Coarsest relative precision of the model's arithmetic.
+        by_algebra: Parameters whose gradients are known to cancel at all values.
+    """
+
+    def __init__(self, eps: float, by_algebra: Collection[str] = ()) -> None:
+        self._factor = (1 / eps) ** 0.25 if eps else math.inf
+        self._by_algebra = frozenset(by_algebra)
+        self._known: dict[str, tuple[bool, float, float]] = {}
+
+    def add(self, cancel: Mapping[str, bool], sizes: Mapping[str, float]) -> None:
+        """Add answers of one seed.
+
+        Args:
+            cancel: Whether each gradient is a sum that cancels.
+            sizes: Norms of all gradients of the seed.
+        """
+        largest = max(sizes.values(), default=0.0)
+        self._known.update({name: (answer, sizes[name], largest) for name, answer in cancel.items()})
+
+    def answers(self, names: Collection[str], sizes: Mapping[str, float]) -> dict[str, bool] | None:
+        """Return whether gradients are sums that cancel; None unless it is known of all of them.
+
+        An answer is taken over by gradients of the same size or nearer to it, up to a quarter of the digits: that of a signal
+        unless a gradient is smaller, and that of round-off unless it is larger, both in itself and relative to the largest one.
+
+        Args:
+            names: Parameters with a gradient that is not zero.
+            sizes: Norms of all gradients of the seed.
+        """
+        found, largest = dict.fromkeys(self._by_algebra.intersection(names), True), max(sizes.values(), default=0.0)
+        for name in set(names) - found.keys():
+            if name not in self._known:
+                return None
+            cancels, size, largest_then = self._known[name]
+            ratios = (sizes[name] / size, sizes[name] / size * largest_then / largest)
+            if not (max(ratios) <= self._factor if cancels else min(ratios) >= 1 / self._factor):
+                return None
+            found[name] = cancels
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Answers:
     """What earlier seeds have found out, by parameter. Later ones add what is missing. See Note [Zeros of later seeds]."""
 
-    cancels: dict[str, bool]
-    """Whether a gradient that is not zero is a sum that cancels."""
-    cancels_after_steps: dict[str, bool] = field(default_factory=dict)
-    """Whether a gradient that is not zero after the optimizer steps is a sum that cancels."""
+    sums: _Sums
+    """Sums that cancel at initialization."""
+    sums_after_steps: _Sums
+    """Sums that cancel after the optimizer steps."""
     underflows: dict[str, bool] = field(default_factory=dict)
     """Whether a gradient of zero has underflowed."""
     shows: dict[str, bool] = field(default_factory=dict)
     """Whether the loss changes when a parameter is moved whose gradient is a sum that cancels, also after the steps."""
-    sums: dict[str, str] = field(default_factory=dict)
-    """The classes of vectors whose gradient is a sum that cancels at initialization: zero by algebra, or on this draw."""
-    others: set[str] = field(default_factory=set)
-    """Parameters without a gradient that are no such sums on at least one seed."""
 
     @classmethod
     def of(cls, run: Run) -> _Answers:
@@ -76,53 +117,23 @@ class _Answers:
         """
 
         def by_terms() -> _Answers:
-            found = {name: cancels(terms) for name, terms in run[GRADIENT_TERMS].items()}
-            decided = {name: answer for name, answer in found.items() if answer is not None}
-            sums = {name for name, cancel in decided.items() if cancel}
-            vectors = {name for name in sums if not _is_weight(run.capture.model.get_parameter(name))}
-            return cls(decided, shows=dict.fromkeys(sums, False), sums=dict.fromkeys(vectors, CANCELLED))
+            eps, found = _coarsest(run), {name: cancels(terms) for name, terms in run[GRADIENT_TERMS].items()}
+            by_algebra = [name for name, answer in found.items() if answer is True]
+            sums = _Sums(eps, by_algebra)
+            sums.add({name: False for name, answer in found.items() if answer is False}, run[GRADIENT_NORMS])
+            return cls(sums, _Sums(eps), shows=dict.fromkeys(by_algebra, False))
 
         return run.of_first_seed(_ZEROS.name, by_terms)
-
-    def sums_of_zero(self, gradients: Gradients, small: set[str]) -> set[str]:
-        """Return the parameters whose gradient is exactly zero and known to be a sum that cancels by algebra.
-
-        Args:
-            gradients: Gradients of this seed by parameter name.
-            small: Parameters whose gradient may be round-off.
-        """
-        signals = {name for name in _nonzero(gradients) if name not in small or self.cancels.get(name) is False}
-        sums = {name for name in _zero(gradients) if self.sums.get(name) == CANCELLED}
-        return {name for name in sums if _weight_next_to(name) in signals}
-
-    def add(self, labels: Mapping[str, str], sums: Collection[str]) -> None:
-        """Add the classes that one seed has found.
-
-        Args:
-            labels: The classes.
-            sums: Parameters whose gradient is a sum that cancels at initialization.
-        """
-        found = {name: labels[name] for name in sums if labels[name] in {CANCELLED, BALANCED}}
-        self.others.update(labels.keys() - found.keys())
-        self.sums.update(found)
-        self.cancels.update(dict.fromkeys(found, True))
-        for name in self.others:
-            self.sums.pop(name, None)
-
-
-def _weight_next_to(name: str) -> str:
-    """Return the name that the weight of a bias has in PyTorch's modules, such as ``in_proj_weight`` of ``in_proj_bias``."""
-    module, _, last = name.rpartition(".")
-    return f"{module}.{last.replace('bias', 'weight')}".removeprefix(".")
 
 
 def classes_of_zeros(run: Run) -> dict[str, str]:
     """Return the classes of the parameters whose gradient is zero, exactly or by algebra, by name."""
     gradients, small, answers = run[PARAMETER_GRADIENTS], run[SMALL_GRADIENTS], _Answers.of(run)
-    without = _zero(gradients) | {name for name in small if answers.cancels.get(name)}
-    known = answers.sums_of_zero(gradients, small) | (small & answers.sums.keys())
-    if small <= answers.cancels.keys() and without <= known:
-        return {name: answers.sums[name] for name in without}
+    known = answers.sums.answers(small, run[GRADIENT_NORMS])
+    if known is not None and not _zero(gradients):
+        sums = [name for name in small if known[name]]
+        if all(name in answers.shows and not _is_weight(run.capture.model.get_parameter(name)) for name in sums):
+            return {name: BALANCED if answers.shows[name] else CANCELLED for name in sums}
     # The need of a later stage is not listed, so that models without zeros are neither copied nor run again.
     return run[_ZEROS]
 
@@ -131,46 +142,44 @@ def _find(run: Run) -> dict[str, str]:
     """Find the classes of gradients that are zero, by further passes."""
     objective, eps, answers = Objective.of(run), _coarsest(run), _Answers.of(run)
     gradients = run[PARAMETER_GRADIENTS]
-    all_zero, known = _zero(gradients), answers.sums_of_zero(gradients, run[SMALL_GRADIENTS])
-    zero, zeros = all_zero - known, set[str]()
-    doubtful = _round_off(run, objective, zero, answers)
+    zero, doubtful = _zero(gradients), _round_off(run, objective, answers)
     weights = {name for name in doubtful.cancelled if _is_weight(objective.parameters[name])}
-    biases = set(doubtful.cancelled) - weights | known
-    found = dict.fromkeys(doubtful.cancelled | known, CANCELLED)
-    shows = answers.shows
+    biases, shows = set(doubtful.cancelled) - weights, answers.shows
+    found = dict.fromkeys(doubtful.cancelled, CANCELLED)
     shows |= rounded_sums(objective, biases - shows.keys(), eps=eps)
     if weights or zero:
         explained = (zero | weights | biases) - doubtful.underflowed
-        by_design = explained if _is_by_design(run, gradients, all_zero | doubtful.cancelled) else set()
+        by_design = explained if _is_by_design(run, gradients, zero | doubtful.cancelled) else set()
         sleepers = _Sleepers(zero, weights, biases)
-        classes, zeros = _asleep(
-            Training.of(run), gradients, sleepers, eps=eps, by_design=by_design, known=answers.cancels_after_steps
+        found |= _asleep(
+            Training.of(run), gradients, sleepers, eps=eps, by_design=by_design, known=answers.sums_after_steps
         )
-        found |= classes
         rounded = {name for name, label in found.items() if label == CANCELLED}
         shows |= rounded_sums(objective, rounded - weights - shows.keys(), eps=eps)
-    labels = {n: BALANCED if label == CANCELLED and shows.get(n) else label for n, label in found.items()}
-    answers.add(labels, biases | zeros)
-    return labels
+    return {n: BALANCED if label == CANCELLED and shows.get(n) else label for n, label in found.items()}
 
 
 _ZEROS: Need[dict[str, str]] = Need(
-    "zero gradients", _find, Stage.RERUN, requires=(PARAMETER_GRADIENTS, GRADIENT_TERMS, SMALL_GRADIENTS)
+    "zero gradients",
+    _find,
+    Stage.RERUN,
+    requires=(PARAMETER_GRADIENTS, GRADIENT_NORMS, GRADIENT_TERMS, SMALL_GRADIENTS),
 )
 
 
-def _round_off(run: Run, objective: Objective, zero: set[str], answers: _Answers) -> RoundOff:
-    """Find the gradients that are round-off, unless earlier seeds have found it out; ``zero`` are those that are exactly zero."""
-    gradients, small = run[PARAMETER_GRADIENTS], run[SMALL_GRADIENTS]
-    if small <= answers.cancels.keys() and zero <= answers.underflows.keys():
+def _round_off(run: Run, objective: Objective, answers: _Answers) -> RoundOff:
+    """Find the gradients that are round-off, unless earlier seeds have found it out."""
+    gradients, small, sizes = run[PARAMETER_GRADIENTS], run[SMALL_GRADIENTS], run[GRADIENT_NORMS]
+    zero, known = _zero(gradients), answers.sums.answers(small, sizes)
+    if known is not None and zero <= answers.underflows.keys():
         return RoundOff(
-            frozenset(name for name in small if answers.cancels[name]),
+            frozenset(name for name in small if known[name]),
             frozenset(name for name in zero if answers.underflows[name]),
         )
     found = round_off(objective, gradients, eps=_coarsest(run), loss=_loss(run))
     if small:
         # A sum that cancels is small: the gradients that are not small are none either.
-        answers.cancels.update({name: name in found.cancelled for name in _nonzero(gradients)})
+        answers.sums.add({name: name in found.cancelled for name in _nonzero(gradients)}, sizes)
         answers.underflows.update({name: name in found.underflowed for name in zero})
     return found
 
@@ -202,8 +211,8 @@ def _asleep(
     *,
     eps: float,
     by_design: set[str],
-    known: dict[str, bool],
-) -> tuple[dict[str, str], set[str]]:
+    known: _Sums,
+) -> dict[str, str]:
     """Take optimizer steps until every parameter has a gradient, and return the classes of those that had none.
 
     Args:
@@ -212,19 +221,18 @@ def _asleep(
         sleepers: Parameters without a gradient.
         eps: Coarsest relative precision of the model's arithmetic.
         by_design: Parameters whose zeros a zero-initialized part explains.
-        known: Whether the gradients are sums that cancel, as far as earlier seeds have found out; receives further answers.
+        known: Which gradients are sums that cancel, as far as earlier seeds have found out; receives further answers.
 
     Returns:
         Classes of the parameters whose gradient is zero and of weights; and of biases whose gradient is a signal after a step, so
-        that it is round-off at initialization only because something in between is zero. And the parameters whose gradient is
-        zero although it is the sum of terms that are not.
+        that it is round-off at initialization only because something in between is zero.
     """
     zero, weights, biases = sleepers.zero, sleepers.weights, sleepers.biases
     sleeping, first = zero | weights, dict[str, int]()
     later, loss = gradients, 0.0
     for step, after in _gradients_after_steps(training, gradients):
         if after is None:
-            return {n: waking(first[n], by_design=n in by_design) if n in first else UNKNOWN for n in sleeping}, set()
+            return {n: waking(first[n], by_design=n in by_design) if n in first else UNKNOWN for n in sleeping}
         later, loss = after
         doubtful = weights | biases
         small = small_gradients(training.parameters, later, eps=eps, loss=loss) if doubtful else set()
@@ -233,11 +241,14 @@ def _asleep(
         if first.keys() >= sleeping:
             break
     # One comparison after the last step, instead of one after every step.
-    small = small_gradients(training.parameters, later, eps=eps, loss=loss) & sleeping
-    if not small <= known.keys():
+    sizes = gradient_norms(later)
+    small = small_gradients(training.parameters, later, eps=eps, loss=loss, sizes=sizes) & sleeping
+    answers = known.answers(small, sizes)
+    if answers is None:
         found = round_off(training.objective, later, eps=eps, loss=loss, among=sleeping).cancelled
-        known |= {name: name in found for name in sleeping & _nonzero(later)}
-    cancelled = {name for name in small if known[name]}
+        answers = {name: name in found for name in sleeping & _nonzero(later)}
+        known.add(answers, sizes)
+    cancelled = {name for name in small if answers[name]}
     woken = _nonzero(later) | first.keys()
     vectors = {name for name in zero - cancelled - woken if not _is_weight(training.parameters[name])}
     sums = zero_sums(training.objective, vectors, eps=eps) if vectors else {}
@@ -253,7 +264,7 @@ def _asleep(
 
     # A gradient that is not finite afterwards tells nothing of a bias.
     signals = biases & first.keys() if _are_finite(later) else set()
-    return {name: label(name) for name in sleeping | signals}, set(sums)
+    return {name: label(name) for name in sleeping | signals}
 
 
 def _are_finite(gradients: Gradients) -> bool:
