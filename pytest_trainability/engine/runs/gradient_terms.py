@@ -18,7 +18,7 @@ from ..capture.recorder import Recorder, edge_of
 from ..linalg.norms import norm, stored_values
 from ..torch_internals import function_transforms_are_active, is_custom, is_leaf_node, leaf_of, output_metadata, saved
 
-__all__ = ["TermObserver", "Terms", "observe_terms", "sums_with_terms"]
+__all__ = ["TermObserver", "Terms", "gradients_with_terms", "observe_terms", "sums_with_terms"]
 
 Gradients = Mapping[str, Tensor | None]
 """Gradients by parameter name."""
@@ -32,7 +32,8 @@ Gradients = Mapping[str, Tensor | None]
 # - It is at least the norm of the cotangent itself, and at least that of the terms behind any operation that reads the result:
 #   whatever an operation does, the bound does not shrink.
 # - Except at a product with a number or a parameter: it multiplies error and cotangent alike, by at most its largest entry. So
-#   the branches behind a LayerScale of 1e-6 have small gradients, and errors that are as small.
+#   the branches behind a LayerScale of 1e-6 have small gradients, and errors that are as small. A normalization multiplies by its
+#   weight and by the inverse of the standard deviation, before it subtracts anything.
 # - And except at an operation with one number as its result, such as a mean: the map from one number has no directions, so that
 #   error and cotangent keep their ratio.
 #
@@ -168,15 +169,24 @@ def _saved_tensor(node: Node, name: str) -> Tensor | None:
 
 
 def _largest_factor(node: Node, place: int) -> float:
-    """Return the largest entry of what a product multiplies an operand by, at most 1; 1 for what is too long to be looked at."""
-    if operator_name(node) != "Mul":
+    """Return the largest entry of what a product or a normalization multiplies a cotangent by, at most 1; 1 if unknown."""
+    operator = operator_name(node)
+    if operator == "Mul":
+        return min(1.0, _largest(_saved_tensor(node, "self" if place else "other")))
+    weight, scale = _saved_tensor(node, "weight"), _saved_tensor(node, "result2")
+    if operator not in _GAINS or place != 0 or weight is None or scale is None:
         return 1.0
-    factor = _saved_tensor(node, "self" if place else "other")
+    is_by_channel = weight.shape == scale.shape
+    return min(1.0, _largest(weight * scale) if is_by_channel else _largest(weight) * _largest(scale))
+
+
+def _largest(factor: Tensor | None) -> float:
+    """Return the largest entry; 1 for what is too long to be looked at, for no tensor, and if it is not finite."""
     if factor is None or not 0 < factor.numel() <= (math.inf if isinstance(factor, nn.Parameter) else SHORT):
         return 1.0
-    values = stored_values(factor)
+    values = stored_values(factor.detach())
     largest = float((values.abs() if values.is_complex() else values.double().abs()).max())
-    return min(1.0, largest) if math.isfinite(largest) else 1.0
+    return largest if math.isfinite(largest) else 1.0
 
 
 SHORT = 2**16
@@ -305,6 +315,28 @@ def _summed(use: _Use, cotangent: Tensor) -> Tensor:
     producer, number = use.node.next_functions[use.place]
     assert producer is not None, "a parameter is read here"
     return cotangent.sum_to_size(tuple(output_metadata(producer)[number].shape))
+
+
+def gradients_with_terms(model: nn.Module, loss: Tensor) -> tuple[dict[str, Tensor | None], dict[str, Terms]]:
+    """Differentiate a loss with respect to every trainable parameter, and compare the gradients with their terms.
+
+    Returns:
+        Gradients by parameter name, None for one that the loss does not depend on; and the terms of those that are known.
+    """
+    with freed_in_order() as nodes:
+        return _observed_gradients(model, loss, nodes)
+
+
+def _observed_gradients(
+    model: nn.Module, loss: Tensor, nodes: list[Node]
+) -> tuple[dict[str, Tensor | None], dict[str, Terms]]:
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    graph = Graph([edge_of(loss)])
+    nodes.extend(graph.nodes)
+    with TermObserver().loss_gradient(model, graph) as terms:
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        found: dict[str, Tensor | None] = dict(zip(parameters, gradients))
+    return found, terms(found)
 
 
 def sums_with_terms(model: nn.Module, evaluate: Callable[[], Tensor], names: Collection[str]) -> set[str]:

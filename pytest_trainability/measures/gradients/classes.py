@@ -31,7 +31,7 @@ from ..measure import declare
 from .few_units import are_few_units
 from .unreached import UNREACHED_CAUSES
 from .zero_backwards import ZERO_BACKWARDS, zero_backward_causes
-from .zero_gradients import SMALL_GRADIENTS, classes_of_zeros, first_parameters
+from .zero_gradients import SMALL_GRADIENTS, ZERO_GRADIENTS, classes_of_zeros, first_parameters
 from .zeros import FIRST_READINGS, zero_gains, zero_twice
 
 __all__ = ["GRADIENT_CLASSES", "REPEATED_BLOCKS", "Classes", "cancelled_parameters"]
@@ -88,7 +88,10 @@ def _repeated_blocks(model: nn.Module) -> Mapping[str, Sequence[str]]:
 
 
 GRADIENT_CLASSES: Need[Classes] = Need(
-    "gradient classes", _classes, Stage.BACKWARD, requires=(PARAMETER_GRADIENTS, GRADIENT_TERMS, SMALL_GRADIENTS)
+    "gradient classes",
+    _classes,
+    Stage.BACKWARD,
+    requires=(PARAMETER_GRADIENTS, GRADIENT_TERMS, SMALL_GRADIENTS, ZERO_GRADIENTS),
 )
 """The :class:`Classes` of the run's gradients."""
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ...engine.linalg.norms import stored_values
 from ...engine.runs.common_needs import GRADIENT_NORMS, GRADIENT_TERMS, PARAMETER_GRADIENTS
+from ...engine.runs.gradient_terms import Terms, gradients_with_terms
 from ...engine.runs.objective import Objective, trainable_parameters
 from ...engine.runs.run import Need, Run, Stage
 from ...engine.runs.training import Gradients, Training
@@ -24,7 +24,7 @@ from ...records.gradient_classes import (
 )
 from .round_off import RoundOff, cancels, gradient_norms, is_zero, round_off, rounded_sums, small_gradients, zero_sums
 
-__all__ = ["SMALL_GRADIENTS", "WAKING_LIMIT", "classes_of_zeros", "first_parameters"]
+__all__ = ["SMALL_GRADIENTS", "WAKING_LIMIT", "ZERO_GRADIENTS", "classes_of_zeros", "first_parameters"]
 
 WAKING_LIMIT = 3
 """Number of optimizer steps after which a parameter whose gradient is still zero counts as asleep. Nested zeros need one step
@@ -50,6 +50,14 @@ SMALL_GRADIENTS: Need[set[str]] = Need(
 )
 """Parameters whose gradient may be round-off."""
 
+ZERO_GRADIENTS: Need[set[str]] = Need(
+    "gradients of zero",
+    lambda run: {name for name, g in run[PARAMETER_GRADIENTS].items() if g is not None and is_zero(g)},
+    Stage.BACKWARD,
+    requires=(PARAMETER_GRADIENTS,),
+)
+"""Parameters whose gradient is exactly zero."""
+
 
 class _Sums:
     """Which gradients that are not zero are sums that cancel, by parameter. See Note [Zeros of later seeds].
@@ -63,6 +71,9 @@ class _Sums:
         self._factor = (1 / eps) ** 0.25 if eps else math.inf
         self._by_algebra = frozenset(by_algebra)
         self._known: dict[str, tuple[bool, float, float]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._known)
 
     def add(self, cancel: Mapping[str, bool], sizes: Mapping[str, float]) -> None:
         """Add answers of one seed.
@@ -128,9 +139,9 @@ class _Answers:
 
 def classes_of_zeros(run: Run) -> dict[str, str]:
     """Return the classes of the parameters whose gradient is zero, exactly or by algebra, by name."""
-    gradients, small, answers = run[PARAMETER_GRADIENTS], run[SMALL_GRADIENTS], _Answers.of(run)
+    small, answers = run[SMALL_GRADIENTS], _Answers.of(run)
     known = answers.sums.answers(small, run[GRADIENT_NORMS])
-    if known is not None and not _zero(gradients):
+    if known is not None and not run[ZERO_GRADIENTS]:
         sums = [name for name in small if known[name]]
         if all(name in answers.shows and not _is_weight(run.capture.model.get_parameter(name)) for name in sums):
             return {name: BALANCED if answers.shows[name] else CANCELLED for name in sums}
@@ -141,8 +152,8 @@ def classes_of_zeros(run: Run) -> dict[str, str]:
 def _find(run: Run) -> dict[str, str]:
     """Find the classes of gradients that are zero, by further passes."""
     objective, eps, answers = Objective.of(run), _coarsest(run), _Answers.of(run)
-    gradients = run[PARAMETER_GRADIENTS]
-    zero, doubtful = _zero(gradients), _round_off(run, objective, answers)
+    gradients, zero = run[PARAMETER_GRADIENTS], run[ZERO_GRADIENTS]
+    doubtful = _round_off(run, objective, answers)
     weights = {name for name in doubtful.cancelled if _is_weight(objective.parameters[name])}
     biases, shows = set(doubtful.cancelled) - weights, answers.shows
     found = dict.fromkeys(doubtful.cancelled, CANCELLED)
@@ -163,14 +174,14 @@ _ZEROS: Need[dict[str, str]] = Need(
     "zero gradients",
     _find,
     Stage.RERUN,
-    requires=(PARAMETER_GRADIENTS, GRADIENT_NORMS, GRADIENT_TERMS, SMALL_GRADIENTS),
+    requires=(PARAMETER_GRADIENTS, GRADIENT_NORMS, GRADIENT_TERMS, SMALL_GRADIENTS, ZERO_GRADIENTS),
 )
 
 
 def _round_off(run: Run, objective: Objective, answers: _Answers) -> RoundOff:
     """Find the gradients that are round-off, unless earlier seeds have found it out."""
     gradients, small, sizes = run[PARAMETER_GRADIENTS], run[SMALL_GRADIENTS], run[GRADIENT_NORMS]
-    zero, known = _zero(gradients), answers.sums.answers(small, sizes)
+    zero, known = run[ZERO_GRADIENTS], answers.sums.answers(small, sizes)
     if known is not None and zero <= answers.underflows.keys():
         return RoundOff(
             frozenset(name for name in small if known[name]),
@@ -179,13 +190,9 @@ def _round_off(run: Run, objective: Objective, answers: _Answers) -> RoundOff:
     found = round_off(objective, gradients, eps=_coarsest(run), loss=_loss(run))
     if small:
         # A sum that cancels is small: the gradients that are not small are none either.
-        answers.sums.add({name: name in found.cancelled for name in _nonzero(gradients)}, sizes)
+        answers.sums.add({name: name in found.cancelled for name in sizes.keys() - zero}, sizes)
         answers.underflows.update({name: name in found.underflowed for name in zero})
     return found
-
-
-def _zero(gradients: Gradients) -> set[str]:
-    return {name for name, g in gradients.items() if g is not None and is_zero(g)}
 
 
 def _loss(run: Run) -> float:
@@ -229,27 +236,30 @@ def _asleep(
     """
     zero, weights, biases = sleepers.zero, sleepers.weights, sleepers.biases
     sleeping, first = zero | weights, dict[str, int]()
-    later, loss = gradients, 0.0
-    for step, after in _gradients_after_steps(training, gradients):
+    later, loss, nonzero = gradients, 0.0, set[str]()
+    terms: Mapping[str, Terms] = {}
+    for step, after in _gradients_after_steps(training, gradients, observed=not known):
         if after is None:
             return {n: waking(first[n], by_design=n in by_design) if n in first else UNKNOWN for n in sleeping}
-        later, loss = after
+        later, loss, terms = after
         doubtful = weights | biases
         small = small_gradients(training.parameters, later, eps=eps, loss=loss) if doubtful else set()
-        awake = _nonzero(later) - (doubtful & small)
+        nonzero = {name for name, g in later.items() if not is_zero(g)}
+        awake = nonzero - (doubtful & small)
         first |= dict.fromkeys(((sleeping | biases) & awake) - first.keys(), step)
         if first.keys() >= sleeping:
             break
     # One comparison after the last step, instead of one after every step.
     sizes = gradient_norms(later)
+    known.add({name: False for name in sleeping & terms.keys() if cancels(terms[name]) is False}, sizes)
     small = small_gradients(training.parameters, later, eps=eps, loss=loss, sizes=sizes) & sleeping
     answers = known.answers(small, sizes)
     if answers is None:
         found = round_off(training.objective, later, eps=eps, loss=loss, among=sleeping).cancelled
-        answers = {name: name in found for name in sleeping & _nonzero(later)}
+        answers = {name: name in found for name in sleeping & nonzero}
         known.add(answers, sizes)
     cancelled = {name for name in small if answers[name]}
-    woken = _nonzero(later) | first.keys()
+    woken = nonzero | first.keys()
     vectors = {name for name in zero - cancelled - woken if not _is_weight(training.parameters[name])}
     sums = zero_sums(training.objective, vectors, eps=eps) if vectors else {}
 
@@ -263,30 +273,34 @@ def _asleep(
         return DEAD if name in zero else CANCELLED_WEIGHT
 
     # A gradient that is not finite afterwards tells nothing of a bias.
-    signals = biases & first.keys() if _are_finite(later) else set()
+    signals = biases & first.keys() if all(map(math.isfinite, sizes.values())) else set()
     return {name: label(name) for name in sleeping | signals}
 
 
-def _are_finite(gradients: Gradients) -> bool:
-    return all(g is None or bool(stored_values(g).isfinite().all()) for g in gradients.values())
-
-
-def _nonzero(gradients: Gradients) -> set[str]:
-    return {name for name, g in gradients.items() if g is not None} - _zero(gradients)
-
-
 def _gradients_after_steps(
-    training: Training, gradients: Gradients
-) -> Iterator[tuple[int, tuple[Gradients, float] | None]]:
-    """Yield the number of each optimizer step, from 1, with gradients and loss after it; None once a parameter is not finite."""
+    training: Training, gradients: Gradients, *, observed: bool
+) -> Iterator[tuple[int, tuple[Gradients, float, Mapping[str, Terms]] | None]]:
+    """Take optimizer steps, and yield what follows them.
+
+    Args:
+        training: Optimizer steps on the run's batch.
+        gradients: Gradients before the first step.
+        observed: Whether to compare the gradients with their terms.
+
+    Yields:
+        The number of each step, from 1, with gradients, loss and terms after it; None once a parameter is not finite.
+    """
     for step in range(1, WAKING_LIMIT + 1):
         if not training.step(gradients):
             yield step, None
             return
         training.draw_anew(step)
-        loss = training.loss()
-        gradients = training.objective.gradients(loss)
-        yield step, (gradients, float(loss.detach().abs()))
+        loss, terms = training.loss(), dict[str, Terms]()
+        if observed:
+            gradients, terms = gradients_with_terms(training.objective.model, loss)
+        else:
+            gradients = training.objective.gradients(loss)
+        yield step, (gradients, float(loss.detach().abs()), terms)
 
 
 def _is_weight(parameter: Tensor) -> bool:
