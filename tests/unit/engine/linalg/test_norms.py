@@ -114,5 +114,8 @@ def test_numbers_of_all_types_are_finite_or_not() -> None:
         assert are_finite(torch.tensor([1.0, 2.0]).to(dtype))
         assert not are_finite(torch.tensor([1.0, float("nan")]).to(dtype))
     assert are_finite(torch.ones(2, 2).to_sparse())
+    largest = torch.finfo(torch.float32).max
+    assert are_finite(torch.tensor([largest, largest, -largest])) and are_finite(torch.tensor([largest, largest]))
+    assert not are_finite(torch.tensor([math.inf, -math.inf])) and not are_finite(torch.tensor([1.0, math.inf]))
     if hasattr(torch, "float4_e2m1fn_x2"):
         assert are_finite(torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2))

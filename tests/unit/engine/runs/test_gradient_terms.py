@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pytest_trainability import Measure, Run, measure
 from pytest_trainability.engine.runs.common_needs import GRADIENT_TERMS
-from pytest_trainability.engine.runs.gradient_terms import Terms
+from pytest_trainability.engine.runs.gradient_terms import Terms, gradients_with_terms
 
 EPS = 2.0**-23
 X = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
@@ -65,11 +65,20 @@ class Branch(nn.Module):
         (lambda model, x: x * model.gain.unsqueeze(0), 1.0),
         (lambda _, x: 1e-6 * x, 1.0),
         (lambda _, x: 1e-3 * (1e-3 * x), 1.0),
+        (lambda model, x: F.layer_norm(x, (8,), model.gain), 1.0),
+        (lambda model, x: F.group_norm(x, 2, model.gain), 1.0),
+        # Divided by the standard deviation of 1e-3, the weight of 1e-6 multiplies by 1e-3.
+        (lambda model, x: F.layer_norm(1e-3 * x, (8,), model.gain, eps=1e-12), 1.0),
+        # What a normalization with fixed statistics divides by is not looked at.
+        (lambda model, x: F.batch_norm(x, torch.zeros(8), torch.ones(8), model.gain), 1.0),
         # A quotient is not looked at, and a large factor in another place makes up for nothing.
         (lambda _, x: x / 1e6, 1e-6),
         (lambda _, x: (1e6 * x) / 1e12, 1e-6),
     ],
-    ids=["none", "layer scale", "view of layer scale", "number", "two numbers", "quotient", "large factor"],
+    ids=[
+        *("none", "layer scale", "view of layer scale", "number", "two numbers", "layer norm", "group norm"),
+        *("layer norm of small numbers", "fixed statistics", "quotient", "large factor"),
+    ],
 )
 def test_a_product_shrinks_terms_and_gradient_alike(terms_of: Any, shrink: Any, share: float) -> None:
     """With one label for all, the cotangents of 12 samples add up to a gradient of their own size, up to a factor of √12."""
@@ -78,6 +87,28 @@ def test_a_product_shrinks_terms_and_gradient_alike(terms_of: Any, shrink: Any, 
     assert share / 20 < found["branch.bias"].share < 20 * share
     assert 0.05 < found["head.weight"].share < 20
     assert all(terms.eps == EPS for terms in found.values())
+
+
+def test_a_normalization_over_the_batch_shrinks_terms_and_gradient_alike(terms_of: Any) -> None:
+    """Its weights are looked at with the standard deviation of their own channel. It cancels the bias in front of it."""
+    gain = torch.full((8,), 1e-6).index_fill(0, torch.tensor([0]), 1.0)
+    scale = torch.ones(8).index_fill(0, torch.tensor([0]), 1e6)
+    found = terms_of(Branch(lambda _, x: F.batch_norm(scale * x, None, None, gain, training=True)))
+    assert 0.05 < found["branch.weight"].share < 20
+    assert found["branch.bias"].share < 1e-4
+
+
+def test_gradients_with_terms_are_those_of_autograd() -> None:
+    model = Branch(lambda model, x: F.layer_norm(x, (8,), model.gain))
+    model.head.bias.requires_grad_(False)
+    unused = nn.Parameter(torch.ones(2))
+    model.register_parameter("unused", unused)
+    gradients, terms = gradients_with_terms(model, F.cross_entropy(model(X), TARGET))
+    F.cross_entropy(model(X), TARGET).backward()
+    assert gradients.keys() == {"gain", "branch.weight", "branch.bias", "head.weight", "unused"}
+    assert all(torch.equal(g, model.get_parameter(n).grad) for n, g in gradients.items() if g is not None)
+    assert gradients["unused"] is None and terms.keys() == gradients.keys() - {"unused"}
+    assert terms["branch.weight"].share > 0.05 and terms["branch.bias"].sums == ()
 
 
 def test_the_mean_of_a_loss_is_no_loss_of_digits(terms_of: Any) -> None:

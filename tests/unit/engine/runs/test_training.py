@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pytest_trainability import Measure, Need, Run, Stage, measure
 from pytest_trainability.engine.runs.objective import Objective
-from pytest_trainability.engine.runs.training import Training, changes, outputs_of_modules
+from pytest_trainability.engine.runs.training import Training, _adamw, changes, outputs_of_modules
 from pytest_trainability.errors import InapplicableError, ModelError, UsageError
 from pytest_trainability.measures import MEASURES
 
@@ -78,6 +78,20 @@ def test_optimizers_of_every_kind(optimizer):
     assert found.update_ratio.matching("*.weight") > 0
     assert all(step == 0 for step in found.waking_step.values())
     assert not found.asleep_parameters
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
+def test_the_default_optimizer_takes_the_steps_of_adamw(dtype: torch.dtype) -> None:
+    """One kernel computes them for the real types of common precision. Squares of rounded gradients differ by a few roundings."""
+    parameters = [nn.Parameter(torch.linspace(-1, 1, 12).to(dtype)) for _ in range(2)]
+    optimizer, another = _adamw(parameters[:1]), torch.optim.AdamW(parameters[1:], lr=1e-3)
+    assert bool(optimizer.defaults["fused"]) == (dtype in {torch.float32, torch.float64})
+    for step in range(1, 4):
+        for parameter in parameters:
+            parameter.grad = (torch.linspace(-2, 1, 12) * step).to(dtype)
+        optimizer.step()
+        another.step()
+    torch.testing.assert_close(parameters[0], parameters[1], rtol=16 * torch.finfo(dtype).eps, atol=0)
 
 
 def test_sparse_gradients():

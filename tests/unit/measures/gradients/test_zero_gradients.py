@@ -219,6 +219,27 @@ def test_later_seeds_reuse_which_sums_cancel_after_a_step() -> None:
     assert classes(3) == alone and ZeroBranches.in_float64 == count
 
 
+class ZeroBranchesWithoutBiases(ZeroBranches):
+    """The same with layers that have no biases, as in residual networks for images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.bias = None
+
+
+def test_terms_show_after_a_step_that_gradients_are_signals() -> None:
+    """The step moves the weights of the last normalizations to 1e-3. Gradients behind them are small, as are their terms."""
+    ZeroBranchesWithoutBiases.in_float64 = 0
+    result = measure(
+        lambda: nn.Sequential(ZeroBranchesWithoutBiases(), nn.Linear(6, 2)), X6, seeds=2, loss=lambda y: y.sin().sum()
+    )
+    steps = {name: value.mean for name, value in result.waking_step.items()}
+    assert steps["0.blocks.0.0.0.weight"] == 1 and steps["0.blocks.0.2.weight"] == 0
+    assert ZeroBranchesWithoutBiases.in_float64 == 0
+
+
 class Tiny(nn.Module):
     """A layer whose gradient is too small for float32, and one whose gradient is small."""
 
