@@ -64,7 +64,7 @@ class _Sums:
 
     Args:
         eps: Coarsest relative precision of the model's arithmetic.
-        by_algebra: Parameters whose gradients are known to cancel at all values.
+        by_algebra: Parameters whose gradients cancel at all values, until an answer of a seed says otherwise.
     """
 
     def __init__(self, eps: float, by_algebra: Collection[str] = ()) -> None:
@@ -83,6 +83,7 @@ class _Sums:
             sizes: Norms of all gradients of the seed.
         """
         largest = max(sizes.values(), default=0.0)
+        self._by_algebra -= cancel.keys()
         self._known.update({name: (answer, sizes[name], largest) for name, answer in cancel.items()})
 
     def answers(self, names: Collection[str], sizes: Mapping[str, float]) -> dict[str, bool] | None:

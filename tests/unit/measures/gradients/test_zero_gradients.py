@@ -463,3 +463,6 @@ def test_answers_hold_for_gradients_of_like_sizes_only() -> None:
     assert answers("round-off", **{"round-off": 60e-8}) is answers("round-off", largest=1e-2) is None
     assert answers("sum", sum=1e-1, largest=1e-9) == {"sum": True}
     assert answers("largest") is None
+    sums.add({"sum": False}, {"largest": 1.0, "sum": 1e-4})
+    assert answers("sum") == {"sum": False}
+    assert answers("sum", sum=1e-6) is None
