@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ...engine.capture.chain import Chain
-from ...engine.isolation import generator_of
-from ...engine.jacobian.jvp import Backward, push_forward
-from ...engine.jacobian.qr_sweep import COARSEST, cotangents_at_once, is_round_off, working_precision
-from ...engine.jacobian.trajectories import Trajectories, factorized_on
-from ...engine.jacobian.vjp import pull_back
+from ...engine.jacobian.chain_product import ChainProduct
+from ...engine.jacobian.qr_sweep import COARSEST, is_round_off
+from ...engine.jacobian.trajectories import Trajectories
 from ...engine.linalg.bidiagonalization import Krylov, bidiagonalize, spread_of_squares
 from ...engine.linalg.graded_products import Graded, log_singular_values
 from ...engine.linalg.numerical_rank import maybe_short_of_rank, without_round_off
@@ -39,11 +36,6 @@ BLOCKS, PROBES, ATTEMPTS = 100, 16, 4
 """Iterative method: largest number of blocks. Estimate of traces: number of vectors per attempt, and of attempts."""
 ITERATED, BLOCK = 64, 4
 """Number of singular values beyond which the largest one alone is computed by the iterative method, and its block size there."""
-KEPT = 2**21
-"""Numbers in all states of the chain up to which the differentiable backward passes are kept. Each has some tens of tensors of
-the size of a state."""
-AT_ONCE = 64
-"""Number of vectors per backward pass on devices other than the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +107,15 @@ def _all_are_computed(trajectories: Trajectories) -> bool:
     return min(trajectories.dimensions(index) for index in (0, len(trajectories.chain))) <= DENSE
 
 
-def _chosen(trajectories: Trajectories) -> _Product:
+def _chosen(trajectories: Trajectories) -> ChainProduct:
     """Return the chain's Jacobian for the first trajectories, in the direction in which vectors are cheaper."""
     first, last = trajectories.dimensions(0), trajectories.dimensions(len(trajectories.chain))
     if _all_are_computed(trajectories):
         end = last if last <= DENSE else first
         used = min(trajectories.count, max(1, ROWS // end))
-        return _product_of(trajectories, used, forward=last > DENSE)
+        return ChainProduct.of(trajectories, used, forward=last > DENSE)
     used = min(trajectories.count, FEW if max(first, last) <= LARGE else 1)
-    return _product_of(trajectories, used, forward=first <= last)
+    return ChainProduct.of(trajectories, used, forward=first <= last)
 
 
 def _of_run(run: Run) -> SingularValues:
@@ -170,111 +162,8 @@ SPREAD = Need("spread of singular values", _spread_of_run, requires=(SINGULAR_VA
 """Variance of the squared singular values over their squared mean, ``(m,)``. Its estimate costs more than the extreme values."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Product:
-    """``J`` as an operator on vectors of the first ``used`` trajectories, applied segment by segment."""
-
-    trajectories: Trajectories
-    used: int
-    """Number of trajectories, the first ones."""
-    forward: bool
-    """True: vectors start at the first state, ``J`` is applied. False: they start at the last state, ``Jᵀ`` is applied."""
-    at_once: int
-    """Number of vectors per backward pass."""
-    kept: dict[int, Backward] | None
-    """Backward passes of segments that products with ``J`` differentiate; None where all together would take much memory."""
-
-    @property
-    def chain(self) -> Chain:
-        """The chain of steps and states."""
-        return self.trajectories.chain
-
-    @property
-    def size(self) -> int:
-        """Dimensions of the state at which vectors start."""
-        return self.trajectories.dimensions(0 if self.forward else len(self.chain))
-
-    @property
-    def least(self) -> int:
-        """Dimensions of the smallest state of the chain, a bound on the rank."""
-        return min(self.trajectories.dimensions(index) for index in range(len(self.chain) + 1))
-
-    @property
-    def count(self) -> int:
-        """Number of singular values: dimensions of the smaller end state."""
-        return min(self.trajectories.dimensions(index) for index in (0, len(self.chain)))
-
-    @property
-    def device(self) -> torch.device:
-        """Device on which vectors are factorized."""
-        return factorized_on(self.chain.devices(0)[0])
-
-    def order(self, *, forward: bool) -> Sequence[int]:
-        """Return the numbers of the segments, 1 … L, in the order in which they are applied."""
-        return range(1, len(self.chain) + 1) if forward else range(len(self.chain), 0, -1)
-
-    def step(self, index: int, rows: Tensor, *, forward: bool) -> Tensor:
-        """Apply ``J_l`` or ``J_lᵀ`` to vectors ``(used, k, n)`` in float64."""
-        parts = [self._image(index, part, forward=forward) for part in torch.split(rows, self.at_once, dim=1)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def _image(self, index: int, rows: Tensor, *, forward: bool) -> Tensor:
-        """Apply ``J_l`` or ``J_lᵀ`` to as many vectors as one backward pass carries."""
-        before, after = (index - 1, index) if forward else (index, index - 1)
-        padded = rows
-        if self.used < self.trajectories.count:
-            padded = rows.new_zeros(self.trajectories.count, *rows.shape[1:])
-            padded[: self.used] = rows
-        columns = self.trajectories.as_columns(before, padded)
-        found = (
-            push_forward(self.chain, index, columns, kept=self.kept)
-            if forward
-            else pull_back(self.chain, index, columns)
-        )
-        images = self.trajectories.as_rows(after, found, count=rows.shape[1], dtype=torch.float64)
-        return images[: self.used].to(self.device)
-
-    def apply(self, rows: Tensor, *, forward: bool) -> tuple[Tensor, Tensor]:
-        """Apply ``J`` or ``Jᵀ`` to vectors ``(used, k, n)``; return unit vectors and the logarithms of their lengths."""
-        rows, factors = self.steps(rows, forward=forward)
-        return rows, factors.log().sum(dim=0)
-
-    def steps(self, rows: Tensor, *, forward: bool) -> tuple[Tensor, Tensor]:
-        """Apply ``J`` or ``Jᵀ``; return unit vectors and by how much each step lengthened them, ``(L, used, k)``."""
-        factors = []
-        for index in self.order(forward=forward):
-            rows = self.step(index, rows, forward=forward)
-            lengths = torch.linalg.vector_norm(rows, dim=2)
-            factors.append(lengths)
-            rows = rows / torch.where(lengths > 0, lengths, 1.0)[:, :, None]
-        return rows, torch.stack(factors)
-
-    def precision(self, index: int, size: int) -> float:
-        """Return which fraction of a product of a segment with a vector can be round-off."""
-        return working_precision(self.chain.epsilon(index), size)
-
-    def draw(self, count: int, seed: int, purpose: str, index: int | None = None) -> Tensor:
-        """Draw Gaussian vectors of state ``index``, by default the one at which vectors start; equal for every trajectory."""
-        size = self.size if index is None else self.trajectories.dimensions(index)
-        drawn = torch.randn(count, size, generator=generator_of(seed, purpose), dtype=torch.float64, device="cpu")
-        return drawn.to(self.device).expand(self.used, count, size)
-
-    def time(self) -> Tensor:
-        """Return the number of steps that act on each trajectory, or the time that they span, ``(used,)``."""
-        spans = torch.tensor(self.chain.spans, dtype=torch.float64, device="cpu")
-        return (self.trajectories.acting() * spans[:, None]).sum(dim=0)[: self.used]
-
-
-def _product_of(trajectories: Trajectories, used: int, *, forward: bool) -> _Product:
-    """Return the whole chain's Jacobian for the first ``used`` trajectories."""
-    chain = trajectories.chain
-    size = sum(math.prod(shape) for index in range(len(chain) + 1) for shape, _ in chain.shapes(index))
-    kept: dict[int, Backward] | None = {} if size <= KEPT else None
-    return _Product(trajectories, used, forward, cotangents_at_once(chain) or AT_ONCE, kept)
-
-
 # All singular values --------------------------------------------------------------------------------------------------
-def _all(product: _Product, seed: int) -> SingularValues:
+def _all(product: ChainProduct, seed: int) -> SingularValues:
     logs = log_singular_values(_triangular(product, seed))
     # The larger end state has more dimensions than J has singular values: drop the zeros in excess.
     logs = torch.nn.functional.pad(logs, (0, product.count), value=-math.inf)[:, : product.count]
@@ -286,7 +175,7 @@ def _all(product: _Product, seed: int) -> SingularValues:
     return SingularValues(logs, logs[:, -1], rank, spread, product.time())
 
 
-def _triangular(product: _Product, seed: int) -> Graded:
+def _triangular(product: ChainProduct, seed: int) -> Graded:
     """Carry an orthonormal basis through the chain; return the product of its triangular factors.
 
     The basis is random. After a step of rank r, its first r columns therefore span the image, and QR needs no pivoting.
@@ -307,7 +196,7 @@ def _triangular(product: _Product, seed: int) -> Graded:
     return found
 
 
-def _factored(product: _Product, index: int, Q: Tensor) -> tuple[Tensor, Tensor]:
+def _factored(product: ChainProduct, index: int, Q: Tensor) -> tuple[Tensor, Tensor]:
     """Apply a step to orthonormal rows and factorize: return orthonormal rows and ``R``, both zero beyond a trajectory's rank."""
     images = product.step(index, Q, forward=product.forward)
     lost = ~images.isfinite().all(dim=2).all(dim=1)
@@ -353,7 +242,7 @@ def _cut_to_rank(basis: Tensor, R: Tensor, least: float) -> tuple[Tensor, Tensor
 
 
 # Extreme singular values ----------------------------------------------------------------------------------------------
-def _extreme(product: _Product, seed: int, wanted: int) -> SingularValues:
+def _extreme(product: ChainProduct, seed: int, wanted: int) -> SingularValues:
     found = _without_spread(product, seed, wanted)
     return (
         found
@@ -362,7 +251,7 @@ def _extreme(product: _Product, seed: int, wanted: int) -> SingularValues:
     )
 
 
-def _without_spread(product: _Product, seed: int, wanted: int) -> SingularValues:
+def _without_spread(product: ChainProduct, seed: int, wanted: int) -> SingularValues:
     wanted = min(wanted, product.count)
     scaled, found = _bidiagonalized(product, seed, wanted, wanted)
     smallest = found.smallest.log() + scaled.scale
@@ -375,7 +264,7 @@ def _without_spread(product: _Product, seed: int, wanted: int) -> SingularValues
     )
 
 
-def _iterated(product: _Product, seed: int) -> Tensor | None:
+def _iterated(product: ChainProduct, seed: int) -> Tensor | None:
     """Return ``ln s_1`` by the iterative method, ``(used,)``; None where all singular values are needed to know it.
 
     That is so if the method does not converge, if the backward pass cannot be differentiated, or if a step shortens the vectors
@@ -389,7 +278,7 @@ def _iterated(product: _Product, seed: int) -> Tensor | None:
     return logs.cpu() if scaled.shortest >= COARSEST and bool(logs.isfinite().all()) else None
 
 
-def _bidiagonalized(product: _Product, seed: int, block: int, wanted: int) -> tuple[_Scaled, Krylov]:
+def _bidiagonalized(product: ChainProduct, seed: int, block: int, wanted: int) -> tuple[_Scaled, Krylov]:
     """Bidiagonalize ``J`` from a block of random vectors.
 
     Returns:
@@ -401,9 +290,7 @@ def _bidiagonalized(product: _Product, seed: int, block: int, wanted: int) -> tu
     start = product.draw(block, seed, "singular vectors")
     noise = max(product.precision(index, product.size) for index in product.order(forward=True))
     scaled = _Scaled(product)
-    there = partial(scaled, forward=product.forward)
-    back = partial(scaled, forward=not product.forward)
-    found = bidiagonalize(there, back, start, wanted, tolerance=TOLERANCE, noise=noise, limit=BLOCKS)
+    found = bidiagonalize(*scaled.there_and_back(), start, wanted, tolerance=TOLERANCE, noise=noise, limit=BLOCKS)
     coarsest = max(product.chain.epsilon(index) for index in product.order(forward=True))
     if bool((found.asymmetry > _allowed_asymmetry(coarsest)).any()):
         _check_adjoint(product, seed)
@@ -413,7 +300,7 @@ def _bidiagonalized(product: _Product, seed: int, block: int, wanted: int) -> tu
 class _Scaled:
     """Products with ``J`` and ``Jᵀ``, divided by ``e^scale`` so that they neither overflow nor underflow."""
 
-    def __init__(self, product: _Product, scale: Tensor | None = None) -> None:
+    def __init__(self, product: ChainProduct, scale: Tensor | None = None) -> None:
         self._product = product
         self._scale = scale
         self.shortest = math.inf
@@ -425,7 +312,12 @@ class _Scaled:
         assert self._scale is not None, "known from the first product"
         return self._scale
 
-    def __call__(self, rows: Tensor, *, forward: bool) -> Tensor:
+    def there_and_back(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Return the product in the direction in which vectors are cheaper, and its adjoint."""
+        forward = self._product.forward
+        return partial(self._apply, forward=forward), partial(self._apply, forward=not forward)
+
+    def _apply(self, rows: Tensor, *, forward: bool) -> Tensor:
         """Apply ``J`` or ``Jᵀ`` to vectors ``(used, k, n)``."""
         units, factors = self._product.steps(rows, forward=forward)
         logs = factors.log().sum(dim=0)
@@ -436,10 +328,8 @@ class _Scaled:
         return units * (logs - self._scale[:, None]).exp()[:, :, None]
 
 
-def _spread(product: _Product, seed: int, subspace: _Subspace) -> Tensor:
-    scaled = _Scaled(product, subspace.scale)
-    there = partial(scaled, forward=product.forward)
-    back = partial(scaled, forward=not product.forward)
+def _spread(product: ChainProduct, seed: int, subspace: _Subspace) -> Tensor:
+    there, back = _Scaled(product, subspace.scale).there_and_back()
     draw: Callable[[int], Tensor] = lambda attempt: product.draw(PROBES, seed, f"probes {attempt}")  # noqa: E731
     return spread_of_squares(there, back, subspace.krylov, draw, attempts=ATTEMPTS).cpu()
 
@@ -448,7 +338,7 @@ def _allowed_asymmetry(eps: float) -> float:
     return 1e-3 + 16 * eps
 
 
-def _check_adjoint(product: _Product, seed: int) -> None:
+def _check_adjoint(product: ChainProduct, seed: int) -> None:
     """Compare ``⟨u, J_l v⟩`` with ``⟨J_lᵀ u, v⟩`` for random vectors.
 
     A backward pass that leaves autograd (numpy, ``.detach()``) silently has a wrong derivative.

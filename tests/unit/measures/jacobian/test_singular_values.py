@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pytest_trainability import measure
+from pytest_trainability.engine.jacobian.chain_product import ChainProduct
 from pytest_trainability.engine.jacobian.sample_independence import find_trajectories
 from pytest_trainability.engine.jacobian.trajectories import Division, Trajectories
 from pytest_trainability.engine.jacobian.vjp import pull_back
@@ -28,7 +29,6 @@ from pytest_trainability.measures.jacobian.singular_values import (
     _all,
     _extreme,
     _factored,
-    _product_of,
     singular_values,
 )
 
@@ -56,9 +56,9 @@ def every_method(cutting: Cutting, trajectories: Trajectories) -> dict[str, Call
     chain = cutting.chain
     wide = trajectories.dimensions(0) <= trajectories.dimensions(len(chain))
     return {
-        "backward": lambda: _all(_product_of(trajectories, trajectories.count, forward=False), 0),
-        "forward": lambda: _all(_product_of(trajectories, trajectories.count, forward=True), 0),
-        "iterated": lambda: _extreme(_product_of(trajectories, trajectories.count, forward=wide), 0, 1),
+        "backward": lambda: _all(ChainProduct.of(trajectories, trajectories.count, forward=False), 0),
+        "forward": lambda: _all(ChainProduct.of(trajectories, trajectories.count, forward=True), 0),
+        "iterated": lambda: _extreme(ChainProduct.of(trajectories, trajectories.count, forward=wide), 0, 1),
     }
 
 
@@ -110,7 +110,7 @@ def test_large_states_use_the_iterative_method() -> None:
     torch.manual_seed(0)
     cutting = models.cut(residual(width)().double(), torch.randn(1, width, dtype=F64))
     assert len(result.jacobian_singular_values) == 2
-    exact = _all(_product_of(Trajectories(cutting.chain, Division(1)), 1, forward=False), 0)
+    exact = _all(ChainProduct.of(Trajectories(cutting.chain, Division(1)), 1, forward=False), 0)
     found = singular_values(Trajectories(cutting.chain, Division(1)), 0, 2)
     assert torch.allclose(found.logs, exact.logs[:, :2], rtol=0, atol=1e-3)
     assert torch.allclose(found.spread, exact.spread, rtol=0.15)
@@ -125,7 +125,7 @@ def test_no_more_values_are_iterated_than_there_are() -> None:
     """Three dimensions grow to five: five values are wanted, and a block of three vectors finds all three."""
     cutting = models.cut(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 5)).double(), torch.randn(2, 3, dtype=F64))
     trajectories = trajectories_of(cutting)
-    found = _extreme(_product_of(trajectories, 2, forward=True), 0, 5)
+    found = _extreme(ChainProduct.of(trajectories, 2, forward=True), 0, 5)
     expected = torch.linalg.svdvals(dense(cutting, trajectories))
     torch.testing.assert_close(found.logs.exp(), expected, rtol=1e-3, atol=0)
 
@@ -385,21 +385,13 @@ def test_a_last_state_at_the_limit_needs_backward_passes_only(monkeypatch: pytes
                 measure(model, torch.randn(2, width), measures=["max_ftle"])
 
 
-def test_draws_are_made_on_the_cpu_whatever_the_default_device() -> None:
-    """The default device of a run is the model's, and generators are those of the CPU."""
-    product = _product_of(linear_trajectories(5, 5), 2, forward=True)
-    expected = product.draw(3, 0, "basis")
-    with torch.device("meta"):
-        assert torch.equal(product.draw(3, 0, "basis"), expected)
-
-
 def test_directions_beyond_the_rank_of_every_trajectory_are_dropped() -> None:
     """Two of six directions come through the last layer. The others are not carried further."""
     model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)).double()
     with torch.no_grad():
         model[1].weight[2:] = 0
     cutting = models.cut(model, torch.randn(3, 6, dtype=F64))
-    product = _product_of(Trajectories(cutting.chain, Division(3)), 3, forward=False)
+    product = ChainProduct.of(Trajectories(cutting.chain, Division(3)), 3, forward=False)
     frame = torch.linalg.qr(product.draw(6, 0, "basis")[0].mT).Q.mT.expand(3, 6, 6)
     basis, triangular = _factored(product, 2, frame)
     assert basis.shape == (3, 2, 6) and triangular.shape == (3, 2, 6)
@@ -410,7 +402,7 @@ def test_large_states_without_finite_values_are_nan() -> None:
     with torch.no_grad():
         model[1].weight[0, 0] = math.nan
     cutting = models.cut(model, torch.randn(4, 5, dtype=F64))
-    found = _extreme(_product_of(Trajectories(cutting.chain, Division(4)), 3, forward=True), 0, 2)
+    found = _extreme(ChainProduct.of(Trajectories(cutting.chain, Division(4)), 3, forward=True), 0, 2)
     assert found.logs.shape == (3, 2) and found.smallest.shape == found.rank.shape == found.spread.shape == (3,)
     assert all(bool(t.isnan().all()) for t in (found.logs, found.smallest, found.rank, found.spread))
     assert found.time.tolist() == [2, 2, 2]
