@@ -235,13 +235,13 @@ def _set_backend_flags(flags: dict[str, Any]) -> None:
 def preserved_model(model: nn.Module) -> Iterator[None]:
     """Restore parameters, buffers, ``.grad``, ``requires_grad``, attributes, flags and hooks of a user's module on exit.
 
-    So are the class of a module, which a parametrization changes; attributes of tensors and their hooks; the items of tuples,
-    lists, dictionaries, sets and deques, also within each other; the attributes of dataclasses and namespaces; numpy arrays; the
-    model's own generators of random numbers; the attributes of scripted modules; and all of this for modules that ``modules()``
-    does not list. The version counters of tensors are restored as well, so that an autograd graph from before can still be
-    differentiated.
+    So are the class of a module, which a parametrization changes; memory, shape, hooks and attributes of tensors; the items of
+    tuples, lists, dictionaries, sets and deques, also within each other; the attributes of dataclasses and namespaces; numpy
+    arrays; the model's own generators of random numbers; the attributes of scripted modules; and all of this for modules that
+    ``modules()`` does not list. The version counters of tensors are restored as well, so that an autograd graph from before can
+    still be differentiated.
 
-    What other objects hold, and functions, stays as the run has left it. See Note [What is saved].
+    What objects of other classes hold, and what functions hold, stays as the run has left it. See Note [What is saved].
 
     Raises:
         ModelError: Something could not be restored. All else was. It is not raised in place of an error of the body.
@@ -318,7 +318,7 @@ def _failure(saved: Saved) -> BaseException | None:
     """Restore one part, and return the error if that fails."""
     try:
         saved.restore()
-    except BaseException as error:  # of any type: an item of a set may raise when it is compared
+    except BaseException as error:  # of any type: a key may raise when it is hashed
         return error
     return None
 

@@ -480,15 +480,15 @@ def _base_of(container: Any) -> Any:
 
 
 def _items_of(container: Any, base: Any) -> Any:
-    if issubclass(base, dict):
-        return dict(base.items(container))
-    return list(base.__iter__(container))
+    if type(container) is dict or base is set:
+        # Without asking the keys for their hashes again.
+        return base(container)
+    return dict(base.items(container)) if issubclass(base, dict) else list(base.__iter__(container))
 
 
 def _refill(container: Any, items: Any, base: Any = dict) -> None:
     now = _items_of(container, base)
-    same = len(now) == len(items) and all(map(is_, now, items))
-    if same and (not isinstance(now, dict) or all(map(is_, now.values(), items.values()))):
+    if len(now) == len(items) and _are_same(now, items):
         return
     base.clear(container)
     if base is OrderedDict:
@@ -496,6 +496,15 @@ def _refill(container: Any, items: Any, base: Any = dict) -> None:
             OrderedDict.__setitem__(container, key, value)
     else:
         (base.update if base in {dict, set} else base.extend)(container, items)
+
+
+def _are_same(now: Any, items: Any) -> bool:
+    """Return whether two containers of one length hold the same objects, in the same order if they have one."""
+    if isinstance(now, set):
+        return {*map(id, now)} == {*map(id, items)}
+    if isinstance(now, dict) and not all(map(is_, now.values(), items.values())):
+        return False
+    return all(map(is_, now, items))
 
 
 # Generators and arrays -------------------------------------------------------------------------------------------

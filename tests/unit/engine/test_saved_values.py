@@ -492,7 +492,7 @@ def test_cycles_and_shared_values_are_saved_once() -> None:
 
 # Whatever happens ------------------------------------------------------------------------------------------------
 class Unruly:
-    """An item of a set that cannot be hashed once it is told so."""
+    """A key that cannot be hashed once it is told so."""
 
     refuses = False
 
@@ -541,7 +541,7 @@ def test_all_else_is_restored_if_one_part_cannot_be(place: int) -> None:
     """The error names the part, and what the model can do."""
     model = Everything()
     item = Unruly()
-    model.parts[place].unruly = {item}
+    model.parts[place].unruly = OrderedDict({item: 1})
     before = [seen(part) for number, part in enumerate(model.parts) if number != place]
     version = model.parts[place].first.weight._version
     with pytest.raises(ModelError, match=r"'unruly' of Changing did not: TypeError: no hash\. .* A factory") as caught:
@@ -551,10 +551,20 @@ def test_all_else_is_restored_if_one_part_cannot_be(place: int) -> None:
     assert model.parts[place].first.weight._version == version
 
 
+def test_items_of_sets_and_keys_of_dictionaries_are_not_hashed_again() -> None:
+    model, item = nn.Linear(1, 1), Unruly()
+    model.held = [{item}, {item: 1}]
+    with preserved_model(model):
+        for container in model.held:
+            container.clear()
+        item.refuses = True
+    assert [len(container) for container in model.held] == [1, 1]
+
+
 def test_an_error_of_the_model_comes_before_one_of_restoring() -> None:
     """The latter is a note of it, in Pythons that have notes."""
     model, item = nn.Linear(1, 1), Unruly()
-    model.held = {item}
+    model.held = OrderedDict({item: 1})
 
     def fail() -> None:
         with preserved_model(model):
