@@ -214,7 +214,7 @@ class SavedTensor:
             self._put_back()
         else:
             _restore_numbers(tensor, self._numbers)
-        if self._is_leaf and self._return_to_leaf():
+        if self._is_leaf and (self._is_as_it_was() or self._return_to_leaf()):
             if tensor.grad is not self._gradient:
                 tensor.grad = self._gradient
             if self._hooks != _NO_HOOKS or tensor_hooks(tensor) != _NO_HOOKS:
@@ -226,17 +226,15 @@ class SavedTensor:
         tensor, alias, memory, numbers = self.value, self._alias, self._memory, self._numbers
         if tensor.dtype != alias.dtype or not _is_set_to(tensor, alias):
             tensor.data = alias
-        if _has_memory(alias) != self._has_memory:
+        if (alias.data_ptr() != 0) != self._has_memory and alias.numel():
             end = 1 + sum((size - 1) * stride for size, stride in zip(alias.shape, alias.stride()))
             size = int(alias.storage_offset() + end) * alias.element_size()
             alias.untyped_storage().resize_(size if self._has_memory else 0)
-        if numbers is None:
-            return
-        # As integers, because zero and minus zero are equal, and NaN is unlike itself.
-        bits = _BITS.get(alias.dtype)
-        same = torch.equal(memory, numbers) if bits is None else torch.equal(memory.view(bits), numbers.view(bits))
-        if not same:
+        if numbers is not None and not _are_equal(memory, numbers):
             memory.copy_(numbers)
+
+    def _is_as_it_was(self) -> bool:
+        return self.value.is_leaf and self.value.requires_grad == self._requires_grad
 
     def _return_to_leaf(self) -> bool:
         """Take the tensor out of the graph that the run has added it to, and return whether PyTorch can."""
@@ -260,7 +258,7 @@ class SavedTensor:
 
 
 _NO_HOOKS: tuple[Any, ...] = (None, None)
-_BITS = {
+_INTEGERS = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
     torch.float32: torch.int32,
@@ -268,6 +266,23 @@ _BITS = {
     torch.complex64: torch.int64,
 }
 """Integers of the size of a number."""
+_MANY = 4096
+"""Number of entries from which wider integers, of which there are fewer, are compared faster."""
+
+
+def _are_equal(memory: Tensor, numbers: Tensor) -> bool:
+    """Return whether tensors of one shape and type are equal to the last bit: NaN is, and zero and minus zero are not."""
+    integers = _INTEGERS.get(memory.dtype)
+    if integers is None:
+        return torch.equal(memory, numbers)
+    if memory.numel() >= _MANY and memory.is_contiguous() and numbers.is_contiguous():
+        memory, numbers = memory.flatten(), numbers.flatten()
+        if (
+            not (memory.numel() * memory.element_size()) % 8
+            and not (memory.storage_offset() * memory.element_size()) % 8
+        ):
+            integers = torch.int64
+    return torch.equal(memory.view(integers), numbers.view(integers))
 
 
 def _is_set_to(tensor: Tensor, other: Tensor) -> bool:

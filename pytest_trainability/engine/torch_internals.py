@@ -621,17 +621,27 @@ def tables_of(module: nn.Module) -> dict[str, Any]:
     }
 
 
-TABLE_NAMES = tuple(tables_of(nn.Module()))
-"""The attributes of :func:`tables_of` that every module has."""
+TABLE_NAMES = tuple(name for name, table in vars(nn.Module()).items() if isinstance(table, dict))
+"""The attributes of every module that are dictionaries: those of :func:`tables_of`, and what is noted about hooks."""
 
 
 def script_attributes(module: torch.jit.ScriptModule) -> dict[str, Any]:
     """Return the attributes of a scripted module by name, buffers and parameters included; none of a frozen module.
 
+    Attributes that have no counterpart in Python are left out.
+
     Reads ``_concrete_type`` and ``_c``. PyTorch documents that attributes can be read by name, and not which there are.
     """
     declared = getattr(module, "_concrete_type", None)
-    return {} if declared is None else {name: module._c.getattr(name) for name in declared.get_attributes()}
+    names = () if declared is None else declared.get_attributes()
+    return {name: held for name in names for held in _script_attribute(module, name)}
+
+
+def _script_attribute(module: torch.jit.ScriptModule, name: str) -> tuple[Any, ...]:
+    try:
+        return (module._c.getattr(name),)
+    except RuntimeError:
+        return ()
 
 
 def set_script_attribute(module: torch.jit.ScriptModule, name: str, value: Any) -> None:

@@ -306,7 +306,7 @@ BREAKING = {"another class", "a buffer whose memory is freed"}
 def changing(case: str) -> Changing:
     torch.manual_seed(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # `torch.jit.script`
+        warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated
         return Changing(*CASES[case])
 
 
@@ -396,6 +396,20 @@ def test_tensors_whose_memory_cannot_be_compared_are_restored(
             change(model.held)
             assert repr(model.held) != before
         assert repr(model.held) == before
+
+
+@pytest.mark.parametrize("offset", range(4))
+@pytest.mark.parametrize("size", [3, 5000, 5001])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_numbers_are_compared_to_the_last_bit(dtype: torch.dtype, size: int, offset: int) -> None:
+    """Many of them are read as wider integers, which need not fit the place or the number of entries."""
+    numbers = torch.zeros(size + offset, dtype=dtype)[offset:]
+    numbers[0] = torch.nan
+    others = numbers.clone()
+    assert saved._are_equal(numbers, others)
+    others[-1] = -0.0
+    assert not saved._are_equal(numbers, others)
+    assert saved._are_equal(others, others.clone())
 
 
 def test_memory_that_is_freed_is_not_read() -> None:
