@@ -297,10 +297,11 @@ class ModelState:
 
     def _text(self, failed: list[tuple[Saved, Exception]]) -> str:
         saved, error = failed[0]
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
         others = f", nor did {len(failed) - 1} more" if len(failed) > 1 else ""
         return (
             f"a model must return to its former state after a run. {self._name(saved.value)} did not{others}: "
-            f"{type(error).__name__}: {error}. All else is restored. A factory, which builds a new model for each seed, helps."
+            f"{reason}. All else is restored. A factory, which builds a new model for each seed, helps."
         )
 
     def _name(self, value: Any) -> str:

@@ -177,15 +177,15 @@ class SavedTensor:
 
     __slots__ = (
         "_alias",
+        "_bytes",
         "_gradient",
-        "_has_memory",
         "_hook_items",
         "_hooks",
-        "_is_comparable",
         "_is_leaf",
         "_memory",
         "_numbers",
         "_requires_grad",
+        "_storage",
         "attributes",
         "value",
     )
@@ -195,11 +195,13 @@ class SavedTensor:
         # What is written to `Tensor.data` is written to the tensor, and autograd does not notice.
         self._alias = alias = value.data
         # Nor can packed numbers be compared.
-        self._is_comparable = _is_set_to(value, alias) and not is_packed(value)
-        self._has_memory = not self._is_comparable or _has_memory(alias)
-        self._memory = _written_once(alias) if self._is_comparable else alias
-        # Reading memory that was freed would end the process.
-        self._numbers = self._memory.clone() if self._has_memory else None
+        is_comparable = _is_set_to(value, alias) and not is_packed(value)
+        self._storage = alias.untyped_storage() if is_comparable else None
+        self._bytes = 0 if self._storage is None else self._storage.nbytes()
+        self._memory = _written_once(alias) if is_comparable else alias
+        # A model may free memory for a while, by `tensor.untyped_storage().resize_(0)`. Reading it would end the process.
+        is_freed = self._storage is not None and not self._bytes and alias.numel() > 0
+        self._numbers = None if is_freed else self._memory.clone()
         self._hooks = tensor_hooks(value) if is_leaf else _NO_HOOKS
         self._hook_items = _NO_HOOKS
         if self._hooks != _NO_HOOKS:
@@ -210,9 +212,9 @@ class SavedTensor:
     def restore(self) -> None:
         """Give the tensor its former state back."""
         tensor = self.value
-        if self._numbers is None or self._is_comparable:
-            self._put_back()
-        else:
+        if self._storage is not None:
+            self._put_back(self._storage)
+        elif self._numbers is not None:
             _restore_numbers(tensor, self._numbers)
         if self._is_leaf and (self._is_as_it_was() or self._return_to_leaf()):
             if tensor.grad is not self._gradient:
@@ -222,14 +224,12 @@ class SavedTensor:
         if self.attributes or vars(tensor):
             _refill(vars(tensor), self.attributes or {})
 
-    def _put_back(self) -> None:
+    def _put_back(self, storage: torch.UntypedStorage) -> None:
         tensor, alias, memory, numbers = self.value, self._alias, self._memory, self._numbers
         if tensor.dtype != alias.dtype or not _is_set_to(tensor, alias):
             tensor.data = alias
-        if (alias.data_ptr() != 0) != self._has_memory and alias.numel():
-            end = 1 + sum((size - 1) * stride for size, stride in zip(alias.shape, alias.stride()))
-            size = int(alias.storage_offset() + end) * alias.element_size()
-            alias.untyped_storage().resize_(size if self._has_memory else 0)
+        if storage.nbytes() < self._bytes or numbers is None:
+            storage.resize_(self._bytes)
         if numbers is not None and not _are_equal(memory, numbers):
             memory.copy_(numbers)
 
@@ -277,10 +277,8 @@ def _are_equal(memory: Tensor, numbers: Tensor) -> bool:
         return torch.equal(memory, numbers)
     if memory.numel() >= _MANY and memory.is_contiguous() and numbers.is_contiguous():
         memory, numbers = memory.flatten(), numbers.flatten()
-        if (
-            not (memory.numel() * memory.element_size()) % 8
-            and not (memory.storage_offset() * memory.element_size()) % 8
-        ):
+        size = memory.element_size()
+        if not (memory.numel() * size) % 8 and not (memory.storage_offset() * size) % 8:
             integers = torch.int64
     return torch.equal(memory.view(integers), numbers.view(integers))
 
@@ -294,11 +292,6 @@ def _is_set_to(tensor: Tensor, other: Tensor) -> bool:
         return tensor.is_set_to(other)
     except (RuntimeError, TypeError, AttributeError, ValueError):
         return False
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    """Return whether a tensor has its memory. A model may free it for a while, by ``tensor.untyped_storage().resize_(0)``."""
-    return tensor.data_ptr() != 0 or not tensor.numel()
 
 
 def _written_once(tensor: Tensor) -> Tensor:

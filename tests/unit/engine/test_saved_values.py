@@ -423,6 +423,20 @@ def test_memory_that_is_freed_is_not_read() -> None:
     assert model.held.shape == (3,) and model.held.untyped_storage().nbytes() == 0
 
 
+@pytest.mark.parametrize("left", [0, 8])
+def test_memory_that_several_tensors_share_and_that_is_freed_comes_back(left: int) -> None:
+    """Also if a part of it is left, and whichever tensor is restored first."""
+    model, flat = nn.Linear(1, 1), torch.arange(8.0)
+    for name, part in {"first": flat[:3], "all": flat, "last": flat[3:]}.items():
+        model.register_buffer(name, part)
+    before = seen(model)
+    with preserved_model(model):
+        flat.untyped_storage().resize_(left)
+    assert seen(model) == before
+    flat[0] = 5
+    assert model.first[0] == model.all[0] == 5
+
+
 def test_a_view_that_joins_the_graph_gets_its_numbers_back() -> None:
     """PyTorch cannot take a view out of a graph. This is no reason to fail."""
     model = nn.Linear(2, 2)
