@@ -543,7 +543,11 @@ def _global_generators() -> list[Any]:
     readers: list[Any] = [random.getstate]
     if "numpy.random" in sys.modules:
         readers.append(sys.modules["numpy.random"].get_state)
-    return [torch.default_generator, *torch.cuda.default_generators, *(reader.__self__ for reader in readers)]
+    return [
+        torch.default_generator,
+        *torch.cuda.default_generators,
+        *(getattr(reader, "__self__", None) for reader in readers),
+    ]
 
 
 class SavedArray:
