@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import random
 import sys
 import threading
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .modules import modules_of
-from .torch_internals import (
-    buffer_table,
-    compiler_is_loaded,
-    is_lazy,
-    is_packed,
-    parameter_table,
-    preserved_version,
-    tables_of,
-)
+from ..errors import ModelError
+from .saved_values import Saved, SavedModule, SavedTensor, saved_values
+from .torch_internals import compiler_is_loaded, set_version, version_of
 
 __all__ = [
     "ModelState",
@@ -243,10 +235,16 @@ def _set_backend_flags(flags: dict[str, Any]) -> None:
 def preserved_model(model: nn.Module) -> Iterator[None]:
     """Restore parameters, buffers, ``.grad``, ``requires_grad``, attributes, flags and hooks of a user's module on exit.
 
-    The attributes of every submodule (a counter, a cached mask) are restored, and so are the items of lists, dictionaries, sets
-    and deques in them, and of those in these. Other objects in attributes are restored by reference. Scripted modules have no
-    Python attributes; only their tensors are restored. The version counters of tensors are restored as well, so that an autograd
-    graph from before can still be differentiated.
+    So are the class of a module, which a parametrization changes; memory, shape, hooks and attributes of tensors; the items of
+    tuples, lists, dictionaries, sets and deques, also within each other; the attributes of dataclasses and namespaces; numpy
+    arrays; the model's own generators of random numbers; the attributes of scripted modules; and all of this for modules that
+    ``modules()`` does not list. The version counters of tensors are restored as well, so that an autograd graph from before can
+    still be differentiated.
+
+    What objects of other classes hold, and what functions hold, stays as the run has left it. See Note [What is saved].
+
+    Raises:
+        ModelError: Something could not be restored. All else was. It is not raised in place of an error of the body.
     """
     with ModelState(model).kept():
         yield
@@ -256,130 +254,74 @@ class ModelState:
     """The state of a module, to which it returns after each of several changes. See :func:`preserved_model`."""
 
     def __init__(self, model: nn.Module) -> None:
-        modules = list(modules_of(model))
-        tables = [{} if isinstance(module, torch.jit.ScriptModule) else tables_of(module) for module in modules]
-        self._attributes = [
-            (module, dict(vars(module)), {name: _copied(table) for name, table in of_module.items()})
-            for module, of_module in zip(modules, tables)
-            if not isinstance(module, torch.jit.ScriptModule)
-        ]
-        plain = [v for _, held, of_module in self._attributes for name, v in held.items() if name not in of_module]
-        containers = _containers(plain)
-        self._containers = [(container, container.copy()) for container in containers]
-        in_containers = (v for held in containers for v in _items(held))
-        self._tensors = [(t, t.detach().clone()) for t in _own_tensors(modules, [*plain, *in_containers])]
-        self._gradients = [
-            (p, p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()
-        ]
+        self._saved = saved_values(model)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Return to this state on exit. On entry, the module must be in it."""
-        versions = _preserved_versions([tensor for tensor, _ in self._tensors])
+        """Return to this state on exit. On entry, the module must be in it.
+
+        Raises:
+            ModelError: Something could not be restored.
+        """
+        tensors = [saved.value for saved in self._saved if isinstance(saved, SavedTensor)]
+        # Tensors created in inference mode have no version counter.
+        versions = [(tensor, version_of(tensor)) for tensor in tensors if not tensor.is_inference()]
         try:
             yield
-        finally:
-            self._return()
-            versions.close()
+        except BaseException as error:
+            failed = self._return(versions)
+            if failed and hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(self._text(failed))
+            raise
+        failed = self._return(versions)
+        if failed:
+            raise ModelError(self._text(failed)) from failed[0][1]
 
-    def _return(self) -> None:
-        for module, saved, tables in self._attributes:
-            vars(module).clear()
-            vars(module).update(saved)
-            for name, table in tables.items():
-                current = saved[name]
-                if table or current:
-                    current.clear()
-                    current.update(table)
-        for container, items in self._containers:
-            _refill(container, items)
-        for parameter, gradient, kept, _ in self._gradients:
-            parameter.grad = None
-            if gradient is not None and kept is not None:
-                _restore(gradient, kept)
-        for tensor, value in self._tensors:
-            _restore(tensor, value)
-        for parameter, gradient, _, requires_grad in self._gradients:
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
+    def _return(self, versions: list[tuple[Tensor, int]]) -> list[tuple[Saved, Exception]]:
+        """Restore everything, whatever happens with one part, and return what could not be restored and why."""
+        failed: list[tuple[Saved, Exception]] = []
+        interrupt: BaseException | None = None
+        for saved in self._saved:
+            error = _failure(saved)
+            if error is not None and not isinstance(error, Exception):
+                # The user has pressed Ctrl-C. That waits.
+                interrupt, error = error, _failure(saved)
+            if isinstance(error, Exception):
+                failed.append((saved, error))
+        for tensor, version in versions:
+            if version_of(tensor) != version:
+                set_version(tensor, version)
+        if interrupt is not None:
+            raise interrupt
+        return failed
 
+    def _text(self, failed: list[tuple[Saved, Exception]]) -> str:
+        saved, error = failed[0]
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        others = f", nor did {len(failed) - 1} more" if len(failed) > 1 else ""
+        return (
+            f"a model must return to its former state after a run. {self._name(saved.value)} did not{others}: "
+            f"{reason}. All else is restored. A factory, which builds a new model for each seed, helps."
+        )
 
-def _preserved_versions(tensors: list[Tensor]) -> ExitStack:
-    """Return a stack that restores the version counters of tensors when closed. Their values must be restored before."""
-    stack = ExitStack()
-    for tensor in tensors:
-        # Tensors created in inference mode have no version counter.
-        if not tensor.is_inference():
-            stack.enter_context(preserved_version(tensor))
-    return stack
-
-
-def _restore(tensor: Tensor, value: Tensor) -> None:
-    """Restore the values of a tensor, in place if it still has their dtype and device."""
-    # The data of a sparse tensor in coordinate format is another tensor, in which a copy would be lost.
-    if value.is_sparse or (tensor.device, tensor.dtype) != (value.device, value.dtype):
-        # A copy, as the value may be needed again.
-        tensor.data = value.clone()
-    elif value.layout is not torch.strided or value.is_nested or is_packed(value):
-        # PyTorch does not compare them.
-        tensor.data.copy_(value)
-    elif not torch.equal(tensor.data, value):
-        tensor.data.copy_(value)
+    def _name(self, value: Any) -> str:
+        """Return where the model holds an object."""
+        for saved in self._saved:
+            if isinstance(saved, SavedModule):
+                tables = (items for _, items in saved.tables.values() if items)
+                for name, held in chain(saved.attributes.items(), *(items.items() for items in tables)):
+                    if held is value:
+                        return f"{name!r} of {type(saved.value).__name__}"
+        return f"an object of type {type(value).__name__}"
 
 
-def _copied(table: Any) -> Any:
-    # Most are empty, and `copy.copy` of an OrderedDict is slow.
-    return dict(table) if isinstance(table, dict) else copy.copy(table)
-
-
-_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
-"""Types of containers whose items are restored. A subclass may do more than hold items."""
-
-
-def _containers(values: Iterable[Any]) -> list[Any]:
-    """Return the containers among the values of plain attributes, and those that these contain."""
-    found: dict[int, Any] = {}
-    waiting = [value for value in values if type(value) is tuple or type(value) in _CONTAINERS]
-    while waiting:
-        value = waiting.pop()
-        if type(value) is tuple:
-            waiting.extend(value)
-        elif type(value) in _CONTAINERS and id(value) not in found:
-            found[id(value)] = value
-            waiting.extend(_items(value))
-    return list(found.values())
-
-
-def _items(container: Any) -> Collection[Any]:
-    return container.values() if isinstance(container, dict) else container
-
-
-def _refill(container: Any, items: Any) -> None:
-    """Give a container its former items back, unless it still holds them in the same order."""
-    if isinstance(container, dict):
-        if [*map(id, container), *map(id, container.values())] != [*map(id, items), *map(id, items.values())]:
-            container.clear()
-            # An OrderedDict keeps its order elsewhere, which `dict.update` would not fill. Counts are added to an empty Counter.
-            container.update(items)
-    elif [*map(id, container)] != [*map(id, items)]:
-        container.clear()
-        (container.update if isinstance(container, set) else container.extend)(items)
-
-
-def _own_tensors(modules: Iterable[nn.Module], plain: Iterable[Any]) -> list[Tensor]:
-    """Return the parameters, the buffers, and the tensors among other values, that hold numbers.
-
-    Results of differentiable operations are left out, and so are tensors on the meta device and those of lazy modules.
-
-    Args:
-        modules: The modules.
-        plain: Values of their plain attributes, and of containers there.
-    """
-    registered = (t for m in modules for t in (*parameter_table(m).values(), *buffer_table(m).values()))
-    kept = (value for value in plain if isinstance(value, Tensor) and value.grad_fn is None)
-    tensors = (t for t in (*registered, *kept) if t is not None and not is_lazy(t) and not t.is_meta)
-    return list({id(tensor): tensor for tensor in tensors}.values())
+def _failure(saved: Saved) -> BaseException | None:
+    """Restore one part, and return the error if that fails."""
+    try:
+        saved.restore()
+    except BaseException as error:  # of any type: a key may raise when it is hashed
+        return error
+    return None
 
 
 def uncompiled() -> AbstractContextManager[Any]:

@@ -12,6 +12,7 @@ checks that PyTorch still gives a node each of these names.
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
     "PARAMETRIZED",
+    "TABLE_NAMES",
     "WEIGHT_NORM",
     "DispatchMode",
     "OutputMetadata",
@@ -65,12 +67,16 @@ __all__ = [
     "output_metadata",
     "owner_of",
     "parameter_table",
-    "preserved_version",
     "registered_children",
     "saved",
     "saved_axis",
+    "script_attributes",
     "sequence_number",
+    "set_script_attribute",
+    "set_tensor_hooks",
+    "set_version",
     "tables_of",
+    "tensor_hooks",
     "version_of",
     "without_compiler",
     "without_dispatch",
@@ -115,7 +121,12 @@ def is_nested_output(node: Node, number: int) -> bool:
 
 def is_packed(tensor: Tensor) -> bool:
     """Return whether an element of a tensor holds several numbers, as in ``float4_e2m1fn_x2``: PyTorch reads none of them."""
-    return str(tensor.dtype).endswith(("x2", "x4"))
+    return _is_packed_type(tensor.dtype)
+
+
+@functools.cache
+def _is_packed_type(dtype: torch.dtype) -> bool:
+    return str(dtype).endswith(("x2", "x4"))
 
 
 def sequence_number(node: Node) -> int:
@@ -520,13 +531,38 @@ def version_of(tensor: Tensor) -> int:
     return int(tensor._version)
 
 
-def preserved_version(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Return a context that restores the version of a tensor on leaving. The caller restores its values before that.
+def set_version(tensor: Tensor, version: int) -> None:
+    """Set the version of a tensor. The caller has restored the values that it had then.
 
-    Enters ``torch.autograd.grad_mode._unsafe_preserve_version_counter``. PyTorch documents only ``increment_version``.
+    Calls ``torch._C._autograd._unsafe_set_version_counter``. PyTorch documents only ``increment_version``.
     """
-    found: AbstractContextManager[Any] = torch.autograd.grad_mode._unsafe_preserve_version_counter(tensor)
-    return found
+    change: Callable[..., None] = torch._C._autograd._unsafe_set_version_counter
+    if _VERSIONS_ARE_SET_TOGETHER:
+        change((tensor,), (version,))
+    else:
+        change(tensor, version)
+
+
+_VERSIONS_ARE_SET_TOGETHER = (
+    "tensors" in inspect.signature(torch.autograd.grad_mode._unsafe_preserve_version_counter.__init__).parameters
+)
+
+
+def tensor_hooks(tensor: Tensor) -> tuple[Any, Any]:
+    """Return the dictionaries of a leaf's hooks: on its gradient, and on its ``.grad`` once it is accumulated; None for none yet.
+
+    Reads ``Tensor._backward_hooks`` and ``Tensor._post_accumulate_grad_hooks``. PyTorch documents handles that remove a hook, and
+    no way to remove hooks without their handles.
+    """
+    return tensor._backward_hooks, tensor._post_accumulate_grad_hooks
+
+
+def set_tensor_hooks(tensor: Tensor, tables: Sequence[Any]) -> None:
+    """Set the dictionaries of :func:`tensor_hooks`, and empty those that were set: PyTorch may go on to call what they hold."""
+    for table in tensor_hooks(tensor):
+        if table is not None:
+            table.clear()
+    tensor._backward_hooks, tensor._post_accumulate_grad_hooks = tables
 
 
 def is_lazy(tensor: Any) -> bool:
@@ -583,6 +619,34 @@ def tables_of(module: nn.Module) -> dict[str, Any]:
         for name, table in vars(module).items()
         if name in tables or (name.endswith("_hooks") and hasattr(table, "update"))
     }
+
+
+TABLE_NAMES = tuple(name for name, table in vars(nn.Module()).items() if isinstance(table, dict))
+"""The attributes of every module that are dictionaries: those of :func:`tables_of`, and what is noted about hooks."""
+
+
+def script_attributes(module: torch.jit.ScriptModule) -> dict[str, Any]:
+    """Return the attributes of a scripted module by name, buffers and parameters included; none of a frozen module.
+
+    Attributes that have no counterpart in Python are left out.
+
+    Reads ``_concrete_type`` and ``_c``. PyTorch documents that attributes can be read by name, and not which there are.
+    """
+    declared = getattr(module, "_concrete_type", None)
+    names = () if declared is None else declared.get_attributes()
+    return {name: held for name in names for held in _script_attribute(module, name)}
+
+
+def _script_attribute(module: torch.jit.ScriptModule, name: str) -> tuple[Any, ...]:
+    try:
+        return (module._c.getattr(name),)
+    except RuntimeError:
+        return ()
+
+
+def set_script_attribute(module: torch.jit.ScriptModule, name: str, value: Any) -> None:
+    """Set an attribute of :func:`script_attributes`, past the methods of Python that wrap it."""
+    module._c.setattr(name, value)
 
 
 def is_batch_norm(module: nn.Module) -> bool:

@@ -75,7 +75,8 @@ def measure(
 
     Args:
         model: Module class or factory without arguments, which is built once per seed; or a finished module, which is measured as
-            one draw of its weights.
+            one draw of its weights. It and the random generators are left as they were, except for what the module holds in
+            objects of classes that are neither modules, containers, dataclasses, arrays nor generators.
         inputs: Tensor, tuple (positional arguments), mapping (keyword arguments), or a function of a ``torch.Generator`` that
             returns one of these. The first dimension of a tensor counts the samples.
         target: Second argument of ``loss``; a tree of tensors, or a function of a ``torch.Generator`` that returns one. None by
@@ -109,7 +110,7 @@ def measure(
 
     Raises:
         UsageError: An argument has an invalid value.
-        ModelError: The model cannot be built or run, or its output carries no gradient.
+        ModelError: The model cannot be built or run, its output carries no gradient, or a part of it cannot be restored.
         CutError: The autograd graph cannot be cut into the chosen steps.
 
     Source: Benettin et al., Meccanica 15, 9 (1980), for the exponents of a product of Jacobians; here the product is the

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -540,13 +541,31 @@ def test_version_of():
     assert internals.version_of(x) == 2
 
 
-def test_preserved_version():
+def test_set_version():
     """Look for ``_unsafe_preserve_version_counter`` in ``torch/autograd/grad_mode.py``: it puts the count back on leaving."""
-    x = torch.ones(2)
-    with internals.preserved_version(x):
-        x.add_(1)
-        assert internals.version_of(x) == 1
-    assert internals.version_of(x) == 0
+    x = torch.ones(2).add_(1)
+    x.add_(1)
+    internals.set_version(x, 1)
+    assert internals.version_of(x) == 1
+
+
+def test_tensor_hooks():
+    """Look for ``register_hook`` and ``register_post_accumulate_grad_hook`` in ``torch/_tensor.py``: both fill a dictionary."""
+    x, calls = torch.ones(2, requires_grad=True), []
+    assert internals.tensor_hooks(x) == (None, None)
+    x.register_hook(lambda gradient: calls.append("gradient"))
+    x.register_post_accumulate_grad_hook(lambda tensor: calls.append("accumulated"))
+    tables = internals.tensor_hooks(x)
+    held = list(map(dict, tables))
+    assert list(map(len, held)) == [1, 1]
+    internals.set_tensor_hooks(x, (None, None))
+    x.sum().backward()
+    assert internals.tensor_hooks(x) == (None, None) and not calls
+    internals.set_tensor_hooks(x, tables)
+    for table, hooks in zip(tables, held):
+        table.update(hooks)
+    x.sum().backward()
+    assert calls == ["gradient", "accumulated"]
 
 
 def test_is_lazy():
@@ -604,6 +623,51 @@ def test_tables_of():
         "_parameters": 1,
         "_modules": 1,
     }
+
+
+def test_table_names():
+    """Look for ``__init__`` in ``torch/nn/modules/module.py``."""
+    layer = nn.Linear(2, 2)
+    assert set(internals.tables_of(layer)) < set(internals.TABLE_NAMES) < set(vars(layer))
+
+
+class Scripted(nn.Module):
+    """Has a number as an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2))
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_script_attributes():
+    """Look for ``_concrete_type`` and ``_c`` in ``torch/jit/_script.py``: the type lists the attributes of the C++ module."""
+    module = torch.jit.script(Scripted())
+    module(torch.ones(2))
+    found = internals.script_attributes(module)
+    assert found["calls"] == 1 and found["training"] and found["mean"] is module.mean
+    internals.set_script_attribute(module, "calls", 0)
+    internals.set_script_attribute(module, "mean", mean := torch.ones(2))
+    assert module.calls == 0 and module.mean is mean
+    assert internals.script_attributes(torch.jit.freeze(module.eval())) == {}
+
+
+def test_script_attributes_without_a_counterpart_in_python_are_left_out():
+    """PyTorch has few such types, and none that is easy to make."""
+
+    class Values:
+        def getattr(self, name: str) -> int:
+            if name == "future":
+                raise RuntimeError
+            return 1
+
+    declared = SimpleNamespace(get_attributes=lambda: {"future": None, "calls": None})
+    assert internals.script_attributes(SimpleNamespace(_concrete_type=declared, _c=Values())) == {"calls": 1}
 
 
 def test_is_batch_norm():
