@@ -120,7 +120,7 @@ def _finished(model: nn.Module, recipe: Recipe, stack: ExitStack) -> nn.Module:
 def _drawn(
     factory: Callable[[], nn.Module], seed: int, previous: list[weakref.ref[nn.Module]], stack: ExitStack
 ) -> tuple[nn.Module, bytes]:
-    """Return a new model, which is restored afterwards if anyone else holds it, and the states of the generators."""
+    """Return a new model, and the states of the generators. What someone else holds of it is restored afterwards."""
     model = _build(factory, seed)
     drawn = generator_state() + other_draws(seed)
     _refuse_unmaterialized(model, fixed=False)
@@ -130,7 +130,29 @@ def _drawn(
     if sys.getrefcount(model) > _references_of_a_local():
         previous.append(weakref.ref(model))
         stack.enter_context(preserved_model(model))
+        return model, drawn
+    for module in _held_elsewhere(model):
+        stack.enter_context(preserved_model(module))
     return model, drawn
+
+
+def _held_elsewhere(model: nn.Module) -> list[nn.Module]:
+    """Return the modules within a new model that something else refers to as well, such as a backbone that models share.
+
+    Modules within these are left out. A model may itself refer to a module twice, which then is one of them as well.
+    """
+    found, within = list[nn.Module](), set[int]()
+    parent, modules = nn.Sequential(nn.Identity()), [*model.modules()]
+    (alone,) = _references([*parent.children()])
+    for module, count in zip(modules, _references(modules)):
+        if module is not model and count > alone and id(module) not in within:
+            found.append(module)
+            within |= set(map(id, module.modules()))
+    return found
+
+
+def _references(modules: list[nn.Module]) -> list[int]:
+    return [sys.getrefcount(module) for module in modules]
 
 
 def _was_made_for_inference(model: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from models import BATCH, FLOATS, IDS, WIDTH
 from torch import Tensor, nn
 
 from pytest_trainability import measure
-from pytest_trainability.engine.runs.building import built, choose_device, device_of, drawn
+from pytest_trainability.engine.runs.building import _held_elsewhere, built, choose_device, device_of, drawn
 from pytest_trainability.errors import ModelError, TrainabilityError, UsageError
 from pytest_trainability.measurement import DEFAULT_OPTIONS, Context, as_recipe
 
@@ -364,6 +364,41 @@ def test_a_model_made_in_inference_mode_is_measured_on_a_copy() -> None:
     model = made_for_inference()
     assert measure(model, FLOATS).log_gain.values == measure(model, FLOATS).log_gain.values
     assert all(p.is_inference() and p.requires_grad for p in model.parameters())
+
+
+class WithBackbone(nn.Module):
+    """A head on a backbone that all models share."""
+
+    BACKBONE = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Dropout(0.5)).eval()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(self.BACKBONE, nn.Tanh()), nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def test_what_models_of_a_factory_share_is_left_as_it_was() -> None:
+    backbone = WithBackbone.BACKBONE
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    places = [p.data_ptr() for p in backbone.parameters()]
+    result = measure(WithBackbone, FLOATS, loss=lambda y: y.sin().sum(), dtype=torch.float64, seeds=2)
+    assert len(result.waking_step) == 6
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
+    assert [p.data_ptr() for p in backbone.parameters()] == places
+    assert not any(module.training for module in backbone.modules())
+
+
+def test_modules_that_are_held_elsewhere_are_found_at_their_top() -> None:
+    shared = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    inner = shared[0]
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), shared), nn.Linear(2, 2))
+    assert _held_elsewhere(model) == [shared]
+    del shared
+    assert _held_elsewhere(model) == [inner]
+    del inner
+    assert _held_elsewhere(model) == []
 
 
 def test_a_model_that_is_only_read_is_not_copied() -> None:
