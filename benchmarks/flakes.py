@@ -38,7 +38,8 @@ from alarms import Alarms
 from torch import Tensor, nn
 
 from pytest_trainability import Bound, at_least, at_most, within
-from pytest_trainability.checks.baselines import Entry, compare
+from pytest_trainability.checks.baseline_entries import Entry
+from pytest_trainability.checks.baselines import compare
 from pytest_trainability.checks.initial_values import initial_rows
 from pytest_trainability.checks.module_changes import folded_modules
 from pytest_trainability.checks.operation_changes import operation_rows

@@ -19,7 +19,8 @@ from ..records.names import MOST_NAMES, expanded
 from ..records.tensors import Projections
 from ..records.text import visible
 from .atomic_files import replace_file
-from .baselines import OUTPUT, BaselineValues, Entry, NameSet, Series
+from .baseline_entries import OUTPUT, Entry
+from .baseline_values import BaselineValues, NameSet, Series
 from .initial_values import InitialRow
 from .locks import locked
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from ..records.reports import BaselineChange, CheckRecord
 from ..records.session import CheckOutcome, ErrorRecord, SessionChange, SessionRecord
 from ..records.values import TensorRecord, ValueRecord
-from .baselines import BaselineValues, Entry, NameSet, Series, compare
+from .baseline_entries import Entry
+from .baseline_values import BaselineValues, NameSet, Series
+from .baselines import compare
 from .initial_values import InitialRow
 
 __all__ = ["session_changes"]

@@ -20,8 +20,8 @@ from .arguments import DIFFERS, Subparsers, declared, say
 from .tolerances import add_tolerances, tolerances_of
 
 if TYPE_CHECKING:
+    from ..checks.baseline_entries import Entry
     from ..checks.baseline_files import Contents
-    from ..checks.baselines import Entry
     from ..records.reports import BaselineChange
 
 __all__ = ["accept", "add_root", "compare_folder", "declare"]
@@ -166,7 +166,8 @@ def _target(root: Path, relative: Path) -> Path:
 
 
 def _differing(measured: Contents, committed: Contents, tolerances: Mapping[str, float]) -> Iterator[Difference]:
-    from ..checks.baselines import compare, find_entry
+    from ..checks.baseline_entries import find_entry
+    from ..checks.baselines import compare
 
     for test, names in measured.items():
         for name, entries in names.items():

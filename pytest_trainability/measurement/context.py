@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..checks.baselines import Entry
+from ..checks.baseline_entries import Entry
 from ..engine.runs.recipe import StepChoice
 from ..records.reports import BaselineRecord, CheckRecord
 

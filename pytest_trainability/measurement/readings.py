@@ -7,7 +7,7 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any
 
-from ..checks.baselines import BaselineValues, NameSet, Series
+from ..checks.baseline_values import BaselineValues, NameSet, Series
 from ..checks.statistics import Level, estimate
 from ..checks.verdicts import Value
 from ..engine.runs.run import Need, Run

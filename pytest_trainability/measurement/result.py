@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checks.baselines import Entry
+from ..checks.baseline_entries import Entry
 from ..checks.bounds import Bound, BoundLike, as_bound
 from ..checks.factor_groups import vanishing
 from ..checks.initial_values import IN_ROWS

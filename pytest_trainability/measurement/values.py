@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from ..checks.baselines import Entry, NameSet, Series
+from ..checks.baseline_entries import Entry
+from ..checks.baseline_values import NameSet, Series
 from ..checks.initial_values import initial_rows
 from ..checks.judged_elements import BY_PARAMETER
 from ..checks.module_changes import folded_modules

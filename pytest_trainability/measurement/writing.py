@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from ..checks.baselines import CUSTOM_FUNCTIONS, CUT_OFF, OUTPUT, Entry
+from ..checks.baseline_entries import CUSTOM_FUNCTIONS, CUT_OFF, OUTPUT, Entry
 from ..checks.bounds import Bound
 from ..checks.class_changes import CLASSES
 from ..checks.copy_changes import copy_rows

@@ -22,8 +22,8 @@ from .paths import relative_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
+    from ..checks.baseline_entries import Entry
     from ..checks.baseline_files import Contents
-    from ..checks.baselines import Entry
     from ..records.reports import BaselineSummary
 
 __all__ = ["BaselineWriter", "refuse_partial_prune"]

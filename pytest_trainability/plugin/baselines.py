@@ -16,8 +16,8 @@ from .report_files import is_detailed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ..checks.baseline_entries import Entry
     from ..checks.baseline_files import Contents
-    from ..checks.baselines import Entry
     from ..records.reports import BaselineChange, BaselineRecord
     from ..records.values import ValueRecord
 
@@ -145,8 +145,8 @@ class Baselines:
 
     def _find(self, path: Path, test: str, name: str, entry: Entry) -> Entry | None:
         """Return the baseline of an entry. Modes that write look in the environment of the entry only."""
+        from ..checks.baseline_entries import find_entry
         from ..checks.baseline_files import read_baselines
-        from ..checks.baselines import find_entry
 
         if path not in self._files:
             self._files[path] = read_baselines(path)
@@ -171,7 +171,7 @@ class Baselines:
         constants: tuple[BaselineChange, ...],
     ) -> BaselineRecord:
         """Return the record of a comparison for the test's report."""
-        from ..checks.baselines import CUSTOM_FUNCTIONS
+        from ..checks.baseline_entries import CUSTOM_FUNCTIONS
         from ..records.reports import BaselineRecord
         from ..report.changes import constants_text
 
@@ -225,7 +225,7 @@ def _other_torch(old: Entry, new: Entry) -> str:
 
 def _differences(old: Entry, new: Entry) -> list[str]:
     """Return the conditions of the baseline that differ from the current ones, without those that are compared."""
-    from ..checks.baselines import CUT_OFF, OUTPUT
+    from ..checks.baseline_entries import CUT_OFF, OUTPUT
 
     before, after = ({**entry.environment, **entry.conditions, "threads": ""} for entry in (old, new))
     compared = {OUTPUT, CUT_OFF}

@@ -13,7 +13,8 @@ import pytest
 
 from pytest_trainability import commands as command
 from pytest_trainability.checks import baseline_files
-from pytest_trainability.checks.baselines import Entry, Series
+from pytest_trainability.checks.baseline_entries import Entry
+from pytest_trainability.checks.baseline_values import Series
 from pytest_trainability.plugin import paths
 from pytest_trainability.plugin.baseline_writer import BaselineWriter
 from pytest_trainability.plugin.baselines import BaselineRequest

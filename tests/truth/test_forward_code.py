@@ -12,8 +12,9 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from processor import other_number_of_threads
 from torch import Tensor, nn
 
+from pytest_trainability.checks.baseline_entries import Entry
 from pytest_trainability.checks.baseline_files import render_baselines
-from pytest_trainability.checks.baselines import Entry, compare
+from pytest_trainability.checks.baselines import compare
 from pytest_trainability.checks.operation_changes import OPERATIONS, VARIES
 from pytest_trainability.measurement import Context, measure_in
 from pytest_trainability.measures import MEASURES, recorded_along

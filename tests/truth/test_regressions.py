@@ -21,8 +21,10 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from processor import other_number_of_threads
 from torch import Tensor, nn
 
+from pytest_trainability.checks.baseline_entries import Entry
 from pytest_trainability.checks.baseline_files import entry_from_plain, entry_to_plain
-from pytest_trainability.checks.baselines import Entry, Series, compare
+from pytest_trainability.checks.baseline_values import Series
+from pytest_trainability.checks.baselines import compare
 from pytest_trainability.measurement import Context, measure_in
 from pytest_trainability.measures import MEASURES, recorded_along
 from pytest_trainability.records.reports import BaselineChange

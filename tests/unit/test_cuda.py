@@ -9,7 +9,8 @@ import zoo
 from torch import nn
 
 from pytest_trainability import Measurement, Rollout, measure
-from pytest_trainability.checks.baselines import Entry, compare, find_entry
+from pytest_trainability.checks.baseline_entries import Entry, find_entry
+from pytest_trainability.checks.baselines import compare
 from pytest_trainability.engine.capture.fused_rnn import Unrolling
 from pytest_trainability.engine.capture.recorder import capture
 from pytest_trainability.engine.runs.building import choose_device

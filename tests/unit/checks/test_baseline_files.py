@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from pytest_trainability.checks import baseline_files
+from pytest_trainability.checks.baseline_entries import Entry
 from pytest_trainability.checks.baseline_files import (
     Contents,
     baseline_path,
@@ -32,7 +33,8 @@ from pytest_trainability.checks.baseline_files import (
     with_entries,
     with_entry,
 )
-from pytest_trainability.checks.baselines import BaselineValues, Entry, NameSet, Series, compare
+from pytest_trainability.checks.baseline_values import BaselineValues, NameSet, Series
+from pytest_trainability.checks.baselines import compare
 from pytest_trainability.checks.initial_values import InitialRow
 from pytest_trainability.checks.locks import lock_path
 from pytest_trainability.errors import BaselineError
@@ -836,7 +838,8 @@ import json, os, resource, signal, sys, time
 from pathlib import Path
 from pytest_trainability.checks import baseline_files
 from pytest_trainability.checks.baseline_files import change_baselines, read_baselines, with_entry
-from pytest_trainability.checks.baselines import Entry, Series
+from pytest_trainability.checks.baseline_entries import Entry
+from pytest_trainability.checks.baseline_values import Series
 from pytest_trainability.errors import BaselineError
 
 def entry(elements=1):

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from pytest_trainability.checks import baselines
-from pytest_trainability.checks.baselines import Entry, NameSet, Series, compare, environment_key
+from pytest_trainability.checks.baseline_entries import Entry
+from pytest_trainability.checks.baseline_values import NameSet, Series
+from pytest_trainability.checks.baselines import compare
 from pytest_trainability.measures import MEASURES, recorded_along
 from pytest_trainability.records.reports import BaselineChange
 
@@ -120,20 +122,6 @@ def test_a_single_seed_that_moves_far_is_no_change() -> None:
 def test_of_two_seeds_both_must_move() -> None:
     assert changes(gain([-14.0, -13.0]), gain([-14.0, -9.0])) == ()
     assert len(changes(gain([-14.0, -13.0]), gain([-12.0, -9.0]))) == 1
-
-
-def test_versions_and_threads_are_one_environment_and_devices_are_not() -> None:
-    given = {
-        "torch": "2.6.0",
-        "platform": "darwin arm64",
-        "dtype": "float32",
-        "device": "cuda",
-        "threads": "8",
-        "isa": "avx2",
-        "blas": "mkl",
-    }
-    assert environment_key(given) == "cuda float32 blas=mkl isa=avx2"
-    assert gain([1.0]).key == "cpu float32"
 
 
 # Numbers that unchanged code repeats -------------------------------------------------------------------------------

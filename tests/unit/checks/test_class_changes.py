@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_trainability.checks.baselines import Entry, NameSet, Series, compare
+from pytest_trainability.checks.baseline_entries import Entry
+from pytest_trainability.checks.baseline_values import NameSet, Series
+from pytest_trainability.checks.baselines import compare
 from pytest_trainability.checks.class_changes import class_changes
 from pytest_trainability.report.changes import change_texts
 

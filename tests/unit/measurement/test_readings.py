@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_trainability import Measure, UsageError, measure
-from pytest_trainability.checks.baselines import NameSet, Series
+from pytest_trainability.checks.baseline_values import NameSet, Series
 from pytest_trainability.checks.statistics import Level, estimate
 from pytest_trainability.errors import InapplicableError, ModelError
 from pytest_trainability.measurement.readings import assemble, read, recorded

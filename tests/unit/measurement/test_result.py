@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
 from pytest_trainability import Bound, TrainabilityFailure, UsageError, at_least, at_most, measure, within
-from pytest_trainability.checks.baselines import Entry
+from pytest_trainability.checks.baseline_entries import Entry
 from pytest_trainability.errors import BoundError
 from pytest_trainability.measurement import Context, measure_in
 from pytest_trainability.measures import MEASURES

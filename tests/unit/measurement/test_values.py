@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from pytest_trainability import measure
-from pytest_trainability.checks.baselines import Entry, NameSet, Series
+from pytest_trainability.checks.baseline_entries import Entry
+from pytest_trainability.checks.baseline_values import NameSet, Series
 from pytest_trainability.checks.initial_values import InitialRow
 from pytest_trainability.measurement import Context, measure_in
 from pytest_trainability.measurement.values import details, old_value_records, value_records

@@ -25,7 +25,7 @@ from pytest_trainability import (
     within,
 )
 from pytest_trainability.checks.baseline_files import render_baselines, with_entry
-from pytest_trainability.checks.baselines import Series
+from pytest_trainability.checks.baseline_values import Series
 from pytest_trainability.measurement import Context, measure_in
 from pytest_trainability.measurement.writing import check_record, entry
 from pytest_trainability.measures import MEASURES
