@@ -5,6 +5,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Hundreds of sessions and scripts start in tests. Each would compile the package again where images of containers set this.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test lint types docs generated sample bench race flakes faults generated-networks matrix newest oldest package clean
 
 demo: $(VENV)/.demo ## Run the examples: green models, red ones, and the report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,10 +67,19 @@ def suite(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
     return project
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that keeps the files of the project with the baselines recorded."""
+    return tmp_path_factory.mktemp("recorded")
+
+
 @pytest.fixture
-def recorded(suite: Pytester) -> Pytester:
-    """The same project with the baselines recorded."""
-    assert run(suite, "--trainability-baseline=new").ret == 0
+def recorded(suite: Pytester, kept: Path) -> Pytester:
+    """The same project with the baselines recorded, by one session for all tests."""
+    if not any(kept.iterdir()):
+        assert run(suite, "--trainability-baseline=new").ret == 0
+        shutil.copytree(suite.path, kept, dirs_exist_ok=True)
+    shutil.copytree(kept, suite.path, dirs_exist_ok=True)
     return suite
 
 

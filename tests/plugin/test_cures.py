@@ -35,7 +35,8 @@ def test_a_failure_shows_a_cure_with_its_effect_and_patch_writes_a_page(
     session: pytest.Pytester, xdist: tuple[str, ...]
 ) -> None:
     before = {p.name: p.read_bytes() for p in session.path.glob("*.py")}
-    text = " ".join(session.runpytest_subprocess("--trainability-cure=patch", *xdist).stdout.str().split())
+    run = session.runpytest_subprocess if xdist else session.runpytest_inprocess
+    text = " ".join(run("--trainability-cure=patch", *xdist).stdout.str().split())
     assert "cure nn.init.normal_(model[i].weight, std=" in text and "on the same seeds" in text
     assert "suggestions written to trainability-cures.md" in text
     page = (session.path / "trainability-cures.md").read_text(encoding="utf-8")

@@ -61,7 +61,9 @@ def test_measure_of_the_example_is_an_attribute_and_has_bounds(example: pytest.P
             trainability(tower(), x)
         """
     )
-    result = example.runpytest_subprocess("-p", NAME, "-n", workers)
+    # A worker that the controller of this process starts does not find the plugin.
+    run = example.runpytest_inprocess if workers == "0" else example.runpytest_subprocess
+    result = run("-p", NAME, "-n", workers)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*gradient_kurtosis*", "*must be ≤ 1.01*"])
 
@@ -77,7 +79,7 @@ def test_without_the_plugin_the_measure_is_unknown(example: pytest.Pytester) -> 
             pass
         """
     )
-    result = example.runpytest_subprocess()
+    result = example.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*unknown measure 'gradient_kurtosis'.*"])
 
@@ -145,7 +147,7 @@ def test_plugin_chooses_the_steps_unless_the_user_does(example: pytest.Pytester)
             assert trainability(TwoStreamNet, x).steps.description == "3 × Sequential"
         """
     )
-    example.runpytest_subprocess("-p", NAME).assert_outcomes(passed=2)
+    example.runpytest_inprocess("-p", NAME).assert_outcomes(passed=2)
 
 
 def test_environment_keeps_baselines_apart(example: pytest.Pytester) -> None:
@@ -153,13 +155,13 @@ def test_environment_keeps_baselines_apart(example: pytest.Pytester) -> None:
         test_it="from nets_of_the_example import tower, x\n"
         "def test_it(trainability):\n    trainability(tower(), x).check_baseline()"
     )
-    example.runpytest_subprocess("-p", NAME, "--trainability-baseline=new").assert_outcomes(passed=1)
+    example.runpytest_inprocess("-p", NAME, "--trainability-baseline=new").assert_outcomes(passed=1)
     stored = json.loads((example.path / "__trainability__" / "test_it.json").read_text())
     (key,) = stored["tests"]["test_it"]["Sequential"] if "tests" in stored else next(iter(_entries(stored)))
     assert "onednn=" in key
-    example.runpytest_subprocess("-p", NAME).assert_outcomes(passed=1)
+    example.runpytest_inprocess("-p", NAME).assert_outcomes(passed=1)
     # Without the plugin the environment has another key, and no baseline.
-    missing = example.runpytest_subprocess()
+    missing = example.runpytest_inprocess()
     missing.assert_outcomes(failed=1)
     missing.stdout.fnmatch_lines(["*no baseline*"])
 
@@ -204,7 +206,7 @@ def test_invalid_measures_are_refused(pytester: pytest.Pytester, hook: str, says
 
     pytester.makeconftest(dedent(hook))
     pytester.makepyfile("def test_it(trainability): pass")
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     for text in says:
         assert text in result.stderr.str()
@@ -224,7 +226,7 @@ def test_invalid_environments_are_refused(pytester: pytest.Pytester, answer: str
         "import torch\ndef test_it(trainability):\n"
         "    trainability(lambda: torch.nn.Linear(3, 3), torch.zeros(2, 3)).check_baseline()"
     )
-    result = pytester.runpytest_subprocess("--trainability-baseline=new")
+    result = pytester.runpytest_inprocess("--trainability-baseline=new")
     result.assert_outcomes(failed=1)
     assert says in result.stdout.str()
 
@@ -234,7 +236,7 @@ def test_unknown_steps_of_a_plugin_are_refused(pytester: pytest.Pytester) -> Non
     pytester.makepyfile(
         "import torch\ndef test_it(trainability):\n    trainability(lambda: torch.nn.Linear(3, 3), torch.zeros(2, 3))"
     )
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     said = result.stdout.str()
     assert "the hook pytest_trainability_steps of a plugin must return steps of the model" in said

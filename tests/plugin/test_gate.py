@@ -459,12 +459,12 @@ def test_a_test_never_gets_the_model_of_another_folder(project: Pytester) -> Non
             f'[test.a]\nmodel = "same_name:build"\ninputs = "2x{width}"\nseeds = 1\nbounds.log_gain = "within(100)"\n'
         )
         (place / "trainability.toml").write_text(text)
-    result = project.runpytest_subprocess("-p", "no:randomly", "-p", "no:xdist")
+    result = project.runpytest_inprocess("-p", "no:xdist")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
         ["E * there must be one module 'same_name'. 'same_name:build' is in *second*, and *first*"]
     )
-    project.runpytest_subprocess("second").assert_outcomes(passed=1)
+    project.runpytest_inprocess("second").assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize(

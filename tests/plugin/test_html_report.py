@@ -50,7 +50,7 @@ def test_a_session_writes_its_page(project: Pytester) -> None:
 def test_workers_write_the_same_page(project: Pytester) -> None:
     pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(TESTS)
-    project.runpytest_subprocess("-p", "no:xdist", "--trainability-html=one.html")
+    project.runpytest_inprocess("-p", "no:xdist", "--trainability-html=one.html")
     project.runpytest_subprocess("-n", "2", "--trainability-html=two.html")
     one, two = (Path(project.path, f"{name}.html").read_text(encoding="utf-8") for name in ("one", "two"))
     assert untimed(one) == untimed(two)

@@ -101,7 +101,8 @@ def test_each_is_reported_with_its_outcome(workers: list[str], project: Pytester
     if workers:
         pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(test_it=TESTS)
-    lines = project.runpytest_subprocess(*workers, "--tb=no", "--trainability-cure=off", *FILES).stdout.lines
+    run = project.runpytest_subprocess if workers else project.runpytest_inprocess
+    lines = run(*workers, "--tb=no", "--trainability-cure=off", *FILES).stdout.lines
     found = read_document(project.path / "report.json")
     assert {without_test(check["id"]): check["status"] for check in found["checks"]} == CHECKS
     assert {without_test(error["test"]): error["expected"] for error in found["errors"]} == ERRORS

@@ -35,7 +35,7 @@ def test_red(trainability):
     trainability.width_sweep(lambda n: Net(n, gain=n / 16), [16, 32, 64], x, measure="activation_rms").check(within(0.3))
 """
     )
-    result = pytester.runpytest_subprocess("-n", workers, "-rf")
+    result = pytester.runpytest_inprocess("-n", workers, "-rf")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines_random(["*= trainability =*", "*✔ test_widths*", "*✘ test_red*", "FAILED *test_red*"])
 
@@ -49,6 +49,6 @@ def test_widths(trainability):
     trainability.width_sweep(Net, [16, 32], x, measure="activation_rms")
 """
     )
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*for a size sweep, call check() of its result.*"])

@@ -106,7 +106,7 @@ def test_bounds_skip_parameters_that_are_zero_by_design(project: pytest.Pytester
             trainability(ZeroInit, x)
         """
     )
-    result = project.runpytest_subprocess("-v")
+    result = project.runpytest_inprocess("-v")
     result.stdout.fnmatch_lines(["*test_marked PASSED*", "*test_checked PASSED*", "*test_judges_every_element FAILED*"])
     result.stdout.fnmatch_lines(["*every_largest_gradient", "*6 of 12 outside, worst blocks.0.0.weight 0 and 2 more*"])
 
@@ -126,7 +126,7 @@ def test_the_likely_cause_is_printed_for_measures_that_growth_explains(
             trainability(shrinking, x)
         """
     )
-    result = project.runpytest_subprocess()
+    result = project.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([f"*{measure}*"])
     assert ("likely cause" in result.stdout.str()) is explained
@@ -148,7 +148,7 @@ def test_a_bound_reads_the_companion_measure(project: pytest.Pytester) -> None:
             companion_reads.clear()
         """
     )
-    project.runpytest_subprocess().assert_outcomes(passed=2)
+    project.runpytest_inprocess().assert_outcomes(passed=2)
 
 
 def test_baselines_hold_recorded_measures(project: pytest.Pytester) -> None:
@@ -160,13 +160,13 @@ def test_baselines_hold_recorded_measures(project: pytest.Pytester) -> None:
             trainability(shrinking, x).check_baseline()
         """
     )
-    project.runpytest_subprocess("--trainability-baseline=new").assert_outcomes(passed=1)
+    project.runpytest_inprocess("--trainability-baseline=new").assert_outcomes(passed=1)
     stored = json.loads(Path(project.path, "__trainability__", "test_it.json").read_text())
     text = json.dumps(stored)
     assert "largest_gradient" in text
     assert "every_largest_gradient" not in text
     assert "gain_of_the_plugin" not in text
-    project.runpytest_subprocess().assert_outcomes(passed=1)
+    project.runpytest_inprocess().assert_outcomes(passed=1)
 
 
 def test_a_recorded_measure_that_changes_fails_the_baseline(project: pytest.Pytester) -> None:
@@ -178,8 +178,8 @@ def test_a_recorded_measure_that_changes_fails_the_baseline(project: pytest.Pyte
             trainability(shrinking, x).check_baseline()
         """
     )
-    project.runpytest_subprocess("--trainability-baseline=new").assert_outcomes(passed=1)
+    project.runpytest_inprocess("--trainability-baseline=new").assert_outcomes(passed=1)
     project.makeconftest(PLUGIN.replace("float(gradient.abs().max())", "2 * float(gradient.abs().max())"))
-    result = project.runpytest_subprocess()
+    result = project.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*largest_gradient*"])
