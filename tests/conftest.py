@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,12 @@ declare_torchvision_operators()
 with suppress(ImportError):
     import torchvision  # noqa: F401
 
+
+def pytest_collection_finish() -> None:
+    """Take all modules and tests out of garbage collections: each would look at them again, and none of them is garbage."""
+    gc.freeze()
+
+
 SMALL_NETS = '''
 import torch
 from torch import nn
@@ -61,6 +69,9 @@ def pytester(pytester: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Tests write a module twice within a second, and with as many characters: Python would take it for the compiled one.
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return pytester
 
 

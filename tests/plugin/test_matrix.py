@@ -124,6 +124,17 @@ def outcome(result: RunResult) -> Outcome:
     return Outcome(int(result.ret), dict(phases), records, section(result))
 
 
+PLAIN: list[Outcome] = []
+"""The results of the suite without options, once a test has asked for them."""
+
+
+def plain_outcome(project: Pytester) -> Outcome:
+    """Return the results of the suite without options, of one session for all tests."""
+    if not PLAIN:
+        PLAIN.append(outcome(run(project)))
+    return PLAIN[0]
+
+
 def section(result: RunResult) -> list[str]:
     """Return the sorted lines of the terminal section, without the time."""
     text = result.stdout.str()
@@ -177,7 +188,7 @@ def test_every_configuration_has_the_same_verdicts(project: Pytester, options: s
     if "-n" in options.split():
         pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(test_suite=SUITE)
-    plain = outcome(run(project))
+    plain = plain_outcome(project)
     assert plain.ret == pytest.ExitCode.TESTS_FAILED
     assert sum(map(len, plain.records.values())) == LINES
     assert sum(re.match(r"  [✔○✘x] ", line) is not None for line in plain.section) == LINES
@@ -213,7 +224,7 @@ installed, importlib.metadata.distributions = importlib.metadata.distributions, 
 def test_without_xdist_installed_the_verdicts_are_the_same(project: Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter finds neither the module nor its entry point."""
     project.makepyfile(test_suite=SUITE)
-    plain = outcome(run(project))
+    plain = plain_outcome(project)
     project.makepyfile(sitecustomize=HIDE)
     monkeypatch.setenv("PYTHONPATH", str(project.path), prepend=os.pathsep)
     result = project.runpytest_subprocess("--junitxml=report.xml")
@@ -351,7 +362,7 @@ def test_pytest_cov_counts_the_lines_of_a_model_in_workers(project: Pytester) ->
     pytest.importorskip("pytest_cov", reason="needs pytest-cov")
     pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(test_suite=SUITE)
-    plain = outcome(run(project))
+    plain = plain_outcome(project)
     project.makepyfile(
         test_model="""
         from model import Model

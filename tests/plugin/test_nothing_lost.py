@@ -232,7 +232,6 @@ def test_workers_write_the_same_files_status_and_section(
     seen = suite.mkdir("seen")
     suite.makepyfile(sitecustomize=WATCH)
     monkeypatch.setenv("SEEN", str(seen))
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(suite.path), *path_of_package()]))
     result = suite.runpytest_subprocess("-p", "no:cacheprovider", mode, *workers)
     assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()

@@ -63,7 +63,11 @@ def test_preset_of_the_command_line_applies_where_no_marker_sets_one(suite: pyte
 
 
 def test_preset_of_the_ini_file_and_a_bound_that_replaces_its_bound(suite: pytest.Pytester) -> None:
-    lines = ["addopts = --trainability-cure=off", "trainability_preset = mlp", "trainability_bounds = log_gain = [-30, 30]"]
+    lines = [
+        "addopts = --trainability-cure=off",
+        "trainability_preset = mlp",
+        "trainability_bounds = log_gain = [-30, 30]",
+    ]
     suite.makeini("\n".join(["[pytest]", *lines]))
     suite.runpytest_inprocess().assert_outcomes(passed=5)
 
