@@ -329,7 +329,7 @@ def test_the_message_of_an_unknown_measure_in_an_option_survives_xdist(project: 
     """Without the message of the worker, only a failure of xdist would be visible."""
     pytest.importorskip("xdist", reason="workers come with pytest-xdist")
     project.makepyfile(test_it=marked("log_gain=within(3)"))
-    result = project.runpytest_subprocess("-n", "2", "--trainability-bounds=log_gian >= 3")
+    result = project.runpytest_subprocess("-n", "1", "--trainability-bounds=log_gian >= 3")
     text = result.stdout.str() + result.stderr.str()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "--trainability-bounds: unknown measure 'log_gian'. Did you mean 'log_gain'?" in text

@@ -58,7 +58,7 @@ def test_other_error(trainability):
 """
 
 
-@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", [[], ["-n1"]], ids=["alone", "xdist"])
 def test_measurements_that_raised_are_listed_and_counted(project: Pytester, workers: list[str]) -> None:
     project.makepyfile(test_it=TESTS)
     result = project.runpytest_inprocess(*workers) if not workers else project.runpytest_subprocess(*workers)

@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 if TYPE_CHECKING:
     from _pytest.pytester import Pytester
 
@@ -26,12 +24,6 @@ def test_holds(trainability):
 """
 
 
-def untimed(text: str) -> str:
-    """Return a page without dates, durations and the command line."""
-    text = re.sub(r'data-seconds="[^"]+"|[\d.]+ s</span>|\d{4}-\d\d-\d\dT[\d:+]+', "", text)
-    return re.sub(r"<dt>(measured in|command)</dt><dd>[^<]*", "", text)
-
-
 def test_a_session_writes_its_page(project: Pytester) -> None:
     project.makepyfile(TESTS)
     project.makeini("[pytest]\ntrainability_html = of_ini.html")
@@ -45,12 +37,3 @@ def test_a_session_writes_its_page(project: Pytester) -> None:
         assert part in text.partition("test_holds")[0]
     assert list(page.parent.iterdir()) == [page], "no temporary file is left"
     assert not Path(project.path, "of_ini.html").exists(), "the command line wins"
-
-
-def test_workers_write_the_same_page(project: Pytester) -> None:
-    pytest.importorskip("xdist", reason="workers come with pytest-xdist")
-    project.makepyfile(TESTS)
-    project.runpytest_inprocess("-p", "no:xdist", "--trainability-html=one.html")
-    project.runpytest_subprocess("-n", "2", "--trainability-html=two.html")
-    one, two = (Path(project.path, f"{name}.html").read_text(encoding="utf-8") for name in ("one", "two"))
-    assert untimed(one) == untimed(two)

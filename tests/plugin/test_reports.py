@@ -52,6 +52,7 @@ def test_expected(trainability):
     trainability(tower(3), images, seeds=2)
 """
 QUIET = ("--trainability-cure=off", "--tb=no")
+EARLIER = "# Earlier\n"
 
 
 @pytest.fixture
@@ -63,14 +64,6 @@ def suite(project: Pytester) -> Pytester:
 
 def run(suite: Pytester, *arguments: str) -> RunResult:
     return suite.runpytest_inprocess("-p", "no:xdist", *QUIET, *arguments)
-
-
-def run_with(suite: Pytester, xdist: list[str], *arguments: str) -> RunResult:
-    """Run a session with workers, or in this process without them."""
-    if "-n" not in xdist:
-        return run(suite, *arguments)
-    pytest.importorskip("xdist", reason="workers come with pytest-xdist")
-    return suite.runpytest_subprocess(*xdist, *QUIET, *arguments)
 
 
 def report(suite: Pytester, name: str = "report.json") -> dict[str, Any]:
@@ -115,15 +108,34 @@ def without_times(found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_workers_write_the_same_file(suite: Pytester) -> None:
+def untimed(page: Path) -> str:
+    """Return an HTML page without dates, durations and the command line."""
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(r'data-seconds="[^"]+"|[\d.]+ s</span>|\d{4}-\d\d-\d\dT[\d:+]+', "", text)
+    return re.sub(r"<dt>(measured in|command)</dt><dd>[^<]*", "", text)
+
+
+def files_named(name: str) -> tuple[str, ...]:
+    """Return options that write each kind of file that is compared."""
+    return (
+        f"--trainability-json={name}.json",
+        f"--trainability-html={name}.html",
+        "--trainability-junit",
+        f"--junitxml={name}.xml",
+    )
+
+
+def test_workers_write_the_same_files_and_tell_github_once(runner: Pytester) -> None:
     pytest.importorskip("xdist", reason="workers come with pytest-xdist")
-    run(suite, "--trainability-json=one.json", "--trainability-junit", "--junitxml=one.xml")
-    options = ("--trainability-json=two.json", "--trainability-junit", "--junitxml=two.xml")
-    suite.runpytest_subprocess(*QUIET, "-n", "2", *options)
-    assert properties(suite.path / "one.xml") == properties(suite.path / "two.xml")
-    assert without_times(report(suite, "one.json")) == without_times(report(suite, "two.json"))
-    keys = [list(check) for name in ("one.json", "two.json") for check in report(suite, name)["checks"]]
+    run(runner, *files_named("one"))
+    (runner.path / "summary.md").write_text(EARLIER, encoding="utf-8")
+    result = runner.runpytest_subprocess(*QUIET, "-n", "2", *files_named("two"))
+    assert properties(runner.path / "one.xml") == properties(runner.path / "two.xml")
+    assert without_times(report(runner, "one.json")) == without_times(report(runner, "two.json"))
+    keys = [list(check) for name in ("one.json", "two.json") for check in report(runner, name)["checks"]]
     assert all(each == keys[0] for each in keys)
+    assert untimed(runner.path / "one.html") == untimed(runner.path / "two.html")
+    assert_told_github_once(runner, result)
 
 
 def test_records_hold_no_values_unless_a_file_shows_them(suite: Pytester) -> None:
@@ -304,13 +316,15 @@ def runner(suite: Pytester, monkeypatch: pytest.MonkeyPatch) -> Pytester:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_WORKSPACE", str(suite.path.parent))
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(suite.path / "summary.md"))
-    (suite.path / "summary.md").write_text("# Earlier\n", encoding="utf-8")
+    (suite.path / "summary.md").write_text(EARLIER, encoding="utf-8")
     return suite
 
 
-@pytest.mark.parametrize("xdist", [["-p", "no:xdist"], ["-n", "2"]], ids=" ".join)
-def test_github_gets_one_summary_and_one_annotation_for_each_failure(runner: Pytester, xdist: list[str]) -> None:
-    result = run_with(runner, xdist)
+def test_github_gets_one_summary_and_one_annotation_for_each_failure(runner: Pytester) -> None:
+    assert_told_github_once(runner, run(runner))
+
+
+def assert_told_github_once(runner: Pytester, result: RunResult) -> None:
     summary = (runner.path / "summary.md").read_text(encoding="utf-8")
     assert summary.startswith("# Earlier\n## ✘ trainability: 1 failed, ")
     assert summary.count("## ") == 1
@@ -353,7 +367,7 @@ def test_a_session_without_measurements_tells_github_nothing(runner: Pytester) -
     runner.makepyfile(test_it="def test_a():\n    pass\n")
     result = run(runner)
     assert commands_in(result.stdout.str()) == []
-    assert (runner.path / "summary.md").read_text(encoding="utf-8") == "# Earlier\n"
+    assert (runner.path / "summary.md").read_text(encoding="utf-8") == EARLIER
 
 
 def test_hostile_parameters_give_no_command(runner: Pytester) -> None:

@@ -125,7 +125,7 @@ def test_bounds_of_numpy_can_be_sent_to_another_process(project: Pytester) -> No
             trainability(net, images, seeds=2)
         """
     )
-    result = project.runpytest_subprocess("-n", "2")
+    result = project.runpytest_subprocess("-n", "1")
     assert "INTERNALERROR" not in result.stdout.str()
     result.assert_outcomes(passed=1)
 

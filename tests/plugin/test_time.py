@@ -124,7 +124,7 @@ def test_marker_refuses_arguments_of_the_fixture(project: Pytester) -> None:
     result.stdout.fnmatch_lines(["*'steps' is an argument of the fixture: trainability(model, inputs, steps='time')."])
 
 
-def test_workers_find_the_same_numbers(suite: Pytester) -> None:
+def test_a_worker_finds_the_same_numbers(suite: Pytester) -> None:
     pytest.importorskip("xdist")
 
     def numbers(*arguments: str) -> list[str]:
@@ -133,4 +133,4 @@ def test_workers_find_the_same_numbers(suite: Pytester) -> None:
 
     alone = numbers("-p", "no:xdist")
     assert len(alone) == 4
-    assert alone == numbers("-n2")
+    assert alone == numbers("-n1")
