@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -233,16 +234,17 @@ def print_summary(sizes: Sequence[int], kinds: Sequence[str]) -> None:
     """Print the seconds of the summary by number of records, and its growth exponent."""
     print("\nseconds of the summary by number of records in one session, and growth exponent of the last two sizes")
     print(f"{'tests':<12}{'part':<10}" + "".join(f"{size:>9}" for size in sizes) + f"{'exponent':>10}")
-    for kind in kinds:
-        times: dict[str, list[float]] = {"report": [], "baseline": [], "pytest": []}
-        for size in sizes:
-            with tempfile.TemporaryDirectory() as parent:
+    with tempfile.TemporaryDirectory() as parent:
+        sample_session(Path(parent))
+        for kind in kinds:
+            times: dict[str, list[float]] = {"report": [], "baseline": [], "pytest": []}
+            for size in sizes:
                 found = summary_session(Path(parent), kind, size)
+                for part, seconds in times.items():
+                    seconds.append(found["seconds"][part])
             for part, seconds in times.items():
-                seconds.append(found["seconds"][part])
-        for part, seconds in times.items():
-            grown = log(seconds[-1] / seconds[-2]) / log(sizes[-1] / sizes[-2])
-            print(f"{kind:<12}{part:<10}" + "".join(f"{s:>9.2f}" for s in seconds) + f"{grown:>10.2f}", flush=True)
+                grown = log(seconds[-1] / seconds[-2]) / log(sizes[-1] / sizes[-2])
+                print(f"{kind:<12}{part:<10}" + "".join(f"{s:>9.2f}" for s in seconds) + f"{grown:>10.2f}", flush=True)
 
 
 def print_reports(sizes: Sequence[int]) -> None:
@@ -265,16 +267,23 @@ def print_reports(sizes: Sequence[int]) -> None:
         print(f"{kind:<22}{cells}{grown:>10.2f}", flush=True)
 
 
-def summary_session(parent: Path, kind: str, size: int) -> Mapping[str, Any]:
-    """Run a session of many records, and return the notes of the probe."""
+def sample_session(parent: Path) -> None:
+    """Measure one model, and keep the record, and the folder of the session with its baseline."""
     folder = parent / "session"
     folder.mkdir()
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     (folder / "test_one.py").write_text(ONE, encoding="utf-8")
-    sample = parent / "sample.json"
-    options = ["--trainability-baseline=update"]
-    session(folder, f"--suite-save={sample}", *options, statuses=(0,))
+    session(folder, f"--suite-save={parent / 'sample.json'}", "--trainability-baseline=update", statuses=(0,))
     (folder / "test_one.py").unlink()
+    folder.rename(parent / "kept")
+
+
+def summary_session(parent: Path, kind: str, size: int) -> Mapping[str, Any]:
+    """Run a session of many records, and return the notes of the probe."""
+    folder, sample = parent / "session", parent / "sample.json"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(parent / "kept", folder)
+    options = ["--trainability-baseline=update"]
     files = max(size // TESTS_OF_A_FILE, 1) if kind == "files" else 1
     for number in range(files):
         text = f"import pytest\n@pytest.mark.parametrize('n', range({size // files}))\ndef test_model(n): pass\n"

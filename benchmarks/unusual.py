@@ -256,8 +256,8 @@ def page(results: list[Result]) -> str:
 
 def cases(libraries: list[str]) -> Iterator[tuple[str, str, Build]]:
     """Yield library, name and factory, of all libraries in turn."""
-    lists = [[(library, *case) for case in LIBRARIES[library]()] for library in libraries]
-    yield from (case for row in itertools.zip_longest(*lists) for case in row if case is not None)
+    rows = itertools.zip_longest(*(LIBRARIES[library]() for library in libraries))
+    yield from ((library, *case) for row in rows for library, case in zip(libraries, row) if case is not None)
 
 
 def read(path: Path | None) -> list[Result]:
