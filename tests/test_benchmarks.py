@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -16,20 +17,25 @@ from typing import Any
 
 import pytest
 import torch
+from forks import Run, forked, started
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PATIENCE = 300
 """Seconds. A tiny run takes 3 to 20 on a free core, and several times as long on a busy machine."""
 
 
-def run(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
     """Run a benchmark in a separate process with one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(path), *options]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if hasattr(os, "fork"):
+        with forked(PATIENCE, **environment) as copy:
+            yield copy
+    else:
+        yield started(PATIENCE, **environment)
 
 
-def fault(path: Path) -> str:
+def fault(run: Run, path: Path) -> str:
     """Return why a benchmark does not run at its tiny size; empty where it runs."""
     if '"--tiny"' not in path.read_text(encoding="utf-8"):
         return f"{path.name} must have an option --tiny, with which it runs for a few seconds"
@@ -44,14 +50,14 @@ SCRIPTS = [path for path in sorted(BENCHMARKS.glob("*.py")) if "__main__" in pat
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_benchmark_runs_at_its_tiny_size(path: Path) -> None:
+def test_benchmark_runs_at_its_tiny_size(run: Run, path: Path) -> None:
     if path.stem in {"architectures", "faults", "same_numbers"}:
         pytest.importorskip("transformers", reason="measures models of transformers")
     if path.stem == "contract_errors" and draws_limits():
         pytest.skip(
             "this version of PyTorch draws the limits of a truncated normal in half precision, and contracts report them"
         )
-    assert fault(path) == ""
+    assert fault(run, path) == ""
 
 
 def draws_limits() -> bool:
@@ -72,10 +78,10 @@ def draws_limits() -> bool:
     ],
     ids=["broken import", "no tiny size", "no output"],
 )
-def test_broken_benchmark_is_caught(tmp_path: Path, text: str, expected: str) -> None:
+def test_broken_benchmark_is_caught(run: Run, tmp_path: Path, text: str, expected: str) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text(text, encoding="utf-8")
-    assert expected in fault(broken)
+    assert expected in fault(run, broken)
 
 
 COSTS = {
@@ -85,15 +91,15 @@ COSTS = {
 }
 
 
-def record(path: Path, *names: str) -> subprocess.CompletedProcess[str]:
+def record(run: Run, path: Path, *names: str) -> subprocess.CompletedProcess[str]:
     """Measure some measures of the tiny model and merge them into a file."""
     return run(BENCHMARKS / "measures.py", "--tiny", "--only", *names, "--record", str(path))
 
 
-def test_recorded_costs_replace_their_rows(tmp_path: Path) -> None:
+def test_recorded_costs_replace_their_rows(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     path.write_text(json.dumps(COSTS), encoding="utf-8")
-    done = record(path, "gradient_norm", "attention_entropy", "log_gain")
+    done = record(run, path, "gradient_norm", "attention_entropy", "log_gain")
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text(encoding="utf-8"))
     assert list(found["costs"]) == ["gradient_norm", "log_gain", "attention_entropy"], "no other row moves"
@@ -104,10 +110,10 @@ def test_recorded_costs_replace_their_rows(tmp_path: Path) -> None:
     assert found["conditions"].endswith("cpu, 1 threads; shared).")
 
 
-def test_rows_of_other_conditions_are_not_mixed(tmp_path: Path) -> None:
+def test_rows_of_other_conditions_are_not_mixed(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     path.write_text(json.dumps(COSTS), encoding="utf-8")
-    done = record(path, "log_gain")
+    done = record(run, path, "log_gain")
     assert done.returncode != 0
     assert (
         "All rows must be measured under the same conditions. The recorded ones have torch 1.0, cpu, 9 threads"
@@ -116,7 +122,7 @@ def test_rows_of_other_conditions_are_not_mixed(tmp_path: Path) -> None:
     assert json.loads(path.read_text(encoding="utf-8")) == COSTS
 
 
-def test_costs_of_a_tiny_model_are_not_recorded() -> None:
+def test_costs_of_a_tiny_model_are_not_recorded(run: Run) -> None:
     done = run(BENCHMARKS / "measures.py", "--tiny", "--record")
     assert done.returncode == 2
     assert "the costs of a tiny model must not be recorded in costs.json" in done.stderr
