@@ -68,7 +68,7 @@ class _Sums:
     """
 
     def __init__(self, eps: float, by_algebra: Collection[str] = ()) -> None:
-        self._factor = (1 / eps) ** 0.25 if eps else math.inf
+        self._factor = (1 / eps) ** (1 / 3) if eps else math.inf
         self._by_algebra = frozenset(by_algebra)
         self._known: dict[str, tuple[bool, float, float]] = {}
 
@@ -89,7 +89,7 @@ class _Sums:
     def answers(self, names: Collection[str], sizes: Mapping[str, float]) -> dict[str, bool] | None:
         """Return whether gradients are sums that cancel; None unless it is known of all of them.
 
-        An answer is taken over by gradients of the same size or nearer to it, up to a quarter of the digits: that of a signal
+        An answer is taken over by gradients of the same size or nearer to it, up to a third of the digits: that of a signal
         unless a gradient is smaller, and that of round-off unless it is larger, both in itself and relative to the largest one.
 
         Args:
