@@ -161,6 +161,10 @@ def preserved_world() -> Iterator[None]:
         _set_precision(_without_tf32(_precision()))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
+        # Autocast keeps the cast weights for as long as the user's context lasts: those of an earlier step, without a gradient.
+        stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+        torch.set_autocast_cache_enabled(False)
+        torch.clear_autocast_cache()
         yield
 
 
@@ -184,6 +188,10 @@ def _backend_flags() -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "deterministic_warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
         "threads": torch.get_num_threads(),
+        "mkldnn": torch.backends.mkldnn.enabled,
+        "attention": [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in _ATTENTION],
+        "anomaly": (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        "fill": _deterministic().fill_uninitialized_memory,
     }
 
 
@@ -229,6 +237,22 @@ def _set_backend_flags(flags: dict[str, Any]) -> None:
         torch.use_deterministic_algorithms(flags["deterministic"], warn_only=flags["deterministic_warn_only"])
     if torch.get_num_threads() != flags["threads"]:
         torch.set_num_threads(flags["threads"])
+    if torch.backends.mkldnn.enabled != flags["mkldnn"]:
+        torch.backends.mkldnn.enabled = flags["mkldnn"]
+    for name, enabled in zip(_ATTENTION, flags["attention"]):
+        getattr(torch.backends.cuda, f"enable_{name}_sdp")(enabled)
+    if (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()) != flags["anomaly"]:
+        torch.autograd.set_detect_anomaly(*flags["anomaly"])
+    _deterministic().fill_uninitialized_memory = flags["fill"]
+
+
+def _deterministic() -> Any:
+    """Return the module whose attributes are settings, which type checkers do not know."""
+    return torch.utils.deterministic
+
+
+_ATTENTION = ("flash", "math", "mem_efficient", "cudnn")
+"""Kernels of attention that can be switched off."""
 
 
 @contextmanager

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from types import MethodType
 from typing import TypeVar
 
 from torch import nn
 
 from .torch_internals import child_table
 
-__all__ = ["ByModule", "children_of", "modules_of", "named_modules_of"]
+__all__ = ["ByModule", "children_of", "modules_behind", "modules_of", "named_modules_of"]
 
 _Value = TypeVar("_Value")
 
@@ -36,6 +38,21 @@ def children_of(module: nn.Module) -> Iterator[nn.Module]:
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the modules of :func:`named_modules_of`."""
     return (module for _, module in named_modules_of(model))
+
+
+def modules_behind(function: object) -> list[nn.Module]:
+    """Return the modules that a function is, is a method of, or has bound as arguments (``functools.partial``)."""
+    found: list[nn.Module] = []
+    pending = [function]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, nn.Module):
+            found.append(value)
+        elif isinstance(value, partial):
+            pending += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, MethodType):
+            pending.append(value.__self__)
+    return found
 
 
 class ByModule(Mapping[nn.Module, _Value]):

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..checks.remedy import Remedy
+from ..engine.isolation import derived_seed, preserved_generators, seeded
 from ..engine.runs.constants import SIGNS
 from ..engine.runs.recipe import ModelSource
 from ..engine.torch_internals import tables_of, version_of
@@ -49,8 +50,10 @@ def changed(source: ModelSource, remedy: Remedy) -> Iterator[ModelSource]:
         remedy: The change.
     """
     if isinstance(source, nn.Module):
-        copied = deepcopy(source)
-        apply(remedy, copied)
+        with preserved_generators():
+            seeded(derived_seed(0, "changed weights"))
+            copied = deepcopy(source)
+            apply(remedy, copied)
         yield copied
         return
     trial = _Trial()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import ModelError, UsageError
 from ..isolation import generator_state, other_draws, preserved_model, seeded
+from ..modules import modules_behind
 from ..torch_internals import convert, is_lazy
 from ..trees import to_tensor_like
 from .recipe import ModelSource, Recipe, did_not_fit
@@ -72,9 +73,9 @@ def built(recipe: Recipe, seed: int, previous: list[weakref.ref[nn.Module]]) -> 
         UsageError: The factory returned the same object twice.
     """
     with ExitStack() as stack:
-        if isinstance(recipe.loss, nn.Module):
+        for module in modules_behind(recipe.loss):
             # A loss may have buffers, too.
-            stack.enter_context(preserved_model(recipe.loss))
+            stack.enter_context(preserved_model(module))
         if isinstance(recipe.model, nn.Module):
             model, drawn = _finished(recipe.model, recipe, stack), b""
         else:

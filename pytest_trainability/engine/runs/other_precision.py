@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...errors import TrainabilityError
 from ..isolation import generator_of
+from ..modules import modules_behind
 from ..torch_internals import buffer_table, is_lazy, parameter_table
 from ..trees import is_float, map_tensors
 from .objective import Objective
@@ -107,7 +108,7 @@ def in_precision(objective: Objective, dtype: torch.dtype) -> Iterator[None]:
 @contextmanager
 def _cast(objective: Objective, dtype: torch.dtype) -> Iterator[None]:
     """Hold the model, its loss and the inputs in another type."""
-    modules = [objective.model, *([objective.loss] if isinstance(objective.loss, nn.Module) else [])]
+    modules = [objective.model, *modules_behind(objective.loss)]
     held = [t for module in modules for t in _own_tensors(module) if is_float(t) and t.dtype != _like(t, dtype)]
     given, default = (objective.inputs, objective.target), torch.get_default_dtype()
     with replaced_values({tensor: tensor.data.to(_like(tensor, dtype)) for tensor in held}):

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Generic, TypeVar
 
-from torch import nn
-
 from ...errors import TrainabilityError
 from ..capture.chain import Chain
 from ..capture.graph import Graph
@@ -18,6 +16,7 @@ from ..capture.recurrence import Recurrence
 from ..isolation import ModelState, preserved_world
 from ..jacobian.qr_sweep import QRSweep
 from ..jacobian.trajectories import Trajectories
+from ..modules import modules_behind
 from .recipe import Recipe
 
 __all__ = ["Need", "Run", "Stage", "with_dependencies"]
@@ -182,8 +181,7 @@ class Run:
         # A need may read another one, which then finds the model as the first one has changed it.
         is_first, states = not self._is_put_back, self._states
         if states is None or not is_first:
-            modules = (self.capture.model, self.recipe.loss)
-            states = [ModelState(module) for module in modules if isinstance(module, nn.Module)]
+            states = [ModelState(module) for module in (self.capture.model, *modules_behind(self.recipe.loss))]
         if is_first:
             self._states, self._is_put_back = states, True
         try:

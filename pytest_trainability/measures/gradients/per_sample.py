@@ -98,8 +98,8 @@ class PerSample:
         self._require_loss_and_samples()
         self._state = ModelState(self.model)
         if self.parameters:
-            # With other shapes, other tensors may have as many rows as there are samples.
-            name = f"{PER_SAMPLE.name} of {[tuple(t.shape) for t in self.batch.tensors]}"
+            # With other shapes, other tensors may have as many rows as there are samples. On some draws, a layer may be unused.
+            name = f"{PER_SAMPLE.name} of {[tuple(t.shape) for t in self.batch.tensors]} by {[*self.parameters]}"
             method = run.of_first_seed(name, lambda: self._choose_method(run.trajectories))
             self.batch = self.batch.sharing(method.shared)
             self.is_random, self.vectorized, self.products = method.is_random, method.vectorized, method.products

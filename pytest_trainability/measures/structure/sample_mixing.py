@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, finfo
+from torch import Tensor, finfo, nn
 
 from ...engine.capture.chain import Chain
 from ...engine.isolation import generator_of
 from ...engine.jacobian.trajectories import Division, Trajectories, possible_divisions
 from ...engine.jacobian.vjp import Cotangents, gaussian_state, pull_back
+from ...engine.linalg.norms import stored_values
 from ...engine.runs.run import Need, Run
 from ...engine.trees import batch_size
 from ...errors import InapplicableError
@@ -124,6 +125,12 @@ def _division(chain: Chain, index: int, batch: int) -> Division | None:
     return next(possible_divisions(shapes, batch), None)
 
 
+def _zeros(model: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters and buffers that are entirely zero."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    return frozenset(name for name, tensor in named if tensor.numel() and not bool(stored_values(tensor).any()))
+
+
 def _interacting_steps(run: Run) -> list[str]:
     batch = batch_size(run.capture.inputs) or 1
     # Even if each sample has its own trajectory, one sample may depend on another that does not depend on it.
@@ -132,8 +139,11 @@ def _interacting_steps(run: Run) -> list[str]:
         return []
     found = []
     operations = run.chain.operations(run.graph)
-    # Operations decide whether a step mixes samples: it is examined on the first seed that does the same in it.
-    verdicts: dict[tuple[str, tuple[str, ...]], bool] = run.findings.setdefault(INTERACTING_STEPS.name, {})
+    # Operations decide whether a step mixes samples, unless a weight of zero closes what mixes them: it is examined on the first
+    # seed that does the same in it with the same zeros.
+    zeros = _zeros(run.capture.model)
+    verdicts: dict[tuple[str, tuple[str, ...], frozenset[str]], bool]
+    verdicts = run.findings.setdefault(INTERACTING_STEPS.name, {})
     for index, name in enumerate(run.chain.names, 1):
         division = known or _division(run.chain, index, batch)
         if division is None:
@@ -145,13 +155,14 @@ def _interacting_steps(run: Run) -> list[str]:
                 f"step {name!r} have the shapes {shapes} for a batch of {batch}. Bound another measure."
             )
             raise InapplicableError(msg)
-        mixes = verdicts.get((name, operations[index - 1]))
+        key = name, operations[index - 1], zeros
+        mixes = verdicts.get(key)
         if mixes is None:
             mixes = mixes_samples(Trajectories(run.chain, division), index, run.seed)
         if mixes is None:
             found.append(f"{name}: not finite")
             continue
-        verdicts[name, operations[index - 1]] = mixes
+        verdicts[key] = mixes
         if mixes:
             normalized = any("BatchNorm" in operation for operation in operations[index - 1])
             found.append(f"{name}: BatchNorm" if normalized else name)

@@ -290,6 +290,11 @@ class Careless(nn.Sequential):
         torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
         torch.backends.cudnn.deterministic = True
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.backends.mkldnn.enabled = not torch.backends.mkldnn.enabled
+        torch.backends.cuda.enable_flash_sdp(not torch.backends.cuda.flash_sdp_enabled())
+        torch.backends.cuda.enable_math_sdp(not torch.backends.cuda.math_sdp_enabled())
+        torch.autograd.set_detect_anomaly(True, check_nan=False)
         torch.manual_seed(3)
         np.random.seed(3)
         random.seed(3)
@@ -315,6 +320,42 @@ def test_global_state_is_restored(
         before = look_around()
         measure(source, inputs, seeds=2, measures=EVERYTHING)
         assert look_around() == before
+
+
+def flags() -> list[object]:
+    """Return settings that a model may change."""
+    return [
+        torch.backends.cudnn.benchmark,
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.backends.mkldnn.enabled,
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.math_sdp_enabled(),
+        torch.is_anomaly_enabled(),
+        torch.is_anomaly_check_nan_enabled(),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_flags_of_the_process_are_restored() -> None:
+    before = flags()
+    measure(lambda: Careless(*models.mlp()), torch.randn(BATCH, WIDTH), seeds=1)
+    assert flags() == before
+
+
+def test_weights_that_autocast_has_kept_are_not_those_after_a_step() -> None:
+    """The context of the user lasts longer than a measurement. The zero head wakes the layers behind it after one step."""
+
+    def steps() -> dict[str, float]:
+        return {name: value.mean for name, value in measure(model, x, loss=torch.sum).waking_step.items()}
+
+    model, x = nn.Sequential(models.mlp(), nn.Linear(WIDTH, 2)), torch.randn(BATCH, WIDTH)
+    nn.init.zeros_(model[-1].weight)
+    outside = steps()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x)
+        assert steps() == steps() == outside
+        assert torch.is_autocast_cache_enabled()
+    assert outside["0.0.weight"] == 1
 
 
 class Doubling(nn.Sequential):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from pytest_trainability import measure
 from pytest_trainability.engine.isolation import preserved_model
-from pytest_trainability.engine.modules import ByModule, children_of, modules_of, named_modules_of
+from pytest_trainability.engine.modules import ByModule, children_of, modules_behind, modules_of, named_modules_of
 
 
 class Block(nn.Module):
@@ -97,3 +99,45 @@ def test_equal_blocks_are_restored_after_a_run() -> None:
     with preserved_model(model):
         model(torch.zeros(1, 8))
     assert [float(block.calls) for block in model] == [0.0] * 5
+
+
+class Counting(nn.Module):
+    """A loss that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return y.sum()
+
+    def scaled(self, scale: float, y: torch.Tensor) -> torch.Tensor:
+        return scale * self(y)
+
+
+def applied(loss: nn.Module, y: torch.Tensor) -> torch.Tensor:
+    return loss(y)
+
+
+def test_the_modules_behind_a_function_are_found() -> None:
+    first, second = Counting(), Counting()
+    assert modules_behind(first) == modules_behind(first.scaled) == modules_behind(first.forward) == [first]
+    assert modules_behind(partial(partial(applied, loss=first), second)) in ([first, second], [second, first])
+    assert modules_behind(applied) == modules_behind(None) == modules_behind(len) == []
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda loss: loss,
+        lambda loss: loss.forward,
+        lambda loss: partial(loss.scaled, 2.0),
+        lambda loss: partial(applied, loss),
+    ],
+    ids=["module", "method", "partial method", "bound module"],
+)
+def test_a_loss_behind_a_function_is_left_as_it_was(function) -> None:
+    loss = Counting()
+    result = measure(lambda: nn.Sequential(nn.Linear(2, 2)), torch.ones(3, 2), loss=function(loss), seeds=2)
+    assert result.loss_drop.mean and loss.calls == 0

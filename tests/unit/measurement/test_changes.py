@@ -186,3 +186,17 @@ def test_the_search_for_cures_leaves_a_shared_module_as_it_was() -> None:
     assert {"0.weight", "0"} & {name for remedy in found for name in remedy.targets}
     assert all(torch.equal(before[name], p) for name, p in kept.named_parameters())
     assert hooks(kept) == 0 and not kept._forward_pre_hooks
+
+
+def test_a_trial_of_drawn_weights_repeats_and_leaves_the_generators_as_they_were() -> None:
+    model, state = nn.Linear(3, 3), torch.get_rng_state()
+    remedy = Remedy("draw", ("weight",), (0.5,))
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(len(drawn))
+        before = torch.get_rng_state()
+        with changed(model, remedy) as other:
+            drawn.append(other.weight.detach().clone())
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*drawn) and not torch.equal(drawn[0], model.weight)
+    torch.set_rng_state(state)

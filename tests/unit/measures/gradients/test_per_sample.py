@@ -526,3 +526,26 @@ def test_gradients_of_zero_are_equal():
     zeros = {"a": torch.zeros(2, dtype=F64), "b": torch.zeros(1, dtype=F64)}
     assert _equal_gradients(zeros, zeros)
     assert not _equal_gradients(zeros, {**zeros, "b": torch.full((1,), 1e-300, dtype=F64)})
+
+
+class DetachedOnSomeDraws(nn.Module):
+    """A residual branch without a gradient on some draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.is_detached = bool(torch.rand(()) < 0.5)
+
+    def forward(self, x):
+        y = self.outer(torch.relu(self.inner(x)))
+        return x + (y.detach() if self.is_detached else y)
+
+
+@pytest.mark.parametrize("seeds", [range(4), range(3, -1, -1)], ids=["forwards", "backwards"])
+def test_parameters_without_a_gradient_on_some_seeds(seeds):
+    def ratios(seeds):
+        build = lambda: nn.Sequential(*(DetachedOnSomeDraws() for _ in range(3)), nn.Linear(WIDTH, 2))  # noqa: E731
+        result = measure(build, torch.ones(BATCH, WIDTH).cumsum(0), seeds=seeds, loss=lambda y: y.square().mean())
+        return result.gradient_confusion.values
+
+    assert list(ratios(seeds)) == pytest.approx([ratios([seed])[0] for seed in seeds])

@@ -303,3 +303,27 @@ def test_a_number_that_all_samples_read_belongs_to_no_sample():
     """Its cotangent is the sum over samples, and is that of none of them."""
     result = measure(Factored, torch.randn(BATCH, WIDTH), steps=Factor, seeds=1)
     assert list(result.interacting_samples) == []
+
+
+class Centred(nn.Module):
+    """A branch that subtracts the mean over the batch, behind a gain that is zero on some draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.gain = nn.Parameter(torch.zeros(()) if float(torch.rand(())) < 0.5 else torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.inner(x))
+        return x + self.gain * (y - y.mean(dim=0))
+
+
+@pytest.mark.parametrize("seeds", [range(6), range(5, -1, -1)], ids=["forwards", "backwards"])
+def test_a_zero_that_closes_what_mixes_samples_counts_on_its_own_seed_only(seeds: range) -> None:
+    def count(seeds: range) -> tuple[int, ...]:
+        found = measure(lambda: nn.Sequential(Centred(), Centred()), torch.randn(BATCH, WIDTH), seeds=seeds)
+        return found.interacting_samples.counts
+
+    alone = [count(range(seed, seed + 1))[0] for seed in seeds]
+    assert len(set(alone)) > 1
+    assert list(count(seeds)) == alone
