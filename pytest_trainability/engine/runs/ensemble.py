@@ -276,7 +276,8 @@ def _translated(
             f"the graph of the forward pass must still exist when it is measured. {name} frees it: it calls backward() or "
             "autograd.grad() inside forward(). Where the output or the loss depends on that gradient, as a penalty or force "
             "does, pass create_graph=True: without it, no parameter learns from the gradient. Otherwise move the call out of "
-            "forward(), or pass retain_graph=True."
+            "forward(), or pass retain_graph=True. If it does not, an object among the inputs, such as a cache of keys and "
+            "values, holds tensors of an earlier run: measure without it."
         )
     if arose_in_backward(error):
         advice = (
