@@ -38,6 +38,11 @@ with suppress(ImportError):
 
 def pytest_collection_finish() -> None:
     """Take all modules and tests out of garbage collections: each would look at them again, and none of them is garbage."""
+    if "hypothesis" in sys.modules:
+        # When it first runs, it asks the collector what refers to its generator, and must find itself.
+        from hypothesis import find, settings, strategies
+
+        find(strategies.just(0), lambda _: True, settings=settings(database=None))
     gc.freeze()
 
 
