@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..torch_internals import is_packed
 
-__all__ = ["are_finite", "as_complex", "as_float64", "as_real", "norm", "stored_values"]
+__all__ = ["are_finite", "as_complex", "as_float64", "as_real", "is_zero", "norm", "stored_values"]
 
 
 _COMPRESSED = {torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
@@ -35,6 +35,17 @@ def are_finite(tensor: Tensor) -> bool:
     values = values.float() if values.element_size() == 1 else values
     # A sum is finite only if all entries are, and takes a small part of the time. That of large entries may overflow.
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+
+
+def is_zero(tensor: Tensor | None) -> bool:
+    """Return whether all entries of a tensor are exactly zero, or there is none. Without any entry, nothing is missing."""
+    if tensor is None:
+        return True
+    values = stored_values(tensor)
+    if not tensor.numel():
+        return False
+    # The first row nearly always shows that a tensor is none of zeros.
+    return not (bool(values[:1].any()) if values.dim() else False) and not bool(values.any())
 
 
 def as_real(tensor: Tensor) -> Tensor:

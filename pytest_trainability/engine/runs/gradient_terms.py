@@ -17,6 +17,7 @@ from ..capture.operators import CONVOLUTIONS, LAYOUTS, MOVES, TRANSPOSES, operat
 from ..capture.recorder import Recorder, edge_of
 from ..linalg.norms import norm, stored_values
 from ..torch_internals import function_transforms_are_active, is_custom, is_leaf_node, leaf_of, output_metadata, saved
+from .objective import Objective
 
 __all__ = ["TermObserver", "Terms", "gradients_with_terms", "observe_terms", "sums_with_terms"]
 
@@ -317,25 +318,27 @@ def _summed(use: _Use, cotangent: Tensor) -> Tensor:
     return cotangent.sum_to_size(tuple(output_metadata(producer)[number].shape))
 
 
-def gradients_with_terms(model: nn.Module, loss: Tensor) -> tuple[dict[str, Tensor | None], dict[str, Terms]]:
-    """Differentiate a loss with respect to every trainable parameter, and compare the gradients with their terms.
+def gradients_with_terms(objective: Objective, loss: Tensor) -> tuple[dict[str, Tensor | None], dict[str, Terms]]:
+    """Differentiate the loss with respect to every trainable parameter, and compare the gradients with their terms.
+
+    Args:
+        objective: The loss as a function of the parameters.
+        loss: Value of an evaluation, with its graph.
 
     Returns:
         Gradients by parameter name, None for one that the loss does not depend on; and the terms of those that are known.
     """
     with freed_in_order() as nodes:
-        return _observed_gradients(model, loss, nodes)
+        return _observed_gradients(objective, loss, nodes)
 
 
 def _observed_gradients(
-    model: nn.Module, loss: Tensor, nodes: list[Node]
+    objective: Objective, loss: Tensor, nodes: list[Node]
 ) -> tuple[dict[str, Tensor | None], dict[str, Terms]]:
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     graph = Graph([edge_of(loss)])
     nodes.extend(graph.nodes)
-    with TermObserver().loss_gradient(model, graph) as terms:
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        found: dict[str, Tensor | None] = dict(zip(parameters, gradients))
+    with TermObserver().loss_gradient(objective.model, graph) as terms:
+        found = objective.gradients(loss)
     return found, terms(found)
 
 

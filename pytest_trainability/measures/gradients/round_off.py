@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.isolation import generator_of, preserved_model
-from ...engine.linalg.norms import norm, stored_values
+from ...engine.linalg.norms import is_zero, norm
 from ...engine.runs.gradient_terms import Terms, sums_with_terms
 from ...engine.runs.objective import Objective
 from ...engine.runs.other_precision import (
@@ -25,7 +25,6 @@ __all__ = [
     "RoundOff",
     "cancels",
     "gradient_norms",
-    "is_zero",
     "round_off",
     "rounded_sums",
     "small_gradients",
@@ -276,17 +275,6 @@ def _relative_change(gradient: Tensor, other: Tensor | None) -> float:
 
 def _has_underflowed(gradient: Tensor | None, other: Tensor | None) -> bool:
     return gradient is not None and is_zero(gradient) and _is_subnormal(other, gradient) and not is_zero(other)
-
-
-def is_zero(gradient: Tensor | None) -> bool:
-    """Return whether all entries of a gradient are exactly zero, or there is none. Without any entry, nothing is missing."""
-    if gradient is None:
-        return True
-    values = stored_values(gradient)
-    if not gradient.numel():
-        return False
-    # The first row nearly always shows that a gradient is none of zeros.
-    return not (bool(values[:1].any()) if values.dim() else False) and not bool(values.any())
 
 
 def _is_subnormal(gradient: Tensor | None, of_format: Tensor | None) -> bool:

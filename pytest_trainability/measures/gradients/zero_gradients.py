@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ...engine.linalg.norms import is_zero
 from ...engine.runs.common_needs import GRADIENT_NORMS, GRADIENT_TERMS, PARAMETER_GRADIENTS
 from ...engine.runs.gradient_terms import Terms, gradients_with_terms
 from ...engine.runs.objective import Objective, trainable_parameters
@@ -22,7 +23,7 @@ from ...records.gradient_classes import (
     UNKNOWN,
     waking,
 )
-from .round_off import RoundOff, cancels, gradient_norms, is_zero, round_off, rounded_sums, small_gradients, zero_sums
+from .round_off import RoundOff, cancels, gradient_norms, round_off, rounded_sums, small_gradients, zero_sums
 
 __all__ = ["SMALL_GRADIENTS", "WAKING_LIMIT", "ZERO_GRADIENTS", "classes_of_zeros", "first_parameters"]
 
@@ -298,7 +299,7 @@ def _gradients_after_steps(
         training.draw_anew(step)
         loss, terms = training.loss(), dict[str, Terms]()
         if observed:
-            gradients, terms = gradients_with_terms(training.objective.model, loss)
+            gradients, terms = gradients_with_terms(training.objective, loss)
         else:
             gradients = training.objective.gradients(loss)
         yield step, (gradients, float(loss.detach().abs()), terms)

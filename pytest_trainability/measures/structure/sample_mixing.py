@@ -11,7 +11,7 @@ from ...engine.capture.chain import Chain
 from ...engine.isolation import generator_of
 from ...engine.jacobian.trajectories import Division, Trajectories, possible_divisions
 from ...engine.jacobian.vjp import Cotangents, gaussian_state, pull_back
-from ...engine.linalg.norms import stored_values
+from ...engine.linalg.norms import is_zero
 from ...engine.runs.run import Need, Run
 from ...engine.trees import batch_size
 from ...errors import InapplicableError
@@ -128,7 +128,7 @@ def _division(chain: Chain, index: int, batch: int) -> Division | None:
 def _zeros(model: nn.Module) -> frozenset[str]:
     """Return the names of the parameters and buffers that are entirely zero."""
     named = (*model.named_parameters(), *model.named_buffers())
-    return frozenset(name for name, tensor in named if tensor.numel() and not bool(stored_values(tensor).any()))
+    return frozenset(name for name, tensor in named if is_zero(tensor))
 
 
 def _interacting_steps(run: Run) -> list[str]:

@@ -12,8 +12,10 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
 from pytest_trainability import Measure, Run, measure
+from pytest_trainability.engine.capture.recorder import Capture
 from pytest_trainability.engine.runs.common_needs import GRADIENT_TERMS
 from pytest_trainability.engine.runs.gradient_terms import Terms, gradients_with_terms
+from pytest_trainability.engine.runs.objective import Objective
 
 EPS = 2.0**-23
 X = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
@@ -103,7 +105,8 @@ def test_gradients_with_terms_are_those_of_autograd() -> None:
     model.head.bias.requires_grad_(False)
     unused = nn.Parameter(torch.ones(2))
     model.register_parameter("unused", unused)
-    gradients, terms = gradients_with_terms(model, F.cross_entropy(model(X), TARGET))
+    objective = Objective(Capture(model), None, seed=0)
+    gradients, terms = gradients_with_terms(objective, F.cross_entropy(model(X), TARGET))
     F.cross_entropy(model(X), TARGET).backward()
     assert gradients.keys() == {"gain", "branch.weight", "branch.bias", "head.weight", "unused"}
     assert all(torch.equal(g, model.get_parameter(n).grad) for n, g in gradients.items() if g is not None)

@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
 from pytest_trainability import measure
+from pytest_trainability.engine.linalg.norms import is_zero
 from pytest_trainability.engine.runs.gradient_terms import Terms
-from pytest_trainability.measures.gradients.round_off import _follows_precision, cancels, is_zero, small_gradients
+from pytest_trainability.measures.gradients.round_off import _follows_precision, cancels, small_gradients
 
 X = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
 LOSS = {"loss": F.cross_entropy, "target": torch.arange(12) % 4}
