@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from pytest_trainability.engine.linalg.norms import are_finite, as_complex, as_float64, as_real, norm, stored_values
+from pytest_trainability.engine.linalg.norms import (
+    are_finite,
+    as_complex,
+    as_float64,
+    as_real,
+    is_zero,
+    norm,
+    stored_values,
+)
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1024, 1025, 100_000, 20_000_000])
@@ -119,3 +127,8 @@ def test_numbers_of_all_types_are_finite_or_not() -> None:
     assert not are_finite(torch.tensor([math.inf, -math.inf])) and not are_finite(torch.tensor([1.0, math.inf]))
     if hasattr(torch, "float4_e2m1fn_x2"):
         assert are_finite(torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2))
+
+
+def test_zero_is_exactly_zero() -> None:
+    assert is_zero(None) and is_zero(torch.zeros(2)) and not is_zero(torch.tensor([0.0, 1e-45]))
+    assert not is_zero(torch.tensor([torch.nan]))

@@ -11,7 +11,6 @@ import torch.nn.functional as F  # noqa: N812  its own name
 from torch import Tensor, nn
 
 from pytest_trainability import measure
-from pytest_trainability.engine.linalg.norms import is_zero
 from pytest_trainability.engine.runs.gradient_terms import Terms
 from pytest_trainability.measures.gradients.round_off import _follows_precision, cancels, small_gradients
 
@@ -32,11 +31,6 @@ def test_candidates_are_small_relative_to_the_largest_gradient() -> None:
         for name in "abd":
             assert small_gradients(parameters, {**gradients, name: torch.tensor([value])}, eps=EPS) == set()
     assert small_gradients({}, {}, eps=EPS) == set()
-
-
-def test_zero_is_exactly_zero() -> None:
-    assert is_zero(None) and is_zero(torch.zeros(2)) and not is_zero(torch.tensor([0.0, 1e-45]))
-    assert not is_zero(torch.tensor([torch.nan]))
 
 
 @pytest.mark.parametrize(
